@@ -1,0 +1,24 @@
+# The commands a developer needs; `just` lists them.
+
+default:
+    @just --list
+
+# Environment with everything, in .venv
+setup:
+    python3 -m venv .venv && .venv/bin/pip install -e '.[dev]'
+
+# Format and fix what can be fixed
+format:
+    .venv/bin/ruff format . && .venv/bin/ruff check --fix .
+
+# Lint and types
+check:
+    .venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+# The default tests; `just test -m slow` for the others
+test *arguments:
+    .venv/bin/pytest -q {{arguments}}
+
+# Accuracy against high precision, and start-up ratios
+bench:
+    .venv/bin/python benchmarks/accuracy.py && .venv/bin/python benchmarks/startup.py
