@@ -1,0 +1,62 @@
+"""The built-in cells by name, and the user's own by ``package.module:factory``."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import TYPE_CHECKING
+
+from gradscope.errors import InputError
+
+if TYPE_CHECKING:
+    from gradscope.cells.base import Cell
+
+# name -> module:factory, so that naming a cell (help, messages) imports no JAX.
+CELLS = {
+    "linear": "gradscope.cells.rnn:linear",
+    "rnn": "gradscope.cells.rnn:tanh",
+    "rnn-relu": "gradscope.cells.rnn:relu",
+    "rnn-sigmoid": "gradscope.cells.rnn:sigmoid",
+    "lstm": "gradscope.cells.lstm:lstm",
+    "lstm-1997": "gradscope.cells.lstm:original",
+    "lstm-peephole": "gradscope.cells.lstm:peephole",
+    "lstm-nig": "gradscope.cells.lstm:nig",
+    "lstm-nfg": "gradscope.cells.lstm:nfg",
+    "lstm-nog": "gradscope.cells.lstm:nog",
+    "lstm-niaf": "gradscope.cells.lstm:niaf",
+    "lstm-noaf": "gradscope.cells.lstm:noaf",
+    "lstm-cifg": "gradscope.cells.lstm:cifg",
+    "gru": "gradscope.cells.gru:gru",
+    "gru-reset-before": "gradscope.cells.gru:reset_before",
+}
+
+
+def find(name: str) -> Cell:
+    """The cell called ``name``; raises InputError with the nearest names if there is none."""
+    if ":" not in name:
+        return _load(CELLS.get(name) or _unknown(name))
+    return _load(name)
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, CELLS, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else f"choose one of {', '.join(CELLS)}"
+    raise InputError(f"unknown cell {name!r}: {hint} (a cell of your own: --cell package.module:factory)")
+
+
+def _load(reference: str) -> Cell:
+    from gradscope.cells.base import Cell
+
+    module_name, _, attribute = reference.partition(":")
+    try:
+        made = getattr(importlib.import_module(module_name), attribute)()
+    except Exception as error:  # the user's module may fail in any way
+        raise InputError(
+            f"cell {reference!r}: {type(error).__name__}: {error}; expected package.module:factory "
+            "where factory() returns a gradscope.Cell"
+        ) from error
+    if not isinstance(made, Cell):
+        raise InputError(
+            f"cell {reference!r}: factory returned {type(made).__name__}, expected gradscope.Cell"
+        )
+    return made

@@ -1,0 +1,143 @@
+"""What a cell is: a pure step that takes one copy of the state per path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+Parameters = Mapping[str, Any]
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A recurrent cell.
+
+    name : what tables and JSON call it.
+    parameters : ``(hidden, input_size) -> {key: shape}``. Keys follow Greff et al. (arXiv
+        1503.04069): ``W*`` input weights, ``R*`` recurrent matrices, ``b*`` biases, ``p*`` peepholes.
+    step : ``(parameters, x, state) -> state``, pure JAX; ``x`` is (input_size,), a state is
+        (hidden * len(components),). When ``paths`` is not empty, ``state`` is instead a mapping
+        ``{path: copy of the state}``, and the Jacobian with respect to a copy is that path's.
+    paths : the names of the ways the state at t-1 reaches the state at t.
+    components : names of the parts of the state, each of hidden size, in the order of the vector.
+    gates : optional ``(parameters, x, state) -> {gate: (hidden,) activations}``, for statistics.
+    initialize : optional ``(rng, hidden, input_size) -> {key: array}`` used in place of ``--init``.
+    units : the fast per-unit form, for cells that have one.
+    """
+
+    name: str
+    parameters: Callable[[int, int], Shapes]
+    step: Callable[[Parameters, Any, Any], Any]
+    paths: tuple[str, ...] = ()
+    components: tuple[str, ...] = ("h",)
+    gates: Callable[[Parameters, Any, Any], dict[str, Any]] | None = None
+    initialize: Callable[[np.random.Generator, int, int], dict[str, Any]] | None = None
+    units: Units | None = None
+
+    def advance(self, parameters: Parameters, x: Any, state: Any) -> Any:
+        """One step with the same state on every path: the ordinary forward pass."""
+        return self.step(parameters, x, self.copies(state))
+
+    def copies(self, state: Any) -> Any:
+        """The state as ``step`` wants it: itself, or one copy per named path."""
+        return dict.fromkeys(self.paths, state) if self.paths else state
+
+    def source(self, path: str) -> int | None:
+        """Index of the component a path reads (and its chain stays in); None is the whole state."""
+        return None if self.units is None else self.components.index(self.units.reads(path))
+
+
+@dataclass(frozen=True)
+class Units:
+    """A cell whose units meet only in the recurrent matrices.
+
+    A unit's new state is a function ``core`` of its own old state and of its pre-activations
+    ``drive_g + R_g h + p_g c``. The derivative of that scalar core is O(n) numbers a step, and
+    J = diag + sum over gates of diag(d_g) R_g.
+
+    gates : gates with a recurrent matrix ``R_<gate>`` (``R`` where the name is empty).
+    drive : ``(parameters, x) -> {pre-activation: (n,)}``, the part that is not recurrent.
+    core : ``(own, {pre-activation: scalar}, {key: scalar}) -> (new state tuple, gate values)``.
+    own : the path by which a unit reads its own state directly, if there is one.
+    peepholes : gates that look at the cell state at t-1, each with a vector ``p_<gate>``.
+    constants : per-unit parameters that ``core`` reads.
+    squash : ``(c) -> h / o``, where the output is a gate times a function of the cell (LSTM).
+    """
+
+    gates: tuple[str, ...]
+    drive: Callable[[Parameters, Any], dict[str, Any]]
+    core: Callable[[Any, Mapping[str, Any], Mapping[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
+    own: str | None = None
+    peepholes: tuple[str, ...] = ()
+    constants: tuple[str, ...] = ()
+    squash: Callable[[Any], Any] | None = None
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Every path of the cell: own state first, then recurrent matrices, then peepholes."""
+        own = (self.own,) if self.own else ()
+        return own + tuple(key("R", g) for g in self.gates) + tuple(key("p", g) for g in self.peepholes)
+
+    def reads(self, path: str) -> str:
+        """The state component that a path reads: recurrent matrices read h, a cell's own paths c."""
+        return "h" if self.squash is None or path.startswith("R") else "c"
+
+    def pre_activations(
+        self, parameters: Parameters, drive: Mapping[str, Any], read: Callable[[str], Any]
+    ) -> dict[str, Any]:
+        """Pre-activations (n,) of every gate; ``read(path)`` is the component that path reads."""
+        pre = dict(drive)
+        for gate in self.gates:
+            matrix = key("R", gate)
+            pre[gate] = pre[gate] + parameters[matrix] @ read(matrix)
+        for gate in self.peepholes:
+            peephole = key("p", gate)
+            pre[gate] = pre[gate] + parameters[peephole] * read(peephole)
+        return pre
+
+    def advance(
+        self, parameters: Parameters, drive: Mapping[str, Any], read: Callable[[str], Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """New components and gate values of all units, each (n,)."""
+        pre = self.pre_activations(parameters, drive, read)
+        own = read(self.own) if self.own else jax.numpy.zeros_like(pre[self.gates[0]])
+        return jax.vmap(self.core)(own, pre, {k: parameters[k] for k in self.constants})
+
+
+def key(kind: str, gate: str) -> str:
+    """``R_f`` for gate f; plain ``R`` for the one nameless gate of a simple RNN."""
+    return f"{kind}_{gate}" if gate else kind
+
+
+def unit_cell(
+    name: str, units: Units, parameters: Callable[[int, int], Shapes], components: tuple[str, ...]
+) -> Cell:
+    """The cell that ``units`` describes: its step reads one copy of the state per path."""
+
+    def advance(params: Parameters, x: Any, copies: Mapping[str, Any]) -> Any:
+        def read(path: str) -> Any:
+            parts = jax.numpy.split(copies[path], len(components))
+            return parts[components.index(units.reads(path))]
+
+        return units.advance(params, units.drive(params, x), read)
+
+    def step(params: Parameters, x: Any, copies: Mapping[str, Any]) -> Any:
+        return jax.numpy.concatenate(advance(params, x, copies)[0])
+
+    def gates(params: Parameters, x: Any, state: Any) -> dict[str, Any]:
+        return dict(advance(params, x, dict.fromkeys(units.paths, state))[1])
+
+    return Cell(
+        name=name,
+        parameters=parameters,
+        step=step,
+        paths=units.paths,
+        components=components,
+        gates=gates,
+        units=units,
+    )

@@ -1,0 +1,66 @@
+"""Gated recurrent units: h_t = (1 - z) n + z h_(t-1), with the reset gate after or before R_h."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradscope.cells.base import Cell, Parameters, Shapes, Units, unit_cell
+
+_GATES = ("r", "z", "h")
+
+
+def _parameters(hidden: int, input_size: int) -> Shapes:
+    shapes: Shapes = {f"W_{g}": (hidden, input_size) for g in _GATES}
+    shapes |= {f"R_{g}": (hidden, hidden) for g in _GATES}
+    return shapes | {f"b_{g}": (hidden,) for g in _GATES}
+
+
+def gru() -> Cell:
+    """Reset after the product, n = tanh(W x + b + r (R_h h + c_h)): PyTorch's and cuDNN's form."""
+
+    def parameters(hidden: int, input_size: int) -> Shapes:
+        return _parameters(hidden, input_size) | {"c_h": (hidden,)}
+
+    def drive(params: Parameters, x: Any) -> dict[str, Any]:
+        # The candidate's input part "x" is outside the reset product, its bias c_h inside.
+        outside = {g: params[f"W_{g}"] @ x + params[f"b_{g}"] for g in _GATES}
+        return {"r": outside["r"], "z": outside["z"], "x": outside["h"], "h": params["c_h"]}
+
+    def core(h: Any, pre: Mapping[str, Any], _: Mapping[str, Any]) -> Any:
+        r, z = jax.nn.sigmoid(pre["r"]), jax.nn.sigmoid(pre["z"])
+        candidate = jnp.tanh(pre["x"] + r * pre["h"])
+        return ((1.0 - z) * candidate + z * h,), {"r": r, "z": z}
+
+    units = Units(gates=_GATES, drive=drive, core=core, own="carry")
+    return unit_cell("gru", units, parameters, ("h",))
+
+
+def reset_before() -> Cell:
+    """Cho et al. 2014 (arXiv 1406.1078): n = tanh(W x + R_h (r h) + b).
+
+    R_h mixes the units after the reset gate, so there is no per-unit form.
+    """
+
+    def gate(params: Parameters, g: str, x: Any, h: Any) -> Any:
+        return params[f"W_{g}"] @ x + params[f"R_{g}"] @ h + params[f"b_{g}"]
+
+    def step(params: Parameters, x: Any, copies: Mapping[str, Any]) -> Any:
+        r = jax.nn.sigmoid(gate(params, "r", x, copies["R_r"]))
+        z = jax.nn.sigmoid(gate(params, "z", x, copies["R_z"]))
+        candidate = jnp.tanh(gate(params, "h", x, r * copies["R_h"]))
+        return (1.0 - z) * candidate + z * copies["carry"]
+
+    def gates(params: Parameters, x: Any, h: Any) -> dict[str, Any]:
+        return {g: jax.nn.sigmoid(gate(params, g, x, h)) for g in ("r", "z")}
+
+    return Cell(
+        name="gru-reset-before",
+        parameters=_parameters,
+        step=step,
+        paths=("carry", "R_r", "R_z", "R_h"),
+        gates=gates,
+    )

@@ -1,0 +1,114 @@
+"""The LSTM family, after Greff et al., LSTM: A Search Space Odyssey (arXiv 1503.04069)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradscope.cells.base import Cell, Parameters, Shapes, Units, unit_cell
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """Which parts of the vanilla block a variant keeps."""
+
+    gates: tuple[str, ...] = ("z", "i", "f", "o")
+    coupled: bool = False
+    peepholes: bool = True
+    block_input: Callable[[Any], Any] = jnp.tanh
+    squash: Callable[[Any], Any] = jnp.tanh
+
+    @property
+    def looks_back(self) -> tuple[str, ...]:
+        """Gates whose peephole sees c_(t-1); the output gate's sees c_t, inside the step."""
+        return tuple(g for g in ("i", "f") if self.peepholes and g in self.gates)
+
+    @property
+    def looks_at_new(self) -> tuple[str, ...]:
+        return ("p_o",) if self.peepholes and "o" in self.gates else ()
+
+
+def _lstm(name: str, variant: _Variant) -> Cell:
+    def parameters(hidden: int, input_size: int) -> Shapes:
+        shapes: Shapes = {f"W_{g}": (hidden, input_size) for g in variant.gates}
+        shapes |= {f"R_{g}": (hidden, hidden) for g in variant.gates}
+        shapes |= {f"b_{g}": (hidden,) for g in variant.gates}
+        peepholes = (*(f"p_{g}" for g in variant.looks_back), *variant.looks_at_new)
+        return shapes | dict.fromkeys(peepholes, (hidden,))
+
+    def drive(params: Parameters, x: Any) -> dict[str, Any]:
+        return {g: params[f"W_{g}"] @ x + params[f"b_{g}"] for g in variant.gates}
+
+    def core(c: Any, pre: Mapping[str, Any], p: Mapping[str, Any]) -> Any:
+        z = variant.block_input(pre["z"])
+        gate = {g: jax.nn.sigmoid(pre[g]) for g in variant.gates if g in ("i", "f")}
+        i = gate.get("i", 1.0)
+        f = 1.0 - i if variant.coupled else gate.get("f", 1.0)
+        new = f * c + i * z
+        if "o" in variant.gates:
+            gate["o"] = jax.nn.sigmoid(pre["o"] + p.get("p_o", 0.0) * new)
+        return (new, gate.get("o", 1.0) * variant.squash(new)), gate
+
+    units = Units(
+        gates=variant.gates,
+        drive=drive,
+        core=core,
+        own="carousel",
+        peepholes=variant.looks_back,
+        constants=variant.looks_at_new,
+        squash=variant.squash,
+    )
+    return unit_cell(name, units, parameters, ("c", "h"))
+
+
+def _identity(a: Any) -> Any:
+    return a
+
+
+def lstm() -> Cell:
+    """Forget gate, no peepholes: what PyTorch and Keras call LSTM (Gers et al. 2000)."""
+    return _lstm("lstm", _Variant(peepholes=False))
+
+
+def original() -> Cell:
+    """Hochreiter and Schmidhuber 1997: no forget gate (f = 1), no peepholes."""
+    return _lstm("lstm-1997", _Variant(gates=("z", "i", "o"), peepholes=False))
+
+
+def peephole() -> Cell:
+    """The Odyssey's vanilla LSTM: every gate with a peephole (Gers and Schmidhuber 2000)."""
+    return _lstm("lstm-peephole", _Variant())
+
+
+def nig() -> Cell:
+    """No input gate: i = 1."""
+    return _lstm("lstm-nig", _Variant(gates=("z", "f", "o")))
+
+
+def nfg() -> Cell:
+    """No forget gate: f = 1."""
+    return _lstm("lstm-nfg", _Variant(gates=("z", "i", "o")))
+
+
+def nog() -> Cell:
+    """No output gate: o = 1."""
+    return _lstm("lstm-nog", _Variant(gates=("z", "i", "f")))
+
+
+def niaf() -> Cell:
+    """No input activation function: z is its pre-activation."""
+    return _lstm("lstm-niaf", _Variant(block_input=_identity))
+
+
+def noaf() -> Cell:
+    """No output activation function: h = o c."""
+    return _lstm("lstm-noaf", _Variant(squash=_identity))
+
+
+def cifg() -> Cell:
+    """Coupled input and forget gate: f = 1 - i."""
+    return _lstm("lstm-cifg", _Variant(gates=("z", "i", "o"), coupled=True))

@@ -1,0 +1,46 @@
+"""Simple recurrent networks: h_t = phi(W x_t + R h_(t-1) + b) (Elman 1990)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradscope.cells.base import Cell, Parameters, Shapes, Units, unit_cell
+
+
+def _parameters(hidden: int, input_size: int) -> Shapes:
+    return {"W": (hidden, input_size), "R": (hidden, hidden), "b": (hidden,)}
+
+
+def _drive(params: Parameters, x: Any) -> dict[str, Any]:
+    return {"": params["W"] @ x + params["b"]}
+
+
+def _rnn(name: str, phi: Callable[[Any], Any]) -> Cell:
+    def core(own: Any, pre: Mapping[str, Any], _: Mapping[str, Any]) -> Any:
+        return (phi(pre[""]),), {}
+
+    return unit_cell(name, Units(gates=("",), drive=_drive, core=core), _parameters, ("h",))
+
+
+def linear() -> Cell:
+    """h_t = W x_t + R h_(t-1) + b: its chain is R^T exactly."""
+    return _rnn("linear", lambda a: a)
+
+
+def tanh() -> Cell:
+    """The plain tanh RNN of PyTorch and Keras."""
+    return _rnn("rnn", jnp.tanh)
+
+
+def relu() -> Cell:
+    """ReLU RNN (Le, Jaitly and Hinton 2015, arXiv 1504.00941); the slope at 0 is 0, as in PyTorch."""
+    return _rnn("rnn-relu", jax.nn.relu)
+
+
+def sigmoid() -> Cell:
+    """Logistic RNN."""
+    return _rnn("rnn-sigmoid", jax.nn.sigmoid)

@@ -1,0 +1,15 @@
+"""Settings of the whole suite, before NumPy and JAX are imported."""
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """Compiled programs of the suite stay out of the user's cache."""
+    os.environ["GRADSCOPE_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
