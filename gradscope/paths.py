@@ -1,0 +1,165 @@
+"""The one-step Jacobians on the host in float64: per path, and their sum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradscope.cells.base import Cell
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class UnitPath:
+    """A path of the fast form: step t is diag(slope_t) M diag(link_t) for each component it writes.
+
+    slope : (T, components, n); matrix : M (n, n), None is the identity; link : (T, n), None is ones;
+    source : index of the component that is read.
+    """
+
+    name: str
+    slope: Array
+    source: int
+    matrix: Array | None
+    link: Array | None = None
+
+    @property
+    def diagonal(self) -> Array | None:
+        """(T, n) factors of the path's own chain where every step of it is diagonal."""
+        if self.matrix is not None:
+            return None
+        return self.slope[:, self.source] * (1.0 if self.link is None else self.link)
+
+    def _factor(self, t: int, component: int) -> Array:
+        matrix = np.eye(self.slope.shape[-1]) if self.matrix is None else self.matrix
+        left = self.slope[t, component][:, None] * matrix
+        return left if self.link is None else left * self.link[t]
+
+    def add_to(self, out: Array, t: int) -> None:
+        """Add this path's Jacobian of step t to ``out`` (m, m)."""
+        n = self.slope.shape[-1]
+        columns = slice(self.source * n, (self.source + 1) * n)
+        for component in range(self.slope.shape[1]):
+            out[component * n : (component + 1) * n, columns] += self._factor(t, component)
+
+    def block(self, t: int) -> Array:
+        """The step within the component that is read, (n, n): what the path's chain multiplies."""
+        return self._factor(t, self.source)
+
+    def bilinear(self, backward: Array, forward: Array) -> Array:
+        """b_t^T J_t a_t for all t: ``backward`` and ``forward`` are (T, m), the result (T,)."""
+        steps, components, n = self.slope.shape
+        written = (backward.reshape(steps, components, n) * self.slope).sum(1)
+        read = forward.reshape(steps, components, n)[:, self.source]
+        read = read if self.link is None else read * self.link
+        return np.asarray((written * (read if self.matrix is None else read @ self.matrix.T)).sum(1))
+
+
+@dataclass(frozen=True)
+class DensePath:
+    """A path of a cell without a per-unit form: its Jacobians as they are, (T, m, m)."""
+
+    name: str
+    stack: Array
+    diagonal: None = None
+
+    def add_to(self, out: Array, t: int) -> None:
+        """Add this path's Jacobian of step t to ``out`` (m, m)."""
+        out += self.stack[t]
+
+    def block(self, t: int) -> Array:
+        """The step itself: the chain of such a path is over the whole state."""
+        return self.stack[t]
+
+    def bilinear(self, backward: Array, forward: Array) -> Array:
+        """b_t^T J_t a_t for all t: ``backward`` and ``forward`` are (T, m), the result (T,)."""
+        return np.asarray(np.einsum("ti,tij,tj->t", backward, self.stack, forward))
+
+
+Path = UnitPath | DensePath
+
+
+@dataclass(frozen=True)
+class Jacobians(Sequence[Array]):
+    """The chain: item t is the (m, m) Jacobian of step t, the sum of its paths."""
+
+    paths: tuple[Path, ...]
+    steps: int
+    size: int
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, t: Any) -> Any:
+        if not 0 <= t < self.steps:
+            raise IndexError(t)
+        out = np.zeros((self.size, self.size))
+        for path in self.paths:
+            path.add_to(out, t)
+        return out
+
+
+@dataclass(frozen=True)
+class PathChain(Sequence[Array]):
+    """The chain of one path alone."""
+
+    path: Path
+    steps: int
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, t: Any) -> Any:
+        if not 0 <= t < self.steps:
+            raise IndexError(t)
+        return self.path.block(t)
+
+    def __iter__(self) -> Iterator[Array]:
+        return map(self.path.block, range(self.steps))
+
+
+def split(
+    cell: Cell, parameters: Mapping[str, Array], linearized: Mapping[str, Any], cut: Sequence[str] = ()
+) -> Jacobians:
+    """The full-state chain (state s_(t-1) to s_t) from what ``linearize`` returned, without ``cut``."""
+    steps, size = len(linearized["states"]) - 1, linearized["states"].shape[1]
+    paths: list[Path] = []
+    for name in _kept(linearized, cell, cut):
+        array = np.asarray(linearized["paths"][name], np.float64)
+        source = cell.source(name)
+        if source is None:
+            paths.append(DensePath(name, array))
+        else:
+            paths.append(UnitPath(name, array, source, _matrix(parameters, name)))
+    return Jacobians(tuple(paths), steps, size)
+
+
+def cell_view(
+    cell: Cell, parameters: Mapping[str, Array], linearized: Mapping[str, Any], cut: Sequence[str] = ()
+) -> Jacobians:
+    """The n x n chain dc_t/dc_(t-1), t = 2..T, of an LSTM, with h_(t-1) = o_(t-1) squash(c_(t-1)).
+
+    o is held fixed: what is left are the carousel, the forget gate, the input gate and the block
+    input (and the peepholes of the first two gates).
+    """
+    link = np.asarray(linearized["link"], np.float64)[:-1]
+    paths: list[Path] = []
+    for name in _kept(linearized, cell, ("R_o", *cut)):  # the output gate writes h alone
+        slope = np.asarray(linearized["paths"][name], np.float64)[1:, :1]
+        matrix = _matrix(parameters, name)
+        paths.append(UnitPath(name, slope, 0, matrix, link if matrix is not None else None))
+    return Jacobians(tuple(paths), len(link), link.shape[1])
+
+
+def _kept(linearized: Mapping[str, Any], cell: Cell, cut: Sequence[str]) -> list[str]:
+    """Path names in the cell's own order (JAX sorts the keys of what it returns)."""
+    return [name for name in cell.paths or linearized["paths"] if name not in cut]
+
+
+def _matrix(parameters: Mapping[str, Array], path: str) -> Array | None:
+    """The recurrent matrix a path goes through; a cell's own path and the peepholes have none."""
+    return np.asarray(parameters[path], np.float64) if path.startswith("R") else None
