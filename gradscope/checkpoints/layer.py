@@ -1,0 +1,95 @@
+"""A layer read from a file, and the check that its arrays are those of its cell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradscope.cells.base import Cell
+from gradscope.errors import InputError
+from gradscope.files import Array, listed
+
+# Sizes that no other axis of a cell will have: they tell which axis is which.
+_HIDDEN, _INPUT = 1_000_003, 2_000_003
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A trained recurrent layer.
+
+    parameters : float64 arrays, keys and shapes exactly ``cell.parameters(hidden, input_size)``.
+    name : where in its file it was, "" if it was all of it; state : (m,), the initial state.
+    """
+
+    cell: Cell
+    parameters: dict[str, Array]
+    name: str
+    state: Array
+
+    @property
+    def hidden(self) -> int:
+        """Units n of the layer."""
+        return _sizes(self.cell, self.parameters)[0]
+
+    @property
+    def input_size(self) -> int:
+        """Input features d of the layer."""
+        return _sizes(self.cell, self.parameters)[1]
+
+
+def mismatch(cell: Cell, names: Set[str]) -> str:
+    """What is wrong with these keys for the cell, "" if nothing is.
+
+    Biases may be left out together (``bias=False``), one alone may not: a forgotten b_f is not zero.
+    """
+    every = cell.parameters(_HIDDEN, _INPUT).keys()
+    biases = {key for key in every if key.startswith("b") or key == "c_h"}
+    missing, unknown = every - names, names - every - set(_state_keys(cell))
+    if missing == biases:
+        missing = set()
+    problems = [f"missing {listed(sorted(missing))}"] * bool(missing)
+    problems += [f"unknown {listed(sorted(unknown))}"] * bool(unknown)
+    if not problems:
+        return ""
+    optional = ", ".join(_state_keys(cell))
+    return f"{'; '.join(problems)}: cell {cell.name} has the keys {', '.join(every)} and may have {optional}"
+
+
+def assemble(cell: Cell, arrays: Mapping[str, Array], name: str = "") -> Layer:
+    """The Layer of arrays that have the cell's keys; raises InputError where one does not fit."""
+    if problem := mismatch(cell, arrays.keys()):
+        raise InputError(problem)
+    hidden, input_size = _sizes(cell, arrays)
+    shapes = cell.parameters(hidden, input_size)
+    states = dict.fromkeys(_state_keys(cell), (hidden,))
+    for key, expected in (shapes | states).items():
+        if key in arrays and arrays[key].shape != expected:
+            raise InputError(
+                f"{key} has shape {arrays[key].shape}, expected {expected} for {hidden} units "
+                f"and {input_size} inputs of cell {cell.name}"
+            )
+    filled = {key: arrays.get(key, np.zeros(shape)) for key, shape in (shapes | states).items()}
+    return Layer(
+        cell, {key: filled[key] for key in shapes}, name, np.concatenate([filled[k] for k in states])
+    )
+
+
+def _state_keys(cell: Cell) -> list[str]:
+    """The optional keys of the initial state: ``c0``, ``h0``."""
+    return [f"{component}0" for component in cell.components]
+
+
+def _sizes(cell: Cell, arrays: Mapping[str, Array]) -> tuple[int, int]:
+    """Hidden and input size, each from the first axis that has it."""
+    found: dict[int, int] = {}
+    for key, axes in cell.parameters(_HIDDEN, _INPUT).items():
+        shape = arrays[key].shape if key in arrays else axes
+        if len(shape) != len(axes) or 0 in shape:
+            raise InputError(f"{key} has shape {shape}, expected {len(axes)} axes, none of them empty")
+        if key in arrays:
+            found = dict(zip(axes, shape, strict=True)) | found
+    if _HIDDEN not in found or _INPUT not in found:
+        raise InputError(f"cell {cell.name} has no array whose shape tells the hidden and the input size")
+    return found[_HIDDEN], found[_INPUT]

@@ -1,0 +1,215 @@
+"""Array files from strangers: sizes are checked before memory is taken, nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import ml_dtypes  # also what lets safetensors name bfloat16
+import numpy as np
+import numpy.typing as npt
+
+from gradscope.errors import InputError
+
+Array = npt.NDArray[np.float64]
+PathLike = str | os.PathLike[str]
+# Given the names of all arrays in a file, those to read (or InputError): the rest is never touched.
+Choose = Callable[[list[str]], Iterable[str]]
+
+# An .npz may unpack to EXPANSION times its size plus ALLOWANCE bytes. Compressed weights shrink by
+# less than 3, a bomb of zeros by 1000; the allowance is for small files of zeros and identities.
+EXPANSION = 16
+ALLOWANCE = 64 * 2**20
+MEMBERS = 4096
+
+_EXPECTED = "expected real numbers (float, int or bool)"
+# np.save keeps bfloat16 as two nameless bytes.
+_BFLOAT16 = (np.dtype("V2"), np.dtype(ml_dtypes.bfloat16))
+# Version 3 is for names of fields, which are no real numbers.
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_SAFETENSORS = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
+
+
+def read_npy(path: PathLike) -> Array:
+    """The array in a ``.npy`` file as float64; raises InputError for anything but finite numbers."""
+    with _open(path, ".npy") as (file, size):
+        return as_float64(_array(file, size, "the array"), "the array")
+
+
+def read_npz(path: PathLike, choose: Choose = list) -> dict[str, Array]:
+    """The arrays in a ``.npz`` file by name, as float64; raises InputError as ``read_npy`` does."""
+    with _open(path, ".npz") as (file, size), zipfile.ZipFile(file) as archive:
+        members = _members(archive, size)
+        return {key: _member(archive, members[key], f"array {quoted(key)}") for key in choose(list(members))}
+
+
+def read_safetensors(path: PathLike, choose: Choose = list) -> dict[str, Array]:
+    """The tensors in a ``.safetensors`` file by name, as float64; raises InputError as ``read_npy`` does."""
+    from safetensors import safe_open
+
+    # The library checks that the header's claims tile the file exactly. Its other way to read, mmap,
+    # is a bus error when a training run overwrites the file meanwhile.
+    with _open(path, ".safetensors"), safe_open(path, framework="np", backend="pread") as tensors:
+        result = {}
+        for key in choose(list(tensors.keys())):
+            name, dtype = f"tensor {quoted(key)}", tensors.get_slice(key).get_dtype()
+            if dtype not in _SAFETENSORS:
+                raise InputError(f"{name} has dtype {dtype}, {_EXPECTED}: convert it to float32")
+            result[key] = as_float64(tensors.get_tensor(key), name)
+        return result
+
+
+def read_inputs(path: PathLike) -> Array:
+    """Input sequences from a ``.npy``, a ``.npz`` that holds nothing else, or ``file.npz:key``."""
+    text = os.fspath(path)
+    stem, mark, key = text.rpartition(".npz:")
+    suffix = Path(text).suffix.lower()
+
+    def choose(names: list[str]) -> list[str]:
+        if mark and key not in names:
+            raise InputError(f"holds no array {quoted(key)}, expected one of {listed(names)}")
+        if not mark and len(names) > 1:
+            raise InputError(
+                f"holds {len(names)} arrays ({listed(names)}): say which, as in {text}:{listed(names[:1])}"
+            )
+        return [key] if mark else names
+
+    if mark or suffix == ".npz":
+        return next(iter(read_npz(f"{stem}.npz" if mark else path, choose).values()))
+    if suffix == ".npy":
+        return read_npy(path)
+    raise InputError(f"inputs {quoted(text)}: expected normal, zeros, or a .npy or .npz file")
+
+
+def read_jacobians(path: PathLike) -> Array:
+    """A stack of one-step Jacobians (T, m, m) from a ``.npy`` file, the first step first."""
+    stack = read_npy(path)
+    if stack.ndim != 3 or stack.shape[1] != stack.shape[2] or 0 in stack.shape:
+        raise InputError(
+            f"{shown(path)}: got shape {stack.shape}, expected (T, m, m): T >= 1 Jacobians of m >= 1 states"
+        )
+    return stack
+
+
+def as_float64(values: Any, name: str) -> Array:
+    """A float64 copy of real, finite numbers; else an InputError that starts with ``name``."""
+    try:
+        array = np.asarray(values)
+    except Exception as error:  # ragged lists, tensors on a device, whatever claims to be an array
+        raise InputError(f"{name} is no array ({reason(error)}), {_EXPECTED}") from error
+    _check_real(array.dtype, name)
+    if array.dtype.kind == "V":
+        array = array.view(ml_dtypes.bfloat16)
+    with np.errstate(over="ignore"):  # a long double beyond float64 is found below
+        result = np.array(array, dtype=np.float64)
+    finite = np.isfinite(result)
+    if not finite.all():
+        where = tuple(map(int, np.unravel_index(np.argmin(finite), result.shape)))
+        raise InputError(f"{name} holds {result[where]} at index {list(where)}, expected finite numbers")
+    return result
+
+
+def shown(text: object) -> str:
+    """Text for a one-line message: as it is if printable, else with everything else escaped."""
+    plain = str(text)
+    return plain if plain.isprintable() else repr(plain)
+
+
+def quoted(value: object) -> str:
+    """What the user gave, for a one-line message."""
+    return shown(repr(value))[:80]
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """A few of the names for a one-line message: a stranger's file may hold thousands."""
+    more = f", ... ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join(shown(name[:80]) for name in names[:most]) + more
+
+
+def reason(error: Exception) -> str:
+    """What an exception of someone else's says, on one short line."""
+    return shown(" ".join(str(error).split())[:200]) or type(error).__name__
+
+
+@contextmanager
+def about(path: PathLike) -> Iterator[None]:
+    """Begin the message of an InputError with the path of the file that it is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{shown(path)}: {error}") from error
+
+
+@contextmanager
+def _open(path: PathLike, kind: str) -> Iterator[tuple[IO[bytes], int]]:
+    """A regular file and its size; whatever goes wrong inside becomes an InputError with its path."""
+    with about(path):
+        try:
+            info = Path(path).stat()
+            if not stat.S_ISREG(info.st_mode):  # to open a pipe would be to wait for ever
+                got = "a directory" if stat.S_ISDIR(info.st_mode) else "a pipe or a device"
+                raise InputError(f"is {got}, expected a {kind} file")
+            if not info.st_size:
+                raise InputError(f"is empty, expected a {kind} file")
+            with Path(path).open("rb") as file:
+                yield file, info.st_size
+        except InputError:
+            raise
+        except (FileNotFoundError, PermissionError) as error:
+            raise InputError(f"{error.strerror}, expected a readable {kind} file") from error
+        except MemoryError as error:
+            raise InputError("too large for the memory of this machine") from error
+        except Exception as error:  # zipfile, zlib, NumPy, safetensors fail on bad bytes in a dozen ways
+            raise InputError(f"not a sound {kind} file ({reason(error)}): save it again") from error
+
+
+def _check_real(dtype: np.dtype[Any], name: str) -> None:
+    if dtype.kind not in "fiub" and dtype not in _BFLOAT16:
+        raise InputError(f"{name} has dtype {shown(dtype)[:80]}, {_EXPECTED}")
+
+
+def _array(file: IO[bytes], size: int, name: str) -> npt.NDArray[Any]:
+    """The array of a .npy stream of ``size`` bytes, if its header says exactly what follows it."""
+    version = np.lib.format.read_magic(file)
+    if version not in _HEADERS:
+        raise InputError(f"{name} is in version {version[0]} of .npy, expected 1 or 2")
+    shape, fortran, dtype = _HEADERS[version](file)
+    if dtype.hasobject:
+        raise InputError(f"{name} is of pickled Python objects, which are never read: save plain numbers")
+    _check_real(dtype, name)
+    declared, held = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if declared != held:
+        raise InputError(f"{name} declares {declared} bytes and the file holds {held}: truncated or damaged")
+    data = np.frombuffer(file.read(declared), dtype)
+    return data.reshape(shape, order="F" if fortran else "C")
+
+
+def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+    """The members by array name, if what they say of themselves is sane."""
+    members = archive.infolist()
+    if not members or len(members) > MEMBERS:
+        raise InputError(f"holds {len(members)} arrays, expected 1 to {MEMBERS}")
+    unpacked, limit = sum(m.file_size for m in members), EXPANSION * size + ALLOWANCE
+    if unpacked > limit:
+        raise InputError(
+            f"unpacks to {unpacked} bytes, more than the {limit} allowed for a file of {size} bytes: "
+            "if you trust it, save it uncompressed (numpy.savez)"
+        )
+    named = {member.filename.removesuffix(".npy"): member for member in members}
+    if len(named) < len(members):
+        raise InputError("holds two arrays of the same name")
+    return named
+
+
+def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> Array:
+    # Of zip's methods only these two unpack piece by piece, within the declared size.
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise InputError(f"{name} is packed by a method NumPy does not write: save with numpy.savez")
+    with archive.open(member) as file:
+        return as_float64(_array(file, member.file_size, name), name)

@@ -1,0 +1,247 @@
+"""What is to be analysed: cell, parameters, inputs, initial state. All checks of what the user gave."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from gradscope.cells import find
+from gradscope.cells.base import Cell
+from gradscope.checkpoints import Layer, read
+from gradscope.errors import InputError
+from gradscope.files import Array, as_float64, quoted, read_inputs
+from gradscope.initializers import initialize
+
+INPUTS = ("normal", "zeros")
+VIEWS = ("state", "cell")
+DTYPES = ("float64", "float32")
+
+# initializers.py draws the weights from stream 1 of the seed: inputs must be independent of them.
+_STREAM = 2
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A recurrent cell on input sequences, valid as it stands.
+
+    parameters : float64 arrays, keys and shapes as ``cell.parameters``.
+    inputs : (B, T, d) float64; state : (B, m) float64, the states before the first step.
+    cut : paths left out of the Jacobians; view : "state", or "cell" for the chain of c alone.
+    dtype : what the forward pass and the Jacobians are computed in.
+    source : where all of it came from, for JSON.
+    """
+
+    cell: Cell
+    parameters: dict[str, Array]
+    inputs: Array
+    state: Array
+    cut: tuple[str, ...] = ()
+    view: str = "state"
+    dtype: str = "float64"
+    source: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def hidden(self) -> int:
+        """Units n."""
+        return int(self.state.shape[1]) // len(self.cell.components)
+
+    @property
+    def input_size(self) -> int:
+        """Input features d."""
+        return int(self.inputs.shape[2])
+
+    @property
+    def steps(self) -> int:
+        """Steps T."""
+        return int(self.inputs.shape[1])
+
+    @property
+    def batch(self) -> int:
+        """Input sequences B."""
+        return int(self.inputs.shape[0])
+
+
+def make_problem(
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    cell: str | Cell | None = None,
+    hidden: int | None = None,
+    input_size: int | None = None,
+    steps: int | None = None,
+    init: str | None = None,
+    gain: float | None = None,
+    biases: Mapping[str, float] | None = None,
+    seed: int = 0,
+    batch: int | None = None,
+    inputs: Any = "normal",
+    cut: Iterable[str] = (),
+    view: str = "state",
+    dtype: str = "float64",
+) -> Problem:
+    """The problem that the user means; raises InputError with one line for what cannot be meant.
+
+    None is "not given": cell "lstm", hidden 64, input_size 32 (or that of the inputs), steps 200 (or
+    all of the inputs), init "pytorch", gain 1, batch 1 (or that of the inputs). A checkpoint brings
+    its own sizes and weights, to which gain and biases still apply.
+    """
+    asked = {"hidden": hidden, "input_size": input_size, "steps": steps, "batch": batch}
+    sizes = {name: _whole(name, value, 1) for name, value in asked.items() if value is not None}
+    seed = _whole("seed", seed, 0)
+    gain = 1.0 if gain is None else _real("gain", gain, 0.0)
+    biases = {key: _real(f"bias {key}", value) for key, value in (biases or {}).items()}
+    _one_of("view", view, VIEWS)
+    _one_of("dtype", dtype, DTYPES)
+
+    sequences = _given(inputs)
+    layer = None if checkpoint is None else _trained(checkpoint, cell, {"init": init, **sizes})
+    cell = layer.cell if layer else _fresh(cell, init)
+    init = None if layer or cell.initialize else init or "pytorch"
+    if layer:
+        sizes |= {"hidden": layer.hidden, "input_size": layer.input_size}
+    n = sizes.get("hidden", 64)
+    b, t, d = _extents(sizes, sequences)
+    cut = _known_paths(cell, (cut,) if isinstance(cut, str) else tuple(cut), view, t)
+    _check_memory(cell, n, (b, t, d))
+
+    start = replace(cell, initialize=lambda *_: layer.parameters) if layer else cell
+    with np.errstate(over="ignore"):  # a product beyond float64 is found by _check_range
+        parameters = initialize(
+            start, n, d, init=init or "pytorch", gain=gain, biases=biases, seed=seed, steps=t
+        )
+    sequences = _draw(inputs, (b, t, d), seed) if sequences is None else sequences[:, :t]
+    _check_range({**parameters, "inputs": sequences}, dtype)
+    state = layer.state if layer else np.zeros(n * len(cell.components))
+    source = {"cell": cell.name, "hidden": n, "input_size": d, "steps": t, "batch": b, "init": init}
+    source |= {"gain": gain, "biases": biases, "seed": seed, "dtype": dtype, "cut": list(cut), "view": view}
+    source["inputs"] = os.fspath(inputs) if isinstance(inputs, str | os.PathLike) else "array"
+    source["source"] = "initialised" if checkpoint is None else os.fspath(checkpoint)
+    return Problem(cell, parameters, sequences, np.tile(state, (b, 1)), cut, view, dtype, source)
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or not least <= value < 2**63:
+        raise InputError(f"{name} is {quoted(value)}, expected a whole number, at least {least}")
+    return int(value)
+
+
+def _real(name: str, value: Any, least: float = -math.inf) -> float:
+    try:
+        number = math.nan if isinstance(value, bool | str) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not (math.isfinite(number) and number >= least):
+        bound = f", at least {least:g}" if math.isfinite(least) else ""
+        raise InputError(f"{name} is {quoted(value)}, expected a finite number{bound}")
+    return number
+
+
+def _one_of(name: str, value: Any, choices: Sequence[str]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise InputError(f"{name} is {quoted(value)}, expected {' or '.join(choices)}")
+
+
+def _given(inputs: Any) -> Array | None:
+    """Sequences (B, T, d) from a file or an array; None where they are to be made."""
+    if isinstance(inputs, str) and inputs in INPUTS:
+        return None
+    array = read_inputs(inputs) if isinstance(inputs, str | os.PathLike) else as_float64(inputs, "inputs")
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise InputError(f"inputs have shape {array.shape}, expected (T, d) or (B, T, d), each at least 1")
+    return array if array.ndim == 3 else array[None]
+
+
+def _extents(sizes: Mapping[str, int], sequences: Array | None) -> tuple[int, int, int]:
+    """Batch, steps and input size: as asked for, else as the inputs have, else the default."""
+    if sequences is None:
+        return sizes.get("batch", 1), sizes.get("steps", 200), sizes.get("input_size", 32)
+    there = dict(zip(("batch", "steps", "input_size"), sequences.shape, strict=True))
+    asked = {name: sizes.get(name, size) for name, size in there.items()}
+    for name, size in asked.items():
+        if size > there[name] or (size < there[name] and name != "steps"):
+            raise InputError(f"{name} is {size}, but the inputs have {there[name]}: they must agree")
+    return asked["batch"], asked["steps"], asked["input_size"]
+
+
+def _draw(kind: str, shape: tuple[int, int, int], seed: int) -> Array:
+    """Sequences of shape (B, T, d): N(0, 1), or zeros."""
+    if kind == "zeros":
+        return np.zeros(shape)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_STREAM,))).standard_normal(shape)
+
+
+def _fresh(cell: str | Cell | None, init: str | None) -> Cell:
+    found = find(cell) if isinstance(cell, str) else cell or find("lstm")
+    if not isinstance(found, Cell):
+        raise InputError(f"cell is {quoted(cell)}, expected a name or a gradscope.Cell")
+    if not isinstance(init, str | None):
+        raise InputError(f"init is {quoted(init)}, expected a name such as pytorch")
+    if init is not None and found.initialize is not None:
+        raise InputError(f"init is {quoted(init)}, but cell {found.name} brings its own: leave init out")
+    return found
+
+
+def _trained(path: str | os.PathLike[str], cell: str | Cell | None, options: Mapping[str, Any]) -> Layer:
+    for name in ("hidden", "input_size", "init"):
+        if options.get(name) is not None:
+            raise InputError(
+                f"{name} is {quoted(options[name])}, but the checkpoint brings its own: leave {name} out"
+            )
+    return read(path, cell)
+
+
+def _known_paths(cell: Cell, cut: tuple[str, ...], view: str, steps: int) -> tuple[str, ...]:
+    """The paths to cut, each once, if this view of the cell has them and others besides."""
+    paths = cell.paths
+    if view == "cell":
+        if cell.units is None or cell.units.squash is None:
+            raise InputError(f"view 'cell' is the chain of an LSTM's cell state, cell {cell.name} has none")
+        if steps < 2:
+            raise InputError("view 'cell' starts at step 2: expected steps of at least 2, got 1")
+        paths = tuple(path for path in paths if path != "R_o")  # o is held fixed
+    for path in cut:
+        if path not in paths:
+            has = f"it has {', '.join(paths)}" if paths else "it has no named paths"
+            raise InputError(f"cut {quoted(path)}: not a path of cell {cell.name} in view {view!r}: {has}")
+    if cut and set(cut) == set(paths):
+        raise InputError(f"cut {', '.join(cut)}: nothing is left of cell {cell.name}, keep at least one path")
+    return tuple(dict.fromkeys(cut))
+
+
+def _check_memory(cell: Cell, hidden: int, shape: tuple[int, int, int]) -> None:
+    """Refuse what would not fit in memory, by the arrays that grow: better than to be killed."""
+    batch, steps, input_size = shape
+    m = hidden * len(cell.components)
+    paths = max(1, len(cell.paths))
+    # Per step: slopes of the fast form and states, or one dense Jacobian per path; on device and host.
+    per_step = 3 * m * paths if cell.units else 2 * m * m * paths
+    weights = sum(math.prod(shape) for shape in cell.parameters(hidden, input_size).values())
+    # The chain is a product of a few m x m factors.
+    need = 8 * (batch * steps * (2 * input_size + per_step) + 16 * m * m + 4 * weights)
+    have = _physical_memory()
+    if need > have:
+        raise InputError(
+            f"hidden {hidden}, steps {steps}, batch {batch} need about {need >> 30} GiB, this machine has "
+            f"{have >> 30}: ask for less"
+        )
+
+
+def _physical_memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not POSIX
+        return 16 * 2**30
+
+
+def _check_range(arrays: Mapping[str, Array], dtype: str) -> None:
+    """What overflows would come back as NaN from the forward pass."""
+    largest = np.finfo(dtype).max
+    for name, array in arrays.items():
+        if not np.abs(array).max() <= largest:
+            raise InputError(f"{name} goes beyond {dtype} (at most {largest:g}): scale it or the gain down")

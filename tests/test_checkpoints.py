@@ -1,0 +1,421 @@
+"""Layers from files: the same outputs as the framework's own, or one line that says what is wrong."""
+
+from __future__ import annotations
+
+import random
+
+import jax
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from safetensors.numpy import save_file
+
+from gradscope import checkpoints
+from gradscope.cells import CELLS, find
+from gradscope.errors import InputError
+from gradscope.trajectory import forward
+
+HIDDEN, INPUT, STEPS = 5, 3, 7
+
+
+def refusal(path, cell=None):
+    with pytest.raises(InputError) as caught:
+        checkpoints.read(path, cell)
+    message = str(caught.value)
+    assert message.isprintable()
+    return message
+
+
+def outputs(layer, x):
+    """h_1 ... h_T of a layer on x (T, d): the last component of the state, in float64."""
+    with jax.enable_x64(True):
+        states = np.asarray(forward(layer.cell, layer.parameters, jax.numpy.asarray(x), layer.state))
+    return states[1:, -layer.hidden :]
+
+
+# PyTorch
+
+TORCH = {
+    "lstm": (torch.nn.LSTM, torch.nn.LSTMCell, {}),
+    "gru": (torch.nn.GRU, torch.nn.GRUCell, {}),
+    "rnn": (torch.nn.RNN, torch.nn.RNNCell, {}),
+    "rnn-relu": (torch.nn.RNN, torch.nn.RNNCell, {"nonlinearity": "relu"}),
+}
+
+
+class Model(torch.nn.Module):
+    """A layer under a name, with other tensors around it, some of them no numbers for us."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.encoder = torch.nn.ModuleDict({"recurrent": layer})
+        self.fc = torch.nn.Linear(HIDDEN, 2)
+        self.norm = torch.nn.BatchNorm1d(2)
+        self.register_buffer("mask", torch.full((2, 2), -torch.inf))
+        self.register_buffer("phase", torch.zeros(2, dtype=torch.complex64))
+
+
+def saved(folder, module):
+    path = folder / "model.safetensors"
+    safetensors.torch.save_file(module.state_dict(), path)
+    return path
+
+
+def given_cell(name):
+    """Torch's file does not say which of the two RNNs it is; the rest needs no --cell."""
+    return name if name.startswith("rnn") else None
+
+
+def sequence():
+    return torch.as_tensor(np.random.default_rng(3).standard_normal((STEPS, INPUT)))
+
+
+def run_cell(cell, x):
+    state, hs = None, []
+    for step in x:
+        state = cell(step, state)
+        hs.append(state[0] if isinstance(state, tuple) else state)
+    return torch.stack(hs)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", TORCH)
+def test_torch_layer_gives_torch_outputs(name, bias, tmp_path):
+    torch.manual_seed(0)
+    module = TORCH[name][0](INPUT, HIDDEN, bias=bias, dtype=torch.float64, **TORCH[name][2])
+    expected = module(sequence())[0].detach().numpy()
+    layer = checkpoints.read(saved(tmp_path, module), given_cell(name))
+    assert (layer.cell.name, layer.name, layer.hidden, layer.input_size) == (name, "", HIDDEN, INPUT)
+    np.testing.assert_allclose(outputs(layer, sequence().numpy()), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_torch_layer_inside_a_model(name, tmp_path):
+    torch.manual_seed(1)
+    module = TORCH[name][0](INPUT, HIDDEN, dtype=torch.float64, **TORCH[name][2])
+    expected = module(sequence())[0].detach().numpy()
+    layer = checkpoints.read(saved(tmp_path, Model(module)), name)
+    assert layer.name == "encoder.recurrent"
+    np.testing.assert_allclose(outputs(layer, sequence().numpy()), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", TORCH)
+def test_torch_cell_gives_torch_outputs(name, bias, tmp_path):
+    torch.manual_seed(2)
+    cell = TORCH[name][1](INPUT, HIDDEN, bias=bias, dtype=torch.float64, **TORCH[name][2])
+    expected = run_cell(cell, sequence()).detach().numpy()
+    layer = checkpoints.read(saved(tmp_path, cell), given_cell(name))
+    np.testing.assert_allclose(outputs(layer, sequence().numpy()), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", TORCH)
+def test_torch_layer_in_lower_precision_is_read_exactly(name, dtype, tmp_path):
+    torch.manual_seed(3)
+    module = TORCH[name][0](INPUT, HIDDEN, dtype=dtype, **TORCH[name][2])
+    path = saved(tmp_path, module)
+    expected = module.double()(sequence())[0].detach().numpy()
+    layer = checkpoints.read(path, given_cell(name))
+    np.testing.assert_allclose(outputs(layer, sequence().numpy()), expected, rtol=0, atol=1e-12)
+
+
+def test_one_unit_with_one_input(tmp_path):
+    module = torch.nn.LSTM(1, 1, dtype=torch.float64)
+    layer = checkpoints.read(saved(tmp_path, module))
+    expected = module(sequence()[:, :1])[0].detach().numpy()
+    np.testing.assert_allclose(outputs(layer, sequence().numpy()[:, :1]), expected, rtol=0, atol=1e-12)
+
+
+def weight_normed():
+    return torch.nn.utils.parametrizations.weight_norm(torch.nn.LSTM(INPUT, HIDDEN), "weight_hh_l0")
+
+
+def both(**layers):
+    return torch.nn.ModuleDict(layers)
+
+
+REFUSED_TORCH = {
+    "two layers": (
+        lambda: torch.nn.LSTM(3, 5, num_layers=2),
+        "holds 2 recurrent layers (l0, l1), expected one",
+    ),
+    "bidirectional": (lambda: torch.nn.GRU(3, 5, bidirectional=True), "2 recurrent layers (l0, l0_reverse)"),
+    "two modules": (
+        lambda: both(enc=torch.nn.LSTM(3, 5), dec=torch.nn.LSTMCell(3, 5)),
+        "holds 2 recurrent layers (dec., enc.l0), expected one",
+    ),
+    "projection": (lambda: torch.nn.LSTM(3, 5, proj_size=2), "weight_hr_l0 beside"),
+    "weight norm": (weight_normed, "parametrizations.weight_hh_l0.original0"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_TORCH)
+def test_torch_models_that_are_not_one_plain_layer(name, tmp_path):
+    make, expected = REFUSED_TORCH[name]
+    assert expected in refusal(saved(tmp_path, make()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "cell", "expected"),
+    [
+        ("rnn", None, "nonlinearity is not in the file: add --cell rnn or --cell rnn-relu"),
+        ("rnn", "lstm", "a torch layer that is rnn or rnn-relu, not --cell lstm"),
+        ("lstm", "gru", "a torch layer that is lstm, not --cell gru"),
+        ("lstm", "lstm-peephole", "not --cell lstm-peephole"),
+        ("gru", "gru-reset-before", "a torch layer that is gru, not --cell gru-reset-before"),
+        ("lstm", "lstmm", "unknown cell 'lstmm': did you mean"),
+    ],
+)
+def test_cell_that_contradicts_a_torch_file(kind, cell, expected, tmp_path):
+    assert expected in refusal(saved(tmp_path, TORCH[kind][0](3, 5)), cell)
+
+
+def lstm_state(**changes):
+    state = {
+        "weight_ih_l0": np.ones((20, 3)),
+        "weight_hh_l0": np.ones((20, 5)),
+        "bias_ih_l0": np.ones(20),
+        "bias_hh_l0": np.ones(20),
+    } | changes
+    return {key: value for key, value in state.items() if value is not None}
+
+
+REFUSED_STATES = {
+    "no recurrent weight": (lstm_state(weight_hh_l0=None), "expected weight_ih and weight_hh"),
+    "no input weight": (lstm_state(weight_ih_l0=None), "expected weight_ih and weight_hh"),
+    "one bias": (lstm_state(bias_hh_l0=None), "bias_ih and bias_hh or neither"),
+    "two gates": (
+        lstm_state(weight_hh_l0=np.ones((10, 5))),
+        "weight_hh has shape (10, 5), expected (4 H, H)",
+    ),
+    "ragged": (lstm_state(weight_hh_l0=np.ones((21, 5))), "weight_hh has shape (21, 5)"),
+    "flat": (lstm_state(weight_hh_l0=np.ones(20)), "weight_hh has shape (20,)"),
+    "no units": (lstm_state(weight_hh_l0=np.ones((0, 0))), "weight_hh has shape (0, 0)"),
+    "other rows": (
+        lstm_state(weight_ih_l0=np.ones((15, 3))),
+        "weight_ih has shape (15, 3), expected 2 axes and 20",
+    ),
+    "flat input": (lstm_state(weight_ih_l0=np.ones(20)), "weight_ih has shape (20,), expected 2 axes"),
+    "no inputs": (lstm_state(weight_ih_l0=np.ones((20, 0))), "none of them empty"),
+    "deep bias": (lstm_state(bias_ih_l0=np.ones((20, 1))), "bias_ih has shape (20, 1), expected 1 axes"),
+    "nan": (lstm_state(bias_ih_l0=np.full(20, np.nan)), "tensor 'bias_ih_l0' holds nan at index [0]"),
+    "sum beyond float64": (
+        lstm_state(bias_ih_l0=np.full(20, 1.7e308), bias_hh_l0=np.full(20, 1.7e308)),
+        "bias_ih + bias_hh holds inf at index [0]",
+    ),
+    "old weight norm": (lstm_state(weight_hh_l0=None, weight_hh_l0_g=np.ones(1)), "weight_hh_l0_g beside"),
+    # An Equinox cell: its one bias must not be dropped as if it were another module's.
+    "equinox": (
+        {"cell.weight_ih": np.ones((20, 3)), "cell.weight_hh": np.ones((20, 5)), "cell.bias": np.ones(20)},
+        "cell.bias beside cell.weight_",
+    ),
+    # Nothing of a large model that has no such layer is read: its NaN is never seen.
+    "no layer": ({"fc.weight": np.full((2, 2), np.nan)}, "unknown fc.weight"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_STATES)
+def test_state_dicts_that_do_not_fit(name, tmp_path):
+    state, expected = REFUSED_STATES[name]
+    save_file(state, tmp_path / "x.safetensors")
+    message = refusal(tmp_path / "x.safetensors")
+    assert message.startswith(str(tmp_path / "x.safetensors"))
+    assert expected in message
+
+
+# Native files
+
+# By their keys alone these are one of several; the rest tell themselves.
+AMBIGUOUS = [
+    {"linear", "rnn", "rnn-relu", "rnn-sigmoid"},
+    {"lstm-peephole", "lstm-niaf", "lstm-noaf"},
+    {"lstm-nfg", "lstm-cifg"},
+]
+
+
+def native(name, seed=0):
+    rng = np.random.default_rng(seed)
+    return {k: rng.standard_normal(s) for k, s in find(name).parameters(HIDDEN, INPUT).items()}
+
+
+def stored(folder, arrays, suffix=".npz"):
+    path = folder / f"weights{suffix}"
+    if suffix == ".npz":
+        np.savez(path, **arrays)
+    else:
+        save_file(arrays, path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize("name", CELLS)
+def test_native_round_trip(name, suffix, tmp_path):
+    arrays = native(name)
+    rng = np.random.default_rng(9)
+    states = {f"{c}0": rng.standard_normal(HIDDEN) for c in find(name).components}
+    layer = checkpoints.read(stored(tmp_path, arrays | states, suffix), name)
+    assert (layer.cell.name, layer.name, layer.hidden, layer.input_size) == (name, "", HIDDEN, INPUT)
+    assert list(layer.parameters) == list(find(name).parameters(HIDDEN, INPUT))
+    for key, array in arrays.items():
+        np.testing.assert_array_equal(layer.parameters[key], array)
+    np.testing.assert_array_equal(
+        layer.state, np.concatenate([states[f"{c}0"] for c in layer.cell.components])
+    )
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_cell_is_inferred_from_the_keys_or_asked_for(name, tmp_path):
+    path = stored(tmp_path, native(name))
+    alike = next((group for group in AMBIGUOUS if name in group), {name})
+    if alike == {name}:
+        layer = checkpoints.read(path)
+        assert layer.cell.name == name
+        np.testing.assert_array_equal(layer.state, np.zeros(HIDDEN * len(layer.cell.components)))
+    else:
+        message = refusal(path)
+        assert "say which one, as in --cell" in message
+        assert alike <= set(message.replace(",", " ").replace(":", " ").split())
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_biases_may_be_left_out_together(name, tmp_path):
+    arrays = {k: v for k, v in native(name).items() if k[0] in "WRp"}
+    layer = checkpoints.read(stored(tmp_path, arrays), name)
+    for key, array in layer.parameters.items():
+        np.testing.assert_array_equal(array, arrays.get(key, np.zeros(HIDDEN)))
+
+
+def test_without_biases_the_two_grus_look_alike(tmp_path):
+    arrays = {k: v for k, v in native("gru").items() if k[0] in "WR"}
+    assert "the keys are those of gru, gru-reset-before: say which one, as in --cell gru" in refusal(
+        stored(tmp_path, arrays)
+    )
+
+
+REFUSED_NATIVE = {
+    "missing": ("lstm", {"R_f": None}, "missing R_f: cell lstm has the keys W_z, W_i,"),
+    "one bias missing": ("lstm", {"b_f": None}, "missing b_f"),
+    "missing peephole": ("lstm-peephole", {"p_o": None}, "missing p_o"),
+    "unknown": ("gru", {"W_q": np.ones((5, 3))}, "unknown W_q: cell gru has the keys"),
+    "other cell's": ("lstm", {"p_i": np.ones(5)}, "unknown p_i"),
+    "c0 without a cell state": ("rnn", {"c0": np.ones(5)}, "unknown c0"),
+    "wrong shape": (
+        "lstm",
+        {"R_f": np.ones((5, 4))},
+        "R_f has shape (5, 4), expected (5, 5) for 5 units and 3",
+    ),
+    "transposed": (
+        "rnn",
+        {"W": np.ones((3, 5))},
+        "R has shape (5, 5), expected (3, 3) for 3 units and 5 inputs",
+    ),
+    "flat": ("rnn", {"W": np.ones(5)}, "W has shape (5,), expected 2 axes"),
+    "empty": ("rnn", {"W": np.ones((5, 0))}, "W has shape (5, 0), expected 2 axes, none of them empty"),
+    "wrong bias": ("lstm", {"b_f": np.ones(())}, "b_f has shape (), expected 1 axes"),
+    "wrong state": ("lstm", {"h0": np.ones((1, 5))}, "h0 has shape (1, 5), expected (5,)"),
+    "strings": ("rnn", {"W": np.array(["a"])}, "array 'W' has dtype <U1"),
+    "infinite": ("rnn", {"R": np.full((5, 5), np.inf)}, "array 'R' holds inf at index [0, 0]"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_NATIVE)
+def test_native_files_that_do_not_fit(name, tmp_path):
+    cell, changes, expected = REFUSED_NATIVE[name]
+    arrays = {k: v for k, v in (native(cell) | changes).items() if v is not None}
+    path = stored(tmp_path, arrays)
+    message = refusal(path, cell)
+    assert message.startswith(f"{path}: ")
+    assert expected in message
+
+
+def test_keys_of_no_cell_are_compared_with_the_nearest(tmp_path):
+    arrays = native("lstm")
+    del arrays["R_f"]
+    message = refusal(stored(tmp_path, arrays))
+    assert "the keys are of no built-in cell; the nearest: missing R_f: cell lstm has" in message
+    assert "unknown arr_0" in refusal(stored(tmp_path, {"arr_0": np.ones(3)}))
+
+
+CELL_OF_THEIR_OWN = """
+import gradscope.cells.base as base
+
+def decay():
+    def parameters(hidden, input_size):
+        return {"W": (hidden, input_size), "R": (hidden,), "tau": (hidden,)}
+    return base.Cell("decay", parameters, lambda p, x, h: p["tau"] * h + p["R"] * h + p["W"] @ x)
+
+def shapeless():
+    return base.Cell("shapeless", lambda hidden, input_size: {"R": (hidden, hidden)}, lambda p, x, h: h)
+"""
+
+
+@pytest.fixture
+def own_cells(tmp_path, monkeypatch):
+    (tmp_path / "cells_of_their_own.py").write_text(CELL_OF_THEIR_OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "cells_of_their_own"
+
+
+def test_a_cell_of_ones_own(own_cells, tmp_path):
+    arrays = {"W": np.ones((4, 2)), "R": np.zeros(4), "tau": np.full(4, 0.5), "h0": np.arange(4.0)}
+    path = stored(tmp_path, arrays)
+    layer = checkpoints.read(path, f"{own_cells}:decay")
+    assert (layer.hidden, layer.input_size) == (4, 2)
+    np.testing.assert_array_equal(layer.state, np.arange(4.0))
+    np.testing.assert_array_equal(outputs(layer, np.zeros((1, 2))), [np.arange(4.0) / 2])
+    assert checkpoints.read(path, layer.cell).cell is layer.cell
+    del arrays["tau"]
+    assert "missing tau" in refusal(stored(tmp_path, arrays), f"{own_cells}:decay")
+    path = stored(tmp_path, {"R": np.eye(3)})
+    assert "no array whose shape tells" in refusal(path, f"{own_cells}:shapeless")
+
+
+# Formats
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("model.pt", "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"),
+        ("model.PTH", "safetensors.torch.save_file"),
+        ("model.keras", "numpy.savez under the names W_z"),
+        ("model.h5", "numpy.savez"),
+        ("model.onnx", "numpy.savez"),
+        ("model.msgpack", "numpy.savez"),
+        ("model", "expected a .npz or .safetensors file"),
+        ("lstm", "for a fresh cell say --cell lstm"),
+        ("absent.npz", "No such file"),
+        ("absent.safetensors", "No such file"),
+    ],
+)
+def test_formats_and_the_way_out(name, expected):
+    assert expected in refusal(name)
+
+
+def test_suffix_in_capitals(tmp_path):
+    stored(tmp_path, native("lstm")).rename(tmp_path / "W.NPZ")
+    assert checkpoints.read(tmp_path / "W.NPZ").cell.name == "lstm"
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::SyntaxWarning")
+def test_flipped_bytes_give_a_layer_or_a_refusal(suffix, tmp_path):
+    path = stored(tmp_path, native("lstm") if suffix == ".npz" else lstm_state(), suffix)
+    sound = path.read_bytes()
+    rng = random.Random(suffix)
+    refused = 0
+    for _ in range(300):
+        data = bytearray(sound)
+        # Mostly the zip's and tensors' descriptions of themselves, which lie at the ends.
+        at = rng.choice((rng.randrange(400), rng.randrange(len(data)), -1 - rng.randrange(400)))
+        data[at] = rng.randrange(256)
+        path.write_bytes(data)
+        try:
+            layer = checkpoints.read(path)
+        except InputError:
+            refused += 1
+        else:
+            assert all(np.isfinite(array).all() for array in layer.parameters.values())
+    assert refused
