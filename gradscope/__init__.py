@@ -1,0 +1,59 @@
+"""gradscope: tells, exactly, whether and how gradients vanish or explode in a recurrent network.
+
+    import gradscope
+    gradscope.analyze(cell="lstm", hidden=64, steps=200).verdict.level
+    gradscope.spectrum(jacobians).log10_singular_values
+
+Importing the package imports neither JAX nor NumPy; they come with the first name that needs them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradscope.analysis import Analysis, schema
+    from gradscope.api import analyze
+    from gradscope.cells.base import Cell
+    from gradscope.chain import Spectrum, spectrum
+    from gradscope.errors import GradscopeError, InputError
+    from gradscope.verdict import Policy
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Analysis",
+    "Cell",
+    "GradscopeError",
+    "InputError",
+    "Policy",
+    "Spectrum",
+    "analyze",
+    "schema",
+    "spectrum",
+]
+
+_HOME = {
+    "Analysis": "gradscope.analysis",
+    "Cell": "gradscope.cells.base",
+    "GradscopeError": "gradscope.errors",
+    "InputError": "gradscope.errors",
+    "Policy": "gradscope.verdict",
+    "Spectrum": "gradscope.chain",
+    "analyze": "gradscope.api",
+    "schema": "gradscope.analysis",
+    "spectrum": "gradscope.chain",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'gradscope' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,5 @@
+"""``python -m gradscope``."""
+
+from gradscope.cli.main import entry
+
+entry()

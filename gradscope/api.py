@@ -1,0 +1,73 @@
+"""The same line without the shell: ``gradscope.analyze``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradscope.pipeline import Progress
+from gradscope.pipeline import analyze as _analyze
+from gradscope.problem import make_problem
+from gradscope.runtime import choose_platform
+from gradscope.verdict import Policy
+
+if TYPE_CHECKING:
+    from gradscope.analysis import Analysis
+    from gradscope.cells.base import Cell
+
+
+def analyze(
+    *,
+    checkpoint: str | Path | None = None,
+    cell: str | Cell | None = None,
+    hidden: int | None = None,
+    input_size: int | None = None,
+    steps: int | None = None,
+    init: str | None = None,
+    gain: float | None = None,
+    biases: Mapping[str, float] | None = None,
+    seed: int = 0,
+    batch: int | None = None,
+    inputs: Any = "normal",
+    cut: str | Sequence[str] = (),
+    view: str = "state",
+    dtype: str | None = None,
+    platform: str | None = None,
+    vanishing_below: float = 1e-3,
+    exploding_above: float = 1e3,
+    progress: Progress | None = None,
+) -> Analysis:
+    """How the gradient flows through a recurrent cell or a trained layer.
+
+    checkpoint : a native ``.npz`` or a PyTorch state dict as ``.safetensors``; without it a cell is
+        initialised (``cell`` "lstm", ``hidden`` 64, ``input_size`` 32, ``init`` "pytorch").
+    cell : a built-in name, "package.module:factory", or a gradscope.Cell.
+    steps : T, 200 by default, or the length of the inputs.
+    gain : multiplies every recurrent matrix; biases : {"b_f": 1.0} sets a bias.
+    inputs : "normal", "zeros", a file, or an array (T, d) or (B, T, d); batch : B.
+    cut : paths dropped from the sum of Jacobians; view : "state", or "cell" for dc_t/dc_(t-1).
+    dtype : "float64" (default; "float32" on TPU); platform : "cpu", "gpu" or "tpu".
+    vanishing_below, exploding_above : thresholds on the gain sigma_1.
+
+    Raises gradscope.InputError with one line that says what was given and what is expected.
+    """
+    policy = Policy(vanishing_below, exploding_above)
+    backend = choose_platform(platform)
+    problem = make_problem(
+        checkpoint=checkpoint,
+        cell=cell,
+        hidden=hidden,
+        input_size=input_size,
+        steps=steps,
+        init=init,
+        gain=gain,
+        biases=biases,
+        seed=seed,
+        batch=batch,
+        inputs=inputs,
+        cut=cut,
+        view=view,
+        dtype=dtype or ("float32" if backend == "tpu" else "float64"),
+    )
+    return _analyze(problem, policy, progress)

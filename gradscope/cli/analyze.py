@@ -1,0 +1,115 @@
+"""``gradscope analyze``: a cell at initialisation, or a trained layer."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gradscope.cells import CELLS
+from gradscope.cli.options import finish, output_options, take_output
+
+# Option -> the bias it sets, in the notation of Greff et al. and of the GRU.
+_BIASES = {
+    "forget_bias": "b_f",
+    "input_bias": "b_i",
+    "output_bias": "b_o",
+    "update_bias": "b_z",
+    "reset_bias": "b_r",
+}
+
+
+@click.command(epilog=f"Cells: {', '.join(CELLS)}.")
+@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@click.option("--cell", metavar="NAME", help="A built-in cell (default lstm) or package.module:factory.")
+@click.option("--hidden", type=int, metavar="N", help="Hidden size (default 64).")
+@click.option("--input-size", type=int, metavar="D", help="Input size (default 32).")
+@click.option("--steps", type=int, metavar="T", help="Steps (default 200, or all that --inputs has).")
+@click.option(
+    "--init",
+    metavar="NAME",
+    help="pytorch (default), keras, flax, gaussian, orthogonal, identity or chrono.",
+)
+@click.option("--gain", type=float, metavar="G", help="Multiply every recurrent matrix by G.")
+@click.option("--forget-bias", type=float, metavar="B", help="Set b_f.")
+@click.option("--input-bias", type=float, metavar="B", help="Set b_i.")
+@click.option("--output-bias", type=float, metavar="B", help="Set b_o.")
+@click.option("--update-bias", type=float, metavar="B", help="Set b_z of a GRU.")
+@click.option("--reset-bias", type=float, metavar="B", help="Set b_r of a GRU.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights and inputs.")
+@click.option("--batch", type=int, metavar="B", help="Independent input sequences (default 1).")
+@click.option(
+    "--inputs",
+    default="normal",
+    show_default=True,
+    metavar="KIND|FILE",
+    help="normal, zeros, or a .npy/.npz file of shape (T, d) or (B, T, d); FILE.npz:KEY picks one.",
+)
+@click.option("--cut", multiple=True, metavar="PATH", help="Drop a path, such as R_o (repeatable).")
+@click.option(
+    "--view",
+    type=click.Choice(["state", "cell"]),
+    default="state",
+    show_default=True,
+    help="The chain of the whole state, or of an LSTM's cell state alone (dc_t/dc_(t-1)).",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float64", "float32"]),
+    help="Precision of states and Jacobians (default float64; float32 on TPU).",
+)
+@click.option("--platform", metavar="NAME", help="cpu, gpu or tpu (default: what JAX finds).")
+@click.option(
+    "--compile-cache/--no-compile-cache",
+    default=True,
+    help="Keep compiled programs between runs (in GRADSCOPE_CACHE_DIR).",
+)
+@output_options
+def analyze(**options: Any) -> int:
+    r"""Measure how the gradient flows through a recurrent cell.
+
+    \b
+    Examples:
+      gradscope analyze --cell lstm --steps 200
+      gradscope analyze --cell rnn --init gaussian --gain 1.5
+      gradscope analyze --cell gru --hidden 128 --init keras --batch 8
+      gradscope analyze --cell lstm --forget-bias 3 --cut R_o
+      gradscope analyze model.safetensors --inputs x.npy --json | jq .verdict.level
+      gradscope analyze weights.npz --cell lstm-peephole --fail-on exploding
+      gradscope analyze --cell mypackage.cells:my_cell
+
+    CHECKPOINT is a single-layer PyTorch RNN, LSTM or GRU state dict (.safetensors), or weights in
+    gradscope's notation (.npz: W_z, R_z, b_z, ...). Without it the cell is freshly initialised.
+    """
+    from gradscope.cli.progress import progress_bar
+    from gradscope.cli.streams import check_writable, guarded_stdout
+
+    output = take_output(options)
+    check_writable(output.output)
+    compile_cache = options.pop("compile_cache")
+    biases = {bias: options.pop(name) for name, bias in _BIASES.items() if options[name] is not None}
+    given = {name: value for name, value in options.items() if name not in _BIASES and value is not None}
+    with guarded_stdout(), progress_bar(output.quiet) as progress:
+        _find_modules_here()
+        from gradscope.api import analyze
+        from gradscope.runtime import use_compilation_cache
+
+        if compile_cache:
+            use_compilation_cache()
+        analysis = analyze(
+            **given,
+            biases=biases,
+            vanishing_below=output.vanishing_below,
+            exploding_above=output.exploding_above,
+            progress=progress,
+        )
+    return finish(analysis, output)
+
+
+def _find_modules_here() -> None:
+    """``--cell package.module:factory`` looks in the current folder too, as ``python -m`` does."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)

@@ -1,0 +1,37 @@
+"""``gradscope chain``: any stack of Jacobians."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gradscope.cli.options import finish, output_options, take_output
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@output_options
+def chain(file: Path, **options: Any) -> int:
+    r"""Measure the product J_T ... J_1 of a stack of Jacobians.
+
+    \b
+    Examples:
+      gradscope chain jacobians.npy
+      gradscope chain jacobians.npy --json | jq '.chains[0].log10_singular_values[0]'
+
+    FILE is a .npy array of shape (T, m, m); item t is the Jacobian of step t + 1.
+    """
+    from gradscope.cli.streams import check_writable, guarded_stdout
+
+    output = take_output(options)
+    check_writable(output.output)
+    with guarded_stdout():
+        from gradscope.files import read_jacobians
+        from gradscope.pipeline import analyze_chain
+        from gradscope.verdict import Policy
+
+        policy = Policy(output.vanishing_below, output.exploding_above)
+        analysis = analyze_chain(read_jacobians(file), str(file), policy)
+    return finish(analysis, output)

@@ -1,0 +1,42 @@
+"""A click group whose commands are imported when they are asked for."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+
+class LazyGroup(click.Group):
+    """Commands as ``{name: "module:command"}``; a misspelt one is answered with the nearest."""
+
+    def __init__(self, *args: Any, commands_in: Mapping[str, str] = {}, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._commands_in = commands_in
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the commands, in the order they are declared."""
+        return list(self._commands_in)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return the command, None if there is no such."""
+        if cmd_name not in self._commands_in:
+            return None
+        module, _, attribute = self._commands_in[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's, with did-you-mean."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], self._commands_in, n=1)
+            if near:
+                raise click.UsageError(f"{error.message.rstrip('.')}: did you mean {near[0]}?", ctx) from None
+            raise

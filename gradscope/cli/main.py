@@ -1,0 +1,104 @@
+"""Entry point: the commands, and the exit code of everything that can end one.
+
+0  analysed, and no verdict matched --fail-on
+1  a verdict matched --fail-on
+2  usage, configuration or unreadable input
+3  a bug in gradscope (GRADSCOPE_TRACEBACK=1 shows where)
+130 interrupted, 141 the reader of stdout went away
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from gradscope.cli.group import LazyGroup
+from gradscope.cli.streams import silence_stdout
+from gradscope.errors import ExitCode, GradscopeError
+
+
+@click.group(
+    cls=LazyGroup,
+    commands_in={"analyze": "gradscope.cli.analyze:analyze", "chain": "gradscope.cli.chain:chain"},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="gradscope", message="%(prog)s %(version)s")
+def cli() -> None:
+    r"""Tell, exactly, whether and how gradients vanish or explode in a recurrent network.
+
+    \b
+    Examples:
+      gradscope analyze --cell lstm --steps 200            a cell at initialisation
+      gradscope analyze model.safetensors --inputs x.npy   a trained layer on real data
+      gradscope analyze --json | jq .verdict.level         for scripts
+      gradscope analyze --fail-on exploding                for CI: exit 1 if it explodes
+      gradscope chain jacobians.npy                        any stack of Jacobians (T, m, m)
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    if "_GRADSCOPE_COMPLETE" in os.environ:
+        cli.main(prog_name="gradscope")  # click's shell completion, which exits by itself
+    try:
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except click.ClickException as error:
+        return _fail(_usage(error))
+    except GradscopeError as error:
+        return _fail(f"gradscope: error: {error}")
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("gradscope: interrupted", err=True)
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        silence_stdout()
+        return ExitCode.BROKEN_PIPE
+    except Exception as error:
+        return _bug(error)
+
+
+def entry() -> None:
+    """The console script: exit with the code of ``main``."""
+    code = main()
+    if code == ExitCode.INTERRUPTED:
+        os._exit(code)  # sys.exit would wait for the worker threads, which sit in LAPACK
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    with cli.make_context("gradscope", arguments) as context:
+        code = cli.invoke(context)
+        sys.stdout.flush()
+    return int(code or ExitCode.OK)
+
+
+def _usage(error: click.ClickException) -> str:
+    """One line in place of click's three."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "gradscope"
+    message = " ".join(error.format_message().split())
+    return f"{command}: error: {message} (see {command} --help)"
+
+
+def _fail(line: str) -> int:
+    click.echo(" ".join(line.split()), err=True)
+    return ExitCode.USAGE
+
+
+def _bug(error: Exception) -> int:
+    if os.environ.get("GRADSCOPE_TRACEBACK"):
+        import traceback
+
+        traceback.print_exception(error)
+    else:
+        text = " ".join(str(error).split())
+        click.echo(
+            f"gradscope: internal error: {type(error).__name__}: {text}; this is a bug in gradscope, "
+            "GRADSCOPE_TRACEBACK=1 shows where",
+            err=True,
+        )
+    return ExitCode.INTERNAL

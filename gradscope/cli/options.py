@@ -1,0 +1,119 @@
+"""Options that every command shares: thresholds, what comes out and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from gradscope.errors import ExitCode
+
+if TYPE_CHECKING:
+    from gradscope.analysis import Analysis
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_DECORATORS = (
+    click.option(
+        "--vanishing-below",
+        type=float,
+        default=1e-3,
+        show_default=True,
+        metavar="GAIN",
+        help="Gain (sigma_1 of the product) below which the verdict is vanishing.",
+    ),
+    click.option(
+        "--exploding-above",
+        type=float,
+        default=1e3,
+        show_default=True,
+        metavar="GAIN",
+        help="Gain, at the last lag or on the way, above which it is exploding.",
+    ),
+    click.option(
+        "--fail-on",
+        multiple=True,
+        type=click.Choice(["vanishing", "stable", "exploding", "undecided"]),
+        help="Exit 1 on this verdict (repeatable).",
+    ),
+    click.option(
+        "--format",
+        "output_format",
+        type=click.Choice(["table", "json"]),
+        default="table",
+        show_default=True,
+        help="A table for people or JSON for programs.",
+    ),
+    click.option("--json", "output_format", flag_value="json", help="The same as --format json."),
+    click.option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Write to FILE, not to stdout.",
+    ),
+    click.option(
+        "--lags",
+        type=click.Choice(["auto", "all"]),
+        default="auto",
+        show_default=True,
+        help="Lags in the JSON profile: about a thousand at most, or every one.",
+    ),
+    click.option(
+        "--color",
+        type=click.Choice(["auto", "always", "never"]),
+        default="auto",
+        show_default=True,
+        help="Colour in the table; NO_COLOR and FORCE_COLOR are heeded.",
+    ),
+    click.option("-q", "--quiet", is_flag=True, help="The verdict alone, and nothing on stderr."),
+)
+
+
+@dataclass(frozen=True)
+class Output:
+    """The shared options, as the commands pass them on."""
+
+    vanishing_below: float
+    exploding_above: float
+    fail_on: tuple[str, ...]
+    output_format: str
+    output: Path | None
+    lags: str
+    color: str
+    quiet: bool
+
+
+def output_options(command: Command) -> Command:
+    """Decorate a click command with every shared option."""
+    for decorate in reversed(_DECORATORS):
+        command = decorate(command)
+    return command
+
+
+def take_output(options: dict[str, Any]) -> Output:
+    """Remove the shared options from ``options`` and return them as one object."""
+    return Output(**{field.name: options.pop(field.name) for field in fields(Output)})
+
+
+def finish(analysis: Analysis, output: Output) -> int:
+    """Render, write, and say how to exit."""
+    from gradscope.cli.streams import write_result
+
+    write_result(_render(analysis, output), output.output)
+    return ExitCode.FINDING if analysis.verdict.level in output.fail_on else ExitCode.OK
+
+
+def _render(analysis: Analysis, output: Output) -> str:
+    if output.output_format == "json":
+        from gradscope.render.json import render_json
+
+        return render_json(analysis, all_lags=output.lags == "all")
+    from gradscope.render.table import render_table
+    from gradscope.render.terminal import terminal_for
+
+    terminal = terminal_for(output.color, to_file=output.output is not None)
+    return render_table(analysis, terminal, verdict_only=output.quiet)

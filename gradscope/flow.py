@@ -1,0 +1,164 @@
+"""How the gradient flows: horizon, shares of the paths, gates, recurrent matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradscope.chain import Spectrum
+from gradscope.paths import Array, Jacobians
+
+# Karpathy, Johnson and Li 2015 (arXiv 1506.02078): a gate is saturated left of 0.1 or right of 0.9.
+SATURATED = (0.1, 0.9)
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """A number per sequence of the batch: its median and its extremes."""
+
+    median: float
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Extremes:
+        """Summarise one value per sequence."""
+        return cls(float(np.median(values)), float(np.min(values)), float(np.max(values)))
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A chain of Jacobians, of the full state or of one path, with one Spectrum per sequence.
+
+    steps : how many Jacobians are multiplied; horizons : memory horizon per sequence, in steps.
+    """
+
+    name: str
+    steps: int
+    spectra: tuple[Spectrum, ...]
+    horizons: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """State size m of the chain's matrices."""
+        return len(self.spectra[0].right)
+
+    @property
+    def exact_zeros(self) -> tuple[int, ...]:
+        """How many singular values are exactly zero, per sequence."""
+        return tuple(s.exact_zeros for s in self.spectra)
+
+    @property
+    def log10_norm(self) -> Extremes:
+        """log10 sigma_1, the gain of the whole chain."""
+        return self._summary(lambda s: float(s.log10_singular_values[0]))
+
+    @property
+    def log10_rms(self) -> Extremes:
+        """log10 of the Frobenius norm / sqrt(m): the gain of a random direction."""
+        return self._summary(_log10_rms)
+
+    @property
+    def log10_peak(self) -> Extremes:
+        """log10 sigma_1 at the lag where it is largest."""
+        return self._summary(lambda s: float(_by_lag(s).max()))
+
+    @property
+    def rate(self) -> Extremes:
+        """ln sigma_1 / T, in nats per step: the largest finite-time Lyapunov exponent."""
+        return self._summary(lambda s: float(s.log10_singular_values[0]) * np.log(10.0) / self.steps)
+
+    @property
+    def horizon(self) -> Extremes:
+        """Memory horizon, in steps."""
+        return Extremes.of(self.horizons)
+
+    @property
+    def log10_norm_error(self) -> float:
+        """Estimated error of log10 sigma_1, the largest of the batch, in decades."""
+        return max(s.log10_norm_error for s in self.spectra)
+
+    def _summary(self, value: Callable[[Spectrum], float]) -> Extremes:
+        return Extremes.of([value(s) for s in self.spectra])
+
+
+def _log10_rms(spectrum: Spectrum) -> float:
+    logs = spectrum.log10_singular_values
+    if logs[0] == -np.inf:
+        return -np.inf
+    return float(logs[0] + 0.5 * np.log10((100.0 ** (logs - logs[0])).mean()))
+
+
+def _by_lag(spectrum: Spectrum) -> Array:
+    assert spectrum.log10_norm_by_lag is not None, "the pipeline asks for every chain's lag profile"
+    return spectrum.log10_norm_by_lag
+
+
+def chain_of(name: str, spectra: Sequence[Spectrum], threshold: float) -> Chain:
+    """A Chain from its spectra; its horizon ends where the gain falls below ``threshold``."""
+    horizons = tuple(horizon(_by_lag(s), threshold) for s in spectra)
+    return Chain(name, len(_by_lag(spectra[0])), tuple(spectra), horizons)
+
+
+def horizon(log10_norm: Array, threshold: float) -> int:
+    """The largest lag up to which the gain stays at or above ``threshold``; T if it always does.
+
+    log10_norm : (T,), log10 sigma_1 at lags 1..T.
+    """
+    below = np.flatnonzero(log10_norm < np.log10(threshold))
+    return int(below[0]) if len(below) else len(log10_norm)
+
+
+def shares(jacobians: Jacobians, left: Array, right: Array, log10_norm: float) -> dict[str, Array]:
+    """Each path's share in carrying the gradient at every step, {path: (T,)}; they sum to 1.
+
+    With ``left`` u and ``right`` v the top singular vectors (m,) of the chain and sigma_1 = 10 **
+    ``log10_norm``, a_t = J_t ... J_1 v and b_t = (J_T ... J_(t+1))^T u, the share of path g at step t
+    is b_t^T J_(g,t) a_(t-1) / sigma_1 = d log sigma_1 / d log alpha_(g,t) for J_t = sum_g alpha_g J_g.
+    Signed, and above 1 where another path works against. All NaN if sigma_1 is zero.
+    """
+    if log10_norm == -np.inf:
+        return {p.name: np.full(len(jacobians), np.nan) for p in jacobians.paths}
+    forward, forward_log = _propagate((jacobians[t] for t in range(len(jacobians))), right)
+    transposed = (jacobians[t].T for t in range(len(jacobians) - 1, -1, -1))
+    backward, backward_log = _propagate(transposed, left)
+    scale = np.exp(forward_log[:-1] + backward_log[-2::-1] - log10_norm * np.log(10.0))
+    return {p.name: p.bilinear(backward[-2::-1], forward[:-1]) * scale for p in jacobians.paths}
+
+
+def _propagate(steps: Any, vector: Array) -> tuple[Array, Array]:
+    """Unit vectors (T + 1, m) along the chain and the natural logarithm (T + 1,) of their lengths."""
+    vectors, logs = [vector], [0.0]
+    for step in steps:
+        vector = step @ vector
+        norm = float(np.linalg.norm(vector))
+        vector = vector / norm
+        vectors.append(vector)
+        logs.append(logs[-1] + np.log(norm))
+    return np.array(vectors), np.array(logs)
+
+
+def gate_statistics(gates: Mapping[str, Array]) -> dict[str, dict[str, float]]:
+    """Mean activation of each gate, and the fraction saturated (below 0.1 or above 0.9)."""
+    low, high = SATURATED
+    return {
+        name: {"mean": float(g.mean()), "saturated": float(((g < low) | (g > high)).mean())}
+        for name, g in gates.items()
+    }
+
+
+def recurrent_matrices(parameters: Mapping[str, Array]) -> dict[str, dict[str, Any]]:
+    """Spectral norm, spectral radius and singular values of every recurrent matrix R*."""
+    result = {}
+    for name, matrix in parameters.items():
+        if name.startswith("R") and matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]:
+            singular = np.linalg.svd(np.asarray(matrix, np.float64), compute_uv=False)
+            result[name] = {
+                "spectral_norm": float(singular[0]),
+                "spectral_radius": float(np.abs(np.linalg.eigvals(matrix)).max()),
+                "singular_values": singular,
+            }
+    return result

@@ -1,0 +1,127 @@
+"""The straight line, from a problem to its analysis."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from gradscope.analysis import Analysis
+from gradscope.cells import CELLS
+from gradscope.chain import Spectrum, diagonal_spectrum, spectrum
+from gradscope.errors import InputError
+from gradscope.flow import chain_of, gate_statistics, recurrent_matrices, shares
+from gradscope.jacobians import linearize
+from gradscope.paths import Array, Jacobians, Path, PathChain, cell_view, split
+from gradscope.problem import Problem
+from gradscope.threads import one_blas_thread
+from gradscope.verdict import Policy, judge, level
+
+Progress = Callable[[int, int], None]
+
+
+# One step's Jacobian is right to a few roundings of its entries.
+_ENTRY_ROUNDINGS = 4
+
+
+@one_blas_thread()
+def analyze(problem: Problem, policy: Policy | None = None, progress: Progress | None = None) -> Analysis:
+    """Measure how the gradient flows through ``problem``.
+
+    progress : called with (chains done, chains in all) as the work proceeds.
+    """
+    policy = policy or Policy()
+    linearized = [_linearize(problem, sequence) for sequence in range(problem.batch)]
+    view = cell_view if problem.view == "cell" else split
+    sequences = [view(problem.cell, problem.parameters, one, problem.cut) for one in linearized]
+    spectra = _spectra(sequences, _ENTRY_ROUNDINGS * float(np.finfo(problem.dtype).eps), progress)
+    chains = [chain_of(name, found, policy.vanishing_below) for name, found in spectra.items()]
+    by_step = _mean_shares(sequences, spectra["full"])
+    gates = {g: np.stack([one["gates"][g] for one in linearized]) for g in linearized[0]["gates"]}
+    return Analysis(
+        problem={**problem.source, "backend": jax.default_backend()},
+        policy=policy,
+        verdict=judge(chains, {name: float(share.mean()) for name, share in by_step.items()}, policy),
+        chains=tuple(chains),
+        levels={chain.name: level(chain, policy) for chain in chains},
+        shares=by_step,
+        gates=gate_statistics(gates),
+        matrices=recurrent_matrices(problem.parameters),
+    )
+
+
+def analyze_chain(stack: Array, source: str, policy: Policy | None = None) -> Analysis:
+    """The same for a bare stack of Jacobians (T, m, m), which has no paths."""
+    policy = policy or Policy()
+    chain = chain_of("full", [spectrum(stack, by_lag=True)], policy.vanishing_below)
+    return Analysis(
+        problem={"cell": None, "size": stack.shape[1], "steps": len(stack), "batch": 1, "source": source},
+        policy=policy,
+        verdict=judge([chain], {}, policy),
+        chains=(chain,),
+        levels={"full": level(chain, policy)},
+    )
+
+
+def _linearize(problem: Problem, sequence: int) -> dict[str, Any]:
+    """The forward pass and one-step Jacobians of one sequence, on the device and back as NumPy."""
+    cell = problem.cell
+    with jax.enable_x64(problem.dtype == "float64"), jax.default_matmul_precision("highest"):
+        parameters = {k: jax.numpy.asarray(v, problem.dtype) for k, v in problem.parameters.items()}
+        inputs = jax.numpy.asarray(problem.inputs[sequence], problem.dtype)
+        state = jax.numpy.asarray(problem.state[sequence], problem.dtype)
+        try:
+            host: dict[str, Any] = jax.device_get(linearize(cell, parameters, inputs, state))
+        except Exception as error:
+            if cell.name in CELLS:
+                raise
+            raise InputError(  # a user's step may fail in any way
+                f"cell {cell.name}: its step failed with {type(error).__name__}: {error}; expected a pure "
+                f"JAX function (parameters, x, state) of states of shape {state.shape}"
+            ) from error
+    return host
+
+
+def _spectra(
+    sequences: Sequence[Jacobians], entry_error: float, progress: Progress | None
+) -> dict[str, list[Spectrum]]:
+    """Spectra of the full chain and of every path alone: {name: one per sequence}."""
+    names = ["full", *(path.name for path in sequences[0].paths)]
+    total = len(names) * len(sequences)
+
+    def one(task: tuple[int, str]) -> Spectrum:
+        jacobians, name = sequences[task[0]], task[1]
+        path = next((p for p in jacobians.paths if p.name == name), None)
+        return _spectrum(jacobians, path, entry_error)
+
+    tasks = [(sequence, name) for name in names for sequence in range(len(sequences))]
+    found: dict[str, list[Spectrum]] = {name: [] for name in names}
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        for done, (task, result) in enumerate(zip(tasks, pool.map(one, tasks), strict=True), 1):
+            found[task[1]].append(result)
+            if progress:
+                progress(done, total)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # an interrupt does not wait for the rest
+    return found
+
+
+def _spectrum(jacobians: Jacobians, path: Path | None, entry_error: float) -> Spectrum:
+    if path is None:
+        return spectrum(jacobians, by_lag=True, entry_error=entry_error)
+    if path.diagonal is not None:
+        return diagonal_spectrum(path.diagonal, by_lag=True, entry_error=entry_error)
+    return spectrum(PathChain(path, len(jacobians)), by_lag=True, entry_error=entry_error)
+
+
+def _mean_shares(sequences: Sequence[Jacobians], full: Sequence[Spectrum]) -> dict[str, Array]:
+    each = [
+        shares(jacobians, s.left, s.right, float(s.log10_singular_values[0]))
+        for jacobians, s in zip(sequences, full, strict=True)
+    ]
+    return {name: np.mean([one[name] for one in each], axis=0) for name in each[0]}

@@ -1,0 +1,221 @@
+"""An Analysis as a table to be read: verdict, chains, who carries the gradient, norm by lag."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from gradscope.render.terminal import Terminal
+from gradscope.verdict import scientific
+
+if TYPE_CHECKING:
+    from gradscope.analysis import Analysis
+    from gradscope.flow import Chain, Extremes
+
+_STYLES = {
+    "vanishing": "bold blue",
+    "stable": "bold green",
+    "exploding": "bold red",
+    "undecided": "bold yellow",
+}
+_BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.,-=+*#"
+_BAR_WIDTH = 24
+
+
+def render_table(analysis: Analysis, terminal: Terminal, *, verdict_only: bool = False) -> str:
+    """The whole table as text, with ANSI codes if the terminal has colours."""
+    stream = io.StringIO()
+    console = Console(
+        file=stream,
+        width=terminal.width,
+        force_terminal=terminal.color,
+        color_system="standard" if terminal.color else None,
+        no_color=not terminal.color,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        legacy_windows=False,
+    )
+    for part in [_headline(analysis)] if verdict_only else _parts(analysis, terminal):
+        console.print(part)
+    text = stream.getvalue()
+    lines = (line.rstrip() for line in text.splitlines())
+    plain = "\n".join(lines) + "\n"
+    return plain if terminal.unicode else plain.translate(str.maketrans("•±σ×", "*~sx"))
+
+
+def _parts(analysis: Analysis, terminal: Terminal) -> Iterable[RenderableType]:
+    yield _headline(analysis)
+    for reason in analysis.verdict.reasons:
+        yield _bullet(reason)
+    yield _section("Chains", _chains(analysis, terminal))
+    if len(analysis.shares) > 1:
+        yield _section("Who carries the gradient", _shares(analysis, terminal))
+    yield _section(
+        "Gain by lag: how far back the gradient of the last step reaches", _lags(analysis, terminal)
+    )
+    if analysis.matrices:
+        yield _section("Recurrent matrices", _matrices(analysis, terminal))
+    if analysis.gates:
+        yield _section("Gates", _gates(analysis, terminal))
+
+
+def _headline(analysis: Analysis) -> Text:
+    level = analysis.verdict.level
+    text = Text.assemble((level.upper(), _STYLES[level]), ": ", _subject(analysis))
+    text.append(f", gain {scientific(analysis.full.log10_norm.median)}")
+    return text
+
+
+def _subject(analysis: Analysis) -> str:
+    problem, full = analysis.problem, analysis.full
+    if problem.get("cell") is None:
+        return f"{problem['source']}, {full.size} x {full.size}, {full.steps} steps"
+    words = [f"{problem['cell']}, hidden {problem['hidden']}", f"{problem['steps']} steps"]
+    if problem["batch"] > 1:
+        words.append(f"batch {problem['batch']}")
+    if problem.get("cut"):
+        words.append("without " + ", ".join(problem["cut"]))
+    if problem.get("view") == "cell":
+        words.append("cell view")
+    return ", ".join(words)
+
+
+def _bullet(sentence: str) -> RenderableType:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(" •", Text(sentence))
+    return grid
+
+
+def _section(title: str, body: RenderableType) -> RenderableType:
+    grid = Table.grid()
+    grid.add_row("")
+    grid.add_row(Text(title, style="bold"))
+    grid.add_row(Padding(body, (0, 0, 0, 1)))
+    return grid
+
+
+def _table(terminal: Terminal, *columns: str) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD if terminal.unicode else box.ASCII2,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        header_style="dim",
+    )
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", overflow="fold")
+    return table
+
+
+def _chains(analysis: Analysis, terminal: Terminal) -> RenderableType:
+    batch = len(analysis.full.spectra) > 1
+    spread = ("lowest", "highest") if batch else ("rms gain",)
+    table = _table(terminal, "chain", "gain", *spread, "nats/step", "horizon", "zeros", "error", "verdict")
+    for chain in analysis.chains:
+        level, norm = analysis.levels[chain.name], chain.log10_norm
+        others = (norm.min, norm.max) if batch else (chain.log10_rms.median,)
+        table.add_row(
+            chain.name,
+            scientific(norm.median),
+            *(scientific(value) for value in others),
+            _rate(chain.rate),
+            f"{chain.horizon.median:g}",
+            f"{np.median(chain.exact_zeros):g}",
+            _error(chain),
+            Text(level, style=_STYLES[level]),
+        )
+    return Group(table, *(Text(note, style="dim") for note in map(_zero_note, analysis.chains) if note))
+
+
+def _zero_note(chain: Chain) -> str:
+    """Why a gain is exactly zero: the lag at which the path is cut off."""
+    profile = _profile(chain)
+    if profile[-1] > -math.inf:
+        return ""
+    lag = int(np.argmin(profile)) + 1
+    before = f"; {scientific(float(profile[lag - 2]))} at lag {lag - 1}" if lag > 1 else ""
+    return f"{chain.name}: exactly 0 from lag {lag} on{before}"
+
+
+def _profile(chain: Chain) -> np.ndarray:
+    """Median over the batch of log10 sigma_1 at each lag, (T,)."""
+    return np.median([s.log10_norm_by_lag for s in chain.spectra], axis=0)
+
+
+def _rate(rate: Extremes) -> str:
+    return f"{rate.median:+.4f}" if math.isfinite(rate.median) else "-"
+
+
+def _error(chain: Chain) -> str:
+    """Estimated relative error of the worst singular value (ln 10 times the error in decades)."""
+    return f"{max(s.log10_error for s in chain.spectra) * math.log(10):.0e}"
+
+
+def _shares(analysis: Analysis, terminal: Terminal) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(justify="right")
+    for name, share in sorted(analysis.mean_shares.items(), key=lambda item: -abs(item[1])):
+        table.add_row(name, f"{100 * share:.1f} %", _bar(share, terminal))
+    return table
+
+
+def _bar(share: float, terminal: Terminal) -> str:
+    if not math.isfinite(share):
+        return ""
+    cells = min(round(abs(share) * _BAR_WIDTH), _BAR_WIDTH)
+    return ("█" if terminal.unicode else "#") * cells + (" against" if share < -0.005 else "")
+
+
+def _lags(analysis: Analysis, terminal: Terminal) -> Table:
+    steps = analysis.full.steps
+    profile = _profile(analysis.full)
+    labels = ("lag 1", scientific(float(profile[0]))), (scientific(float(profile[-1])), f"lag {steps}")
+    width = min(terminal.width - sum(map(len, labels[0] + labels[1])) - 6, steps, 100)
+    ends = np.linspace(0, steps - 1, max(width, 1)).round().astype(int)
+    grid = Table.grid(padding=(0, 1))
+    for _ in range(5):
+        grid.add_column(no_wrap=True)
+    grid.add_row(*labels[0], Text(_sparkline(profile[ends], terminal), style="cyan"), *labels[1])
+    return grid
+
+
+def _sparkline(values: np.ndarray, terminal: Terminal) -> str:
+    blocks = _BLOCKS if terminal.unicode else _ASCII_BLOCKS
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return " " * len(values)
+    low, span = finite.min(), np.ptp(finite)
+    if span < 1e-9:
+        return "".join(blocks[len(blocks) // 2] if np.isfinite(v) else " " for v in values)
+    ranks = (values - low) / span * (len(blocks) - 1)
+    return "".join(blocks[round(rank)] if np.isfinite(rank) else " " for rank in ranks.tolist())
+
+
+def _matrices(analysis: Analysis, terminal: Terminal) -> Table:
+    table = _table(terminal, "matrix", "spectral norm", "spectral radius", "smallest singular value")
+    for name, matrix in analysis.matrices.items():
+        table.add_row(
+            name,
+            f"{matrix['spectral_norm']:.4f}",
+            f"{matrix['spectral_radius']:.4f}",
+            f"{matrix['singular_values'][-1]:.2e}",
+        )
+    return table
+
+
+def _gates(analysis: Analysis, terminal: Terminal) -> Table:
+    table = _table(terminal, "gate", "mean", "saturated")
+    for name, gate in analysis.gates.items():
+        table.add_row(name, f"{gate['mean']:.3f}", f"{100 * gate['saturated']:.1f} %")
+    return table

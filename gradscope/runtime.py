@@ -1,0 +1,91 @@
+"""What must be set before JAX does anything: platform, and the persistent compilation cache."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+from gradscope.errors import InputError
+
+PLATFORMS = ("cpu", "gpu", "tpu")
+_CACHE_BYTES = 256 * 2**20
+
+
+def choose_platform(platform: str | None) -> str:
+    """Make JAX use ``platform`` (None leaves the choice to JAX) and return the backend's name.
+
+    Raises InputError if the platform is unknown or not there.
+    """
+    import jax
+
+    if platform is not None and platform not in PLATFORMS:
+        raise InputError(f"platform {platform!r}: expected one of {', '.join(PLATFORMS)}")
+    try:
+        if platform is not None:
+            device = jax.devices(platform)[0]
+            jax.config.update("jax_default_device", device)
+            return str(device.platform)
+        return jax.default_backend()
+    except RuntimeError as error:
+        found = " ".join(str(error).split())
+        raise InputError(
+            f"platform {platform or 'default'!r} is not available ({found}); "
+            "use --platform cpu, or install gradscope[cuda] or gradscope[tpu]"
+        ) from error
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs in a private folder, so that the next start does not compile again.
+
+    ``GRADSCOPE_CACHE_DIR`` moves it; JAX's own ``JAX_COMPILATION_CACHE_DIR`` wins if set.
+    """
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = cache_folder()
+    if not _private(folder):
+        return
+    _trim(folder)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    # JAX stores nothing that compiles in under a second unless told to; all of ours do.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def cache_folder() -> Path:
+    """Where compiled programs are kept."""
+    if own := os.environ.get("GRADSCOPE_CACHE_DIR"):
+        return Path(own)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", "~")).expanduser() / "gradscope" / "Cache"
+    if sys.platform == "darwin":
+        return Path("~/Library/Caches/gradscope").expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gradscope"
+
+
+def _private(folder: Path) -> bool:
+    """Create the folder with mode 0700; False if it cannot be ours alone (a cache holds code)."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not hasattr(os, "getuid"):
+            return True
+        status = folder.lstat()
+        return folder.is_dir() and status.st_uid == os.getuid() and not status.st_mode & 0o022
+    except OSError:
+        return False
+
+
+def _trim(folder: Path) -> None:
+    """Delete the oldest entries beyond the size limit (JAX's own limit needs another package)."""
+    with contextlib.suppress(OSError):
+        entries = sorted(
+            ((e.stat().st_mtime, e.stat().st_size, e) for e in folder.iterdir() if e.is_file()), reverse=True
+        )
+        kept = 0
+        for _, size, entry in entries:
+            kept += size
+            if kept > _CACHE_BYTES:
+                entry.unlink(missing_ok=True)

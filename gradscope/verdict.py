@@ -1,0 +1,132 @@
+"""Thresholds on the gain, the level they give, and the reasons in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradscope.errors import InputError
+from gradscope.flow import Chain
+
+LEVELS = ("vanishing", "stable", "exploding", "undecided")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Where vanishing begins and exploding begins, as gains (sigma_1 of the product, no unit)."""
+
+    vanishing_below: float = 1e-3
+    exploding_above: float = 1e3
+
+    def __post_init__(self) -> None:
+        for name in ("vanishing_below", "exploding_above"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise InputError(f"{_option(name)} {value:g}: expected a positive, finite gain")
+        if not self.vanishing_below < self.exploding_above:
+            raise InputError(
+                f"{_option('vanishing_below')} {self.vanishing_below:g} is not below "
+                f"{_option('exploding_above')} {self.exploding_above:g}: swap or move the thresholds"
+            )
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``level`` is one of LEVELS; ``reasons`` are sentences with numbers."""
+
+    level: str
+    reasons: tuple[str, ...]
+
+
+def level(chain: Chain, policy: Policy) -> str:
+    """The level of one chain: the median sequence decides, its error estimate may leave it open."""
+    low, high = math.log10(policy.vanishing_below), math.log10(policy.exploding_above)
+    error = chain.log10_norm_error
+    if chain.log10_peak.median - error > high:
+        return "exploding"
+    if chain.log10_peak.median + error > high:
+        return "undecided"
+    if chain.log10_norm.median + error < low:
+        return "vanishing"
+    return "undecided" if chain.log10_norm.median - error < low else "stable"
+
+
+def scientific(log10: float, digits: int = 3) -> str:
+    """``3.48e-24`` for the number whose log10 is given, however far outside float range."""
+    if log10 == -math.inf:
+        return "0"
+    exponent = math.floor(log10)
+    mantissa = f"{10.0 ** (log10 - exponent):.{digits - 1}f}"
+    if mantissa.startswith("10"):
+        mantissa, exponent = f"{1:.{digits - 1}f}", exponent + 1
+    return mantissa if exponent == 0 else f"{mantissa}e{exponent:+03d}"
+
+
+# From here on, one rounding error of a float64 state (1e-16) is seen in its fourth digit.
+_CHAOTIC = 12.0
+
+
+def judge(chains: Sequence[Chain], shares: Mapping[str, float], policy: Policy) -> Verdict:
+    """The verdict on the first chain, the full one; shares : {path: mean share}."""
+    full = chains[0]
+    sentences = [_gain(full, policy), _way(full, policy)]
+    if zeros := int(np.median(full.exact_zeros)):
+        sentences.append(f"{zeros} of the {full.size} singular values are exactly zero.")
+    if len(shares) > 1 and full.log10_norm.median > -math.inf:
+        sentences.append(_carrier(chains, shares))
+    if full.log10_peak.median > _CHAOTIC:
+        sentences.append(
+            f"A gain of {scientific(full.log10_peak.median)} amplifies the forward pass's rounding too: "
+            "the figures are exact for the computed trajectory, which another machine may not repeat."
+        )
+    return Verdict(level(full, policy), tuple(sentences))
+
+
+def _gain(full: Chain, policy: Policy) -> str:
+    gain = full.log10_norm.median
+    if gain == -math.inf:
+        return f"The product over {full.steps} steps is exactly zero: no gradient reaches its first step."
+    where = f"between the thresholds {policy.vanishing_below:g} and {policy.exploding_above:g}"
+    if gain < math.log10(policy.vanishing_below):
+        where = f"below the vanishing threshold {policy.vanishing_below:g}"
+    elif gain > math.log10(policy.exploding_above):
+        where = f"above the exploding threshold {policy.exploding_above:g}"
+    batch = f", median of {len(full.spectra)} sequences" if len(full.spectra) > 1 else ""
+    return (
+        f"Over {full.steps} steps the gradient's gain (sigma_1 of the product{batch}) is "
+        f"{scientific(gain)}, {where}; log10 error {full.log10_norm_error:.0e}."
+    )
+
+
+def _way(full: Chain, policy: Policy) -> str:
+    steps, horizon, peak = full.steps, full.horizon.median, full.log10_peak.median
+    reach = f"at every lag up to {steps}" if horizon >= steps else f"up to lag {horizon:g} of {steps}"
+    text = f"The gain stays at or above {policy.vanishing_below:g} {reach}"
+    if peak > math.log10(policy.exploding_above) and peak > full.log10_norm.median:
+        lags = [int(np.argmax(s.log10_norm_by_lag)) + 1 for s in full.spectra]
+        text += f", and is largest, {scientific(peak)}, at lag {np.median(lags):g}"
+    return f"{_rate(full)}{text}."
+
+
+def _rate(full: Chain) -> str:
+    rate = full.rate.median
+    if not math.isfinite(rate):
+        return ""
+    text = f"The rate is {rate:+.4f} nats per step"
+    if abs(rate) < 1e-12:
+        return f"{text}. "
+    return f"{text}: {'halved' if rate < 0 else 'doubled'} every {math.log(2) / abs(rate):.3g} steps. "
+
+
+def _carrier(chains: Sequence[Chain], shares: Mapping[str, float]) -> str:
+    name = max(shares, key=lambda path: abs(shares[path]))
+    text = f"{name} carries {100 * shares[name]:.0f} % of the gradient"
+    alone = next(chain for chain in chains if chain.name == name)
+    return f"{text}; alone it would give a gain of {scientific(alone.log10_norm.median)}."

@@ -1,0 +1,112 @@
+"""Shares against finite differences, horizons against closed forms, matrices against torch."""
+
+import numpy as np
+import pytest
+import torch
+
+from gradscope.chain import spectrum
+from gradscope.flow import chain_of, gate_statistics, horizon, recurrent_matrices, shares
+from gradscope.paths import DensePath, Jacobians
+
+
+def random_paths(names, steps, size, seed=0):
+    rng = np.random.default_rng(seed)
+    paths = tuple(DensePath(name, rng.normal(size=(steps, size, size)) / np.sqrt(size)) for name in names)
+    return Jacobians(paths, steps, size)
+
+
+def log_norm(jacobians, weights):
+    """ln sigma_1 of the product of sum_g weights[g, t] J_(g, t), by plain NumPy (few steps)."""
+    product = np.eye(jacobians.size)
+    for t in range(len(jacobians)):
+        product = sum(w[t] * p.stack[t] for w, p in zip(weights, jacobians.paths, strict=True)) @ product
+    return np.log(np.linalg.norm(product, 2))
+
+
+def test_share_is_the_logarithmic_derivative_of_sigma_1():
+    steps = 4
+    jacobians = random_paths("abc", steps, 5)
+    s = spectrum(jacobians)
+    found = shares(jacobians, s.left, s.right, s.log10_singular_values[0])
+    h = 1e-6
+    for g, name in enumerate("abc"):
+        for t in range(steps):
+            up, down = np.ones((2, 3, steps))
+            up[g, t] += h
+            down[g, t] -= h
+            slope = (log_norm(jacobians, up) - log_norm(jacobians, down)) / (2 * h)
+            assert found[name][t] == pytest.approx(slope, abs=1e-8)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+def test_shares_sum_to_one_at_every_step_however_long_the_chain(scale):
+    jacobians = random_paths("ab", 150, 6)
+    for path in jacobians.paths:
+        path.stack[...] *= scale  # the product leaves the range of float64
+    s = spectrum(jacobians)
+    found = shares(jacobians, s.left, s.right, s.log10_singular_values[0])
+    np.testing.assert_allclose(found["a"] + found["b"], 1.0, rtol=1e-9)
+
+
+def test_shares_of_a_dead_chain_are_unknown():
+    jacobians = Jacobians((DensePath("a", np.zeros((3, 2, 2))),), 3, 2)
+    s = spectrum(jacobians)
+    assert np.isnan(shares(jacobians, s.left, s.right, s.log10_singular_values[0])["a"]).all()
+
+
+@pytest.mark.parametrize(("w", "steps"), [(0.99, 2000), (0.9, 200), (0.5, 50), (1.0, 30), (1.01, 200)])
+def test_horizon_of_a_scalar(w, steps):
+    expected = steps if w >= 1 else min(steps, int(np.floor(np.log(1e-3) / np.log(w))))
+    chain = chain_of("full", [spectrum(np.full((steps, 1, 1), w), by_lag=True)], 1e-3)
+    assert chain.horizons == (expected,)
+    assert chain.rate.median == pytest.approx(np.log(w), abs=1e-14)
+    assert chain.log10_norm.median == pytest.approx(steps * np.log10(w), rel=1e-13, abs=1e-15)
+    assert chain.log10_rms == chain.log10_norm
+
+
+def test_horizon_ends_at_the_first_lag_below_even_if_it_recovers():
+    assert horizon(np.array([0.0, -4.0, 5.0]), 1e-3) == 1
+    assert horizon(np.array([-4.0, 5.0]), 1e-3) == 0
+    assert horizon(np.array([-np.inf]), 1e-3) == 0
+
+
+def test_rms_gain_is_the_frobenius_norm():
+    rng = np.random.default_rng(3)
+    stack = rng.normal(size=(3, 4, 4))
+    product = stack[2] @ stack[1] @ stack[0]
+    chain = chain_of("full", [spectrum(stack, by_lag=True)], 1e-3)
+    assert chain.log10_rms.median == pytest.approx(np.log10(np.linalg.norm(product) / 2), abs=1e-12)
+
+
+def test_batch_median_and_extremes():
+    spectra = [spectrum(np.full((10, 1, 1), w), by_lag=True) for w in (0.1, 10.0, 1.0)]
+    norm = chain_of("full", spectra, 1e-3).log10_norm
+    assert (norm.median, norm.min, norm.max) == pytest.approx((0.0, -10.0, 10.0))
+
+
+def test_gate_statistics():
+    gates = {"f": np.array([[0.05, 0.5], [0.95, 0.5]]), "i": np.array([[0.1, 0.9]])}
+    assert gate_statistics(gates) == {
+        "f": {"mean": pytest.approx(0.5), "saturated": 0.5},
+        "i": {"mean": pytest.approx(0.5), "saturated": 0.0},
+    }
+
+
+def test_recurrent_matrices_against_torch():
+    rng = np.random.default_rng(0)
+    parameters = {
+        "R_f": rng.normal(size=(6, 6)),
+        "W_f": rng.normal(size=(6, 6)),
+        "R_z": np.diag([3.0, 1, 1, 1, 1, -4]),
+    }
+    found = recurrent_matrices(parameters)
+    assert list(found) == ["R_f", "R_z"]
+    for name, numbers in found.items():
+        matrix = torch.tensor(parameters[name])
+        assert numbers["spectral_norm"] == pytest.approx(
+            torch.linalg.matrix_norm(matrix, 2).item(), rel=1e-13
+        )
+        assert numbers["spectral_radius"] == pytest.approx(
+            torch.linalg.eigvals(matrix).abs().max().item(), rel=1e-12
+        )
+        np.testing.assert_allclose(numbers["singular_values"], torch.linalg.svdvals(matrix), rtol=1e-12)
