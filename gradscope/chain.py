@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from gradscope.errors import InputError
-from gradscope.runs import EPS, LOG10_2, Run, best_run, lags_alone
+from gradscope.lags import LOG10_2, LagNorm
+from gradscope.runs import EPS, Run, best_run, lags_alone
 from gradscope.structure import Array, Steps, checked, reachable, restricted
 from gradscope.threads import one_blas_thread
 
@@ -41,6 +42,7 @@ def spectrum(
     top: int | None = None,
     *,
     by_lag: bool = False,
+    floor: float = -np.inf,
     entry_error: float = EPS,
 ) -> Spectrum:
     """Singular values of P = jacobians[T-1] @ ... @ jacobians[0].
@@ -48,6 +50,7 @@ def spectrum(
     jacobians : (T, m, m) array, or a sequence whose [t] gives an (m, m) array.
     top : keep only that many values (all are computed).
     by_lag : also log10 sigma_1 at every lag.
+    floor : lags where it is below this, and below the largest, may get an upper bound instead.
     entry_error : relative rounding unit of the entries, which the error estimate then covers;
         at its default (and below) the float64 entries are taken as exact.
     Raises InputError for an empty, non-square, complex or non-finite chain, or top out of range.
@@ -61,14 +64,15 @@ def spectrum(
     if top is not None and not 1 <= top <= m:
         raise InputError(f"top is {top}, expected 1 to {m}: ask for no more values than states")
     whole = steps
+    lag_norm = LagNorm(floor) if by_lag else None
     lagged: Array | None = None
     if gaps:
         forward, backward = reachable(whole, m)
         steps = restricted(whole, [f & b for f, b in zip(forward, backward, strict=True)])
-        if by_lag:
+        if lag_norm is not None:
             # A state that time 0 does not reach still counts at the shorter lags.
-            lagged = lags_alone(restricted(whole, backward))
-    found = best_run(steps, entry_error, by_lag and lagged is None)
+            lagged, lag_norm = lags_alone(restricted(whole, backward), lag_norm), None
+    found = best_run(steps, entry_error, lag_norm)
     return _assemble(found, steps, m, top, by_lag, lagged)
 
 

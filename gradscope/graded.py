@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 from scipy.linalg.blas import dtrmm
-from scipy.linalg.lapack import dgetrf
+from scipy.linalg.lapack import dgetrf, dlaswp
 
 from gradscope.errors import InputError
 from gradscope.structure import Array
@@ -63,7 +63,7 @@ def prefixes(
     """Graded form of A_T, A_T A_(T-1), ..., A_T ... A_1 with the exponents of the columns of y.
 
     steps(t) is A_(t+1); rank_at and forced as rank and forced of advance, at every t.
-    reset : makes x and y orthonormal; called at lags 1, 2, 4, ... 64 and every 64, because the
+    reset : makes x and y orthonormal again; called at lags 1, 2, 4, ... 64 and every 64, because the
     condition of x grows with m (1e10 for a GRU of 128 units) before the grading sets in.
 
     From the output end, because LU pivoting then chooses among the states the step comes from:
@@ -117,8 +117,8 @@ def advance(
     n = _upper(lu, pivots, mantissa, exponent)
     x = graded.x[order]
     x = dtrmm(1.0, n, x, diag=1, overwrite_b=1) if kept == len(order) else np.triu(n) @ x
-    y = np.zeros((kept, a.shape[1]))
-    y[:, pivot_rows] = np.tril(lu, -1).T[:kept]
+    y = np.empty((kept, a.shape[1]))
+    y[:, pivot_rows] = lu.T[:kept] * _strictly_upper(lu.shape[0])[:kept]
     y[np.arange(kept), pivot_rows[:kept]] = 1
     mantissa, carried = np.frexp(mantissa[:kept] * pivots)
     return Graded(np.asfortranarray(x), mantissa, exponent[:kept] + carried + shift, y)
@@ -158,10 +158,12 @@ def _first_bad(ratio: Array) -> int:
 
 
 def _permutation(swaps: Array, size: int) -> Array:
-    permutation = list(range(size))
-    for i, j in enumerate(swaps.tolist()):
-        permutation[i], permutation[j] = permutation[j], permutation[i]
-    return np.array(permutation)
+    return np.asarray(dlaswp(np.arange(size, dtype=float)[:, None], swaps)[:, 0].astype(np.intp))
+
+
+@cache
+def _strictly_upper(size: int) -> Array:
+    return np.triu(np.ones((size, size)), 1)
 
 
 def _upper(lu: Array, pivots: Array, mantissa: Array, exponent: Array) -> Array:
@@ -174,6 +176,16 @@ def _upper(lu: Array, pivots: Array, mantissa: Array, exponent: Array) -> Array:
         n /= d[:kept, None]
         n *= d
     else:
-        ratio = np.clip(exponent - exponent[:kept, None], -1074, 1000)
-        n *= np.ldexp(mantissa / mantissa[:kept, None], ratio)
+        n /= mantissa[:kept, None]
+        n *= mantissa
+        n *= powers_of_two(exponent - exponent[:kept, None])
     return n
+
+
+# ldexp of a whole matrix takes as long as its product with another.
+_POWERS = np.ldexp(1.0, np.arange(-1075, 1001))
+
+
+def powers_of_two(exponent: Array) -> Array:
+    """2 ** exponent for integers; 0 and 2^1000 where float64 ends."""
+    return _POWERS.take(exponent + 1075, mode="clip")

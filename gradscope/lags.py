@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from gradscope.graded import Graded
@@ -9,16 +11,24 @@ from gradscope.structure import Array
 
 MAX_STEPS = 40
 TOLERANCE = 1e-13
+TINY = 1e-300
+# Even a good start takes this many; looking earlier costs as much as the step.
+FEWEST_STEPS = 2
 # Rows of d this far below the largest do not change the norm.
 BELOW = 1e-19
+LOG10_2 = np.log10(np.longdouble(2))
 
 
 class LagNorm:
-    """log10 sigma_1 of one graded product after the other."""
+    """log10 sigma_1 of one graded product after the other.
 
-    def __init__(self) -> None:
+    floor : where the norm is certainly below it, and below the largest so far, an upper bound will do.
+    """
+
+    def __init__(self, floor: float = -np.inf) -> None:
         self.rng = np.random.default_rng(0)
         self.vector: Array | None = None
+        self.floor, self.peak = floor, -np.inf
 
     def __call__(self, graded: Graded, after: Array) -> float:
         """After : (m_0,) exponents by which the columns of graded.y are scaled."""
@@ -35,51 +45,65 @@ class LagNorm:
         if np.isneginf(log_size).all():
             return -np.inf
         shift = int(log_size.max())
+        entries = math.sqrt(graded.x.shape[1] * y.shape[1])  # the norm is at most so many of the largest
+        bound = math.log2(np.exp2(log_size - shift).sum() * entries) + shift - reference
+        if bound * LOG10_2 < min(self.floor, self.peak):
+            return float(bound * LOG10_2)
         height, carried = np.frexp(height[keep])
         y = np.ldexp(y[keep], -carried[:, None]) / height[:, None]
         d = np.ldexp(graded.mantissa[keep] * height, graded.exponent[keep] + carried - shift)
         sigma = self._norm(graded.x[keep] * d[:, None], y)
-        return float(np.log10(np.longdouble(sigma)) + (shift - reference) * np.log10(np.longdouble(2)))
+        norm = float(np.log10(np.longdouble(sigma)) + (shift - reference) * LOG10_2)
+        self.peak = max(self.peak, norm)
+        return norm
 
     def _norm(self, x: Array, y: Array) -> float:
-        """Largest singular value of x.T @ y by Golub-Kahan-Lanczos, fully reorthogonalised."""
+        """Largest singular value of x.T @ y; the left vector is where the next lag starts."""
         if len(x) == 1:
             self.vector = x[0] / np.linalg.norm(x[0])
             return float(np.linalg.norm(x) * np.linalg.norm(y))
-        if self.vector is None or len(self.vector) != x.shape[1] or min(x.shape) <= 6:
-            return self._direct(x, y)
-        start = self.rng.normal(size=len(self.vector))
-        # The random part finds a new top vector that is orthogonal to the old one.
-        start = self.vector + 0.1 * start / np.linalg.norm(start)
-        us = np.empty((MAX_STEPS + 1, x.shape[1]))
-        vs = np.empty((MAX_STEPS, y.shape[1]))
-        bidiagonal = np.zeros((MAX_STEPS + 1, MAX_STEPS))
-        us[0] = start / np.linalg.norm(start)
-        last, still = 0.0, 0
-        for j in range(MAX_STEPS):
-            v = (x @ us[j]) @ y
-            v -= (vs[:j] @ v) @ vs[:j]
-            v -= (vs[:j] @ v) @ vs[:j]
-            alpha = np.linalg.norm(v)
-            if alpha <= 1e-300:
-                break
-            vs[j] = v / alpha
-            u = (y @ vs[j]) @ x
-            u -= (us[: j + 1] @ u) @ us[: j + 1]
-            u -= (us[: j + 1] @ u) @ us[: j + 1]
-            beta = np.linalg.norm(u)
-            bidiagonal[j, j], bidiagonal[j + 1, j] = alpha, beta
-            left, sigmas, _ = np.linalg.svd(bidiagonal[: j + 2, : j + 1], full_matrices=False)
-            sigma = float(sigmas[0])
-            us[j + 1] = u / max(beta, 1e-300)
-            still = still + 1 if sigma - last <= TOLERANCE * sigma else 0
-            last = sigma
-            if still == 2 or beta <= 1e-15 * sigma:
-                self.vector = left[:, 0] @ us[: j + 2]
-                return sigma
-        return self._direct(x, y)
+        found = None
+        if self.vector is not None and len(self.vector) == x.shape[1] and min(x.shape) > 6:
+            noise = self.rng.normal(size=len(self.vector))
+            # The random part finds a new top vector that is orthogonal to the old one.
+            found = _golub_kahan(x, y, self.vector + 0.1 * noise / np.linalg.norm(noise))
+        self.vector, sigma = found or _direct(x, y)
+        return sigma
 
-    def _direct(self, x: Array, y: Array) -> float:
-        u, s, _ = np.linalg.svd(x.T @ y)
-        self.vector = u[:, 0]
-        return float(s[0])
+
+def _direct(x: Array, y: Array) -> tuple[Array, float]:
+    u, s, _ = np.linalg.svd(x.T @ y)
+    return u[:, 0], float(s[0])
+
+
+def _golub_kahan(x: Array, y: Array, start: Array) -> tuple[Array, float] | None:
+    """Top left vector and value of x.T @ y by Golub-Kahan-Lanczos; None if it takes too long.
+
+    Without reorthogonalisation: what is lost with it are copies of values that have converged
+    (Paige 1971), and the largest is all that is wanted.
+    """
+    us, vs = np.empty((MAX_STEPS + 1, x.shape[1])), np.empty((MAX_STEPS, y.shape[1]))
+    bidiagonal = np.zeros((MAX_STEPS + 1, MAX_STEPS))
+    us[0] = start / math.sqrt(start @ start)
+    last, still, beta = 0.0, 0, 0.0
+    for j in range(MAX_STEPS):
+        v = (x @ us[j]) @ y
+        if j:
+            v -= beta * vs[j - 1]
+        alpha = math.sqrt(v @ v)
+        if alpha <= TINY:
+            return None
+        vs[j] = v / alpha
+        u = (y @ vs[j]) @ x - alpha * us[j]
+        beta = math.sqrt(u @ u)
+        us[j + 1] = u / max(beta, TINY)
+        bidiagonal[j, j], bidiagonal[j + 1, j] = alpha, beta
+        if j < FEWEST_STEPS and beta > TINY:
+            continue
+        left, sigmas, _ = np.linalg.svd(bidiagonal[: j + 2, : j + 1], full_matrices=False)
+        sigma = float(sigmas[0])
+        still = still + 1 if sigma - last <= TOLERANCE * sigma else 0
+        last = sigma
+        if still == 2 or beta <= 1e-15 * sigma:
+            return left[:, 0] @ us[: j + 2], sigma
+    return None

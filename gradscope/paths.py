@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy as np
 from gradscope.cells.base import Cell
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
+
+_KEEP_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,16 @@ class Jacobians(Sequence[Array]):
     def __getitem__(self, t: Any) -> Any:
         if not 0 <= t < self.steps:
             raise IndexError(t)
+        return self._kept[t] if self._kept else self._sum(t)
+
+    @cached_property
+    def _kept(self) -> list[Array]:
+        """All steps at once, if they are small: they are gone through several times."""
+        if 8 * self.steps * self.size**2 > _KEEP_BYTES:
+            return []
+        return [self._sum(t) for t in range(self.steps)]
+
+    def _sum(self, t: int) -> Array:
         out = np.zeros((self.size, self.size))
         for path in self.paths:
             path.add_to(out, t)

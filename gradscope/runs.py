@@ -8,13 +8,12 @@ import numpy as np
 
 from gradscope.errors import InputError
 from gradscope.exact import affordable, exact_product
-from gradscope.finish import decomposed
+from gradscope.finish import decomposed, orthonormal
 from gradscope.graded import OUT_OF_RANGE, Graded, prefixes
-from gradscope.lags import LagNorm
+from gradscope.lags import LOG10_2, LagNorm
 from gradscope.structure import Array, ExactRank, Steps
 
 EPS = float(np.finfo(np.float64).eps)
-LOG10_2 = np.log10(np.longdouble(2))
 # The difference of two runs is one draw of the error: this covers most of its spread.
 SAFETY = 8.0
 # Error estimates (log10) good enough not to try another way; for large chains.
@@ -26,7 +25,7 @@ NOISE = 0.1
 RESET_SIZE = 48
 
 
-def best_run(steps: Steps, entry_error: float, by_lag: bool) -> Run:
+def best_run(steps: Steps, entry_error: float, lag_norm: LagNorm | None) -> Run:
     """The first way of running the chain whose two runs agree, or else the better one.
 
     Resets cure the loss that grows with the size; without them the structure of sparse chains
@@ -37,7 +36,7 @@ def best_run(steps: Steps, entry_error: float, by_lag: bool) -> Run:
     enough = (POOR if large else GOOD) + 2 * SAFETY * len(steps) * (entry_error - EPS)
     runs: list[Run] = []
     for reset in (large, not large):
-        runs.append(_pair(steps, entry_error, reset=reset, by_lag=by_lag and not runs))
+        runs.append(_pair(steps, entry_error, reset=reset, lag_norm=None if runs else lag_norm))
         if runs[-1].error <= enough:
             break
     best = min(runs, key=lambda run: run.error)
@@ -58,11 +57,11 @@ def _pair(
     entry_error: float,
     *,
     reset: bool,
-    by_lag: bool = False,
+    lag_norm: LagNorm | None = None,
     plan: dict[int, int] | None = None,
 ) -> Run:
     """A run with its error estimate."""
-    run = Run(steps, reset=reset, by_lag=by_lag, plan=plan)
+    run = Run(steps, reset=reset, lag_norm=lag_norm, plan=plan)
     again = Run(steps, reset=reset, plan=run.plan, perturb=entry_error)
     _compare(run, again, entry_error)
     return run
@@ -92,7 +91,7 @@ class Run:
         plan: dict[int, int] | None = None,
         perturb: float = 0.0,
         reset: bool = False,
-        by_lag: bool = False,
+        lag_norm: LagNorm | None = None,
     ) -> None:
         self.error = self.norm_error = 0.0
         self.reset = reset
@@ -107,7 +106,6 @@ class Run:
                 self.plan[t] = known
             return known
 
-        lag_norm = LagNorm() if by_lag else None
         lags = []
         graded = start = Graded.identity(len(steps.weights[-1]))
         for graded, after in prefixes(
@@ -116,7 +114,7 @@ class Run:
             start,
             rank_at,
             plan or {},
-            decomposed if reset else None,
+            orthonormal if reset else None,
         ):
             if lag_norm is not None:
                 lags.append(lag_norm(graded, after))
@@ -166,9 +164,8 @@ def _floor(run: Run, entry_error: float) -> float:
     return (2 * EPS + entry_error) / float(np.log(10)) + rounding
 
 
-def lags_alone(steps: Steps) -> Array:
+def lags_alone(steps: Steps, lag_norm: LagNorm) -> Array:
     """(T,) log10 sigma_1 of A_T ... A_(T-k+1), k = 1 ... T, without the other values."""
-    lag_norm = LagNorm()
     graded = Graded.identity(len(steps.weights[-1]))
     chain = prefixes(steps.__getitem__, steps.weights, graded, lambda t, r: r, {})
     return np.array([lag_norm(graded, after) for graded, after in chain])

@@ -142,9 +142,7 @@ def _zero_note(chain: Chain) -> str:
     profile = _profile(chain)
     if profile[-1] > -math.inf:
         return ""
-    lag = int(np.argmin(profile)) + 1
-    before = f"; {scientific(float(profile[lag - 2]))} at lag {lag - 1}" if lag > 1 else ""
-    return f"{chain.name}: exactly 0 from lag {lag} on{before}"
+    return f"{chain.name}: exactly 0 from lag {int(np.argmin(profile)) + 1} on"
 
 
 def _profile(chain: Chain) -> np.ndarray:
