@@ -23,9 +23,8 @@ def main() -> None:
             exploding_above=5,
         )
         gain = 10.0**analysis.full.log10_norm.median
-        print(
-            f"{w:5.2f}  {gain:12.5g}  {w**200:12.5g}  {analysis.full.horizon.median:7g}  {analysis.verdict.level}"
-        )
+        horizon = analysis.full.horizon.median
+        print(f"{w:5.2f}  {gain:12.5g}  {w**200:12.5g}  {horizon:7g}  {analysis.verdict.level}")
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def _chain(chain: Chain, level: str) -> dict[str, Any]:
 
 def _profile(full: Chain, shares: Mapping[str, Array], all_lags: bool) -> dict[str, Any]:
     shown = lags(full.steps, every=all_lags)
-    norms = [_plain(np.asarray(s.log10_norm_by_lag)[shown - 1]) for s in full.spectra]
+    norms = _plain(full.by_lag[:, shown - 1])
     # Lag k reaches back through step t = T - k + 1.
     share = {name: _plain(by_step[::-1][shown - 1]) for name, by_step in shares.items()}
     return {"lag": shown.tolist(), "log10_norm": norms, "share": share}

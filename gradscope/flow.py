@@ -52,6 +52,11 @@ class Chain:
         return tuple(s.exact_zeros for s in self.spectra)
 
     @property
+    def by_lag(self) -> Array:
+        """log10 sigma_1 at lags 1..T for every sequence, (B, T)."""
+        return np.array([s.log10_norm_by_lag for s in self.spectra], np.float64)
+
+    @property
     def log10_norm(self) -> Extremes:
         """log10 sigma_1, the gain of the whole chain."""
         return self._summary(lambda s: float(s.log10_singular_values[0]))
@@ -64,7 +69,7 @@ class Chain:
     @property
     def log10_peak(self) -> Extremes:
         """log10 sigma_1 at the lag where it is largest."""
-        return self._summary(lambda s: float(_by_lag(s).max()))
+        return Extremes.of(self.by_lag.max(axis=1).tolist())
 
     @property
     def rate(self) -> Extremes:
@@ -92,15 +97,11 @@ def _log10_rms(spectrum: Spectrum) -> float:
     return float(logs[0] + 0.5 * np.log10((100.0 ** (logs - logs[0])).mean()))
 
 
-def _by_lag(spectrum: Spectrum) -> Array:
-    assert spectrum.log10_norm_by_lag is not None, "the pipeline asks for every chain's lag profile"
-    return spectrum.log10_norm_by_lag
-
-
 def chain_of(name: str, spectra: Sequence[Spectrum], threshold: float) -> Chain:
-    """A Chain from its spectra; its horizon ends where the gain falls below ``threshold``."""
-    horizons = tuple(horizon(_by_lag(s), threshold) for s in spectra)
-    return Chain(name, len(_by_lag(spectra[0])), tuple(spectra), horizons)
+    """A Chain from its spectra by lag; its horizon ends where the gain falls below ``threshold``."""
+    profiles = [np.asarray(s.log10_norm_by_lag) for s in spectra]
+    horizons = tuple(horizon(profile, threshold) for profile in profiles)
+    return Chain(name, len(profiles[0]), tuple(spectra), horizons)
 
 
 def horizon(log10_norm: Array, threshold: float) -> int:

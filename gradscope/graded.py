@@ -74,7 +74,7 @@ def prefixes(
     for t in reversed(range(count)):
         a = steps(t) * np.ldexp(1.0, -weights[t])[:, None]
         after = weights[t - 1] if t else np.zeros(a.shape[1], int)
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             graded = advance(graded, a, after, partial(rank_at, t), forced.get(t))
         if not np.abs(graded.x).max(initial=0) < LARGEST:  # not >=, or NaN passes
             raise InputError(OUT_OF_RANGE)
@@ -106,8 +106,7 @@ def advance(
     shift = int(after.max())
     rows = (graded.y @ a) * np.ldexp(1.0, after - shift)
     size = np.abs(rows).max(axis=1, initial=0)
-    with np.errstate(divide="ignore"):
-        weight = np.log2(size) + np.log2(np.abs(graded.mantissa)) + graded.exponent
+    weight = np.log2(size) + np.log2(np.abs(graded.mantissa)) + graded.exponent
     # Pre-pivoting (Tomas, Chang, Scalettar, Bai 2012): largest first, or N below overflows.
     order = np.argsort(-weight, kind="stable")
     order, lu, pivot_rows, kept = _factor(rows, size, order, rank, forced)

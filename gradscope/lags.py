@@ -31,7 +31,7 @@ class LagNorm:
         self.floor, self.peak = floor, -np.inf
 
     def __call__(self, graded: Graded, after: Array) -> float:
-        """After : (m_0,) exponents by which the columns of graded.y are scaled."""
+        """after : (m_0,) exponents by which the columns of graded.y are scaled."""
         if graded.rank == 0:
             return -np.inf
         reference = int(after.max(initial=0))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gradscope.cells.base import Cell
+from gradscope.jacobians import NAMELESS
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -40,7 +41,7 @@ class UnitPath:
     def _factor(self, t: int, component: int) -> Array:
         matrix = np.eye(self.slope.shape[-1]) if self.matrix is None else self.matrix
         left = self.slope[t, component][:, None] * matrix
-        return left if self.link is None else left * self.link[t]
+        return np.asarray(left if self.link is None else left * self.link[t])
 
     def add_to(self, out: Array, t: int) -> None:
         """Add this path's Jacobian of step t to ``out`` (m, m)."""
@@ -76,7 +77,7 @@ class DensePath:
 
     def block(self, t: int) -> Array:
         """The step itself: the chain of such a path is over the whole state."""
-        return self.stack[t]
+        return np.asarray(self.stack[t])
 
     def bilinear(self, backward: Array, forward: Array) -> Array:
         """b_t^T J_t a_t for all t: ``backward`` and ``forward`` are (T, m), the result (T,)."""
@@ -101,6 +102,16 @@ class Jacobians(Sequence[Array]):
         if not 0 <= t < self.steps:
             raise IndexError(t)
         return self._kept[t] if self._kept else self._sum(t)
+
+    @property
+    def chains(self) -> dict[str, Jacobians | PathChain]:
+        """The full chain and each named path's own: itself again where a path is all there is."""
+        found: dict[str, Jacobians | PathChain] = {"full": self}
+        for path in self.paths:
+            if path.name != NAMELESS:
+                alone = len(self.paths) == 1 and len(path.block(0)) == self.size
+                found[path.name] = self if alone else PathChain(path, self.steps)
+        return found
 
     @cached_property
     def _kept(self) -> list[Array]:
@@ -134,6 +145,11 @@ class PathChain(Sequence[Array]):
     def __iter__(self) -> Iterator[Array]:
         return map(self.path.block, range(self.steps))
 
+    @property
+    def diagonal(self) -> Array | None:
+        """(T, n) where every step of the chain is diagonal."""
+        return self.path.diagonal
+
 
 def split(
     cell: Cell, parameters: Mapping[str, Array], linearized: Mapping[str, Any], cut: Sequence[str] = ()
@@ -156,6 +172,7 @@ def cell_view(
 ) -> Jacobians:
     """The n x n chain dc_t/dc_(t-1), t = 2..T, of an LSTM, with h_(t-1) = o_(t-1) squash(c_(t-1)).
 
+    linearized : what ``linearize`` returned, and what ``link`` did as ``link``.
     o is held fixed: what is left are the carousel, the forget gate, the input gate and the block
     input (and the peepholes of the first two gates).
     """

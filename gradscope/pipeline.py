@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -16,8 +14,8 @@ from gradscope.cells import CELLS
 from gradscope.chain import Spectrum, diagonal_spectrum, spectrum
 from gradscope.errors import InputError
 from gradscope.flow import chain_of, gate_statistics, recurrent_matrices, shares
-from gradscope.jacobians import linearize
-from gradscope.paths import Array, Jacobians, Path, PathChain, cell_view, split
+from gradscope.jacobians import NAMELESS, linearize, link
+from gradscope.paths import Array, Jacobians, PathChain, cell_view, split
 from gradscope.problem import Problem
 from gradscope.threads import one_blas_thread
 from gradscope.verdict import Policy, judge, level
@@ -27,9 +25,6 @@ Progress = Callable[[int, int], None]
 
 # One step's Jacobian is right to a few roundings of its entries.
 _ENTRY_ROUNDINGS = 4
-# Below this state size, threads wait for the interpreter's lock longer than they gain: with two of
-# them four chains took 1.6 times as long at m = 64, as long at 128, 0.6 times at 256.
-_WORTH_A_THREAD = 192
 
 
 @one_blas_thread()
@@ -80,7 +75,10 @@ def _linearize(problem: Problem, sequence: int) -> dict[str, Any]:
         inputs = jax.numpy.asarray(problem.inputs[sequence], problem.dtype)
         state = jax.numpy.asarray(problem.state[sequence], problem.dtype)
         try:
-            host: dict[str, Any] = jax.device_get(linearize(cell, parameters, inputs, state))
+            found = linearize(cell, parameters, inputs, state)
+            if problem.view == "cell":
+                found["link"] = link(cell, found["states"], found["gates"])
+            host: dict[str, Any] = jax.device_get(found)
         except Exception as error:
             if cell.name in CELLS:
                 raise
@@ -95,35 +93,25 @@ def _spectra(
     sequences: Sequence[Jacobians], entry_error: float, floor: float, progress: Progress | None
 ) -> dict[str, list[Spectrum]]:
     """Spectra of the full chain and of every path alone: {name: one per sequence}."""
-    names = ["full", *(path.name for path in sequences[0].paths)]
-    total = len(names) * len(sequences)
-
-    def one(task: tuple[int, str]) -> Spectrum:
-        jacobians, name = sequences[task[0]], task[1]
-        path = next((p for p in jacobians.paths if p.name == name), None)
-        return _spectrum(jacobians, path, entry_error, floor)
-
-    tasks = [(sequence, name) for name in names for sequence in range(len(sequences))]
-    found: dict[str, list[Spectrum]] = {name: [] for name in names}
-    pool = ThreadPoolExecutor(os.cpu_count())
-    results = pool.map(one, tasks) if sequences[0].size >= _WORTH_A_THREAD else map(one, tasks)
-    try:
-        for done, (task, result) in enumerate(zip(tasks, results, strict=True), 1):
-            found[task[1]].append(result)
+    found: dict[str, list[Spectrum]] = {name: [] for name in sequences[0].chains}
+    for jacobians in sequences:
+        for name, chain in jacobians.chains.items():
+            if chain is jacobians and name != "full":
+                found[name].append(found["full"][-1])
+            else:
+                found[name].append(_spectrum(chain, entry_error, floor))
             if progress:
-                progress(done, total)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # an interrupt does not wait for the rest
+                progress(sum(map(len, found.values())), len(sequences) * len(found))
     return found
 
 
-def _spectrum(jacobians: Jacobians, path: Path | None, entry_error: float, floor: float) -> Spectrum:
+def _spectrum(chain: Jacobians | PathChain, entry_error: float, floor: float) -> Spectrum:
     """Every lag of the full chain; of a path alone only what its horizon and its peak need."""
-    if path is None:
-        return spectrum(jacobians, by_lag=True, entry_error=entry_error)
-    if path.diagonal is not None:
-        return diagonal_spectrum(path.diagonal, by_lag=True, entry_error=entry_error)
-    return spectrum(PathChain(path, len(jacobians)), by_lag=True, floor=floor, entry_error=entry_error)
+    if isinstance(chain, Jacobians):
+        return spectrum(chain, by_lag=True, entry_error=entry_error)
+    if chain.diagonal is not None:
+        return diagonal_spectrum(chain.diagonal, by_lag=True, entry_error=entry_error)
+    return spectrum(chain, by_lag=True, floor=floor, entry_error=entry_error)
 
 
 def _mean_shares(sequences: Sequence[Jacobians], full: Sequence[Spectrum]) -> dict[str, Array]:
@@ -131,4 +119,5 @@ def _mean_shares(sequences: Sequence[Jacobians], full: Sequence[Spectrum]) -> di
         shares(jacobians, s.left, s.right, float(s.log10_singular_values[0]))
         for jacobians, s in zip(sequences, full, strict=True)
     ]
-    return {name: np.mean([one[name] for one in each], axis=0) for name in each[0]}
+    named = [name for name in each[0] if name != NAMELESS]
+    return {name: np.mean([one[name] for one in each], axis=0) for name in named}

@@ -25,7 +25,7 @@ def choose_platform(platform: str | None) -> str:
     try:
         if platform is not None:
             device = jax.devices(platform)[0]
-            jax.config.update("jax_default_device", device)
+            _set("jax_default_device", device)
             return str(device.platform)
         return jax.default_backend()
     except RuntimeError as error:
@@ -41,18 +41,22 @@ def use_compilation_cache() -> None:
 
     ``GRADSCOPE_CACHE_DIR`` moves it; JAX's own ``JAX_COMPILATION_CACHE_DIR`` wins if set.
     """
-    import jax
-
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     folder = cache_folder()
     if not _private(folder):
         return
     _trim(folder)
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    _set("jax_compilation_cache_dir", str(folder))
     # JAX stores nothing that compiles in under a second unless told to; all of ours do.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    _set("jax_persistent_cache_min_compile_time_secs", 0.0)
+    _set("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def _set(option: str, value: object) -> None:
+    import jax
+
+    jax.config.update(option, value)  # type: ignore[no-untyped-call]
 
 
 def cache_folder() -> Path:

@@ -27,7 +27,7 @@ def row_exponents(a: Array) -> Array:
     live = exponents[size > 0]
     # What meets a zero row is lost at the next step, but counts in the norm of this lag.
     exponents = np.where(size > 0, exponents, live.min(initial=MAX_EXPONENT))
-    return np.maximum(exponents, max(live.max(initial=-MAX_EXPONENT) - MAX_SPREAD, -MAX_EXPONENT))
+    return np.asarray(np.maximum(exponents, max(live.max(initial=-MAX_EXPONENT) - MAX_SPREAD, -MAX_EXPONENT)))
 
 
 class Steps:
@@ -51,7 +51,7 @@ class Steps:
 
     def narrowest(self) -> int:
         """The rank cannot be more."""
-        return min(self[0].shape[1], *map(len, self.weights))
+        return min(int(self[0].shape[1]), *map(len, self.weights))
 
     def width(self, t: int, size: int) -> Array:
         """Indices of the live states at time t of a chain of `size` states."""
@@ -152,12 +152,12 @@ def _product(y: Array, a: Array, p: int) -> Array:
 
 
 def _residues(a: Array, p: int) -> Array:
-    """A mod p, for a = integer times a power of two."""
+    """a mod p, for a = integer times a power of two."""
     mantissa, exponent = np.frexp(a)
     whole = (mantissa * 2.0**53).astype(np.int64) % p
     low = int(exponent.min(initial=0))
     powers = np.array([pow(2, e, p) for e in range(low - 53, int(exponent.max(initial=0)) - 52)], np.int64)
-    return (whole * powers[exponent - low] % p).astype(np.float64)
+    return np.asarray(whole * powers[exponent - low] % p, np.float64)
 
 
 def _rank(a: Array, p: int) -> int:

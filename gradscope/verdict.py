@@ -110,8 +110,7 @@ def _way(full: Chain, policy: Policy) -> str:
     reach = f"at every lag up to {steps}" if horizon >= steps else f"up to lag {horizon:g} of {steps}"
     text = f"The gain stays at or above {policy.vanishing_below:g} {reach}"
     if peak > math.log10(policy.exploding_above) and peak > full.log10_norm.median:
-        lags = [int(np.argmax(s.log10_norm_by_lag)) + 1 for s in full.spectra]
-        text += f", and is largest, {scientific(peak)}, at lag {np.median(lags):g}"
+        text += f", and is largest, {scientific(peak)}, at lag {np.median(full.by_lag.argmax(axis=1)) + 1:g}"
     return f"{_rate(full)}{text}."
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
+import threading
 from collections.abc import Callable, Iterator
 
 _SILENT_SECONDS = 2.0
@@ -20,14 +20,15 @@ def progress_bar(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
         yield None
         return
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    started = time.monotonic()
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("chains", visible=False)
-
-        def advance(done: int, total: int) -> None:
-            late = time.monotonic() - started > _SILENT_SECONDS
-            bar.update(task, completed=done, total=total, visible=late)
-
-        yield advance
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("chains", visible=False, total=None)
+        appear = threading.Timer(_SILENT_SECONDS, bar.update, (task,), {"visible": True})
+        appear.daemon = True
+        appear.start()
+        try:
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        finally:
+            appear.cancel()

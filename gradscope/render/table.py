@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,8 @@ _STYLES = {
 }
 _BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.,-=+*#"
 _BAR_WIDTH = 24
+# Padding at the end of a line, before the codes that end its colours.
+_TRAILING = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
 
 
 def render_table(analysis: Analysis, terminal: Terminal, *, verdict_only: bool = False) -> str:
@@ -47,26 +50,24 @@ def render_table(analysis: Analysis, terminal: Terminal, *, verdict_only: bool =
     )
     for part in [_headline(analysis)] if verdict_only else _parts(analysis, terminal):
         console.print(part)
-    text = stream.getvalue()
-    lines = (line.rstrip() for line in text.splitlines())
-    plain = "\n".join(lines) + "\n"
-    return plain if terminal.unicode else plain.translate(str.maketrans("•±σ×", "*~sx"))
+    text = _TRAILING.sub(r"\1", stream.getvalue())
+    return text if terminal.unicode else text.translate(str.maketrans("•─", "*-"))
 
 
 def _parts(analysis: Analysis, terminal: Terminal) -> Iterable[RenderableType]:
     yield _headline(analysis)
     for reason in analysis.verdict.reasons:
         yield _bullet(reason)
-    yield _section("Chains", _chains(analysis, terminal))
+    yield _section("Chains", _chains(analysis))
     if len(analysis.shares) > 1:
         yield _section("Who carries the gradient", _shares(analysis, terminal))
     yield _section(
         "Gain by lag: how far back the gradient of the last step reaches", _lags(analysis, terminal)
     )
     if analysis.matrices:
-        yield _section("Recurrent matrices", _matrices(analysis, terminal))
+        yield _section("Recurrent matrices", _matrices(analysis))
     if analysis.gates:
-        yield _section("Gates", _gates(analysis, terminal))
+        yield _section("Gates", _gates(analysis))
 
 
 def _headline(analysis: Analysis) -> Text:
@@ -104,9 +105,9 @@ def _section(title: str, body: RenderableType) -> RenderableType:
     return grid
 
 
-def _table(terminal: Terminal, *columns: str) -> Table:
+def _table(*columns: str) -> Table:
     table = Table(
-        box=box.SIMPLE_HEAD if terminal.unicode else box.ASCII2,
+        box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
         padding=(0, 1, 0, 0),
@@ -117,10 +118,10 @@ def _table(terminal: Terminal, *columns: str) -> Table:
     return table
 
 
-def _chains(analysis: Analysis, terminal: Terminal) -> RenderableType:
+def _chains(analysis: Analysis) -> RenderableType:
     batch = len(analysis.full.spectra) > 1
     spread = ("lowest", "highest") if batch else ("rms gain",)
-    table = _table(terminal, "chain", "gain", *spread, "nats/step", "horizon", "zeros", "error", "verdict")
+    table = _table("chain", "gain", *spread, "nats/step", "horizon", "zeros", "error", "verdict")
     for chain in analysis.chains:
         level, norm = analysis.levels[chain.name], chain.log10_norm
         others = (norm.min, norm.max) if batch else (chain.log10_rms.median,)
@@ -139,15 +140,10 @@ def _chains(analysis: Analysis, terminal: Terminal) -> RenderableType:
 
 def _zero_note(chain: Chain) -> str:
     """Why a gain is exactly zero: the lag at which the path is cut off."""
-    profile = _profile(chain)
+    profile = np.median(chain.by_lag, axis=0)
     if profile[-1] > -math.inf:
         return ""
     return f"{chain.name}: exactly 0 from lag {int(np.argmin(profile)) + 1} on"
-
-
-def _profile(chain: Chain) -> np.ndarray:
-    """Median over the batch of log10 sigma_1 at each lag, (T,)."""
-    return np.median([s.log10_norm_by_lag for s in chain.spectra], axis=0)
 
 
 def _rate(rate: Extremes) -> str:
@@ -177,7 +173,7 @@ def _bar(share: float, terminal: Terminal) -> str:
 
 def _lags(analysis: Analysis, terminal: Terminal) -> Table:
     steps = analysis.full.steps
-    profile = _profile(analysis.full)
+    profile = np.median(analysis.full.by_lag, axis=0)
     labels = ("lag 1", scientific(float(profile[0]))), (scientific(float(profile[-1])), f"lag {steps}")
     width = min(terminal.width - sum(map(len, labels[0] + labels[1])) - 6, steps, 100)
     ends = np.linspace(0, steps - 1, max(width, 1)).round().astype(int)
@@ -200,8 +196,8 @@ def _sparkline(values: np.ndarray, terminal: Terminal) -> str:
     return "".join(blocks[round(rank)] if np.isfinite(rank) else " " for rank in ranks.tolist())
 
 
-def _matrices(analysis: Analysis, terminal: Terminal) -> Table:
-    table = _table(terminal, "matrix", "spectral norm", "spectral radius", "smallest singular value")
+def _matrices(analysis: Analysis) -> Table:
+    table = _table("matrix", "spectral norm", "spectral radius", "smallest singular value")
     for name, matrix in analysis.matrices.items():
         table.add_row(
             name,
@@ -212,8 +208,8 @@ def _matrices(analysis: Analysis, terminal: Terminal) -> Table:
     return table
 
 
-def _gates(analysis: Analysis, terminal: Terminal) -> Table:
-    table = _table(terminal, "gate", "mean", "saturated")
+def _gates(analysis: Analysis) -> Table:
+    table = _table("gate", "mean", "saturated")
     for name, gate in analysis.gates.items():
         table.add_row(name, f"{gate['mean']:.3f}", f"{100 * gate['saturated']:.1f} %")
     return table
