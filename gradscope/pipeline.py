@@ -61,7 +61,7 @@ def analyze_chain(stack: Array, source: str, policy: Policy | None = None) -> An
     return Analysis(
         problem={"cell": None, "size": stack.shape[1], "steps": len(stack), "batch": 1, "source": source},
         policy=policy,
-        verdict=judge([chain], {}, policy),
+        verdict=judge([chain], {}, policy, trajectory=False),
         chains=(chain,),
         levels={"full": level(chain, policy)},
     )

@@ -73,15 +73,20 @@ def scientific(log10: float, digits: int = 3) -> str:
 _CHAOTIC = 12.0
 
 
-def judge(chains: Sequence[Chain], shares: Mapping[str, float], policy: Policy) -> Verdict:
-    """The verdict on the first chain, the full one; shares : {path: mean share}."""
+def judge(
+    chains: Sequence[Chain], shares: Mapping[str, float], policy: Policy, *, trajectory: bool = True
+) -> Verdict:
+    """The verdict on the first chain, the full one.
+
+    shares : {path: mean share}; trajectory : whether a forward pass was computed for it.
+    """
     full = chains[0]
     sentences = [_gain(full, policy), _way(full, policy)]
     if zeros := int(np.median(full.exact_zeros)):
         sentences.append(f"{zeros} of the {full.size} singular values are exactly zero.")
     if len(shares) > 1 and full.log10_norm.median > -math.inf:
         sentences.append(_carrier(chains, shares))
-    if full.log10_peak.median > _CHAOTIC:
+    if trajectory and full.log10_peak.median > _CHAOTIC:
         sentences.append(
             f"A gain of {scientific(full.log10_peak.median)} amplifies the forward pass's rounding too: "
             "the figures are exact for the computed trajectory, which another machine may not repeat."

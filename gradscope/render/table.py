@@ -58,7 +58,7 @@ def _parts(analysis: Analysis, terminal: Terminal) -> Iterable[RenderableType]:
     yield _headline(analysis)
     for reason in analysis.verdict.reasons:
         yield _bullet(reason)
-    yield _section("Chains", _chains(analysis))
+    yield _section("Chains", _chains(analysis, terminal))
     if len(analysis.shares) > 1:
         yield _section("Who carries the gradient", _shares(analysis, terminal))
     yield _section(
@@ -118,24 +118,46 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _chains(analysis: Analysis) -> RenderableType:
-    batch = len(analysis.full.spectra) > 1
-    spread = ("lowest", "highest") if batch else ("rms gain",)
-    table = _table("chain", "gain", *spread, "nats/step", "horizon", "zeros", "error", "verdict")
-    for chain in analysis.chains:
-        level, norm = analysis.levels[chain.name], chain.log10_norm
-        others = (norm.min, norm.max) if batch else (chain.log10_rms.median,)
-        table.add_row(
-            chain.name,
-            scientific(norm.median),
-            *(scientific(value) for value in others),
-            _rate(chain.rate),
-            f"{chain.horizon.median:g}",
-            f"{np.median(chain.exact_zeros):g}",
-            _error(chain),
-            Text(level, style=_STYLES[level]),
-        )
+def _chains(analysis: Analysis, terminal: Terminal) -> RenderableType:
+    columns = _columns(analysis)
+    for name in _DISPENSABLE:
+        if _width(columns) <= terminal.width:
+            break
+        columns.pop(name, None)
+    table = _table(*columns)
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in cells))
     return Group(table, *(Text(note, style="dim") for note in map(_zero_note, analysis.chains) if note))
+
+
+# What a narrow terminal can do without, first to go first: a number is never cut.
+_DISPENSABLE = ("error", "zeros", "rms gain", "lowest", "highest", "nats/step", "horizon")
+
+
+def _columns(analysis: Analysis) -> dict[str, list[str]]:
+    """Heading and cells of every column of the chains' table."""
+    chains = analysis.chains
+    columns = {
+        "chain": [chain.name for chain in chains],
+        "gain": [scientific(chain.log10_norm.median) for chain in chains],
+    }
+    if len(chains[0].spectra) > 1:
+        columns["lowest"] = [scientific(chain.log10_norm.min) for chain in chains]
+        columns["highest"] = [scientific(chain.log10_norm.max) for chain in chains]
+    else:
+        columns["rms gain"] = [scientific(chain.log10_rms.median) for chain in chains]
+    return columns | {
+        "nats/step": [_rate(chain.rate) for chain in chains],
+        "horizon": [f"{chain.horizon.median:g}" for chain in chains],
+        "zeros": [f"{np.median(chain.exact_zeros):g}" for chain in chains],
+        "error": [_error(chain) for chain in chains],
+        "verdict": [analysis.levels[chain.name] for chain in chains],
+    }
+
+
+def _width(columns: dict[str, list[str]]) -> int:
+    """Characters a table of these columns takes, with its indent and the gaps between."""
+    return sum(max(map(len, [heading, *cells])) + 2 for heading, cells in columns.items())
 
 
 def _zero_note(chain: Chain) -> str:
