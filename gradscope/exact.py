@@ -7,17 +7,19 @@ import numpy as np
 from gradscope.graded import Graded
 from gradscope.structure import Array, Steps
 
-# Multiplications of long integers that are worth the wait (half a second).
+# Multiplications of long integers that are worth the wait: half a second for the last digits, ten
+# (m = 48, T = 200) where the values are otherwise wrong in the sixth.
 BUDGET = 1_000_000
+LARGE_BUDGET = 25_000_000
 # Bits of the product that may pile up before they are too slow.
 MAX_BITS = 40_000
 GUARD = 128
 
 
-def affordable(steps: Steps) -> bool:
-    """Whether exact_product takes less than about a second."""
+def affordable(steps: Steps, *, hopeless: bool) -> bool:
+    """Whether exact_product takes no longer than it is worth; hopeless : the values are wrong without."""
     work = sum(len(w) ** 3 for w in steps.weights)
-    return work <= BUDGET and 64 * len(steps) <= MAX_BITS
+    return work <= (LARGE_BUDGET if hopeless else BUDGET) and 64 * len(steps) <= MAX_BITS
 
 
 def exact_product(steps: Steps, rank: int) -> Graded:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from copy import copy
 from functools import partial
 
 import numpy as np
@@ -51,9 +50,9 @@ def best_run(steps: Steps, entry_error: float, lag_norm: LagNorm | None) -> Run:
     best.lags = runs[0].lags
     if len(best.log10) < steps.narrowest() and ExactRank(steps).total() > len(best.log10):
         raise InputError(OUT_OF_RANGE)  # a value that is not zero has underflowed
-    # Rounded entries do not deserve an exact product, unless the estimate is hopeless.
-    if best.error > (enough if entry_error <= EPS else POOR) and affordable(steps):
-        _make_exact(best, steps, entry_error)
+    # Rounded entries do not deserve an exact product.
+    if best.error > enough and entry_error <= EPS and affordable(steps, hopeless=best.error > POOR):
+        _make_exact(best, steps)
     return best
 
 
@@ -82,15 +81,11 @@ def _pair(
     return run
 
 
-def _make_exact(run: Run, steps: Steps, entry_error: float) -> None:
+def _make_exact(run: Run, steps: Steps) -> None:
     """Replace the values of the run by those of the exact product."""
     rank = len(run.log10)
     run.finish(exact_product(steps, rank))
-    run.error = run.norm_error = _floor(run, EPS) * np.sqrt(len(run.log10))
-    if entry_error > EPS:
-        again = copy(run)
-        again.finish(exact_product(Perturbed(steps, entry_error), rank))
-        _compare(run, again, entry_error)
+    run.error = run.norm_error = _floor(run, EPS) * np.sqrt(rank)
 
 
 class Run:

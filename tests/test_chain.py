@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import chains
+import flint
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -375,3 +378,46 @@ def test_top_out_of_range_is_refused(top: int) -> None:
 def test_bad_diagonals_are_refused(bad: np.ndarray) -> None:
     with pytest.raises(InputError, match="diagonals"):
         diagonal_spectrum(bad)
+
+
+@pytest.mark.parametrize("m", [12, 24])
+def test_powers_of_a_jordan_block(m):
+    """Entries of J^T are binomial(T, j - i) 0.9^(T - j + i), in exact rationals.
+
+    Only the exact product finds the small values: QR and LU are wrong in the first digit from m = 32 on.
+    """
+    steps, eigenvalue = 200, flint.fmpq(*(0.9).as_integer_ratio())
+    entries = [
+        flint.fmpq(math.comb(steps, j - i)) * eigenvalue ** (steps - j + i) if j >= i else flint.fmpq(0)
+        for i in range(m)
+        for j in range(m)
+    ]
+    precision, flint.ctx.prec = flint.ctx.prec, 3000
+    try:
+        power = flint.arb_mat(flint.fmpq_mat(m, m, entries))
+        eigenvalues = flint.acb_mat(power.transpose() * power).eig(algorithm="approx")
+        expected = sorted(
+            (float(e.real.mid().log() / flint.arb(100).log()) for e in eigenvalues), reverse=True
+        )
+    finally:
+        flint.ctx.prec = precision
+    block = 0.9 * np.eye(m) + np.diag(np.ones(m - 1), 1)
+    found = spectrum(np.broadcast_to(block, (steps, m, m)))
+    errors = np.abs(found.log10_singular_values - expected) * np.log(10)
+    assert errors.max() <= 1e-11
+    assert errors.max() <= 10 * found.log10_error * np.log(10)
+
+
+@pytest.mark.parametrize("name", ["tanh", "lstm", "gru", "dead both"])
+def test_lags_below_the_floor_are_upper_bounds(name: str) -> None:
+    chain = chains.CHAINS[name](16, 80, 1)
+    floor = -3.0
+    exact = spectrum(chain, by_lag=True).log10_norm_by_lag
+    bounded = spectrum(chain, by_lag=True, floor=floor).log10_norm_by_lag
+    assert exact is not None
+    assert bounded is not None
+    np.testing.assert_array_equal(bounded >= floor, exact >= floor)
+    np.testing.assert_allclose(bounded[exact >= floor], exact[exact >= floor], atol=1e-10)
+    assert bounded.argmax() == exact.argmax()
+    assert (bounded >= exact - 1e-10).all()
+    assert (bounded[:-1] > exact[:-1] + 0.1).any(), "the shortcut was never taken"
