@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gradscope.pipeline import Progress
 from gradscope.pipeline import analyze as _analyze
 from gradscope.problem import make_problem
-from gradscope.runtime import choose_platform
+from gradscope.runtime import find_device
 from gradscope.verdict import Policy
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def analyze(
     Raises gradscope.InputError with one line that says what was given and what is expected.
     """
     policy = Policy(vanishing_below, exploding_above)
-    backend = choose_platform(platform)
+    device = find_device(platform)
     problem = make_problem(
         checkpoint=checkpoint,
         cell=cell,
@@ -68,6 +68,6 @@ def analyze(
         inputs=inputs,
         cut=cut,
         view=view,
-        dtype=dtype or ("float32" if backend == "tpu" else "float64"),
+        dtype=dtype or ("float32" if device.platform == "tpu" else "float64"),
     )
-    return _analyze(problem, policy, progress)
+    return _analyze(problem, policy, progress, device)

@@ -28,13 +28,21 @@ _ENTRY_ROUNDINGS = 4
 
 
 @one_blas_thread()
-def analyze(problem: Problem, policy: Policy | None = None, progress: Progress | None = None) -> Analysis:
+def analyze(
+    problem: Problem,
+    policy: Policy | None = None,
+    progress: Progress | None = None,
+    device: jax.Device | None = None,
+) -> Analysis:
     """Measure how the gradient flows through ``problem``.
 
-    progress : called with (chains done, chains in all) as the work proceeds.
+    progress : called with (chains done, chains in all) as the work proceeds; device : where states
+    and Jacobians are computed. Their product is always taken on the host, in float64.
     """
     policy = policy or Policy()
-    linearized = [_linearize(problem, sequence) for sequence in range(problem.batch)]
+    device = device or jax.devices()[0]
+    with jax.default_device(device):
+        linearized = [_linearize(problem, sequence) for sequence in range(problem.batch)]
     view = cell_view if problem.view == "cell" else split
     sequences = [view(problem.cell, problem.parameters, one, problem.cut) for one in linearized]
     entry_error = _ENTRY_ROUNDINGS * float(np.finfo(problem.dtype).eps)
@@ -43,7 +51,7 @@ def analyze(problem: Problem, policy: Policy | None = None, progress: Progress |
     by_step = _mean_shares(sequences, spectra["full"])
     gates = {g: np.stack([one["gates"][g] for one in linearized]) for g in linearized[0]["gates"]}
     return Analysis(
-        problem={**problem.source, "backend": jax.default_backend()},
+        problem={**problem.source, "backend": device.platform},
         policy=policy,
         verdict=judge(chains, {name: float(share.mean()) for name, share in by_step.items()}, policy),
         chains=tuple(chains),

@@ -1,4 +1,4 @@
-"""What must be set before JAX does anything: platform, and the persistent compilation cache."""
+"""What JAX runs on, and where it keeps what it has compiled."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import contextlib
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gradscope.errors import InputError
+
+if TYPE_CHECKING:
+    import jax
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 _CACHE_BYTES = 256 * 2**20
 
 
-def choose_platform(platform: str | None) -> str:
-    """Make JAX use ``platform`` (None leaves the choice to JAX) and return the backend's name.
+def find_device(platform: str | None) -> jax.Device:
+    """The first device of ``platform``, or of what JAX finds by itself if None.
 
     Raises InputError if the platform is unknown or not there.
     """
@@ -23,16 +27,11 @@ def choose_platform(platform: str | None) -> str:
     if platform is not None and platform not in PLATFORMS:
         raise InputError(f"platform {platform!r}: expected one of {', '.join(PLATFORMS)}")
     try:
-        if platform is not None:
-            device = jax.devices(platform)[0]
-            _set("jax_default_device", device)
-            return str(device.platform)
-        return jax.default_backend()
+        return jax.devices(platform)[0]
     except RuntimeError as error:
-        found = " ".join(str(error).split())
         raise InputError(
-            f"platform {platform or 'default'!r} is not available ({found}); "
-            "use --platform cpu, or install gradscope[cuda] or gradscope[tpu]"
+            f"platform {platform or 'default'!r} is not available ({error}); use --platform cpu, or install "
+            "gradscope[cuda] or gradscope[tpu]"
         ) from error
 
 
@@ -41,22 +40,22 @@ def use_compilation_cache() -> None:
 
     ``GRADSCOPE_CACHE_DIR`` moves it; JAX's own ``JAX_COMPILATION_CACHE_DIR`` wins if set.
     """
+    import jax
+
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     folder = cache_folder()
     if not _private(folder):
         return
     _trim(folder)
-    _set("jax_compilation_cache_dir", str(folder))
-    # JAX stores nothing that compiles in under a second unless told to; all of ours do.
-    _set("jax_persistent_cache_min_compile_time_secs", 0.0)
-    _set("jax_persistent_cache_min_entry_size_bytes", 0)
-
-
-def _set(option: str, value: object) -> None:
-    import jax
-
-    jax.config.update(option, value)  # type: ignore[no-untyped-call]
+    options = {
+        "jax_compilation_cache_dir": str(folder),
+        # JAX stores nothing that compiles in under a second unless told to; all of ours does.
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    for option, value in options.items():
+        jax.config.update(option, value)  # type: ignore[no-untyped-call]
 
 
 def cache_folder() -> Path:

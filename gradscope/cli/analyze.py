@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,8 @@ def analyze(**options: Any) -> int:
     given = {name: value for name, value in options.items() if name not in _BIASES and value is not None}
     with guarded_stdout(), progress_bar(output.quiet) as progress:
         _find_modules_here()
+        if options["platform"] == "cpu":
+            os.environ["JAX_PLATFORMS"] = "cpu"  # or JAX takes hold of the GPU all the same
         from gradscope.api import analyze
         from gradscope.runtime import use_compilation_cache
 
