@@ -19,7 +19,8 @@ RankAt = Callable[[int, int], int]
 SUSPECT = 1e-10
 # Powers of two up to here can be divided by each other without leaving float64.
 SAFE_EXPONENT = 450
-RESET_EVERY = 64
+# Steps between resets, times m: 64 steps at m = 128, 16 at m = 512, where 64 cost a digit.
+RESET_WORK = 8192
 # The entries of x are about 1 unless a step holds numbers that do not fit side by side.
 LARGEST = 1e140
 
@@ -63,8 +64,8 @@ def prefixes(
     """Graded form of A_T, A_T A_(T-1), ..., A_T ... A_1 with the exponents of the columns of y.
 
     steps(t) is A_(t+1); rank_at and forced as rank and forced of advance, at every t.
-    reset : makes x and y orthonormal again; called at lags 1, 2, 4, ... 64 and every 64, because the
-    condition of x grows with m (1e10 for a GRU of 128 units) before the grading sets in.
+    reset : makes x and y orthonormal again; called at lags 1, 2, 4, ... and then regularly, because
+    the condition of x grows with m (1e10 for a GRU of 128 units) before the grading sets in.
 
     From the output end, because LU pivoting then chooses among the states the step comes from:
     measured to be accurate on saturated LSTMs and Jordan blocks, where the other order is not.
@@ -78,13 +79,13 @@ def prefixes(
             graded = advance(graded, a, after, partial(rank_at, t), forced.get(t))
         if not np.abs(graded.x).max(initial=0) < LARGEST:  # not >=, or NaN passes
             raise InputError(OUT_OF_RANGE)
-        if reset is not None and t and _reset_due(count - t):
+        if reset is not None and t and _reset_due(count - t, max(1, RESET_WORK // max(1, len(after)))):
             graded = reset(graded)
         yield graded, after
 
 
-def _reset_due(lag: int) -> bool:
-    return lag % RESET_EVERY == 0 or (lag < RESET_EVERY and lag & (lag - 1) == 0)
+def _reset_due(lag: int, every: int) -> bool:
+    return lag % every == 0 or (lag < every and lag & (lag - 1) == 0)
 
 
 def advance(

@@ -17,8 +17,10 @@ from gradscope.structure import Array, ExactRank, Steps
 EPS = float(np.finfo(np.float64).eps)
 # The difference of two runs is one draw of the error: this covers most of its spread.
 SAFETY = 8.0
-# Error estimates (log10) good enough not to try another way; for large chains.
+# Error estimates (log10) good enough not to try another way; the same for large chains, which cost
+# more and gain less from it; and bad enough to wait for an exact product.
 GOOD = 2e-11
+GOOD_IF_LARGE = 1e-4
 POOR = 1e-6
 # An error of the log10 values that only noise in place of a zero explains.
 NOISE = 0.1
@@ -36,8 +38,7 @@ def best_run(steps: Steps, entry_error: float, lag_norm: LagNorm | None) -> Run:
     (Jordan blocks) is kept, which is worth more there.
     """
     large = max(len(w) for w in steps.weights) >= RESET_SIZE
-    # Large chains cost more and gain less from the second way.
-    enough = (POOR if large else GOOD) + 2 * SAFETY * len(steps) * (entry_error - EPS)
+    enough = (GOOD_IF_LARGE if large else GOOD) + 2 * SAFETY * len(steps) * (entry_error - EPS)
     runs: list[Run] = []
     for reset in (large, not large):
         runs.append(_pair(steps, entry_error, reset=reset, lag_norm=None if runs else lag_norm))
@@ -51,7 +52,7 @@ def best_run(steps: Steps, entry_error: float, lag_norm: LagNorm | None) -> Run:
     if len(best.log10) < steps.narrowest() and ExactRank(steps).total() > len(best.log10):
         raise InputError(OUT_OF_RANGE)  # a value that is not zero has underflowed
     # Rounded entries do not deserve an exact product.
-    if best.error > enough and entry_error <= EPS and affordable(steps, hopeless=best.error > POOR):
+    if best.error > min(enough, POOR) and entry_error <= EPS and affordable(steps, hopeless=best.error > POOR):
         _make_exact(best, steps)
     return best
 
