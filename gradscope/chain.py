@@ -20,7 +20,8 @@ class Spectrum:
     """Singular values of P = A_T ... A_1, in log10, and its top singular vectors.
 
     log10_singular_values : (m,) array, descending, -inf for an exactly zero value; (top,) on request.
-    exact_zeros : number of exactly zero values among all m.
+    exact_zeros : number of exactly zero values among all m; for entries that are rounded themselves
+        (entry_error of spectrum) also those of which that rounding leaves nothing.
     log10_error : estimated largest |error| of a finite log10 value.
     log10_norm_error : estimated |error| of the first of them, log10 sigma_1.
     left, right : (m,) arrays, unit vectors with P right = sigma_1 left (zero vectors if P = 0).

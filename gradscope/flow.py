@@ -135,10 +135,11 @@ def _propagate(steps: Any, vector: Array) -> tuple[Array, Array]:
     vectors, logs = [vector], [0.0]
     for step in steps:
         vector = step @ vector
-        norm = float(np.linalg.norm(vector))
-        vector = vector / norm
+        largest = np.abs(vector).max()
+        norm = float(np.linalg.norm(vector / largest))  # squares may not fit where the entries do
+        vector = vector / largest / norm
         vectors.append(vector)
-        logs.append(logs[-1] + np.log(norm))
+        logs.append(logs[-1] + np.log(norm) + np.log(largest))
     return np.array(vectors), np.array(logs)
 
 

@@ -13,10 +13,12 @@ from scipy.linalg.lapack import dgetrf, dlaswp
 from gradscope.errors import InputError
 from gradscope.structure import Array
 
-RankAt = Callable[[int, int], int]
+RankAt = Callable[[int, Array], int]
 
-# A pivot this far below its column may be the rounding noise of an exact cancellation.
+# A pivot this far below its column may be the rounding noise of an exact cancellation; this far, it is
+# noise if any is.
 SUSPECT = 1e-10
+NOISE = 1e-13
 # Powers of two up to here can be divided by each other without leaving float64.
 SAFE_EXPONENT = 450
 # Steps between resets, times m: 64 steps at m = 128, 16 at m = 512, where 64 cost a digit.
@@ -92,15 +94,16 @@ def advance(
     graded: Graded,
     a: Array,
     after: Array,
-    rank: Callable[[int], int],
+    rank: Callable[[Array], int],
     forced: int | None = None,
 ) -> Graded:
     """Multiply by one more step from the right: P -> P a, times 2^after by columns.
 
     `after` is the size of the rows of the next step: pivots are chosen by what they will be
     multiplied with, or rows of very different size make the next columns parallel.
-    rank(r) is asked only where a pivot is zero or may be noise; it returns how many directions
-    truly survive (r if all of them). forced: that number, known before.
+    rank(ratio) is asked only where a pivot is zero or may be noise, with the sizes of all pivots
+    relative to their columns; it returns how many directions truly survive (all of them, or as
+    many as are known to, or one less than there are). forced: that number, known before.
     """
     if graded.rank == 0 or a.shape[1] == 0:
         return Graded(graded.x[:0], np.zeros(0), np.zeros(0, np.int64), np.zeros((0, a.shape[1])))
@@ -125,7 +128,7 @@ def advance(
 
 
 def _factor(
-    rows: Array, size: Array, order: Array, rank: Callable[[int], int], known: int | None
+    rows: Array, size: Array, order: Array, rank: Callable[[Array], int], forced: int | None
 ) -> tuple[Array, Array, Array, int]:
     """LU of the sorted columns, with columns that depend on others moved to the end.
 
@@ -137,24 +140,23 @@ def _factor(
         lu, swaps, _ = dgetrf(rows[order].T, overwrite_a=1)
         kept = min(live, lu.shape[0])
         ratio = np.abs(lu.diagonal()[:kept]) / size[order[:kept]]
-        if kept == 0 or (known is None and ratio.min() > SUSPECT):
+        if kept == 0 or (forced is None and ratio.min() > SUSPECT):
             break
-        if known is None:
-            known = rank(kept)
-        if ratio.min() > 0 and (kept <= known or live <= known):
+        survivors = rank(ratio) if forced is None else forced
+        if ratio.min() == 0:  # nothing to divide by, whatever its value should have been
+            survivors = min(survivors, kept - 1)
+        if kept <= survivors or live <= survivors:
+            kept = min(kept, survivors)
             break
         bad = _first_bad(ratio)
         order = np.concatenate([np.delete(order[:live], bad), order[[bad]], order[live:]])
         live -= 1
-    if known is not None:
-        kept = min(kept, known)
     return order, lu, _permutation(swaps, lu.shape[0]), kept
 
 
 def _first_bad(ratio: Array) -> int:
-    """The first pivot that looks like noise: those after it were eliminated with it."""
-    suspects = np.flatnonzero(ratio < SUSPECT)
-    return int(suspects[0]) if len(suspects) else int(ratio.argmin())
+    """The first pivot that is noise: those after it were eliminated with it."""
+    return int(np.argmax(ratio <= max(NOISE, float(ratio.min()))))
 
 
 def _permutation(swaps: Array, size: int) -> Array:

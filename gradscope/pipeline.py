@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from gradscope.analysis import Analysis
-from gradscope.cells import CELLS
 from gradscope.chain import Spectrum, diagonal_spectrum, spectrum
 from gradscope.errors import InputError
 from gradscope.flow import chain_of, gate_statistics, recurrent_matrices, shares
@@ -87,8 +86,8 @@ def _linearize(problem: Problem, sequence: int) -> dict[str, Any]:
             if problem.view == "cell":
                 found["link"] = link(cell, found["states"], found["gates"])
             host: dict[str, Any] = jax.device_get(found)
-        except Exception as error:
-            if cell.name in CELLS:
+        except (Exception, SystemExit) as error:
+            if cell.step.__module__.startswith("gradscope."):
                 raise
             raise InputError(  # a user's step may fail in any way
                 f"cell {cell.name}: its step failed with {type(error).__name__}: {error}; expected a pure "
@@ -123,9 +122,9 @@ def _spectrum(chain: Jacobians | PathChain, entry_error: float, floor: float) ->
 
 
 def _mean_shares(sequences: Sequence[Jacobians], full: Sequence[Spectrum]) -> dict[str, Array]:
-    each = [
-        shares(jacobians, s.left, s.right, float(s.log10_singular_values[0]))
-        for jacobians, s in zip(sequences, full, strict=True)
-    ]
+    """Mean over the sequences whose gradient is not exactly zero (all NaN if there are none)."""
+    pairs = list(zip(sequences, full, strict=True))
+    alive = [pair for pair in pairs if pair[1].exact_zeros < len(pair[1].left)] or pairs
+    each = [shares(one, s.left, s.right, float(s.log10_singular_values[0])) for one, s in alive]
     named = [name for name in each[0] if name != NAMELESS]
     return {name: np.mean([one[name] for one in each], axis=0) for name in named}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from gradscope.errors import InputError
 from gradscope.exact import affordable, exact_product
 from gradscope.finish import decomposed, orthonormal
-from gradscope.graded import OUT_OF_RANGE, Graded, prefixes
+from gradscope.graded import NOISE, Graded, prefixes
 from gradscope.lags import LOG10_2, LagNorm
 from gradscope.structure import Array, ExactRank, Steps
 
@@ -22,8 +23,12 @@ SAFETY = 8.0
 GOOD = 2e-11
 GOOD_IF_LARGE = 1e-4
 POOR = 1e-6
-# An error of the log10 values that only noise in place of a zero explains.
-NOISE = 0.1
+# The difference of two runs on few numbers may be small by chance: small chains are run more often.
+DRAWS = 4
+# A pivot that the rounding of the entries explains, in units of that rounding.
+UNRESOLVED = 32
+# Decades: the error of values of which nothing is known.
+HOPELESS = 16.0
 # Two threads take 0.7 times as long as one at m = 128 and 1.2 times at m = 64, where they wait for
 # the interpreter's lock.
 WORTH_A_THREAD = 96
@@ -32,7 +37,7 @@ RESET_SIZE = 48
 
 
 def best_run(steps: Steps, entry_error: float, lag_norm: LagNorm | None) -> Run:
-    """The first way of running the chain whose two runs agree, or else the better one.
+    """The first way of running the chain whose runs agree, or else the better one.
 
     Resets cure the loss that grows with the size; without them the structure of sparse chains
     (Jordan blocks) is kept, which is worth more there.
@@ -41,58 +46,60 @@ def best_run(steps: Steps, entry_error: float, lag_norm: LagNorm | None) -> Run:
     enough = (GOOD_IF_LARGE if large else GOOD) + 2 * SAFETY * len(steps) * (entry_error - EPS)
     runs: list[Run] = []
     for reset in (large, not large):
-        runs.append(_pair(steps, entry_error, reset=reset, lag_norm=None if runs else lag_norm))
+        runs.append(_compared(steps, entry_error, reset, None if runs else lag_norm))
         if runs[-1].error <= enough:
             break
     best = min(runs, key=lambda run: run.error)
-    if best.error > NOISE and (rank := ExactRank(steps).total()) < len(best.log10):
-        # Values that should be zero and were not seen to be: noise, different in every run.
-        best = _pair(steps, entry_error, reset=best.reset, plan={**best.plan, 0: rank})
     best.lags = runs[0].lags
-    if len(best.log10) < steps.narrowest() and ExactRank(steps).total() > len(best.log10):
-        raise InputError(OUT_OF_RANGE)  # a value that is not zero has underflowed
+    rank = ExactRank(steps).total() if entry_error <= EPS and best.suspect else len(best.log10)
+    if rank != len(best.log10):
+        best.error = np.inf  # more or fewer values than there are
     # Rounded entries do not deserve an exact product.
-    if best.error > min(enough, POOR) and entry_error <= EPS and affordable(steps, hopeless=best.error > POOR):
-        _make_exact(best, steps)
+    if entry_error <= EPS and best.error > min(enough, POOR):
+        if affordable(steps, hopeless=best.error > POOR):
+            rank = ExactRank(steps).total()
+            best.finish(exact_product(steps, rank))
+            best.error = best.norm_error = _floor(best, EPS) * np.sqrt(rank)
+        else:
+            best.log10 = best.log10[:rank]
+    if np.isinf(best.error):
+        best.error = HOPELESS + (float(np.ptp(best.log10)) if len(best.log10) else 0.0)
     return best
 
 
-def _pair(
-    steps: Steps,
-    entry_error: float,
-    *,
-    reset: bool,
-    lag_norm: LagNorm | None = None,
-    plan: dict[int, int] | None = None,
-) -> Run:
-    """A run with its error estimate."""
-    repeat = partial(Run, steps, reset=reset, perturb=entry_error)
-    if plan is None and max(map(len, steps.weights)) >= WORTH_A_THREAD:
+def _compared(steps: Steps, entry_error: float, reset: bool, lag_norm: LagNorm | None) -> Run:
+    """A run with its error estimate from others on entries changed by +-entry_error."""
+    rounded = entry_error if entry_error > EPS else 0.0
+    repeat = partial(_repeat, steps, reset=reset, perturb=entry_error)
+    size = max(map(len, steps.weights))
+    if size >= WORTH_A_THREAD:
         pool = ThreadPoolExecutor(1)
         try:
             other = pool.submit(repeat, plan={})
-            run = Run(steps, reset=reset, lag_norm=lag_norm)
-            again = repeat(plan=run.plan) if run.plan else other.result()
+            run = Run(steps, reset=reset, lag_norm=lag_norm, rounded=rounded)
+            again = [repeat(plan=run.plan) if run.plan else other.result()]
         finally:
             pool.shutdown(wait=False)  # an interrupt does not wait for the rest
     else:
-        run = Run(steps, reset=reset, lag_norm=lag_norm, plan=plan)
-        again = repeat(plan=run.plan)
+        run = Run(steps, reset=reset, lag_norm=lag_norm, rounded=rounded)
+        again = [repeat(plan=run.plan, draw=draw) for draw in range(DRAWS if size < RESET_SIZE else 1)]
     _compare(run, again, entry_error)
     return run
 
 
-def _make_exact(run: Run, steps: Steps) -> None:
-    """Replace the values of the run by those of the exact product."""
-    rank = len(run.log10)
-    run.finish(exact_product(steps, rank))
-    run.error = run.norm_error = _floor(run, EPS) * np.sqrt(rank)
+def _repeat(steps: Steps, **options: Any) -> Run | None:
+    """A run that may fail: where noise is all that is left of a pivot, the next one may overflow."""
+    try:
+        return Run(steps, **options)
+    except InputError:
+        return None
 
 
 class Run:
     """One pass over the chain and its finish. plan[t]: rank forced after step t.
 
-    error, norm_error : estimates for all log10 values and for the first, once compared.
+    error, norm_error : estimates for all log10 values and for the first, once compared;
+    suspect : whether a pivot may have been noise; noisy : whether one was, and its value is lost.
     """
 
     def __init__(
@@ -101,26 +108,35 @@ class Run:
         *,
         plan: dict[int, int] | None = None,
         perturb: float = 0.0,
+        draw: int = 0,
         reset: bool = False,
         lag_norm: LagNorm | None = None,
+        rounded: float = 0.0,
     ) -> None:
         self.error = self.norm_error = 0.0
-        self.reset = reset
+        self.suspect = self.noisy = False
         self.plan: dict[int, int] = {} if plan is None else plan
-        exact = ExactRank(steps) if plan is None else None
+        exact = ExactRank(steps)
 
-        def rank_at(t: int, r: int) -> int:
-            if exact is None or exact.total() >= r:
+        def rank_at(t: int, ratio: Array) -> int:
+            """How many directions survive step t: by exact rank, or by what the rounding leaves."""
+            self.suspect = True
+            r = len(ratio)
+            if plan is not None:
                 return r
-            known = min(r, exact.down_to(t))
+            if rounded:
+                known = r - int(ratio.min() <= UNRESOLVED * rounded)
+            else:
+                known = r if exact.total() >= r else min(r, exact.down_to(t))
             if known < r:
                 self.plan[t] = known
+            self.noisy |= known == r and float(ratio.min()) <= NOISE
             return known
 
         lags = []
         graded = start = Graded.identity(len(steps.weights[-1]))
         for graded, after in prefixes(
-            (Perturbed(steps, perturb) if perturb else steps).__getitem__,
+            (Perturbed(steps, perturb, draw) if perturb else steps).__getitem__,
             steps.weights,
             start,
             rank_at,
@@ -135,7 +151,9 @@ class Run:
     def finish(self, graded: Graded) -> None:
         """Values and top vectors of the whole product."""
         graded = decomposed(graded)
-        self.log10 = np.log10(graded.mantissa.astype(np.longdouble)) + graded.exponent * LOG10_2
+        held = graded.mantissa > 0  # what underflowed on the way is lost, not zero
+        self.suspect |= not held.all()
+        self.log10 = np.log10(graded.mantissa[held].astype(np.longdouble)) + graded.exponent[held] * LOG10_2
         nothing = graded.rank == 0
         self.left = np.zeros(graded.x.shape[1]) if nothing else graded.x[0]
         self.right = np.zeros(graded.y.shape[1]) if nothing else graded.y[0]
@@ -144,10 +162,10 @@ class Run:
 class Perturbed(Steps):
     """Steps with every entry multiplied by 1 + size or 1 - size, at random but always the same."""
 
-    def __init__(self, steps: Steps, size: float) -> None:
+    def __init__(self, steps: Steps, size: float, draw: int = 0) -> None:
         super().__init__(steps.source, steps.live)
         self.weights = steps.weights
-        rng = np.random.default_rng(20240229)
+        rng = np.random.default_rng(20240229 + draw)
         largest = max(len(w) for w in steps.weights) ** 2 + steps[0].size
         self.starts = rng.integers(4096, size=len(steps))
         self.pool = 1 + size * rng.choice([-1.0, 1.0], size=largest + 4096)
@@ -158,19 +176,26 @@ class Perturbed(Steps):
         return np.asarray(a * self.pool[at : at + a.size].reshape(a.shape))
 
 
-def _compare(run: Run, again: Run, entry_error: float) -> None:
-    """Set the run's estimated errors from a second one on slightly different entries.
+def _compare(run: Run, again: list[Run | None], entry_error: float) -> None:
+    """Set the run's estimated errors from others on slightly different entries.
 
-    The floor is for results so exact that two runs agree by chance.
+    The floor is for results so exact that runs agree by chance. Infinite where values are lost.
     """
-    count = min(len(run.log10), len(again.log10))
-    if count:
-        spread = SAFETY * np.abs(run.log10[:count] - again.log10[:count]).astype(np.float64)
+    if run.noisy or any(other is None or len(other.log10) != len(run.log10) for other in again):
+        run.error = np.inf
+    found = [other.log10 for other in again if other is not None]
+    rank = min(len(run.log10), *map(len, found)) if found else 0
+    if rank:
+        differences = [np.abs(run.log10[:rank] - other[:rank]) for other in found]
+        spread = SAFETY * np.max(differences, axis=0).astype(np.float64)
         floor = _floor(run, entry_error)
-        run.error, run.norm_error = float(spread.max()) + floor, float(spread[0]) + floor
+        run.error = max(run.error, float(spread.max()) + floor)
+        run.norm_error = float(spread[0]) + floor
 
 
 def _floor(run: Run, entry_error: float) -> float:
+    if not len(run.log10):
+        return 0.0
     rounding = float(np.spacing(np.abs(run.log10).max().astype(np.float64))) / 2
     return (2 * EPS + entry_error) / float(np.log(10)) + rounding
 
@@ -178,5 +203,5 @@ def _floor(run: Run, entry_error: float) -> float:
 def lags_alone(steps: Steps, lag_norm: LagNorm) -> Array:
     """(T,) log10 sigma_1 of A_T ... A_(T-k+1), k = 1 ... T, without the other values."""
     graded = Graded.identity(len(steps.weights[-1]))
-    chain = prefixes(steps.__getitem__, steps.weights, graded, lambda t, r: r, {})
+    chain = prefixes(steps.__getitem__, steps.weights, graded, lambda t, ratio: len(ratio), {})
     return np.array([lag_norm(graded, after) for graded, after in chain])

@@ -83,7 +83,7 @@ def judge(
     full = chains[0]
     sentences = [_gain(full, policy), _way(full, policy)]
     if zeros := int(np.median(full.exact_zeros)):
-        sentences.append(f"{zeros} of the {full.size} singular values are exactly zero.")
+        sentences.append(f"{zeros} of the {full.size} singular values are {_zero(trajectory)}.")
     if len(shares) > 1 and full.log10_norm.median > -math.inf:
         sentences.append(_carrier(chains, shares))
     if trajectory and full.log10_peak.median > _CHAOTIC:
@@ -92,6 +92,11 @@ def judge(
             "the figures are exact for the computed trajectory, which another machine may not repeat."
         )
     return Verdict(level(full, policy), tuple(sentences))
+
+
+def _zero(rounded: bool) -> str:
+    """Jacobians from a forward pass are right to a few roundings: smaller pivots count as zero."""
+    return "zero, exactly or to the rounding of the Jacobians" if rounded else "exactly zero"
 
 
 def _gain(full: Chain, policy: Policy) -> str:

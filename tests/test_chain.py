@@ -176,11 +176,90 @@ def test_entries_near_the_ends_of_float64(scale: float) -> None:
     assert np.abs(errors).max() < 2e-12  # an ulp of 6000
 
 
-def test_a_step_of_more_decades_than_float64_can_carry_is_refused() -> None:
+def test_a_step_of_more_decades_than_float64_can_carry() -> None:
     sizes = 10.0 ** np.random.default_rng(3).uniform(-280, 280, size=(20, 6, 1))
-    for chain in (chains.gaussian(6, 20, 0) * sizes, chains.gaussian(6, 20, 0) * sizes.swapaxes(1, 2)):
-        with pytest.raises(InputError, match="rescale"):
-            spectrum(chain, by_lag=True)
+    rows = chains.gaussian(6, 20, 0) * sizes
+    found = spectrum(rows, by_lag=True)
+    assert np.abs(reference(rows).log10_errors(found.log10_singular_values)).max() <= found.log10_error * 10
+    assert found.log10_error < 1e-11
+    assert found.log10_norm_by_lag is not None
+    for lag in range(1, 21):
+        expected = float(reference(rows[20 - lag :]).log10()[0])
+        assert found.log10_norm_by_lag[lag - 1] == pytest.approx(expected, abs=1e-10)
+    with pytest.raises(InputError, match="rescale"):
+        spectrum(chains.gaussian(6, 20, 0) * sizes.swapaxes(1, 2), by_lag=True)
+
+
+def random_chain_of_noise(family: str, seed: int) -> np.ndarray:
+    """Small chains whose rank hangs on the last bit of their entries."""
+    rng = np.random.default_rng(seed)
+    m, steps = int(rng.integers(2, 6)), int(rng.integers(1, 13))
+    k = max(1, m - 1 - int(rng.integers(0, 2)))
+    low = rng.normal(size=(m, k)) @ rng.normal(size=(k, m))
+    match family:
+        case "low rank":
+            return np.array([rng.normal(size=(m, k)) @ rng.normal(size=(k, m)) for _ in range(steps)])
+        case "low rank, scaled rows":
+            return rng.normal(size=(steps, m, 1)) * low
+        case "projector":
+            q = np.linalg.qr(rng.normal(size=(m, m)))[0][:, :k]
+            return np.repeat([q @ q.T], steps, axis=0)
+        case "outer products":
+            return rng.normal(size=(steps, m, 1)) * rng.normal(size=(steps, 1, m))
+        case "equal rows":
+            low = rng.normal(size=(m, m))
+            low[-1] = low[0]
+            return rng.normal(size=(steps, m, 1)) * low
+        case "decimals":
+            return np.round(rng.integers(0, 4, (steps, m, 1)) * rng.integers(1, 9, (steps, 1, m)) * 0.1, 1)
+        case "nearly singular":
+            return np.repeat([np.eye(m) + 1e10], steps, axis=0)
+    raise AssertionError(family)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "family",
+    [
+        "low rank",
+        "low rank, scaled rows",
+        "projector",
+        "outer products",
+        "equal rows",
+        "decimals",
+        "nearly singular",
+    ],
+)
+def test_chains_whose_rank_hangs_on_the_last_bit(family: str, seed: int) -> None:
+    chain = random_chain_of_noise(family, seed)
+    found, expected = spectrum(chain), reference(chain)
+    assert found.exact_zeros == expected.exact_zeros
+    errors = np.abs(expected.log10_errors(found.log10_singular_values[: len(expected.sigma)]))
+    assert errors.max(initial=0) <= 10 * found.log10_error
+    assert found.log10_error < 1e-11
+
+
+@pytest.mark.parametrize("m", [16, 64, 130])
+def test_rounded_entries_leave_zeros_where_only_rounding_is_left(m: int) -> None:
+    """Rows of h that follow those of c, as in an LSTM without output gate: rank n but for rounding."""
+    rng = np.random.default_rng(m)
+    top = rng.normal(size=(40, m // 2, m)) / np.sqrt(m)
+    chain = np.concatenate([top, rng.normal(size=(40, m // 2, 1)) * top], axis=1)
+    found = spectrum(chain, entry_error=4 * EPS)
+    assert found.exact_zeros == m // 2
+    assert found.log10_error < 1e-6
+    inner = [
+        top[0],
+        *(
+            t @ np.vstack([np.eye(m // 2), np.diag(b[m // 2 :, 0] / b[: m // 2, 0])])
+            for t, b in zip(top[1:], chain[:-1], strict=True)
+        ),
+    ]
+    log_det = sum(np.linalg.slogdet(a)[1] for a in inner[1:]) / np.log(10)
+    outer = np.log10(np.linalg.svd(top[0], compute_uv=False)).sum()
+    last = np.vstack([np.eye(m // 2), np.diag(chain[-1, m // 2 :, 0] / top[-1, :, 0])])
+    outer += np.log10(np.linalg.svd(last, compute_uv=False)).sum()
+    assert found.log10_singular_values[: m // 2].sum() == pytest.approx(log_det + outer, abs=1e-6)
 
 
 # --- invariants -------------------------------------------------------------------------------

@@ -1,9 +1,11 @@
 """Shares against finite differences, horizons against closed forms, matrices against torch."""
 
+import jax
 import numpy as np
 import pytest
 import torch
 
+import gradscope
 from gradscope.chain import spectrum
 from gradscope.flow import chain_of, gate_statistics, horizon, recurrent_matrices, shares
 from gradscope.paths import DensePath, Jacobians
@@ -110,3 +112,49 @@ def test_recurrent_matrices_against_torch():
             torch.linalg.eigvals(matrix).abs().max().item(), rel=1e-12
         )
         np.testing.assert_allclose(numbers["singular_values"], torch.linalg.svdvals(matrix), rtol=1e-12)
+
+
+def test_a_dead_sequence_does_not_hide_the_shares_of_the_others():
+    rng = np.random.default_rng(0)
+    alive = np.abs(rng.normal(size=(12, 3))) + 1
+    analysis = gradscope.analyze(
+        cell=two_way_relu(), hidden=3, input_size=3, inputs=np.stack([alive, -alive])
+    )
+    assert analysis.full.exact_zeros[1] == 3 > analysis.full.exact_zeros[0]
+    assert sum(analysis.mean_shares.values()) == pytest.approx(1, abs=1e-9)
+
+
+def two_way_relu():
+    """h = relu(x + R h) with R h on two paths: dead where x is very negative."""
+
+    def step(parameters, x, copies):
+        drive = 10 * x + 0.1 * parameters["R_a"] @ copies["R_a"] + 0.1 * parameters["R_b"] @ copies["R_b"]
+        return jax.nn.relu(drive)
+
+    return gradscope.Cell(
+        "two-way", lambda n, d: {"W": (n, d), "R_a": (n, n), "R_b": (n, n)}, step, paths=("R_a", "R_b")
+    )
+
+
+@pytest.mark.parametrize("gain", [1e-200, 1e160])
+def test_shares_of_gains_whose_squares_do_not_fit(gain):
+    analysis = gradscope.analyze(cell="linear", hidden=4, input_size=2, steps=10, gain=gain)
+    assert analysis.mean_shares["R"] == pytest.approx(1, abs=1e-9)
+    assert analysis.full.rate.median == pytest.approx(np.log(gain), abs=2)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"cell": "lstm-nog"},
+        {"cut": "R_o"},
+        {"cell": "lstm-peephole", "cut": "R_o"},
+        {"biases": {"b_o": 40.0}},
+    ],
+)
+@pytest.mark.parametrize("hidden", [4, 24, 64])
+def test_an_output_that_follows_the_cell_leaves_rank_n(settings, hidden):
+    """h_t is a function of c_t alone, or but for 1e-17 of it: n of the 2 n singular values are zero."""
+    analysis = gradscope.analyze(hidden=hidden, input_size=3, steps=60, **settings)
+    assert analysis.full.exact_zeros == (hidden,)
+    assert analysis.full.spectra[0].log10_error < 1e-6

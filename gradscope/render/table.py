@@ -30,6 +30,8 @@ _STYLES = {
 }
 _BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.,-=+*#"
 _BAR_WIDTH = 24
+# Decades: from here on an estimated error says that a value is not known.
+_LOST = 0.5
 # Padding at the end of a line, before the codes that end its colours.
 _TRAILING = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
 
@@ -127,7 +129,7 @@ def _chains(analysis: Analysis, terminal: Terminal) -> RenderableType:
     table = _table(*columns)
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in cells))
-    return Group(table, *(Text(note, style="dim") for note in map(_zero_note, analysis.chains) if note))
+    return Group(table, *(Text(note, style="dim") for note in map(_note, analysis.chains) if note))
 
 
 # What a narrow terminal can do without, first to go first: a number is never cut.
@@ -160,12 +162,14 @@ def _width(columns: dict[str, list[str]]) -> int:
     return sum(max(map(len, [heading, *cells])) + 2 for heading, cells in columns.items())
 
 
-def _zero_note(chain: Chain) -> str:
-    """Why a gain is exactly zero: the lag at which the path is cut off."""
+def _note(chain: Chain) -> str:
+    """The lag from which a gain is exactly zero; or that the smallest values mean nothing."""
     profile = np.median(chain.by_lag, axis=0)
-    if profile[-1] > -math.inf:
-        return ""
-    return f"{chain.name}: exactly 0 from lag {int(np.argmin(profile)) + 1} on"
+    if profile[-1] == -math.inf:
+        return f"{chain.name}: exactly 0 from lag {int(np.argmin(profile)) + 1} on"
+    if max(s.log10_error for s in chain.spectra) > _LOST:
+        return f"{chain.name}: the smallest singular values are lost in rounding, gain and rate are not"
+    return ""
 
 
 def _rate(rate: Extremes) -> str:
@@ -174,7 +178,8 @@ def _rate(rate: Extremes) -> str:
 
 def _error(chain: Chain) -> str:
     """Estimated relative error of the worst singular value (ln 10 times the error in decades)."""
-    return f"{max(s.log10_error for s in chain.spectra) * math.log(10):.0e}"
+    error = max(s.log10_error for s in chain.spectra)
+    return "> 1" if error > _LOST else f"{error * math.log(10):.0e}"
 
 
 def _shares(analysis: Analysis, terminal: Terminal) -> Table:
