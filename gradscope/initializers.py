@@ -207,7 +207,7 @@ def initialize(
         raise _unknown(init)
     # A stream of its own: inputs drawn from the same seed must not repeat the weights.
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(1,))))
-    draw = Draw(rng, cell.name, cell.parameters(hidden, input_size), hidden, steps)
+    draw = Draw(rng, cell.name, cell.shapes(hidden, input_size), hidden, steps)
     parameters = INITIALIZERS[init](draw) if cell.initialize is None else _own(cell, draw, input_size)
     scaled = {key: gain * value if key[0] == "R" else value for key, value in parameters.items()}
     return scaled | {key: np.full(draw.shapes[key], float(biases[key])) for key in _checked(biases, draw)}
@@ -234,7 +234,7 @@ def _own(cell: Cell, draw: Draw, input_size: int) -> Parameters:
     try:
         given: dict[str, Any] = dict(cell.initialize(draw.rng, draw.hidden, input_size))
         values = {key: np.array(value, dtype=np.float64) for key, value in given.items()}
-    except Exception as error:  # the user's function may fail in any way
+    except (Exception, SystemExit) as error:  # the user's function may fail in any way
         raise InputError(f"initialize of cell {cell.name}: {type(error).__name__}: {error}") from error
     got = {key: value.shape for key, value in values.items()}
     for key in [*draw.shapes, *got]:

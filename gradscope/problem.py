@@ -15,13 +15,12 @@ from gradscope.cells import find
 from gradscope.cells.base import Cell
 from gradscope.checkpoints import Layer, read
 from gradscope.errors import InputError
-from gradscope.files import Array, as_float64, quoted, read_inputs
+from gradscope.files import Array, as_float64, quoted, read_inputs, shown
 from gradscope.initializers import initialize
 
 INPUTS = ("normal", "zeros")
 VIEWS = ("state", "cell")
 DTYPES = ("float64", "float32")
-
 # initializers.py draws the weights from stream 1 of the seed: inputs must be independent of them.
 _STREAM = 2
 
@@ -105,7 +104,7 @@ def make_problem(
     if layer:
         sizes |= {"hidden": layer.hidden, "input_size": layer.input_size}
     n = sizes.get("hidden", 64)
-    b, t, d = _extents(sizes, sequences)
+    b, t, d = _extents(sizes, sequences, _called(inputs))
     cut = _known_paths(cell, (cut,) if isinstance(cut, str) else tuple(cut), view, t)
     _check_memory(cell, n, (b, t, d))
 
@@ -153,11 +152,16 @@ def _given(inputs: Any) -> Array | None:
         return None
     array = read_inputs(inputs) if isinstance(inputs, str | os.PathLike) else as_float64(inputs, "inputs")
     if array.ndim not in (2, 3) or 0 in array.shape:
-        raise InputError(f"inputs have shape {array.shape}, expected (T, d) or (B, T, d), each at least 1")
+        got = f"{_called(inputs)} have shape {array.shape}"
+        raise InputError(f"{got}, expected (T, d) or (B, T, d), each at least 1")
     return array if array.ndim == 3 else array[None]
 
 
-def _extents(sizes: Mapping[str, int], sequences: Array | None) -> tuple[int, int, int]:
+def _called(inputs: Any) -> str:
+    return f"inputs {shown(os.fspath(inputs))}" if isinstance(inputs, str | os.PathLike) else "inputs"
+
+
+def _extents(sizes: Mapping[str, int], sequences: Array | None, called: str) -> tuple[int, int, int]:
     """Batch, steps and input size: as asked for, else as the inputs have, else the default."""
     if sequences is None:
         return sizes.get("batch", 1), sizes.get("steps", 200), sizes.get("input_size", 32)
@@ -165,7 +169,8 @@ def _extents(sizes: Mapping[str, int], sequences: Array | None) -> tuple[int, in
     asked = {name: sizes.get(name, size) for name, size in there.items()}
     for name, size in asked.items():
         if size > there[name] or (size < there[name] and name != "steps"):
-            raise InputError(f"{name} is {size}, but the inputs have {there[name]}: they must agree")
+            must = f"at most {there[name]}" if name == "steps" else "they must agree"
+            raise InputError(f"{name} is {size}, but the {called} have {there[name]}: {must}")
     return asked["batch"], asked["steps"], asked["input_size"]
 
 
@@ -190,9 +195,8 @@ def _fresh(cell: str | Cell | None, init: str | None) -> Cell:
 def _trained(path: str | os.PathLike[str], cell: str | Cell | None, options: Mapping[str, Any]) -> Layer:
     for name in ("hidden", "input_size", "init"):
         if options.get(name) is not None:
-            raise InputError(
-                f"{name} is {quoted(options[name])}, but the checkpoint brings its own: leave {name} out"
-            )
+            got = f"{name} is {quoted(options[name])}"
+            raise InputError(f"{got}, but the checkpoint brings its own: leave {name} out")
     return read(path, cell)
 
 
@@ -221,11 +225,10 @@ def _check_memory(cell: Cell, hidden: int, shape: tuple[int, int, int]) -> None:
     paths = max(1, len(cell.paths))
     # Per step: slopes of the fast form and states, or one dense Jacobian per path; on device and host.
     per_step = 3 * m * paths if cell.units else 2 * m * m * paths
-    weights = sum(math.prod(shape) for shape in cell.parameters(hidden, input_size).values())
+    weights = sum(math.prod(shape) for shape in cell.shapes(hidden, input_size).values())
     # The chain is a product of a few m x m factors.
     need = 8 * (batch * steps * (2 * input_size + per_step) + 16 * m * m + 4 * weights)
-    have = _physical_memory()
-    if need > have:
+    if need > (have := _physical_memory()):
         raise InputError(
             f"hidden {hidden}, steps {steps}, batch {batch} need about {need >> 30} GiB, this machine has "
             f"{have >> 30}: ask for less"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 _CACHE_BYTES = 256 * 2**20
+_ENTRIES = ("-cache", "-atime")  # how the names of JAX's own files end
 
 
 def find_device(platform: str | None) -> jax.Device:
@@ -44,8 +45,8 @@ def use_compilation_cache() -> None:
 
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    folder = cache_folder()
-    if not _private(folder):
+    folder = cache_folder() / "jax"
+    if not (_private(folder.parent) and _private(folder)):
         return
     _trim(folder)
     options = {
@@ -82,11 +83,10 @@ def _private(folder: Path) -> bool:
 
 
 def _trim(folder: Path) -> None:
-    """Delete the oldest entries beyond the size limit (JAX's own limit needs another package)."""
+    """Delete JAX's oldest entries beyond the size limit (JAX's own limit needs another package)."""
     with contextlib.suppress(OSError):
-        entries = sorted(
-            ((e.stat().st_mtime, e.stat().st_size, e) for e in folder.iterdir() if e.is_file()), reverse=True
-        )
+        own = [e for e in folder.iterdir() if e.name.endswith(_ENTRIES) and e.is_file()]
+        entries = sorted(((e.stat().st_mtime, e.stat().st_size, e) for e in own), reverse=True)
         kept = 0
         for _, size, entry in entries:
             kept += size

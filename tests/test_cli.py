@@ -3,10 +3,13 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import jsonschema
 import numpy as np
@@ -14,6 +17,7 @@ import pytest
 
 import gradscope
 from gradscope.cli.main import main
+from gradscope.cli.progress import progress_bar
 
 SMALL = ["analyze", "--hidden", "4", "--input-size", "3", "--steps", "6"]
 
@@ -149,6 +153,22 @@ def test_help_begins_with_examples(run):
         assert (code, err) == (0, "")
         assert out.index("Examples:") < out.index("Options:")
         assert max(map(len, out.splitlines())) <= 100
+        assert out.replace("\n", "").isprintable()
+
+
+def test_every_example_of_the_help_has_a_line_of_its_own(run):
+    for arguments, count in (["--help"], 5), (["analyze", "-h"], 7), (["chain", "-h"], 2):
+        examples = run(*arguments)[1].partition("Examples:\n")[2].partition("\n\n")[0].splitlines()
+        assert len(examples) == count
+        assert all(line.startswith("    gradscope ") for line in examples)
+
+
+def test_the_list_of_commands_says_what_they_do(run):
+    commands = run("--help")[1].partition("Commands:\n")[2].split("\n")
+    assert [line.split(None, 1)[1] for line in commands if line] == [
+        "Measure how the gradient flows through a recurrent cell.",
+        "Measure the product of a stack of Jacobians.",
+    ]
 
 
 def test_version(run):
@@ -189,8 +209,8 @@ def test_a_gain_on_the_threshold_is_undecided(run):
 
 def test_nothing_asked_is_a_usage_error(run):
     code, out, err = run()
-    assert (code, out) == (2, "")
-    assert err.count("\n") == 1
+    line = "gradscope: error: missing command: analyze or chain (see gradscope --help)\n"
+    assert (code, out, err) == (2, "", line)
 
 
 def test_a_closed_pipe_is_141(tmp_path):
@@ -199,6 +219,43 @@ def test_a_closed_pipe_is_141(tmp_path):
         ["bash", "-c", f"({command}) | true"], stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False
     )
     assert done.stderr == "141\n"
+
+
+FULL, CLOSED = "stdout: No space left on device", "stdout: Bad file descriptor"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "redirection", "code", "words"),
+    [
+        (SMALL, ">/dev/full", 2, FULL),
+        (["--version"], ">/dev/full", 2, FULL),
+        (["analyze", "--help"], ">/dev/full", 2, FULL),
+        (SMALL, ">&-", 2, CLOSED),
+        (["--help"], ">&-", 2, CLOSED),
+        (SMALL, "<&- >&- 2>&-", 2, ""),
+        ([*SMALL, "-o", "file"], ">&-", 0, ""),
+        (SMALL, "2>&-", 0, ""),
+        (["analyse"], "2>/dev/full", 2, ""),
+    ],
+)
+def test_streams_that_are_full_or_closed(tmp_path, arguments, redirection, code, words):
+    command = f"{shlex.join([sys.executable, '-m', 'gradscope', *arguments])} {redirection}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == code
+    assert done.stderr == (f"gradscope: error: {words}\n" if words else "")
+    assert bool(done.stdout) == (code == 0 and ">&-" not in redirection.split())
+    assert [p.read_text()[:6] for p in tmp_path.iterdir()] == ["STABLE"] * ("file" in arguments)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_an_interrupt_cannot_be_lost(shell, tmp_path):
+    """As it could be in an import, or in a callback that swallows exceptions."""
+    (tmp_path / "deaf.py").write_text(
+        "import os, signal, time\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\nexcept BaseException:\n    pass\n"
+    )
+    done = shell(*SMALL, "--cell", "deaf:cell")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "gradscope: interrupted\n")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
@@ -239,6 +296,140 @@ def test_a_cell_that_prints_does_not_disturb_stdout(shell, tmp_path):
     assert "there" in done.stderr
 
 
+def test_quiet_keeps_the_warnings_of_libraries_from_stderr(shell, tmp_path):
+    (tmp_path / "noisy.py").write_text(
+        "import logging, warnings\nfrom gradscope.cells.rnn import tanh\n"
+        "def cell():\n    warnings.warn('hello'); logging.getLogger('jax').warning('there'); return tanh()\n"
+    )
+    loud = shell(*SMALL, "--cell", "noisy:cell")
+    assert "hello" in loud.stderr
+    assert "there" in loud.stderr
+    quiet = shell(*SMALL, "--cell", "noisy:cell", "--quiet")
+    assert (quiet.returncode, quiet.stderr) == (0, "")
+
+
+def test_short_work_draws_no_progress(tmp_path):
+    """Not even the codes that hide the cursor and show it again."""
+    ours, theirs = os.openpty()
+    code = f"import sys, gradscope.cli.progress as p; p._SILENT_SECONDS = 600; sys.argv[1:] = {SMALL}; "
+    command = [sys.executable, "-c", f"{code}from gradscope.cli.main import entry; entry()"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, cwd=tmp_path, check=False)
+    assert done.returncode == 0
+    os.write(theirs, b"end")
+    assert os.read(ours, 1000) == b"end"
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_long_work_draws_progress_and_leaves_the_cursor(monkeypatch):
+    ours, theirs = os.openpty()
+    drawn = b""
+
+    def read_until(end):
+        nonlocal drawn
+        while end not in drawn:
+            drawn += os.read(ours, 10_000)
+
+    monkeypatch.setattr("gradscope.cli.progress._SILENT_SECONDS", 0)
+    monkeypatch.setenv("TERM", "xterm")
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with progress_bar(quiet=False) as progress:
+            progress(1, 2)
+            read_until(b"1/2")
+            assert b"\x1b[?25l" in drawn
+        read_until(b"\x1b[?25h")
+        monkeypatch.undo()
+    os.close(ours)
+
+
+# -- the output file --------------------------------------------------------------------------------
+
+
+def test_output_through_links_goes_to_their_target(run, tmp_path):
+    (tmp_path / "there").write_text("older")
+    for name in ("there", "not_there"):
+        link = tmp_path / f"link_to_{name}"
+        link.symlink_to(name)
+        assert run(*SMALL, "-q", "-o", link)[0] == 0
+        assert link.is_symlink()
+        assert (tmp_path / name).read_text().startswith("STABLE")
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_devices_and_pipes_are_written_not_replaced(run, tmp_path, linked):
+    received, fifo = [], tmp_path / "fifo"
+    os.mkfifo(fifo)
+    (tmp_path / "link").symlink_to(fifo)
+    reader = threading.Thread(target=lambda: received.append(fifo.read_text()))
+    reader.start()
+    assert run(*SMALL, "-q", "-o", tmp_path / ("link" if linked else "fifo")) == (0, "", "")
+    reader.join()
+    assert received[0].startswith("STABLE")
+    assert fifo.is_fifo()
+    assert run(*SMALL, "-o", "/dev/null") == (0, "", "")
+    assert Path("/dev/null").is_char_device()
+
+
+def test_what_a_descriptor_stands_for_is_not_replaced(run, tmp_path):
+    file = tmp_path / "file"
+    with file.open("w") as stream:
+        before = file.stat().st_ino
+        assert run(*SMALL, "-q", "-o", f"/dev/fd/{stream.fileno()}") == (0, "", "")
+    assert file.read_text().startswith("STABLE")
+    assert file.stat().st_ino == before
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout"])
+def test_stdout_by_its_names(run, name):
+    assert run(*SMALL, "-q", "-o", name) == run(*SMALL, "-q")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["analyze", "good.npz", "-o", "good.npz"],
+        ["analyze", "good.npz", "-o", "link"],
+        ["analyze", "--inputs", "x.npy", "-o", "./x.npy"],
+        ["analyze", "--inputs", "good.npz:W_z", "-o", "good.npz"],
+        ["chain", "x.npy", "-o", "x.npy"],
+    ],
+)
+def test_what_is_read_is_not_overwritten(run, files, monkeypatch, arguments):
+    monkeypatch.chdir(files)
+    Path("link").symlink_to("good.npz")
+    before = {name: Path(name).read_bytes() for name in ("good.npz", "x.npy")}
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert err.endswith("is a file to be read, choose another\n")
+    assert before == {name: Path(name).read_bytes() for name in before}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("x" * 300, "too long"), ("loop", "symbolic links"), ("file/below", "irectory")]
+)
+def test_names_that_cannot_be_written(run, tmp_path, monkeypatch, name, words):
+    monkeypatch.setattr("gradscope.pipeline.split", lambda *_: pytest.fail("the work began"))
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").write_text("precious")
+    code, out, err = run(*SMALL, "-o", tmp_path / name)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert words in err
+
+
+def test_a_write_that_fails_leaves_nothing_behind(run, tmp_path, monkeypatch):
+    (tmp_path / "result").write_text("precious")
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    line = f"gradscope: error: -o {tmp_path}/result: No space left on device\n"
+    assert run(*SMALL, "-o", tmp_path / "result") == (2, "", line)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("result", "precious")]
+
+
 # -- colour and encodings ---------------------------------------------------------------------------
 
 
@@ -270,6 +461,14 @@ def test_ascii_terminals_get_ascii(shell):
     assert done.returncode == 0
     assert done.stdout.isascii()
     assert "Chains" in done.stdout
+
+
+@pytest.mark.parametrize("columns", ["abc", "-5", "0", ""])
+def test_a_width_that_is_no_positive_number_is_ignored(run, monkeypatch, columns):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    plain = run(*SMALL)
+    monkeypatch.setenv("COLUMNS", columns)
+    assert run(*SMALL) == plain
 
 
 # -- bad input: exit 2, one line on stderr, nothing on stdout ----------------------------------------
@@ -311,6 +510,19 @@ def files(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"PK\x03\x04")
     (tmp_path / "folder.npz").mkdir()
     (tmp_path / "broken_cell.py").write_text("def cell():\n    raise ValueError('two\\nlines')\n")
+    (tmp_path / "exiting.py").write_text("import sys\nsys.exit(0)\n")
+    (tmp_path / "mine.py").write_text(
+        "import sys\nfrom gradscope import Cell\nfrom gradscope.cells.rnn import tanh\n"
+        "def one(n, d):\n    return {'R': (n, n), 'W': (n, d), 'b': (n,)}\n"
+        "def made(parameters=one, **more):\n"
+        "    return Cell('mine', parameters, lambda p, x, h: h, **more)\n"
+        "def leaves():\n    sys.exit(0)\n"
+        "def shapes_leave():\n    return made(lambda n, d: sys.exit(0))\n"
+        "def shapes_fail():\n    return made(lambda n, d: 1 / 0)\n"
+        "def shapes_of_one():\n    return made(lambda n: {})\n"
+        "def values_leave():\n    return made(initialize=lambda rng, n, d: sys.exit(0))\n"
+        "def called_full():\n    return made(paths=('full',))\n"
+    )
     return tmp_path
 
 
@@ -324,6 +536,14 @@ BAD = {
     "no such factory": ([*SMALL, "--cell", "json:cell"], ["json:cell"]),
     "not a cell": ([*SMALL, "--cell", "builtins:dict"], ["dict", "gradscope.Cell"]),
     "failing factory": ([*SMALL, "--cell", "broken_cell:cell"], ["ValueError", "two lines"]),
+    "unknown cell in capitals": ([*SMALL, "--cell", "GRU"], ["GRU", "did you mean gru"]),
+    "module that exits": ([*SMALL, "--cell", "exiting:cell"], ["exiting:cell", "SystemExit"]),
+    "factory that exits": ([*SMALL, "--cell", "mine:leaves"], ["mine:leaves", "SystemExit"]),
+    "parameters that exit": ([*SMALL, "--cell", "mine:shapes_leave"], ["cell mine", "SystemExit"]),
+    "parameters that fail": ([*SMALL, "--cell", "mine:shapes_fail"], ["cell mine", "ZeroDivisionError"]),
+    "parameters of one size": ([*SMALL, "--cell", "mine:shapes_of_one"], ["cell mine", "TypeError"]),
+    "initialize that exits": ([*SMALL, "--cell", "mine:values_leave"], ["cell mine", "SystemExit"]),
+    "path called full": ([*SMALL, "--cell", "mine:called_full"], ["cell mine", "'full'"]),
     "hidden 0": ([*SMALL, "--hidden", "0"], ["hidden", "0"]),
     "input size -1": ([*SMALL, "--input-size", "-1"], ["input_size", "-1"]),
     "steps 0": ([*SMALL, "--steps", "0"], ["steps", "0"]),
@@ -364,17 +584,23 @@ BAD = {
     "checkpoint ambiguous": (["analyze", "ambiguous.npz"], ["--cell", "rnn-relu"]),
     "checkpoint and sizes": (["analyze", "good.npz", "--hidden", "8"], ["hidden"]),
     "inputs missing": ([*SMALL, "--inputs", "none.npy"], ["none.npy"]),
-    "inputs too wide": (["analyze", "good.npz", "--inputs", "wide.npy"], ["7", "3"]),
+    "inputs too wide": (["analyze", "good.npz", "--inputs", "wide.npy"], ["inputs wide.npy have 7", "3"]),
     "inputs infinite": (["analyze", "--inputs", "inf.npy"], ["inf"]),
     "inputs complex": (["analyze", "--inputs", "complex.npy"], ["complex"]),
     "inputs strings": (["analyze", "--inputs", "strings.npy"], ["strings.npy"]),
     "inputs pickled": (["analyze", "--inputs", "object.npy"], ["object.npy"]),
-    "inputs one-dimensional": (["analyze", "--inputs", "vector.npy"], ["(5,)", "(T, d)"]),
+    "inputs one-dimensional": (
+        ["analyze", "--inputs", "vector.npy"],
+        ["inputs vector.npy", "(5,)", "(T, d)"],
+    ),
     "inputs without steps": (["analyze", "--inputs", "no_steps.npy"], ["(0, 3)"]),
     "inputs truncated": (["analyze", "--inputs", "truncated.npy"], ["truncated.npy"]),
     "inputs declared huge": (["analyze", "--inputs", "huge.npy"], ["huge.npy"]),
     "inputs empty": (["analyze", "--inputs", "empty.npy"], ["empty.npy"]),
-    "steps beyond the inputs": (["analyze", "--inputs", "x.npy", "--steps", "6"], ["6", "5"]),
+    "steps beyond the inputs": (
+        ["analyze", "--inputs", "x.npy", "--steps", "6"],
+        ["6", "inputs x.npy have 5: at most 5"],
+    ),
     "batch beyond the inputs": (["analyze", "--inputs", "x.npy", "--batch", "2"], ["batch"]),
     "chain missing": (["chain", "none.npy"], ["none.npy"]),
     "chain empty": (["chain", "empty_stack.npy"], ["(0, 3, 3)", "(T, m, m)"]),

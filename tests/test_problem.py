@@ -137,6 +137,47 @@ def test_a_cell_and_initial_values_of_ones_own():
     assert "but cell mine brings its own: leave init out" in refusal(cell=mine, init="keras", **SMALL)
 
 
+@pytest.mark.parametrize(
+    "returned",
+    [
+        None,
+        [("R", (4, 4))],
+        {1: (4, 4)},
+        {"": (4,)},
+        {"R": [4, 4]},
+        {"R": (4, 0)},
+        {"R": (4, 2.5)},
+        {"R": 4},
+    ],
+    ids=str,
+)
+def test_parameters_of_ones_own_that_are_no_shapes(returned):
+    mine = Cell("mine", lambda n, d: returned, lambda p, x, h: h)
+    message = refusal(cell=mine, **SMALL)
+    assert message.startswith("parameters of cell mine: ")
+    assert message.endswith("expected parameters(hidden, input_size) -> {key: tuple of positive integers}")
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"name": "two\nlines"}, "cell name is 'two\\nlines', expected one line of printable text"),
+        ({"name": ""}, "cell name is ''"),
+        ({"name": None}, "cell name is None"),
+        ({"paths": ("R", "R")}, "paths is ('R', 'R'), expected a tuple of distinct names"),
+        ({"paths": "R_f"}, "paths is 'R_f', expected a tuple of distinct names"),
+        ({"paths": ("R", 1)}, "paths is ('R', 1)"),
+        ({"paths": ("full", "R")}, "a path is called 'full', as the whole chain is: rename it"),
+        ({"components": ("h", "h")}, "components is ('h', 'h'), expected a tuple of distinct names"),
+        ({"components": ()}, "components is empty, expected at least one name"),
+    ],
+)
+def test_cells_that_cannot_be_meant(changed, expected):
+    with pytest.raises(InputError) as caught:
+        Cell(**({"name": "mine", "parameters": find("rnn").parameters, "step": find("rnn").step} | changed))
+    assert expected in str(caught.value)
+
+
 def ones(cell, hidden, input_size):
     return {key: np.ones(shape) for key, shape in cell.parameters(hidden, input_size).items()}
 
@@ -191,7 +232,7 @@ REFUSED_INPUTS = {
     "other kind": ("nromal", {}, "inputs 'nromal': expected normal, zeros, or a .npy or .npz file"),
     "absent": ("absent.npy", {}, "absent.npy: No such file"),
     "absent of several": ("absent.npz:x", {}, "absent.npz: No such file"),
-    "more steps": (X, {"steps": 10}, "steps is 10, but the inputs have 9"),
+    "more steps": (X, {"steps": 10}, "steps is 10, but the inputs have 9: at most 9"),
     "other batch": (X, {"batch": 3}, "batch is 3, but the inputs have 2"),
     "fewer sequences": (X, {"batch": 1}, "batch is 1, but the inputs have 2"),
     "batch of one": (X[0], {"batch": 4}, "batch is 4, but the inputs have 1"),
@@ -220,6 +261,8 @@ def test_inputs_that_cannot_be_meant(name):
 def test_files_of_several_arrays(tmp_path):
     np.savez(tmp_path / "x.npz", a=X, b=X)
     assert f"holds 2 arrays (a, b): say which, as in {tmp_path}/x.npz:a" in refusal(inputs=tmp_path / "x.npz")
+    np.save(tmp_path / "x.npy", X)
+    assert f"but the inputs {tmp_path}/x.npy have 3" in refusal(inputs=tmp_path / "x.npy", input_size=4)
     assert "holds no array 'c', expected one of a, b" in refusal(inputs=f"{tmp_path}/x.npz:c")
 
 

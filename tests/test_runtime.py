@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -35,12 +37,17 @@ def use(folder, monkeypatch):
 
 def test_the_folder_is_made_private(tmp_path, monkeypatch):
     folder = tmp_path / "deep" / "cache"
-    assert use(folder, monkeypatch) == str(folder)
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert use(folder, monkeypatch) == str(folder / "jax")
+    for private in (folder, folder / "jax"):
+        assert stat.S_IMODE(private.stat().st_mode) == 0o700
 
 
 def test_a_folder_others_may_write_is_not_used(tmp_path, monkeypatch):
     tmp_path.chmod(0o777)  # whoever may write there could plant code
+    assert use(tmp_path, monkeypatch) is None
+    tmp_path.chmod(0o700)
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax").chmod(0o777)
     assert use(tmp_path, monkeypatch) is None
 
 
@@ -52,14 +59,33 @@ def test_what_is_not_a_folder_is_not_used(tmp_path, monkeypatch):
 
 def test_the_oldest_entries_go_first(tmp_path, monkeypatch):
     monkeypatch.setattr(runtime, "_CACHE_BYTES", 250)
-    folder = tmp_path / "cache"
+    folder = tmp_path / "jax"
     folder.mkdir(mode=0o700)
     for age in range(4):
-        entry = folder / f"entry{age}"
+        entry = folder / f"entry{age}-cache"
         entry.write_bytes(bytes(100))
         os.utime(entry, (1e9 - age, 1e9 - age))
-    use(folder, monkeypatch)
-    assert sorted(p.name for p in folder.iterdir()) == ["entry0", "entry1"]
+    use(tmp_path, monkeypatch)
+    assert sorted(p.name for p in folder.iterdir()) == ["entry0-cache", "entry1-cache"]
+
+
+def test_only_entries_of_jax_are_deleted(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "_CACHE_BYTES", 0)
+    folder = tmp_path / "jax"
+    folder.mkdir(mode=0o700)
+    mine = [tmp_path / "thesis.tex", tmp_path / "x-cache", folder / "notes"]
+    for file in [*mine, folder / "x-cache", folder / "x-atime"]:
+        file.write_text("precious")
+    use(tmp_path, monkeypatch)
+    assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == sorted(mine)
+
+
+def test_jax_names_its_entries_so(tmp_path):
+    command = [sys.executable, "-m", "gradscope", "analyze", "--hidden", "2", "--steps", "3"]
+    subprocess.run(command, env=os.environ | {"GRADSCOPE_CACHE_DIR": str(tmp_path)}, check=True)
+    entries = list((tmp_path / "jax").iterdir())
+    assert entries
+    assert all(entry.name.endswith(("-cache", "-atime")) for entry in entries)
 
 
 def test_jaxs_own_variable_wins(tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ def find(name: str) -> Cell:
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, CELLS, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower(), CELLS, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else f"choose one of {', '.join(CELLS)}"
     raise InputError(f"unknown cell {name!r}: {hint} (a cell of your own: --cell package.module:factory)")
 
@@ -50,7 +50,7 @@ def _load(reference: str) -> Cell:
     module_name, _, attribute = reference.partition(":")
     try:
         made = getattr(importlib.import_module(module_name), attribute)()
-    except Exception as error:  # the user's module may fail in any way
+    except (Exception, SystemExit) as error:  # the user's module may fail in any way
         raise InputError(
             f"cell {reference!r}: {type(error).__name__}: {error}; expected package.module:factory "
             "where factory() returns a gradscope.Cell"

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from gradscope.errors import InputError
+
 Parameters = Mapping[str, Any]
 Shapes = dict[str, tuple[int, ...]]
 
@@ -28,6 +30,8 @@ class Cell:
     gates : optional ``(parameters, x, state) -> {gate: (hidden,) activations}``, for statistics.
     initialize : optional ``(rng, hidden, input_size) -> {key: array}`` used in place of ``--init``.
     units : the fast per-unit form, for cells that have one.
+
+    Raises InputError where names are not distinct, printable strings, or a path is called "full".
     """
 
     name: str
@@ -38,6 +42,36 @@ class Cell:
     gates: Callable[[Parameters, Any, Any], dict[str, Any]] | None = None
     initialize: Callable[[np.random.Generator, int, int], dict[str, Any]] | None = None
     units: Units | None = None
+
+    def __post_init__(self) -> None:
+        if not _printable(self.name):
+            raise InputError(f"cell name is {self.name!r:.80}, expected one line of printable text")
+        for field, names in {"paths": self.paths, "components": self.components}.items():
+            named = isinstance(names, tuple) and all(map(_printable, names))
+            if not named or len(set(names)) < len(names):
+                raise InputError(
+                    f"cell {self.name}: {field} is {names!r:.80}, expected a tuple of distinct names"
+                )
+        if not self.components:
+            raise InputError(f"cell {self.name}: components is empty, expected at least one name")
+        if "full" in self.paths:
+            raise InputError(f"cell {self.name}: a path is called 'full', as the whole chain is: rename it")
+
+    def shapes(self, hidden: int, input_size: int) -> Shapes:
+        """What ``parameters`` returns, if that is shapes by key; raises InputError if not."""
+        expected = "expected parameters(hidden, input_size) -> {key: tuple of positive integers}"
+        try:
+            shapes = self.parameters(hidden, input_size)
+        except (Exception, SystemExit) as error:  # the user's function may fail in any way
+            raise InputError(
+                f"parameters of cell {self.name}: {type(error).__name__}: {error}; {expected}"
+            ) from error
+        if not isinstance(shapes, Mapping):
+            raise InputError(f"parameters of cell {self.name}: returned {shapes!r:.80}; {expected}")
+        for name, shape in shapes.items():
+            if not (_printable(name) and _is_shape(shape)):
+                raise InputError(f"parameters of cell {self.name}: {name!r:.80} is {shape!r:.80}; {expected}")
+        return dict(shapes)
 
     def advance(self, parameters: Parameters, x: Any, state: Any) -> Any:
         """One step with the same state on every path: the ordinary forward pass."""
@@ -107,6 +141,14 @@ class Units:
         pre = self.pre_activations(parameters, drive, read)
         own = read(self.own) if self.own else jax.numpy.zeros_like(pre[self.gates[0]])
         return jax.vmap(self.core)(own, pre, {k: parameters[k] for k in self.constants})
+
+
+def _printable(name: Any) -> bool:
+    return isinstance(name, str) and name.isprintable() and not name.isspace() and name != ""
+
+
+def _is_shape(shape: Any) -> bool:
+    return isinstance(shape, tuple) and all(isinstance(size, int | np.integer) and size > 0 for size in shape)
 
 
 def key(kind: str, gate: str) -> str:

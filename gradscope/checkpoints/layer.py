@@ -13,6 +13,7 @@ from gradscope.files import Array, listed
 
 # Sizes that no other axis of a cell will have: they tell which axis is which.
 _HIDDEN, _INPUT = 1_000_003, 2_000_003
+_NAMES = {_HIDDEN: "hidden", _INPUT: "input_size"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def mismatch(cell: Cell, names: Set[str]) -> str:
 
     Biases may be left out together (``bias=False``), one alone may not: a forgotten b_f is not zero.
     """
-    every = cell.parameters(_HIDDEN, _INPUT).keys()
+    every = cell.shapes(_HIDDEN, _INPUT).keys()
     biases = {key for key in every if key.startswith("b") or key == "c_h"}
     missing, unknown = every - names, names - every - set(_state_keys(cell))
     if missing == biases:
@@ -62,7 +63,7 @@ def assemble(cell: Cell, arrays: Mapping[str, Array], name: str = "") -> Layer:
     if problem := mismatch(cell, arrays.keys()):
         raise InputError(problem)
     hidden, input_size = _sizes(cell, arrays)
-    shapes = cell.parameters(hidden, input_size)
+    shapes = cell.shapes(hidden, input_size)
     states = dict.fromkeys(_state_keys(cell), (hidden,))
     for key, expected in (shapes | states).items():
         if key in arrays and arrays[key].shape != expected:
@@ -84,10 +85,13 @@ def _state_keys(cell: Cell) -> list[str]:
 def _sizes(cell: Cell, arrays: Mapping[str, Array]) -> tuple[int, int]:
     """Hidden and input size, each from the first axis that has it."""
     found: dict[int, int] = {}
-    for key, axes in cell.parameters(_HIDDEN, _INPUT).items():
+    for key, axes in cell.shapes(_HIDDEN, _INPUT).items():
         shape = arrays[key].shape if key in arrays else axes
         if len(shape) != len(axes) or 0 in shape:
-            raise InputError(f"{key} has shape {shape}, expected {len(axes)} axes, none of them empty")
+            named = ", ".join(_NAMES.get(axis, "...") for axis in axes)
+            raise InputError(
+                f"{key} has shape {shape}, expected {len(axes)} axes, none of them empty: [{named}]"
+            )
         if key in arrays:
             found = dict(zip(axes, shape, strict=True)) | found
     if _HIDDEN not in found or _INPUT not in found:

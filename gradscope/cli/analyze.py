@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from gradscope.cells import CELLS
+from gradscope.cli.group import Command
 from gradscope.cli.options import finish, output_options, take_output
 
 # Option -> the bias it sets, in the notation of Greff et al. and of the GRU.
@@ -22,7 +23,7 @@ _BIASES = {
 }
 
 
-@click.command(epilog=f"Cells: {', '.join(CELLS)}.")
+@click.command(cls=Command, epilog=f"Cells: {', '.join(CELLS)}.")
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @click.option("--cell", metavar="NAME", help="A built-in cell (default lstm) or package.module:factory.")
 @click.option("--hidden", type=int, metavar="N", help="Hidden size (default 64).")
@@ -69,7 +70,7 @@ _BIASES = {
 )
 @output_options
 def analyze(**options: Any) -> int:
-    r"""Measure how the gradient flows through a recurrent cell.
+    """Measure how the gradient flows through a recurrent cell.
 
     \b
     Examples:
@@ -85,14 +86,14 @@ def analyze(**options: Any) -> int:
     gradscope's notation (.npz: W_z, R_z, b_z, ...). Without it the cell is freshly initialised.
     """
     from gradscope.cli.progress import progress_bar
-    from gradscope.cli.streams import check_writable, guarded_stdout
+    from gradscope.cli.streams import check_writable, guarded_stdout, hushed
 
     output = take_output(options)
-    check_writable(output.output)
+    check_writable(output.output, options["checkpoint"], _file_of(options["inputs"]))
     compile_cache = options.pop("compile_cache")
     biases = {bias: options.pop(name) for name, bias in _BIASES.items() if options[name] is not None}
     given = {name: value for name, value in options.items() if name not in _BIASES and value is not None}
-    with guarded_stdout(), progress_bar(output.quiet) as progress:
+    with guarded_stdout(), hushed(output.quiet), progress_bar(output.quiet) as progress:
         _find_modules_here()
         if options["platform"] == "cpu":
             os.environ["JAX_PLATFORMS"] = "cpu"  # or JAX takes hold of the GPU all the same
@@ -109,6 +110,14 @@ def analyze(**options: Any) -> int:
             progress=progress,
         )
     return finish(analysis, output)
+
+
+def _file_of(inputs: str) -> Path | None:
+    """The file that ``--inputs`` reads, if it is one."""
+    stem, mark, _ = inputs.rpartition(".npz:")
+    if mark:
+        return Path(f"{stem}.npz")
+    return None if inputs in ("normal", "zeros") else Path(inputs)
 
 
 def _find_modules_here() -> None:

@@ -7,14 +7,15 @@ from typing import Any
 
 import click
 
+from gradscope.cli.group import Command
 from gradscope.cli.options import finish, output_options, take_output
 
 
-@click.command()
+@click.command(cls=Command, short_help="Measure the product of a stack of Jacobians.")
 @click.argument("file", type=click.Path(path_type=Path))
 @output_options
 def chain(file: Path, **options: Any) -> int:
-    r"""Measure the product J_T ... J_1 of a stack of Jacobians.
+    """Measure the product J_T ... J_1 of a stack of Jacobians.
 
     \b
     Examples:
@@ -23,11 +24,11 @@ def chain(file: Path, **options: Any) -> int:
 
     FILE is a .npy array of shape (T, m, m); item t is the Jacobian of step t + 1.
     """
-    from gradscope.cli.streams import check_writable, guarded_stdout
+    from gradscope.cli.streams import check_writable, guarded_stdout, hushed
 
     output = take_output(options)
-    check_writable(output.output)
-    with guarded_stdout():
+    check_writable(output.output, file)
+    with guarded_stdout(), hushed(output.quiet):
         from gradscope.files import read_jacobians
         from gradscope.pipeline import analyze_chain
         from gradscope.verdict import Policy

@@ -1,4 +1,4 @@
-"""A click group whose commands are imported when they are asked for."""
+"""Commands that are imported when they are asked for, and whose help is delivered or an error."""
 
 from __future__ import annotations
 
@@ -9,6 +9,17 @@ from typing import Any
 
 import click
 
+from gradscope.cli.streams import delivering
+
+
+class Command(click.Command):
+    """A command whose ``--help`` fails as a result would where stdout cannot be written."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click's, which prints the help from here."""
+        with delivering("stdout"):
+            return super().parse_args(ctx, args)
+
 
 class LazyGroup(click.Group):
     """Commands as ``{name: "module:command"}``; a misspelt one is answered with the nearest."""
@@ -16,6 +27,13 @@ class LazyGroup(click.Group):
     def __init__(self, *args: Any, commands_in: Mapping[str, str] = {}, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._commands_in = commands_in
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click's, but nothing asked is a short error instead of the help."""
+        if not args and not ctx.resilient_parsing:
+            raise click.UsageError(f"missing command: {' or '.join(self._commands_in)}", ctx)
+        with delivering("stdout"):
+            return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of the commands, in the order they are declared."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -19,7 +20,7 @@ from typing import NoReturn
 import click
 
 from gradscope.cli.group import LazyGroup
-from gradscope.cli.streams import silence_stdout
+from gradscope.cli.streams import open_closed_streams, silence_stdout
 from gradscope.errors import ExitCode, GradscopeError
 
 
@@ -30,7 +31,7 @@ from gradscope.errors import ExitCode, GradscopeError
 )
 @click.version_option(package_name="gradscope", message="%(prog)s %(version)s")
 def cli() -> None:
-    r"""Tell, exactly, whether and how gradients vanish or explode in a recurrent network.
+    """Tell, exactly, whether and how gradients vanish or explode in a recurrent network.
 
     \b
     Examples:
@@ -55,12 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except GradscopeError as error:
         return _fail(f"gradscope: error: {error}")
     except (KeyboardInterrupt, click.Abort):
-        click.echo("gradscope: interrupted", err=True)
+        _say("gradscope: interrupted")
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
         silence_stdout()
         return ExitCode.BROKEN_PIPE
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return _bug(error)
 
 
@@ -70,11 +71,23 @@ def entry() -> NoReturn:
     Tearing down JAX takes a tenth of a second and changes nothing; after an interrupt it would
     also wait for worker threads that sit in LAPACK.
     """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where the shell ignores it
+        signal.signal(signal.SIGINT, _interrupted)
+    open_closed_streams()
     code = main()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
+
+
+def _interrupted(*_: object) -> NoReturn:
+    """End here and now: an exception could be lost in a callback, or in an import under way."""
+    cursor = "\r\x1b[K\x1b[?25h" if os.isatty(2) else ""  # a progress bar hides it
+    try:
+        os.write(2, f"{cursor}gradscope: interrupted\n".encode())
+    finally:
+        os._exit(ExitCode.INTERRUPTED)
 
 
 def _run(arguments: list[str]) -> int:
@@ -83,7 +96,6 @@ def _run(arguments: list[str]) -> int:
             stream.reconfigure(errors="replace")
     with cli.make_context("gradscope", arguments) as context:
         code = cli.invoke(context)
-        sys.stdout.flush()
     return int(code or ExitCode.OK)
 
 
@@ -96,20 +108,24 @@ def _usage(error: click.ClickException) -> str:
 
 
 def _fail(line: str) -> int:
-    click.echo(" ".join(line.split()), err=True)
+    _say(" ".join(line.split()))
     return ExitCode.USAGE
 
 
-def _bug(error: Exception) -> int:
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):  # stderr is full or gone: the exit code still tells
+        click.echo(line, err=True)
+
+
+def _bug(error: BaseException) -> int:
     if os.environ.get("GRADSCOPE_TRACEBACK"):
         import traceback
 
         traceback.print_exception(error)
     else:
         text = " ".join(str(error).split())
-        click.echo(
+        _say(
             f"gradscope: internal error: {type(error).__name__}: {text}; this is a bug in gradscope, "
-            "GRADSCOPE_TRACEBACK=1 shows where",
-            err=True,
+            "GRADSCOPE_TRACEBACK=1 shows where"
         )
     return ExitCode.INTERNAL

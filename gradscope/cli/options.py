@@ -14,6 +14,9 @@ from gradscope.errors import ExitCode
 if TYPE_CHECKING:
     from gradscope.analysis import Analysis
 
+# Opened by its name, a stdout that is a file would lose what others have written to it.
+_STDOUT = (Path("-"), Path("/dev/stdout"))
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _DECORATORS = (
@@ -51,9 +54,9 @@ _DECORATORS = (
     click.option(
         "-o",
         "--output",
-        type=click.Path(path_type=Path),
+        type=click.Path(path_type=Path, allow_dash=True),
         metavar="FILE",
-        help="Write to FILE, not to stdout.",
+        help="Write to FILE; - is stdout.",
     ),
     click.option(
         "--lags",
@@ -96,6 +99,8 @@ def output_options(command: Command) -> Command:
 
 def take_output(options: dict[str, Any]) -> Output:
     """Remove the shared options from ``options`` and return them as one object."""
+    if options["output"] in _STDOUT:
+        options["output"] = None
     return Output(**{field.name: options.pop(field.name) for field in fields(Output)})
 
 

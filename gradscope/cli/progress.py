@@ -23,12 +23,15 @@ def progress_bar(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("chains", visible=False, total=None)
-        appear = threading.Timer(_SILENT_SECONDS, bar.update, (task,), {"visible": True})
-        appear.daemon = True
-        appear.start()
-        try:
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-        finally:
-            appear.cancel()
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task("chains", total=None)
+    appear = threading.Timer(_SILENT_SECONDS, bar.start)  # until then not even the cursor is hidden
+    appear.daemon = True
+    appear.start()
+    try:
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+    finally:
+        appear.cancel()
+        appear.join()
+        if bar.live.is_started:
+            bar.stop()

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from gradscope.errors import InputError
+
+
+def open_closed_streams() -> None:
+    """Take the place of a stdout or stderr that the shell has closed (``>&-``).
+
+    Otherwise the next file opened would get its number. Writing to stdout then fails as on a full
+    disk; what goes to stderr is lost.
+    """
+    for name, number, flags in (("stdout", 1, os.O_RDONLY), ("stderr", 2, os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, flags)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 @contextlib.contextmanager
@@ -26,41 +43,106 @@ def guarded_stdout() -> Iterator[None]:
         os.close(saved)
 
 
+@contextlib.contextmanager
+def hushed(quiet: bool) -> Iterator[None]:
+    """Where ``quiet``, keep the warnings and logs of libraries from stderr."""
+    if not quiet:
+        yield
+        return
+    before = logging.root.manager.disable
+    logging.disable()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
 def silence_stdout() -> None:
     """After a broken pipe: keep the interpreter's last flush from failing as well."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def check_writable(path: Path | None) -> None:
-    """Raise InputError now, not after the work, if ``path`` cannot be written."""
+@contextlib.contextmanager
+def delivering(where: str) -> Iterator[None]:
+    """Raise InputError where the operating system refuses; a reader that left is no error of ours."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise InputError(f"{where}: {error.strerror or error}") from error
+
+
+def check_writable(path: Path | None, *read: Path | None) -> None:
+    """Raise InputError now, not after the work, if ``path`` cannot be written or is to be ``read``."""
     if path is None:
         return
-    folder = path.parent
-    if path.is_dir():
-        raise InputError(f"-o {path}: is a directory, expected a file name")
-    if not folder.is_dir():
-        raise InputError(f"-o {path}: folder {folder} does not exist, create it first")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise InputError(f"-o {path}: permission denied, choose a file you may write")
+    with delivering(f"-o {path}"):
+        place = _place(path)
+        there = _exists(place)
+        if place.is_dir():
+            raise InputError(f"-o {path}: is a directory, expected a file name")
+        if not place.parent.is_dir():
+            raise InputError(f"-o {path}: folder {place.parent} does not exist, create it first")
+        if not os.access(place if there else place.parent, os.W_OK):
+            raise InputError(f"-o {path}: permission denied, choose a file you may write")
+        if any(source and _same(place, source) for source in read):
+            raise InputError(f"-o {path}: is a file to be read, choose another")
 
 
 def write_result(text: str, path: Path | None) -> None:
     """Write to stdout, or to ``path`` in one move so that a failure loses nothing."""
-    if path is None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-        return
+    with delivering("stdout" if path is None else f"-o {path}"):
+        if path is None:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        elif _in_place(path):
+            path.write_text(text, "utf-8", "replace")
+        else:
+            _replace(_place(path), text)
+
+
+def _place(path: Path) -> Path:
+    """The file behind symbolic links: they are to stay."""
+    return Path(os.path.realpath(path))
+
+
+def _exists(place: Path) -> bool:
+    """As ``place.exists()``, which hides that a name is too long or goes round in circles."""
     try:
-        if path.exists() and not path.is_file():  # a pipe or a device is written, not replaced
-            path.write_text(text, "utf-8")
-            return
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as scratch:
-            scratch.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(scratch.name).chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~umask)
-        Path(scratch.name).replace(path)
-    except OSError as error:
-        raise InputError(f"-o {path}: {error.strerror or error}, choose a file you may write") from error
+        place.stat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _same(place: Path, source: Path) -> bool:
+    try:
+        return place.samefile(source)
+    except OSError:  # one of them is not there
+        return False
+
+
+def _in_place(path: Path) -> bool:
+    """Pipes, devices and descriptors are written, not replaced; so are files in a read-only folder."""
+    place = _place(path)
+    special = any(p.is_relative_to(root) for p in (path.absolute(), place) for root in ("/dev", "/proc"))
+    return special or (place.exists() and not place.is_file()) or not os.access(place.parent, os.W_OK)
+
+
+def _replace(place: Path, text: str) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    mode = place.stat().st_mode & 0o777 if place.exists() else 0o666 & ~umask
+    file, name = tempfile.mkstemp(dir=place.parent, prefix=".gradscope.")
+    scratch = Path(name)
+    try:
+        with open(file, "w", encoding="utf-8", errors="replace") as stream:  # noqa: PTH123
+            stream.write(text)
+        scratch.chmod(mode)
+        scratch.replace(place)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise

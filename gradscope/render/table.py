@@ -49,6 +49,7 @@ def render_table(analysis: Analysis, terminal: Terminal, *, verdict_only: bool =
         markup=False,
         emoji=False,
         legacy_windows=False,
+        _environ={},  # the terminal is already known
     )
     for part in [_headline(analysis)] if verdict_only else _parts(analysis, terminal):
         console.print(part)

@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 
 _WIDTH_OF_A_PIPE = 100
+_WIDEST = 1000
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,17 @@ def terminal_for(color: str, *, to_file: bool) -> Terminal:
     color : "auto" heeds NO_COLOR, FORCE_COLOR and TERM=dumb; "always" and "never" do not ask.
     """
     tty = sys.stdout.isatty() and not to_file
-    width = shutil.get_terminal_size().columns if tty else int(os.environ.get("COLUMNS") or _WIDTH_OF_A_PIPE)
-    return Terminal(max(width, 40), _color(color, tty), to_file or _unicode())
+    width = shutil.get_terminal_size().columns if tty else _page()
+    return Terminal(min(max(width, 40), _WIDEST), _color(color, tty), to_file or _unicode())
+
+
+def _page() -> int:
+    """COLUMNS if that is a positive number, as ``shutil`` reads it."""
+    try:
+        columns = int(os.environ.get("COLUMNS", ""))
+    except ValueError:
+        columns = 0
+    return columns if columns > 0 else _WIDTH_OF_A_PIPE
 
 
 def _color(choice: str, tty: bool) -> bool:
