@@ -25,6 +25,8 @@ SAFE_EXPONENT = 450
 RESET_WORK = 8192
 # The entries of x are about 1 unless a step holds numbers that do not fit side by side.
 LARGEST = 1e140
+# Pivots near the noise make x grow by as much, step after step.
+GROWN = 1e8
 
 OUT_OF_RANGE = (
     "the steps mix entries more than 1e150 apart, expected fewer decades within one step: "
@@ -61,13 +63,15 @@ def prefixes(
     start: Graded,
     rank_at: RankAt,
     forced: dict[int, int],
-    reset: Callable[[Graded], Graded] | None = None,
+    reset: Callable[[Graded], Graded],
+    regularly: bool = False,
 ) -> Iterator[tuple[Graded, Array]]:
     """Graded form of A_T, A_T A_(T-1), ..., A_T ... A_1 with the exponents of the columns of y.
 
     steps(t) is A_(t+1); rank_at and forced as rank and forced of advance, at every t.
-    reset : makes x and y orthonormal again; called at lags 1, 2, 4, ... and then regularly, because
-    the condition of x grows with m (1e10 for a GRU of 128 units) before the grading sets in.
+    reset : makes x and y orthonormal again, where x has grown; ``regularly`` also at lags 1, 2, 4, ...
+    and every so many, because the condition of x grows with m (1e10 for a GRU of 128 units) before the
+    grading sets in.
 
     From the output end, because LU pivoting then chooses among the states the step comes from:
     measured to be accurate on saturated LSTMs and Jordan blocks, where the other order is not.
@@ -79,9 +83,11 @@ def prefixes(
         after = weights[t - 1] if t else np.zeros(a.shape[1], int)
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             graded = advance(graded, a, after, partial(rank_at, t), forced.get(t))
-        if not np.abs(graded.x).max(initial=0) < LARGEST:  # not >=, or NaN passes
+        growth = np.abs(graded.x).max(initial=0)
+        if not growth < LARGEST:  # not >=, or NaN passes
             raise InputError(OUT_OF_RANGE)
-        if reset is not None and t and _reset_due(count - t, max(1, RESET_WORK // max(1, len(after)))):
+        due = regularly and _reset_due(count - t, max(1, RESET_WORK // max(1, len(after))))
+        if t and (due or growth > GROWN):
             graded = reset(graded)
         yield graded, after
 

@@ -141,7 +141,8 @@ class Run:
             start,
             rank_at,
             plan or {},
-            orthonormal if reset else None,
+            orthonormal,
+            reset,
         ):
             if lag_norm is not None:
                 lags.append(lag_norm(graded, after))
@@ -203,5 +204,5 @@ def _floor(run: Run, entry_error: float) -> float:
 def lags_alone(steps: Steps, lag_norm: LagNorm) -> Array:
     """(T,) log10 sigma_1 of A_T ... A_(T-k+1), k = 1 ... T, without the other values."""
     graded = Graded.identity(len(steps.weights[-1]))
-    chain = prefixes(steps.__getitem__, steps.weights, graded, lambda t, ratio: len(ratio), {})
+    chain = prefixes(steps.__getitem__, steps.weights, graded, lambda t, ratio: len(ratio), {}, orthonormal)
     return np.array([lag_norm(graded, after) for graded, after in chain])

@@ -158,3 +158,10 @@ def test_an_output_that_follows_the_cell_leaves_rank_n(settings, hidden):
     analysis = gradscope.analyze(hidden=hidden, input_size=3, steps=60, **settings)
     assert analysis.full.exact_zeros == (hidden,)
     assert analysis.full.spectra[0].log10_error < 1e-6
+
+
+def test_pivots_near_the_noise_do_not_end_in_an_overflow():
+    """A GRU in deep saturation: x grows by ten decades a step unless it is made orthonormal again."""
+    analysis = gradscope.analyze(cell="gru", hidden=64, input_size=8, steps=120, gain=100.0)
+    assert np.isfinite(analysis.full.log10_norm.median)
+    assert analysis.full.log10_norm_error < 1e-9
