@@ -51,20 +51,27 @@ def best_run(steps: Steps, entry_error: float, lag_norm: LagNorm | None) -> Run:
             break
     best = min(runs, key=lambda run: run.error)
     best.lags = runs[0].lags
-    rank = ExactRank(steps).total() if entry_error <= EPS and best.suspect else len(best.log10)
-    if rank != len(best.log10):
-        best.error = np.inf  # more or fewer values than there are
-    # Rounded entries do not deserve an exact product.
-    if entry_error <= EPS and best.error > min(enough, POOR):
-        if affordable(steps, hopeless=best.error > POOR):
-            rank = ExactRank(steps).total()
-            best.finish(exact_product(steps, rank))
-            best.error = best.norm_error = _floor(best, EPS) * np.sqrt(rank)
-        else:
-            best.log10 = best.log10[:rank]
+    if entry_error <= EPS:  # rounded entries have no exact rank, and do not deserve an exact product
+        _settle(best, steps, min(enough, POOR))
     if np.isinf(best.error):
         best.error = HOPELESS + (float(np.ptp(best.log10)) if len(best.log10) else 0.0)
+        best.norm_error = min(best.norm_error, best.error)
     return best
+
+
+def _settle(run: Run, steps: Steps, enough: float) -> None:
+    """Make a run on exact entries agree with their rank, and exact where that is worth the wait."""
+    rank = ExactRank(steps).total() if run.suspect else len(run.log10)
+    if rank != len(run.log10):
+        run.error = np.inf  # more or fewer values than there are
+    if run.error <= enough:
+        return
+    if affordable(steps, hopeless=run.error > POOR):
+        rank = ExactRank(steps).total()
+        run.finish(exact_product(steps, rank))
+        run.error = run.norm_error = _floor(run, EPS) * float(np.sqrt(rank))
+    else:
+        run.log10 = run.log10[:rank]
 
 
 def _compared(steps: Steps, entry_error: float, reset: bool, lag_norm: LagNorm | None) -> Run:
@@ -192,6 +199,8 @@ def _compare(run: Run, again: list[Run | None], entry_error: float) -> None:
         floor = _floor(run, entry_error)
         run.error = max(run.error, float(spread.max()) + floor)
         run.norm_error = float(spread[0]) + floor
+    elif len(run.log10):
+        run.norm_error = np.inf
 
 
 def _floor(run: Run, entry_error: float) -> float:
