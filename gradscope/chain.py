@@ -58,7 +58,7 @@ def spectrum(
 
     Method: graded LU chain (the UDT form of Tomas, Chang, Scalettar, Bai 2012, with LU), then
     preconditioned Jacobi (Drmac, Veselic 2008). The error is that of the whole computation
-    against a second one on entries changed by +-entry_error (stochastic arithmetic, Vignes 1993).
+    against others on entries changed by +-entry_error (stochastic arithmetic, Vignes 1993).
     """
     steps, gaps = checked(jacobians)
     m = steps[0].shape[0]

@@ -1,4 +1,4 @@
-"""Two runs over the chain, the second on slightly changed entries: values with an error estimate."""
+"""Runs over the chain, all but the first on slightly changed entries: values with an error estimate."""
 
 from __future__ import annotations
 

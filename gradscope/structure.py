@@ -49,10 +49,6 @@ class Steps:
         a = np.asarray(self.source[t], dtype=np.float64)
         return a if self.live is None else a[np.ix_(self.live[t + 1], self.live[t])]
 
-    def narrowest(self) -> int:
-        """The rank cannot be more."""
-        return min(int(self[0].shape[1]), *map(len, self.weights))
-
     def width(self, t: int, size: int) -> Array:
         """Indices of the live states at time t of a chain of `size` states."""
         return np.arange(size) if self.live is None else self.live[t]

@@ -11,8 +11,6 @@ import numpy as np
 from gradscope.errors import InputError
 from gradscope.flow import Chain
 
-LEVELS = ("vanishing", "stable", "exploding", "undecided")
-
 
 @dataclass(frozen=True)
 class Policy:
@@ -39,7 +37,7 @@ def _option(name: str) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``level`` is one of LEVELS; ``reasons`` are sentences with numbers."""
+    """``level`` is vanishing, stable, exploding or undecided; ``reasons`` are sentences with numbers."""
 
     level: str
     reasons: tuple[str, ...]
