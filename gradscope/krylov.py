@@ -1,0 +1,240 @@
+"""Top singular values of a product known by what it does to blocks of vectors: block Krylov."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from gradscope.errors import InputError
+from gradscope.finish import decomposed
+from gradscope.lags import LOG10_2
+from gradscope.structure import Array
+from gradscope.triangle import Triangle
+
+Take = Callable[[Array], None]
+
+# Columns beyond the values asked for.
+SPARE = 8
+# Steps between two QRs, where the steps are not too ill-conditioned for it.
+EVERY = 8
+# Passes at most; the block doubles with every one that is needed.
+PASSES = 12
+# A difference of two passes is one draw of the rounding error: this covers most of its spread.
+SAFETY = 8.0
+# What a space may leave out of a value, relative.
+TOLERANCE = 1e-12
+
+OVERFLOW = (
+    "the steps overflow where they act on unit vectors, expected entries well inside the range of their "
+    "dtype: use float64, or rescale the states"
+)
+
+
+class Operator(Protocol):
+    """The product P = A_T ... A_1 of each of B sequences.
+
+    size : m; steps : T; sequences : B; eps : rounding unit of the products.
+    """
+
+    size: int
+    steps: int
+    sequences: int
+    eps: float
+
+    def forward(self, block: Array, every: int, take: Take) -> Array:
+        """P block = Q R_G ... R_1 for an orthonormal ``block`` (B, m, b); returns Q (B, m, b).
+
+        every : steps between two QRs; take : called with triangular factors (B, g, b, b), in order.
+        """
+
+    def backward(self, block: Array, every: int, take: Take) -> Array:
+        """The same for P^T."""
+
+    def tail(self, lag: int) -> Operator:
+        """The product of the last ``lag`` steps alone."""
+
+
+@dataclass(frozen=True)
+class Top:
+    """The largest singular values of P with their vectors, as columns: P right = sigma left.
+
+    log10 : (r,) descending, r <= b; the others are zero to the rounding of a step.
+    error : (k,) estimated |error| of the first k of log10.
+    left, right : (m, b) orthonormal, the first r columns are the vectors.
+    """
+
+    log10: Array
+    error: Array
+    left: Array
+    right: Array
+
+
+def top_values(
+    operator: Operator, count: int, width: int | None = None, entry_error: float = 0.0
+) -> list[Top]:
+    """The ``count`` largest singular values of P, for every sequence.
+
+    width : columns b of the first block; entry_error : relative rounding unit of the entries of the
+    steps, which the estimate then covers. Raises InputError if a step overflows.
+
+    Passes through P and P^T by turns, until two of them agree; where one more would not be enough, it
+    gets the space of the last two (block Krylov: Musco, Musco 2015, arXiv 1504.05477).
+    """
+    passes, enough = _Passes(operator), tolerance(operator)
+    after = passes(_random(operator, width or columns(operator, count)))
+    block = _stacked(image.output for image in after)
+    while True:
+        before, after = after, passes(block)
+        missing = [_missing(*pair, count) for pair in zip(before, after, strict=True)]
+        found = _worst(m.now for m in missing) <= enough
+        if passes.done >= PASSES or (found and not any(m.veiled(100 * enough) for m in missing)):
+            break
+        block = _stacked(image.output for image in after)
+        if passes.done > 2 and _worst(m.next for m in missing) > enough:
+            block = np.linalg.qr(np.concatenate([block, _stacked(i.input for i in before)], axis=2))[0]
+    return [
+        Top(b.log10.astype(np.float64), m.error(operator, entry_error), *passes.sides(b))
+        for b, m in zip(after, missing, strict=True)
+    ]
+
+
+def columns(operator: Operator, count: int) -> int:
+    """How many columns to look for ``count`` values with."""
+    return min(operator.size, count + max(SPARE, count))
+
+
+def tolerance(operator: Operator) -> float:
+    """What a space may leave out of a value, relative."""
+    return max(TOLERANCE, operator.eps * math.sqrt(operator.steps))
+
+
+def _random(operator: Operator, width: int) -> Array:
+    block = np.random.default_rng(0).normal(size=(operator.sequences, operator.size, width))
+    return np.linalg.qr(block)[0]
+
+
+def _stacked(blocks: Iterable[Array]) -> Array:
+    return np.stack(list(blocks))
+
+
+def _worst(bounds: Iterable[Array]) -> float:
+    return float(max(bound.max(initial=0) for bound in bounds))
+
+
+@dataclass(frozen=True)
+class _Image:
+    """What one pass made of a block: log10 (r,) values, and vectors (m, b), the first r of them."""
+
+    log10: Array
+    input: Array
+    output: Array
+
+
+class _Passes:
+    """Passes through a chain, with as many QRs as it needs."""
+
+    def __init__(self, operator: Operator) -> None:
+        self.operator, self.back = operator, False
+        self.every, self.done = EVERY, 0
+
+    def sides(self, image: _Image) -> tuple[Array, Array]:
+        """Left and right vectors of what the last pass returned."""
+        # The next pass would go back where this one went forward.
+        return (image.output, image.input) if self.back else (image.input, image.output)
+
+    def __call__(self, block: Array) -> list[_Image]:
+        """One pass, in the direction that the last one did not have."""
+        direction = self.operator.backward if self.back else self.operator.forward
+        self.back, self.done = not self.back, self.done + 1
+        while True:
+            triangles = [Triangle(block.shape[2], self.operator.eps) for _ in block]
+
+            def take(factors: Array, triangles: list[Triangle] = triangles) -> None:
+                for triangle, factor in zip(triangles, factors, strict=True):
+                    triangle.times(factor)
+
+            image = direction(block, self.every, take)
+            if self.every == 1 or all(t.narrow for t in triangles):
+                break
+            self.every = 1  # the chain is one of those whose steps span many decades
+        if not all(t.finite for t in triangles):
+            raise InputError(OVERFLOW)
+        return [_image(*each) for each in zip(triangles, image, block, strict=True)]
+
+
+def _image(triangle: Triangle, image: Array, block: Array) -> _Image:
+    graded = decomposed(triangle.graded())
+    log10 = np.log10(graded.mantissa.astype(np.longdouble)) + graded.exponent * LOG10_2
+    return _Image(log10, input=_rotated(block, graded.y), output=_rotated(image, graded.x))
+
+
+def _rotated(block: Array, rotation: Array) -> Array:
+    rank = len(rotation)
+    return np.concatenate([block[:, :rank] @ rotation.T, block[:, rank:]], axis=1)
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """How far (k,) values are below the true ones, at most and relative, and how two passes differ.
+
+    residual : of the pass before; now, next : what this pass and one more lack; spread : difference of
+    the two in log10.
+    """
+
+    residual: Array
+    now: Array
+    next: Array
+    spread: Array
+
+    def veiled(self, enough: float) -> bool:
+        """Whether the pass before lacked so much that the difference says little of the rounding."""
+        open_ = SAFETY * self.spread > enough
+        return bool((open_ & (self.spread <= 4 * self.residual)).any())
+
+    def error(self, operator: Operator, entry_error: float) -> Array:
+        """(k,) estimated |error| of log10: what is missing, and what rounding does to two passes."""
+        # Roundings add up like a random walk.
+        floor = 2 * np.sqrt(operator.steps) * (operator.eps + entry_error)
+        return np.asarray((self.now + floor) / np.log(10) + SAFETY * self.spread)
+
+
+def _missing(before: _Image, after: _Image, count: int) -> _Missing:
+    """What the space of a block leaves out of each value.
+
+    The residual is seen between one pass and the next, and every pass shrinks it by the ratio of the
+    values left out to its own. The middle of the spare columns stands for those.
+    """
+    m, width = before.input.shape
+    rank = len(after.log10)
+    count = min(count, rank, len(before.log10))
+    spread = np.abs(before.log10[:count] - after.log10[:count]).astype(np.float64)
+    residual = np.array([_residual(before, after, i) for i in range(count)])
+    middle = (count + width) // 2
+    ratio = np.zeros(count)
+    if width < m and middle < rank:  # or there is nothing left out
+        ratio = 10 ** np.minimum(0, after.log10[middle] - after.log10[:count]).astype(np.float64)
+    return _Missing(residual, _lacking(residual * ratio, ratio), _lacking(residual * ratio**2, ratio), spread)
+
+
+def _lacking(residual: Array, ratio: Array) -> Array:
+    """The residual's square over the gap to what is left out, or the residual whatever the gap."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.minimum(residual, residual**2 / (1 - ratio**2)))
+
+
+def _residual(before: _Image, after: _Image, i: int) -> float:
+    """|P^T u - sigma v| / sigma of the i-th pair of the pass before, P^T being the one that followed.
+
+    Without its part in much larger directions: a Ritz value does not depend on them, and what rounding
+    leaves of them is large beside a small sigma.
+    """
+    relative = (after.log10 - before.log10[i]).astype(np.float64)
+    far, rank = int(np.count_nonzero(relative > 1)), len(relative)
+    coordinates = after.input[:, far:rank].T @ before.output[:, i]
+    image = after.output[:, far:rank] @ (10 ** relative[far:] * coordinates)
+    larger, v = after.output[:, :far], before.input[:, i]
+    return float(np.linalg.norm(image - v + larger @ (larger.T @ v)))
