@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gradscope.pipeline import Progress
 from gradscope.pipeline import analyze as _analyze
 from gradscope.problem import make_problem
-from gradscope.runtime import find_device
+from gradscope.runtime import find_devices
 from gradscope.verdict import Policy
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def analyze(
     view: str = "state",
     dtype: str | None = None,
     platform: str | None = None,
+    devices: int | None = None,
     vanishing_below: float = 1e-3,
     exploding_above: float = 1e3,
     progress: Progress | None = None,
@@ -48,12 +49,14 @@ def analyze(
     inputs : "normal", "zeros", a file, or an array (T, d) or (B, T, d); batch : B.
     cut : paths dropped from the sum of Jacobians; view : "state", or "cell" for dc_t/dc_(t-1).
     dtype : "float64" (default; "float32" on TPU); platform : "cpu", "gpu" or "tpu".
+    devices : how many of them the batch is spread over, all by default; cores, where it is a CPU.
     vanishing_below, exploding_above : thresholds on the gain sigma_1.
+    progress : called with (sequences done, sequences in all), the first with a fraction.
 
     Raises gradscope.InputError with one line that says what was given and what is expected.
     """
     policy = Policy(vanishing_below, exploding_above)
-    device = find_device(platform)
+    found = find_devices(platform, devices)
     problem = make_problem(
         checkpoint=checkpoint,
         cell=cell,
@@ -68,6 +71,6 @@ def analyze(
         inputs=inputs,
         cut=cut,
         view=view,
-        dtype=dtype or ("float32" if device.platform == "tpu" else "float64"),
+        dtype=dtype or ("float32" if found[0].platform == "tpu" else "float64"),
     )
-    return _analyze(problem, policy, progress, device)
+    return _analyze(problem, policy, progress, found, devices if found[0].platform == "cpu" else None)

@@ -16,9 +16,8 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gradscope.cells.base import Cell, Parameters
+from gradscope.memory import SEGMENT_BYTES
 
-# What is computed at every step of one segment fits into this.
-SEGMENT_BYTES = 64 * 2**20
 _AXIS = "batch"
 _WHOLE, _SPLIT = PartitionSpec(), PartitionSpec(_AXIS)  # type: ignore[no-untyped-call]
 
@@ -56,7 +55,7 @@ class Segments:
         Lengths are rounded up to quarters of an octave (.. 160, 192, 224, 256, 320 ..): what is
         compiled for one T serves its neighbours too.
         """
-        longest = max(1, limit // step_bytes)
+        longest = max(2, limit // step_bytes)  # a view that leaves out step 1 has a first segment too
         length = _bucket(math.ceil(steps / math.ceil(steps / longest)))
         return cls(steps, length, math.ceil(steps / length))
 

@@ -64,6 +64,12 @@ _BIASES = {
 )
 @click.option("--platform", metavar="NAME", help="cpu, gpu or tpu (default: what JAX finds).")
 @click.option(
+    "--devices",
+    type=int,
+    metavar="N",
+    help="Spread the batch over N devices (default: all; a CPU is one, and N are so many processes).",
+)
+@click.option(
     "--compile-cache/--no-compile-cache",
     default=True,
     help="Keep compiled programs between runs (in GRADSCOPE_CACHE_DIR).",
