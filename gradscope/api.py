@@ -13,8 +13,11 @@ from gradscope.runtime import find_devices
 from gradscope.verdict import Policy
 
 if TYPE_CHECKING:
+    from jax import Device
+
     from gradscope.analysis import Analysis
     from gradscope.cells.base import Cell
+    from gradscope.problem import Problem
 
 
 def analyze(
@@ -35,6 +38,7 @@ def analyze(
     dtype: str | None = None,
     platform: str | None = None,
     devices: int | None = None,
+    distributed: bool = False,
     vanishing_below: float = 1e-3,
     exploding_above: float = 1e3,
     progress: Progress | None = None,
@@ -50,27 +54,38 @@ def analyze(
     cut : paths dropped from the sum of Jacobians; view : "state", or "cell" for dc_t/dc_(t-1).
     dtype : "float64" (default; "float32" on TPU); platform : "cpu", "gpu" or "tpu".
     devices : how many of them the batch is spread over, all by default; cores, where it is a CPU.
+    distributed : share the batch with the other processes of ``jax.distributed``, which has been
+        initialised; each returns the whole analysis.
     vanishing_below, exploding_above : thresholds on the gain sigma_1.
     progress : called with (sequences done, sequences in all), the first with a fraction.
 
     Raises gradscope.InputError with one line that says what was given and what is expected.
     """
     policy = Policy(vanishing_below, exploding_above)
-    found = find_devices(platform, devices)
-    problem = make_problem(
-        checkpoint=checkpoint,
-        cell=cell,
-        hidden=hidden,
-        input_size=input_size,
-        steps=steps,
-        init=init,
-        gain=gain,
-        biases=biases,
-        seed=seed,
-        batch=batch,
-        inputs=inputs,
-        cut=cut,
-        view=view,
-        dtype=dtype or ("float32" if found[0].platform == "tpu" else "float64"),
-    )
-    return _analyze(problem, policy, progress, found, devices if found[0].platform == "cpu" else None)
+
+    def prepare() -> tuple[Problem, tuple[Device, ...]]:
+        found = find_devices(platform, devices)
+        problem = make_problem(
+            checkpoint=checkpoint,
+            cell=cell,
+            hidden=hidden,
+            input_size=input_size,
+            steps=steps,
+            init=init,
+            gain=gain,
+            biases=biases,
+            seed=seed,
+            batch=batch,
+            inputs=inputs,
+            cut=cut,
+            view=view,
+            dtype=dtype or ("float32" if found[0].platform == "tpu" else "float64"),
+        )
+        return problem, found
+
+    if distributed:
+        from gradscope.cluster import analyze
+
+        return analyze(prepare, policy, progress, devices)
+    problem, found = prepare()
+    return _analyze(problem, policy, progress, found, devices)

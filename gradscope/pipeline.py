@@ -71,7 +71,9 @@ def find(
     entry_error = _ENTRY_ROUNDINGS * float(np.finfo(problem.dtype).eps)
     floor = math.log10(policy.vanishing_below)
     jobs = [(Task(one.starts, one.steps, entry_error, floor, progress is not None), one) for one in sequences]
-    at_once = min(at_once or cores(), cores())
+    if at_once is None or devices[0].platform != "cpu":
+        at_once = cores()
+    at_once = min(at_once, cores())
     worth = (len(jobs) - 1) * problem.steps >= _WORTH_A_WORKER
     measured = measure_all(jobs, at_once if worth else 1, _summed(progress, len(jobs)))
     return [Found(one, sequence.gate_sums) for one, sequence in zip(measured, sequences, strict=True)]

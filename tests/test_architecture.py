@@ -45,6 +45,7 @@ LINE = [
     "verdict",
     "analysis",
     "pipeline",
+    "cluster",
     "runtime",
     "api",
     "render.terminal",
