@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 from gradscope.analysis import Analysis
 from gradscope.chain import spectrum
 from gradscope.flow import chain_of, gate_statistics, recurrent_matrices
-from gradscope.linearized import Linearized
+from gradscope.linearized import sequences_on
 from gradscope.measure import Measured, Task
 from gradscope.paths import NAMELESS, Array
 from gradscope.problem import Problem
@@ -66,8 +65,7 @@ def find(
     numbers: Sequence[int],
 ) -> list[Found]:
     """Measure the sequences ``numbers`` of the batch; the rest as for ``analyze``."""
-    placed = zip(numbers, itertools.cycle(devices), strict=False)
-    sequences = [Linearized(problem, number, device) for number, device in placed]
+    sequences = sequences_on(problem, numbers, devices)
     entry_error = _ENTRY_ROUNDINGS * float(np.finfo(problem.dtype).eps)
     floor = math.log10(policy.vanishing_below)
     jobs = [(Task(one.starts, one.steps, entry_error, floor, progress is not None), one) for one in sequences]
