@@ -73,9 +73,10 @@ class Linearized:
                 cell = trajectory.cell
                 if cell.step.__module__.startswith("gradscope."):
                     raise
+                shape = self._problem.state.shape[1:]
                 raise InputError(  # a user's step may fail in any way
                     f"cell {cell.name}: its step failed with {type(error).__name__}: {error}; expected a "
-                    f"pure JAX function (parameters, x, state) of states of shape {self._problem.state.shape[1:]}"
+                    f"pure JAX function (parameters, x, state) of states of shape {shape}"
                 ) from error
         valid = trajectory.valid(i)
         states = found.pop("states")[: valid + 1]
