@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradscope.cells.base import Cell
-from gradscope.jacobians import NAMELESS
+if TYPE_CHECKING:  # a worker process reads chains, and starts without JAX
+    from gradscope.cells.base import Cell
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
+
+# The one path of a cell that names none.
+NAMELESS = "state"
 
 _KEEP_BYTES = 32 * 2**20
 
@@ -94,6 +97,7 @@ class Jacobians(Sequence[Array]):
     paths: tuple[Path, ...]
     steps: int
     size: int
+    starts = (0,)  # one segment, as Segmented has them
 
     def __len__(self) -> int:
         return self.steps
@@ -102,6 +106,10 @@ class Jacobians(Sequence[Array]):
         if not 0 <= t < self.steps:
             raise IndexError(t)
         return self._kept[t] if self._kept else self._sum(t)
+
+    def segment(self, i: int) -> Jacobians:
+        """The chain itself."""
+        return self
 
     @property
     def chains(self) -> dict[str, Jacobians | PathChain]:
@@ -168,18 +176,26 @@ def split(
 
 
 def cell_view(
-    cell: Cell, parameters: Mapping[str, Array], linearized: Mapping[str, Any], cut: Sequence[str] = ()
+    cell: Cell,
+    parameters: Mapping[str, Array],
+    linearized: Mapping[str, Any],
+    cut: Sequence[str] = (),
+    before: Array | None = None,
 ) -> Jacobians:
     """The n x n chain dc_t/dc_(t-1), t = 2..T, of an LSTM, with h_(t-1) = o_(t-1) squash(c_(t-1)).
 
-    linearized : what ``linearize`` returned, and what ``link`` did as ``link``.
+    linearized : what ``linearize`` returned, and what ``link`` did as ``link``; before : (n,) the link
+    of the step before the first of them, with which the chain begins at t = 1.
     o is held fixed: what is left are the carousel, the forget gate, the input gate and the block
     input (and the peepholes of the first two gates).
     """
     link = np.asarray(linearized["link"], np.float64)[:-1]
+    first = 1
+    if before is not None:
+        link, first = np.concatenate([before[None], link]), 0
     paths: list[Path] = []
     for name in _kept(linearized, cell, ("R_o", *cut)):  # the output gate writes h alone
-        slope = np.asarray(linearized["paths"][name], np.float64)[1:, :1]
+        slope = np.asarray(linearized["paths"][name], np.float64)[first:, :1]
         matrix = _matrix(parameters, name)
         paths.append(UnitPath(name, slope, 0, matrix, link if matrix is not None else None))
     return Jacobians(tuple(paths), len(link), link.shape[1])

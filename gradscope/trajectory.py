@@ -16,9 +16,8 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gradscope.cells.base import Cell, Parameters
+from gradscope.memory import SEGMENT_BYTES
 
-# What is computed at every step of one segment fits into this.
-SEGMENT_BYTES = 64 * 2**20
 _AXIS = "batch"
 _WHOLE, _SPLIT = PartitionSpec(), PartitionSpec(_AXIS)  # type: ignore[no-untyped-call]
 
@@ -41,6 +40,11 @@ def precise(dtype: str) -> Iterator[None]:
         yield
 
 
+def cast(parameters: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Parameters in ``dtype``; what JAX holds already stays as it is."""
+    return {k: v if isinstance(v, jax.Array) else np.asarray(v, dtype) for k, v in parameters.items()}
+
+
 @dataclass(frozen=True)
 class Segments:
     """T = ``steps`` cut into ``count`` segments of ``length`` steps; the last may hold fewer."""
@@ -56,7 +60,7 @@ class Segments:
         Lengths are rounded up to quarters of an octave (.. 160, 192, 224, 256, 320 ..): what is
         compiled for one T serves its neighbours too.
         """
-        longest = max(1, limit // step_bytes)
+        longest = max(2, limit // step_bytes)  # a view that leaves out step 1 has a first segment too
         length = _bucket(math.ceil(steps / math.ceil(steps / longest)))
         return cls(steps, length, math.ceil(steps / length))
 
@@ -138,11 +142,14 @@ class Trajectory:
         spread: Spread,
         dtype: str = "float64",
     ) -> None:
-        """Take host arrays: inputs (B, T, d), which are not copied, and state (B, m) before step 1."""
+        """Take host arrays: inputs (B, T, d), which are not copied, and state (B, m) before step 1.
+
+        Parameters that ``spread.replicate`` has put on the devices before are not put there again.
+        """
         self.cell = cell
         self.segments = segments
         self.spread = spread
-        self.parameters = spread.replicate({k: np.asarray(v, dtype) for k, v in parameters.items()})
+        self.parameters = spread.replicate(cast(parameters, dtype))
         self._inputs, self._dtype = inputs, dtype
         self._starts = [spread.put(np.asarray(state, dtype))]
 
