@@ -17,16 +17,20 @@ from gradscope.triangle import Triangle
 
 Take = Callable[[Array], None]
 
-# Columns beyond the values asked for.
+# Columns beyond the values asked for, at least, and what their number is a multiple of: 20 columns took
+# as long as 32 (m = 512).
 SPARE = 8
+MULTIPLE = 16
 # Steps between two QRs, where the steps are not too ill-conditioned for it.
 EVERY = 8
-# Passes at most; the block doubles with every one that is needed.
-PASSES = 12
+# Passes at most.
+PASSES = 30
+# The block grows up to here, by doubling: every new width is compiled anew.
+WIDEST = 64
 # A difference of two passes is one draw of the rounding error: this covers most of its spread.
 SAFETY = 8.0
 # What a space may leave out of a value, relative.
-TOLERANCE = 1e-12
+TOLERANCE = 1e-11
 
 OVERFLOW = (
     "the steps overflow where they act on unit vectors, expected entries well inside the range of their "
@@ -81,21 +85,21 @@ def top_values(
     width : columns b of the first block; entry_error : relative rounding unit of the entries of the
     steps, which the estimate then covers. Raises InputError if a step overflows.
 
-    Passes through P and P^T by turns, until two of them agree; where one more would not be enough, it
-    gets the space of the last two (block Krylov: Musco, Musco 2015, arXiv 1504.05477).
+    Passes through P and P^T by turns, until two of them agree; where three more would not be enough,
+    the next gets the space of the last two (block Krylov: Musco, Musco 2015, arXiv 1504.05477).
     """
     passes, enough = _Passes(operator), tolerance(operator)
-    after = passes(_random(operator, width or columns(operator, count)))
+    width = width or columns(operator, count)
+    after = passes(_random(operator, width))
     block = _stacked(image.output for image in after)
     while True:
         before, after = after, passes(block)
-        missing = [_missing(*pair, count) for pair in zip(before, after, strict=True)]
+        missing = [_missing(*pair, count, (count + width) // 2) for pair in zip(before, after, strict=True)]
         found = _worst(m.now for m in missing) <= enough
         if passes.done >= PASSES or (found and not any(m.veiled(100 * enough) for m in missing)):
             break
-        block = _stacked(image.output for image in after)
-        if passes.done > 2 and _worst(m.next for m in missing) > enough:
-            block = np.linalg.qr(np.concatenate([block, _stacked(i.input for i in before)], axis=2))[0]
+        slow = passes.done > 2 and _worst(m.soon for m in missing) > enough
+        block = _stacked(_next(*pair, slow) for pair in zip(before, after, strict=True))
     return [
         Top(b.log10.astype(np.float64), m.error(operator, entry_error), *passes.sides(b))
         for b, m in zip(after, missing, strict=True)
@@ -104,7 +108,7 @@ def top_values(
 
 def columns(operator: Operator, count: int) -> int:
     """How many columns to look for ``count`` values with."""
-    return min(operator.size, count + max(SPARE, count))
+    return min(operator.size, -(-(count + SPARE) // MULTIPLE) * MULTIPLE)
 
 
 def tolerance(operator: Operator) -> float:
@@ -115,6 +119,16 @@ def tolerance(operator: Operator) -> float:
 def _random(operator: Operator, width: int) -> Array:
     block = np.random.default_rng(0).normal(size=(operator.sequences, operator.size, width))
     return np.linalg.qr(block)[0]
+
+
+def _next(before: _Image, after: _Image, slow: bool) -> Array:
+    """The block of the next pass: where it is slow, with what the last two passes know."""
+    m, width = after.output.shape
+    if not slow or before.input.shape[1] < width:
+        return after.output
+    most = min(m, max(width, WIDEST))
+    kept = after.output[:, : max(most - width, most * 3 // 4)]
+    return np.linalg.qr(np.concatenate([kept, before.input[:, : most - kept.shape[1]]], axis=1))[0]
 
 
 def _stacked(blocks: Iterable[Array]) -> Array:
@@ -181,13 +195,13 @@ def _rotated(block: Array, rotation: Array) -> Array:
 class _Missing:
     """How far (k,) values are below the true ones, at most and relative, and how two passes differ.
 
-    residual : of the pass before; now, next : what this pass and one more lack; spread : difference of
+    residual : of the pass before; now, soon : what this pass and three more lack; spread : difference of
     the two in log10.
     """
 
     residual: Array
     now: Array
-    next: Array
+    soon: Array
     spread: Array
 
     def veiled(self, enough: float) -> bool:
@@ -202,28 +216,34 @@ class _Missing:
         return np.asarray((self.now + floor) / np.log(10) + SAFETY * self.spread)
 
 
-def _missing(before: _Image, after: _Image, count: int) -> _Missing:
+def _missing(before: _Image, after: _Image, count: int, middle: int) -> _Missing:
     """What the space of a block leaves out of each value.
 
     The residual is seen between one pass and the next, and every pass shrinks it by the ratio of the
-    values left out to its own. The middle of the spare columns stands for those.
+    values left out to its own. The value number ``middle``, of the spare columns of the first block,
+    stands for those: a block that has grown holds directions that no pass has improved yet.
     """
     m, width = before.input.shape
     rank = len(after.log10)
     count = min(count, rank, len(before.log10))
     spread = np.abs(before.log10[:count] - after.log10[:count]).astype(np.float64)
     residual = np.array([_residual(before, after, i) for i in range(count)])
-    middle = (count + width) // 2
     ratio = np.zeros(count)
     if width < m and middle < rank:  # or there is nothing left out
         ratio = 10 ** np.minimum(0, after.log10[middle] - after.log10[:count]).astype(np.float64)
-    return _Missing(residual, _lacking(residual * ratio, ratio), _lacking(residual * ratio**2, ratio), spread)
+    return _Missing(residual, _lacking(residual * ratio, ratio), _lacking(residual * ratio**4, ratio), spread)
 
 
 def _lacking(residual: Array, ratio: Array) -> Array:
-    """The residual's square over the gap to what is left out, or the residual whatever the gap."""
-    with np.errstate(divide="ignore"):
-        return np.asarray(np.minimum(residual, residual**2 / (1 - ratio**2)))
+    """The square of the residual over the gap to what is left out.
+
+    Where the residual is not small beside the gap, a Ritz value may be near another value than its own,
+    which is then as far away as what is left out, or as the residual.
+    """
+    gap = 1 - ratio
+    with np.errstate(divide="ignore", invalid="ignore"):
+        quadratic = residual**2 / (gap * (1 + ratio))
+    return np.where(residual > 0.01 * gap, np.maximum(residual, 2 * gap), quadratic)
 
 
 def _residual(before: _Image, after: _Image, i: int) -> float:
