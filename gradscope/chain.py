@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from gradscope.errors import InputError
-from gradscope.krylov import Operator, Top, top_values
+from gradscope.krylov import Top, top_values
 from gradscope.lags import LOG10_2, LagNorm
+from gradscope.passes import Operator
 from gradscope.reach import norm_by_lag
 from gradscope.runs import EPS, Run, best_run, lags_alone
 from gradscope.stack import Stack, tame

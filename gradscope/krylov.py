@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from gradscope.errors import InputError
-from gradscope.finish import decomposed
-from gradscope.lags import LOG10_2
+from gradscope.passes import Image, Operator, Passes
 from gradscope.structure import Array
-from gradscope.triangle import Triangle
-
-Take = Callable[[Array], None]
 
 # Columns beyond the values asked for, at least, and what their number is a multiple of: 20 columns took
 # as long as 32 (m = 512).
 SPARE = 8
 MULTIPLE = 16
-# Steps between two QRs, where the steps are not too ill-conditioned for it.
-EVERY = 8
 # Passes at most.
 PASSES = 30
 # The block grows up to here, by doubling: every new width is compiled anew.
@@ -31,35 +23,6 @@ WIDEST = 64
 SAFETY = 8.0
 # What a space may leave out of a value, relative.
 TOLERANCE = 1e-11
-
-OVERFLOW = (
-    "the steps overflow where they act on unit vectors, expected entries well inside the range of their "
-    "dtype: use float64, or rescale the states"
-)
-
-
-class Operator(Protocol):
-    """The product P = A_T ... A_1 of each of B sequences.
-
-    size : m; steps : T; sequences : B; eps : rounding unit of the products.
-    """
-
-    size: int
-    steps: int
-    sequences: int
-    eps: float
-
-    def forward(self, block: Array, every: int, take: Take) -> Array:
-        """P block = Q R_G ... R_1 for an orthonormal ``block`` (B, m, b); returns Q (B, m, b).
-
-        every : steps between two QRs; take : called with triangular factors (B, g, b, b), in order.
-        """
-
-    def backward(self, block: Array, every: int, take: Take) -> Array:
-        """The same for P^T."""
-
-    def tail(self, lag: int) -> Operator:
-        """The product of the last ``lag`` steps alone."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +51,7 @@ def top_values(
     Passes through P and P^T by turns, until two of them agree; where three more would not be enough,
     the next gets the space of the last two (block Krylov: Musco, Musco 2015, arXiv 1504.05477).
     """
-    passes, enough = _Passes(operator), tolerance(operator)
+    passes, enough = Passes(operator), tolerance(operator)
     width = width or columns(operator, count)
     after = passes(_random(operator, width))
     block = _stacked(image.output for image in after)
@@ -121,7 +84,7 @@ def _random(operator: Operator, width: int) -> Array:
     return np.linalg.qr(block)[0]
 
 
-def _next(before: _Image, after: _Image, slow: bool) -> Array:
+def _next(before: Image, after: Image, slow: bool) -> Array:
     """The block of the next pass: where it is slow, with what the last two passes know."""
     m, width = after.output.shape
     if not slow or before.input.shape[1] < width:
@@ -137,58 +100,6 @@ def _stacked(blocks: Iterable[Array]) -> Array:
 
 def _worst(bounds: Iterable[Array]) -> float:
     return float(max(bound.max(initial=0) for bound in bounds))
-
-
-@dataclass(frozen=True)
-class _Image:
-    """What one pass made of a block: log10 (r,) values, and vectors (m, b), the first r of them."""
-
-    log10: Array
-    input: Array
-    output: Array
-
-
-class _Passes:
-    """Passes through a chain, with as many QRs as it needs."""
-
-    def __init__(self, operator: Operator) -> None:
-        self.operator, self.back = operator, False
-        self.every, self.done = EVERY, 0
-
-    def sides(self, image: _Image) -> tuple[Array, Array]:
-        """Left and right vectors of what the last pass returned."""
-        # The next pass would go back where this one went forward.
-        return (image.output, image.input) if self.back else (image.input, image.output)
-
-    def __call__(self, block: Array) -> list[_Image]:
-        """One pass, in the direction that the last one did not have."""
-        direction = self.operator.backward if self.back else self.operator.forward
-        self.back, self.done = not self.back, self.done + 1
-        while True:
-            triangles = [Triangle(block.shape[2], self.operator.eps) for _ in block]
-
-            def take(factors: Array, triangles: list[Triangle] = triangles) -> None:
-                for triangle, factor in zip(triangles, factors, strict=True):
-                    triangle.times(factor)
-
-            image = direction(block, self.every, take)
-            if self.every == 1 or all(t.narrow for t in triangles):
-                break
-            self.every = 1  # the chain is one of those whose steps span many decades
-        if not all(t.finite for t in triangles):
-            raise InputError(OVERFLOW)
-        return [_image(*each) for each in zip(triangles, image, block, strict=True)]
-
-
-def _image(triangle: Triangle, image: Array, block: Array) -> _Image:
-    graded = decomposed(triangle.graded())
-    log10 = np.log10(graded.mantissa.astype(np.longdouble)) + graded.exponent * LOG10_2
-    return _Image(log10, input=_rotated(block, graded.y), output=_rotated(image, graded.x))
-
-
-def _rotated(block: Array, rotation: Array) -> Array:
-    rank = len(rotation)
-    return np.concatenate([block[:, :rank] @ rotation.T, block[:, rank:]], axis=1)
 
 
 @dataclass(frozen=True)
@@ -216,7 +127,7 @@ class _Missing:
         return np.asarray((self.now + floor) / np.log(10) + SAFETY * self.spread)
 
 
-def _missing(before: _Image, after: _Image, count: int, middle: int) -> _Missing:
+def _missing(before: Image, after: Image, count: int, middle: int) -> _Missing:
     """What the space of a block leaves out of each value.
 
     The residual is seen between one pass and the next, and every pass shrinks it by the ratio of the
@@ -243,10 +154,10 @@ def _lacking(residual: Array, ratio: Array) -> Array:
     gap = 1 - ratio
     with np.errstate(divide="ignore", invalid="ignore"):
         quadratic = residual**2 / (gap * (1 + ratio))
-    return np.where(residual > 0.01 * gap, np.maximum(residual, 2 * gap), quadratic)
+    return np.asarray(np.where(residual > 0.01 * gap, np.maximum(residual, 2 * gap), quadratic))
 
 
-def _residual(before: _Image, after: _Image, i: int) -> float:
+def _residual(before: Image, after: Image, i: int) -> float:
     """|P^T u - sigma v| / sigma of the i-th pair of the pass before, P^T being the one that followed.
 
     Without its part in much larger directions: a Ritz value does not depend on them, and what rounding

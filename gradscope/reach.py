@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradscope.krylov import Operator, Top, tolerance, top_values
+from gradscope.krylov import Top, tolerance, top_values
+from gradscope.passes import Operator
 from gradscope.structure import Array
 
 # Every lag up to here, then so many for every doubling.

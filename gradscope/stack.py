@@ -13,7 +13,7 @@ LARGEST = 900
 
 
 class Stack:
-    """A chain of (m, m) steps as an Operator (see krylov)."""
+    """A chain of (m, m) steps as an Operator (see passes)."""
 
     sequences = 1
     eps = float(np.finfo(np.float64).eps)
@@ -23,7 +23,7 @@ class Stack:
         self.steps = len(source) if steps is None else steps
 
     def forward(self, block: Array, every: int, take: Callable[[Array], None]) -> Array:
-        """P block = Q R_G ... R_1, see krylov.Operator."""
+        """P block = Q R_G ... R_1, see passes.Operator."""
         first = len(self.source) - self.steps
         return self._through((self.source[first + t] for t in range(self.steps)), block, every, take)
 

@@ -21,7 +21,7 @@ _FACTORS = 2**20
 
 
 class Sweeps:
-    """The chain of ``tangents`` along a trajectory of B sequences, as an Operator (see krylov)."""
+    """The chain of ``tangents`` along a trajectory of B sequences, as an Operator (see passes)."""
 
     def __init__(self, trajectory: Trajectory, tangents: Tangents, sequences: int, dtype: str) -> None:
         self.size, self.steps = tangents.size(trajectory.start(0).shape[1]), trajectory.segments.steps
@@ -42,7 +42,7 @@ class Sweeps:
         return part
 
     def forward(self, block: Array, every: int, take: Callable[[Array], None]) -> Array:
-        """P block = Q R_G ... R_1, see krylov.Operator."""
+        """P block = Q R_G ... R_1, see passes.Operator."""
         return self._through(block, every, take, back=False)
 
     def backward(self, block: Array, every: int, take: Callable[[Array], None]) -> Array:
@@ -59,10 +59,10 @@ class Sweeps:
             end = self._put(left)
             segments = range(self._trajectory.segments.count)
             for i in segments[:-1]:
-                starts.append(self._call("along", i, starts[-1]))
+                starts.append(self._call(_along, i, starts[-1]))
             found = []
             for i in reversed(segments):
-                share, end = self._call("shares", i, starts[i], end)
+                share, end = self._call(_shares, i, starts[i], end)
                 found.append(np.asarray(share)[: self.sequences, : self._trajectory.valid(i)])
         return np.concatenate(found[::-1], axis=1).astype(np.float64)
 
@@ -97,9 +97,8 @@ class Sweeps:
             self._kept[i] = run(trajectory.parameters, trajectory.inputs(i), trajectory.start(i))
         return self._kept[i]
 
-    def _call(self, name: str, i: int, *vectors: Any) -> Any:
-        function = {"along": _along, "shares": _shares}[name]
-        run = self._lifted(name, partial(function, self._tangents))
+    def _call(self, function: Callable[..., Any], i: int, *vectors: Any) -> Any:
+        run = self._lifted(function, partial(function, self._tangents))
         return run((*self._shared, np.int32(self._trajectory.valid(i))), self._steps(i), *vectors)
 
     def _lifted(self, key: Any, function: Callable[..., Any]) -> Any:

@@ -45,8 +45,9 @@ def tangents(cell: Cell, kept: Sequence[str], component: int | None = None) -> T
 
     component : the part of the state that the chain stays in, as a path's own does; None is all of it.
     """
-    kind = StepTangents if cell.units is None else UnitTangents
-    return kind(cell, tuple(kept), component)
+    if cell.units is None:
+        return StepTangents(cell, tuple(kept))
+    return UnitTangents(cell, tuple(kept), component)
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,6 @@ class StepTangents:
 
     cell: Cell
     kept: tuple[str, ...]
-    component: None = None
 
     def size(self, state: int) -> int:
         """All of it."""
