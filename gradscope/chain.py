@@ -84,7 +84,7 @@ def spectrum(
         if not np.isneginf(found_top.log10_singular_values[-1]) and found_top.log10_error <= GOOD_TOP:
             return found_top
     whole = steps
-    lag_norm = LagNorm(floor) if by_lag else None
+    lag_norm = LagNorm(floor if top is None else -np.inf) if by_lag else None
     lagged: Array | None = None
     if gaps:
         forward, backward = reachable(whole, m)

@@ -91,9 +91,12 @@ class Passes:
 
 
 def _image(triangle: Triangle, image: Array, block: Array) -> Image:
-    graded = decomposed(triangle.graded())
-    log10 = np.log10(graded.mantissa.astype(np.longdouble)) + graded.exponent * LOG10_2
-    return Image(log10, input=_rotated(block, graded.y), output=_rotated(image, graded.x))
+    with np.errstate(invalid="ignore"):  # a column may underflow
+        graded = decomposed(triangle.graded())
+    held = graded.mantissa > 0
+    mantissa, exponent = graded.mantissa[held].astype(np.longdouble), graded.exponent[held]
+    log10 = np.log10(mantissa) + exponent * LOG10_2
+    return Image(log10, input=_rotated(block, graded.y[held]), output=_rotated(image, graded.x[held]))
 
 
 def _rotated(block: Array, rotation: Array) -> Array:

@@ -64,7 +64,7 @@ def find(
     progress: Progress | None,
     devices: Sequence[jax.Device],
     at_once: int | None,
-    numbers: Sequence[int],
+    numbers: range,
 ) -> list[Found]:
     """Measure the sequences ``numbers`` of the batch; the rest as for ``analyze``."""
     entry_error = _ENTRY_ROUNDINGS * float(np.finfo(problem.dtype).eps)

@@ -8,9 +8,9 @@ from gradscope.krylov import Top, tolerance, top_values
 from gradscope.passes import Operator
 from gradscope.structure import Array
 
-# Every lag up to here, then so many for every doubling.
+# Every lag up to here, then two for every doubling, and one where a lag takes long.
 SMALL = 8
-PER_DOUBLING = 2
+LONG = 1024
 
 
 def norm_by_lag(operator: Operator, whole: list[Top], log10_threshold: float) -> tuple[Array, Array]:
@@ -61,6 +61,6 @@ def _norms(found: list[Top], allowed: float) -> Array:
 
 def _spread(steps: int) -> list[int]:
     """Small lags, then log-spaced ones up to T."""
-    doublings = np.arange(0, np.log2(max(steps / SMALL, 1)), 1 / PER_DOUBLING)
-    spaced = (SMALL * 2**doublings).round().astype(int).tolist()
-    return sorted({lag for lag in (*range(1, SMALL), *spaced, steps) if lag <= steps})
+    spaced = [SMALL * 2**k for k in range(steps.bit_length())]
+    between = [round(lag * 2**0.5) for lag in spaced if lag < LONG]
+    return sorted({lag for lag in (*range(1, SMALL), *spaced, *between, steps) if lag <= steps})

@@ -13,7 +13,7 @@ from gradscope.chain import Spectrum, top_spectra
 from gradscope.flow import gate_sums
 from gradscope.linearized import blaming
 from gradscope.measure import Measured
-from gradscope.memory import tangent_bytes
+from gradscope.memory import SEGMENT_BYTES, tangent_bytes
 from gradscope.paths import NAMELESS, Array
 from gradscope.problem import Problem
 from gradscope.sweeps import Sweeps
@@ -23,7 +23,7 @@ from gradscope.trajectory import Segments, Spread, Trajectory, forward, precise
 
 def measure_tops(
     problem: Problem,
-    numbers: Sequence[int],
+    numbers: range,
     devices: Sequence[jax.Device],
     entry_error: float,
     floor: float,
@@ -36,8 +36,8 @@ def measure_tops(
     assert problem.top is not None
     cell, count = problem.cell, len(numbers)
     kept = tuple(path for path in cell.paths if path not in problem.cut)
-    segments = Segments.cover(problem.steps, count * tangent_bytes(cell, problem.hidden))
-    chosen = list(numbers)
+    chosen = slice(numbers.start, numbers.stop, numbers.step)  # a view: inputs may be large
+    segments = Segments.cover(problem.steps, count * tangent_bytes(cell, problem.hidden), SEGMENT_BYTES)
     with precise(problem.dtype), blaming(cell, problem.state.shape[1:]):
         spread = Spread(tuple(devices[:count]))
         trajectory = Trajectory(

@@ -62,6 +62,7 @@ def test_defaults():
         "source": "initialised",
         "cut": [],
         "view": "state",
+        "top": None,
     }
 
 

@@ -209,7 +209,8 @@ def _lags(analysis: Analysis, terminal: Terminal) -> Table:
     )
     width = min(terminal.width - sum(map(len, labels[0] + labels[1])) - 6, steps, 100)
     # Between two lags that are known, the one before.
-    ends = np.searchsorted(lags, np.linspace(lags[0], steps, max(width, 1)).round(), side="right") - 1
+    ends = 1 + np.linspace(0, steps - 1, max(width, 1)).round()
+    ends = np.maximum(np.searchsorted(lags, ends, side="right") - 1, 0)
     grid = Table.grid(padding=(0, 1))
     for _ in range(5):
         grid.add_column(no_wrap=True)
