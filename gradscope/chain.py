@@ -12,7 +12,7 @@ from gradscope.errors import InputError
 from gradscope.lags import LOG10_2, LagNorm
 from gradscope.runs import EPS, Run, best_run, lags_alone
 from gradscope.structure import Array, Steps, checked, reachable, restricted
-from gradscope.threads import one_blas_thread
+from gradscope.threads import cores, one_blas_thread
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ def spectrum(
     by_lag: bool = False,
     floor: float = -np.inf,
     entry_error: float = EPS,
+    accuracy: str = "full",
+    workers: int | None = None,
 ) -> Spectrum:
     """Singular values of P = jacobians[T-1] @ ... @ jacobians[0].
 
@@ -54,6 +56,9 @@ def spectrum(
     floor : lags where it is below this, and below the largest, may get an upper bound instead.
     entry_error : relative rounding unit of the entries, which the error estimate then covers;
         at its default (and below) the float64 entries are taken as exact.
+    accuracy : "full", or "fast" for about 1e-6 (relative, of the smallest values) in a third of the
+        time; its error estimate is cruder.
+    workers : threads, all cores by default; the result depends on them only by rounding.
     Raises InputError for an empty, non-square, complex or non-finite chain, or top out of range.
 
     Method: graded LU chain (the UDT form of Tomas, Chang, Scalettar, Bai 2012, with LU), then
@@ -73,7 +78,7 @@ def spectrum(
         if lag_norm is not None:
             # A state that time 0 does not reach still counts at the shorter lags.
             lagged, lag_norm = lags_alone(restricted(whole, backward), lag_norm), None
-    found = best_run(steps, entry_error, lag_norm)
+    found = best_run(steps, entry_error, lag_norm, accuracy, workers or cores())
     return _assemble(found, steps, m, top, by_lag, lagged)
 
 

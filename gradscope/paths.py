@@ -14,6 +14,8 @@ from gradscope.jacobians import NAMELESS
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
+# A row that a probe finds this much smaller than its bound may be an exact zero, rounded.
+_CANCELS = 1e-13
 _KEEP_BYTES = 32 * 2**20
 
 
@@ -38,21 +40,41 @@ class UnitPath:
             return None
         return self.slope[:, self.source] * (1.0 if self.link is None else self.link)
 
+    @cached_property
+    def writes(self) -> tuple[int, ...]:
+        """Components that the path changes at any step: an output gate leaves c alone."""
+        return tuple(np.flatnonzero(self.slope.any(axis=(0, 2))).tolist())
+
     def _factor(self, t: int, component: int) -> Array:
         matrix = np.eye(self.slope.shape[-1]) if self.matrix is None else self.matrix
         left = self.slope[t, component][:, None] * matrix
         return np.asarray(left if self.link is None else left * self.link[t])
 
-    def add_to(self, out: Array, t: int) -> None:
-        """Add this path's Jacobian of step t to ``out`` (m, m)."""
+    def add_to(self, columns: Array, t: int) -> None:
+        """Add step t to the ``columns`` (m, n) of the component that is read."""
         n = self.slope.shape[-1]
-        columns = slice(self.source * n, (self.source + 1) * n)
-        for component in range(self.slope.shape[1]):
-            out[component * n : (component + 1) * n, columns] += self._factor(t, component)
+        for component in self.writes:
+            columns[component * n : (component + 1) * n] += self._factor(t, component)
+
+    def add_diagonals(self, diagonals: Array, t: int) -> None:
+        """The same for a path without a matrix: ``diagonals`` is (components, n)."""
+        diagonals += self.slope[t] if self.link is None else self.slope[t] * self.link[t]
 
     def block(self, t: int) -> Array:
         """The step within the component that is read, (n, n): what the path's chain multiplies."""
         return self._factor(t, self.source)
+
+    def probe(self, rows: Array, columns: Array, sizes: Array, probe: Array) -> None:
+        """Add J_t w to ``rows`` and J_t^T w to ``columns``, and bounds on the rows of J_t to ``sizes``.
+
+        All are (T, components, n); w is ``probe``, (components, n).
+        """
+        link = np.ones((len(self.slope), 1)) if self.link is None else self.link
+        matrix = np.eye(self.slope.shape[-1]) if self.matrix is None else self.matrix
+        rows += self.slope * (link * probe[self.source] @ matrix.T)[:, None]
+        columns[:, self.source] += ((self.slope * probe).sum(axis=1) @ matrix) * link
+        largest = np.abs(matrix).max(axis=1) * np.abs(link).max(axis=1, keepdims=True)
+        sizes += np.abs(self.slope) * largest[:, None]
 
     def bilinear(self, backward: Array, forward: Array) -> Array:
         """b_t^T J_t a_t for all t: ``backward`` and ``forward`` are (T, m), the result (T,)."""
@@ -71,9 +93,11 @@ class DensePath:
     stack: Array
     diagonal: None = None
 
-    def add_to(self, out: Array, t: int) -> None:
-        """Add this path's Jacobian of step t to ``out`` (m, m)."""
-        out += self.stack[t]
+    source = 0
+
+    def add_to(self, columns: Array, t: int) -> None:
+        """Add this path's Jacobian of step t to ``columns`` (m, m)."""
+        columns += self.stack[t]
 
     def block(self, t: int) -> Array:
         """The step itself: the chain of such a path is over the whole state."""
@@ -120,11 +144,54 @@ class Jacobians(Sequence[Array]):
             return []
         return [self._sum(t) for t in range(self.steps)]
 
+    def parts(self, t: int) -> list[Array]:
+        """Step t as blocks of columns, one per component: (m, n), or (m / n, n) where all is diagonal.
+
+        Of an LSTM's 2n x 2n Jacobian the half that reads c is two diagonals.
+        """
+        parts = []
+        for source in range(self.size // self.width):
+            paths = [path for path in self.paths if path.source == source]
+            diagonal = all(isinstance(path, UnitPath) and path.matrix is None for path in paths)
+            part = np.zeros((self.size // self.width if diagonal else self.size, self.width))
+            for path in paths:
+                if diagonal and isinstance(path, UnitPath):
+                    path.add_diagonals(part, t)
+                else:
+                    path.add_to(part, t)
+            parts.append(part)
+        return parts
+
+    def survey(self) -> tuple[Array, bool]:
+        """Bounds on the size of every row, (T, m), and whether certainly none is zero, nor any column.
+
+        Without forming a step: where J w and J^T w of a random w have no zero, neither has J.
+        """
+        units = [path for path in self.paths if isinstance(path, UnitPath)]
+        shape = (self.steps, self.size // self.width, self.width)
+        rows, columns, sizes = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+        if len(units) < len(self.paths):
+            return sizes.reshape(self.steps, -1), False
+        for path in units:
+            path.probe(rows, columns, sizes, _probe(shape[1:]))
+        certain = bool((np.abs(rows) > _CANCELS * sizes).all() and columns.all())
+        return sizes.reshape(self.steps, -1), certain
+
+    @property
+    def width(self) -> int:
+        """Columns of a part: the hidden size, or the whole state for a cell without a per-unit form."""
+        path = self.paths[0]
+        return path.slope.shape[-1] if isinstance(path, UnitPath) else self.size
+
     def _sum(self, t: int) -> Array:
         out = np.zeros((self.size, self.size))
         for path in self.paths:
-            path.add_to(out, t)
+            path.add_to(out[:, path.source * self.width :][:, : self.width], t)
         return out
+
+
+def _probe(shape: tuple[int, ...]) -> Array:
+    return np.random.default_rng(0).normal(size=shape)
 
 
 @dataclass(frozen=True)
