@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 from gradscope.pipeline import Progress
 from gradscope.pipeline import analyze as _analyze
 from gradscope.problem import make_problem
-from gradscope.runtime import find_device
+from gradscope.runtime import find_devices
 from gradscope.verdict import Policy
 
 if TYPE_CHECKING:
+    from jax import Device
+
     from gradscope.analysis import Analysis
     from gradscope.cells.base import Cell
+    from gradscope.problem import Problem
 
 
 def analyze(
@@ -34,6 +37,8 @@ def analyze(
     view: str = "state",
     dtype: str | None = None,
     platform: str | None = None,
+    devices: int | None = None,
+    distributed: bool = False,
     vanishing_below: float = 1e-3,
     exploding_above: float = 1e3,
     progress: Progress | None = None,
@@ -48,26 +53,39 @@ def analyze(
     inputs : "normal", "zeros", a file, or an array (T, d) or (B, T, d); batch : B.
     cut : paths dropped from the sum of Jacobians; view : "state", or "cell" for dc_t/dc_(t-1).
     dtype : "float64" (default; "float32" on TPU); platform : "cpu", "gpu" or "tpu".
+    devices : how many of them the batch is spread over, all by default; cores, where it is a CPU.
+    distributed : share the batch with the other processes of ``jax.distributed``, which has been
+        initialised; each returns the whole analysis.
     vanishing_below, exploding_above : thresholds on the gain sigma_1.
+    progress : called with (sequences done, sequences in all), the first with a fraction.
 
     Raises gradscope.InputError with one line that says what was given and what is expected.
     """
     policy = Policy(vanishing_below, exploding_above)
-    device = find_device(platform)
-    problem = make_problem(
-        checkpoint=checkpoint,
-        cell=cell,
-        hidden=hidden,
-        input_size=input_size,
-        steps=steps,
-        init=init,
-        gain=gain,
-        biases=biases,
-        seed=seed,
-        batch=batch,
-        inputs=inputs,
-        cut=cut,
-        view=view,
-        dtype=dtype or ("float32" if device.platform == "tpu" else "float64"),
-    )
-    return _analyze(problem, policy, progress, device)
+
+    def prepare() -> tuple[Problem, tuple[Device, ...]]:
+        found = find_devices(platform, devices)
+        problem = make_problem(
+            checkpoint=checkpoint,
+            cell=cell,
+            hidden=hidden,
+            input_size=input_size,
+            steps=steps,
+            init=init,
+            gain=gain,
+            biases=biases,
+            seed=seed,
+            batch=batch,
+            inputs=inputs,
+            cut=cut,
+            view=view,
+            dtype=dtype or ("float32" if found[0].platform == "tpu" else "float64"),
+        )
+        return problem, found
+
+    if distributed:
+        from gradscope.cluster import analyze
+
+        return analyze(prepare, policy, progress, devices)
+    problem, found = prepare()
+    return _analyze(problem, policy, progress, found, devices)

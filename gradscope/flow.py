@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gradscope.chain import Spectrum
-from gradscope.paths import Array, Jacobians
+from gradscope.path import Array
+from gradscope.paths import Jacobians
+from gradscope.segmented import Segmented
 
 # Karpathy, Johnson and Li 2015 (arXiv 1506.02078): a gate is saturated left of 0.1 or right of 0.9.
 SATURATED = (0.1, 0.9)
@@ -113,7 +115,9 @@ def horizon(log10_norm: Array, threshold: float) -> int:
     return int(below[0]) if len(below) else len(log10_norm)
 
 
-def shares(jacobians: Jacobians, left: Array, right: Array, log10_norm: float) -> dict[str, Array]:
+def shares(
+    jacobians: Jacobians | Segmented, left: Array, right: Array, log10_norm: float
+) -> dict[str, Array]:
     """Each path's share in carrying the gradient at every step, {path: (T,)}; they sum to 1.
 
     With ``left`` u and ``right`` v the top singular vectors (m,) of the chain and sigma_1 = 10 **
@@ -122,17 +126,31 @@ def shares(jacobians: Jacobians, left: Array, right: Array, log10_norm: float) -
     Signed, and above 1 where another path works against. All NaN if sigma_1 is zero.
     """
     if log10_norm == -np.inf:
-        return {p.name: np.full(len(jacobians), np.nan) for p in jacobians.paths}
-    forward, forward_log = _propagate((jacobians[t] for t in range(len(jacobians))), right)
-    transposed = (jacobians[t].T for t in range(len(jacobians) - 1, -1, -1))
-    backward, backward_log = _propagate(transposed, left)
-    scale = np.exp(forward_log[:-1] + backward_log[-2::-1] - log10_norm * np.log(10.0))
-    return {p.name: p.bilinear(backward[-2::-1], forward[:-1]) * scale for p in jacobians.paths}
+        return {p.name: np.full(len(jacobians), np.nan) for p in jacobians.segment(0).paths}
+    count = len(jacobians.starts)
+    ends = [(left, 0.0)]  # b_t and its size where each segment ends, the last first
+    for i in range(count - 1, 0, -1):
+        vectors, logs = _propagate(_transposed(jacobians.segment(i)), *ends[-1])
+        ends.append((vectors[-1], logs[-1]))
+    start, found = (right, 0.0), []
+    for i in range(count):
+        segment = jacobians.segment(i)
+        forward, forward_log = _propagate(segment, *start)
+        backward, backward_log = _propagate(_transposed(segment), *ends.pop())
+        scale = np.exp(forward_log[:-1] + backward_log[-2::-1] - log10_norm * np.log(10.0))
+        found.append({p.name: p.bilinear(backward[-2::-1], forward[:-1]) * scale for p in segment.paths})
+        start = (forward[-1], forward_log[-1])
+    return {name: np.concatenate([share[name] for share in found]) for name in found[0]}
 
 
-def _propagate(steps: Any, vector: Array) -> tuple[Array, Array]:
+def _transposed(jacobians: Jacobians) -> Iterator[Array]:
+    """The steps of the transposed chain, J_T^T first."""
+    return (jacobians[t].T for t in range(len(jacobians) - 1, -1, -1))
+
+
+def _propagate(steps: Iterable[Array], vector: Array, log: float) -> tuple[Array, Array]:
     """Unit vectors (T + 1, m) along the chain and the natural logarithm (T + 1,) of their lengths."""
-    vectors, logs = [vector], [0.0]
+    vectors, logs = [vector], [log]
     for step in steps:
         vector = step @ vector
         largest = np.abs(vector).max()
@@ -143,12 +161,21 @@ def _propagate(steps: Any, vector: Array) -> tuple[Array, Array]:
     return np.array(vectors), np.array(logs)
 
 
-def gate_statistics(gates: Mapping[str, Array]) -> dict[str, dict[str, float]]:
-    """Mean activation of each gate, and the fraction saturated (below 0.1 or above 0.9)."""
+def gate_sums(gates: Mapping[str, Array]) -> dict[str, Array]:
+    """Of activations {gate: array}: their sum, how many are saturated, how many there are."""
     low, high = SATURATED
     return {
-        name: {"mean": float(g.mean()), "saturated": float(((g < low) | (g > high)).mean())}
+        name: np.array([g.sum(), np.count_nonzero((g < low) | (g > high)), g.size], np.float64)
         for name, g in gates.items()
+    }
+
+
+def gate_statistics(sums: Sequence[Mapping[str, Array]]) -> dict[str, dict[str, float]]:
+    """Mean activation of each gate, and the fraction saturated (below 0.1 or above 0.9)."""
+    totals = {name: np.sum([one[name] for one in sums], axis=0) for name in sums[0]}
+    return {
+        name: {"mean": float(total / count), "saturated": float(saturated / count)}
+        for name, (total, saturated, count) in totals.items()
     }
 
 

@@ -11,10 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from gradscope.cells.base import Cell, Parameters, Units, key
+from gradscope.paths import NAMELESS
 from gradscope.trajectory import forward
-
-# The one path of a cell that names none.
-NAMELESS = "state"
 
 # The definition keeps one dense Jacobian per path and step; taking this many steps at a time bounds
 # what XLA needs on top of the result.

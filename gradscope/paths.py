@@ -1,114 +1,25 @@
-"""The one-step Jacobians on the host in float64: per path, and their sum."""
+"""The one-step Jacobians on the host in float64: the sum of their paths, and each path's own chain."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradscope.cells.base import Cell
-from gradscope.jacobians import NAMELESS
+from gradscope.path import Array, DensePath, Path, UnitPath
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
+if TYPE_CHECKING:  # a worker process reads chains, and starts without JAX
+    from gradscope.cells.base import Cell
 
 # A row that a probe finds this much smaller than its bound may be an exact zero, rounded.
 _CANCELS = 1e-13
+# The one path of a cell that names none.
+NAMELESS = "state"
+
 _KEEP_BYTES = 32 * 2**20
-
-
-@dataclass(frozen=True)
-class UnitPath:
-    """A path of the fast form: step t is diag(slope_t) M diag(link_t) for each component it writes.
-
-    slope : (T, components, n); matrix : M (n, n), None is the identity; link : (T, n), None is ones;
-    source : index of the component that is read.
-    """
-
-    name: str
-    slope: Array
-    source: int
-    matrix: Array | None
-    link: Array | None = None
-
-    @property
-    def diagonal(self) -> Array | None:
-        """(T, n) factors of the path's own chain where every step of it is diagonal."""
-        if self.matrix is not None:
-            return None
-        return self.slope[:, self.source] * (1.0 if self.link is None else self.link)
-
-    @cached_property
-    def writes(self) -> tuple[int, ...]:
-        """Components that the path changes at any step: an output gate leaves c alone."""
-        return tuple(np.flatnonzero(self.slope.any(axis=(0, 2))).tolist())
-
-    def _factor(self, t: int, component: int) -> Array:
-        matrix = np.eye(self.slope.shape[-1]) if self.matrix is None else self.matrix
-        left = self.slope[t, component][:, None] * matrix
-        return np.asarray(left if self.link is None else left * self.link[t])
-
-    def add_to(self, columns: Array, t: int) -> None:
-        """Add step t to the ``columns`` (m, n) of the component that is read."""
-        n = self.slope.shape[-1]
-        for component in self.writes:
-            columns[component * n : (component + 1) * n] += self._factor(t, component)
-
-    def add_diagonals(self, diagonals: Array, t: int) -> None:
-        """The same for a path without a matrix: ``diagonals`` is (components, n)."""
-        diagonals += self.slope[t] if self.link is None else self.slope[t] * self.link[t]
-
-    def block(self, t: int) -> Array:
-        """The step within the component that is read, (n, n): what the path's chain multiplies."""
-        return self._factor(t, self.source)
-
-    def probe(self, rows: Array, columns: Array, sizes: Array, probe: Array) -> None:
-        """Add J_t w to ``rows`` and J_t^T w to ``columns``, and bounds on the rows of J_t to ``sizes``.
-
-        All are (T, components, n); w is ``probe``, (components, n).
-        """
-        link = np.ones((len(self.slope), 1)) if self.link is None else self.link
-        matrix = np.eye(self.slope.shape[-1]) if self.matrix is None else self.matrix
-        rows += self.slope * (link * probe[self.source] @ matrix.T)[:, None]
-        columns[:, self.source] += ((self.slope * probe).sum(axis=1) @ matrix) * link
-        largest = np.abs(matrix).max(axis=1) * np.abs(link).max(axis=1, keepdims=True)
-        sizes += np.abs(self.slope) * largest[:, None]
-
-    def bilinear(self, backward: Array, forward: Array) -> Array:
-        """b_t^T J_t a_t for all t: ``backward`` and ``forward`` are (T, m), the result (T,)."""
-        steps, components, n = self.slope.shape
-        written = (backward.reshape(steps, components, n) * self.slope).sum(1)
-        read = forward.reshape(steps, components, n)[:, self.source]
-        read = read if self.link is None else read * self.link
-        return np.asarray((written * (read if self.matrix is None else read @ self.matrix.T)).sum(1))
-
-
-@dataclass(frozen=True)
-class DensePath:
-    """A path of a cell without a per-unit form: its Jacobians as they are, (T, m, m)."""
-
-    name: str
-    stack: Array
-    diagonal: None = None
-
-    source = 0
-
-    def add_to(self, columns: Array, t: int) -> None:
-        """Add this path's Jacobian of step t to ``columns`` (m, m)."""
-        columns += self.stack[t]
-
-    def block(self, t: int) -> Array:
-        """The step itself: the chain of such a path is over the whole state."""
-        return np.asarray(self.stack[t])
-
-    def bilinear(self, backward: Array, forward: Array) -> Array:
-        """b_t^T J_t a_t for all t: ``backward`` and ``forward`` are (T, m), the result (T,)."""
-        return np.asarray(np.einsum("ti,tij,tj->t", backward, self.stack, forward))
-
-
-Path = UnitPath | DensePath
 
 
 @dataclass(frozen=True)
@@ -118,6 +29,7 @@ class Jacobians(Sequence[Array]):
     paths: tuple[Path, ...]
     steps: int
     size: int
+    starts = (0,)  # one segment, as Segmented has them
 
     def __len__(self) -> int:
         return self.steps
@@ -127,15 +39,32 @@ class Jacobians(Sequence[Array]):
             raise IndexError(t)
         return self._kept[t] if self._kept else self._sum(t)
 
+    def segment(self, i: int) -> Jacobians:
+        """The chain itself."""
+        return self
+
     @property
-    def chains(self) -> dict[str, Jacobians | PathChain]:
+    def chains(self) -> dict[str, Jacobians]:
         """The full chain and each named path's own: itself again where a path is all there is."""
-        found: dict[str, Jacobians | PathChain] = {"full": self}
+        found = {"full": self}
         for path in self.paths:
             if path.name != NAMELESS:
-                alone = len(self.paths) == 1 and len(path.block(0)) == self.size
-                found[path.name] = self if alone else PathChain(path, self.steps)
+                chain = Jacobians((path.alone,), self.steps, self.width)
+                found[path.name] = self if chain.size == self.size and len(self.paths) == 1 else chain
         return found
+
+    @property
+    def diagonal(self) -> Array | None:
+        """(T, n) where every step of the chain is diagonal."""
+        path = self.paths[0]
+        if (
+            len(self.paths) > 1
+            or self.size > self.width
+            or isinstance(path, DensePath)
+            or path.matrix is not None
+        ):
+            return None
+        return path.slope[:, 0] * (1.0 if path.link is None else path.link)
 
     @cached_property
     def _kept(self) -> list[Array]:
@@ -194,30 +123,6 @@ def _probe(shape: tuple[int, ...]) -> Array:
     return np.random.default_rng(0).normal(size=shape)
 
 
-@dataclass(frozen=True)
-class PathChain(Sequence[Array]):
-    """The chain of one path alone."""
-
-    path: Path
-    steps: int
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, t: Any) -> Any:
-        if not 0 <= t < self.steps:
-            raise IndexError(t)
-        return self.path.block(t)
-
-    def __iter__(self) -> Iterator[Array]:
-        return map(self.path.block, range(self.steps))
-
-    @property
-    def diagonal(self) -> Array | None:
-        """(T, n) where every step of the chain is diagonal."""
-        return self.path.diagonal
-
-
 def split(
     cell: Cell, parameters: Mapping[str, Array], linearized: Mapping[str, Any], cut: Sequence[str] = ()
 ) -> Jacobians:
@@ -235,18 +140,26 @@ def split(
 
 
 def cell_view(
-    cell: Cell, parameters: Mapping[str, Array], linearized: Mapping[str, Any], cut: Sequence[str] = ()
+    cell: Cell,
+    parameters: Mapping[str, Array],
+    linearized: Mapping[str, Any],
+    cut: Sequence[str] = (),
+    before: Array | None = None,
 ) -> Jacobians:
     """The n x n chain dc_t/dc_(t-1), t = 2..T, of an LSTM, with h_(t-1) = o_(t-1) squash(c_(t-1)).
 
-    linearized : what ``linearize`` returned, and what ``link`` did as ``link``.
+    linearized : what ``linearize`` returned, and what ``link`` did as ``link``; before : (n,) the link
+    of the step before the first of them, with which the chain begins at t = 1.
     o is held fixed: what is left are the carousel, the forget gate, the input gate and the block
     input (and the peepholes of the first two gates).
     """
     link = np.asarray(linearized["link"], np.float64)[:-1]
+    first = 1
+    if before is not None:
+        link, first = np.concatenate([before[None], link]), 0
     paths: list[Path] = []
     for name in _kept(linearized, cell, ("R_o", *cut)):  # the output gate writes h alone
-        slope = np.asarray(linearized["paths"][name], np.float64)[1:, :1]
+        slope = np.asarray(linearized["paths"][name], np.float64)[first:, :1]
         matrix = _matrix(parameters, name)
         paths.append(UnitPath(name, slope, 0, matrix, link if matrix is not None else None))
     return Jacobians(tuple(paths), len(link), link.shape[1])

@@ -2,65 +2,121 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import jax
 import numpy as np
 
 from gradscope.analysis import Analysis
-from gradscope.chain import Spectrum, diagonal_spectrum, spectrum
-from gradscope.errors import InputError
-from gradscope.flow import chain_of, gate_statistics, recurrent_matrices, shares
-from gradscope.jacobians import NAMELESS, linearize, link
-from gradscope.paths import Array, Jacobians, PathChain, cell_view, split
+from gradscope.chain import spectrum
+from gradscope.flow import chain_of, gate_statistics, recurrent_matrices
+from gradscope.linearized import Linearized
+from gradscope.measure import Measured, Task
+from gradscope.path import Array
+from gradscope.paths import NAMELESS
 from gradscope.problem import Problem
-from gradscope.threads import one_blas_thread
+from gradscope.threads import cores, one_blas_thread
 from gradscope.verdict import Policy, judge, level
+from gradscope.workers import measure_all
 
-Progress = Callable[[int, int], None]
-
+Progress = Callable[[float, int], None]
 
 # One step's Jacobian is right to a few roundings of its entries.
 _ENTRY_ROUNDINGS = 4
+# Steps of work for another process that are worth its start (0.3 s).
+_WORTH_A_WORKER = 300
 
 
-@one_blas_thread()
+@dataclass(frozen=True)
+class Found:
+    """What was found of one sequence: of its Jacobians, and sums over its gates (flow.gate_sums)."""
+
+    measured: Measured
+    gates: Mapping[str, Array]
+
+
 def analyze(
     problem: Problem,
     policy: Policy | None = None,
     progress: Progress | None = None,
-    device: jax.Device | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    at_once: int | None = None,
 ) -> Analysis:
     """Measure how the gradient flows through ``problem``.
 
-    progress : called with (chains done, chains in all) as the work proceeds; device : where states
-    and Jacobians are computed. Their product is always taken on the host, in float64.
+    progress : called with (sequences done, sequences in all), the first with a fraction, from any
+    thread; devices : where states and Jacobians are computed, by default all of this process. Their
+    product is always taken on the host, in float64, of ``at_once`` sequences side by side: by default
+    as many as there are cores.
     """
-    policy = policy or Policy()
-    device = device or jax.devices()[0]
-    with jax.default_device(device):
-        linearized = [_linearize(problem, sequence) for sequence in range(problem.batch)]
-    view = cell_view if problem.view == "cell" else split
-    sequences = [view(problem.cell, problem.parameters, one, problem.cut) for one in linearized]
+    policy, devices = policy or Policy(), devices or jax.local_devices()
+    found = find(problem, policy, progress, devices, at_once, range(problem.batch))
+    return conclude(problem, policy, found, devices[0].platform)
+
+
+@one_blas_thread()
+def find(
+    problem: Problem,
+    policy: Policy,
+    progress: Progress | None,
+    devices: Sequence[jax.Device],
+    at_once: int | None,
+    numbers: Sequence[int],
+) -> list[Found]:
+    """Measure the sequences ``numbers`` of the batch; the rest as for ``analyze``."""
+    placed = zip(numbers, itertools.cycle(devices), strict=False)
+    sequences = [Linearized(problem, number, device) for number, device in placed]
     entry_error = _ENTRY_ROUNDINGS * float(np.finfo(problem.dtype).eps)
-    spectra = _spectra(sequences, entry_error, math.log10(policy.vanishing_below), progress)
-    chains = [chain_of(name, found, policy.vanishing_below) for name, found in spectra.items()]
-    by_step = _mean_shares(sequences, spectra["full"])
-    gates = {g: np.stack([one["gates"][g] for one in linearized]) for g in linearized[0]["gates"]}
+    floor = math.log10(policy.vanishing_below)
+    jobs = [(Task(one.starts, one.steps, entry_error, floor, progress is not None), one) for one in sequences]
+    if at_once is None or devices[0].platform != "cpu":
+        at_once = cores()
+    at_once = min(at_once, cores())
+    worth = (len(jobs) - 1) * problem.steps >= _WORTH_A_WORKER
+    measured = measure_all(jobs, at_once if worth else 1, _summed(progress, len(jobs)))
+    return [Found(one, sequence.gate_sums) for one, sequence in zip(measured, sequences, strict=True)]
+
+
+def _summed(progress: Progress | None, count: int) -> Callable[[int, float], None]:
+    """Progress of all from that of each."""
+    done = [0.0] * count
+
+    def report(number: int, fraction: float) -> None:
+        done[number] = fraction
+        if progress:
+            progress(sum(done), count)
+
+    return report
+
+
+def conclude(problem: Problem, policy: Policy, found: Sequence[Found], platform: str) -> Analysis:
+    """The analysis of what was found of every sequence; ``platform`` is where."""
+    measured = [one.measured for one in found]
+    spectra = {name: [one.spectra[name] for one in measured] for name in measured[0].spectra}
+    chains = [chain_of(name, each, policy.vanishing_below) for name, each in spectra.items()]
+    by_step = _mean_shares(measured)
     return Analysis(
-        problem={**problem.source, "backend": device.platform},
+        problem={**problem.source, "backend": platform},
         policy=policy,
         verdict=judge(chains, {name: float(share.mean()) for name, share in by_step.items()}, policy),
         chains=tuple(chains),
         levels={chain.name: level(chain, policy) for chain in chains},
         shares=by_step,
-        gates=gate_statistics(gates),
+        gates=gate_statistics([one.gates for one in found]),
         matrices=recurrent_matrices(problem.parameters),
     )
 
 
+def _mean_shares(measured: Sequence[Measured]) -> dict[str, Array]:
+    """Mean over the sequences whose gradient is not exactly zero (all NaN if there are none)."""
+    each = [one.shares for one in measured if one.alive] or [one.shares for one in measured]
+    return {name: np.mean([one[name] for one in each], axis=0) for name in each[0] if name != NAMELESS}
+
+
+@one_blas_thread()
 def analyze_chain(stack: Array, source: str, policy: Policy | None = None) -> Analysis:
     """The same for a bare stack of Jacobians (T, m, m), which has no paths."""
     policy = policy or Policy()
@@ -72,59 +128,3 @@ def analyze_chain(stack: Array, source: str, policy: Policy | None = None) -> An
         chains=(chain,),
         levels={"full": level(chain, policy)},
     )
-
-
-def _linearize(problem: Problem, sequence: int) -> dict[str, Any]:
-    """The forward pass and one-step Jacobians of one sequence, on the device and back as NumPy."""
-    cell = problem.cell
-    with jax.enable_x64(problem.dtype == "float64"), jax.default_matmul_precision("highest"):
-        parameters = {k: jax.numpy.asarray(v, problem.dtype) for k, v in problem.parameters.items()}
-        inputs = jax.numpy.asarray(problem.inputs[sequence], problem.dtype)
-        state = jax.numpy.asarray(problem.state[sequence], problem.dtype)
-        try:
-            found = linearize(cell, parameters, inputs, state)
-            if problem.view == "cell":
-                found["link"] = link(cell, found["states"], found["gates"])
-            host: dict[str, Any] = jax.device_get(found)
-        except (Exception, SystemExit) as error:
-            if cell.step.__module__.startswith("gradscope."):
-                raise
-            raise InputError(  # a user's step may fail in any way
-                f"cell {cell.name}: its step failed with {type(error).__name__}: {error}; expected a pure "
-                f"JAX function (parameters, x, state) of states of shape {state.shape}"
-            ) from error
-    return host
-
-
-def _spectra(
-    sequences: Sequence[Jacobians], entry_error: float, floor: float, progress: Progress | None
-) -> dict[str, list[Spectrum]]:
-    """Spectra of the full chain and of every path alone: {name: one per sequence}."""
-    found: dict[str, list[Spectrum]] = {name: [] for name in sequences[0].chains}
-    for jacobians in sequences:
-        for name, chain in jacobians.chains.items():
-            if chain is jacobians and name != "full":
-                found[name].append(found["full"][-1])
-            else:
-                found[name].append(_spectrum(chain, entry_error, floor))
-            if progress:
-                progress(sum(map(len, found.values())), len(sequences) * len(found))
-    return found
-
-
-def _spectrum(chain: Jacobians | PathChain, entry_error: float, floor: float) -> Spectrum:
-    """Every lag of the full chain; of a path alone only what its horizon and its peak need."""
-    if isinstance(chain, Jacobians):
-        return spectrum(chain, by_lag=True, entry_error=entry_error)
-    if chain.diagonal is not None:
-        return diagonal_spectrum(chain.diagonal, by_lag=True, entry_error=entry_error)
-    return spectrum(chain, by_lag=True, floor=floor, entry_error=entry_error)
-
-
-def _mean_shares(sequences: Sequence[Jacobians], full: Sequence[Spectrum]) -> dict[str, Array]:
-    """Mean over the sequences whose gradient is not exactly zero (all NaN if there are none)."""
-    pairs = list(zip(sequences, full, strict=True))
-    alive = [pair for pair in pairs if pair[1].exact_zeros < len(pair[1].left)] or pairs
-    each = [shares(one, s.left, s.right, float(s.log10_singular_values[0])) for one, s in alive]
-    named = [name for name in each[0] if name != NAMELESS]
-    return {name: np.mean([one[name] for one in each], axis=0) for name in named}

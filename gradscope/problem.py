@@ -17,6 +17,7 @@ from gradscope.checkpoints import Layer, read
 from gradscope.errors import InputError
 from gradscope.files import Array, as_float64, quoted, read_inputs, shown
 from gradscope.initializers import initialize
+from gradscope.memory import check_memory
 
 INPUTS = ("normal", "zeros")
 VIEWS = ("state", "cell")
@@ -106,7 +107,7 @@ def make_problem(
     n = sizes.get("hidden", 64)
     b, t, d = _extents(sizes, sequences, _called(inputs))
     cut = _known_paths(cell, (cut,) if isinstance(cut, str) else tuple(cut), view, t)
-    _check_memory(cell, n, (b, t, d))
+    check_memory(cell, n, (b, t, d))
 
     start = replace(cell, initialize=lambda *_: layer.parameters) if layer else cell
     with np.errstate(over="ignore"):  # a product beyond float64 is found by _check_range
@@ -216,30 +217,6 @@ def _known_paths(cell: Cell, cut: tuple[str, ...], view: str, steps: int) -> tup
     if cut and set(cut) == set(paths):
         raise InputError(f"cut {', '.join(cut)}: nothing is left of cell {cell.name}, keep at least one path")
     return tuple(dict.fromkeys(cut))
-
-
-def _check_memory(cell: Cell, hidden: int, shape: tuple[int, int, int]) -> None:
-    """Refuse what would not fit in memory, by the arrays that grow: better than to be killed."""
-    batch, steps, input_size = shape
-    m = hidden * len(cell.components)
-    paths = max(1, len(cell.paths))
-    # Per step: slopes of the fast form and states, or one dense Jacobian per path; on device and host.
-    per_step = 3 * m * paths if cell.units else 2 * m * m * paths
-    weights = sum(math.prod(shape) for shape in cell.shapes(hidden, input_size).values())
-    # The chain is a product of a few m x m factors.
-    need = 8 * (batch * steps * (2 * input_size + per_step) + 16 * m * m + 4 * weights)
-    if need > (have := _physical_memory()):
-        raise InputError(
-            f"hidden {hidden}, steps {steps}, batch {batch} need about {need >> 30} GiB, this machine has "
-            f"{have >> 30}: ask for less"
-        )
-
-
-def _physical_memory() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not POSIX
-        return 16 * 2**30
 
 
 def _check_range(arrays: Mapping[str, Array], dtype: str) -> None:

@@ -14,26 +14,46 @@ if TYPE_CHECKING:
     import jax
 
 PLATFORMS = ("cpu", "gpu", "tpu")
+_MOST_CPU_DEVICES = 256
 _CACHE_BYTES = 256 * 2**20
 _ENTRIES = ("-cache", "-atime")  # how the names of JAX's own files end
 
 
-def find_device(platform: str | None) -> jax.Device:
-    """The first device of ``platform``, or of what JAX finds by itself if None.
+def find_devices(platform: str | None = None, count: int | None = None) -> tuple[jax.Device, ...]:
+    """The first ``count`` devices (all by default) of ``platform``, or of what JAX finds by itself.
 
-    Raises InputError if the platform is unknown or not there.
+    A CPU is as many devices as asked for, if JAX has not started yet. Raises InputError if the
+    platform is unknown or not there, or has fewer devices.
     """
     import jax
 
     if platform is not None and platform not in PLATFORMS:
         raise InputError(f"platform {platform!r}: expected one of {', '.join(PLATFORMS)}")
+    if count is not None:
+        _divide_cpu(count)
     try:
-        return jax.devices(platform)[0]
+        devices = jax.local_devices(backend=platform)
     except RuntimeError as error:
         raise InputError(
             f"platform {platform or 'default'!r} is not available ({error}); use --platform cpu, or install "
             "gradscope[cuda] or gradscope[tpu]"
         ) from error
+    if count is not None and count > len(devices):
+        raise InputError(
+            f"devices is {count}, but JAX has {len(devices)} {devices[0].platform} devices: ask for fewer "
+            "(a CPU is divided only before JAX has started)"
+        )
+    return tuple(devices[:count])
+
+
+def _divide_cpu(count: int) -> None:
+    """Make the CPU ``count`` devices, or leave it as it is where JAX has started."""
+    import jax
+
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= _MOST_CPU_DEVICES:
+        raise InputError(f"devices is {count!r}, expected a whole number from 1 to {_MOST_CPU_DEVICES}")
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", count)  # type: ignore[no-untyped-call]
 
 
 def use_compilation_cache() -> None:

@@ -1,4 +1,4 @@
-"""One BLAS thread per caller: our parallelism is over chains."""
+"""One BLAS thread per caller, and how many callers: our parallelism is over chains."""
 
 from __future__ import annotations
 
@@ -8,12 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from threadpoolctl import ThreadpoolController
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
 
 _lock = threading.Lock()
 _inside = 0
@@ -39,3 +33,10 @@ def one_blas_thread() -> Iterator[None]:
             _inside -= 1
             if _inside == 0 and _limit is not None:
                 _limit.restore_original_limits()
+
+
+def cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

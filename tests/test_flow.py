@@ -7,7 +7,7 @@ import torch
 
 import gradscope
 from gradscope.chain import spectrum
-from gradscope.flow import chain_of, gate_statistics, horizon, recurrent_matrices, shares
+from gradscope.flow import chain_of, gate_statistics, gate_sums, horizon, recurrent_matrices, shares
 from gradscope.paths import DensePath, Jacobians
 
 
@@ -87,9 +87,12 @@ def test_batch_median_and_extremes():
 
 
 def test_gate_statistics():
-    gates = {"f": np.array([[0.05, 0.5], [0.95, 0.5]]), "i": np.array([[0.1, 0.9]])}
-    assert gate_statistics(gates) == {
-        "f": {"mean": pytest.approx(0.5), "saturated": 0.5},
+    parts = [
+        {"f": np.array([[0.05, 0.5], [0.95, 0.5]]), "i": np.array([[0.1]])},
+        {"f": np.array([[0.5]] * 4), "i": np.array([[0.9]])},
+    ]
+    assert gate_statistics([gate_sums(part) for part in parts]) == {
+        "f": {"mean": pytest.approx(0.5), "saturated": 0.25},
         "i": {"mean": pytest.approx(0.5), "saturated": 0.0},
     }
 

@@ -113,7 +113,7 @@ def test_where_it_is(monkeypatch, variables, expected):
 @pytest.mark.parametrize("platform", ["gpu", "abacus"])
 def test_a_platform_that_is_not_there(platform):
     with pytest.raises(gradscope.InputError, match=platform):
-        runtime.find_device(platform)
+        runtime.find_devices(platform)
 
 
 def test_backend_is_that_of_the_device():

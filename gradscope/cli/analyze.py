@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import click
 
 from gradscope.cells import CELLS
 from gradscope.cli.group import Command
-from gradscope.cli.options import finish, output_options, take_output
+from gradscope.cli.options import Output, finish, output_options, take_output
+from gradscope.errors import InputError
+
+First = Callable[[Callable[[], Any]], Any]
 
 # Option -> the bias it sets, in the notation of Greff et al. and of the GRU.
 _BIASES = {
@@ -64,6 +68,16 @@ _BIASES = {
 )
 @click.option("--platform", metavar="NAME", help="cpu, gpu or tpu (default: what JAX finds).")
 @click.option(
+    "--devices",
+    type=int,
+    metavar="N",
+    help="Spread the batch over N devices (default: all; a CPU is one, and N are so many processes).",
+)
+@click.option("--distributed", is_flag=True, help="Share the batch with the other processes of a cluster.")
+@click.option("--coordinator", metavar="HOST:PORT", help="Process 0 of the cluster, if JAX cannot find it.")
+@click.option("--num-processes", type=int, metavar="N", help="Processes of the cluster.")
+@click.option("--process-id", type=int, metavar="I", help="Which of them this one is, 0 to N - 1.")
+@click.option(
     "--compile-cache/--no-compile-cache",
     default=True,
     help="Keep compiled programs between runs (in GRADSCOPE_CACHE_DIR).",
@@ -85,18 +99,29 @@ def analyze(**options: Any) -> int:
     CHECKPOINT is a single-layer PyTorch RNN, LSTM or GRU state dict (.safetensors), or weights in
     gradscope's notation (.npz: W_z, R_z, b_z, ...). Without it the cell is freshly initialised.
     """
+    output = take_output(options)
+    cluster = {name: options.pop(name) for name in ("coordinator", "num_processes", "process_id")}
+    _find_modules_here()
+    if options["platform"] == "cpu":
+        os.environ["JAX_PLATFORMS"] = "cpu"  # or JAX takes hold of the GPU all the same
+    if options["distributed"]:
+        return _together(cluster, options, output)
+    for name, value in cluster.items():
+        if value is not None:
+            raise InputError(f"--{name.replace('_', '-')} is {value!r} without --distributed: give both")
+    return _analyze(options, output, lambda attempt: attempt())
+
+
+def _analyze(options: dict[str, Any], output: Output, first: First) -> int:
+    """Analyse and write. ``first`` calls what only the first process of a cluster is to do."""
     from gradscope.cli.progress import progress_bar
     from gradscope.cli.streams import check_writable, guarded_stdout, hushed
 
-    output = take_output(options)
-    check_writable(output.output, options["checkpoint"], _file_of(options["inputs"]))
+    first(lambda: check_writable(output.output, options["checkpoint"], _file_of(options["inputs"])))
     compile_cache = options.pop("compile_cache")
     biases = {bias: options.pop(name) for name, bias in _BIASES.items() if options[name] is not None}
     given = {name: value for name, value in options.items() if name not in _BIASES and value is not None}
     with guarded_stdout(), hushed(output.quiet), progress_bar(output.quiet) as progress:
-        _find_modules_here()
-        if options["platform"] == "cpu":
-            os.environ["JAX_PLATFORMS"] = "cpu"  # or JAX takes hold of the GPU all the same
         from gradscope.api import analyze
         from gradscope.runtime import use_compilation_cache
 
@@ -109,7 +134,25 @@ def analyze(**options: Any) -> int:
             exploding_above=output.exploding_above,
             progress=progress,
         )
-    return finish(analysis, output)
+    code: int = first(lambda: finish(analysis, output))
+    return code
+
+
+def _together(cluster: dict[str, Any], options: dict[str, Any], output: Output) -> int:
+    """The same as one of many processes, which all exit with the code of the first."""
+    from gradscope.cli.streams import guarded_stdout, hushed, silence
+
+    with guarded_stdout(), hushed(output.quiet):
+        from gradscope.cluster import exchange, first, join, leads, leave
+
+        join(**cluster)
+        exchange(lambda: None)  # what connects the processes prints to stdout
+    try:
+        if not leads():
+            silence()
+        return _analyze(options, output, first)
+    finally:
+        leave()
 
 
 def _file_of(inputs: str) -> Path | None:

@@ -11,7 +11,7 @@ _SILENT_SECONDS = 2.0
 
 
 @contextlib.contextmanager
-def progress_bar(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+def progress_bar(quiet: bool) -> Iterator[Callable[[float, int], None] | None]:
     """A callback ``(done, total)`` that draws a bar once the work has taken two seconds.
 
     None where there is nobody to look at it.
@@ -20,11 +20,11 @@ def progress_bar(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("sequences"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task("chains", total=None)
+    task = bar.add_task("", total=None)
     appear = threading.Timer(_SILENT_SECONDS, bar.start)  # until then not even the cursor is hidden
     appear.daemon = True
     appear.start()

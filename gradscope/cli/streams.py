@@ -64,6 +64,13 @@ def silence_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
+def silence() -> None:
+    """Say nothing more: another process speaks for all."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+
+
 @contextlib.contextmanager
 def delivering(where: str) -> Iterator[None]:
     """Raise InputError where the operating system refuses; a reader that left is no error of ours."""

@@ -1,0 +1,134 @@
+"""Many processes, on one host or more: the batch is dealt out to them, and what they find gathered."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from gradscope.analysis import Analysis
+from gradscope.chain import Spectrum
+from gradscope.errors import InputError
+from gradscope.measure import Measured
+from gradscope.pipeline import Found, Progress, conclude, find
+from gradscope.problem import Problem
+from gradscope.verdict import Policy
+
+# Errors that are answered differently from a bug; by their names they go from process to process.
+_KNOWN: dict[str, type[Exception]] = {kind.__name__: kind for kind in (InputError, BrokenPipeError)}
+
+
+def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Become one of the processes of ``jax.distributed``, which finds the cluster where nothing is given.
+
+    coordinator : HOST:PORT where process 0 listens; process_id : 0 to num_processes - 1.
+    Raises InputError where only some of the three are given, or there is no such cluster.
+    """
+    given = {"coordinator": coordinator, "num-processes": num_processes, "process-id": process_id}
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        raise InputError(f"--distributed: {' and '.join(missing)} not given, expected all three or none")
+    if coordinator is not None and num_processes is not None and process_id is not None:
+        if not coordinator.rpartition(":")[0] or not coordinator.rpartition(":")[2].isdecimal():
+            raise InputError(f"coordinator is {coordinator!r}, expected HOST:PORT of process 0")
+        if num_processes < 1:
+            raise InputError(f"num-processes is {num_processes}, expected at least 1")
+        if not 0 <= process_id < num_processes:
+            raise InputError(
+                f"process-id is {process_id}, expected 0 to {num_processes - 1} (num-processes - 1)"
+            )
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"--distributed: {error}; outside Slurm, Kubernetes, MPI and TPU pods give --coordinator, "
+            "--num-processes and --process-id"
+        ) from error
+
+
+def leave() -> None:
+    """Wait for the others and go: whoever leaves first would be taken for dead."""
+    jax.distributed.shutdown()  # type: ignore[no-untyped-call]
+
+
+def leads() -> bool:
+    """Whether this is process 0, the one that writes."""
+    return jax.process_index() == 0
+
+
+def exchange(attempt: Callable[[], Any]) -> list[Any]:
+    """What ``attempt`` returned in each process, as JSON knows it; every process must come here.
+
+    Where it failed in one, every process raises that error: none waits for what will not come.
+    """
+    try:
+        note = {"result": attempt()}
+    except (Exception, SystemExit) as error:
+        note = {"error": type(error).__name__, "text": str(error)}
+    notes = [
+        json.loads(text) for text in _gather(json.dumps(note, default=lambda array: array.tolist()).encode())
+    ]
+    for process, note in enumerate(notes):
+        if "error" in note:
+            text = f"process {process}: {note['text']}"
+            kind = _KNOWN.get(note["error"])
+            raise kind(text) if kind else RuntimeError(f"{note['error']}: {text}")
+    return [note["result"] for note in notes]
+
+
+def first(attempt: Callable[[], Any]) -> Any:
+    """What ``attempt`` returns in process 0, in every process; it is called there alone."""
+    return exchange(attempt if leads() else lambda: None)[0]
+
+
+def _gather(text: bytes) -> list[bytes]:
+    """The bytes of every process, in their order."""
+    sizes = multihost_utils.process_allgather(np.array([len(text)], np.uint32)).ravel()
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(text)] = np.frombuffer(text, np.uint8)
+    rows = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
+    return [row[:size].tobytes() for row, size in zip(np.asarray(rows), sizes, strict=True)]
+
+
+def analyze(
+    prepare: Callable[[], tuple[Problem, Sequence[jax.Device]]],
+    policy: Policy,
+    progress: Progress | None,
+    at_once: int | None,
+) -> Analysis:
+    """As ``pipeline.analyze``, in every process the analysis of the whole batch.
+
+    prepare : returns the problem, the same in all, and the devices of this process.
+    """
+    prepared = []
+
+    def work() -> list[dict[str, Any]]:
+        problem, devices = prepare()
+        prepared.append((problem, devices[0].platform))
+        mine = range(jax.process_index(), problem.batch, jax.process_count())
+        return [_plain(found) for found in find(problem, policy, progress, devices, at_once, mine)]
+
+    hands = exchange(work)
+    dealt = [one for turn in itertools.zip_longest(*hands) for one in turn if one is not None]
+    problem, platform = prepared[0]
+    return conclude(problem, policy, [_found(plain) for plain in dealt], platform)
+
+
+def _plain(found: Found) -> dict[str, Any]:
+    measured = found.measured
+    spectra = {name: vars(spectrum) for name, spectrum in measured.spectra.items()}
+    return {"spectra": spectra, "shares": measured.shares, "gates": found.gates}
+
+
+def _found(plain: dict[str, Any]) -> Found:
+    spectra = {name: Spectrum(**_arrays(fields)) for name, fields in plain["spectra"].items()}
+    return Found(Measured(spectra, _arrays(plain["shares"])), _arrays(plain["gates"]))
+
+
+def _arrays(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: np.array(v) if isinstance(v, list) else v for name, v in fields.items()}

@@ -1,0 +1,92 @@
+"""One sequence of a problem on a device, and its Jacobians on the host, segment by segment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from gradscope.errors import InputError
+from gradscope.flow import gate_sums
+from gradscope.jacobians import linearize, link
+from gradscope.memory import SEGMENT_BYTES, step_bytes
+from gradscope.path import Array
+from gradscope.paths import Jacobians, cell_view, split
+from gradscope.problem import Problem
+from gradscope.trajectory import Segments, Spread, Trajectory, precise
+
+
+class Linearized:
+    """The chain of one sequence: ``steps`` Jacobians in segments that begin at ``starts``."""
+
+    def __init__(self, problem: Problem, sequence: int, device: jax.Device) -> None:
+        self._gates: dict[int, dict[str, Array]] = {}
+        self._problem, self._device = problem, device
+        self._links: dict[int, Array] = {}  # the cell view's link after each segment
+        segments = Segments.cover(problem.steps, step_bytes(problem.cell, problem.hidden), SEGMENT_BYTES)
+        with precise(problem.dtype):
+            one = slice(sequence, sequence + 1)
+            self._trajectory = Trajectory(
+                problem.cell,
+                problem.parameters,
+                problem.inputs[one],
+                problem.state[one],
+                segments,
+                Spread((device,)),
+                problem.dtype,
+            )
+        skipped = int(problem.view == "cell")  # it has no step 1
+        self.steps = problem.steps - skipped
+        self.starts = [max(0, i * segments.length - skipped) for i in range(segments.count)]
+
+    def segment(self, i: int) -> Jacobians:
+        """The Jacobians of segment i, computed anew."""
+        problem = self._problem
+        found = self._on_host(i)
+        if problem.view != "cell":
+            return split(problem.cell, problem.parameters, found, problem.cut)
+        if i and i - 1 not in self._links:
+            self._on_host(i - 1)
+        return cell_view(problem.cell, problem.parameters, found, problem.cut, self._links.get(i - 1))
+
+    @property
+    def gate_sums(self) -> dict[str, Array]:
+        """Sums over the gates, as flow.gate_sums, of all segments loaded so far."""
+        each = list(self._gates.values())
+        return {name: np.sum([sums[name] for sums in each], axis=0) for name in each[0]}
+
+    def _on_host(self, i: int) -> dict[str, Any]:
+        """What ``linearize`` and ``link`` return, without the padding; its sums are noted."""
+        with precise(self._problem.dtype), jax.default_device(self._device):
+            try:
+                found: dict[str, Any] = jax.device_get(self._on_device(i))
+            except (Exception, SystemExit) as error:
+                raise self._blamed(error) from error
+        valid = self._trajectory.valid(i)
+        states = found.pop("states")[: valid + 1]
+        found = jax.tree.map(lambda array: array[:valid], found) | {"states": states}
+        self._gates[i] = gate_sums(found["gates"])
+        if "link" in found:
+            self._links[i] = np.asarray(found["link"][-1], np.float64)
+        return found
+
+    def _on_device(self, i: int) -> dict[str, Any]:
+        trajectory = self._trajectory
+        cell = trajectory.cell
+        found: dict[str, Any] = linearize(
+            cell, trajectory.parameters, trajectory.inputs(i)[0], trajectory.start(i)[0]
+        )
+        if self._problem.view == "cell":
+            found["link"] = link(cell, found["states"], found["gates"])
+        return found
+
+    def _blamed(self, error: BaseException) -> BaseException:
+        """The same error, or whose it is: a user's step may fail in any way."""
+        cell = self._problem.cell
+        if cell.step.__module__.startswith("gradscope."):
+            return error
+        return InputError(
+            f"cell {cell.name}: its step failed with {type(error).__name__}: {error}; expected a pure "
+            f"JAX function (parameters, x, state) of states of shape {self._problem.state.shape[1:]}"
+        )

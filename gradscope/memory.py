@@ -1,0 +1,64 @@
+"""How much memory there is, and what would be needed."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from gradscope.cells.base import Cell
+from gradscope.errors import InputError
+
+# What is computed at every step of one segment of a trajectory fits into this.
+SEGMENT_BYTES = 64 * 2**20
+_GROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUP = Path("/proc/self/cgroup")
+
+
+def step_bytes(cell: Cell, hidden: int) -> int:
+    """What one step of one sequence takes: states, gates and slopes, or a dense Jacobian per path."""
+    m, paths = hidden * len(cell.components), max(1, len(cell.paths))
+    return 8 * (m * (paths + 2) if cell.units else m * m * paths + 2 * m)
+
+
+def check_memory(cell: Cell, hidden: int, shape: tuple[int, int, int]) -> None:
+    """Refuse what would not fit in memory, by the arrays that grow: better than to be killed."""
+    batch, steps, input_size = shape
+    m = hidden * len(cell.components)
+    segment = min(steps, max(2, SEGMENT_BYTES // step_bytes(cell, hidden)))
+    weights = sum(math.prod(shape) for shape in cell.shapes(hidden, input_size).values())
+    # A few segments at once, on device and host; norms and shares by step; the chain is a product of a
+    # few m x m factors, with a size of every row of every step.
+    need = 4 * segment * step_bytes(cell, hidden) + 8 * (
+        batch * steps * (2 * input_size + 2 * len(cell.paths) + 2) + 2 * steps * m + 16 * m * m + 4 * weights
+    )
+    if need > (have := available()):
+        raise InputError(
+            f"hidden {hidden}, steps {steps}, batch {batch} need about {need >> 30} GiB, this machine has "
+            f"{have >> 30}: ask for less"
+        )
+
+
+def available() -> int:
+    """Bytes of memory: the machine's, or what a container may have of it."""
+    return min([_physical_memory(), *_cgroup_limits()])
+
+
+def _physical_memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not POSIX
+        return 16 * 2**30
+
+
+def _cgroup_limits() -> Iterator[int]:
+    """Limits of this process's control group (version 2) and of those it is part of."""
+    with contextlib.suppress(OSError):
+        groups = [line[3:] for line in _OWN_GROUP.read_text("utf-8").splitlines() if line.startswith("0::")]
+        for group in groups:
+            inside = _GROUPS / group.strip("/")
+            for folder in (inside, *inside.parents):
+                with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+                    yield int((folder / "memory.max").read_text("ascii"))

@@ -1,0 +1,96 @@
+"""A chain too long to hold: its Jacobians by segment, the last ones kept."""
+
+from __future__ import annotations
+
+import bisect
+import threading
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from gradscope.path import Array
+from gradscope.paths import Jacobians
+
+# Two runs over a chain may be on either side of a boundary.
+_KEPT = 2
+
+
+class Segmented(Sequence[Array]):
+    """A chain in segments, each loaded when one of its steps is read.
+
+    segment : number -> that segment's chain; starts : the first step of each; steps : T;
+    read : called at every step that is read.
+    """
+
+    def __init__(
+        self,
+        segment: Callable[[int], Any],
+        starts: Sequence[int],
+        steps: int,
+        read: Callable[[], None] | None = None,
+    ) -> None:
+        self.segment = segment
+        self.starts = starts
+        self.steps = steps
+        self._read = read
+        self._last: tuple[int, Any] = (-1, None)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, t: Any) -> Any:
+        segment, at = self._find(t)
+        return segment[at]
+
+    def parts(self, t: int) -> list[Array]:
+        """Step t as blocks of columns, as ``Jacobians.parts``."""
+        segment, at = self._find(t)
+        parts: list[Array] = segment.parts(at)
+        return parts
+
+    def survey(self) -> tuple[Array, bool]:
+        """Of all segments, as ``Jacobians.survey``."""
+        sizes, certain = zip(*(self.segment(i).survey() for i in range(len(self.starts))), strict=True)
+        return np.concatenate(sizes), all(certain)
+
+    @property
+    def chains(self) -> dict[str, Segmented]:
+        """The full chain and each named path's own, as those of ``Jacobians``."""
+        first = self.segment(0)
+        return {name: self if chain is first else self._path(name) for name, chain in first.chains.items()}
+
+    @property
+    def diagonal(self) -> Array | None:
+        """(T, n) where every step of the chain is diagonal."""
+        if getattr(self.segment(0), "diagonal", None) is None:
+            return None
+        return np.concatenate([self.segment(i).diagonal for i in range(len(self.starts))])
+
+    def _path(self, name: str) -> Segmented:
+        return Segmented(lambda i: self.segment(i).chains[name], self.starts, self.steps, self._read)
+
+    def _find(self, t: int) -> tuple[Any, int]:
+        """The segment that holds step t, and which of its steps that is."""
+        if not 0 <= t < self.steps:
+            raise IndexError(t)
+        if self._read:
+            self._read()
+        i = bisect.bisect_right(self.starts, t) - 1
+        number, segment = self._last
+        if number != i:
+            segment = self.segment(i)
+            self._last = (i, segment)
+        return segment, t - self.starts[i]
+
+
+def keeping_recent(load: Callable[[int], Jacobians]) -> Callable[[int], Jacobians]:
+    """``load`` with the last few segments kept; threads that want the same one load it once."""
+    kept, lock = lru_cache(_KEPT)(load), threading.Lock()
+
+    def recent(i: int) -> Jacobians:
+        with lock:
+            return kept(i)
+
+    return recent

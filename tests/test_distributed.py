@@ -1,0 +1,116 @@
+"""Several real processes of jax.distributed against one: the same JSON, the same exit code, no hanging."""
+
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gradscope
+from gradscope.cluster import join
+
+ANALYZE = [sys.executable, "-m", "gradscope", "analyze"]
+SMALL = ["--hidden", "4", "--input-size", "2", "--steps", "20", "--json"]
+README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def together(count, arguments, each=()):
+    """Run ``count`` processes as one cluster: [(exit code, stdout, stderr)]. ``each``: more for one."""
+    cluster = ["--distributed", "--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", str(count)]
+    processes = []
+    for number in range(count):
+        command = [*ANALYZE, *arguments, *dict(each).get(number, []), *cluster, "--process-id", str(number)]
+        pipe = subprocess.PIPE
+        processes.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True))
+    ended = [process.communicate(timeout=120) for process in processes]
+    return [(process.returncode, *texts) for process, texts in zip(processes, ended, strict=True)]
+
+
+@pytest.mark.parametrize(("count", "batch"), [(2, 5), (3, 2)])
+def test_processes_of_a_cluster_find_what_one_finds(count, batch):
+    arguments = [*SMALL, "--batch", str(batch), "--gain", "0.01", "--fail-on", "vanishing"]
+    alone = subprocess.run([*ANALYZE, *arguments], capture_output=True, text=True, check=False)
+    (code, out, _), *others = together(count, arguments)
+    assert json.loads(out) == json.loads(alone.stdout)
+    assert code == alone.returncode == 1
+    assert [(code, out) for code, out, _ in others] == [(1, "")] * (count - 1)
+
+
+def test_what_fails_in_one_process_ends_all_of_them(tmp_path):
+    (code, out, err), other = together(2, SMALL, {1: ["--inputs", str(tmp_path / "missing.npy")]})
+    assert (code, out) == (2, "")
+    last = err.splitlines()[-1]
+    assert last.startswith("gradscope: error: process 1: ")
+    assert "missing.npy" in last
+    assert other[:2] == (2, "")
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+    (code, _, err), other = together(2, [*SMALL, "-o", str(tmp_path / "no" / "result.json")])
+    assert (code, other[0]) == (2, 2)
+    assert "does not exist" in err
+
+
+@pytest.mark.parametrize(
+    ("cluster", "expected"),
+    [
+        (("h:1", None, None), "--num-processes and --process-id not given"),
+        ((None, 2, 0), "--coordinator not given"),
+        (("h", 2, 0), "coordinator is 'h', expected HOST:PORT"),
+        (("h:x", 2, 0), "coordinator is 'h:x', expected HOST:PORT"),
+        (("h:1", 2, 2), "process-id is 2, expected 0 to 1"),
+        (("h:1", 0, 0), "num-processes is 0, expected at least 1"),
+    ],
+)
+def test_clusters_that_cannot_be_meant(cluster, expected):
+    with pytest.raises(gradscope.InputError, match=re.escape(expected)):
+        join(*cluster)
+
+
+@pytest.mark.parametrize("arguments", [["--distributed"], ["--num-processes", "2"]])
+def test_options_that_are_not_enough(arguments):
+    environment = {name: v for name, v in os.environ.items() if not name.startswith(("SLURM", "OMPI"))}
+    done = subprocess.run(
+        [*ANALYZE, *SMALL, *arguments], capture_output=True, text=True, check=False, env=environment
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert "--num-processes" in done.stderr
+
+
+def test_the_shell_example_of_the_readme(tmp_path):
+    (script,) = re.findall(r"```sh\n(for process in .*?)```", README, re.DOTALL)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    script = script.replace("localhost:9876", f"localhost:{free_port()}")
+    done = subprocess.run(
+        ["sh", "-euc", script],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert done.stdout.startswith("VANISHING: lstm")
+    assert "8 sequences" in done.stdout or "batch" in done.stdout
+
+
+def test_the_slurm_example_of_the_readme_is_a_shell_script_with_known_options():
+    (script,) = re.findall(r"```sh\n(#!/bin/sh\n#SBATCH.*?)```", README, re.DOTALL)
+    subprocess.run(["sh", "-n"], input=script, text=True, check=True)
+    (command,) = [line for line in script.splitlines() if line.startswith("srun ")]
+    from gradscope.cli.analyze import analyze
+
+    words = shlex.split(command)
+    analyze.make_context("analyze", words[words.index("analyze") + 1 :])
