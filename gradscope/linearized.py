@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
+from gradscope.cells.base import Cell, Parameters
 from gradscope.errors import InputError
 from gradscope.flow import gate_sums
 from gradscope.jacobians import linearize, link
@@ -58,27 +60,19 @@ class Linearized:
 
     def _on_host(self, i: int) -> dict[str, Any]:
         """What ``linearize`` and ``link`` return, without the padding; its sums are noted."""
+        trajectory = self._trajectory
         with precise(self._problem.dtype), jax.default_device(self._device):
             try:
-                found: dict[str, Any] = jax.device_get(self._on_device(i))
+                one = (trajectory.parameters, trajectory.inputs(i), trajectory.start(i))
+                found: dict[str, Any] = jax.device_get(_linearized(trajectory.cell, self._problem.view, *one))
             except (Exception, SystemExit) as error:
                 raise self._blamed(error) from error
-        valid = self._trajectory.valid(i)
+        valid = trajectory.valid(i)
         states = found.pop("states")[: valid + 1]
         found = jax.tree.map(lambda array: array[:valid], found) | {"states": states}
         self._gates[i] = gate_sums(found["gates"])
         if "link" in found:
             self._links[i] = np.asarray(found["link"][-1], np.float64)
-        return found
-
-    def _on_device(self, i: int) -> dict[str, Any]:
-        trajectory = self._trajectory
-        cell = trajectory.cell
-        found: dict[str, Any] = linearize(
-            cell, trajectory.parameters, trajectory.inputs(i)[0], trajectory.start(i)[0]
-        )
-        if self._problem.view == "cell":
-            found["link"] = link(cell, found["states"], found["gates"])
         return found
 
     def _blamed(self, error: BaseException) -> BaseException:
@@ -90,3 +84,12 @@ class Linearized:
             f"cell {cell.name}: its step failed with {type(error).__name__}: {error}; expected a pure "
             f"JAX function (parameters, x, state) of states of shape {self._problem.state.shape[1:]}"
         )
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _linearized(cell: Cell, view: str, parameters: Parameters, inputs: Any, start: Any) -> dict[str, Any]:
+    """What ``linearize`` returns of a batch of one, and ``link`` where the view needs it."""
+    found: dict[str, Any] = linearize(cell, parameters, inputs[0], start[0])
+    if view == "cell":
+        found["link"] = link(cell, found["states"], found["gates"])
+    return found
