@@ -36,6 +36,7 @@ def analyze(
     cut: str | Sequence[str] = (),
     view: str = "state",
     dtype: str | None = None,
+    accuracy: str = "full",
     platform: str | None = None,
     devices: int | None = None,
     distributed: bool = False,
@@ -53,6 +54,7 @@ def analyze(
     inputs : "normal", "zeros", a file, or an array (T, d) or (B, T, d); batch : B.
     cut : paths dropped from the sum of Jacobians; view : "state", or "cell" for dc_t/dc_(t-1).
     dtype : "float64" (default; "float32" on TPU); platform : "cpu", "gpu" or "tpu".
+    accuracy : "full", or "fast" for singular values to about 1e-6, sooner.
     devices : how many of them the batch is spread over, all by default; cores, where it is a CPU.
     distributed : share the batch with the other processes of ``jax.distributed``, which has been
         initialised; each returns the whole analysis.
@@ -80,6 +82,7 @@ def analyze(
             cut=cut,
             view=view,
             dtype=dtype or ("float32" if found[0].platform == "tpu" else "float64"),
+            accuracy=accuracy,
         )
         return problem, found
 

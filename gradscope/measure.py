@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,13 +24,16 @@ class Task:
     """How to measure a chain of ``steps`` Jacobians in segments that begin at ``starts``.
 
     entry_error : rounding unit of their entries; floor : log10 gain below which the norm by lag of a
-    path alone may be an upper bound; watched : whether somebody wants to know how far it is.
+    path alone may be an upper bound; accuracy, workers : as for ``spectrum``; watched : whether
+    somebody wants to know how far it is.
     """
 
     starts: Sequence[int]
     steps: int
     entry_error: float
     floor: float
+    accuracy: str = "full"
+    workers: int = 1
     watched: bool = False
 
 
@@ -69,11 +73,16 @@ def measure(task: Task, segment: Callable[[int], Jacobians], report: Callable[[f
 
 def _spectrum(name: str, chain: Any, task: Task) -> Spectrum:
     """Every lag of the full chain; of a path alone only what its horizon and its peak need."""
-    if name == "full":
-        return spectrum(chain, by_lag=True, entry_error=task.entry_error)
-    if chain.diagonal is not None:
+    if chain.diagonal is not None and name != "full":
         return diagonal_spectrum(chain.diagonal, by_lag=True, entry_error=task.entry_error)
-    return spectrum(chain, by_lag=True, floor=task.floor, entry_error=task.entry_error)
+    return spectrum(
+        chain,
+        by_lag=True,
+        floor=-math.inf if name == "full" else task.floor,
+        entry_error=task.entry_error,
+        accuracy=task.accuracy,
+        workers=task.workers,
+    )
 
 
 class _Meter:

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import numpy as np
@@ -71,12 +72,22 @@ def find(
     sequences = [Linearized(problem, number, device) for number, device in placed]
     entry_error = _ENTRY_ROUNDINGS * float(np.finfo(problem.dtype).eps)
     floor = math.log10(policy.vanishing_below)
-    jobs = [(Task(one.starts, one.steps, entry_error, floor, progress is not None), one) for one in sequences]
     if at_once is None or devices[0].platform != "cpu":
         at_once = cores()
     at_once = min(at_once, cores())
-    worth = (len(jobs) - 1) * problem.steps >= _WORTH_A_WORKER
-    measured = measure_all(jobs, at_once if worth else 1, _summed(progress, len(jobs)))
+    if (len(sequences) - 1) * problem.steps < _WORTH_A_WORKER:
+        at_once = 1
+    threads = max(1, cores() // min(at_once, len(sequences)))
+    task = partial(
+        Task,
+        entry_error=entry_error,
+        floor=floor,
+        accuracy=problem.accuracy,
+        workers=threads,
+        watched=progress is not None,
+    )
+    jobs = [(task(one.starts, one.steps), one) for one in sequences]
+    measured = measure_all(jobs, at_once, _summed(progress, len(jobs)))
     return [Found(one, sequence.gate_sums) for one, sequence in zip(measured, sequences, strict=True)]
 
 

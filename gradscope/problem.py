@@ -22,6 +22,7 @@ from gradscope.memory import check_memory
 INPUTS = ("normal", "zeros")
 VIEWS = ("state", "cell")
 DTYPES = ("float64", "float32")
+ACCURACIES = ("full", "fast")
 # initializers.py draws the weights from stream 1 of the seed: inputs must be independent of them.
 _STREAM = 2
 
@@ -33,7 +34,8 @@ class Problem:
     parameters : float64 arrays, keys and shapes as ``cell.parameters``.
     inputs : (B, T, d) float64; state : (B, m) float64, the states before the first step.
     cut : paths left out of the Jacobians; view : "state", or "cell" for the chain of c alone.
-    dtype : what the forward pass and the Jacobians are computed in.
+    dtype : what the forward pass and the Jacobians are computed in; accuracy : "full", or "fast" for
+    singular values to about 1e-6.
     source : where all of it came from, for JSON.
     """
 
@@ -44,6 +46,7 @@ class Problem:
     cut: tuple[str, ...] = ()
     view: str = "state"
     dtype: str = "float64"
+    accuracy: str = "full"
     source: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -83,6 +86,7 @@ def make_problem(
     cut: Iterable[str] = (),
     view: str = "state",
     dtype: str = "float64",
+    accuracy: str = "full",
 ) -> Problem:
     """The problem that the user means; raises InputError with one line for what cannot be meant.
 
@@ -97,6 +101,7 @@ def make_problem(
     biases = {key: _real(f"bias {key}", value) for key, value in (biases or {}).items()}
     _one_of("view", view, VIEWS)
     _one_of("dtype", dtype, DTYPES)
+    _one_of("accuracy", accuracy, ACCURACIES)
 
     sequences = _given(inputs)
     layer = None if checkpoint is None else _trained(checkpoint, cell, {"init": init, **sizes})
@@ -118,10 +123,11 @@ def make_problem(
     _check_range({**parameters, "inputs": sequences}, dtype)
     state = layer.state if layer else np.zeros(n * len(cell.components))
     source = {"cell": cell.name, "hidden": n, "input_size": d, "steps": t, "batch": b, "init": init}
-    source |= {"gain": gain, "biases": biases, "seed": seed, "dtype": dtype, "cut": list(cut), "view": view}
+    source |= {"gain": gain, "biases": biases, "seed": seed, "dtype": dtype, "accuracy": accuracy}
+    source |= {"cut": list(cut), "view": view}
     source["inputs"] = os.fspath(inputs) if isinstance(inputs, str | os.PathLike) else "array"
     source["source"] = "initialised" if checkpoint is None else os.fspath(checkpoint)
-    return Problem(cell, parameters, sequences, np.tile(state, (b, 1)), cut, view, dtype, source)
+    return Problem(cell, parameters, sequences, np.tile(state, (b, 1)), cut, view, dtype, accuracy, source)
 
 
 def _whole(name: str, value: Any, least: int) -> int:
