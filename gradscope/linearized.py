@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,13 +18,16 @@ from gradscope.memory import SEGMENT_BYTES, step_bytes
 from gradscope.path import Array
 from gradscope.paths import Jacobians, cell_view, split
 from gradscope.problem import Problem
-from gradscope.trajectory import Segments, Spread, Trajectory, precise
+from gradscope.trajectory import Segments, Spread, Trajectory, cast, precise
 
 
 class Linearized:
     """The chain of one sequence: ``steps`` Jacobians in segments that begin at ``starts``."""
 
-    def __init__(self, problem: Problem, sequence: int, device: jax.Device) -> None:
+    def __init__(
+        self, problem: Problem, sequence: int, device: jax.Device, parameters: Parameters | None = None
+    ) -> None:
+        """Parameters: those of the problem, where they are on the device already."""
         self._gates: dict[int, dict[str, Array]] = {}
         self._problem, self._device = problem, device
         self._links: dict[int, Array] = {}  # the cell view's link after each segment
@@ -31,7 +36,7 @@ class Linearized:
             one = slice(sequence, sequence + 1)
             self._trajectory = Trajectory(
                 problem.cell,
-                problem.parameters,
+                parameters or problem.parameters,
                 problem.inputs[one],
                 problem.state[one],
                 segments,
@@ -66,7 +71,14 @@ class Linearized:
                 one = (trajectory.parameters, trajectory.inputs(i), trajectory.start(i))
                 found: dict[str, Any] = jax.device_get(_linearized(trajectory.cell, self._problem.view, *one))
             except (Exception, SystemExit) as error:
-                raise self._blamed(error) from error
+                cell = trajectory.cell
+                if cell.step.__module__.startswith("gradscope."):
+                    raise
+                shape = self._problem.state.shape[1:]
+                raise InputError(  # a user's step may fail in any way
+                    f"cell {cell.name}: its step failed with {type(error).__name__}: {error}; expected a "
+                    f"pure JAX function (parameters, x, state) of states of shape {shape}"
+                ) from error
         valid = trajectory.valid(i)
         states = found.pop("states")[: valid + 1]
         found = jax.tree.map(lambda array: array[:valid], found) | {"states": states}
@@ -75,15 +87,13 @@ class Linearized:
             self._links[i] = np.asarray(found["link"][-1], np.float64)
         return found
 
-    def _blamed(self, error: BaseException) -> BaseException:
-        """The same error, or whose it is: a user's step may fail in any way."""
-        cell = self._problem.cell
-        if cell.step.__module__.startswith("gradscope."):
-            return error
-        return InputError(
-            f"cell {cell.name}: its step failed with {type(error).__name__}: {error}; expected a pure "
-            f"JAX function (parameters, x, state) of states of shape {self._problem.state.shape[1:]}"
-        )
+
+def sequences_on(problem: Problem, numbers: Iterable[int], devices: Sequence[jax.Device]) -> list[Linearized]:
+    """Sequences of the batch, dealt out to the devices; each device holds the parameters once."""
+    with precise(problem.dtype):
+        placed = [Spread((d,)).replicate(cast(problem.parameters, problem.dtype)) for d in devices]
+    turns = zip(numbers, itertools.cycle(zip(devices, placed, strict=True)), strict=False)
+    return [Linearized(problem, number, *place) for number, place in turns]
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gradscope.cells.base import Cell
 from gradscope.errors import InputError
+from gradscope.threads import cores
 
 # What is computed at every step of one segment of a trajectory fits into this.
 SEGMENT_BYTES = 64 * 2**20
@@ -29,11 +30,11 @@ def check_memory(cell: Cell, hidden: int, shape: tuple[int, int, int]) -> None:
     m = hidden * len(cell.components)
     segment = min(steps, max(2, SEGMENT_BYTES // step_bytes(cell, hidden)))
     weights = sum(math.prod(shape) for shape in cell.shapes(hidden, input_size).values())
-    # A few segments at once, on device and host; norms and shares by step; the chain is a product of a
-    # few m x m factors, with a size of every row of every step.
-    need = 4 * segment * step_bytes(cell, hidden) + 8 * (
-        batch * steps * (2 * input_size + 2 * len(cell.paths) + 2) + 2 * steps * m + 16 * m * m + 4 * weights
-    )
+    # Of a sequence under way: a few segments, on device and host; a few m x m factors of the product, and
+    # the size of every row of every step. Of all: inputs; norms and shares by step.
+    under_way = 4 * segment * step_bytes(cell, hidden) + 8 * (2 * steps * m + 16 * m * m)
+    kept = 8 * (batch * steps * (2 * input_size + 2 * len(cell.paths) + 2) + 4 * weights)
+    need = min(batch, cores()) * under_way + kept
     if need > (have := available()):
         raise InputError(
             f"hidden {hidden}, steps {steps}, batch {batch} need about {need >> 30} GiB, this machine has "

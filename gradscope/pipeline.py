@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 from gradscope.analysis import Analysis
 from gradscope.chain import spectrum
 from gradscope.flow import chain_of, gate_statistics, recurrent_matrices
-from gradscope.linearized import Linearized
+from gradscope.linearized import sequences_on
 from gradscope.measure import Measured, Task
 from gradscope.path import Array
 from gradscope.paths import NAMELESS
@@ -68,8 +67,7 @@ def find(
     numbers: Sequence[int],
 ) -> list[Found]:
     """Measure the sequences ``numbers`` of the batch; the rest as for ``analyze``."""
-    placed = zip(numbers, itertools.cycle(devices), strict=False)
-    sequences = [Linearized(problem, number, device) for number, device in placed]
+    sequences = sequences_on(problem, numbers, devices)
     entry_error = _ENTRY_ROUNDINGS * float(np.finfo(problem.dtype).eps)
     floor = math.log10(policy.vanishing_below)
     if at_once is None or devices[0].platform != "cpu":

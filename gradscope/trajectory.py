@@ -40,6 +40,11 @@ def precise(dtype: str) -> Iterator[None]:
         yield
 
 
+def cast(parameters: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Parameters in ``dtype``; what JAX holds already stays as it is."""
+    return {k: v if isinstance(v, jax.Array) else np.asarray(v, dtype) for k, v in parameters.items()}
+
+
 @dataclass(frozen=True)
 class Segments:
     """T = ``steps`` cut into ``count`` segments of ``length`` steps; the last may hold fewer."""
@@ -137,11 +142,14 @@ class Trajectory:
         spread: Spread,
         dtype: str = "float64",
     ) -> None:
-        """Take host arrays: inputs (B, T, d), which are not copied, and state (B, m) before step 1."""
+        """Take host arrays: inputs (B, T, d), which are not copied, and state (B, m) before step 1.
+
+        Parameters that ``spread.replicate`` has put on the devices before are not put there again.
+        """
         self.cell = cell
         self.segments = segments
         self.spread = spread
-        self.parameters = spread.replicate({k: np.asarray(v, dtype) for k, v in parameters.items()})
+        self.parameters = spread.replicate(cast(parameters, dtype))
         self._inputs, self._dtype = inputs, dtype
         self._starts = [spread.put(np.asarray(state, dtype))]
 

@@ -80,7 +80,7 @@ class _Work:
         for number in self._next():
             try:
                 self._found[number] = _ask(worker, *self._jobs[number], partial(self._report, number))
-            except (EOFError, OSError):  # it could not start, or was killed
+            except (EOFError, OSError, pickle.UnpicklingError):  # it could not start, or was killed
                 self._waiting.append(number)
                 return
             except BaseException as error:

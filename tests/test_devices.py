@@ -1,8 +1,10 @@
 """Batches over devices and processes, long chains by segment: the same numbers as one after the other."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +93,27 @@ def test_a_failure_in_a_worker_is_raised_here():
     with pytest.raises(AttributeError, match="str") as caught:
         work.finished()
     assert "in serve" in caught.value.__notes__[0]
+
+
+def test_workers_end_with_their_parent():
+    code = (
+        "import os\nfrom gradscope.workers import _processes\n"
+        "with _processes(1) as (worker,):\n    print(worker.pid, flush=True)\n    os._exit(0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    deadline = time.monotonic() + 30
+    while not gone(int(done.stdout)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def gone(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    with open(f"/proc/{process}/stat") as stat:  # noqa: PTH123
+        return stat.read().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_a_worker_knows_no_jax():

@@ -22,7 +22,7 @@ def progress_bar(quiet: bool) -> Iterator[Callable[[float, int], None] | None]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("sequences"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (TextColumn("measuring"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
     task = bar.add_task("", total=None)
     appear = threading.Timer(_SILENT_SECONDS, bar.start)  # until then not even the cursor is hidden
