@@ -95,27 +95,29 @@ class Factors:
 
         With graded d little more than the diagonal is left of N: the product costs what is left.
         """
-        other = other[self.order]
-        out = other[: self.kept].copy()
+        out = other[self.order]
         lowest = np.log2(np.abs(self.mantissa[: self.kept] * self.pivots)) + self.exponent[: self.kept]
         for i in range(0, self.kept, BLOCK):
             j = min(i + BLOCK, self.kept)
             end = int(np.searchsorted(-self.weight, NEGLIGIBLE_BITS - lowest[i:j].min()))
             end = max(j, end)
-            n = self._upper(i, j, end)
-            n[:, : j - i] = np.triu(n[:, : j - i], 1)
-            out[i:j] += n @ other[i:end]
-        return out
+            out[i:j] += self._upper(i, j, end) @ out[i:end]  # rows from i on are still the old ones
+        return out[: self.kept]
 
     def _upper(self, i: int, j: int, end: int) -> Array:
-        """Rows i to j of N up to a column; what is below the diagonal means nothing."""
+        """Rows i to j of N above the diagonal, up to a column."""
         exponent = self.exponent[i:end] - self.exponent[i]
         if np.abs(exponent).max() < MAX_RANGE:
             d = np.ldexp(self.mantissa[i:end], exponent)
-            return np.asarray(self.lu[i:j, i:end] * d / (self.pivots[i:j] * d[: j - i])[:, None])
-        n = self.lu[i:j, i:end] / self.pivots[i:j, None]
-        n *= self.mantissa[i:end] / self.mantissa[i:j, None]
-        return np.asarray(n * powers_of_two(exponent - exponent[: j - i, None]))
+            n = self.lu[i:j, i:end] * d
+            n /= (self.pivots[i:j] * d[: j - i])[:, None]
+        else:
+            n = self.lu[i:j, i:end] / self.pivots[i:j, None]
+            n *= self.mantissa[i:end] / self.mantissa[i:j, None]
+            n *= powers_of_two(exponent - exponent[: j - i, None])
+            n[:, : j - i] = np.triu(n[:, : j - i])  # what does not belong to U may be infinite
+        n[:, : j - i] *= _strictly_upper(j - i)
+        return np.asarray(n)
 
 
 def factor(

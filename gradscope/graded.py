@@ -21,7 +21,7 @@ SAFE_EXPONENT = 200
 LONGEST = 8
 ALONE = 32
 # Steps between resets where x is made well conditioned again: the condition grows as 2^steps at worst.
-RESET_EVERY = 16
+RESET_EVERY = 32
 # The entries of x are about 1 unless a step holds numbers that do not fit side by side.
 LARGEST = 1e140
 # Pivots near the noise make x grow by as much, step after step.
