@@ -30,7 +30,7 @@ def find_devices(platform: str | None = None, count: int | None = None) -> tuple
     if platform is not None and platform not in PLATFORMS:
         raise InputError(f"platform {platform!r}: expected one of {', '.join(PLATFORMS)}")
     if count is not None:
-        _divide_cpu(count)
+        divide_cpu(count)
     try:
         devices = jax.local_devices(backend=platform)
     except RuntimeError as error:
@@ -46,7 +46,7 @@ def find_devices(platform: str | None = None, count: int | None = None) -> tuple
     return tuple(devices[:count])
 
 
-def _divide_cpu(count: int) -> None:
+def divide_cpu(count: int) -> None:
     """Make the CPU ``count`` devices, or leave it as it is where JAX has started."""
     import jax
 

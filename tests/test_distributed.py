@@ -39,7 +39,7 @@ def together(count, arguments, each=()):
 
 @pytest.mark.parametrize(("count", "batch"), [(2, 5), (3, 2)])
 def test_processes_of_a_cluster_find_what_one_finds(count, batch):
-    arguments = [*SMALL, "--batch", str(batch), "--gain", "0.01", "--fail-on", "vanishing"]
+    arguments = [*SMALL, "--batch", str(batch), "--devices", "2", "--gain", "0.01", "--fail-on", "vanishing"]
     alone = subprocess.run([*ANALYZE, *arguments], capture_output=True, text=True, check=False)
     (code, out, _), *others = together(count, arguments)
     assert json.loads(out) == json.loads(alone.stdout)

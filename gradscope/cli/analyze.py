@@ -80,7 +80,7 @@ _BIASES = {
     "--devices",
     type=int,
     metavar="N",
-    help="Spread the batch over N devices (default: all; a CPU is one, and N are so many processes).",
+    help="Spread the batch over N GPUs or TPUs, or N cores of a CPU (default: all).",
 )
 @click.option("--distributed", is_flag=True, help="Share the batch with the other processes of a cluster.")
 @click.option("--coordinator", metavar="HOST:PORT", help="Process 0 of the cluster, if JAX cannot find it.")
@@ -156,7 +156,10 @@ def _together(cluster: dict[str, Any], options: dict[str, Any], output: Output) 
 
     with guarded_stdout(), hushed(output.quiet):
         from gradscope.cluster import exchange, first, join, leads, leave
+        from gradscope.runtime import divide_cpu
 
+        if options["devices"] is not None:
+            divide_cpu(options["devices"])  # JAX starts when the processes meet
         join(**cluster)
         exchange(lambda: None)  # what connects the processes prints to stdout
     try:
