@@ -90,14 +90,17 @@ def lags(steps: int, *, every: bool = False) -> np.ndarray[Any, np.dtype[np.int6
 
 
 def _chain(chain: Chain, level: str) -> dict[str, Any]:
+    """A chain as JSON tells it; what only all values tell is absent where there are fewer."""
+    whole = {"exact_zeros": list(chain.exact_zeros)} if chain.exact_zeros else {}
+    rms = {} if chain.log10_rms is None else {"log10_rms": _extremes(chain.log10_rms)}
     return {
         "name": chain.name,
         "size": chain.size,
         "verdict": level,
         "log10_singular_values": [_plain(s.log10_singular_values) for s in chain.spectra],
-        "exact_zeros": list(chain.exact_zeros),
+        **whole,
         "log10_norm": _extremes(chain.log10_norm),
-        "log10_rms": _extremes(chain.log10_rms),
+        **rms,
         "rate": _extremes(chain.rate),
         "horizon": _extremes(chain.horizon),
         "log10_error": [_plain(s.log10_error) for s in chain.spectra],
@@ -105,8 +108,9 @@ def _chain(chain: Chain, level: str) -> dict[str, Any]:
 
 
 def _profile(full: Chain, shares: Mapping[str, Array], all_lags: bool) -> dict[str, Any]:
-    shown = lags(full.steps, every=all_lags)
-    norms = _plain(full.by_lag[:, shown - 1])
+    known = full.lags
+    shown = known if len(known) < full.steps else lags(full.steps, every=all_lags)
+    norms = _plain(full.by_lag[:, np.isin(known, shown)])
     # Lag k reaches back through step t = T - k + 1.
     share = {name: _plain(by_step[::-1][shown - 1]) for name, by_step in shares.items()}
     return {"lag": shown.tolist(), "log10_norm": norms, "share": share}

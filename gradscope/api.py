@@ -37,6 +37,7 @@ def analyze(
     view: str = "state",
     dtype: str | None = None,
     accuracy: str = "full",
+    top: int | str | None = None,
     platform: str | None = None,
     devices: int | None = None,
     distributed: bool = False,
@@ -53,6 +54,8 @@ def analyze(
     gain : multiplies every recurrent matrix; biases : {"b_f": 1.0} sets a bias.
     inputs : "normal", "zeros", a file, or an array (T, d) or (B, T, d); batch : B.
     cut : paths dropped from the sum of Jacobians; view : "state", or "cell" for dc_t/dc_(t-1).
+    top : how many singular values to compute, without any Jacobian, or "all" (default, up to a state
+        size of 1024; beyond it 8).
     dtype : "float64" (default; "float32" on TPU); platform : "cpu", "gpu" or "tpu".
     accuracy : "full", or "fast" for singular values to about 1e-6, sooner.
     devices : how many of them the batch is spread over, all by default; cores, where it is a CPU.
@@ -81,6 +84,7 @@ def analyze(
             inputs=inputs,
             cut=cut,
             view=view,
+            top=top,
             dtype=dtype or ("float32" if found[0].platform == "tpu" else "float64"),
             accuracy=accuracy,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -50,13 +51,21 @@ class Chain:
 
     @property
     def exact_zeros(self) -> tuple[int, ...]:
-        """How many singular values are exactly zero, per sequence."""
-        return tuple(s.exact_zeros for s in self.spectra)
+        """How many singular values are exactly zero, per sequence; () where only the top is known."""
+        return tuple(s.exact_zeros for s in self.spectra if s.exact_zeros is not None)
+
+    @property
+    def lags(self) -> Array:
+        """The lags of by_lag, (L,): 1..T, or those known of every sequence where only the top is."""
+        known = [np.arange(1, self.steps + 1) if s.lags is None else s.lags for s in self.spectra]
+        return np.asarray(reduce(np.intersect1d, known))
 
     @property
     def by_lag(self) -> Array:
-        """log10 sigma_1 at lags 1..T for every sequence, (B, T)."""
-        return np.array([s.log10_norm_by_lag for s in self.spectra], np.float64)
+        """log10 sigma_1 at ``lags`` for every sequence, (B, L)."""
+        norms = [np.asarray(s.log10_norm_by_lag, np.float64) for s in self.spectra]
+        kept = [slice(None) if s.lags is None else np.isin(s.lags, self.lags) for s in self.spectra]
+        return np.array([norm[keep] for norm, keep in zip(norms, kept, strict=True)])
 
     @property
     def log10_norm(self) -> Extremes:
@@ -64,13 +73,14 @@ class Chain:
         return self._summary(lambda s: float(s.log10_singular_values[0]))
 
     @property
-    def log10_rms(self) -> Extremes:
-        """log10 of the Frobenius norm / sqrt(m): the gain of a random direction."""
-        return self._summary(_log10_rms)
+    def log10_rms(self) -> Extremes | None:
+        """log10 of the Frobenius norm / sqrt(m): the gain of a random direction; None where values lack."""
+        whole = all(len(s.log10_singular_values) == self.size for s in self.spectra)
+        return self._summary(_log10_rms) if whole else None
 
     @property
     def log10_peak(self) -> Extremes:
-        """log10 sigma_1 at the lag where it is largest."""
+        """log10 sigma_1 at the lag, of those in ``lags``, where it is largest."""
         return Extremes.of(self.by_lag.max(axis=1).tolist())
 
     @property
@@ -101,18 +111,20 @@ def _log10_rms(spectrum: Spectrum) -> float:
 
 def chain_of(name: str, spectra: Sequence[Spectrum], threshold: float) -> Chain:
     """A Chain from its spectra by lag; its horizon ends where the gain falls below ``threshold``."""
-    profiles = [np.asarray(s.log10_norm_by_lag) for s in spectra]
-    horizons = tuple(horizon(profile, threshold) for profile in profiles)
-    return Chain(name, len(profiles[0]), tuple(spectra), horizons)
+    profiles = [(np.asarray(s.log10_norm_by_lag), s.lags) for s in spectra]
+    horizons = tuple(horizon(norms, threshold, lags) for norms, lags in profiles)
+    norms, lags = profiles[0]
+    return Chain(name, len(norms) if lags is None else int(lags[-1]), tuple(spectra), horizons)
 
 
-def horizon(log10_norm: Array, threshold: float) -> int:
+def horizon(log10_norm: Array, threshold: float, lags: Array | None = None) -> int:
     """The largest lag up to which the gain stays at or above ``threshold``; T if it always does.
 
-    log10_norm : (T,), log10 sigma_1 at lags 1..T.
+    log10_norm : (L,), log10 sigma_1 at ``lags``, the last of which is T; at lags 1..T without.
     """
+    known = np.arange(1, len(log10_norm) + 1) if lags is None else np.asarray(lags)
     below = np.flatnonzero(log10_norm < np.log10(threshold))
-    return int(below[0]) if len(below) else len(log10_norm)
+    return int([0, *known.tolist()][below[0]] if len(below) else known[-1])
 
 
 def shares(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -66,19 +67,10 @@ class Linearized:
     def _on_host(self, i: int) -> dict[str, Any]:
         """What ``linearize`` and ``link`` return, without the padding; its sums are noted."""
         trajectory = self._trajectory
-        with precise(self._problem.dtype), jax.default_device(self._device):
-            try:
-                one = (trajectory.parameters, trajectory.inputs(i), trajectory.start(i))
-                found: dict[str, Any] = jax.device_get(_linearized(trajectory.cell, self._problem.view, *one))
-            except (Exception, SystemExit) as error:
-                cell = trajectory.cell
-                if cell.step.__module__.startswith("gradscope."):
-                    raise
-                shape = self._problem.state.shape[1:]
-                raise InputError(  # a user's step may fail in any way
-                    f"cell {cell.name}: its step failed with {type(error).__name__}: {error}; expected a "
-                    f"pure JAX function (parameters, x, state) of states of shape {shape}"
-                ) from error
+        blame = blaming(trajectory.cell, self._problem.state.shape[1:])
+        with precise(self._problem.dtype), jax.default_device(self._device), blame:
+            one = (trajectory.parameters, trajectory.inputs(i), trajectory.start(i))
+            found: dict[str, Any] = jax.device_get(_linearized(trajectory.cell, self._problem.view, *one))
         valid = trajectory.valid(i)
         states = found.pop("states")[: valid + 1]
         found = jax.tree.map(lambda array: array[:valid], found) | {"states": states}
@@ -86,6 +78,20 @@ class Linearized:
         if "link" in found:
             self._links[i] = np.asarray(found["link"][-1], np.float64)
         return found
+
+
+@contextlib.contextmanager
+def blaming(cell: Cell, shape: tuple[int, ...]) -> Iterator[None]:
+    """Within, what fails is the step of a user's cell: it may in any way, and becomes an InputError."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if cell.step.__module__.startswith("gradscope.") or isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"cell {cell.name}: its step failed with {type(error).__name__}: {error}; expected a pure JAX "
+            f"function (parameters, x, state) of states of shape {shape}"
+        ) from error
 
 
 def sequences_on(problem: Problem, numbers: Iterable[int], devices: Sequence[jax.Device]) -> list[Linearized]:

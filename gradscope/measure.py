@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from gradscope.chain import Spectrum, diagonal_spectrum, spectrum
 from gradscope.flow import shares
 from gradscope.path import Array
@@ -25,7 +27,7 @@ class Task:
 
     entry_error : rounding unit of their entries; floor : log10 gain below which the norm by lag of a
     path alone may be an upper bound; accuracy, workers : as for ``spectrum``; watched : whether
-    somebody wants to know how far it is.
+    somebody wants to know how far it is; top : how many values, None is all.
     """
 
     starts: Sequence[int]
@@ -35,6 +37,7 @@ class Task:
     accuracy: str = "full"
     workers: int = 1
     watched: bool = False
+    top: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,7 @@ class Measured:
     @property
     def alive(self) -> bool:
         """Whether any gradient gets through."""
-        full = self.spectra["full"]
-        return full.exact_zeros < len(full.left)
+        return bool(self.spectra["full"].log10_singular_values[0] > -np.inf)
 
 
 def measure(task: Task, segment: Callable[[int], Jacobians], report: Callable[[float], None]) -> Measured:
@@ -72,7 +74,10 @@ def measure(task: Task, segment: Callable[[int], Jacobians], report: Callable[[f
 
 
 def _spectrum(name: str, chain: Any, task: Task) -> Spectrum:
-    """Every lag of the full chain; of a path alone only what its horizon and its peak need."""
+    """Every lag of the full chain; of a path alone, or a top, only what horizon and peak need."""
+    if task.top is not None:
+        top = min(task.top, len(chain[0]))
+        return spectrum(chain, top, by_lag=True, floor=task.floor, entry_error=task.entry_error)
     if chain.diagonal is not None and name != "full":
         return diagonal_spectrum(chain.diagonal, by_lag=True, entry_error=task.entry_error)
     return spectrum(

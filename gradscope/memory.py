@@ -24,8 +24,16 @@ def step_bytes(cell: Cell, hidden: int) -> int:
     return 8 * (m * (paths + 2) if cell.units else m * m * paths + 2 * m)
 
 
-def check_memory(cell: Cell, hidden: int, shape: tuple[int, int, int]) -> None:
-    """Refuse what would not fit in memory, by the arrays that grow: better than to be killed."""
+def tangent_bytes(cell: Cell, hidden: int) -> int:
+    """What one step of one sequence takes where no Jacobian is formed."""
+    return step_bytes(cell, hidden) if cell.units else 8 * 4 * hidden * len(cell.components)
+
+
+def check_memory(cell: Cell, hidden: int, shape: tuple[int, int, int], top: bool = False) -> None:
+    """Refuse what would not fit in memory, by the arrays that grow: better than to be killed.
+
+    top : whether no Jacobian is formed.
+    """
     batch, steps, input_size = shape
     m = hidden * len(cell.components)
     segment = min(steps, max(2, SEGMENT_BYTES // step_bytes(cell, hidden)))
@@ -35,6 +43,8 @@ def check_memory(cell: Cell, hidden: int, shape: tuple[int, int, int]) -> None:
     under_way = 4 * segment * step_bytes(cell, hidden) + 8 * (2 * steps * m + 16 * m * m)
     kept = 8 * (batch * steps * (2 * input_size + 2 * len(cell.paths) + 2) + 4 * weights)
     need = min(batch, cores()) * under_way + kept
+    if top:  # all sequences at once: a segment; blocks of columns and their copies; matrices both ways
+        need = 4 * SEGMENT_BYTES + 8 * (batch * m * 512 + 4 * weights) + kept
     if need > (have := available()):
         raise InputError(
             f"hidden {hidden}, steps {steps}, batch {batch} need about {need >> 30} GiB, this machine has "

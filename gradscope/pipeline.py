@@ -17,8 +17,9 @@ from gradscope.linearized import sequences_on
 from gradscope.measure import Measured, Task
 from gradscope.path import Array
 from gradscope.paths import NAMELESS
-from gradscope.problem import Problem
+from gradscope.problem import MOST_FOR_ALL, Problem
 from gradscope.threads import cores, one_blas_thread
+from gradscope.tops import measure_tops
 from gradscope.verdict import Policy, judge, level
 from gradscope.workers import measure_all
 
@@ -67,9 +68,13 @@ def find(
     numbers: Sequence[int],
 ) -> list[Found]:
     """Measure the sequences ``numbers`` of the batch; the rest as for ``analyze``."""
-    sequences = sequences_on(problem, numbers, devices)
     entry_error = _ENTRY_ROUNDINGS * float(np.finfo(problem.dtype).eps)
     floor = math.log10(policy.vanishing_below)
+    if problem.top is not None and problem.view != "cell":
+        report = _summed(progress, len(numbers))
+        shared = partial(_all_at_once, report, len(numbers))
+        return [Found(*one) for one in measure_tops(problem, numbers, devices, entry_error, floor, shared)]
+    sequences = sequences_on(problem, numbers, devices)
     if at_once is None or devices[0].platform != "cpu":
         at_once = cores()
     at_once = min(at_once, cores())
@@ -83,6 +88,7 @@ def find(
         accuracy=problem.accuracy,
         workers=threads,
         watched=progress is not None,
+        top=problem.top,
     )
     jobs = [(task(one.starts, one.steps), one) for one in sequences]
     measured = measure_all(jobs, at_once, _summed(progress, len(jobs)))
@@ -101,6 +107,11 @@ def _summed(progress: Progress | None, count: int) -> Callable[[int, float], Non
     return report
 
 
+def _all_at_once(report: Callable[[int, float], None], count: int, fraction: float) -> None:
+    for number in range(count):
+        report(number, fraction)
+
+
 def conclude(problem: Problem, policy: Policy, found: Sequence[Found], platform: str) -> Analysis:
     """The analysis of what was found of every sequence; ``platform`` is where."""
     measured = [one.measured for one in found]
@@ -115,7 +126,8 @@ def conclude(problem: Problem, policy: Policy, found: Sequence[Found], platform:
         levels={chain.name: level(chain, policy) for chain in chains},
         shares=by_step,
         gates=gate_statistics([one.gates for one in found]),
-        matrices=recurrent_matrices(problem.parameters),
+        # Their spectra take longer than all else where only the top values were asked for.
+        matrices=recurrent_matrices(problem.parameters) if problem.hidden <= MOST_FOR_ALL else {},
     )
 
 
@@ -126,10 +138,13 @@ def _mean_shares(measured: Sequence[Measured]) -> dict[str, Array]:
 
 
 @one_blas_thread()
-def analyze_chain(stack: Array, source: str, policy: Policy | None = None) -> Analysis:
-    """The same for a bare stack of Jacobians (T, m, m), which has no paths."""
+def analyze_chain(
+    stack: Array, source: str, policy: Policy | None = None, top: int | None = None
+) -> Analysis:
+    """The same for a bare stack of Jacobians (T, m, m), which has no paths; top : how many values."""
     policy = policy or Policy()
-    chain = chain_of("full", [spectrum(stack, by_lag=True)], policy.vanishing_below)
+    floor = -math.inf if top is None else math.log10(policy.vanishing_below)
+    chain = chain_of("full", [spectrum(stack, top, by_lag=True, floor=floor)], policy.vanishing_below)
     return Analysis(
         problem={"cell": None, "size": stack.shape[1], "steps": len(stack), "batch": 1, "source": source},
         policy=policy,

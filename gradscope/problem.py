@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 from gradscope.cells import find
 from gradscope.cells.base import Cell
 from gradscope.checkpoints import Layer, read
+from gradscope.checks import one_of, real, whole
 from gradscope.errors import InputError
 from gradscope.files import Array, as_float64, quoted, read_inputs, shown
 from gradscope.initializers import initialize
@@ -23,6 +22,9 @@ INPUTS = ("normal", "zeros")
 VIEWS = ("state", "cell")
 DTYPES = ("float64", "float32")
 ACCURACIES = ("full", "fast")
+# All singular values take minutes beyond this state size (T = 200, two cores), so many of them seconds.
+MOST_FOR_ALL = 1024
+DEFAULT_TOP = 8
 # initializers.py draws the weights from stream 1 of the seed: inputs must be independent of them.
 _STREAM = 2
 
@@ -34,8 +36,9 @@ class Problem:
     parameters : float64 arrays, keys and shapes as ``cell.parameters``.
     inputs : (B, T, d) float64; state : (B, m) float64, the states before the first step.
     cut : paths left out of the Jacobians; view : "state", or "cell" for the chain of c alone.
-    dtype : what the forward pass and the Jacobians are computed in; accuracy : "full", or "fast" for
-    singular values to about 1e-6.
+    dtype : what the forward pass and the Jacobians are computed in.
+    accuracy : "full", or "fast" for singular values to about 1e-6.
+    top : how many singular values to compute, without Jacobians; None is all of them.
     source : where all of it came from, for JSON.
     """
 
@@ -47,6 +50,7 @@ class Problem:
     view: str = "state"
     dtype: str = "float64"
     accuracy: str = "full"
+    top: int | None = None
     source: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -87,21 +91,23 @@ def make_problem(
     view: str = "state",
     dtype: str = "float64",
     accuracy: str = "full",
+    top: int | str | None = None,
 ) -> Problem:
     """The problem that the user means; raises InputError with one line for what cannot be meant.
 
     None is "not given": cell "lstm", hidden 64, input_size 32 (or that of the inputs), steps 200 (or
-    all of the inputs), init "pytorch", gain 1, batch 1 (or that of the inputs). A checkpoint brings
-    its own sizes and weights, to which gain and biases still apply.
+    all of the inputs), init "pytorch", gain 1, batch 1 (or that of the inputs), top "all", or 8 where
+    the state is larger than 1024. A checkpoint brings its own sizes and weights, to which gain and
+    biases still apply.
     """
     asked = {"hidden": hidden, "input_size": input_size, "steps": steps, "batch": batch}
-    sizes = {name: _whole(name, value, 1) for name, value in asked.items() if value is not None}
-    seed = _whole("seed", seed, 0)
-    gain = 1.0 if gain is None else _real("gain", gain, 0.0)
-    biases = {key: _real(f"bias {key}", value) for key, value in (biases or {}).items()}
-    _one_of("view", view, VIEWS)
-    _one_of("dtype", dtype, DTYPES)
-    _one_of("accuracy", accuracy, ACCURACIES)
+    sizes = {name: whole(name, value, 1) for name, value in asked.items() if value is not None}
+    seed = whole("seed", seed, 0)
+    gain = 1.0 if gain is None else real("gain", gain, 0.0)
+    biases = {key: real(f"bias {key}", value) for key, value in (biases or {}).items()}
+    one_of("view", view, VIEWS)
+    one_of("dtype", dtype, DTYPES)
+    one_of("accuracy", accuracy, ACCURACIES)
 
     sequences = _given(inputs)
     layer = None if checkpoint is None else _trained(checkpoint, cell, {"init": init, **sizes})
@@ -112,7 +118,8 @@ def make_problem(
     n = sizes.get("hidden", 64)
     b, t, d = _extents(sizes, sequences, _called(inputs))
     cut = _known_paths(cell, (cut,) if isinstance(cut, str) else tuple(cut), view, t)
-    check_memory(cell, n, (b, t, d))
+    top = _top(top, n if view == "cell" else n * len(cell.components))
+    check_memory(cell, n, (b, t, d), top is not None and view != "cell")
 
     start = replace(cell, initialize=lambda *_: layer.parameters) if layer else cell
     with np.errstate(over="ignore"):  # a product beyond float64 is found by _check_range
@@ -123,34 +130,31 @@ def make_problem(
     _check_range({**parameters, "inputs": sequences}, dtype)
     state = layer.state if layer else np.zeros(n * len(cell.components))
     source = {"cell": cell.name, "hidden": n, "input_size": d, "steps": t, "batch": b, "init": init}
-    source |= {"gain": gain, "biases": biases, "seed": seed, "dtype": dtype, "accuracy": accuracy}
-    source |= {"cut": list(cut), "view": view}
+    source |= {
+        "gain": gain,
+        "biases": biases,
+        "seed": seed,
+        "dtype": dtype,
+        "accuracy": accuracy,
+        "cut": list(cut),
+        "view": view,
+        "top": top,
+    }
     source["inputs"] = os.fspath(inputs) if isinstance(inputs, str | os.PathLike) else "array"
     source["source"] = "initialised" if checkpoint is None else os.fspath(checkpoint)
-    return Problem(cell, parameters, sequences, np.tile(state, (b, 1)), cut, view, dtype, accuracy, source)
+    state = np.tile(state, (b, 1))
+    return Problem(cell, parameters, sequences, state, cut, view, dtype, accuracy, top, source)
 
 
-def _whole(name: str, value: Any, least: int) -> int:
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or not least <= value < 2**63:
-        raise InputError(f"{name} is {quoted(value)}, expected a whole number, at least {least}")
-    return int(value)
-
-
-def _real(name: str, value: Any, least: float = -math.inf) -> float:
-    try:
-        number = math.nan if isinstance(value, bool | str) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not (math.isfinite(number) and number >= least):
-        bound = f", at least {least:g}" if math.isfinite(least) else ""
-        raise InputError(f"{name} is {quoted(value)}, expected a finite number{bound}")
-    return number
-
-
-def _one_of(name: str, value: Any, choices: Sequence[str]) -> None:
-    if not isinstance(value, str) or value not in choices:
-        raise InputError(f"{name} is {quoted(value)}, expected {' or '.join(choices)}")
+def _top(asked: int | str | None, size: int) -> int | None:
+    """How many of ``size`` singular values to compute, None for all."""
+    if asked is None:
+        return DEFAULT_TOP if size > MOST_FOR_ALL else None
+    if asked == "all":
+        return None
+    if isinstance(asked, str) or (top := whole("top", asked, 1)) > size:
+        raise InputError(f"top is {quoted(asked)}, expected 1 to {size} (the size of the state) or 'all'")
+    return top
 
 
 def _given(inputs: Any) -> Array | None:

@@ -80,7 +80,7 @@ def judge(
     """
     full = chains[0]
     sentences = [_gain(full, policy), _way(full, policy)]
-    if zeros := int(np.median(full.exact_zeros)):
+    if full.exact_zeros and (zeros := int(np.median(full.exact_zeros))):
         sentences.append(f"{zeros} of the {full.size} singular values are {_zero(trajectory)}.")
     if len(shares) > 1 and full.log10_norm.median > -math.inf:
         sentences.append(_carrier(chains, shares))
@@ -118,7 +118,8 @@ def _way(full: Chain, policy: Policy) -> str:
     reach = f"at every lag up to {steps}" if horizon >= steps else f"up to lag {horizon:g} of {steps}"
     text = f"The gain stays at or above {policy.vanishing_below:g} {reach}"
     if peak > math.log10(policy.exploding_above) and peak > full.log10_norm.median:
-        text += f", and is largest, {scientific(peak)}, at lag {np.median(full.by_lag.argmax(axis=1)) + 1:g}"
+        lag = np.median(full.lags[full.by_lag.argmax(axis=1)])
+        text += f", and is largest, {scientific(peak)}, at lag {lag:g}"
     return f"{_rate(full)}{text}."
 
 

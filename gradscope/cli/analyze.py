@@ -75,6 +75,11 @@ _BIASES = {
     type=click.Choice(["float64", "float32"]),
     help="Precision of states and Jacobians (default float64; float32 on TPU).",
 )
+@click.option(
+    "--top",
+    metavar="K|all",
+    help="Singular values to compute, without Jacobians (default all; 8 where the state is above 1024).",
+)
 @click.option("--platform", metavar="NAME", help="cpu, gpu or tpu (default: what JAX finds).")
 @click.option(
     "--devices",
@@ -129,6 +134,8 @@ def _analyze(options: dict[str, Any], output: Output, first: First) -> int:
     first(lambda: check_writable(output.output, options["checkpoint"], _file_of(options["inputs"])))
     compile_cache = options.pop("compile_cache")
     biases = {bias: options.pop(name) for name, bias in _BIASES.items() if options[name] is not None}
+    if (options["top"] or "").isdecimal():
+        options["top"] = int(options["top"])
     given = {name: value for name, value in options.items() if name not in _BIASES and value is not None}
     with guarded_stdout(), hushed(output.quiet), progress_bar(output.quiet) as progress:
         from gradscope.threads import prepare_blas
@@ -146,6 +153,9 @@ def _analyze(options: dict[str, Any], output: Output, first: First) -> int:
             exploding_above=output.exploding_above,
             progress=progress,
         )
+    if options["top"] is None and (top := analysis.problem["top"]) is not None and not output.quiet:
+        said = f"top {top} of {analysis.full.size} singular values computed; --top all computes every one"
+        first(lambda: click.echo(said, err=True))
     code: int = first(lambda: finish(analysis, output))
     return code
 

@@ -13,8 +13,9 @@ from gradscope.cli.options import finish, output_options, take_output
 
 @click.command(cls=Command, short_help="Measure the product of a stack of Jacobians.")
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option("--top", type=int, metavar="K", help="The K largest singular values only (default all).")
 @output_options
-def chain(file: Path, **options: Any) -> int:
+def chain(file: Path, top: int | None, **options: Any) -> int:
     """Measure the product J_T ... J_1 of a stack of Jacobians.
 
     \b
@@ -37,5 +38,5 @@ def chain(file: Path, **options: Any) -> int:
         from gradscope.verdict import Policy
 
         policy = Policy(output.vanishing_below, output.exploding_above)
-        analysis = analyze_chain(read_jacobians(file), str(file), policy)
+        analysis = analyze_chain(read_jacobians(file), str(file), policy, top)
     return finish(analysis, output)

@@ -19,6 +19,7 @@ _STDOUT = (Path("-"), Path("/dev/stdout"))
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+
 _DECORATORS = (
     click.option(
         "--vanishing-below",

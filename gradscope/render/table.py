@@ -148,11 +148,12 @@ def _columns(analysis: Analysis) -> dict[str, list[str]]:
         columns["lowest"] = [scientific(chain.log10_norm.min) for chain in chains]
         columns["highest"] = [scientific(chain.log10_norm.max) for chain in chains]
     else:
-        columns["rms gain"] = [scientific(chain.log10_rms.median) for chain in chains]
+        rms = [chain.log10_rms for chain in chains]
+        columns["rms gain"] = ["-" if one is None else scientific(one.median) for one in rms]
     return columns | {
         "nats/step": [_rate(chain.rate) for chain in chains],
         "horizon": [f"{chain.horizon.median:g}" for chain in chains],
-        "zeros": [f"{np.median(chain.exact_zeros):g}" for chain in chains],
+        "zeros": [f"{np.median(chain.exact_zeros):g}" if chain.exact_zeros else "-" for chain in chains],
         "error": [_error(chain) for chain in chains],
         "verdict": [analysis.levels[chain.name] for chain in chains],
     }
@@ -167,7 +168,7 @@ def _note(chain: Chain) -> str:
     """The lag from which a gain is exactly zero; or that the smallest values mean nothing."""
     profile = np.median(chain.by_lag, axis=0)
     if profile[-1] == -math.inf:
-        return f"{chain.name}: exactly 0 from lag {int(np.argmin(profile)) + 1} on"
+        return f"{chain.name}: exactly 0 from lag {chain.lags[np.argmin(profile)]} on"
     if max(s.log10_error for s in chain.spectra) > _LOST:
         return f"{chain.name}: the smallest singular values are lost in rounding, gain and rate are not"
     return ""
@@ -200,11 +201,15 @@ def _bar(share: float, terminal: Terminal) -> str:
 
 
 def _lags(analysis: Analysis, terminal: Terminal) -> Table:
-    steps = analysis.full.steps
+    steps, lags = analysis.full.steps, analysis.full.lags
     profile = np.median(analysis.full.by_lag, axis=0)
-    labels = ("lag 1", scientific(float(profile[0]))), (scientific(float(profile[-1])), f"lag {steps}")
+    labels = (
+        (f"lag {lags[0]}", scientific(float(profile[0]))),
+        (scientific(float(profile[-1])), f"lag {steps}"),
+    )
     width = min(terminal.width - sum(map(len, labels[0] + labels[1])) - 6, steps, 100)
-    ends = np.linspace(0, steps - 1, max(width, 1)).round().astype(int)
+    # Between two lags that are known, the one before.
+    ends = np.searchsorted(lags, np.linspace(lags[0], steps, max(width, 1)).round(), side="right") - 1
     grid = Table.grid(padding=(0, 1))
     for _ in range(5):
         grid.add_column(no_wrap=True)

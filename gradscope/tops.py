@@ -1,0 +1,106 @@
+"""The top values of a batch's chains without Jacobians: full chain, paths, shares and gates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from gradscope.cells.base import Cell, Parameters
+from gradscope.chain import Spectrum, top_spectra
+from gradscope.flow import gate_sums
+from gradscope.linearized import blaming
+from gradscope.measure import Measured
+from gradscope.memory import tangent_bytes
+from gradscope.path import Array
+from gradscope.paths import NAMELESS
+from gradscope.problem import Problem
+from gradscope.sweeps import Sweeps
+from gradscope.tangents import Tangents, tangents
+from gradscope.trajectory import Segments, Spread, Trajectory, forward, precise
+
+
+def measure_tops(
+    problem: Problem,
+    numbers: Sequence[int],
+    devices: Sequence[jax.Device],
+    entry_error: float,
+    floor: float,
+    report: Callable[[float], None],
+) -> list[tuple[Measured, dict[str, Array]]]:
+    """What is found of the sequences ``numbers``, all at once, and sums over their gates.
+
+    entry_error, floor : as for chain.spectrum; report : called with the fraction that is done.
+    """
+    assert problem.top is not None
+    cell, count = problem.cell, len(numbers)
+    kept = tuple(path for path in cell.paths if path not in problem.cut)
+    segments = Segments.cover(problem.steps, count * tangent_bytes(cell, problem.hidden))
+    chosen = list(numbers)
+    with precise(problem.dtype), blaming(cell, problem.state.shape[1:]):
+        spread = Spread(tuple(devices[:count]))
+        trajectory = Trajectory(
+            cell,
+            problem.parameters,
+            problem.inputs[chosen],
+            problem.state[chosen],
+            segments,
+            spread,
+            problem.dtype,
+        )
+        found: dict[str, list[Spectrum]] = {}
+        chains = _chains(cell, kept)
+        for name, steps in chains.items():
+            sweeps = Sweeps(trajectory, steps, count, problem.dtype)
+            if name == "full":
+                full = sweeps
+            top = min(problem.top, sweeps.size)
+            found[name] = top_spectra(sweeps, top, by_lag=True, floor=floor, entry_error=entry_error)
+            report(len(found) / len(chains))
+        if len(kept) == len(cell.components) == 1:
+            found[kept[0]] = found["full"]
+        left, right = (np.array([getattr(s, side) for s in found["full"]]) for side in ("left", "right"))
+        shares = full.shares(left, right)
+        gates = _gates(trajectory, count)
+    names = kept or (NAMELESS,)
+    return [
+        (
+            Measured(
+                {name: each[number] for name, each in found.items()},
+                dict(zip(names, shares[number].T, strict=True)),
+            ),
+            gates[number],
+        )
+        for number in range(count)
+    ]
+
+
+def _chains(cell: Cell, kept: tuple[str, ...]) -> dict[str, Tangents]:
+    """The full chain's steps and those of every path alone, where they are not the same."""
+    chains = {"full": tangents(cell, kept)}
+    if len(cell.components) > 1 or len(kept) > 1:
+        chains |= {path: tangents(cell, (path,), cell.source(path)) for path in kept}
+    return chains
+
+
+def _gates(trajectory: Trajectory, count: int) -> list[dict[str, Array]]:
+    """Sums over the gates of every sequence, as flow.gate_sums."""
+    cell = trajectory.cell
+    if cell.gates is None:
+        return [{} for _ in range(count)]
+    activations = cell.gates
+
+    def gates(parameters: Parameters, inputs: Any, start: Any) -> Any:
+        before = forward(cell, parameters, inputs, start)[:-1]
+        return jax.vmap(lambda x, state: activations(parameters, x, state))(inputs, before)
+
+    run = trajectory.spread.lift(gates)
+    sums: list[dict[str, Array]] = [{} for _ in range(count)]
+    for i in range(trajectory.segments.count):
+        found = jax.device_get(run(trajectory.parameters, trajectory.inputs(i), trajectory.start(i)))
+        for number, total in enumerate(sums):
+            part = gate_sums({name: g[number, : trajectory.valid(i)] for name, g in found.items()})
+            total |= {name: total.get(name, 0) + value for name, value in part.items()}
+    return sums
