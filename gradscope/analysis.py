@@ -14,7 +14,7 @@ import numpy as np
 
 import gradscope
 from gradscope.flow import Chain, Extremes
-from gradscope.paths import Array
+from gradscope.path import Array
 from gradscope.verdict import Policy, Verdict
 
 SCHEMA = "gradscope/analysis/1"

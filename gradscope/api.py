@@ -36,6 +36,7 @@ def analyze(
     cut: str | Sequence[str] = (),
     view: str = "state",
     dtype: str | None = None,
+    accuracy: str = "full",
     top: int | str | None = None,
     platform: str | None = None,
     devices: int | None = None,
@@ -56,6 +57,7 @@ def analyze(
     top : how many singular values to compute, without any Jacobian, or "all" (default, up to a state
         size of 1024; beyond it 8).
     dtype : "float64" (default; "float32" on TPU); platform : "cpu", "gpu" or "tpu".
+    accuracy : "full", or "fast" for singular values to about 1e-6, sooner.
     devices : how many of them the batch is spread over, all by default; cores, where it is a CPU.
     distributed : share the batch with the other processes of ``jax.distributed``, which has been
         initialised; each returns the whole analysis.
@@ -84,6 +86,7 @@ def analyze(
             view=view,
             top=top,
             dtype=dtype or ("float32" if found[0].platform == "tpu" else "float64"),
+            accuracy=accuracy,
         )
         return problem, found
 

@@ -16,7 +16,7 @@ from gradscope.reach import norm_by_lag
 from gradscope.runs import EPS, Run, best_run, lags_alone
 from gradscope.stack import Stack, tame
 from gradscope.structure import Array, Steps, checked, reachable, restricted
-from gradscope.threads import one_blas_thread
+from gradscope.threads import cores, one_blas_thread
 
 # From this size on, and from so many times the values asked for, blocks took a third of the time or
 # less (T = 200).
@@ -59,6 +59,8 @@ def spectrum(
     by_lag: bool = False,
     floor: float = -np.inf,
     entry_error: float = EPS,
+    accuracy: str = "full",
+    workers: int | None = None,
 ) -> Spectrum:
     """Singular values of P = jacobians[T-1] @ ... @ jacobians[0].
 
@@ -69,6 +71,9 @@ def spectrum(
         the top values, the lag where it falls below this is looked for.
     entry_error : relative rounding unit of the entries, which the error estimate then covers;
         at its default (and below) the float64 entries are taken as exact.
+    accuracy : "full", or "fast" for about 1e-6 (relative, of the smallest values) in a third of the
+        time; its error estimate is cruder.
+    workers : threads, all cores by default; the result depends on them only by rounding.
     Raises InputError for an empty, non-square, complex or non-finite chain, or top out of range.
 
     Method: graded LU chain (the UDT form of Tomas, Chang, Scalettar, Bai 2012, with LU), then
@@ -92,7 +97,7 @@ def spectrum(
         if lag_norm is not None:
             # A state that time 0 does not reach still counts at the shorter lags.
             lagged, lag_norm = lags_alone(restricted(whole, backward), lag_norm), None
-    found = best_run(steps, entry_error, lag_norm)
+    found = best_run(steps, entry_error, lag_norm, accuracy, workers or cores())
     return _assemble(found, steps, m, top, by_lag, lagged)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradscope.graded import Graded
+from gradscope.factors import Graded
 from gradscope.structure import Array, Steps
 
 # Multiplications of long integers that are worth the wait: half a second for the last digits, ten

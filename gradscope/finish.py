@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 from scipy.linalg.lapack import dgejsv
 
-from gradscope.graded import Graded, powers_of_two
+from gradscope.factors import Graded, powers_of_two
 from gradscope.structure import Array
 
 # Bits a block of columns may span: dgejsv works with squares of norms.
@@ -37,19 +38,11 @@ def decomposed(graded: Graded) -> Graded:
 
 
 def orthonormal(graded: Graded) -> Graded:
-    """The same product with x orthonormal and y nearly so: three QR passes, no Jacobi.
-
-    P = X^T D Y with X^T = Q R is Q D (D^-1 R D) Y, and what stands in brackets is bounded as d
-    descends; the next pass does the same from the other side.
-    """
-    if graded.rank == 0:
-        return graded
+    """The same product with x orthonormal: X^T = Q R, and D^-1 R D, bounded as d descends, goes to y."""
     x, mantissa, exponent, y = _sorted(graded)
-    for _ in range(3):
-        q, r = np.linalg.qr(x.T)
-        # The sides change places with every pass.
-        x, y = _graded_transpose(r, mantissa, exponent).T @ y, q.T
-    return Graded(np.asfortranarray(y), mantissa, exponent, x)
+    q, r = np.linalg.qr(x.T)
+    y = _graded_transpose(r, mantissa, exponent).T @ y
+    return replace(graded, x=q.T, mantissa=mantissa, exponent=exponent, y=y)
 
 
 def _in_order(mantissa: Array, exponent: Array, left: Array, right: Array) -> Graded:

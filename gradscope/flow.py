@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from gradscope.chain import Spectrum
-from gradscope.paths import Array, Jacobians
+from gradscope.path import Array
+from gradscope.paths import Jacobians
 from gradscope.segmented import Segmented
 
 # Karpathy, Johnson and Li 2015 (arXiv 1506.02078): a gate is saturated left of 0.1 or right of 0.9.

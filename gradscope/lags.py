@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from gradscope.graded import Graded
+from gradscope.factors import Graded
 from gradscope.structure import Array
 
 MAX_STEPS = 40

@@ -16,7 +16,8 @@ from gradscope.errors import InputError
 from gradscope.flow import gate_sums
 from gradscope.jacobians import linearize, link
 from gradscope.memory import SEGMENT_BYTES, step_bytes
-from gradscope.paths import Array, Jacobians, cell_view, split
+from gradscope.path import Array
+from gradscope.paths import Jacobians, cell_view, split
 from gradscope.problem import Problem
 from gradscope.trajectory import Segments, Spread, Trajectory, cast, precise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ import numpy as np
 
 from gradscope.chain import Spectrum, diagonal_spectrum, spectrum
 from gradscope.flow import shares
-from gradscope.paths import Array, Jacobians
+from gradscope.path import Array
+from gradscope.paths import Jacobians
 from gradscope.segmented import Segmented, keeping_recent
 
 # A chain is gone through about so many times.
@@ -24,14 +26,16 @@ class Task:
     """How to measure a chain of ``steps`` Jacobians in segments that begin at ``starts``.
 
     entry_error : rounding unit of their entries; floor : log10 gain below which the norm by lag of a
-    path alone may be an upper bound; watched : whether somebody wants to know how far it is; top : how
-    many values, None is all.
+    path alone may be an upper bound; accuracy, workers : as for ``spectrum``; watched : whether
+    somebody wants to know how far it is; top : how many values, None is all.
     """
 
     starts: Sequence[int]
     steps: int
     entry_error: float
     floor: float
+    accuracy: str = "full"
+    workers: int = 1
     watched: bool = False
     top: int | None = None
 
@@ -74,11 +78,16 @@ def _spectrum(name: str, chain: Any, task: Task) -> Spectrum:
     if task.top is not None:
         top = min(task.top, len(chain[0]))
         return spectrum(chain, top, by_lag=True, floor=task.floor, entry_error=task.entry_error)
-    if name == "full":
-        return spectrum(chain, by_lag=True, entry_error=task.entry_error)
-    if chain.diagonal is not None:
+    if chain.diagonal is not None and name != "full":
         return diagonal_spectrum(chain.diagonal, by_lag=True, entry_error=task.entry_error)
-    return spectrum(chain, by_lag=True, floor=task.floor, entry_error=task.entry_error)
+    return spectrum(
+        chain,
+        by_lag=True,
+        floor=-math.inf if name == "full" else task.floor,
+        entry_error=task.entry_error,
+        accuracy=task.accuracy,
+        workers=task.workers,
+    )
 
 
 class _Meter:

@@ -1,93 +1,25 @@
-"""The one-step Jacobians on the host in float64: per path, and their sum."""
+"""The one-step Jacobians on the host in float64: the sum of their paths, and each path's own chain."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradscope.path import Array, DensePath, Path, UnitPath
+
 if TYPE_CHECKING:  # a worker process reads chains, and starts without JAX
     from gradscope.cells.base import Cell
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
-
+# A row that a probe finds this much smaller than its bound may be an exact zero, rounded.
+_CANCELS = 1e-13
 # The one path of a cell that names none.
 NAMELESS = "state"
 
 _KEEP_BYTES = 32 * 2**20
-
-
-@dataclass(frozen=True)
-class UnitPath:
-    """A path of the fast form: step t is diag(slope_t) M diag(link_t) for each component it writes.
-
-    slope : (T, components, n); matrix : M (n, n), None is the identity; link : (T, n), None is ones;
-    source : index of the component that is read.
-    """
-
-    name: str
-    slope: Array
-    source: int
-    matrix: Array | None
-    link: Array | None = None
-
-    @property
-    def diagonal(self) -> Array | None:
-        """(T, n) factors of the path's own chain where every step of it is diagonal."""
-        if self.matrix is not None:
-            return None
-        return self.slope[:, self.source] * (1.0 if self.link is None else self.link)
-
-    def _factor(self, t: int, component: int) -> Array:
-        matrix = np.eye(self.slope.shape[-1]) if self.matrix is None else self.matrix
-        left = self.slope[t, component][:, None] * matrix
-        return np.asarray(left if self.link is None else left * self.link[t])
-
-    def add_to(self, out: Array, t: int) -> None:
-        """Add this path's Jacobian of step t to ``out`` (m, m)."""
-        n = self.slope.shape[-1]
-        columns = slice(self.source * n, (self.source + 1) * n)
-        for component in range(self.slope.shape[1]):
-            out[component * n : (component + 1) * n, columns] += self._factor(t, component)
-
-    def block(self, t: int) -> Array:
-        """The step within the component that is read, (n, n): what the path's chain multiplies."""
-        return self._factor(t, self.source)
-
-    def bilinear(self, backward: Array, forward: Array) -> Array:
-        """b_t^T J_t a_t for all t: ``backward`` and ``forward`` are (T, m), the result (T,)."""
-        steps, components, n = self.slope.shape
-        written = (backward.reshape(steps, components, n) * self.slope).sum(1)
-        read = forward.reshape(steps, components, n)[:, self.source]
-        read = read if self.link is None else read * self.link
-        return np.asarray((written * (read if self.matrix is None else read @ self.matrix.T)).sum(1))
-
-
-@dataclass(frozen=True)
-class DensePath:
-    """A path of a cell without a per-unit form: its Jacobians as they are, (T, m, m)."""
-
-    name: str
-    stack: Array
-    diagonal: None = None
-
-    def add_to(self, out: Array, t: int) -> None:
-        """Add this path's Jacobian of step t to ``out`` (m, m)."""
-        out += self.stack[t]
-
-    def block(self, t: int) -> Array:
-        """The step itself: the chain of such a path is over the whole state."""
-        return np.asarray(self.stack[t])
-
-    def bilinear(self, backward: Array, forward: Array) -> Array:
-        """b_t^T J_t a_t for all t: ``backward`` and ``forward`` are (T, m), the result (T,)."""
-        return np.asarray(np.einsum("ti,tij,tj->t", backward, self.stack, forward))
-
-
-Path = UnitPath | DensePath
 
 
 @dataclass(frozen=True)
@@ -112,14 +44,27 @@ class Jacobians(Sequence[Array]):
         return self
 
     @property
-    def chains(self) -> dict[str, Jacobians | PathChain]:
+    def chains(self) -> dict[str, Jacobians]:
         """The full chain and each named path's own: itself again where a path is all there is."""
-        found: dict[str, Jacobians | PathChain] = {"full": self}
+        found = {"full": self}
         for path in self.paths:
             if path.name != NAMELESS:
-                alone = len(self.paths) == 1 and len(path.block(0)) == self.size
-                found[path.name] = self if alone else PathChain(path, self.steps)
+                chain = Jacobians((path.alone,), self.steps, self.width)
+                found[path.name] = self if chain.size == self.size and len(self.paths) == 1 else chain
         return found
+
+    @property
+    def diagonal(self) -> Array | None:
+        """(T, n) where every step of the chain is diagonal."""
+        path = self.paths[0]
+        if (
+            len(self.paths) > 1
+            or self.size > self.width
+            or isinstance(path, DensePath)
+            or path.matrix is not None
+        ):
+            return None
+        return path.slope[:, 0] * (1.0 if path.link is None else path.link)
 
     @cached_property
     def _kept(self) -> list[Array]:
@@ -128,35 +73,54 @@ class Jacobians(Sequence[Array]):
             return []
         return [self._sum(t) for t in range(self.steps)]
 
+    def parts(self, t: int) -> list[Array]:
+        """Step t as blocks of columns, one per component: (m, n), or (m / n, n) where all is diagonal.
+
+        Of an LSTM's 2n x 2n Jacobian the half that reads c is two diagonals.
+        """
+        parts = []
+        for source in range(self.size // self.width):
+            paths = [path for path in self.paths if path.source == source]
+            diagonal = all(isinstance(path, UnitPath) and path.matrix is None for path in paths)
+            part = np.zeros((self.size // self.width if diagonal else self.size, self.width))
+            for path in paths:
+                if diagonal and isinstance(path, UnitPath):
+                    path.add_diagonals(part, t)
+                else:
+                    path.add_to(part, t)
+            parts.append(part)
+        return parts
+
+    def survey(self) -> tuple[Array, bool]:
+        """Bounds on the size of every row, (T, m), and whether certainly none is zero, nor any column.
+
+        Without forming a step: where J w and J^T w of a random w have no zero, neither has J.
+        """
+        units = [path for path in self.paths if isinstance(path, UnitPath)]
+        shape = (self.steps, self.size // self.width, self.width)
+        rows, columns, sizes = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+        if len(units) < len(self.paths):
+            return sizes.reshape(self.steps, -1), False
+        for path in units:
+            path.probe(rows, columns, sizes, _probe(shape[1:]))
+        certain = bool((np.abs(rows) > _CANCELS * sizes).all() and columns.all())
+        return sizes.reshape(self.steps, -1), certain
+
+    @property
+    def width(self) -> int:
+        """Columns of a part: the hidden size, or the whole state for a cell without a per-unit form."""
+        path = self.paths[0]
+        return path.slope.shape[-1] if isinstance(path, UnitPath) else self.size
+
     def _sum(self, t: int) -> Array:
         out = np.zeros((self.size, self.size))
         for path in self.paths:
-            path.add_to(out, t)
+            path.add_to(out[:, path.source * self.width :][:, : self.width], t)
         return out
 
 
-@dataclass(frozen=True)
-class PathChain(Sequence[Array]):
-    """The chain of one path alone."""
-
-    path: Path
-    steps: int
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, t: Any) -> Any:
-        if not 0 <= t < self.steps:
-            raise IndexError(t)
-        return self.path.block(t)
-
-    def __iter__(self) -> Iterator[Array]:
-        return map(self.path.block, range(self.steps))
-
-    @property
-    def diagonal(self) -> Array | None:
-        """(T, n) where every step of the chain is diagonal."""
-        return self.path.diagonal
+def _probe(shape: tuple[int, ...]) -> Array:
+    return np.random.default_rng(0).normal(size=shape)
 
 
 def split(

@@ -15,7 +15,8 @@ from gradscope.chain import spectrum
 from gradscope.flow import chain_of, gate_statistics, recurrent_matrices
 from gradscope.linearized import sequences_on
 from gradscope.measure import Measured, Task
-from gradscope.paths import NAMELESS, Array
+from gradscope.path import Array
+from gradscope.paths import NAMELESS
 from gradscope.problem import MOST_FOR_ALL, Problem
 from gradscope.threads import cores, one_blas_thread
 from gradscope.tops import measure_tops
@@ -74,15 +75,23 @@ def find(
         shared = partial(_all_at_once, report, len(numbers))
         return [Found(*one) for one in measure_tops(problem, numbers, devices, entry_error, floor, shared)]
     sequences = sequences_on(problem, numbers, devices)
-    jobs = [
-        (Task(one.starts, one.steps, entry_error, floor, progress is not None, problem.top), one)
-        for one in sequences
-    ]
     if at_once is None or devices[0].platform != "cpu":
         at_once = cores()
     at_once = min(at_once, cores())
-    worth = (len(jobs) - 1) * problem.steps >= _WORTH_A_WORKER
-    measured = measure_all(jobs, at_once if worth else 1, _summed(progress, len(jobs)))
+    if (len(sequences) - 1) * problem.steps < _WORTH_A_WORKER:
+        at_once = 1
+    threads = max(1, cores() // min(at_once, len(sequences)))
+    task = partial(
+        Task,
+        entry_error=entry_error,
+        floor=floor,
+        accuracy=problem.accuracy,
+        workers=threads,
+        watched=progress is not None,
+        top=problem.top,
+    )
+    jobs = [(task(one.starts, one.steps), one) for one in sequences]
+    measured = measure_all(jobs, at_once, _summed(progress, len(jobs)))
     return [Found(one, sequence.gate_sums) for one, sequence in zip(measured, sequences, strict=True)]
 
 

@@ -21,6 +21,7 @@ from gradscope.memory import check_memory
 INPUTS = ("normal", "zeros")
 VIEWS = ("state", "cell")
 DTYPES = ("float64", "float32")
+ACCURACIES = ("full", "fast")
 # All singular values take minutes beyond this state size (T = 200, two cores), so many of them seconds.
 MOST_FOR_ALL = 1024
 DEFAULT_TOP = 8
@@ -36,6 +37,7 @@ class Problem:
     inputs : (B, T, d) float64; state : (B, m) float64, the states before the first step.
     cut : paths left out of the Jacobians; view : "state", or "cell" for the chain of c alone.
     dtype : what the forward pass and the Jacobians are computed in.
+    accuracy : "full", or "fast" for singular values to about 1e-6.
     top : how many singular values to compute, without Jacobians; None is all of them.
     source : where all of it came from, for JSON.
     """
@@ -47,6 +49,7 @@ class Problem:
     cut: tuple[str, ...] = ()
     view: str = "state"
     dtype: str = "float64"
+    accuracy: str = "full"
     top: int | None = None
     source: dict[str, Any] = field(default_factory=dict)
 
@@ -87,6 +90,7 @@ def make_problem(
     cut: Iterable[str] = (),
     view: str = "state",
     dtype: str = "float64",
+    accuracy: str = "full",
     top: int | str | None = None,
 ) -> Problem:
     """The problem that the user means; raises InputError with one line for what cannot be meant.
@@ -103,6 +107,7 @@ def make_problem(
     biases = {key: real(f"bias {key}", value) for key, value in (biases or {}).items()}
     one_of("view", view, VIEWS)
     one_of("dtype", dtype, DTYPES)
+    one_of("accuracy", accuracy, ACCURACIES)
 
     sequences = _given(inputs)
     layer = None if checkpoint is None else _trained(checkpoint, cell, {"init": init, **sizes})
@@ -130,13 +135,15 @@ def make_problem(
         "biases": biases,
         "seed": seed,
         "dtype": dtype,
+        "accuracy": accuracy,
         "cut": list(cut),
         "view": view,
         "top": top,
     }
     source["inputs"] = os.fspath(inputs) if isinstance(inputs, str | os.PathLike) else "array"
     source["source"] = "initialised" if checkpoint is None else os.fspath(checkpoint)
-    return Problem(cell, parameters, sequences, np.tile(state, (b, 1)), cut, view, dtype, top, source)
+    state = np.tile(state, (b, 1))
+    return Problem(cell, parameters, sequences, state, cut, view, dtype, accuracy, top, source)
 
 
 def _top(asked: int | str | None, size: int) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -10,9 +11,11 @@ import numpy as np
 
 from gradscope.errors import InputError
 from gradscope.exact import affordable, exact_product
-from gradscope.finish import decomposed, orthonormal
-from gradscope.graded import NOISE, Graded, prefixes
+from gradscope.factors import NOISE, Graded
+from gradscope.finish import decomposed
 from gradscope.lags import LOG10_2, LagNorm
+from gradscope.parallel import Walk, product
+from gradscope.perturbed import Perturbed
 from gradscope.structure import Array, ExactRank, Steps
 
 EPS = float(np.finfo(np.float64).eps)
@@ -32,21 +35,33 @@ HOPELESS = 16.0
 # Two threads take 0.7 times as long as one at m = 128 and 1.2 times at m = 64, where they wait for
 # the interpreter's lock.
 WORTH_A_THREAD = 96
+# The smallest pivot of several steps multiplied before they are factored: 2e-13 may be lost each time.
+GROUPED = 1e-3
+# The same for fast accuracy: 1e-6 at worst.
+GROUPED_FAST = 1e-7
+# Pivots tell the error to within this.
+PIVOT_SAFETY = 50.0
+# Shorter segments are not worth a merge.
+FEWEST_STEPS = 8
 # From this size on x loses its condition on the way.
 RESET_SIZE = 48
 
 
-def best_run(steps: Steps, entry_error: float, lag_norm: LagNorm | None) -> Run:
+def best_run(
+    steps: Steps, entry_error: float, lag_norm: LagNorm | None, accuracy: str = "full", workers: int = 1
+) -> Run:
     """The first way of running the chain whose runs agree, or else the better one.
 
     Resets cure the loss that grows with the size; without them the structure of sparse chains
     (Jordan blocks) is kept, which is worth more there.
     """
     large = max(len(w) for w in steps.weights) >= RESET_SIZE
+    if accuracy == "fast" and large:
+        return _fast(steps, entry_error, lag_norm, workers)
     enough = (GOOD_IF_LARGE if large else GOOD) + 2 * SAFETY * len(steps) * (entry_error - EPS)
     runs: list[Run] = []
     for reset in (large, not large):
-        runs.append(_compared(steps, entry_error, reset, None if runs else lag_norm))
+        runs.append(_compared(steps, entry_error, reset, None if runs else lag_norm, workers))
         if runs[-1].error <= enough:
             break
     best = min(runs, key=lambda run: run.error)
@@ -57,6 +72,17 @@ def best_run(steps: Steps, entry_error: float, lag_norm: LagNorm | None) -> Run:
         best.error = HOPELESS + (float(np.ptp(best.log10)) if len(best.log10) else 0.0)
         best.norm_error = min(best.norm_error, best.error)
     return best
+
+
+def _fast(steps: Steps, entry_error: float, lag_norm: LagNorm | None, workers: int) -> Run:
+    """One run, its error from its pivots: where those say nothing, as with full accuracy."""
+    run = _run(steps, workers, entry_error, reset=True, lag_norm=lag_norm, grouped=GROUPED_FAST)
+    if run.suspect or not len(run.log10):
+        return best_run(steps, entry_error, lag_norm, workers=workers)
+    rounding = PIVOT_SAFETY * (EPS + entry_error) / float(np.log(10))
+    run.error = rounding * float(np.sqrt(run.loss)) + _floor(run, entry_error)
+    run.norm_error = rounding * float(np.sqrt(len(steps))) + _floor(run, entry_error)
+    return run
 
 
 def _settle(run: Run, steps: Steps, enough: float) -> None:
@@ -74,32 +100,55 @@ def _settle(run: Run, steps: Steps, enough: float) -> None:
         run.log10 = run.log10[:rank]
 
 
-def _compared(steps: Steps, entry_error: float, reset: bool, lag_norm: LagNorm | None) -> Run:
+def _compared(steps: Steps, entry_error: float, reset: bool, lag_norm: LagNorm | None, workers: int) -> Run:
     """A run with its error estimate from others on entries changed by +-entry_error."""
-    rounded = entry_error if entry_error > EPS else 0.0
-    repeat = partial(_repeat, steps, reset=reset, perturb=entry_error)
     size = max(map(len, steps.weights))
-    if size >= WORTH_A_THREAD:
+    options = {"reset": reset, "grouped": GROUPED if reset else np.inf}
+    again = partial(_again, steps, entry_error, options)
+    if size >= WORTH_A_THREAD and workers > 1:
         pool = ThreadPoolExecutor(1)
         try:
-            other = pool.submit(repeat, plan={})
-            run = Run(steps, reset=reset, lag_norm=lag_norm, rounded=rounded)
-            again = [repeat(plan=run.plan) if run.plan else other.result()]
+            other = pool.submit(again, {}, workers // 2)
+            run = _run(steps, workers - workers // 2, entry_error, lag_norm=lag_norm, **options)
+            others = [again(run.plan, workers) if run.plan else other.result()]
         finally:
             pool.shutdown(wait=False)  # an interrupt does not wait for the rest
     else:
-        run = Run(steps, reset=reset, lag_norm=lag_norm, rounded=rounded)
-        again = [repeat(plan=run.plan, draw=draw) for draw in range(DRAWS if size < RESET_SIZE else 1)]
-    _compare(run, again, entry_error)
+        run = _run(steps, 1, entry_error, lag_norm=lag_norm, **options)
+        others = [again(run.plan, 1, draw) for draw in range(DRAWS if size < RESET_SIZE else 1)]
+    _compare(run, others, entry_error)
     return run
 
 
-def _repeat(steps: Steps, **options: Any) -> Run | None:
+def _run(steps: Steps, workers: int, entry_error: float, **options: Any) -> Run:
+    """A run in as many segments as there are workers, or in one where rank is in doubt."""
+    rounded = entry_error if entry_error > EPS else 0.0
+    if workers > 1 and len(steps) >= FEWEST_STEPS * workers:
+        try:
+            return Run(steps, rounded=rounded, segments=workers, **options)
+        except DoubtError:
+            pass
+    return Run(steps, rounded=rounded, **options)
+
+
+def _again(
+    steps: Steps,
+    entry_error: float,
+    options: Mapping[str, Any],
+    plan: dict[int, int],
+    workers: int,
+    draw: int = 0,
+) -> Run | None:
     """A run that may fail: where noise is all that is left of a pivot, the next one may overflow."""
+    segments = workers if len(steps) >= FEWEST_STEPS * workers else 1
     try:
-        return Run(steps, **options)
+        return Run(steps, plan=plan, perturb=entry_error, draw=draw, segments=max(1, segments), **options)
     except InputError:
         return None
+
+
+class DoubtError(Exception):
+    """Whether a pivot is zero needs the exact rank of the product up to there: no segment knows it."""
 
 
 class Run:
@@ -119,6 +168,8 @@ class Run:
         reset: bool = False,
         lag_norm: LagNorm | None = None,
         rounded: float = 0.0,
+        grouped: float = np.inf,
+        segments: int = 1,
     ) -> None:
         self.error = self.norm_error = 0.0
         self.suspect = self.noisy = False
@@ -133,6 +184,8 @@ class Run:
                 return r
             if rounded:
                 known = r - int(ratio.min() <= UNRESOLVED * rounded)
+            elif segments > 1:
+                raise DoubtError
             else:
                 known = r if exact.total() >= r else min(r, exact.down_to(t))
             if known < r:
@@ -140,20 +193,10 @@ class Run:
             self.noisy |= known == r and float(ratio.min()) <= NOISE
             return known
 
-        lags = []
-        graded = start = Graded.identity(len(steps.weights[-1]))
-        for graded, after in prefixes(
-            (Perturbed(steps, perturb, draw) if perturb else steps).__getitem__,
-            steps.weights,
-            start,
-            rank_at,
-            plan or {},
-            orthonormal,
-            reset,
-        ):
-            if lag_norm is not None:
-                lags.append(lag_norm(graded, after))
-        self.lags = np.array(lags)
+        chain = Perturbed(steps, perturb, draw) if perturb else steps
+        walk = Walk(rank_at, plan or {}, reset, grouped)
+        graded, lags = product(chain, walk, lag_norm, segments)
+        self.lags, self.loss = np.array(lags), graded.loss
         self.finish(graded)
 
     def finish(self, graded: Graded) -> None:
@@ -165,23 +208,6 @@ class Run:
         nothing = graded.rank == 0
         self.left = np.zeros(graded.x.shape[1]) if nothing else graded.x[0]
         self.right = np.zeros(graded.y.shape[1]) if nothing else graded.y[0]
-
-
-class Perturbed(Steps):
-    """Steps with every entry multiplied by 1 + size or 1 - size, at random but always the same."""
-
-    def __init__(self, steps: Steps, size: float, draw: int = 0) -> None:
-        super().__init__(steps.source, steps.live)
-        self.weights = steps.weights
-        rng = np.random.default_rng(20240229 + draw)
-        largest = max(len(w) for w in steps.weights) ** 2 + steps[0].size
-        self.starts = rng.integers(4096, size=len(steps))
-        self.pool = 1 + size * rng.choice([-1.0, 1.0], size=largest + 4096)
-
-    def __getitem__(self, t: int) -> Array:
-        a = super().__getitem__(t)
-        at = self.starts[t]
-        return np.asarray(a * self.pool[at : at + a.size].reshape(a.shape))
 
 
 def _compare(run: Run, again: list[Run | None], entry_error: float) -> None:
@@ -212,6 +238,5 @@ def _floor(run: Run, entry_error: float) -> float:
 
 def lags_alone(steps: Steps, lag_norm: LagNorm) -> Array:
     """(T,) log10 sigma_1 of A_T ... A_(T-k+1), k = 1 ... T, without the other values."""
-    graded = Graded.identity(len(steps.weights[-1]))
-    chain = prefixes(steps.__getitem__, steps.weights, graded, lambda t, ratio: len(ratio), {}, orthonormal)
-    return np.array([lag_norm(graded, after) for graded, after in chain])
+    walk = Walk(lambda t, ratio: len(ratio), {}, False, np.inf)
+    return np.array(product(steps, walk, lag_norm, 1)[1])

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.paths import Array, Jacobians
+from gradscope.path import Array
+from gradscope.paths import Jacobians
 
 # Two runs over a chain may be on either side of a boundary.
 _KEPT = 2
@@ -42,6 +43,17 @@ class Segmented(Sequence[Array]):
     def __getitem__(self, t: Any) -> Any:
         segment, at = self._find(t)
         return segment[at]
+
+    def parts(self, t: int) -> list[Array]:
+        """Step t as blocks of columns, as ``Jacobians.parts``."""
+        segment, at = self._find(t)
+        parts: list[Array] = segment.parts(at)
+        return parts
+
+    def survey(self) -> tuple[Array, bool]:
+        """Of all segments, as ``Jacobians.survey``."""
+        sizes, certain = zip(*(self.segment(i).survey() for i in range(len(self.starts))), strict=True)
+        return np.concatenate(sizes), all(certain)
 
     @property
     def chains(self) -> dict[str, Segmented]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,20 @@ HALF = 14
 # Powers of two by which a step is scaled stay inside float64.
 MAX_EXPONENT = 1000
 MAX_SPREAD = 900
+# Steps whose rows all have sizes in here are not scaled.
+NEAR_ONE = (2.0**-6, 2.0**6)
+
+
+@cache
+def _no_weights(size: int) -> Array:
+    return np.zeros(size, int)
 
 
 def row_exponents(a: Array) -> Array:
     """(m,) integers: powers of two by which the rows of a are brought to about 1."""
     size = np.abs(a).max(axis=1, initial=0)
+    if NEAR_ONE[0] < size.min(initial=1) and size.max(initial=1) < NEAR_ONE[1]:
+        return _no_weights(len(size))
     exponents = np.clip(np.frexp(size)[1], -MAX_EXPONENT, MAX_EXPONENT)
     live = exponents[size > 0]
     # What meets a zero row is lost at the next step, but counts in the norm of this lag.
@@ -49,9 +59,52 @@ class Steps:
         a = np.asarray(self.source[t], dtype=np.float64)
         return a if self.live is None else a[np.ix_(self.live[t + 1], self.live[t])]
 
+    def times(self, y: Array, t: int) -> Array:
+        """y @ A_(t+1), the rows of A scaled by 2**-weights[t]; in parts where the chain knows them."""
+        if self.weights[t].any():
+            y = y * np.ldexp(1.0, -self.weights[t])
+        return multiplied(y, self.parts(t))
+
+    def parts(self, t: int) -> list[Array]:
+        """The step as blocks of columns, one for each component of the state: see ``multiplied``."""
+        if self.live is None and hasattr(self.source, "parts"):
+            parts: list[Array] = self.source.parts(t)
+            return parts
+        return [self[t]]
+
     def width(self, t: int, size: int) -> Array:
         """Indices of the live states at time t of a chain of `size` states."""
         return np.arange(size) if self.live is None else self.live[t]
+
+
+def multiplied(y: Array, parts: list[Array]) -> Array:
+    """y @ A for A in blocks of columns: a block is (m, n), or (m / n, n) diagonals one below the other."""
+    m = y.shape[1]
+    out = np.empty((len(y), sum(part.shape[1] for part in parts)))
+    start = 0
+    for part in parts:
+        n = part.shape[1]
+        block = out[:, start : start + n]
+        if len(part) == m:
+            np.matmul(y, part, out=block)
+        else:
+            np.multiply(y[:, :n], part[0], out=block)
+            for k in range(1, len(part)):
+                block += y[:, k * n : (k + 1) * n] * part[k]
+        start += n
+    return out
+
+
+def surveyed(steps: Steps) -> bool:
+    """Set the weights without a look at every entry, if the chain says that no row or column is zero."""
+    if not hasattr(steps.source, "survey"):
+        return False
+    sizes, certain = steps.source.survey()
+    # Bounds this far from the ends of float64 are of finite entries.
+    if not (certain and sizes.min() > 2.0**-MAX_EXPONENT and sizes.max() < 2.0**MAX_EXPONENT):
+        return False
+    steps.weights = [row_exponents(row[:, None]) for row in sizes]
+    return True
 
 
 def checked(source: Sequence[Array] | Array) -> tuple[Steps, bool]:
@@ -61,6 +114,8 @@ def checked(source: Sequence[Array] | Array) -> tuple[Steps, bool]:
     if len(source) == 0:
         raise InputError("got a chain of 0 steps, expected at least one Jacobian: shape (T, m, m)")
     steps = Steps(source)
+    if surveyed(steps):
+        return steps, False
     size = None
     gaps = False
     for t in range(len(source)):

@@ -14,7 +14,8 @@ from gradscope.flow import gate_sums
 from gradscope.linearized import blaming
 from gradscope.measure import Measured
 from gradscope.memory import SEGMENT_BYTES, tangent_bytes
-from gradscope.paths import NAMELESS, Array
+from gradscope.path import Array
+from gradscope.paths import NAMELESS
 from gradscope.problem import Problem
 from gradscope.sweeps import Sweeps
 from gradscope.tangents import Tangents, tangents

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradscope.graded import Graded
+from gradscope.factors import Graded
 from gradscope.structure import Array
 
 # A pivot this many roundings below the largest column of its factor is noise.

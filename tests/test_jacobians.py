@@ -9,7 +9,8 @@ import pytest
 
 from gradscope.cells import CELLS, find
 from gradscope.jacobians import definition, linearize, link
-from gradscope.paths import PathChain, cell_view, split
+from gradscope.paths import Jacobians, cell_view, split
+from gradscope.structure import multiplied
 
 N, D, T = 5, 3, 9
 PER_UNIT = [name for name in CELLS if name != "gru-reset-before"]
@@ -47,18 +48,18 @@ def tolerance(dtype):
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", PER_UNIT)
 def test_fast_form_is_the_definition(name, dtype):
-    cell, parameters, inputs, state = problem(name, dtype)
+    cell, parameters, inputs, _state = problem(name, dtype)
     found = linearized(name, dtype)[2]
-    paths = split(cell, parameters, found).paths
+    jacobians = split(cell, parameters, found)
+    paths = jacobians.paths
     assert [p.name for p in paths] == list(cell.paths)
     reference = jax.device_get(
         jax.jit(definition, static_argnums=0)(cell, parameters, inputs, found["states"][:-1])
     )
     for path in paths:
+        dense = of_path(jacobians, path)
         for t in range(T):
-            dense = np.zeros((len(state), len(state)))
-            path.add_to(dense, t)
-            assert np.abs(dense - reference[path.name][t]).max() <= tolerance(dtype)
+            assert np.abs(dense[t] - reference[path.name][t]).max() <= tolerance(dtype)
 
 
 @pytest.mark.parametrize("name", list(CELLS))
@@ -92,13 +93,45 @@ def test_blocks_are_the_part_of_the_path_that_stays_in_its_component(name):
     jacobians = split(*linearized(name))
     for path in jacobians.paths:
         part = slice(path.source * N, (path.source + 1) * N)
-        for t, block in enumerate(PathChain(path, T)):
-            dense = np.zeros((jacobians.size, jacobians.size))
-            path.add_to(dense, t)
-            np.testing.assert_array_equal(block, dense[part, part])
-        assert (path.diagonal is None) == path.name.startswith("R")
-        if path.diagonal is not None:
-            np.testing.assert_array_equal(np.diag(path.diagonal[-1]), path.block(T - 1))
+        chain, dense = jacobians.chains[path.name], of_path(jacobians, path)
+        for t in range(T):
+            np.testing.assert_array_equal(chain[t], dense[t][part, part])
+        assert (chain.diagonal is None) == path.name.startswith("R")
+        if chain.diagonal is not None:
+            np.testing.assert_array_equal(np.diag(chain.diagonal[-1]), chain[T - 1])
+
+
+def of_path(jacobians, path):
+    """The (m, m) Jacobians of one path."""
+    return Jacobians((path,), jacobians.steps, jacobians.size)
+
+
+@pytest.mark.parametrize("cut", [(), ("R_z",)])
+@pytest.mark.parametrize("name", list(CELLS))
+def test_products_with_parts_are_products_with_the_matrix(name, cut):
+    jacobians = split(*linearized(name), tuple(set(cut) & set(find(name).paths)))
+    y = np.random.default_rng(2).normal(size=(3, jacobians.size))
+    for t in range(T):
+        np.testing.assert_allclose(
+            multiplied(y, jacobians.parts(t)), y @ jacobians[t], rtol=1e-13, atol=1e-14
+        )
+
+
+@pytest.mark.parametrize("name", list(CELLS))
+def test_survey_bounds_rows_and_never_overlooks_a_zero(name):
+    jacobians = split(*linearized(name))
+    sizes, certain = jacobians.survey()
+    dense = np.array([jacobians[t] for t in range(T)])
+    assert np.all(sizes >= np.abs(dense).max(axis=2) * (1 - 1e-12)) or not certain
+    assert certain <= (dense.any(axis=1).all() and dense.any(axis=2).all())
+    for path in jacobians.paths:
+        chain = jacobians.chains[path.name]
+        alone = np.array([chain[t] for t in range(T)])
+        assert chain.survey()[1] <= (alone.any(axis=1).all() and alone.any(axis=2).all())
+
+
+def test_survey_is_certain_of_an_ordinary_lstm():
+    assert split(*linearized("lstm")).survey()[1]
 
 
 @pytest.mark.parametrize("name", list(CELLS))
@@ -106,10 +139,9 @@ def test_bilinear_form_of_a_path(name):
     jacobians = split(*linearized(name))
     left, right = np.random.default_rng(1).normal(size=(2, T, jacobians.size))
     for path in jacobians.paths:
+        dense = of_path(jacobians, path)
         for t, value in enumerate(path.bilinear(left, right)):
-            dense = np.zeros((jacobians.size, jacobians.size))
-            path.add_to(dense, t)
-            assert value == pytest.approx(left[t] @ dense @ right[t], rel=1e-12, abs=1e-12)
+            assert value == pytest.approx(left[t] @ dense[t] @ right[t], rel=1e-12, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", LSTMS)
@@ -142,8 +174,7 @@ def test_a_cut_path_is_missing_from_the_sum(name):
     for cut in cell.paths:
         without = split(cell, parameters, found, (cut,))
         assert [p.name for p in without.paths] == [p for p in cell.paths if p != cut]
-        removed = np.zeros((whole.size, whole.size))
-        next(p for p in whole.paths if p.name == cut).add_to(removed, 2)
+        removed = of_path(whole, next(p for p in whole.paths if p.name == cut))[2]
         np.testing.assert_allclose(without[2] + removed, whole[2], rtol=1e-13, atol=1e-13)
 
 

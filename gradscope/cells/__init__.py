@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from functools import cache
 from typing import TYPE_CHECKING
 
 from gradscope.errors import InputError
@@ -33,9 +34,13 @@ CELLS = {
 
 def find(name: str) -> Cell:
     """The cell called ``name``; raises InputError with the nearest names if there is none."""
-    if ":" not in name:
-        return _load(CELLS.get(name) or _unknown(name))
-    return _load(name)
+    return _load(name) if ":" in name else _built_in(name)
+
+
+@cache
+def _built_in(name: str) -> Cell:
+    """One object for one name: JAX compiles for a cell once."""
+    return _load(CELLS.get(name) or _unknown(name))
 
 
 def _unknown(name: str) -> str:

@@ -64,6 +64,13 @@ _BIASES = {
     help="The chain of the whole state, or of an LSTM's cell state alone (dc_t/dc_(t-1)).",
 )
 @click.option(
+    "--accuracy",
+    type=click.Choice(["full", "fast"]),
+    default="full",
+    show_default=True,
+    help="Every singular value as right as float64 allows, or to about 1e-6 and sooner.",
+)
+@click.option(
     "--dtype",
     type=click.Choice(["float64", "float32"]),
     help="Precision of states and Jacobians (default float64; float32 on TPU).",
@@ -131,6 +138,9 @@ def _analyze(options: dict[str, Any], output: Output, first: First) -> int:
         options["top"] = int(options["top"])
     given = {name: value for name, value in options.items() if name not in _BIASES and value is not None}
     with guarded_stdout(), hushed(output.quiet), progress_bar(output.quiet) as progress:
+        from gradscope.threads import prepare_blas
+
+        prepare_blas()
         with _uncollected():
             from gradscope.api import analyze
             from gradscope.runtime import use_compilation_cache

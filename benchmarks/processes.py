@@ -1,0 +1,53 @@
+"""Whole processes: seconds and peak memory of the command line."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+# A process that only imports jax and runs a trivial jitted function.
+JAX = [sys.executable, "-c", "import jax; jax.jit(lambda x: x + 1)(1.0).block_until_ready()"]
+GRADSCOPE = [sys.executable, "-m", "gradscope"]
+_PEAK = (
+    "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
+)
+_PEAK += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+
+
+def run(command: list[str]) -> tuple[float, float]:
+    """Seconds and peak memory in GB of a command (of its largest process)."""
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", _PEAK, *command], check=True, capture_output=True, text=True)
+    kilobytes = int(done.stdout) / (1024 if sys.platform == "darwin" else 1)
+    return time.perf_counter() - start, kilobytes / 1e6
+
+
+def measured(arguments: list[str]) -> tuple[float, float]:
+    """Seconds of a gradscope command, and its peak memory in GB above a process that only has JAX."""
+    seconds, peak = run([*GRADSCOPE, *arguments])
+    return seconds, peak - run(JAX)[1]
+
+
+def ratio(one: list[str], other: list[str], repeats: int = 3) -> float:
+    """Median over alternating pairs of the time of ``one`` over that of ``other``."""
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["GRADSCOPE_CACHE_DIR"] = cache
+        run(one)  # fills the compilation cache
+        found = [run(one)[0] / run(other)[0] for _ in range(repeats)]
+    return statistics.median(found)
+
+
+def pairs(quick: bool) -> Iterator[tuple[str, float, float, int]]:
+    """Targets that are ratios of whole processes."""
+    analyze = [*GRADSCOPE, "analyze", "--json"]
+    yield "default analyze, warm / import jax and one jit", ratio(analyze, JAX), 2, 2
+    cold = [*analyze, "--no-compile-cache"]
+    yield "default analyze, cold / import jax and one jit", ratio(cold, JAX), 5, 2
+    if not quick:
+        batch = [*analyze, "--batch", "16", "--platform", "cpu", "--devices"]
+        yield "batch of 16: 1 CPU device / 2", ratio([*batch, "1"], [*batch, "2"]), -1.6, 2

@@ -1,0 +1,219 @@
+"""How long gradscope takes, as ratios in one run: `python benchmarks/speed.py [--long] [--quick]`.
+
+First every method on LSTMs of growing size: time as a ratio to the plain product (a jitted scan of
+A_t @ P on the same matrices in the same process, compile time excluded) and how many of the singular
+values are right. Then every target with the figure measured. --long adds the million-step runs (about
+twenty minutes), --quick leaves out what takes more than a few seconds. Missed targets are printed as
+such; the exit code is 0 all the same, for they depend on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
+
+from gradscope.threads import prepare_blas  # noqa: E402
+
+prepare_blas()
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+from methods import (  # noqa: E402
+    STEPS,
+    Case,
+    gradscope_all,
+    gradscope_dense,
+    naive_jax,
+    naive_torch,
+    plain,
+    product_and_svd,
+    qr_lyapunov,
+)
+from processes import measured, pairs  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+import gradscope  # noqa: E402
+from gradscope.measure import Task, measure  # noqa: E402
+
+METHODS: dict[str, Callable[[Case], Callable[[], Any]]] = {
+    "(a) plain product": plain,
+    "(b) product + SVD": product_and_svd,
+    "(c) naive PyTorch: jacrev, multiply, svdvals": naive_torch,
+    "(d) naive JAX: jacrev, multiply, SVD": naive_jax,
+    "(e) QR-Lyapunov": qr_lyapunov,
+    "gradscope": gradscope_all,
+    "gradscope, dense stack": gradscope_dense,
+    "gradscope --accuracy fast": lambda case: gradscope_all(case, accuracy="fast"),
+    "gradscope with the norm at every lag": lambda case: gradscope_all(case, by_lag=True),
+}
+# Slower by far than the rest: once is enough.
+ONCE = {"(c) naive PyTorch: jacrev, multiply, svdvals"}
+REPEATS = 5
+# rich cuts columns to 80 when piped; numbers must not be cut.
+CONSOLE = Console(width=132)
+
+
+def main() -> None:
+    """Print both tables."""
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--long", action="store_true", help="the million-step runs too")
+    arguments.add_argument("--quick", action="store_true", help="small sizes only")
+    options = arguments.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    CONSOLE.print(
+        f"JAX {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, float64, T = {STEPS}"
+    )
+    sizes = (16, 64, 128) if options.quick else (16, 64, 128, 256)
+    ratios = {hidden: methods(hidden) for hidden in sizes}
+    targets(ratios, options.quick, options.long)
+
+
+def methods(hidden: int) -> dict[str, float]:
+    """Print the table of all methods on an LSTM, and return their ratios to the plain product."""
+    case = Case.of("lstm", hidden)
+    truth, by = reference(case)
+    table = Table(
+        "method", "time / plain", f"of {2 * hidden} values right to 1e-6", "largest error (decades)"
+    )
+    base, ratios = best(plain(case)), {}
+    for name, make in METHODS.items():
+        run = make(case)
+        if name not in ONCE:
+            run()  # compiles
+        seconds, found = timed(run, 1 if name in ONCE else REPEATS)
+        base = min(base, best(plain(case), 2))  # the machine may have been busy
+        ratios[name] = seconds / base
+        table.add_row(
+            name, f"{ratios[name]:.2f}", *([] if name.startswith("(a)") else accuracy(found, truth))
+        )
+    CONSOLE.print(
+        f"\nLSTM, hidden {hidden} (m = {2 * hidden}); plain product {1000 * base:.1f} ms; errors against {by}"
+    )
+    CONSOLE.print(table)
+    return ratios
+
+
+def reference(case: Case) -> tuple[np.ndarray, str]:
+    """log10 of all singular values, in exact arithmetic where that ends in this lifetime."""
+    if len(case.dense[0]) <= 32:
+        from reference import reference as exact
+
+        return np.array([float(value) for value in exact(case.dense).log10()]), "exact integers"
+    found = gradscope.spectrum(case.dense)
+    return found.log10_singular_values, f"gradscope.spectrum (its own estimate: {found.log10_error:.0e})"
+
+
+def accuracy(found: np.ndarray, truth: np.ndarray) -> tuple[str, str]:
+    """How many values are right, and the largest error."""
+    with np.errstate(invalid="ignore"):
+        error = np.abs(found - truth)
+    good = int(np.count_nonzero(error <= 1e-6 / np.log(10)))
+    largest = float(np.nan_to_num(error, nan=np.inf).max())
+    return str(good), "infinite" if np.isinf(largest) else f"{largest:.0e}"
+
+
+def timed(run: Callable[[], Any], repeats: int = REPEATS) -> tuple[float, Any]:
+    """Least seconds of several runs, and what the last returned."""
+    least = np.inf
+    for _ in range(repeats):
+        start = time.perf_counter()
+        found = run()
+        least = min(least, time.perf_counter() - start)
+    return least, found
+
+
+def best(run: Callable[[], Any], repeats: int = REPEATS) -> float:
+    """Least seconds of several runs; the first compiles."""
+    run()
+    return timed(run, repeats)[0]
+
+
+def targets(ratios: dict[int, dict[str, float]], quick: bool, long: bool) -> None:
+    """Print every target with what was measured."""
+    table = Table("target", "measured", "at most", "")
+    for name, value, goal, digits in rows(ratios, quick, long):
+        met = value <= goal if goal > 0 else value >= -goal
+        limit = f"<= {goal:g}" if goal > 0 else f">= {-goal:g}"
+        table.add_row(name, f"{value:.{digits}f}", limit, "ok" if met else "MISSED")
+        CONSOLE.print(f"measured: {name}: {value:.{digits}f}", style="dim")
+    CONSOLE.print(table)
+
+
+Row = tuple[str, float, float, int]
+
+
+def rows(ratios: dict[int, dict[str, float]], quick: bool, long: bool) -> Iterator[Row]:
+    """Every target: what, figure, limit (negative: at least), digits."""
+    for hidden, found in ratios.items():
+        if hidden < 128:
+            continue
+        size = f"LSTM m = {2 * hidden}"
+        yield f"all values, full accuracy, {size} / plain product", found["gradscope"], 5, 1
+        yield f"all values, --accuracy fast, {size} / plain product", found["gradscope --accuracy fast"], 2, 1
+        lags = found["gradscope with the norm at every lag"] / found["gradscope"]
+        yield f"norm at every lag, {size} / without it", lags, 2, 2
+    yield from dense_rows(quick)
+    yield "segments in parallel, fast, tanh RNN m = 256: 1 core / 2 cores", segments(), -1.6, 2
+    yield "whole LSTM analysis, hidden 128 / plain product", *whole(), 1
+    if not quick:
+        yield from top_rows()
+    yield from pairs(quick)
+    if long:
+        yield from long_rows()
+
+
+def dense_rows(quick: bool) -> Iterator[Row]:
+    """A tanh RNN has no structure to use: the dense product."""
+    for hidden in (256,) if quick else (256, 512):
+        case = Case.of("rnn", hidden, init="gaussian", gain=1.5)
+        base = best(plain(case))
+        for name, limit, options in (("full accuracy", 5, {}), ("--accuracy fast", 2, {"accuracy": "fast"})):
+            value = best(gradscope_all(case, **options), 3) / min(base, best(plain(case)))
+            yield f"all values, {name}, tanh RNN m = {hidden} / plain product", value, limit, 1
+
+
+def segments() -> float:
+    """How much quicker one run is in as many segments as there are cores, two at least."""
+    case = Case.of("rnn", 256, init="gaussian", gain=1.5)
+    one, two = (best(gradscope_all(case, accuracy="fast", workers=n), 3) for n in (1, 2))
+    return one / two
+
+
+def whole() -> tuple[float, float]:
+    """Full chain, every path chain, lag profile and shares, as `analyze` does it; and its target."""
+    case = Case.of("lstm", 128)
+    task = Task((0,), STEPS, 4 * float(np.finfo(float).eps), -3.0, workers=os.cpu_count() or 1)
+    seconds = best(lambda: measure(task, lambda i: case.jacobians, lambda done: None), 3)
+    return seconds / best(plain(case)), 12
+
+
+def top_rows() -> Iterator[Row]:
+    """Top singular values without Jacobians."""
+    from topk import growth, largest, ratio
+
+    yield "top 8, LSTM m = 512 / plain product", ratio(), 0.4, 2
+    yield "top 8: time at hidden 4096 / hidden 1024, T = 20 (n^2: 16)", growth(), 20, 1
+    yield "top 8, hidden 4096, T = 100: peak memory, GB", largest(), 24, 1
+
+
+def long_rows() -> Iterator[Row]:
+    """A million steps: memory above that of an interpreter that has imported jax."""
+    for name, arguments in (
+        ("T = 1,000,000, hidden 64, --top 4", ["--steps", "1000000", "--top", "4"]),
+        ("T = 100,000, hidden 64, all values", ["--steps", "100000"]),
+    ):
+        seconds, gigabytes = measured(["analyze", *arguments, "--json"])
+        CONSOLE.print(f"{name}: {seconds:.0f} s")
+        yield f"{name}: memory above the interpreter's, GB", gigabytes, 2, 2
+
+
+if __name__ == "__main__":
+    main()
