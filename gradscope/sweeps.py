@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from gradscope.structure import Array
-from gradscope.tangents import Tangents
+from gradscope.tangents import Moves, Tangents, every_step
 from gradscope.trajectory import Trajectory, precise
 
 # Numbers of triangular factors on a device at a time, for each sequence.
@@ -29,7 +29,6 @@ class Sweeps:
         self.eps = float(np.finfo(dtype).eps)
         self._trajectory, self._tangents, self._dtype = trajectory, tangents, dtype
         self._first = 0
-        self._compiled: dict[Any, Any] = {}
         self._kept: dict[int, Any] = {}
         with precise(dtype):
             shared = jax.jit(tangents.shared, static_argnums=1)
@@ -37,7 +36,7 @@ class Sweeps:
 
     def tail(self, lag: int) -> Sweeps:
         """The last ``lag`` steps alone."""
-        part = copy.copy(self)  # what is compiled and kept serves both
+        part = copy.copy(self)  # what is kept serves both
         part.steps, part._first = lag, self._first + self.steps - lag
         return part
 
@@ -66,6 +65,16 @@ class Sweeps:
                 found.append(np.asarray(share)[: self.sequences, : self._trajectory.valid(i)])
         return np.concatenate(found[::-1], axis=1).astype(np.float64)
 
+    def diagonals(self, sequence: int) -> Array:
+        """(T, n) where every step of the chain is diagonal."""
+        with precise(self._dtype):
+            segments = range(self._trajectory.segments.count)
+            parts = [
+                np.asarray(self._steps(i)[1])[sequence, : self._trajectory.valid(i), :, 0].sum(axis=1)
+                for i in segments
+            ]
+        return np.concatenate(parts).astype(np.float64)
+
     def _through(self, block: Array, every: int, take: Callable[[Array], None], back: bool) -> Array:
         groups = max(1, _FACTORS // block.shape[2] ** 2)
         with precise(self._dtype):
@@ -73,9 +82,9 @@ class Sweeps:
             for i, low, high in self._pieces(every * groups, back):
                 span = np.array([low, high], np.int32)
                 most = min(groups, -(-self._trajectory.segments.length // every))
-                sweep = self._lifted((back, every, most), partial(_sweep, self._tangents, back, every, most))
+                sweep = self._trajectory.spread.lift(_sweep, self._tangents.moves, back, every, most)
                 q, factors = sweep((self._shared[back], span), self._steps(i), q)
-                take(np.asarray(factors[: self.sequences, : -(-(high - low) // every)]))
+                take(np.asarray(factors)[: self.sequences, : -(-(high - low) // every)])
             return np.asarray(q, np.float64)[: self.sequences]
 
     def _pieces(self, longest: int, back: bool) -> Iterator[tuple[int, int, int]]:
@@ -92,19 +101,15 @@ class Sweeps:
         """What the steps of segment i need; the last segment asked for is kept."""
         if i not in self._kept:
             self._kept.clear()
-            run = self._lifted("steps", self._tangents.steps)
             trajectory = self._trajectory
-            self._kept[i] = run(trajectory.parameters, trajectory.inputs(i), trajectory.start(i))
+            run = trajectory.spread.lift(every_step, self._tangents.cell)
+            steps = run(trajectory.parameters, trajectory.inputs(i), trajectory.start(i))
+            self._kept[i] = self._tangents.chosen(steps)
         return self._kept[i]
 
     def _call(self, function: Callable[..., Any], i: int, *vectors: Any) -> Any:
-        run = self._lifted(function, partial(function, self._tangents))
+        run = self._trajectory.spread.lift(function, self._tangents)
         return run((*self._shared, np.int32(self._trajectory.valid(i))), self._steps(i), *vectors)
-
-    def _lifted(self, key: Any, function: Callable[..., Any]) -> Any:
-        if key not in self._compiled:
-            self._compiled[key] = self._trajectory.spread.lift(function)
-        return self._compiled[key]
 
     def _put(self, batch: Array) -> Any:
         return self._trajectory.spread.put(np.asarray(batch, self._dtype))
@@ -114,10 +119,10 @@ def _at(steps: Any, t: Any) -> Any:
     return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, t, keepdims=False), steps)
 
 
-def _sweep(tangents: Tangents, back: bool, every: int, most: int, shared: Any, steps: Any, block: Any) -> Any:
+def _sweep(moves: Moves, back: bool, every: int, most: int, shared: Any, steps: Any, block: Any) -> Any:
     """A block through steps low .. high - 1, from the last to the first if ``back``; and its factors."""
     common, (low, high) = shared
-    move = tangents.pull if back else tangents.push
+    move = moves.pull if back else moves.push
 
     def one(k: Any, block: Any) -> Any:
         return move(common, _at(steps, high - 1 - k if back else low + k), block)
@@ -135,13 +140,13 @@ def _sweep(tangents: Tangents, back: bool, every: int, most: int, shared: Any, s
 
 def _along(tangents: Tangents, shared: Any, steps: Any, vector: Any) -> Any:
     """A unit vector after the valid steps of a segment."""
-    return _walk(tangents.push, shared, steps, vector, back=False)[0]
+    return _walk(tangents.moves.push, shared, steps, vector, back=False)[0]
 
 
 def _shares(tangents: Tangents, shared: Any, steps: Any, start: Any, end: Any) -> Any:
     """Shares (L, paths) at every step, and the cotangent before the first one."""
-    _, before = _walk(tangents.push, shared, steps, start, back=False)
-    first, after = _walk(tangents.pull, shared, steps, end, back=True)
+    _, before = _walk(tangents.moves.push, shared, steps, start, back=False)
+    first, after = _walk(tangents.moves.pull, shared, steps, end, back=True)
     # Together the paths carry b_t^T J_t a_(t-1), which is sigma_1 at every t.
     carried = jax.vmap(partial(tangents.by_path, shared[False]))(steps, after, before)
     return carried / carried.sum(axis=1, keepdims=True), first

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradscope.cells.base import Cell, Parameters
 from gradscope.jacobians import slopes
 from gradscope.trajectory import forward
 
 
-class Tangents(Protocol):
+class Moves(Hashable, Protocol):
+    """How a step acts on blocks. Hashable: chains for which it is the same share what is compiled."""
+
+    def push(self, shared: Any, step: Any, block: Any) -> Any:
+        """J V of one step, for V (m, b)."""
+
+    def pull(self, shared: Any, step: Any, block: Any) -> Any:
+        """J^T U of one step, for U (m, b)."""
+
+
+class Tangents(Hashable, Protocol):
     """The steps of the chain that keeps the paths ``kept`` of a cell, each J the sum of theirs.
 
     Hashable: what is compiled depends on it.
@@ -27,14 +38,20 @@ class Tangents(Protocol):
     def shared(self, parameters: Parameters, back: bool) -> Any:
         """What all steps need to push, or if ``back`` to pull."""
 
-    def steps(self, parameters: Parameters, inputs: Any, start: Any) -> Any:
-        """What each step needs: a pytree of (L, ...), from inputs (L, d) and the state (m,) before."""
+    @property
+    def cell(self) -> Cell:
+        """Whose steps they are."""
 
-    def push(self, shared: Any, step: Any, block: Any) -> Any:
-        """J V of one step, for V (m, b)."""
+    @property
+    def diagonal(self) -> bool:
+        """Whether every step of the chain is a diagonal matrix."""
 
-    def pull(self, shared: Any, step: Any, block: Any) -> Any:
-        """J^T U of one step, for U (m, b)."""
+    def chosen(self, steps: Any) -> Any:
+        """What each step of this chain needs, of what ``every_step`` returned for a batch."""
+
+    @property
+    def moves(self) -> Moves:
+        """How blocks go through a step."""
 
     def by_path(self, shared: Any, step: Any, cotangent: Any, tangent: Any) -> Any:
         """b^T J_g a of one step for every kept path g, (paths,); b and a are (m,)."""
@@ -56,6 +73,7 @@ class StepTangents:
 
     cell: Cell
     kept: tuple[str, ...]
+    diagonal = False
 
     def size(self, state: int) -> int:
         """All of it."""
@@ -65,9 +83,14 @@ class StepTangents:
         """The parameters."""
         return parameters
 
-    def steps(self, parameters: Parameters, inputs: Any, start: Any) -> Any:
-        """Inputs, and states before the steps."""
-        return inputs, forward(self.cell, parameters, inputs, start)[:-1]
+    def chosen(self, steps: Any) -> Any:
+        """All of it."""
+        return steps
+
+    @property
+    def moves(self) -> Moves:
+        """Itself."""
+        return self
 
     def push(self, shared: Any, step: Any, block: Any) -> Any:
         """J V."""
@@ -116,48 +139,36 @@ class UnitTangents:
         matrices = _stacked(parameters, self._recurrent, like).reshape(-1, len(like))
         return matrices.T if back else matrices
 
-    def steps(self, parameters: Parameters, inputs: Any, start: Any) -> Any:
-        """Slopes (L, paths, components, n): of the recurrent paths, and of the others."""
-        before = forward(self.cell, parameters, inputs, start)[:-1]
-        found, _ = jax.vmap(partial(slopes, self.cell, parameters))(inputs, before)
-        if self.component is not None:
-            found = {path: slope[:, self.component, None] for path, slope in found.items()}
-        like = found[self._every_recurrent[0]]
-        return _stacked(found, self._recurrent, like, 1), _stacked(found, self._others, like, 1)
+    def chosen(self, steps: Any) -> Any:
+        """Slopes (B, L, paths, components, n): of the recurrent paths, and of the others."""
+        every = range(len(self.cell.components)) if self.component is None else [self.component]
+        return tuple(
+            _take(steps, self._numbers(paths), np.array(every)) for paths in (self._recurrent, self._others)
+        )
 
-    def push(self, shared: Any, step: Any, block: Any) -> Any:
-        """J V."""
-        parts = self._parts(block)
-        recurrent, own = step
-        products = (shared @ parts[self._hidden]).reshape(-1, *parts.shape[1:])
-        read = [*products, *(parts[self._reads(path)] for path in self._others)]
-        slopes = [*recurrent, *own]
+    def _numbers(self, paths: Sequence[str]) -> Any:
+        return np.array([self.cell.paths.index(path) for path in paths], int)
 
-        def written(i: int) -> Any:
-            return sum(slope[i, :, None] * r for slope, r in zip(slopes, read, strict=True))
-
-        return jnp.concatenate([written(i) for i in range(len(parts))])
-
-    def pull(self, shared: Any, step: Any, block: Any) -> Any:
-        """J^T U."""
-        parts = self._parts(block)
-        recurrent, own = step
-        written = sum(recurrent[:, i, :, None] * part for i, part in enumerate(parts))
-        new = [jnp.zeros_like(part) for part in parts]
-        new[self._hidden] = shared @ written.reshape(-1, block.shape[1])
-        for slope, path in zip(own, self._others, strict=True):
-            new[self._reads(path)] += (slope[..., None] * parts).sum(0)
-        return jnp.concatenate(new)
+    @property
+    def moves(self) -> UnitMoves:
+        """The same for all chains of one path with a recurrent matrix."""
+        count = 1 if self.component is not None else len(self.cell.components)
+        return UnitMoves(count, self._hidden, tuple(map(self._reads, self._others)))
 
     def by_path(self, shared: Any, step: Any, cotangent: Any, tangent: Any) -> Any:
         """b^T J_g a."""
-        a, b = self._parts(tangent[:, None])[..., 0], self._parts(cotangent[:, None])[..., 0]
+        a, b = (self.moves.parts(vector[:, None])[..., 0] for vector in (tangent, cotangent))
         recurrent, own = step
         carried = ((recurrent * b).sum(1) * (shared @ a[self._hidden]).reshape(-1, a.shape[1])).sum(1)
         found = dict(zip(self._recurrent, carried, strict=True))
         for slope, path in zip(own, self._others, strict=True):
             found[path] = ((slope * b).sum(0) * a[self._reads(path)]).sum()
         return jnp.stack([found[path] for path in self.kept])
+
+    @property
+    def diagonal(self) -> bool:
+        """A carousel, a carry or a peephole alone."""
+        return self.component is not None and not self._recurrent
 
     @property
     def _every_recurrent(self) -> tuple[str, ...]:
@@ -179,10 +190,46 @@ class UnitTangents:
         """Index, in the chain's own state, of the component that a path reads."""
         return 0 if self.component is not None else self.cell.source(path) or 0
 
-    def _parts(self, block: Any) -> Any:
+
+@dataclass(frozen=True)
+class UnitMoves:
+    """Blocks through a step of units.
+
+    components : parts of the state; hidden : which of them the recurrent matrices read; others : which
+    the other paths read, one by one.
+    """
+
+    components: int
+    hidden: int
+    others: tuple[int, ...]
+
+    def push(self, shared: Any, step: Any, block: Any) -> Any:
+        """J V."""
+        parts = self.parts(block)
+        recurrent, own = step
+        products = (shared @ parts[self.hidden]).reshape(-1, *parts.shape[1:])
+        read = [*products, *(parts[i] for i in self.others)]
+        slopes = [*recurrent, *own]
+
+        def written(i: int) -> Any:
+            return sum(slope[i, :, None] * r for slope, r in zip(slopes, read, strict=True))
+
+        return jnp.concatenate([written(i) for i in range(len(parts))])
+
+    def pull(self, shared: Any, step: Any, block: Any) -> Any:
+        """J^T U."""
+        parts = self.parts(block)
+        recurrent, own = step
+        written = sum(recurrent[:, i, :, None] * part for i, part in enumerate(parts))
+        new = [jnp.zeros_like(part) for part in parts]
+        new[self.hidden] = shared @ written.reshape(-1, block.shape[1])
+        for slope, i in zip(own, self.others, strict=True):
+            new[i] += (slope[..., None] * parts).sum(0)
+        return jnp.concatenate(new)
+
+    def parts(self, block: Any) -> Any:
         """(m, b) as (components, n, b)."""
-        count = 1 if self.component is not None else len(self.cell.components)
-        return block.reshape(count, -1, block.shape[1])
+        return block.reshape(self.components, -1, block.shape[1])
 
 
 def _stacked(arrays: Mapping[str, Any], names: Sequence[str], like: Any, axis: int = 0) -> Any:
@@ -190,3 +237,20 @@ def _stacked(arrays: Mapping[str, Any], names: Sequence[str], like: Any, axis: i
     if not names:
         return jnp.expand_dims(like, axis).take(jnp.zeros(0, int), axis)
     return jnp.stack([arrays[name] for name in names], axis)
+
+
+def every_step(cell: Cell, parameters: Parameters, inputs: Any, start: Any) -> Any:
+    """What the steps of any chain of a cell need, from inputs (L, d) and the state (m,) before them.
+
+    Slopes of every path, (L, paths, components, n), or inputs and states before the steps.
+    """
+    before = forward(cell, parameters, inputs, start)[:-1]
+    if cell.units is None:
+        return inputs, before
+    found, _ = jax.vmap(partial(slopes, cell, parameters))(inputs, before)
+    return jnp.stack([found[path] for path in cell.paths], axis=1)
+
+
+@jax.jit
+def _take(steps: Any, paths: Any, components: Any) -> Any:
+    return steps[:, :, paths][:, :, :, components]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
 from gradscope.cells.base import Cell, Parameters
-from gradscope.chain import Spectrum, top_spectra
+from gradscope.chain import Spectrum, diagonal_spectrum, top_spectra
 from gradscope.flow import gate_sums
 from gradscope.linearized import blaming
 from gradscope.measure import Measured
@@ -57,7 +59,10 @@ def measure_tops(
             if name == "full":
                 full = sweeps
             top = min(problem.top, sweeps.size)
-            found[name] = top_spectra(sweeps, top, by_lag=True, floor=floor, entry_error=entry_error)
+            if steps.diagonal:
+                found[name] = [_diagonal(sweeps.diagonals(i), top, entry_error) for i in range(count)]
+            else:
+                found[name] = top_spectra(sweeps, top, by_lag=True, floor=floor, entry_error=entry_error)
             report(len(found) / len(chains))
         if len(kept) == len(cell.components) == 1:
             found[kept[0]] = found["full"]
@@ -77,6 +82,12 @@ def measure_tops(
     ]
 
 
+def _diagonal(factors: Array, top: int, entry_error: float) -> Spectrum:
+    """Products of numbers, which need no passes; only the top of them, as of the other chains."""
+    found = diagonal_spectrum(factors, by_lag=True, entry_error=entry_error)
+    return replace(found, log10_singular_values=found.log10_singular_values[:top], exact_zeros=None)
+
+
 def _chains(cell: Cell, kept: tuple[str, ...]) -> dict[str, Tangents]:
     """The full chain's steps and those of every path alone, where they are not the same."""
     chains = {"full": tangents(cell, kept)}
@@ -90,13 +101,7 @@ def _gates(trajectory: Trajectory, count: int) -> list[dict[str, Array]]:
     cell = trajectory.cell
     if cell.gates is None:
         return [{} for _ in range(count)]
-    activations = cell.gates
-
-    def gates(parameters: Parameters, inputs: Any, start: Any) -> Any:
-        before = forward(cell, parameters, inputs, start)[:-1]
-        return jax.vmap(lambda x, state: activations(parameters, x, state))(inputs, before)
-
-    run = trajectory.spread.lift(gates)
+    run = trajectory.spread.lift(_activations, cell)
     sums: list[dict[str, Array]] = [{} for _ in range(count)]
     for i in range(trajectory.segments.count):
         found = jax.device_get(run(trajectory.parameters, trajectory.inputs(i), trajectory.start(i)))
@@ -104,3 +109,9 @@ def _gates(trajectory: Trajectory, count: int) -> list[dict[str, Array]]:
             part = gate_sums({name: g[number, : trajectory.valid(i)] for name, g in found.items()})
             total |= {name: total.get(name, 0) + value for name, value in part.items()}
     return sums
+
+
+def _activations(cell: Cell, parameters: Parameters, inputs: Any, start: Any) -> Any:
+    assert cell.gates is not None
+    before = forward(cell, parameters, inputs, start)[:-1]
+    return jax.vmap(partial(cell.gates, parameters))(inputs, before)

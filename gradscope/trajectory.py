@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import jax
@@ -100,18 +100,19 @@ class Spread:
             return jax.device_put(shared, self.devices[0])
         return jax.device_put(shared, NamedSharding(self._mesh, _WHOLE))
 
-    def lift(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function(shared, *sequence)`` of one sequence, compiled for a batch over the devices.
+    @cache  # noqa: B019  (few are ever made, and what is compiled for one serves its equals)
+    def lift(self, function: Callable[..., Any], *static: Hashable) -> Callable[..., Any]:
+        """``function(*static, shared, *sequence)`` of one sequence, compiled for a batch over the devices.
 
         The result takes ``shared`` as ``replicate`` gives it (any pytree, the parameters for one) and
-        arrays (B', ...) as ``put`` does, and returns its leaves as (B', ...). Keep it: it is traced anew
-        whenever it is made anew.
+        arrays (B', ...) as ``put`` does, and returns its leaves as (B', ...). The same function with the
+        same ``static`` is compiled once.
         """
 
         # vmap, on CPU too: the weights are shared, so that 16 matrix-vector products become one product.
         # lax.map took 1.2 to 2.9 times as long (forward pass and blocks of 12 tangents, n = 16 to 256).
         def share(shared: Any, *batch: Any) -> Any:
-            return jax.vmap(partial(function, shared))(*batch)
+            return jax.vmap(partial(function, *static, shared))(*batch)
 
         if len(self.devices) == 1:
             return jax.jit(share)
@@ -165,18 +166,15 @@ class Trajectory:
         """States before segment i, (B', m). Segments before it are run through once, if they were not."""
         while len(self._starts) <= i:
             last = len(self._starts) - 1
-            self._starts.append(self._cross(self.parameters, self.inputs(last), self._starts[last]))
+            cross = self.spread.lift(_cross, self.cell)
+            self._starts.append(cross(self.parameters, self.inputs(last), self._starts[last]))
         return self._starts[i]
 
     def valid(self, i: int) -> int:
         """How many steps of segment i are steps of the chain."""
         return self.segments.valid(i)
 
-    @cached_property
-    def _cross(self) -> Callable[..., Any]:
-        """States (B', m) after a segment from those before it."""
 
-        def last(parameters: Parameters, inputs: Any, state: Any) -> Any:
-            return lax.scan(lambda s, x: (self.cell.advance(parameters, x, s), None), state, inputs)[0]
-
-        return self.spread.lift(last)
+def _cross(cell: Cell, parameters: Parameters, inputs: Any, state: Any) -> Any:
+    """The state after a segment from that before it."""
+    return lax.scan(lambda s, x: (cell.advance(parameters, x, s), None), state, inputs)[0]
