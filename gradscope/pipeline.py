@@ -68,6 +68,8 @@ def find(
     numbers: range,
 ) -> list[Found]:
     """Measure the sequences ``numbers`` of the batch; the rest as for ``analyze``."""
+    if not numbers:  # a cluster may have more processes than there are sequences
+        return []
     entry_error = _ENTRY_ROUNDINGS * float(np.finfo(problem.dtype).eps)
     floor = math.log10(policy.vanishing_below)
     if problem.top is not None and problem.view != "cell":

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from gradscope.moves import Moves
 from gradscope.structure import Array
-from gradscope.tangents import Moves, Tangents, every_step
+from gradscope.tangents import Tangents, every_step
 from gradscope.trajectory import Trajectory, precise
 
 # Numbers of triangular factors on a device at a time, for each sequence.

@@ -33,6 +33,7 @@ LINE = [
     "paths",
     "segmented",
     "jacobians",
+    "moves",
     "tangents",
     "structure",
     "factors",

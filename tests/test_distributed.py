@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import gradscope
@@ -45,6 +46,24 @@ def test_processes_of_a_cluster_find_what_one_finds(count, batch):
     assert json.loads(out) == json.loads(alone.stdout)
     assert code == alone.returncode == 1
     assert [(code, out) for code, out, _ in others] == [(1, "")] * (count - 1)
+
+
+def test_a_cluster_finds_the_top_values_that_one_process_finds():
+    """More processes than sequences; side by side they are multiplied in another order."""
+    arguments = [*SMALL, "--batch", "2", "--top", "2"]
+    alone = json.loads(subprocess.run([*ANALYZE, *arguments], capture_output=True, check=True).stdout)
+    found = json.loads(together(3, arguments)[0][1])
+    assert found["verdict"]["level"] == alone["verdict"]["level"]
+    for one, other in zip(found["chains"], alone["chains"], strict=True):
+        for name in ("log10_singular_values", "log10_norm", "horizon"):
+            np.testing.assert_allclose(*(flat(chain[name]) for chain in (one, other)), rtol=0, atol=1e-10)
+
+
+def flat(value):
+    """The numbers of a JSON value; null is a zero, -inf in log10."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return np.array([flat(v) if isinstance(v, list) else -np.inf if v is None else v for v in value])
 
 
 def test_what_fails_in_one_process_ends_all_of_them(tmp_path):

@@ -58,6 +58,7 @@ def test_defaults():
         "biases": {},
         "seed": 0,
         "dtype": "float64",
+        "accuracy": "full",
         "inputs": "normal",
         "source": "initialised",
         "cut": [],
