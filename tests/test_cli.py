@@ -157,7 +157,7 @@ def test_help_begins_with_examples(run):
 
 
 def test_every_example_of_the_help_has_a_line_of_its_own(run):
-    for arguments, count in (["--help"], 5), (["analyze", "-h"], 7), (["chain", "-h"], 2):
+    for arguments, count in (["--help"], 5), (["analyze", "-h"], 8), (["chain", "-h"], 2):
         examples = run(*arguments)[1].partition("Examples:\n")[2].partition("\n\n")[0].splitlines()
         assert len(examples) == count
         assert all(line.startswith("    gradscope ") for line in examples)
@@ -574,7 +574,7 @@ BAD = {
     "output is a folder": ([*SMALL, "-o", "."], ["directory"]),
     "checkpoint missing": (["analyze", "none.npz"], ["none.npz"]),
     "checkpoint a directory": (["analyze", "folder.npz"], ["folder.npz", "directory"]),
-    "checkpoint of another format": (["analyze", "model.pt"], ["model.pt", "safetensors"]),
+    "checkpoint that is no PyTorch file": (["analyze", "model.pt"], ["model.pt", "torch.save"]),
     "checkpoint truncated": (["analyze", "truncated.npz"], ["truncated.npz"]),
     "checkpoint not safetensors": (["analyze", "text.safetensors"], ["text.safetensors"]),
     "checkpoint without a key": (["analyze", "missing_key.npz", "--cell", "lstm"], ["R_o"]),

@@ -11,7 +11,7 @@ import click
 
 from gradscope.cells import CELLS
 from gradscope.cli.group import Command
-from gradscope.cli.options import finish, output_options, take_output
+from gradscope.cli.options import finish, max_size_option, output_options, take_output
 
 # Option -> the bias it sets, in the notation of Greff et al. and of the GRU.
 _BIASES = {
@@ -25,7 +25,18 @@ _BIASES = {
 
 @click.command(cls=Command, epilog=f"Cells: {', '.join(CELLS)}.")
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--layer",
+    metavar="NAME",
+    help="Which layer of the checkpoint: its name or the end of it. One above others needs its --inputs.",
+)
 @click.option("--cell", metavar="NAME", help="A built-in cell (default lstm) or package.module:factory.")
+@click.option(
+    "--activation",
+    metavar="NAME",
+    help="tanh, relu, sigmoid or linear, where the checkpoint does not say.",
+)
+@max_size_option
 @click.option("--hidden", type=int, metavar="N", help="Hidden size (default 64).")
 @click.option("--input-size", type=int, metavar="D", help="Input size (default 32).")
 @click.option("--steps", type=int, metavar="T", help="Steps (default 200, or all that --inputs has).")
@@ -79,11 +90,13 @@ def analyze(**options: Any) -> int:
       gradscope analyze --cell gru --hidden 128 --init keras --batch 8
       gradscope analyze --cell lstm --forget-bias 3 --cut R_o
       gradscope analyze model.safetensors --inputs x.npy --json | jq .verdict.level
+      gradscope analyze model.pt --layer encoder.l0 --inputs x.npy
       gradscope analyze weights.npz --cell lstm-peephole --fail-on exploding
       gradscope analyze --cell mypackage.cells:my_cell
 
-    CHECKPOINT is a single-layer PyTorch RNN, LSTM or GRU state dict (.safetensors), or weights in
-    gradscope's notation (.npz: W_z, R_z, b_z, ...). Without it the cell is freshly initialised.
+    CHECKPOINT is a model of PyTorch (.pt, .safetensors), Keras (.keras, .h5), Flax (.msgpack) or ONNX
+    with an RNN, LSTM or GRU in it (gradscope inspect lists them), or weights in gradscope's notation
+    (.npz: W_z, R_z, b_z, ...). Without it the cell is freshly initialised.
     """
     from gradscope.cli.progress import progress_bar
     from gradscope.cli.streams import check_writable, guarded_stdout, hushed

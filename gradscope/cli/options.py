@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -73,6 +74,24 @@ _DECORATORS = (
         help="Colour in the table; NO_COLOR and FORCE_COLOR are heeded.",
     ),
     click.option("-q", "--quiet", is_flag=True, help="The verdict alone, and nothing on stderr."),
+)
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def _bytes(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
+    match = re.fullmatch(r"(\d{1,15})([KMGT]?)i?B?", value or "0", re.IGNORECASE)
+    if not match:
+        raise click.BadParameter(f"{value!r} is no size, expected bytes or such as 500M or 2G")
+    return None if value is None else int(match[1]) * _UNITS[match[2].upper()]
+
+
+max_size_option = click.option(
+    "--max-size",
+    callback=_bytes,
+    metavar="SIZE",
+    help="Most that the file may unpack to, such as 2G (default: a small multiple of its size).",
 )
 
 
