@@ -79,9 +79,7 @@ def _wrapped(name: str, config: dict[str, Any], depth: int) -> Iterator[Spec]:
         yield from inside
         if len(inside) == 1:
             yield replace(inside[0], name=name)
-    # It reads backwards because it is that part: reverse says what is not expected of a part.
-    backward = _walk(config.get("backward_layer"), depth + 1)
-    yield from (replace(spec, reverse=not spec.reverse) for spec in backward)
+    yield from _walk(config.get("backward_layer"), depth + 1)
 
 
 def _spec(name: str, gates: int, config: dict[str, Any]) -> Spec:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import re
 import zipfile
 from collections.abc import Mapping
 from functools import partial
-from typing import IO
 
-from gradscope.checkpoints import hdf5
 from gradscope.checkpoints.found import SIMPLE, Contents, Found, attempt, blocks, gated, take
+from gradscope.checkpoints.hdf5 import HDF5
 from gradscope.checkpoints.keras_config import Spec, specs
 from gradscope.errors import InputError
-from gradscope.files import Array, PathLike, Tensors, allowed, library, listed, members, opened
+from gradscope.files import Array, PathLike, Tensors, allowed, check_size, listed, members, opened
 
 # Keras 3: layers/lstm/cell/vars/0; Keras 2: model_weights/lstm/lstm/lstm_cell/recurrent_kernel:0
 _VARIABLE = re.compile(
@@ -26,7 +24,6 @@ _ORDER = {4: ("i", "f", "z", "o"), 3: ("z", "r", "h"), 1: ("",)}
 
 def read_keras(path: PathLike, max_size: int | None) -> Contents:
     """The recurrent layers of a ``.keras`` file, a zip of a config and weights."""
-    library("h5py", "keras", path)
     with opened(path, ".keras") as (file, size), zipfile.ZipFile(file) as archive:
         limit = allowed(size, max_size)
         there = {member.filename for member in members(archive, limit)}
@@ -35,53 +32,55 @@ def read_keras(path: PathLike, max_size: int | None) -> Contents:
                 f"lacks {listed(sorted(missing))}, expected what model.save('model.keras') writes"
             )
         known = specs(archive.read("config.json").decode("utf-8"))
-        return _layers(io.BytesIO(archive.read("model.weights.h5")), known, limit)
+        return _layers(archive.read("model.weights.h5"), known, limit)
 
 
 def read_hdf5(path: PathLike, max_size: int | None) -> Contents:
     """The recurrent layers of weights alone (``.weights.h5``) or of a whole model in HDF5 (``.h5``)."""
-    library("h5py", "keras", path)
     with opened(path, ".h5") as (file, size):
-        return _layers(file, None, allowed(size, max_size))
+        limit = allowed(size, max_size)
+        check_size(size, limit)
+        return _layers(file.read(), None, limit)
 
 
-def _layers(file: IO[bytes], known: dict[str, Spec] | None, limit: int) -> Contents:
-    with hdf5.open_h5(file) as h5:
-        tensors, names = hdf5.tensors(h5, limit), hdf5.names(h5)
-        if known is None and (config := hdf5.attribute(h5, "model_config")):
-            known = specs(config)
-        cells: dict[str, dict[str, str]] = {}
-        for key in tensors:
-            match = _VARIABLE.fullmatch(key)
-            if match and (match["role"] or _CELL.fullmatch(match["cell"])):
-                cells.setdefault(match["cell"], {})[match["role"] or _ROLES[int(match["index"])]] = key
-        cells = {path: keys for path, keys in cells.items() if "recurrent_kernel" in keys}
-        called = _called(list(cells), names)
-        found = [
-            attempt(partial(_layer, tensors, keys, path, called[path], known), called[path], keys.values())
-            for path, keys in cells.items()
-        ]
-        if not found:
-            raise InputError(
-                f"holds no LSTM, GRU or SimpleRNN of Keras ({listed(list(tensors)) or 'nothing'})"
-            )
-        return Contents.of(sorted(found, key=lambda layer: (layer.depth, layer.name)), tensors)
+def _layers(data: bytes, known: dict[str, Spec] | None, limit: int) -> Contents:
+    h5 = HDF5(data)
+    sized = h5.tensors()
+    check_size(sum(size for _, size in sized.values()), limit)
+    tensors = {path: tensor for path, (tensor, _) in sized.items()}
+    if known is None and (config := h5.text("", "model_config")):
+        known = specs(config)
+    cells: dict[str, dict[str, str]] = {}
+    for key in tensors:
+        match = _VARIABLE.fullmatch(key)
+        if match and (match["role"] or _CELL.fullmatch(match["cell"])):
+            cells.setdefault(match["cell"], {})[match["role"] or _ROLES[int(match["index"])]] = key
+    cells = {path: keys for path, keys in cells.items() if "recurrent_kernel" in keys}
+    called = _distinct({path: _name(path, h5) for path in cells})
+    found = [
+        attempt(partial(_layer, tensors, keys, path, called[path], known), called[path], keys.values())
+        for path, keys in cells.items()
+    ]
+    if not found:
+        raise InputError(f"holds no LSTM, GRU or SimpleRNN of Keras ({listed(list(tensors)) or 'nothing'})")
+    return Contents.of(sorted(found, key=lambda layer: (layer.depth, layer.name)), tensors)
 
 
-def _called(cells: list[str], names: Mapping[str, str]) -> dict[str, str]:
-    """The user's name of each cell's layer, with that of the cell where the first is of several."""
-    called = {path: _by_attributes(path, names) or _by_scope(path) for path in cells}
-    every = list(called.values())
+def _distinct(names: Mapping[str, str]) -> dict[str, str]:
+    """The names by path, with that of the cell where the first is of several."""
+    every = list(names.values())
     return {
         path: name if every.count(name) == 1 else f"{name}/{path.rpartition('/')[2]}"
-        for path, name in called.items()
+        for path, name in names.items()
     }
 
 
-def _by_attributes(path: str, names: Mapping[str, str]) -> str:
+def _name(path: str, h5: HDF5) -> str:
+    """The user's name of a cell's layer: Keras 3 keeps it in an attribute of each object's ``vars``."""
     parts = path.split("/")
     above = ["/".join(parts[: k + 1]) for k in range(len(parts))]
-    return "/".join(names[p] for p in above if p in names and not p.endswith("/cell"))
+    names = [h5.text(f"{place}/vars", "name") for place in above if not place.endswith("/cell")]
+    return "/".join(filter(None, names)) or _by_scope(path)
 
 
 def _by_scope(path: str) -> str:
@@ -98,7 +97,8 @@ def _layer(
     read, dtype = take(tensors, keys.values())
     weights = {role: read[key] for role, key in keys.items()}
     spec = _spec(name, known)
-    backward = any(part.startswith("backward_") for part in path.split("/"))
+    # Bidirectional makes a backward layer from the one it is given; its config has only that one.
+    made = any(part.startswith("backward_") for part in path.split("/")) and not _own(name, spec)
     arrays, count, reset_after = _native(weights, spec)
     cells, question, problem = _cells(count, reset_after, spec)
     return Found(
@@ -109,13 +109,17 @@ def _layer(
         problem,
         kind=_KINDS[count],
         activation=spec.activation if spec and not cells else "",
-        direction="backward" if backward != (spec is not None and spec.reverse) else "forward",
+        direction="backward" if made != (spec is not None and spec.reverse) else "forward",
         depth=spec.depth if spec else 0,
         dtype=dtype,
     )
 
 
 _KINDS = {4: "lstm", 3: "gru", 1: "rnn"}
+
+
+def _own(name: str, spec: Spec | None) -> bool:
+    return spec is not None and spec.name == name.rpartition("/")[2]
 
 
 def _spec(name: str, known: Mapping[str, Spec] | None) -> Spec | None:

@@ -15,7 +15,7 @@ from gradscope.files import Array, Tensors, listed
 # lstm.weight_ih_l0, encoder.gru.bias_hh_l1_reverse, weight_hh (LSTMCell), lstm.weight_hr_l0 (proj_size);
 # with weight norm lstm.weight_hh_l0_g and _v, or lstm.parametrizations.weight_hh_l0.original0 and 1.
 _TENSOR = re.compile(
-    r"(?P<prefix>.*\.|)(?P<normed>parametrizations\.)?(?P<role>(weight|bias)_(ih|hh|hr))"
+    r"(?P<prefix>(.*?\.)??)(parametrizations\.)?(?P<role>(weight|bias)_(ih|hh|hr))"
     r"(?P<place>(_l(?P<depth>\d{1,3}))?(_reverse)?)(?P<part>_[gv]|\.original[01])?",
     re.S,
 )
