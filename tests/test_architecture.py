@@ -36,6 +36,7 @@ LINE = [
     "checkpoints.onnx_tensors",
     "checkpoints.onnx_graph",
     "checkpoints",
+    "inspection",
     "problem",
     "trajectory",
     "jacobians",
@@ -55,7 +56,9 @@ LINE = [
     "api",
     "render.terminal",
     "render.json",
+    "render.page",
     "render.table",
+    "render.contents",
     "render",
     "cli.streams",
     "cli.progress",
@@ -63,6 +66,7 @@ LINE = [
     "cli.group",
     "cli.analyze",
     "cli.chain",
+    "cli.inspect",
     "cli",
     "cli.main",
     "__main__",
@@ -124,7 +128,8 @@ HEAVY = {"jax", "numpy", "scipy", "safetensors"}
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["-h"], ["--version"], ["analyze", "--help"], ["chain", "-h"]]
+    "arguments",
+    [["--help"], ["-h"], ["--version"], ["analyze", "--help"], ["chain", "-h"], ["inspect", "-h"]],
 )
 def test_help_imports_no_jax(arguments):
     loaded = modules_after(f"from gradscope.cli.main import main; assert main({arguments!r}) == 0")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +20,32 @@ _STDOUT = (Path("-"), Path("/dev/stdout"))
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+_PAGE = (
+    click.option(
+        "--format",
+        "output_format",
+        type=click.Choice(["table", "json"]),
+        default="table",
+        show_default=True,
+        help="A table for people or JSON for programs.",
+    ),
+    click.option("--json", "output_format", flag_value="json", help="The same as --format json."),
+    click.option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path, allow_dash=True),
+        callback=lambda _, __, path: None if path in _STDOUT else path,
+        metavar="FILE",
+        help="Write to FILE; - is stdout.",
+    ),
+    click.option(
+        "--color",
+        type=click.Choice(["auto", "always", "never"]),
+        default="auto",
+        show_default=True,
+        help="Colour in the table; NO_COLOR and FORCE_COLOR are heeded.",
+    ),
+)
 _DECORATORS = (
     click.option(
         "--vanishing-below",
@@ -44,34 +70,11 @@ _DECORATORS = (
         help="Exit 1 on this verdict (repeatable).",
     ),
     click.option(
-        "--format",
-        "output_format",
-        type=click.Choice(["table", "json"]),
-        default="table",
-        show_default=True,
-        help="A table for people or JSON for programs.",
-    ),
-    click.option("--json", "output_format", flag_value="json", help="The same as --format json."),
-    click.option(
-        "-o",
-        "--output",
-        type=click.Path(path_type=Path, allow_dash=True),
-        metavar="FILE",
-        help="Write to FILE; - is stdout.",
-    ),
-    click.option(
         "--lags",
         type=click.Choice(["auto", "all"]),
         default="auto",
         show_default=True,
         help="Lags in the JSON profile: about a thousand at most, or every one.",
-    ),
-    click.option(
-        "--color",
-        type=click.Choice(["auto", "always", "never"]),
-        default="auto",
-        show_default=True,
-        help="Colour in the table; NO_COLOR and FORCE_COLOR are heeded.",
     ),
     click.option("-q", "--quiet", is_flag=True, help="The verdict alone, and nothing on stderr."),
 )
@@ -111,15 +114,22 @@ class Output:
 
 def output_options(command: Command) -> Command:
     """Decorate a click command with every shared option."""
-    for decorate in reversed(_DECORATORS):
+    return _decorated(command, (*_DECORATORS[:3], *_PAGE, *_DECORATORS[3:]))
+
+
+def page_options(command: Command) -> Command:
+    """Decorate a click command with the options of what comes out and where."""
+    return _decorated(command, _PAGE)
+
+
+def _decorated(command: Command, decorators: Sequence[Callable[[Command], Command]]) -> Command:
+    for decorate in reversed(decorators):
         command = decorate(command)
     return command
 
 
 def take_output(options: dict[str, Any]) -> Output:
     """Remove the shared options from ``options`` and return them as one object."""
-    if options["output"] in _STDOUT:
-        options["output"] = None
     return Output(**{field.name: options.pop(field.name) for field in fields(Output)})
 
 
