@@ -49,9 +49,11 @@ class HDF5:
         if version > 1 or (offsets, lengths) != (8, 8):
             raise InputError(_OTHER)
         start = 24 if version == 0 else 28
-        base, *_, root = self._numbers("<6Q", start)
+        base, _, end, _, _, root = self._numbers("<6Q", start)
         if base:
             raise InputError(_OTHER)
+        if end > len(self.data):
+            raise InputError(f"declares {end} bytes and has {len(self.data)}: truncated")
         self._find("", root, set(), 0)
 
     def tensors(self) -> dict[str, tuple[Tensor, int]]:

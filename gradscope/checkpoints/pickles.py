@@ -15,6 +15,12 @@ from typing import Any
 from gradscope.errors import InputError
 from gradscope.files import shown
 
+# Ends of the opcodes that put a number or a string on the stack.
+_CONSTANTS = (
+    *("INT", "INT1", "INT2", "LONG", "LONG1", "LONG4", "FLOAT"),
+    *("STRING", "UNICODE", "UNICODE8", "BYTES", "BYTES8"),
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Name:
@@ -101,7 +107,7 @@ class _Machine:
                 self.memo[len(self.memo)] = stack[-1]
             case "BINGET" | "LONG_BINGET" | "GET":
                 stack.append(self.memo[argument])
-            case _ if argument is not None:
+            case _ if opcode.endswith(_CONSTANTS):
                 stack.append(argument)
             case _:
                 raise InputError(f"has the pickle opcode {opcode}, which torch.save does not write")
