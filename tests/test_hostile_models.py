@@ -91,7 +91,7 @@ def test_models_truncated_anywhere(suffix, tmp_path):
 
 
 def damage(suffix, count, seed, path):
-    """Mutations of a sound file, most at its ends, where it describes itself: refused, or layers of numbers."""
+    """Mutations of a sound file, most at its ends, which describe it: refused, or layers of numbers."""
     rng, data = random.Random(f"{suffix} {seed}"), SOUND[suffix]
     refused = 0
     for _ in range(count):

@@ -86,7 +86,7 @@ def _layer(
     problem = ""
     if not cell or unlike:
         said = [*unlike, *(["activations " + ", ".join(activations)] if not cell else [])]
-        problem = f"an {kind} with {listed(said)}, for which gradscope has no cell"
+        problem = f"has {listed(said)}, for which gradscope has no {kind}"
     return Found(
         "",
         arrays,

@@ -85,6 +85,7 @@ def _layer(tensors: Tensors, roles: Mapping[str, str], place: Place, left_over: 
         question=_WHICH_RNN if len(cells) > 1 else "",
         problem="" if projection is None else _projected(projection),
         kind="projected lstm",
+        activation="tanh" if projection is not None else "",
         direction="backward" if place[1].endswith("_reverse") else "forward",
         depth=int(depth[0]) if depth else 0,
         dtype=dtype,
