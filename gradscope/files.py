@@ -41,11 +41,13 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 class Tensor:
     """An array in an open file, not read yet.
 
-    called : what messages call it; load : its values as they are stored.
+    called : what messages call it; load : its values as they are stored; size : how many bytes it says
+        they are, where that is known before.
     """
 
     called: str
     load: Callable[[], npt.NDArray[Any]]
+    size: int = 0
 
     def values(self) -> Array:
         """The values as float64; raises InputError for anything but finite numbers."""

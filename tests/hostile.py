@@ -165,6 +165,23 @@ def onnx_model(**changes):
     return helper.make_model(graph).SerializeToString()
 
 
+def crowded_onnx():
+    """Two thousand operators that share one set of weights."""
+    model = onnx.ModelProto.FromString(onnx_model())
+    shapes = {"W": (1, 256, 64), "R": (1, 256, 64), "B": (1, 512)}
+    tensors = [numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in shapes.items()]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(tensors)
+    model.graph.node.extend([model.graph.node[0]] * 2000)
+    return model.SerializeToString()
+
+
+def crowd():
+    """Five thousand layers that share one set of weights."""
+    cell = torch.nn.RNNCell(1, 1).state_dict()
+    return {f"{k}.{name}": value for k in range(5000) for name, value in cell.items()}
+
+
 def elsewhere(location, **entries):
     def change(tensor):
         tensor.ClearField("raw_data")
@@ -248,6 +265,17 @@ def hostile():
             "nests more than 24 deep",
         ),
         "long integer": (".pt", torch_zip(b"\x80\x02L" + b"9" * 10**6 + b"L\n."), "not a sound PyTorch file"),
+        "millions of dicts": (
+            ".pt",
+            torch_zip(b"\x80\x02" + b"}" * 3 * 10**6 + b"."),
+            "2097152 pickle opcodes",
+        ),
+        "long names": (".pt", torch_saved({"w" * 2000: {"w": torch.ones(1)}}), "a name of more than 1024"),
+        "many layers": (
+            ".pt",
+            torch_saved(crowd()),
+            "holds 5000 recurrent layers (0, 1, 10, 100, 1000, 1001,",
+        ),
         "string of 4 GB": (".pt", torch_zip(b"\x80\x02X\xff\xff\xff\xff."), "not a sound PyTorch file"),
         "no stop": (".pt", torch_zip(b"\x80\x02}"), "not a sound PyTorch file"),
         "opcode": (".pt", torch_zip(b"\x80\x02\x82\x01."), "has the pickle opcode EXT1"),
@@ -323,11 +351,16 @@ def hostile():
             "unpacks to 1000",
         ),
         "no zip": (".keras", b"hello", "not a sound .keras file"),
-        "list of 4 G": (".msgpack", b"\x81\xa1a\xdd\xff\xff\xff\xff", "not a sound .msgpack file"),
-        "map of 4 G": (".msgpack", b"\xdf\xff\xff\xff\xff", "not a sound .msgpack file"),
+        "list of 4 G": (
+            ".msgpack",
+            b"\x81\xa1a\xdd\xff\xff\xff\xff",
+            "ends at byte 8 in the middle",
+        ),
+        "map of 4 G": (".msgpack", b"\xdf\xff\xff\xff\xff", "ends at byte 5 in the middle"),
         "thousand deep": (".msgpack", b"\x81\xa1a" * 1000 + b"\xc0", "nests more than 24 deep"),
-        "million deep": (".msgpack", b"\x81\xa1a" * 10**6 + b"\xc0", "not a sound .msgpack file"),
-        "a list": (".msgpack", msgpack.packb([1]), "holds 'list', expected a tree of parameters"),
+        "million deep": (".msgpack", b"\x81\xa1a" * 10**6 + b"\xc0", "nests more than 24 deep"),
+        "a list": (".msgpack", msgpack.packb([1]), "holds a list, expected a tree of parameters"),
+        "two trees": (".msgpack", flax_tree() * 2, "goes on after its end at byte"),
         "claims more": (
             ".msgpack",
             flax_tree(dense_i={"kernel": packed((2**40, 16))}),
@@ -342,7 +375,7 @@ def hostile():
         "negative shape": (
             ".msgpack",
             flax_tree(dense_i={"kernel": packed((-2, -4))}),
-            "shape [-2, -4]: damaged",
+            "shape (-2, -4): damaged",
         ),
         "outside the folder": (".onnx", onnx_model(W=elsewhere("../secret")), "outside the model's folder"),
         "absolute path": (".onnx", onnx_model(W=elsewhere("/etc/passwd")), "outside the model's folder"),
@@ -359,6 +392,7 @@ def hostile():
             onnx_model(W=dims(-1, -16, 3)),
             "has dimensions -1, -16, 3: damaged",
         ),
+        "many operators": (".onnx", crowded_onnx(), "bytes, more than the"),
         "no operator": (
             ".onnx",
             onnx.ModelProto().SerializeToString() or b"\x08\x07",

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradscope.errors import InputError
-from gradscope.files import Tensor, quoted
+from gradscope.files import Tensor, Tensors, quoted
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _OTHER = "is HDF5 of a kind that Keras does not write: load the model in Keras and save it again"
@@ -56,8 +56,8 @@ class HDF5:
             raise InputError(f"declares {end} bytes and has {len(self.data)}: truncated")
         self._find("", root, set(), 0)
 
-    def tensors(self) -> dict[str, tuple[Tensor, int]]:
-        """The data sets of numbers by path, and how many bytes each has."""
+    def tensors(self) -> Tensors:
+        """The data sets of numbers by path."""
         found = {}
         for path, messages in self.headers.items():
             parts = dict(messages)
@@ -65,7 +65,7 @@ class HDF5:
                 called = f"array {quoted(path)}"
                 shape = _shape(parts[_SPACE])
                 load = partial(self._load, called, parts, shape, dtype)
-                found[path] = Tensor(called, load), math.prod(shape) * dtype.itemsize
+                found[path] = Tensor(called, load, math.prod(shape) * dtype.itemsize)
         return found
 
     def text(self, path: str, name: str) -> str | None:
@@ -100,7 +100,10 @@ class HDF5:
                 self._expect(b"HEAP", heap)
                 (names,) = self._numbers("<Q", heap + 24)
                 for name, child in self._entries(tree, names, 0):
-                    self._find(f"{path}/{name}".lstrip("/"), child, above | {address}, depth + 1)
+                    inside = f"{path}/{name}".lstrip("/")
+                    if len(inside) > _LONGEST_NAME:
+                        raise InputError(f"has a path of more than {_LONGEST_NAME} characters")
+                    self._find(inside, child, above | {address}, depth + 1)
 
     def _messages(self, address: int) -> Iterator[tuple[int, memoryview]]:
         """The messages in an object's header, those of its continuation blocks included."""

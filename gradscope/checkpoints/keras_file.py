@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 
@@ -45,9 +46,8 @@ def read_hdf5(path: PathLike, max_size: int | None) -> Contents:
 
 def _layers(data: bytes, known: dict[str, Spec] | None, limit: int) -> Contents:
     h5 = HDF5(data)
-    sized = h5.tensors()
-    check_size(sum(size for _, size in sized.values()), limit)
-    tensors = {path: tensor for path, (tensor, _) in sized.items()}
+    tensors = h5.tensors()
+    check_size(sum(tensor.size for tensor in tensors.values()), limit)
     if known is None and (config := h5.text("", "model_config")):
         known = specs(config)
     cells: dict[str, dict[str, str]] = {}
@@ -68,9 +68,9 @@ def _layers(data: bytes, known: dict[str, Spec] | None, limit: int) -> Contents:
 
 def _distinct(names: Mapping[str, str]) -> dict[str, str]:
     """The names by path, with that of the cell where the first is of several."""
-    every = list(names.values())
+    count = Counter(names.values())
     return {
-        path: name if every.count(name) == 1 else f"{name}/{path.rpartition('/')[2]}"
+        path: name if count[name] == 1 else f"{name}/{path.rpartition('/')[2]}"
         for path, name in names.items()
     }
 

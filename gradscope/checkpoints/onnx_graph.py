@@ -59,9 +59,8 @@ def _directions(node: Any, depth: int, tensors: Tensors) -> list[Found]:
     name, found = node.name or next(iter(node.output), ""), []
     for number, side in enumerate(sides):
         make = partial(_layer, node.op_type, inputs, attributes, number, tensors)
-        layer = attempt(
-            make, name if len(sides) == 1 else f"{name}.{side}", set(inputs.values()) & set(tensors)
-        )
+        keys = [key for key in inputs.values() if key in tensors]
+        layer = attempt(make, name if len(sides) == 1 else f"{name}.{side}", keys)
         found.append(replace(layer, direction=side, depth=depth))
     return found
 
@@ -142,11 +141,8 @@ def _state(value: Array, role: str, number: int, layout: int) -> Array:
 
 
 def _activations(kind: str, attributes: Mapping[str, Any], number: int) -> tuple[str, ...]:
-    given = (
-        [text.decode("utf-8", "replace").lower() for text in attributes["activations"].strings]
-        if ("activations" in attributes)
-        else []
-    )
+    strings = attributes["activations"].strings if "activations" in attributes else ()
+    given = [text.decode("utf-8", "replace").lower() for text in strings]
     count = len(_DEFAULTS[kind])
     return tuple(given[number * count : (number + 1) * count]) or _DEFAULTS[kind]
 

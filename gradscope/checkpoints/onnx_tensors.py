@@ -26,13 +26,19 @@ _EXTERNAL = 1
 
 
 def tensors_of(graph: Any, folder: Path, size: int, max_size: int | None) -> Tensors:
-    """The constants of a graph by name; those in other files only if these lie in the model's folder."""
+    """The constants of a graph by name; those in other files only if these lie in the model's folder.
+
+    size : bytes of the model's own file. Raises InputError where all inputs of the graph's operators that
+    are constants have more bytes together than max_size, by default a small multiple of the files'.
+    """
     constants = {tensor.name: tensor for tensor in _constants(graph) if tensor.data_type in _DTYPES}
     external = {name: _beside(t, folder) for name, t in constants.items() if t.data_location == _EXTERNAL}
     whole = size + sum(path.stat().st_size for path in set(external.values()))
-    check_size(sum(_declared(tensor) for tensor in constants.values()), allowed(whole, max_size))
+    sizes = {name: _declared(tensor) for name, tensor in constants.items()}
+    used = sum(sizes.get(name, 0) for node in graph.node for name in node.input)
+    check_size(max(used, sum(sizes.values())), allowed(whole, max_size))
     return {
-        name: Tensor(f"tensor {quoted(name)}", partial(_values, tensor, external.get(name)))
+        name: Tensor(f"tensor {quoted(name)}", partial(_values, tensor, external.get(name)), sizes[name])
         for name, tensor in constants.items()
     }
 

@@ -22,6 +22,11 @@ _CONSTANTS = (
 )
 
 
+# A tensor takes some forty; each may make an object of sixty bytes.
+_OPCODES = 2**21
+_LONGEST_NAME = 1024
+
+
 @dataclass(frozen=True, eq=False)
 class Name:
     """A class or function that the pickle refers to, as ``module.name``."""
@@ -120,9 +125,11 @@ def read_pickle(data: bytes, allow: Callable[[str], bool]) -> Any:
     Python's exceptions where the bytes are no pickle.
     """
     machine = _Machine(allow)
-    for opcode, argument, _ in pickletools.genops(data):
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
         if opcode.name == "STOP":
             break
+        if count > _OPCODES:
+            raise InputError(f"holds more than {_OPCODES} pickle opcodes")
         machine.step(opcode.name, argument)
     return machine.stack.pop()
 
@@ -148,7 +155,15 @@ def leaves(tree: Any, most: int, deepest: int = 24) -> Iterator[tuple[str, Any]]
             continue
         if len(items) > most:
             raise InputError(f"holds more than {most} values")
-        waiting += [(f"{name}.{key}".lstrip("."), item, depth + 1) for key, item in reversed(items)]
+        waiting += [(joined(name, key), item, depth + 1) for key, item in reversed(items)]
+
+
+def joined(name: str, key: object) -> str:
+    """The name of what is under ``key`` in ``name``; one long key above many others is refused."""
+    result = f"{name}.{key}" if name else str(key)
+    if len(result) > _LONGEST_NAME:
+        raise InputError(f"has a name of more than {_LONGEST_NAME} characters")
+    return result
 
 
 def _pairs(items: list[Any], target: Any) -> Any:

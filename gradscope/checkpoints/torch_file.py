@@ -45,7 +45,7 @@ _HARMLESS = re.compile(
 # Under these keys training scripts and Lightning keep the weights, beside those of the optimiser.
 _NESTED = ("state_dict", "model_state_dict", "model")
 _SAVE = "save torch.save(model.state_dict(), 'model.pt') in PyTorch 1.6 or later"
-_VALUES = 2**20
+_VALUES = 2**16
 
 
 @contextmanager
@@ -83,8 +83,8 @@ def _tensors(archive: zipfile.ZipFile, limit: int) -> Tensors:
         raise InputError(f"holds {quoted(type(tree).__name__)}, expected a state dict: {_SAVE}")
     storages = {name.removeprefix(f"{roots[0]}data/"): member for name, member in found.items()}
     views = {name: view for name, value in _weights(tree) if (view := _view(value, storages, name))}
-    check_size(sum(math.prod(view.shape) * view.dtype.itemsize for view in views.values()), limit)
-    return {name: Tensor(view.called, partial(view.load, archive)) for name, view in views.items()}
+    check_size(sum(view.size for view in views.values()), limit)
+    return {n: Tensor(view.called, partial(view.load, archive), view.size) for n, view in views.items()}
 
 
 def _weights(tree: dict[Any, Any]) -> list[tuple[str, Any]]:
@@ -105,11 +105,18 @@ class _View:
         if len(shape) != len(strides) or len(shape) > 32 or any(type(n) is not int or n < 0 for n in whole):
             raise InputError(f"{called} has shape {shape!r:.80} and strides {strides!r:.80}: damaged")
         self.called, self.member, self.dtype = called, member, np.dtype(dtype)
-        self.offset, self.shape, self.strides = offset, shape, strides
+        self.offset: int = offset
+        self.shape: tuple[int, ...] = shape
+        self.strides: tuple[int, ...] = strides
         steps = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         self.extent = 0 if 0 in shape else steps + 1
         if (offset + self.extent) * self.dtype.itemsize > member.file_size:
             raise InputError(f"{called} reaches beyond its storage of {member.file_size} bytes: damaged")
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tensor; one that repeats its storage has more than that."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def load(self, archive: zipfile.ZipFile) -> npt.NDArray[Any]:
         size = self.dtype.itemsize

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -20,7 +21,8 @@ _TENSOR = re.compile(
     re.S,
 )
 _PART = {None: "", "_g": "/g", ".original0": "/g", "_v": "/v", ".original1": "/v"}
-_LEFT_OVER = re.compile(r"(parametrizations\.)?(weight|bias)[^.]*(\.original\d?)?")
+# Weights and biases of the same module: to leave one out that is not the layer's own must not be silent.
+_BESIDE = re.compile(r"(?P<prefix>(.*?\.)??)(parametrizations\.)?(weight|bias)[^.]*(\.original\d?)?", re.S)
 
 # By how many blocks of H rows weight_hh (G H, H) has: the gates in that order, the cells it may be.
 _FAMILIES: dict[int, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -36,30 +38,25 @@ Place = tuple[str, str]  # of a layer: the prefix of its module, the suffix of i
 def layers(tensors: Tensors) -> list[Found]:
     """Every torch layer among these names; a module of several is told apart by ``.l0``, ``.l1_reverse``."""
     places: dict[Place, dict[str, str]] = {}
+    left_over: dict[str, list[str]] = {}
     for key in tensors:
         if match := _TENSOR.fullmatch(key):
             place = match["prefix"], match["place"] or ""
             places.setdefault(place, {})[match["role"] + _PART[match["part"]]] = key
-    modules = [prefix for prefix, _ in places]
+        elif match := _BESIDE.fullmatch(key):
+            left_over.setdefault(match["prefix"], []).append(key)
+    count = Counter(prefix for prefix, _ in places)
     found = []
     for place in sorted(places):
         prefix, suffix = place
-        name = prefix.rstrip(".") if modules.count(prefix) == 1 else prefix + suffix.lstrip("_")
-        roles = places[place]
-        make = partial(_layer, tensors, roles, place, _left_over(tensors, places, prefix))
-        found.append(attempt(make, name, roles.values()))
+        name = prefix.rstrip(".") if count[prefix] == 1 else prefix + suffix.lstrip("_")
+        make = partial(_layer, tensors, places[place], place, left_over.get(prefix, []))
+        found.append(attempt(make, name, places[place].values()))
     return found
 
 
-def _left_over(tensors: Tensors, places: Mapping[Place, Mapping[str, str]], prefix: str) -> list[str]:
-    """Weights and biases beside the layers' own: to leave them out must not be silent."""
-    taken = {key for (other, _), roles in places.items() if other == prefix for key in roles.values()}
-    beside = (key for key in tensors if key.startswith(prefix) and key not in taken)
-    return [key for key in beside if _LEFT_OVER.fullmatch(key[len(prefix) :])]
-
-
-def _layer(tensors: Tensors, roles: Mapping[str, str], place: Place, left_over: Iterable[str]) -> Found:
-    if left_over := list(left_over):
+def _layer(tensors: Tensors, roles: Mapping[str, str], place: Place, left_over: list[str]) -> Found:
+    if left_over:
         raise InputError(
             f"{listed(left_over)} beside {listed(list(roles.values())[:1])}: expected weight_ih, weight_hh, "
             "bias_ih and bias_hh of a torch layer, or their weight norm: remove what else there is"
