@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import flax.linen
@@ -69,17 +70,18 @@ FLAX_NAMES = {
 }
 
 
+@functools.cache
 def flax_models():
-    """The tree of parameters and the outputs of every layer, of linen and of nnx."""
+    """(library, tree of parameters, outputs of every layer) of linen and of nnx."""
     x = sequence().astype(np.float32)[None]
     linen = Linen()
     tree = shaken(linen.init(jax.random.key(0), x))
-    yield "linen", tree, [np.asarray(y)[0] for y in linen.apply(tree, x)[1]]
+    first = "linen", tree, [np.asarray(y)[0] for y in linen.apply(tree, x)[1]]
     model = Nnx(nnx.Rngs(0))
     state = shaken(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     graph, empty, rest = nnx.split(model, nnx.Param, ...)
     nnx.replace_by_pure_dict(empty, state)
-    yield "nnx", state, [np.asarray(y)[0] for y in nnx.merge(graph, empty, rest)(x)]
+    return first, ("nnx", state, [np.asarray(y)[0] for y in nnx.merge(graph, empty, rest)(x)])
 
 
 @pytest.mark.parametrize("suffix", [".msgpack", ".npz", ".safetensors"])

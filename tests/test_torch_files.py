@@ -57,8 +57,10 @@ def test_torch_state_dicts_wherever_they_are(wrap, name, tmp_path):
     np.testing.assert_allclose(outputs(layer, sequence()), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".ckpt", ".safetensors"])
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("suffix", "bias"),
+    [(".pt", False), (".pth", True), (".bin", True), (".ckpt", True), (".safetensors", True)],
+)
 @pytest.mark.parametrize("kind", TORCH)
 def test_torch_stack_of_two_in_both_directions(kind, bias, suffix, tmp_path):
     torch.manual_seed(1)

@@ -158,10 +158,11 @@ def _cells(count: int, reset_after: bool | None, spec: Spec | None) -> tuple[tup
     else:
         cells = {True: ("gru",), False: ("gru-reset-before",), None: ("gru", "gru-reset-before")}[reset_after]
     if spec is None:
-        how = "--activation tanh, relu, sigmoid or linear" if count == 1 else f"--cell {' or '.join(cells)}"
+        how = "--activation tanh, relu, sigmoid or linear"
         if count > 1:
-            how += " if they are tanh and sigmoid"
-        return cells, f"holds weights without a config, so that the activations are not known: add {how}", ""
+            how = f"--cell {' or '.join(cells)} if these are tanh and sigmoid"
+        what = "weights without the config that says its activations and direction"
+        return cells, f"holds {what}: add {how}, where it reads forward", ""
     if not cells or (count > 1 and (spec.activation, spec.recurrent_activation) != ("tanh", "sigmoid")):
         gate = f" and recurrent activation {spec.recurrent_activation}" if count > 1 else ""
         return (), "", f"has activation {spec.activation}{gate}, for which gradscope has no {_KINDS[count]}"

@@ -104,7 +104,8 @@ class _View:
         whole = (offset, *shape, *strides)
         if len(shape) != len(strides) or len(shape) > 32 or any(type(n) is not int or n < 0 for n in whole):
             raise InputError(f"{called} has shape {shape!r:.80} and strides {strides!r:.80}: damaged")
-        self.called, self.member, self.dtype = called, member, np.dtype(dtype)
+        self.called, self.member = called, member
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
         self.offset: int = offset
         self.shape: tuple[int, ...] = shape
         self.strides: tuple[int, ...] = strides
