@@ -46,8 +46,8 @@ def analyze(
 ) -> Analysis:
     """How the gradient flows through a recurrent cell or a trained layer.
 
-    checkpoint : a file, see ``gradscope.checkpoints``; without it a cell is initialised (``cell``
-        "lstm", ``hidden`` 64, ``input_size`` 32, ``init`` "pytorch").
+    checkpoint : a model's file (.pt, .safetensors, .keras, .h5, .msgpack, .onnx, .npz); without it a cell
+        is initialised (``cell`` "lstm", ``hidden`` 64, ``input_size`` 32, ``init`` "pytorch").
     layer : the name of the layer, or its end, where the checkpoint has several; activation : "tanh",
         "relu", "sigmoid" or "linear" where the file does not say; max_size : bytes it may unpack to.
     cell : a built-in name, "package.module:factory", or a gradscope.Cell.

@@ -176,3 +176,18 @@ def test_a_missing_library_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "x.onnx").write_bytes(b"x")
     with pytest.raises(InputError, match=r"onnx reads it: pip install 'gradscope\[onnx\]'"):
         inspect(tmp_path / "x.onnx")
+
+
+def test_a_cell_of_ones_own(run, tmp_path, monkeypatch):
+    (tmp_path / "own_cells_to_inspect.py").write_text(
+        "import gradscope\n\ndef decay():\n"
+        "    def parameters(n, d):\n        return {'W': (n, d), 'R': (n, n), 'tau': (n,)}\n"
+        "    return gradscope.Cell('decay', parameters, lambda p, x, h: p['tau'] * h + p['R'] @ h + p['W'] @ x)\n"
+    )
+    np.savez(tmp_path / "x.npz", W=np.ones((4, 2)), R=np.eye(4), tau=np.ones(4))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    code, out, _ = run("inspect", "x.npz", "--cell", "own_cells_to_inspect:decay", "--json")
+    assert code == 0
+    (layer,) = json.loads(out)["layers"]
+    assert (layer["cells"], layer["hidden"], layer["input_size"]) == (["decay"], 4, 2)

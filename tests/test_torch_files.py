@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import datetime
+import pathlib
+import sys
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -121,6 +128,29 @@ def test_torch_parameters_buffers_and_views(tmp_path):
     layer = checkpoints.read(tmp_path / "x.pt")
     expected = module(torch.as_tensor(sequence()))[0].detach().numpy()
     np.testing.assert_allclose(outputs(layer, sequence()), expected, rtol=0, atol=1e-12)
+
+
+def test_torch_checkpoint_with_what_a_training_script_keeps(tmp_path, monkeypatch):
+    """Settings and statistics of classes that are named and never made."""
+    lightning = types.ModuleType("lightning_fabric")
+    lightning.AttributeDict = type("AttributeDict", (dict,), {"__module__": "lightning_fabric"})
+    monkeypatch.setitem(sys.modules, "lightning_fabric", lightning)
+    module = torch.nn.LSTM(INPUT, HIDDEN)
+    checkpoint = {
+        "state_dict": module.state_dict(),
+        "hyper_parameters": lightning.AttributeDict(lr=1e-3),
+        "arguments": argparse.Namespace(path=pathlib.Path("x"), layers=[1, 2]),
+        "history": collections.defaultdict(list, loss=[np.float32(1.5), np.arange(3)]),
+        "when": datetime.datetime(2026, 1, 1),
+        "kinds": {torch.float16, torch.bfloat16},
+        "device": torch.device("cpu"),
+        "size": torch.Size([3]),
+        (1, 2): "a key that is no name",
+    }
+    torch.save(checkpoint, tmp_path / "x.ckpt")
+    monkeypatch.delitem(sys.modules, "lightning_fabric")
+    layer = checkpoints.read(tmp_path / "x.ckpt")
+    np.testing.assert_array_equal(layer.parameters["R_i"], module.weight_hh_l0[:HIDDEN].detach().double())
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])

@@ -33,13 +33,15 @@ _STORAGES: dict[str, Any] = {
     "torch.ComplexDoubleStorage": "c16",
 }
 _TENSOR, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
-# Data that training scripts keep beside the weights: named, never made.
+# Data that training scripts keep beside the weights: named, never made. What else there may be is not
+# made either, but a file that asks for it is no state dict, and is refused.
 _HARMLESS = re.compile(
     r"torch\.(\w+Storage|Size|device|u?int\d+|b?float\d+|bool|double|half|long|strided)"
     r"|torch\.(storage\.\w*Storage|serialization\._get_layout)"
     r"|collections\.(OrderedDict|defaultdict|Counter|deque)|argparse\.Namespace|_codecs\.encode"
     r"|(builtins|__builtin__)\.(set|frozenset|list|dict|tuple|int|float|complex|bytearray|slice|range)"
     r"|numpy\.(dtype|ndarray|dtypes\.\w+)|numpy\.(_core|core)\.multiarray\.(scalar|_reconstruct)"
+    r"|(pytorch_)?lightning(_fabric|_utilities)?(\.\w+)+"
     r"|pathlib\.\w*Path|datetime\.(datetime|date|timedelta)|torch\._utils\._rebuild_(tensor_v[23]|parameter)"
 )
 # Under these keys training scripts and Lightning keep the weights, beside those of the optimiser.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import click
 
 from gradscope.cells import CELLS
 from gradscope.cli.group import Command
-from gradscope.cli.options import finish, max_size_option, output_options, take_output
+from gradscope.cli.options import find_modules_here, finish, max_size_option, output_options, take_output
 
 # Option -> the bias it sets, in the notation of Greff et al. and of the GRU.
 _BIASES = {
@@ -107,7 +106,7 @@ def analyze(**options: Any) -> int:
     biases = {bias: options.pop(name) for name, bias in _BIASES.items() if options[name] is not None}
     given = {name: value for name, value in options.items() if name not in _BIASES and value is not None}
     with guarded_stdout(), hushed(output.quiet), progress_bar(output.quiet) as progress:
-        _find_modules_here()
+        find_modules_here()
         if options["platform"] == "cpu":
             os.environ["JAX_PLATFORMS"] = "cpu"  # or JAX takes hold of the GPU all the same
         from gradscope.api import analyze
@@ -131,10 +130,3 @@ def _file_of(inputs: str) -> Path | None:
     if mark:
         return Path(f"{stem}.npz")
     return None if inputs in ("normal", "zeros") else Path(inputs)
-
-
-def _find_modules_here() -> None:
-    """``--cell package.module:factory`` looks in the current folder too, as ``python -m`` does."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from gradscope.cli.group import Command
-from gradscope.cli.options import max_size_option, page_options
+from gradscope.cli.options import find_modules_here, max_size_option, page_options
 
 
 @click.command(cls=Command, short_help="List the recurrent layers in a checkpoint.")
@@ -32,6 +32,7 @@ def inspect(
 
     check_writable(output, file)
     with guarded_stdout():
+        find_modules_here()
         from gradscope.inspection import inspect as inspect_file
 
         found = inspect_file(file, cell, max_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,6 +21,30 @@ _STDOUT = (Path("-"), Path("/dev/stdout"))
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+_VERDICT = (
+    click.option(
+        "--vanishing-below",
+        type=float,
+        default=1e-3,
+        show_default=True,
+        metavar="GAIN",
+        help="Gain (sigma_1 of the product) below which the verdict is vanishing.",
+    ),
+    click.option(
+        "--exploding-above",
+        type=float,
+        default=1e3,
+        show_default=True,
+        metavar="GAIN",
+        help="Gain, at the last lag or on the way, above which it is exploding.",
+    ),
+    click.option(
+        "--fail-on",
+        multiple=True,
+        type=click.Choice(["vanishing", "stable", "exploding", "undecided"]),
+        help="Exit 1 on this verdict (repeatable).",
+    ),
+)
 _PAGE = (
     click.option(
         "--format",
@@ -46,29 +71,7 @@ _PAGE = (
         help="Colour in the table; NO_COLOR and FORCE_COLOR are heeded.",
     ),
 )
-_DECORATORS = (
-    click.option(
-        "--vanishing-below",
-        type=float,
-        default=1e-3,
-        show_default=True,
-        metavar="GAIN",
-        help="Gain (sigma_1 of the product) below which the verdict is vanishing.",
-    ),
-    click.option(
-        "--exploding-above",
-        type=float,
-        default=1e3,
-        show_default=True,
-        metavar="GAIN",
-        help="Gain, at the last lag or on the way, above which it is exploding.",
-    ),
-    click.option(
-        "--fail-on",
-        multiple=True,
-        type=click.Choice(["vanishing", "stable", "exploding", "undecided"]),
-        help="Exit 1 on this verdict (repeatable).",
-    ),
+_MORE = (
     click.option(
         "--lags",
         type=click.Choice(["auto", "all"]),
@@ -114,7 +117,7 @@ class Output:
 
 def output_options(command: Command) -> Command:
     """Decorate a click command with every shared option."""
-    return _decorated(command, (*_DECORATORS[:3], *_PAGE, *_DECORATORS[3:]))
+    return _decorated(command, (*_VERDICT, *_PAGE, *_MORE))
 
 
 def page_options(command: Command) -> Command:
@@ -151,3 +154,10 @@ def _render(analysis: Analysis, output: Output) -> str:
 
     terminal = terminal_for(output.color, to_file=output.output is not None)
     return render_table(analysis, terminal, verdict_only=output.quiet)
+
+
+def find_modules_here() -> None:
+    """``--cell package.module:factory`` looks in the current folder too, as ``python -m`` does."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
