@@ -51,10 +51,10 @@ def test_hostile_model_is_refused_in_one_line(name, tmp_path, monkeypatch):
 
 
 IN_LITTLE_MEMORY = """
-import resource, sys, tracemalloc
+import resource, sys
 from gradscope import checkpoints
 from gradscope.errors import InputError
-import h5py, msgpack, onnx, safetensors
+import onnx, safetensors
 pages = int(open("/proc/self/statm").read().split()[0])
 limit = pages * resource.getpagesize() + 300 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -68,7 +68,6 @@ print("all read")
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_hostile_models_take_little_memory_and_time(tmp_path):
     paths = []
     for k, name in enumerate(HOSTILE):

@@ -182,7 +182,8 @@ def test_a_cell_of_ones_own(run, tmp_path, monkeypatch):
     (tmp_path / "own_cells_to_inspect.py").write_text(
         "import gradscope\n\ndef decay():\n"
         "    def parameters(n, d):\n        return {'W': (n, d), 'R': (n, n), 'tau': (n,)}\n"
-        "    return gradscope.Cell('decay', parameters, lambda p, x, h: p['tau'] * h + p['R'] @ h + p['W'] @ x)\n"
+        "    step = lambda p, x, h: p['tau'] * h + p['R'] @ h + p['W'] @ x\n"
+        "    return gradscope.Cell('decay', parameters, step)\n"
     )
     np.savez(tmp_path / "x.npz", W=np.ones((4, 2)), R=np.eye(4), tau=np.ones(4))
     monkeypatch.chdir(tmp_path)
