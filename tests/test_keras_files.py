@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
+import h5py
 import jax
 import keras
 import numpy as np
@@ -182,3 +184,30 @@ def test_keras_weights_alone_leave_questions(tmp_path):
     path = keras_saved(keras_model(rnn), tmp_path, ".weights.h5")
     for activation, cell in (("tanh", "rnn"), ("relu", "rnn-relu"), ("linear", "linear")):
         assert checkpoints.read(path, activation=activation).cell.name == cell
+
+
+@pytest.mark.parametrize("gate", ["sigmoid", "hard_sigmoid"])
+def test_keras_2_names_and_config(gate, tmp_path):
+    """What Keras 2 wrote, whose names end in :0 and whose Bidirectional does not name its parts."""
+    model = keras_model(keras.layers.Bidirectional(keras.layers.LSTM(HIDDEN), name="both"))
+    kernels = [np.asarray(w) for w in model.get_weights()]
+    cell = {"name": "lstm", "units": HIDDEN, "activation": "tanh", "recurrent_activation": gate}
+    wrapper = {"name": "both", "layer": {"class_name": "LSTM", "config": cell}}
+    config = {"layers": [{"class_name": "Bidirectional", "config": wrapper}]}
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": config}).encode()
+        for side, arrays in {"forward": kernels[:3], "backward": kernels[3:]}.items():
+            group = file.create_group(f"model_weights/both/both/{side}_lstm/lstm_cell_1")
+            for name, array in zip(("kernel:0", "recurrent_kernel:0", "bias:0"), arrays, strict=True):
+                group.create_dataset(name, data=array)
+    if gate == "hard_sigmoid":
+        with pytest.raises(InputError, match="recurrent activation hard_sigmoid, for which gradscope has no"):
+            checkpoints.read(tmp_path / "x.h5", layer="backward_lstm")
+        return
+    layers = [
+        checkpoints.read(tmp_path / "x.h5", layer=f"both/{side}_lstm") for side in ("forward", "backward")
+    ]
+    x = sequence().astype(np.float32)
+    ours = both_directions(*layers, x.astype(float))
+    expected = np.asarray(model(x[None]))[0]  # each direction's last state
+    np.testing.assert_allclose(np.r_[ours[-1, :HIDDEN], ours[0, HIDDEN:]], expected, rtol=0, atol=2e-6)
