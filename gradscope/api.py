@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradscope.checkpoints import Layer, read
+from gradscope.errors import InputError
+from gradscope.files import quoted
 from gradscope.pipeline import Progress
 from gradscope.pipeline import analyze as _analyze
 from gradscope.problem import make_problem
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
 def analyze(
     *,
     checkpoint: str | Path | None = None,
+    layer: str | None = None,
+    activation: str | None = None,
+    max_size: int | None = None,
     cell: str | Cell | None = None,
     hidden: int | None = None,
     input_size: int | None = None,
@@ -47,8 +53,10 @@ def analyze(
 ) -> Analysis:
     """How the gradient flows through a recurrent cell or a trained layer.
 
-    checkpoint : a native ``.npz`` or a PyTorch state dict as ``.safetensors``; without it a cell is
-        initialised (``cell`` "lstm", ``hidden`` 64, ``input_size`` 32, ``init`` "pytorch").
+    checkpoint : a model's file (.pt, .safetensors, .keras, .h5, .msgpack, .onnx, .npz); without it a cell
+        is initialised (``cell`` "lstm", ``hidden`` 64, ``input_size`` 32, ``init`` "pytorch").
+    layer : the name of the layer, or its end, where the checkpoint has several; activation : "tanh",
+        "relu", "sigmoid" or "linear" where the file does not say; max_size : bytes it may unpack to.
     cell : a built-in name, "package.module:factory", or a gradscope.Cell.
     steps : T, 200 by default, or the length of the inputs.
     gain : multiplies every recurrent matrix; biases : {"b_f": 1.0} sets a bias.
@@ -70,8 +78,9 @@ def analyze(
 
     def prepare() -> tuple[Problem, tuple[Device, ...]]:
         found = find_devices(platform, devices)
+        choice = {"layer": layer, "activation": activation, "max_size": max_size}
         problem = make_problem(
-            checkpoint=checkpoint,
+            checkpoint=_read(checkpoint, cell, choice),
             cell=cell,
             hidden=hidden,
             input_size=input_size,
@@ -96,3 +105,15 @@ def analyze(
         return analyze(prepare, policy, progress, devices)
     problem, found = prepare()
     return _analyze(problem, policy, progress, found, devices)
+
+
+def _read(path: str | Path | None, cell: str | Cell | None, choice: Mapping[str, Any]) -> Layer | None:
+    """The layer of a checkpoint, if one is given."""
+    if path is not None:
+        return read(path, cell, **choice)
+    for name, value in choice.items():
+        if value is not None:
+            raise InputError(
+                f"{name} is {quoted(value)}, but that is about a checkpoint: give its file as well"
+            )
+    return None

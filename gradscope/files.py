@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import stat
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import ml_dtypes  # also what lets safetensors name bfloat16
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -22,47 +24,62 @@ PathLike = str | os.PathLike[str]
 # Given the names of all arrays in a file, those to read (or InputError): the rest is never touched.
 Choose = Callable[[list[str]], Iterable[str]]
 
-# An .npz may unpack to EXPANSION times its size plus ALLOWANCE bytes. Compressed weights shrink by
+# A file may unpack to EXPANSION times its size plus ALLOWANCE bytes. Compressed weights shrink by
 # less than 3, a bomb of zeros by 1000; the allowance is for small files of zeros and identities.
 EXPANSION = 16
 ALLOWANCE = 64 * 2**20
 MEMBERS = 4096
 
-_EXPECTED = "expected real numbers (float, int or bool)"
+EXPECTED = "expected real numbers (float, int or bool)"
 # np.save keeps bfloat16 as two nameless bytes.
 _BFLOAT16 = (np.dtype("V2"), np.dtype(ml_dtypes.bfloat16))
 # Version 3 is for names of fields, which are no real numbers.
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-_SAFETENSORS = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An array in an open file, not read yet.
+
+    called : what messages call it; load : its values as they are stored; size : how many bytes it says
+        they are, where that is known before.
+    """
+
+    called: str
+    load: Callable[[], npt.NDArray[Any]]
+    size: int = 0
+
+    def values(self) -> Array:
+        """The values as float64; raises InputError for anything but finite numbers."""
+        return as_float64(self.load(), self.called)
+
+
+Tensors = dict[str, Tensor]
 
 
 def read_npy(path: PathLike) -> Array:
     """The array in a ``.npy`` file as float64; raises InputError for anything but finite numbers."""
-    with _open(path, ".npy") as (file, size):
+    with opened(path, ".npy") as (file, size):
         return as_float64(_array(file, size, "the array"), "the array")
+
+
+@contextmanager
+def open_npz(path: PathLike, max_size: int | None = None) -> Iterator[Tensors]:
+    """The arrays in a ``.npz`` file by name.
+
+    max_size : bytes that the file may unpack to, by default EXPANSION times its size plus ALLOWANCE.
+    """
+    with opened(path, ".npz") as (file, size), zipfile.ZipFile(file) as archive:
+        names = {m.filename.removesuffix(".npy"): m for m in members(archive, allowed(size, max_size))}
+        if len(names) < len(archive.infolist()):
+            raise InputError("holds two arrays of the same name")
+        yield {key: _npz_tensor(archive, member, f"array {quoted(key)}") for key, member in names.items()}
 
 
 def read_npz(path: PathLike, choose: Choose = list) -> dict[str, Array]:
     """The arrays in a ``.npz`` file by name, as float64; raises InputError as ``read_npy`` does."""
-    with _open(path, ".npz") as (file, size), zipfile.ZipFile(file) as archive:
-        members = _members(archive, size)
-        return {key: _member(archive, members[key], f"array {quoted(key)}") for key in choose(list(members))}
-
-
-def read_safetensors(path: PathLike, choose: Choose = list) -> dict[str, Array]:
-    """The tensors in a ``.safetensors`` file by name, as float64; raises InputError as ``read_npy`` does."""
-    from safetensors import safe_open
-
-    # The library checks that the header's claims tile the file exactly. Its other way to read, mmap,
-    # is a bus error when a training run overwrites the file meanwhile.
-    with _open(path, ".safetensors"), safe_open(path, framework="np", backend="pread") as tensors:
-        result = {}
-        for key in choose(list(tensors.keys())):
-            name, dtype = f"tensor {quoted(key)}", tensors.get_slice(key).get_dtype()
-            if dtype not in _SAFETENSORS:
-                raise InputError(f"{name} has dtype {dtype}, {_EXPECTED}: convert it to float32")
-            result[key] = as_float64(tensors.get_tensor(key), name)
-        return result
+    with open_npz(path) as tensors:
+        return {key: tensors[key].values() for key in choose(list(tensors))}
 
 
 def read_inputs(path: PathLike) -> Array:
@@ -102,7 +119,7 @@ def as_float64(values: Any, name: str) -> Array:
     try:
         array = np.asarray(values)
     except Exception as error:  # ragged lists, tensors on a device, whatever claims to be an array
-        raise InputError(f"{name} is no array ({reason(error)}), {_EXPECTED}") from error
+        raise InputError(f"{name} is no array ({reason(error)}), {EXPECTED}") from error
     _check_real(array.dtype, name)
     if array.dtype.kind == "V":
         array = array.view(ml_dtypes.bfloat16)
@@ -146,8 +163,30 @@ def about(path: PathLike) -> Iterator[None]:
         raise InputError(f"{shown(path)}: {error}") from error
 
 
+def allowed(size: int, max_size: int | None) -> int:
+    """Bytes that a file of ``size`` bytes may unpack to."""
+    return EXPANSION * size + ALLOWANCE if max_size is None else max_size
+
+
+def check_size(unpacked: int, limit: int) -> None:
+    """Raise InputError before so much memory is taken."""
+    if unpacked > limit:
+        raise InputError(
+            f"unpacks to {unpacked} bytes, more than the {limit} allowed: if you trust it, say --max-size "
+            f"{unpacked}"
+        )
+
+
+def library(name: str, extra: str, path: PathLike) -> Any:
+    """The module that reads such a file; raises InputError where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(f"{shown(path)}: {name} reads it: pip install 'gradscope[{extra}]'") from error
+
+
 @contextmanager
-def _open(path: PathLike, kind: str) -> Iterator[tuple[IO[bytes], int]]:
+def opened(path: PathLike, kind: str) -> Iterator[tuple[IO[bytes], int]]:
     """A regular file and its size; whatever goes wrong inside becomes an InputError with its path."""
     with about(path):
         try:
@@ -171,7 +210,7 @@ def _open(path: PathLike, kind: str) -> Iterator[tuple[IO[bytes], int]]:
 
 def _check_real(dtype: np.dtype[Any], name: str) -> None:
     if dtype.kind not in "fiub" and dtype not in _BFLOAT16:
-        raise InputError(f"{name} has dtype {shown(dtype)[:80]}, {_EXPECTED}")
+        raise InputError(f"{name} has dtype {shown(dtype)[:80]}, {EXPECTED}")
 
 
 def _array(file: IO[bytes], size: int, name: str) -> npt.NDArray[Any]:
@@ -190,26 +229,21 @@ def _array(file: IO[bytes], size: int, name: str) -> npt.NDArray[Any]:
     return data.reshape(shape, order="F" if fortran else "C")
 
 
-def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
-    """The members by array name, if what they say of themselves is sane."""
-    members = archive.infolist()
-    if not members or len(members) > MEMBERS:
-        raise InputError(f"holds {len(members)} arrays, expected 1 to {MEMBERS}")
-    unpacked, limit = sum(m.file_size for m in members), EXPANSION * size + ALLOWANCE
-    if unpacked > limit:
-        raise InputError(
-            f"unpacks to {unpacked} bytes, more than the {limit} allowed for a file of {size} bytes: "
-            "if you trust it, save it uncompressed (numpy.savez)"
-        )
-    named = {member.filename.removesuffix(".npy"): member for member in members}
-    if len(named) < len(members):
-        raise InputError("holds two arrays of the same name")
-    return named
+def members(archive: zipfile.ZipFile, limit: int) -> list[zipfile.ZipInfo]:
+    """The members of a zip file, if what they say of themselves is sane."""
+    found = archive.infolist()
+    if not found or len(found) > MEMBERS:
+        raise InputError(f"holds {len(found)} arrays, expected 1 to {MEMBERS}")
+    check_size(sum(member.file_size for member in found), limit)
+    return found
 
 
-def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> Array:
-    # Of zip's methods only these two unpack piece by piece, within the declared size.
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise InputError(f"{name} is packed by a method NumPy does not write: save with numpy.savez")
-    with archive.open(member) as file:
-        return as_float64(_array(file, member.file_size, name), name)
+def _npz_tensor(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> Tensor:
+    def load() -> npt.NDArray[Any]:
+        # Of zip's methods only these two unpack piece by piece, within the declared size.
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise InputError(f"{name} is packed by a method NumPy does not write: save with numpy.savez")
+        with archive.open(member) as file:
+            return _array(file, member.file_size, name)
+
+    return Tensor(name, load)

@@ -76,7 +76,7 @@ class Problem:
 
 def make_problem(
     *,
-    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint: str | os.PathLike[str] | Layer | None = None,
     cell: str | Cell | None = None,
     hidden: int | None = None,
     input_size: int | None = None,
@@ -97,8 +97,8 @@ def make_problem(
 
     None is "not given": cell "lstm", hidden 64, input_size 32 (or that of the inputs), steps 200 (or
     all of the inputs), init "pytorch", gain 1, batch 1 (or that of the inputs), top "all", or 8 where
-    the state is larger than 1024. A checkpoint brings its own sizes and weights, to which gain and
-    biases still apply.
+    the state is larger than 1024. A checkpoint, or a Layer read from one, brings its own sizes and
+    weights, to which gain and biases still apply.
     """
     asked = {"hidden": hidden, "input_size": input_size, "steps": steps, "batch": batch}
     sizes = {name: whole(name, value, 1) for name, value in asked.items() if value is not None}
@@ -115,6 +115,7 @@ def make_problem(
     init = None if layer or cell.initialize else init or "pytorch"
     if layer:
         sizes |= {"hidden": layer.hidden, "input_size": layer.input_size}
+        layer.check_inputs(given=sequences is not None)
     n = sizes.get("hidden", 64)
     b, t, d = _extents(sizes, sequences, _called(inputs))
     cut = _known_paths(cell, (cut,) if isinstance(cut, str) else tuple(cut), view, t)
@@ -127,6 +128,7 @@ def make_problem(
             start, n, d, init=init or "pytorch", gain=gain, biases=biases, seed=seed, steps=t
         )
     sequences = _draw(inputs, (b, t, d), seed) if sequences is None else sequences[:, :t]
+    sequences = sequences[:, ::-1] if layer and layer.direction == "backward" else sequences
     _check_range({**parameters, "inputs": sequences}, dtype)
     state = layer.state if layer else np.zeros(n * len(cell.components))
     source = {"cell": cell.name, "hidden": n, "input_size": d, "steps": t, "batch": b, "init": init}
@@ -141,7 +143,7 @@ def make_problem(
         "top": top,
     }
     source["inputs"] = os.fspath(inputs) if isinstance(inputs, str | os.PathLike) else "array"
-    source["source"] = "initialised" if checkpoint is None else os.fspath(checkpoint)
+    source |= layer.origin if layer else {"source": "initialised"}
     state = np.tile(state, (b, 1))
     return Problem(cell, parameters, sequences, state, cut, view, dtype, accuracy, top, source)
 
@@ -203,12 +205,11 @@ def _fresh(cell: str | Cell | None, init: str | None) -> Cell:
     return found
 
 
-def _trained(path: str | os.PathLike[str], cell: str | Cell | None, options: Mapping[str, Any]) -> Layer:
+def _trained(given: Any, cell: str | Cell | None, options: Mapping[str, Any]) -> Layer:
     for name in ("hidden", "input_size", "init"):
-        if options.get(name) is not None:
-            got = f"{name} is {quoted(options[name])}"
-            raise InputError(f"{got}, but the checkpoint brings its own: leave {name} out")
-    return read(path, cell)
+        if (got := options.get(name)) is not None:
+            raise InputError(f"{name} is {quoted(got)}, but the checkpoint brings its own: leave {name} out")
+    return given if isinstance(given, Layer) else read(given, cell)
 
 
 def _known_paths(cell: Cell, cut: tuple[str, ...], view: str, steps: int) -> tuple[str, ...]:

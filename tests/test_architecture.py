@@ -22,11 +22,23 @@ LINE = [
     "initializers",
     "files",
     "checkpoints.layer",
+    "checkpoints.found",
     "checkpoints.native",
     "checkpoints.torch_state",
+    "checkpoints.flax_tree",
+    "checkpoints.safetensors_file",
+    "checkpoints.pickles",
+    "checkpoints.torch_file",
+    "checkpoints.msgpack_tree",
+    "checkpoints.hdf5",
+    "checkpoints.keras_config",
+    "checkpoints.keras_file",
+    "checkpoints.onnx_tensors",
+    "checkpoints.onnx_graph",
     "checkpoints",
     "checks",
     "memory",
+    "inspection",
     "problem",
     "trajectory",
     "path",
@@ -64,7 +76,9 @@ LINE = [
     "api",
     "render.terminal",
     "render.json",
+    "render.page",
     "render.table",
+    "render.contents",
     "render",
     "cli.streams",
     "cli.progress",
@@ -72,6 +86,7 @@ LINE = [
     "cli.group",
     "cli.analyze",
     "cli.chain",
+    "cli.inspect",
     "cli",
     "cli.main",
     "__main__",
@@ -133,7 +148,8 @@ HEAVY = {"jax", "numpy", "scipy", "safetensors"}
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["-h"], ["--version"], ["analyze", "--help"], ["chain", "-h"]]
+    "arguments",
+    [["--help"], ["-h"], ["--version"], ["analyze", "--help"], ["chain", "-h"], ["inspect", "-h"]],
 )
 def test_help_imports_no_jax(arguments):
     loaded = modules_after(f"from gradscope.cli.main import main; assert main({arguments!r}) == 0")

@@ -128,8 +128,8 @@ def test_one_unit_with_one_input(tmp_path):
     np.testing.assert_allclose(outputs(layer, sequence().numpy()[:, :1]), expected, rtol=0, atol=1e-12)
 
 
-def weight_normed():
-    return torch.nn.utils.parametrizations.weight_norm(torch.nn.LSTM(INPUT, HIDDEN), "weight_hh_l0")
+def spectral_normed():
+    return torch.nn.utils.parametrizations.spectral_norm(torch.nn.LSTM(INPUT, HIDDEN), "weight_hh_l0")
 
 
 def both(**layers):
@@ -139,15 +139,15 @@ def both(**layers):
 REFUSED_TORCH = {
     "two layers": (
         lambda: torch.nn.LSTM(3, 5, num_layers=2),
-        "holds 2 recurrent layers (l0, l1), expected one",
+        "holds 2 recurrent layers (l0, l1): choose one, as in --layer l0",
     ),
     "bidirectional": (lambda: torch.nn.GRU(3, 5, bidirectional=True), "2 recurrent layers (l0, l0_reverse)"),
     "two modules": (
         lambda: both(enc=torch.nn.LSTM(3, 5), dec=torch.nn.LSTMCell(3, 5)),
-        "holds 2 recurrent layers (dec., enc.l0), expected one",
+        "holds 2 recurrent layers (dec, enc): choose one",
     ),
-    "projection": (lambda: torch.nn.LSTM(3, 5, proj_size=2), "weight_hr_l0 beside"),
-    "weight norm": (weight_normed, "parametrizations.weight_hh_l0.original0"),
+    "projection": (lambda: torch.nn.LSTM(3, 5, proj_size=2), "an LSTM with a projection (proj_size)"),
+    "spectral norm": (spectral_normed, "parametrizations.weight_hh_l0.original beside"),
 }
 
 
@@ -161,10 +161,10 @@ def test_torch_models_that_are_not_one_plain_layer(name, tmp_path):
     ("kind", "cell", "expected"),
     [
         ("rnn", None, "nonlinearity is not in the file: add --cell rnn or --cell rnn-relu"),
-        ("rnn", "lstm", "a torch layer that is rnn or rnn-relu, not --cell lstm"),
-        ("lstm", "gru", "a torch layer that is lstm, not --cell gru"),
+        ("rnn", "lstm", "holds a layer that is rnn or rnn-relu, not --cell lstm"),
+        ("lstm", "gru", "holds a layer that is lstm, not --cell gru"),
         ("lstm", "lstm-peephole", "not --cell lstm-peephole"),
-        ("gru", "gru-reset-before", "a torch layer that is gru, not --cell gru-reset-before"),
+        ("gru", "gru-reset-before", "holds a layer that is gru, not --cell gru-reset-before"),
         ("lstm", "lstmm", "unknown cell 'lstmm': did you mean"),
     ],
 )
@@ -203,9 +203,24 @@ REFUSED_STATES = {
     "nan": (lstm_state(bias_ih_l0=np.full(20, np.nan)), "tensor 'bias_ih_l0' holds nan at index [0]"),
     "sum beyond float64": (
         lstm_state(bias_ih_l0=np.full(20, 1.7e308), bias_hh_l0=np.full(20, 1.7e308)),
-        "bias_ih + bias_hh holds inf at index [0]",
+        "the sum of the two biases holds inf at index [0]",
     ),
-    "old weight norm": (lstm_state(weight_hh_l0=None, weight_hh_l0_g=np.ones(1)), "weight_hh_l0_g beside"),
+    "half a weight norm": (
+        lstm_state(weight_hh_l0=None, weight_hh_l0_g=np.ones((20, 1))),
+        "weight_hh has a part of a weight norm, expected both",
+    ),
+    "weight and its norm": (
+        lstm_state(weight_hh_l0_g=np.ones((20, 1)), weight_hh_l0_v=np.ones((20, 5))),
+        "weight_hh has a part of a weight norm",
+    ),
+    "weight norm of another shape": (
+        lstm_state(weight_hh_l0=None, weight_hh_l0_g=np.ones((5, 1)), weight_hh_l0_v=np.ones((20, 5))),
+        "weight norm of shapes (5, 1) and (20, 5), which do not fit",
+    ),
+    "weight norm without direction": (
+        lstm_state(weight_hh_l0=None, weight_hh_l0_g=np.ones((20, 1)), weight_hh_l0_v=np.zeros((20, 5))),
+        "weight_hh has a weight norm whose direction is 0",
+    ),
     # An Equinox cell: its one bias must not be dropped as if it were another module's.
     "equinox": (
         {"cell.weight_ih": np.ones((20, 3)), "cell.weight_hh": np.ones((20, 5)), "cell.bias": np.ones(20)},
@@ -378,16 +393,17 @@ def test_a_cell_of_ones_own(own_cells, tmp_path):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("model.pt", "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"),
-        ("model.PTH", "safetensors.torch.save_file"),
-        ("model.keras", "numpy.savez under the names W_z"),
-        ("model.h5", "numpy.savez"),
-        ("model.onnx", "numpy.savez"),
-        ("model.msgpack", "numpy.savez"),
-        ("model", "expected a .npz or .safetensors file"),
+        ("model.eqx", "an .eqx file has no names: save its arrays with numpy.savez"),
+        ("model.PB", "model.save_weights('model.weights.h5')"),
+        ("model", "expected a file .npz, .safetensors, .msgpack, .pt, .pth, .bin, .ckpt, .keras, .h5"),
         ("lstm", "for a fresh cell say --cell lstm"),
         ("absent.npz", "No such file"),
         ("absent.safetensors", "No such file"),
+        ("absent.pt", "No such file"),
+        ("absent.keras", "No such file"),
+        ("absent.h5", "No such file"),
+        ("absent.onnx", "No such file"),
+        ("absent.msgpack", "No such file"),
     ],
 )
 def test_formats_and_the_way_out(name, expected):

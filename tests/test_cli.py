@@ -157,7 +157,12 @@ def test_help_begins_with_examples(run):
 
 
 def test_every_example_of_the_help_has_a_line_of_its_own(run):
-    for arguments, count in (["--help"], 5), (["analyze", "-h"], 7), (["chain", "-h"], 2):
+    for arguments, count in (
+        (["--help"], 6),
+        (["analyze", "-h"], 8),
+        (["chain", "-h"], 2),
+        (["inspect", "-h"], 2),
+    ):
         examples = run(*arguments)[1].partition("Examples:\n")[2].partition("\n\n")[0].splitlines()
         assert len(examples) == count
         assert all(line.startswith("    gradscope ") for line in examples)
@@ -168,6 +173,7 @@ def test_the_list_of_commands_says_what_they_do(run):
     assert [line.split(None, 1)[1] for line in commands if line] == [
         "Measure how the gradient flows through a recurrent cell.",
         "Measure the product of a stack of Jacobians.",
+        "List the recurrent layers in a checkpoint.",
     ]
 
 
@@ -209,7 +215,7 @@ def test_a_gain_on_the_threshold_is_undecided(run):
 
 def test_nothing_asked_is_a_usage_error(run):
     code, out, err = run()
-    line = "gradscope: error: missing command: analyze or chain (see gradscope --help)\n"
+    line = "gradscope: error: missing command: analyze, chain, inspect (see gradscope --help)\n"
     assert (code, out, err) == (2, "", line)
 
 
@@ -574,7 +580,7 @@ BAD = {
     "output is a folder": ([*SMALL, "-o", "."], ["directory"]),
     "checkpoint missing": (["analyze", "none.npz"], ["none.npz"]),
     "checkpoint a directory": (["analyze", "folder.npz"], ["folder.npz", "directory"]),
-    "checkpoint of another format": (["analyze", "model.pt"], ["model.pt", "safetensors"]),
+    "checkpoint that is no PyTorch file": (["analyze", "model.pt"], ["model.pt", "torch.save"]),
     "checkpoint truncated": (["analyze", "truncated.npz"], ["truncated.npz"]),
     "checkpoint not safetensors": (["analyze", "text.safetensors"], ["text.safetensors"]),
     "checkpoint without a key": (["analyze", "missing_key.npz", "--cell", "lstm"], ["R_o"]),

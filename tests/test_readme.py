@@ -43,15 +43,38 @@ def test_shell_blocks(script, tmp_path):
     assert run(["sh", "-euc", script], tmp_path).startswith("STABLE")
 
 
-def test_torch_recipe(tmp_path):
-    (recipe,) = re.findall(r"```python\n(from safetensors.*?)```", README, re.DOTALL)
-    (command,) = re.findall(r"^(gradscope analyze model.safetensors .*)$", README, re.MULTILINE)
-    setup = (
-        "import numpy, torch\nmodel = torch.nn.Sequential(torch.nn.LSTM(3, 8))\n"
-        "numpy.save('x.npy', numpy.random.default_rng(0).normal(size=(30, 3)))\n"
-    )
-    run([sys.executable, "-c", setup + recipe], tmp_path)
-    assert "lstm, hidden 8, 30 steps" in run(command.split(), tmp_path)
+# What each recipe needs: names it uses, and what the analysis then says.
+TORCH = "import torch, safetensors.torch\nmodel = torch.nn.Sequential(torch.nn.LSTM(3, 8))"
+MODELS = {
+    "torch": (TORCH, "lstm"),
+    "safetensors": (TORCH, "lstm"),
+    "keras": ("import keras\nmodel = keras.Sequential([keras.Input((30, 3)), keras.layers.GRU(8)])", "gru"),
+    "linen": (
+        "import jax, flax.linen as nn, flax.serialization\n"
+        "params = nn.RNN(nn.LSTMCell(8)).init(jax.random.key(0), jax.numpy.ones((30, 3)))",
+        "lstm",
+    ),
+    "nnx": (
+        "import flax.serialization\nfrom flax import nnx\n"
+        "model = nnx.RNN(nnx.GRUCell(3, 8, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1))",
+        "gru",
+    ),
+    "onnx": (f"{TORCH}\nexample = torch.zeros(30, 1, 3)", "lstm"),
+    "npz": ("W, R, b = numpy.ones((8, 3)), numpy.eye(8), numpy.zeros(8)", "rnn"),
+}
+RECIPES = re.findall(r"<!-- model: (\w+) -->\n```python\n(.*?)```\n\n```sh\n(.*?)\n```", README, re.DOTALL)
+
+
+def test_every_model_has_a_recipe():
+    assert [name for name, *_ in RECIPES] == list(MODELS)
+
+
+@pytest.mark.parametrize(("name", "save", "analyse"), RECIPES)
+def test_recipes_of_your_model(name, save, analyse, tmp_path):
+    setup, cell = MODELS[name]
+    data = "import numpy, pathlib\nnumpy.save('x.npy', numpy.random.default_rng(0).normal(size=(30, 3)))\n"
+    run([sys.executable, "-W", "ignore", "-c", data + setup + "\n" + save], tmp_path)
+    assert f"{cell}, hidden 8, 30 steps" in run(analyse.split(), tmp_path)
 
 
 def test_every_cell_and_initialiser_is_named():
@@ -65,8 +88,13 @@ def test_every_cell_and_initialiser_is_named():
 
 def test_every_option_of_the_first_lines_exists():
     from gradscope.cli.analyze import analyze
+    from gradscope.cli.inspect import inspect
 
-    known = {name for parameter in analyze.params for name in parameter.opts + parameter.secondary_opts}
+    known = {
+        name
+        for parameter in (*analyze.params, *inspect.params)
+        for name in parameter.opts + parameter.secondary_opts
+    }
     used = set(re.findall(r"(?<=[ `(])--[a-z-]+", re.sub(r"`?--from.*|#SBATCH.*", "", README)))
     assert used <= known, used - known
 

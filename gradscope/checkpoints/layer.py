@@ -9,7 +9,7 @@ import numpy as np
 
 from gradscope.cells.base import Cell
 from gradscope.errors import InputError
-from gradscope.files import Array, listed
+from gradscope.files import Array, listed, shown
 
 # Sizes that no other axis of a cell will have: they tell which axis is which.
 _HIDDEN, _INPUT = 1_000_003, 2_000_003
@@ -22,12 +22,18 @@ class Layer:
 
     parameters : float64 arrays, keys and shapes exactly ``cell.parameters(hidden, input_size)``.
     name : where in its file it was, "" if it was all of it; state : (m,), the initial state.
+    direction : "backward" where it reads the sequence from its end; depth : how many recurrent layers
+        of its stack its input goes through before; dtype : of the numbers in the file; source : its path.
     """
 
     cell: Cell
     parameters: dict[str, Array]
     name: str
     state: Array
+    direction: str = "forward"
+    depth: int = 0
+    dtype: str = "float64"
+    source: str = ""
 
     @property
     def hidden(self) -> int:
@@ -38,6 +44,19 @@ class Layer:
     def input_size(self) -> int:
         """Input features d of the layer."""
         return _sizes(self.cell, self.parameters)[1]
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Where it came from, as JSON tells it."""
+        return {"source": self.source, "layer": self.name, "direction": self.direction}
+
+    def check_inputs(self, *, given: bool) -> None:
+        """Raise InputError where made-up inputs will not do, because they are what lower layers give."""
+        if self.depth and not given:
+            raise InputError(
+                f"layer {shown(self.name)} reads what those below it put out, {self.input_size} features: "
+                "give that as --inputs, shape (T, d) or (B, T, d)"
+            )
 
 
 def mismatch(cell: Cell, names: Set[str]) -> str:

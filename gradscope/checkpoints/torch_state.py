@@ -1,131 +1,125 @@
-"""PyTorch state dicts in ``.safetensors`` files: one layer of LSTM, GRU or RNN, or one of their cells."""
+"""Names of PyTorch state dicts: every layer of LSTM, GRU and RNN, and their cells, anywhere in a model."""
 
 from __future__ import annotations
 
-import os
 import re
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from gradscope.cells import find
-from gradscope.cells.base import Cell
-from gradscope.checkpoints import native
-from gradscope.checkpoints.layer import Layer, assemble
+from gradscope.checkpoints.found import Found, attempt, blocks, gated, take
 from gradscope.errors import InputError
-from gradscope.files import Array, about, as_float64, listed, read_safetensors
+from gradscope.files import Array, Tensors, listed
 
-# lstm.weight_ih_l0, encoder.gru.bias_hh_l1_reverse, weight_hh (LSTMCell), lstm.weight_hr_l0 (proj_size)
+# lstm.weight_ih_l0, encoder.gru.bias_hh_l1_reverse, weight_hh (LSTMCell), lstm.weight_hr_l0 (proj_size);
+# with weight norm lstm.weight_hh_l0_g and _v, or lstm.parametrizations.weight_hh_l0.original0 and 1.
 _TENSOR = re.compile(
-    r"(?P<prefix>.*\.|)(?P<role>(weight|bias)_(ih|hh|hr))(?P<layer>(_l\d+)?(_reverse)?)", re.S
+    r"(?P<prefix>(.*?\.)??)(parametrizations\.)?(?P<role>(weight|bias)_(ih|hh|hr))"
+    r"(?P<place>(_l(?P<depth>\d{1,3}))?(_reverse)?)(?P<part>_[gv]|\.original[01])?",
+    re.S,
 )
+_PART = {None: "", "_g": "/g", ".original0": "/g", "_v": "/v", ".original1": "/v"}
+# Weights and biases of the same module: to leave one out that is not the layer's own must not be silent.
+_BESIDE = re.compile(r"(?P<prefix>(.*?\.)??)(parametrizations\.)?(weight|bias)[^.]*(\.original\d?)?", re.S)
 
-
-@dataclass(frozen=True)
-class _Family:
-    """A kind of recurrent layer in torch: its gates in the order of the rows, the cells it may be."""
-
-    gates: tuple[str, ...]
-    cells: tuple[str, ...]
-
-
-# By how many blocks of H rows weight_hh (G H, H) has. For RNN tanh or relu is not in the file.
-_FAMILIES = {
-    4: _Family(("i", "f", "z", "o"), ("lstm",)),
-    3: _Family(("r", "z", "h"), ("gru",)),
-    1: _Family(("",), ("rnn", "rnn-relu")),
+# By how many blocks of H rows weight_hh (G H, H) has: the gates in that order, the cells it may be.
+_FAMILIES: dict[int, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    4: (("i", "f", "z", "o"), ("lstm",)),
+    3: (("r", "z", "h"), ("gru",)),
+    1: (("",), ("rnn", "rnn-relu")),
 }
+_WHICH_RNN = "holds a torch RNN, whose nonlinearity is not in the file: add --cell rnn or --cell rnn-relu"
+
+Place = tuple[str, str]  # of a layer: the prefix of its module, the suffix of its tensors
 
 
-def read(path: str | os.PathLike[str], cell: Cell | None) -> Layer:
-    """The one recurrent layer in the file, wherever in the model it is, or a file with native keys."""
-    arrays = read_safetensors(path, lambda names: _recurrent(names) or native.checked(names, cell))
-    with about(path):
-        if not any(map(_TENSOR.fullmatch, arrays)):
-            return assemble(native.cell_of(arrays.keys(), cell), arrays)
-        return _layer(arrays, cell)
+def layers(tensors: Tensors) -> list[Found]:
+    """Every torch layer among these names; a module of several is told apart by ``.l0``, ``.l1_reverse``."""
+    places: dict[Place, dict[str, str]] = {}
+    left_over: dict[str, list[str]] = {}
+    for key in tensors:
+        if match := _TENSOR.fullmatch(key):
+            place = match["prefix"], match["place"] or ""
+            places.setdefault(place, {})[match["role"] + _PART[match["part"]]] = key
+        elif match := _BESIDE.fullmatch(key):
+            left_over.setdefault(match["prefix"], []).append(key)
+    count = Counter(prefix for prefix, _ in places)
+    found = []
+    for place in sorted(places):
+        prefix, suffix = place
+        name = prefix.rstrip(".") if count[prefix] == 1 else prefix + suffix.lstrip("_")
+        make = partial(_layer, tensors, places[place], place, left_over.get(prefix, []))
+        found.append(attempt(make, name, places[place].values()))
+    return found
 
 
-def _recurrent(names: list[str]) -> list[str]:
-    """The tensors of the one torch layer there is; none if there is none."""
-    found = [match for name in names if (match := _TENSOR.fullmatch(name))]
-    if not found:
-        return []
-    layers = sorted({match["prefix"] + match["layer"].lstrip("_") for match in found})
-    if len(layers) > 1:
+def _layer(tensors: Tensors, roles: Mapping[str, str], place: Place, left_over: list[str]) -> Found:
+    if left_over:
         raise InputError(
-            f"holds {len(layers)} recurrent layers ({listed(layers)}), expected one: save it alone"
+            f"{listed(left_over)} beside {listed(list(roles.values())[:1])}: expected weight_ih, weight_hh, "
+            "bias_ih and bias_hh of a torch layer, or their weight norm: remove what else there is"
         )
-    prefix = found[0]["prefix"]
-    # What is left out of the sum must not be silent: weight norm's _g and _v, the bias of another library.
-    strange = re.compile(re.escape(prefix) + r"(parametrizations\.)?(weight|bias)[^.]*(\.original\d)?")
-    taken = {match.string for match in found if match["role"] != "weight_hr"}
-    unknown = [name for name in names if name not in taken and strange.fullmatch(name)]
-    if unknown:
+    read, dtype = take(tensors, roles.values())
+    arrays = _without_norm({role: read[key] for role, key in roles.items()})
+    if {"weight_ih", "weight_hh"} - arrays.keys() or ("bias_ih" in arrays) != ("bias_hh" in arrays):
         raise InputError(
-            f"{listed(unknown)} beside {listed([found[0].string])}: expected weight_ih, weight_hh, bias_ih "
-            "and bias_hh of a torch layer (no proj_size; remove weight norm before saving)"
-        )
-    return [match.string for match in found]
-
-
-def _layer(arrays: Mapping[str, Array], cell: Cell | None) -> Layer:
-    roles, name = {}, ""
-    for key, array in arrays.items():
-        match = _TENSOR.fullmatch(key)
-        assert match is not None, "what _recurrent chose"
-        roles[match["role"]], name = array, match["prefix"].rstrip(".")
-    if {"weight_ih", "weight_hh"} - roles.keys() or ("bias_ih" in roles) != ("bias_hh" in roles):
-        raise InputError(
-            f"holds {listed(list(arrays))} alone, expected weight_ih and weight_hh, "
+            f"holds {listed(list(roles.values()))} alone, expected weight_ih and weight_hh, "
             "and bias_ih and bias_hh or neither"
         )
-    blocks = _blocks(roles)
-    family = _FAMILIES[blocks]
-    parts = {role: np.split(array, blocks) for role, array in roles.items()}
-    return assemble(_cell(family, cell), _native(parts, family), name)
+    projection = arrays.pop("weight_hr", None)
+    count = 4 if projection is not None else blocks("weight_hh", arrays["weight_hh"], _FAMILIES)
+    _check_rows(arrays, count)
+    gates, cells = _FAMILIES[count]
+    names = {"weight_ih": "W", "weight_hh": "R", "bias_ih": "b", "bias_hh": "c"}
+    ours = gated(gates, {names[role]: a for role, a in arrays.items()}, reset_after=cells == ("gru",))
+    depth = re.search(r"\d+", place[1])
+    return Found(
+        "",
+        ours,
+        cells if projection is None else (),
+        question=_WHICH_RNN if len(cells) > 1 else "",
+        problem="" if projection is None else _projected(projection),
+        kind="projected lstm",
+        activation="tanh" if projection is not None else "",
+        direction="backward" if place[1].endswith("_reverse") else "forward",
+        depth=int(depth[0]) if depth else 0,
+        dtype=dtype,
+    )
 
 
-def _blocks(roles: Mapping[str, Array]) -> int:
-    """How many gates weight_hh (G H, H) has, with the rows of the others agreeing."""
-    shape = roles["weight_hh"].shape
-    blocks = shape[0] // shape[1] if len(shape) == 2 and shape[1] else 0
-    if blocks not in _FAMILIES or shape[0] != blocks * shape[1]:
-        raise InputError(
-            f"weight_hh has shape {shape}, expected (4 H, H) of an LSTM, (3 H, H) of a GRU, (H, H) of an RNN"
-        )
-    for role, array in roles.items():
+def _projected(projection: Array) -> str:
+    return (
+        f"weight_hr of shape {projection.shape}: an LSTM with a projection (proj_size), which gradscope has "
+        "no cell for yet"
+    )
+
+
+def _check_rows(arrays: Mapping[str, Array], count: int) -> None:
+    rows = arrays["weight_hh"].shape[:1]
+    for role, array in arrays.items():
         axes = 2 if role.startswith("weight") else 1
-        if array.ndim != axes or array.shape[0] != shape[0]:
+        if array.ndim != axes or array.shape[:1] != rows or rows[0] % count:
             raise InputError(
-                f"{role} has shape {array.shape}, expected {axes} axes and {shape[0]} rows as weight_hh"
+                f"{role} has shape {array.shape}, expected {axes} axes and {listed([*map(str, rows)])} rows "
+                "as weight_hh"
             )
-    return blocks
 
 
-def _cell(family: _Family, given: Cell | None) -> Cell:
-    if given is None:
-        if len(family.cells) == 1:
-            return find(family.cells[0])
-        raise InputError(
-            "holds a torch RNN, whose nonlinearity is not in the file: add --cell rnn or --cell rnn-relu"
-        )
-    if given.name not in family.cells:
-        raise InputError(f"holds a torch layer that is {' or '.join(family.cells)}, not --cell {given.name}")
-    return given
-
-
-def _native(parts: Mapping[str, list[Array]], family: _Family) -> dict[str, Array]:
-    """The arrays under our names; torch's two biases add, but for the GRU's inside the reset product."""
-    arrays: dict[str, Array] = {}
-    for k, gate in enumerate(family.gates):
-        suffix = f"_{gate}" if gate else ""
-        arrays["W" + suffix], arrays["R" + suffix] = parts["weight_ih"][k], parts["weight_hh"][k]
-        if "bias_ih" in parts and family.cells == ("gru",) and gate == "h":
-            arrays["b_h"], arrays["c_h"] = parts["bias_ih"][k], parts["bias_hh"][k]
-        elif "bias_ih" in parts:
-            with np.errstate(over="ignore"):  # as_float64 says so in a line
-                total = parts["bias_ih"][k] + parts["bias_hh"][k]
-            arrays["b" + suffix] = as_float64(total, "bias_ih + bias_hh")
-    return arrays
+def _without_norm(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Each pair of magnitude g and direction v (Salimans and Kingma 2016) as the weight g v / |v|."""
+    result = {role: array for role, array in arrays.items() if "/" not in role}
+    for role in sorted({role.partition("/")[0] for role in arrays if "/" in role}):
+        if f"{role}/g" not in arrays or f"{role}/v" not in arrays or role in result:
+            raise InputError(f"{role} has a part of a weight norm, expected both its magnitude and direction")
+        g, v = arrays[f"{role}/g"], arrays[f"{role}/v"]
+        if g.ndim not in (0, v.ndim) or any(a not in (1, b) for a, b in zip(g.shape, v.shape, strict=False)):
+            raise InputError(f"{role} has a weight norm of shapes {g.shape} and {v.shape}, which do not fit")
+        # g keeps the axes along which the norm is not taken; without axes it is taken along all.
+        along = tuple(axis for axis, size in enumerate(g.shape) if size == 1) if g.ndim else None
+        norm = np.sqrt((v**2).sum(axis=along, keepdims=g.ndim > 0))
+        if not norm.all():
+            raise InputError(f"{role} has a weight norm whose direction is 0: the weight is not defined")
+        result[role] = g * v / norm
+    return result

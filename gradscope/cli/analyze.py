@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,14 @@ import click
 
 from gradscope.cells import CELLS
 from gradscope.cli.group import Command
-from gradscope.cli.options import Output, finish, output_options, take_output
+from gradscope.cli.options import (
+    Output,
+    find_modules_here,
+    finish,
+    max_size_option,
+    output_options,
+    take_output,
+)
 from gradscope.errors import InputError
 
 First = Callable[[Callable[[], Any]], Any]
@@ -31,7 +37,18 @@ _BIASES = {
 
 @click.command(cls=Command, epilog=f"Cells: {', '.join(CELLS)}.")
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--layer",
+    metavar="NAME",
+    help="Which layer of the checkpoint: its name or the end of it. One above others needs its --inputs.",
+)
 @click.option("--cell", metavar="NAME", help="A built-in cell (default lstm) or package.module:factory.")
+@click.option(
+    "--activation",
+    metavar="NAME",
+    help="tanh, relu, sigmoid or linear, where the checkpoint does not say.",
+)
+@max_size_option
 @click.option("--hidden", type=int, metavar="N", help="Hidden size (default 64).")
 @click.option("--input-size", type=int, metavar="D", help="Input size (default 32).")
 @click.option("--steps", type=int, metavar="T", help="Steps (default 200, or all that --inputs has).")
@@ -107,15 +124,17 @@ def analyze(**options: Any) -> int:
       gradscope analyze --cell gru --hidden 128 --init keras --batch 8
       gradscope analyze --cell lstm --forget-bias 3 --cut R_o
       gradscope analyze model.safetensors --inputs x.npy --json | jq .verdict.level
+      gradscope analyze model.pt --layer encoder.l0 --inputs x.npy
       gradscope analyze weights.npz --cell lstm-peephole --fail-on exploding
       gradscope analyze --cell mypackage.cells:my_cell
 
-    CHECKPOINT is a single-layer PyTorch RNN, LSTM or GRU state dict (.safetensors), or weights in
-    gradscope's notation (.npz: W_z, R_z, b_z, ...). Without it the cell is freshly initialised.
+    CHECKPOINT is a model of PyTorch (.pt, .safetensors), Keras (.keras, .h5), Flax (.msgpack) or ONNX
+    with an RNN, LSTM or GRU in it (gradscope inspect lists them), or weights in gradscope's notation
+    (.npz: W_z, R_z, b_z, ...). Without it the cell is freshly initialised.
     """
     output = take_output(options)
     cluster = {name: options.pop(name) for name in ("coordinator", "num_processes", "process_id")}
-    _find_modules_here()
+    find_modules_here()
     if options["platform"] == "cpu":
         os.environ["JAX_PLATFORMS"] = "cpu"  # or JAX takes hold of the GPU all the same
     if options["distributed"]:
@@ -200,10 +219,3 @@ def _file_of(inputs: str) -> Path | None:
     if mark:
         return Path(f"{stem}.npz")
     return None if inputs in ("normal", "zeros") else Path(inputs)
-
-
-def _find_modules_here() -> None:
-    """``--cell package.module:factory`` looks in the current folder too, as ``python -m`` does."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)

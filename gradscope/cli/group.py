@@ -31,7 +31,7 @@ class LazyGroup(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click's, but nothing asked is a short error instead of the help."""
         if not args and not ctx.resilient_parsing:
-            raise click.UsageError(f"missing command: {' or '.join(self._commands_in)}", ctx)
+            raise click.UsageError(f"missing command: {', '.join(self._commands_in)}", ctx)
         with delivering("stdout"):
             return super().parse_args(ctx, args)
 

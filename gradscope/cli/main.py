@@ -26,7 +26,11 @@ from gradscope.errors import ExitCode, GradscopeError
 
 @click.group(
     cls=LazyGroup,
-    commands_in={"analyze": "gradscope.cli.analyze:analyze", "chain": "gradscope.cli.chain:chain"},
+    commands_in={
+        "analyze": "gradscope.cli.analyze:analyze",
+        "chain": "gradscope.cli.chain:chain",
+        "inspect": "gradscope.cli.inspect:inspect",
+    },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(package_name="gradscope", message="%(prog)s %(version)s")
@@ -39,6 +43,7 @@ def cli() -> None:
       gradscope analyze model.safetensors --inputs x.npy   a trained layer on real data
       gradscope analyze --json | jq .verdict.level         for scripts
       gradscope analyze --fail-on exploding                for CI: exit 1 if it explodes
+      gradscope inspect model.pt                           the recurrent layers in a file
       gradscope chain jacobians.npy                        any stack of Jacobians (T, m, m)
     """
 

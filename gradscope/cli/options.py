@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,7 +22,7 @@ _STDOUT = (Path("-"), Path("/dev/stdout"))
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-_DECORATORS = (
+_VERDICT = (
     click.option(
         "--vanishing-below",
         type=float,
@@ -43,6 +45,8 @@ _DECORATORS = (
         type=click.Choice(["vanishing", "stable", "exploding", "undecided"]),
         help="Exit 1 on this verdict (repeatable).",
     ),
+)
+_PAGE = (
     click.option(
         "--format",
         "output_format",
@@ -56,15 +60,9 @@ _DECORATORS = (
         "-o",
         "--output",
         type=click.Path(path_type=Path, allow_dash=True),
+        callback=lambda _, __, path: None if path in _STDOUT else path,
         metavar="FILE",
         help="Write to FILE; - is stdout.",
-    ),
-    click.option(
-        "--lags",
-        type=click.Choice(["auto", "all"]),
-        default="auto",
-        show_default=True,
-        help="Lags in the JSON profile: about a thousand at most, or every one.",
     ),
     click.option(
         "--color",
@@ -73,7 +71,34 @@ _DECORATORS = (
         show_default=True,
         help="Colour in the table; NO_COLOR and FORCE_COLOR are heeded.",
     ),
+)
+_MORE = (
+    click.option(
+        "--lags",
+        type=click.Choice(["auto", "all"]),
+        default="auto",
+        show_default=True,
+        help="Lags in the JSON profile: about a thousand at most, or every one.",
+    ),
     click.option("-q", "--quiet", is_flag=True, help="The verdict alone, and nothing on stderr."),
+)
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def _bytes(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
+    match = re.fullmatch(r"(\d{1,15})([KMGT]?)i?B?", value or "0", re.IGNORECASE)
+    if not match:
+        raise click.BadParameter(f"{value!r} is no size, expected bytes or such as 500M or 2G")
+    return None if value is None else int(match[1]) * _UNITS[match[2].upper()]
+
+
+max_size_option = click.option(
+    "--max-size",
+    callback=_bytes,
+    metavar="SIZE",
+    help="Most that the file may unpack to, such as 2G (default: a small multiple of its size).",
 )
 
 
@@ -93,15 +118,22 @@ class Output:
 
 def output_options(command: Command) -> Command:
     """Decorate a click command with every shared option."""
-    for decorate in reversed(_DECORATORS):
+    return _decorated(command, (*_VERDICT, *_PAGE, *_MORE))
+
+
+def page_options(command: Command) -> Command:
+    """Decorate a click command with the options of what comes out and where."""
+    return _decorated(command, _PAGE)
+
+
+def _decorated(command: Command, decorators: Sequence[Callable[[Command], Command]]) -> Command:
+    for decorate in reversed(decorators):
         command = decorate(command)
     return command
 
 
 def take_output(options: dict[str, Any]) -> Output:
     """Remove the shared options from ``options`` and return them as one object."""
-    if options["output"] in _STDOUT:
-        options["output"] = None
     return Output(**{field.name: options.pop(field.name) for field in fields(Output)})
 
 
@@ -123,3 +155,10 @@ def _render(analysis: Analysis, output: Output) -> str:
 
     terminal = terminal_for(output.color, to_file=output.output is not None)
     return render_table(analysis, terminal, verdict_only=output.quiet)
+
+
+def find_modules_here() -> None:
+    """``--cell package.module:factory`` looks in the current folder too, as ``python -m`` does."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)

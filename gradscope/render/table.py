@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from gradscope.render.page import bullet, headed, page, section
 from gradscope.render.terminal import Terminal
 from gradscope.verdict import scientific
 
@@ -32,45 +29,27 @@ _BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.,-=+*#"
 _BAR_WIDTH = 24
 # Decades: from here on an estimated error says that a value is not known.
 _LOST = 0.5
-# Padding at the end of a line, before the codes that end its colours.
-_TRAILING = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
 
 
 def render_table(analysis: Analysis, terminal: Terminal, *, verdict_only: bool = False) -> str:
     """The whole table as text, with ANSI codes if the terminal has colours."""
-    stream = io.StringIO()
-    console = Console(
-        file=stream,
-        width=terminal.width,
-        force_terminal=terminal.color,
-        color_system="standard" if terminal.color else None,
-        no_color=not terminal.color,
-        highlight=False,
-        markup=False,
-        emoji=False,
-        legacy_windows=False,
-        _environ={},  # the terminal is already known
-    )
-    for part in [_headline(analysis)] if verdict_only else _parts(analysis, terminal):
-        console.print(part)
-    text = _TRAILING.sub(r"\1", stream.getvalue())
-    return text if terminal.unicode else text.translate(str.maketrans("•─", "*-"))
+    return page([_headline(analysis)] if verdict_only else _parts(analysis, terminal), terminal)
 
 
 def _parts(analysis: Analysis, terminal: Terminal) -> Iterable[RenderableType]:
     yield _headline(analysis)
     for reason in analysis.verdict.reasons:
-        yield _bullet(reason)
-    yield _section("Chains", _chains(analysis, terminal))
+        yield bullet(reason)
+    yield section("Chains", _chains(analysis, terminal))
     if len(analysis.shares) > 1:
-        yield _section("Who carries the gradient", _shares(analysis, terminal))
-    yield _section(
+        yield section("Who carries the gradient", _shares(analysis, terminal))
+    yield section(
         "Gain by lag: how far back the gradient of the last step reaches", _lags(analysis, terminal)
     )
     if analysis.matrices:
-        yield _section("Recurrent matrices", _matrices(analysis))
+        yield section("Recurrent matrices", _matrices(analysis))
     if analysis.gates:
-        yield _section("Gates", _gates(analysis))
+        yield section("Gates", _gates(analysis))
 
 
 def _headline(analysis: Analysis) -> Text:
@@ -94,40 +73,13 @@ def _subject(analysis: Analysis) -> str:
     return ", ".join(words)
 
 
-def _bullet(sentence: str) -> RenderableType:
-    grid = Table.grid(padding=(0, 1))
-    grid.add_row(" •", Text(sentence))
-    return grid
-
-
-def _section(title: str, body: RenderableType) -> RenderableType:
-    grid = Table.grid()
-    grid.add_row("")
-    grid.add_row(Text(title, style="bold"))
-    grid.add_row(Padding(body, (0, 0, 0, 1)))
-    return grid
-
-
-def _table(*columns: str) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        header_style="dim",
-    )
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", overflow="fold")
-    return table
-
-
 def _chains(analysis: Analysis, terminal: Terminal) -> RenderableType:
     columns = _columns(analysis)
     for name in _DISPENSABLE:
         if _width(columns) <= terminal.width:
             break
         columns.pop(name, None)
-    table = _table(*columns)
+    table = headed(*columns)
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in cells))
     return Group(table, *(Text(note, style="dim") for note in map(_note, analysis.chains) if note))
@@ -231,7 +183,7 @@ def _sparkline(values: np.ndarray, terminal: Terminal) -> str:
 
 
 def _matrices(analysis: Analysis) -> Table:
-    table = _table("matrix", "spectral norm", "spectral radius", "smallest singular value")
+    table = headed("matrix", "spectral norm", "spectral radius", "smallest singular value")
     for name, matrix in analysis.matrices.items():
         table.add_row(
             name,
@@ -243,7 +195,7 @@ def _matrices(analysis: Analysis) -> Table:
 
 
 def _gates(analysis: Analysis) -> Table:
-    table = _table("gate", "mean", "saturated")
+    table = headed("gate", "mean", "saturated")
     for name, gate in analysis.gates.items():
         table.add_row(name, f"{gate['mean']:.3f}", f"{100 * gate['saturated']:.1f} %")
     return table

@@ -1,0 +1,158 @@
+"""A recurrent layer as a file has it: its arrays in our notation, and the cells that it may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from gradscope.cells import find
+from gradscope.cells.base import Cell, key
+from gradscope.checkpoints.layer import Layer, assemble
+from gradscope.errors import InputError
+from gradscope.files import Array, Tensors, as_float64
+
+ACTIVATIONS = ("tanh", "relu", "sigmoid", "linear")
+# What the state goes through in the built-in cells; two variants of the LSTM use tanh in one place only.
+_ACTIVATION = {
+    "linear": "linear",
+    "rnn-relu": "relu",
+    "rnn-sigmoid": "sigmoid",
+    "lstm-niaf": "mixed",
+    "lstm-noaf": "mixed",
+}
+SIMPLE = {"tanh": "rnn", "relu": "rnn-relu", "sigmoid": "rnn-sigmoid", "linear": "linear"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A recurrent layer in a file, as far as the file tells what it is.
+
+    name : where in the file, "" if it is all of it; arrays : float64 under the names of the cells.
+    cells : the cells it may be, none where ``problem`` says why gradscope has no such cell.
+    question : what the file leaves open and how to decide it, "" where it says all.
+    kind, activation : what it is, where ``cells`` does not tell; direction, depth, dtype : as in Layer.
+    keys : the tensors of the file that it was made of.
+    """
+
+    name: str
+    arrays: dict[str, Array]
+    cells: tuple[str, ...] = ()
+    question: str = ""
+    problem: str = ""
+    kind: str = ""
+    activation: str = ""
+    direction: str = "forward"
+    depth: int = 0
+    dtype: str = "float64"
+    keys: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The cell, or the cells it may be."""
+        return " or ".join(self.cells) or self.kind
+
+    @property
+    def activations(self) -> str:
+        """The nonlinearity, or those it may be."""
+        return self.activation or " or ".join(dict.fromkeys(_ACTIVATION.get(c, "tanh") for c in self.cells))
+
+    @property
+    def sizes(self) -> tuple[int, int] | None:
+        """Hidden and input size, None where no input weights were read."""
+        shape = next((array.shape for name, array in self.arrays.items() if name[0] == "W"), ())
+        return (shape[0], shape[1]) if len(shape) == 2 else None
+
+    def settle(self, cell: Cell | None = None, activation: str | None = None) -> Layer:
+        """The Layer, what the file leaves open decided by ``cell`` or ``activation``; or InputError."""
+        if self.problem:
+            raise InputError(self.problem)
+        layer = assemble(self._choose(cell, activation), self.arrays, self.name)
+        return replace(layer, direction=self.direction, depth=self.depth, dtype=self.dtype)
+
+    def _choose(self, cell: Cell | None, activation: str | None) -> Cell:
+        fitting = [c for c in self.cells if activation in (None, _ACTIVATION.get(c, "tanh"))]
+        if not fitting:
+            raise InputError(
+                f"holds a layer with activation {self.activations}, not --activation {activation}"
+            )
+        if cell is not None:
+            if cell.name not in fitting:
+                raise InputError(f"holds a layer that is {' or '.join(fitting)}, not --cell {cell.name}")
+            return cell
+        if len(fitting) > 1 or (self.question and activation is None):
+            raise InputError(self.question)
+        return find(fitting[0])
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds: its recurrent layers, and the names of the tensors that are of none."""
+
+    layers: tuple[Found, ...]
+    others: tuple[str, ...]
+
+    @classmethod
+    def of(cls, layers: Iterable[Found], tensors: Iterable[str]) -> Contents:
+        """These layers, and the tensors that none of them was made of."""
+        layers = tuple(layers)
+        used = {key for layer in layers for key in layer.keys}
+        return cls(layers, tuple(key for key in tensors if key not in used))
+
+
+def take(tensors: Tensors, keys: Iterable[str]) -> tuple[dict[str, Array], str]:
+    """The values of these tensors, and the dtype (or dtypes) that the file keeps them in."""
+    loaded = {name: tensors[name].load() for name in keys}
+    dtypes = sorted({"bfloat16" if a.dtype == "V2" else str(a.dtype) for a in loaded.values()})
+    return {k: as_float64(array, tensors[k].called) for k, array in loaded.items()}, ", ".join(dtypes)
+
+
+def attempt(make: Callable[[], Found], name: str, keys: Iterable[str]) -> Found:
+    """What ``make`` finds; where it raises InputError, a layer of which that is all that is known."""
+    try:
+        return replace(make(), name=name, keys=tuple(keys))
+    except InputError as error:
+        return Found(name, {}, problem=str(error), kind="unreadable", keys=tuple(keys))
+
+
+def gated(
+    gates: Iterable[str],
+    weights: Mapping[str, Array],
+    *,
+    reset_after: bool = False,
+) -> dict[str, Array]:
+    """The arrays of every gate under our names, from matrices that have the gates' rows in order.
+
+    gates : their names in the order of the rows; weights : "W" (G n, d), "R" (G n, n), and where there
+        are biases "b" (G n,) and, inside the product with h, "c" (G n,). The two add up, but for the
+        candidate of a GRU whose reset gate comes after that product (``reset_after``).
+    """
+    gates = tuple(gates)
+    parts = {role: np.split(array, len(gates)) for role, array in weights.items()}
+    arrays: dict[str, Array] = {}
+    for k, gate in enumerate(gates):
+        for role in ("W", "R"):
+            arrays[key(role, gate)] = parts[role][k]
+        b, c = (parts[role][k] if role in parts else 0.0 for role in ("b", "c"))
+        if not {"b", "c"} & parts.keys():
+            continue
+        zero = np.zeros(len(arrays[key("R", gate)]))
+        if reset_after and gate == "h":
+            arrays["b_h"], arrays["c_h"] = zero + b, zero + c
+        else:
+            with np.errstate(over="ignore"):  # as_float64 says so in a line
+                arrays[key("b", gate)] = as_float64(zero + b + c, "the sum of the two biases")
+    return arrays
+
+
+def blocks(name: str, recurrent: npt.NDArray[np.float64], counts: Iterable[int]) -> int:
+    """How many gates the rows of a recurrent matrix (G H, H) hold; raises InputError if not one of counts."""
+    shape = recurrent.shape
+    count = shape[0] // shape[1] if len(shape) == 2 and shape[1] else 0
+    if count not in counts or shape[0] != count * shape[1]:
+        raise InputError(
+            f"{name} has shape {shape}, expected (4 H, H) of an LSTM, (3 H, H) of a GRU, (H, H) of an RNN"
+        )
+    return count

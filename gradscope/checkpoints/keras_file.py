@@ -1,0 +1,170 @@
+"""Keras files (``.keras``, ``.weights.h5``, ``.h5``): weights and config, the model is never loaded."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+
+from gradscope.checkpoints.found import SIMPLE, Contents, Found, attempt, blocks, gated, take
+from gradscope.checkpoints.hdf5 import HDF5
+from gradscope.checkpoints.keras_config import Spec, specs
+from gradscope.errors import InputError
+from gradscope.files import Array, PathLike, Tensors, allowed, check_size, listed, members, opened
+
+# Keras 3: layers/lstm/cell/vars/0; Keras 2: model_weights/lstm/lstm/lstm_cell/recurrent_kernel:0
+_VARIABLE = re.compile(
+    r"(?P<cell>.+)/(vars/(?P<index>[012])|(?P<role>kernel|recurrent_kernel|bias)(:0)?)", re.S
+)
+_CELL = re.compile(r"(.*/)?(cell(/cells/[^/]+)?|(lstm|gru|simple_rnn)_cell(_\d+)?)", re.S)
+_ROLES = ("kernel", "recurrent_kernel", "bias")
+_ORDER = {4: ("i", "f", "z", "o"), 3: ("z", "r", "h"), 1: ("",)}
+
+
+def read_keras(path: PathLike, max_size: int | None) -> Contents:
+    """The recurrent layers of a ``.keras`` file, a zip of a config and weights."""
+    with opened(path, ".keras") as (file, size), zipfile.ZipFile(file) as archive:
+        limit = allowed(size, max_size)
+        there = {member.filename for member in members(archive, limit)}
+        if missing := {"config.json", "model.weights.h5"} - there:
+            raise InputError(
+                f"lacks {listed(sorted(missing))}, expected what model.save('model.keras') writes"
+            )
+        known = specs(archive.read("config.json").decode("utf-8"))
+        return _layers(archive.read("model.weights.h5"), known, limit)
+
+
+def read_hdf5(path: PathLike, max_size: int | None) -> Contents:
+    """The recurrent layers of weights alone (``.weights.h5``) or of a whole model in HDF5 (``.h5``)."""
+    with opened(path, ".h5") as (file, size):
+        limit = allowed(size, max_size)
+        check_size(size, limit)
+        return _layers(file.read(), None, limit)
+
+
+def _layers(data: bytes, known: dict[str, Spec] | None, limit: int) -> Contents:
+    h5 = HDF5(data)
+    tensors = h5.tensors()
+    check_size(sum(tensor.size for tensor in tensors.values()), limit)
+    if known is None and (config := h5.text("", "model_config")):
+        known = specs(config)
+    cells: dict[str, dict[str, str]] = {}
+    for key in tensors:
+        match = _VARIABLE.fullmatch(key)
+        if match and (match["role"] or _CELL.fullmatch(match["cell"])):
+            cells.setdefault(match["cell"], {})[match["role"] or _ROLES[int(match["index"])]] = key
+    cells = {path: keys for path, keys in cells.items() if "recurrent_kernel" in keys}
+    called = _distinct({path: _name(path, h5) for path in cells})
+    found = [
+        attempt(partial(_layer, tensors, keys, path, called[path], known), called[path], keys.values())
+        for path, keys in cells.items()
+    ]
+    if not found:
+        raise InputError(f"holds no LSTM, GRU or SimpleRNN of Keras ({listed(list(tensors)) or 'nothing'})")
+    return Contents.of(sorted(found, key=lambda layer: (layer.depth, layer.name)), tensors)
+
+
+def _distinct(names: Mapping[str, str]) -> dict[str, str]:
+    """The names by path, with that of the cell where the first is of several."""
+    count = Counter(names.values())
+    return {
+        path: name if count[name] == 1 else f"{name}/{path.rpartition('/')[2]}"
+        for path, name in names.items()
+    }
+
+
+def _name(path: str, h5: HDF5) -> str:
+    """The user's name of a cell's layer: Keras 3 keeps it in an attribute of each object's ``vars``."""
+    parts = path.split("/")
+    above = ["/".join(parts[: k + 1]) for k in range(len(parts))]
+    names = [h5.text(f"{place}/vars", "name") for place in above if not place.endswith("/cell")]
+    return "/".join(filter(None, names)) or _by_scope(path)
+
+
+def _by_scope(path: str) -> str:
+    """bi/forward_lstm of model_weights/bi/sequential/bi/forward_lstm/lstm_cell."""
+    layer, *scope = path.removeprefix("model_weights/").split("/")
+    if layer in scope[:-1]:
+        scope = scope[len(scope) - scope[::-1].index(layer) :]
+    return "/".join([layer, *scope[:-1]])
+
+
+def _layer(
+    tensors: Tensors, keys: Mapping[str, str], path: str, name: str, known: Mapping[str, Spec] | None
+) -> Found:
+    read, dtype = take(tensors, keys.values())
+    weights = {role: read[key] for role, key in keys.items()}
+    spec = _spec(name, known)
+    # Bidirectional makes a backward layer from the one it is given; its config has only that one.
+    made = any(part.startswith("backward_") for part in path.split("/")) and not _own(name, spec)
+    arrays, count, reset_after = _native(weights, spec)
+    cells, question, problem = _cells(count, reset_after, spec)
+    return Found(
+        "",
+        arrays,
+        cells,
+        question,
+        problem,
+        kind=_KINDS[count],
+        activation=spec.activation if spec and not cells else "",
+        direction="backward" if made != (spec is not None and spec.reverse) else "forward",
+        depth=spec.depth if spec else 0,
+        dtype=dtype,
+    )
+
+
+_KINDS = {4: "lstm", 3: "gru", 1: "rnn"}
+
+
+def _own(name: str, spec: Spec | None) -> bool:
+    return spec is not None and spec.name == name.rpartition("/")[2]
+
+
+def _spec(name: str, known: Mapping[str, Spec] | None) -> Spec | None:
+    """The config of a layer, by its own name or that of the nearest wrapper."""
+    return next((known[part] for part in reversed(name.split("/")) if part in known), None) if known else None
+
+
+def _native(weights: dict[str, Array], spec: Spec | None) -> tuple[dict[str, Array], int, bool | None]:
+    """Our arrays, the number of gates, and where the GRU's reset gate is (None: the file does not say)."""
+    if "kernel" not in weights:
+        raise InputError("lacks the kernel beside the recurrent_kernel: truncated or damaged")
+    kernel, recurrent = weights["kernel"], weights["recurrent_kernel"]
+    if kernel.ndim != 2 or recurrent.ndim != 2 or kernel.shape[1] != recurrent.shape[1]:
+        raise InputError(
+            f"kernel and recurrent_kernel have shapes {kernel.shape} and {recurrent.shape}, "
+            "expected (d, G n) and (n, G n)"
+        )
+    count = blocks("recurrent_kernel, transposed,", recurrent.T, _ORDER)
+    ours, bias = {"W": kernel.T, "R": recurrent.T}, weights.get("bias")
+    reset_after = spec.reset_after if spec else None
+    if bias is not None:
+        reset_after = bias.ndim == 2 if count == 3 else None
+        expected = (2, kernel.shape[1]) if reset_after else (kernel.shape[1],)
+        if bias.shape != expected:
+            raise InputError(f"bias has shape {bias.shape}, expected {expected}")
+        ours |= {"b": bias[0], "c": bias[1]} if reset_after else {"b": bias}
+    return gated(_ORDER[count], ours, reset_after=bool(reset_after)), count, reset_after
+
+
+def _cells(count: int, reset_after: bool | None, spec: Spec | None) -> tuple[tuple[str, ...], str, str]:
+    """The cells it may be, what is open, and why there is none."""
+    if count == 1:
+        cells = tuple(SIMPLE.values()) if spec is None else tuple(filter(None, [SIMPLE.get(spec.activation)]))
+    elif count == 4:
+        cells = ("lstm",)
+    else:
+        cells = {True: ("gru",), False: ("gru-reset-before",), None: ("gru", "gru-reset-before")}[reset_after]
+    if spec is None:
+        how = "--activation tanh, relu, sigmoid or linear"
+        if count > 1:
+            how = f"--cell {' or '.join(cells)} if these are tanh and sigmoid"
+        what = "weights without the config that says its activations and direction"
+        return cells, f"holds {what}: add {how}, where it reads forward", ""
+    if not cells or (count > 1 and (spec.activation, spec.recurrent_activation) != ("tanh", "sigmoid")):
+        gate = f" and recurrent activation {spec.recurrent_activation}" if count > 1 else ""
+        return (), "", f"has activation {spec.activation}{gate}, for which gradscope has no {_KINDS[count]}"
+    open_ = "does not say whether the GRU resets after the product: add --cell gru or --cell gru-reset-before"
+    return cells, open_ if len(cells) > 1 else "", ""

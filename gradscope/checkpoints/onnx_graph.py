@@ -1,0 +1,155 @@
+"""ONNX files: the operators LSTM, GRU and RNN, their weights told by the place of the operator's input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradscope.checkpoints.found import SIMPLE, Contents, Found, attempt, gated, take
+from gradscope.checkpoints.onnx_tensors import tensors_of
+from gradscope.errors import InputError
+from gradscope.files import Array, PathLike, Tensors, allowed, check_size, library, listed, opened
+
+# W, R, B, sequence_lens, initial_h, initial_c, P follow X among the inputs of the operator.
+_INPUTS = {"W": 1, "R": 2, "B": 3, "h0": 5, "c0": 6, "P": 7}
+_GATES = {"LSTM": ("i", "o", "f", "z"), "GRU": ("z", "r", "h"), "RNN": ("",)}
+_DEFAULTS = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "RNN": ("tanh",)}
+
+
+def read_onnx(path: PathLike, max_size: int | None) -> Contents:
+    """The recurrent operators of the main graph, the two directions of a bidirectional one as two layers."""
+    onnx = library("onnx", "onnx", path)
+    with opened(path, ".onnx") as (file, size):
+        check_size(size, allowed(size, max_size))
+        graph = onnx.ModelProto.FromString(file.read()).graph
+        tensors = tensors_of(graph, Path(path).resolve().parent, size, max_size)
+        found = [layer for node, depth in _recurrent(graph) for layer in _directions(node, depth, tensors)]
+        if not found:
+            kinds = sorted({node.op_type for node in graph.node})
+            raise InputError(
+                f"holds no operator LSTM, GRU or RNN ({listed(kinds) or 'no operators'}): export it with its "
+                "recurrent layer as one operator, or give its weights in another format"
+            )
+        return Contents.of(found, tensors)
+
+
+def _recurrent(graph: Any) -> Iterator[tuple[Any, int]]:
+    """The recurrent operators, and how many others each one's input has come through."""
+    depths: dict[str, int] = {}
+    for node in graph.node:  # in the order in which they are computed
+        below = max((depths.get(name, 0) for name in node.input), default=0)
+        if node.op_type in _GATES and node.domain in ("", "ai.onnx"):
+            own = depths.get(node.input[0], 0) if node.input else 0
+            yield node, own
+            below = own + 1
+        depths |= dict.fromkeys(node.output, below)
+
+
+def _directions(node: Any, depth: int, tensors: Tensors) -> list[Found]:
+    """The layer of an operator, or two where it is bidirectional."""
+    inputs = {role: node.input[k] for role, k in _INPUTS.items() if len(node.input) > k and node.input[k]}
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    direction = attributes["direction"].s.decode() if "direction" in attributes else "forward"
+    sides = {"bidirectional": ("forward", "backward"), "reverse": ("backward",)}.get(direction, ("forward",))
+    name, found = node.name or next(iter(node.output), ""), []
+    for number, side in enumerate(sides):
+        make = partial(_layer, node.op_type, inputs, attributes, number, tensors)
+        keys = [key for key in inputs.values() if key in tensors]
+        layer = attempt(make, name if len(sides) == 1 else f"{name}.{side}", keys)
+        found.append(replace(layer, direction=side, depth=depth))
+    return found
+
+
+def _layer(
+    kind: str, inputs: Mapping[str, str], attributes: Mapping[str, Any], number: int, tensors: Tensors
+) -> Found:
+    constant = {role: name for role, name in inputs.items() if name in tensors}
+    if computed := [name for role, name in inputs.items() if role in "WRBP" and role not in constant]:
+        raise InputError(f"has weights that the graph computes ({listed(computed)}), expected them stored")
+    if not {"W", "R"} <= constant.keys():
+        raise InputError("has no weights W and R: damaged")
+    read, dtype = take(tensors, dict.fromkeys(constant.values()))
+    values = {role: _side(read[name], role, number) for role, name in constant.items() if role in "WRBP"}
+    arrays = _native(kind, values, linear=_whole(attributes, "linear_before_reset"))
+    layout = _whole(attributes, "layout")
+    for role in {"h0", "c0"} & constant.keys():
+        arrays[role] = _state(read[constant[role]], role, number, layout)
+    activations = _activations(kind, attributes, number)
+    cell = _cell(kind, activations, "P" in values, _whole(attributes, "linear_before_reset"))
+    unlike = [name for name in ("clip", "input_forget") if _given(attributes, name)]
+    problem = ""
+    if not cell or unlike:
+        said = [*unlike, *(["activations " + ", ".join(activations)] if not cell else [])]
+        problem = f"has {listed(said)}, for which gradscope has no {kind}"
+    return Found(
+        "",
+        arrays,
+        () if problem else (cell,),
+        problem=problem,
+        kind=kind.lower(),
+        activation=activations[-1] if problem else "",
+        dtype=dtype,
+    )
+
+
+def _cell(kind: str, activations: tuple[str, ...], peepholes: bool, linear: int) -> str:
+    """The cell of these activations, "" if there is none."""
+    if kind == "RNN":
+        return SIMPLE.get(activations[0], "")
+    if activations != _DEFAULTS[kind]:
+        return ""
+    if kind == "GRU":
+        return "gru" if linear else "gru-reset-before"
+    return "lstm-peephole" if peepholes else "lstm"
+
+
+def _native(kind: str, values: Mapping[str, Array], linear: int) -> dict[str, Array]:
+    gates, w, r = _GATES[kind], values["W"], values["R"]
+    hidden, rows = r.shape[-1], len(_GATES[kind]) * r.shape[-1]
+    expected = {"W": (rows, w.shape[-1]), "R": (rows, hidden), "B": (2 * rows,), "P": (3 * hidden,)}
+    for role, value in values.items():
+        if value.shape != expected[role]:
+            raise InputError(f"{role} has shape {value.shape} in one direction, expected {expected[role]}")
+    weights = {"W": w, "R": r}
+    if "B" in values:
+        weights |= dict(zip("bc", np.split(values["B"], 2), strict=True))
+    arrays = gated(gates, weights, reset_after=kind == "GRU" and bool(linear))
+    if "P" in values:
+        arrays |= dict(zip(("p_i", "p_o", "p_f"), np.split(values["P"], 3), strict=True))
+    return arrays
+
+
+def _side(value: Array, role: str, number: int) -> Array:
+    """One direction of a weight, whose first axis is the directions."""
+    if value.ndim != (3 if role in "WR" else 2) or value.shape[0] <= number:
+        raise InputError(f"{role} has shape {value.shape}, expected one row of weights per direction")
+    return np.asarray(value[number])
+
+
+def _state(value: Array, role: str, number: int, layout: int) -> Array:
+    """The initial state of one direction, if it is the same for every sequence."""
+    if value.ndim == 3 and value.shape[1 if layout else 0] > number:
+        states: Array = value[:, number] if layout else value[number]
+        if len(states) and (states == states[0]).all():
+            return np.asarray(states[0])
+    raise InputError(f"initial state {role} has shape {value.shape}, expected one for all sequences")
+
+
+def _activations(kind: str, attributes: Mapping[str, Any], number: int) -> tuple[str, ...]:
+    strings = attributes["activations"].strings if "activations" in attributes else ()
+    given = [text.decode("utf-8", "replace").lower() for text in strings]
+    count = len(_DEFAULTS[kind])
+    return tuple(given[number * count : (number + 1) * count]) or _DEFAULTS[kind]
+
+
+def _whole(attributes: Mapping[str, Any], name: str) -> int:
+    return int(attributes[name].i) if name in attributes else 0
+
+
+def _given(attributes: Mapping[str, Any], name: str) -> bool:
+    return name in attributes and bool(attributes[name].i or attributes[name].f)

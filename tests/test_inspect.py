@@ -1,0 +1,194 @@
+"""``gradscope inspect``, and choosing what to analyse of what it lists."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+
+import gradscope
+from gradscope.cli.main import main
+from gradscope.errors import InputError
+from gradscope.inspection import inspect, inspection_schema
+
+
+@pytest.fixture
+def run(capfd):
+    def call(*arguments):
+        code = main([str(a) for a in arguments])
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A file of two recurrent modules, a head and a projected layer."""
+    torch.manual_seed(0)
+    parts = {
+        "encoder": torch.nn.LSTM(3, 4, num_layers=2),
+        "decoder": torch.nn.RNN(3, 5),
+        "small": torch.nn.LSTM(3, 6, proj_size=2),
+        "fc": torch.nn.Linear(4, 2),
+    }
+    torch.save(torch.nn.ModuleDict(parts).state_dict(), tmp_path / "model.pt")
+    return tmp_path / "model.pt"
+
+
+def test_json_follows_its_schema(run, model):
+    code, out, err = run("inspect", model, "--json")
+    assert (code, err) == (0, "")
+    result = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    jsonschema.validate(result, inspection_schema())
+    layers = {layer["name"]: layer for layer in result["layers"]}
+    assert list(layers) == ["decoder", "encoder.l0", "encoder.l1", "small"]
+    assert layers["decoder"]["cells"] == ["rnn", "rnn-relu"]
+    assert "add --cell rnn or --cell rnn-relu" in layers["decoder"]["open"]
+    assert layers["small"]["cells"] == []
+    assert "projection" in layers["small"]["problem"]
+    assert [layer["depth"] for layer in layers.values()] == [0, 0, 1, 0]
+    assert result["others"] == ["fc.weight", "fc.bias"]
+    assert layers["small"]["matrices"][0]["spectral_radius"] is None
+    recurrent = torch.load(model)["decoder.weight_hh_l0"].double()
+    (matrix,) = layers["decoder"]["matrices"]
+    assert matrix["spectral_norm"] == pytest.approx(torch.linalg.matrix_norm(recurrent, 2).item(), rel=1e-12)
+    radius = torch.linalg.eigvals(recurrent).abs().max().item()
+    assert matrix["spectral_radius"] == pytest.approx(radius, rel=1e-12)
+
+
+def test_table(run, model, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    code, out, err = run("inspect", model)
+    assert (code, err) == (0, "")
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert lines[0].startswith("4 RECURRENT LAYERS in ")
+    assert "decoder rnn or rnn-relu 5 3 forward 0 float32 tanh or relu?" in lines
+    assert "encoder.l1 lstm 4 4 forward 1 float32 tanh" in lines
+    assert "small projected lstm 6 3 forward 0 float32 tanh" in lines
+    assert "Also in the file: 2 other tensors: fc.weight, fc.bias" in lines
+    assert sum(line.startswith("encoder.l0 R_") for line in lines) == 4
+
+
+def test_output_to_a_file(run, model, tmp_path):
+    assert run("inspect", model, "-o", tmp_path / "x.json", "--json") == (0, "", "")
+    assert json.loads((tmp_path / "x.json").read_text())["layers"]
+    assert run("inspect", model, "-o", "-", "--json")[1].startswith("{")
+    code, _, err = run("inspect", model, "-o", model)
+    assert (code, err.count("\n")) == (2, 1)
+
+
+def test_names_that_a_terminal_would_obey(run, tmp_path):
+    state = torch.nn.LSTMCell(3, 4).state_dict()
+    torch.save({f"\x1b[31m[red].{key}": value for key, value in state.items()}, tmp_path / "x.pt")
+    code, out, _ = run("inspect", tmp_path / "x.pt")
+    assert code == 0
+    assert "\x1b" not in out
+    assert "[red]" in out
+
+
+CHOICES = {
+    "several": (
+        [],
+        "holds 4 recurrent layers (decoder, encoder.l0, encoder.l1, small): choose one, as in --layer",
+    ),
+    "no such": (["--layer", "x"], "layer 'x' is no recurrent layer, expected one of decoder, encoder.l0"),
+    "end of several": (["--layer", ""], "layer '' is the end of several"),
+    "above others": (
+        ["--layer", "l1"],
+        "layer encoder.l1 reads what those below it put out, 4 features: give that",
+    ),
+    "open": (["--layer", "decoder"], "add --cell rnn or --cell rnn-relu"),
+    "projected": (["--layer", "small"], "an LSTM with a projection"),
+    "another cell": (["--layer", "l0", "--cell", "gru"], "holds a layer that is lstm, not --cell gru"),
+    "another activation": (
+        ["--layer", "l0", "--activation", "relu"],
+        "with activation tanh, not --activation relu",
+    ),
+    "no activation": (
+        ["--layer", "l0", "--activation", "gelu"],
+        "activation is 'gelu', expected one of tanh, relu",
+    ),
+    "small": (
+        ["--layer", "l0", "--max-size", "1K"],
+        "more than the 1024 allowed: if you trust it, say --max-size",
+    ),
+    "no size": (["--max-size", "much"], "'much' is no size, expected bytes or such as 500M or 2G"),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_choices_that_do_not_fit(name, run, model):
+    arguments, words = CHOICES[name]
+    code, out, err = run("analyze", model, *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert words in err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--layer", "l0"), ("--activation", "tanh"), ("--max-size", "1G")]
+)
+def test_choices_without_a_checkpoint(option, value, run):
+    code, _, err = run("analyze", option, value)
+    assert code == 2
+    assert "that is about a checkpoint: give its file as well" in err
+
+
+def test_a_chosen_layer_is_analysed(run, model, tmp_path):
+    np.save(tmp_path / "x.npy", np.ones((6, 4)))
+    code, out, _ = run(
+        "analyze", model, "--layer", "l1", "--inputs", tmp_path / "x.npy", "--json", "--max-size", "1M"
+    )
+    assert code == 0
+    problem = json.loads(out)["problem"]
+    assert (problem["layer"], problem["direction"], problem["source"]) == (
+        "encoder.l1",
+        "forward",
+        str(model),
+    )
+    for activation, cell in (("tanh", "rnn"), ("relu", "rnn-relu")):
+        code, out, _ = run(
+            "analyze", model, "--layer", "decoder", "--activation", activation, "--steps", 3, "--json"
+        )
+        assert json.loads(out)["problem"]["cell"] == cell
+
+
+def test_backward_layer_reads_from_the_end(tmp_path):
+    torch.manual_seed(1)
+    module = torch.nn.RNN(3, 4, bidirectional=True)
+    torch.save(module.state_dict(), tmp_path / "x.pt")
+    x = np.random.default_rng(0).standard_normal((5, 3))
+    twin = {k.replace("_reverse", ""): v for k, v in module.state_dict().items() if "reverse" in k}
+    torch.save(twin, tmp_path / "y.pt")
+    backward = gradscope.analyze(checkpoint=tmp_path / "x.pt", cell="rnn", layer="l0_reverse", inputs=x)
+    forward = gradscope.analyze(checkpoint=tmp_path / "y.pt", cell="rnn", inputs=x[::-1])
+    np.testing.assert_array_equal(
+        backward.full.spectra[0].log10_singular_values, forward.full.spectra[0].log10_singular_values
+    )
+
+
+def test_a_missing_library_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    (tmp_path / "x.onnx").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"onnx reads it: pip install 'gradscope\[onnx\]'"):
+        inspect(tmp_path / "x.onnx")
+
+
+def test_a_cell_of_ones_own(run, tmp_path, monkeypatch):
+    (tmp_path / "own_cells_to_inspect.py").write_text(
+        "import gradscope\n\ndef decay():\n"
+        "    def parameters(n, d):\n        return {'W': (n, d), 'R': (n, n), 'tau': (n,)}\n"
+        "    step = lambda p, x, h: p['tau'] * h + p['R'] @ h + p['W'] @ x\n"
+        "    return gradscope.Cell('decay', parameters, step)\n"
+    )
+    np.savez(tmp_path / "x.npz", W=np.ones((4, 2)), R=np.eye(4), tau=np.ones(4))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    code, out, _ = run("inspect", "x.npz", "--cell", "own_cells_to_inspect:decay", "--json")
+    assert code == 0
+    (layer,) = json.loads(out)["layers"]
+    assert (layer["cells"], layer["hidden"], layer["input_size"]) == (["decay"], 4, 2)
