@@ -14,14 +14,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # beside XLA's pool
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
-
-from gradscope.threads import prepare_blas  # noqa: E402
-
-prepare_blas()
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -42,6 +40,7 @@ from rich.table import Table  # noqa: E402
 
 import gradscope  # noqa: E402
 from gradscope.measure import Task, measure  # noqa: E402
+from gradscope.threads import cores  # noqa: E402
 
 METHODS: dict[str, Callable[[Case], Callable[[], Any]]] = {
     "(a) plain product": plain,
@@ -68,12 +67,38 @@ def main() -> None:
     arguments.add_argument("--quick", action="store_true", help="small sizes only")
     options = arguments.parse_args()
     jax.config.update("jax_enable_x64", True)
-    CONSOLE.print(
-        f"JAX {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, float64, T = {STEPS}"
-    )
+    CONSOLE.print(machine())
     sizes = (16, 64, 128) if options.quick else (16, 64, 128, 256)
     ratios = {hidden: methods(hidden) for hidden in sizes}
     targets(ratios, options.quick, options.long)
+
+
+def machine() -> str:
+    """What the figures were measured on. Two virtual cores may be one that is shared."""
+    from threadpoolctl import threadpool_info
+
+    kernels = {str(one.get("architecture")) for one in threadpool_info() if one["user_api"] == "blas"}
+    one, every = rate(1), rate(cores())
+    return (
+        f"JAX {jax.__version__} on {jax.devices()[0].device_kind}, OpenBLAS for {', '.join(kernels)}; "
+        f"one thread multiplies at {one:.0f} GFLOP/s, {cores()} threads at {every / one:.1f} times that; "
+        f"float64, T = {STEPS}"
+    )
+
+
+def rate(threads: int) -> float:
+    """GFLOP/s of matrix products of 512 x 512 in so many threads."""
+    a = np.random.default_rng(0).normal(size=(512, 512))
+    count = 40
+
+    def work(_: int) -> None:
+        out = np.empty_like(a)
+        for _ in range(count):
+            np.matmul(a, a, out=out)
+
+    with ThreadPoolExecutor(threads) as pool:
+        seconds, _ = timed(lambda: list(pool.map(work, range(threads))), 3)
+    return threads * count * 2 * 512**3 / seconds / 1e9
 
 
 def methods(hidden: int) -> dict[str, float]:
@@ -190,7 +215,7 @@ def segments() -> float:
 def whole() -> tuple[float, float]:
     """Full chain, every path chain, lag profile and shares, as `analyze` does it; and its target."""
     case = Case.of("lstm", 128)
-    task = Task((0,), STEPS, 4 * float(np.finfo(float).eps), -3.0, workers=os.cpu_count() or 1)
+    task = Task((0,), STEPS, 4 * float(np.finfo(float).eps), -3.0, workers=cores())
     seconds = best(lambda: measure(task, lambda i: case.jacobians, lambda done: None), 3)
     return seconds / best(plain(case)), 12
 

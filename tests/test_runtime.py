@@ -1,6 +1,5 @@
 """The compilation cache is private, bounded, and never in the way."""
 
-import io
 import os
 import stat
 import subprocess
@@ -11,7 +10,6 @@ import pytest
 
 import gradscope
 from gradscope import runtime
-from gradscope.threads import prepare_blas
 
 
 @pytest.fixture(autouse=True)
@@ -122,39 +120,3 @@ def test_backend_is_that_of_the_device():
     analysis = gradscope.analyze(hidden=2, input_size=1, steps=3, platform="cpu")
     assert analysis.problem["backend"] == "cpu"
     assert jax.config.jax_default_device is None, "the caller's JAX stays as it was"
-
-
-CPUINFO = "vendor_id\t: {}\nflags\t\t: fpu sse2 avx2 {}\n"
-AVX512 = "avx512f avx512bw avx512cd avx512dq avx512vl"
-
-
-@pytest.mark.parametrize(
-    ("cpuinfo", "expected"),
-    [
-        (CPUINFO.format("AuthenticAMD", AVX512), "SkylakeX"),
-        (CPUINFO.format("AuthenticAMD", "avx512f"), None),
-        (CPUINFO.format("GenuineIntel", AVX512), None),
-        (None, None),
-    ],
-)
-def test_blas_kernels_are_named_where_openblas_overlooks_them(cpuinfo, expected, monkeypatch):
-    def opened(*_, **__):
-        if cpuinfo is None:
-            raise FileNotFoundError
-        return io.StringIO(cpuinfo)
-
-    monkeypatch.setattr("builtins.open", opened)
-    for name in ("OPENBLAS_CORETYPE", "OPENBLAS_NUM_THREADS"):
-        monkeypatch.setenv(name, "to be restored")
-        monkeypatch.delenv(name)
-    prepare_blas()
-    assert os.environ.get("OPENBLAS_CORETYPE") == expected
-    assert os.environ["OPENBLAS_NUM_THREADS"] == "1"
-
-
-def test_blas_settings_of_the_user_win(monkeypatch):
-    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
-    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
-    prepare_blas()
-    assert os.environ["OPENBLAS_CORETYPE"] == "Haswell"
-    assert os.environ["OPENBLAS_NUM_THREADS"] == "2"

@@ -157,9 +157,6 @@ def _analyze(options: dict[str, Any], output: Output, first: First) -> int:
         options["top"] = int(options["top"])
     given = {name: value for name, value in options.items() if name not in _BIASES and value is not None}
     with guarded_stdout(), hushed(output.quiet), progress_bar(output.quiet) as progress:
-        from gradscope.threads import prepare_blas
-
-        prepare_blas()
         with _uncollected():
             from gradscope.api import analyze
             from gradscope.runtime import use_compilation_cache
