@@ -19,6 +19,6 @@ check:
 test *arguments:
     .venv/bin/pytest -q {{arguments}}
 
-# Accuracy against high precision, and start-up ratios
+# Accuracy against high precision, speed against the usual ways, and where the time goes
 bench:
-    .venv/bin/python benchmarks/accuracy.py && .venv/bin/python benchmarks/startup.py
+    .venv/bin/python benchmarks/accuracy.py && .venv/bin/python benchmarks/speed.py && .venv/bin/python benchmarks/where.py

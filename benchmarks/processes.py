@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 
 # A process that only imports jax and runs a trivial jitted function.
 JAX = [sys.executable, "-c", "import jax; jax.jit(lambda x: x + 1)(1.0).block_until_ready()"]
@@ -42,12 +41,7 @@ def ratio(one: list[str], other: list[str], repeats: int = 3) -> float:
     return statistics.median(found)
 
 
-def pairs(quick: bool) -> Iterator[tuple[str, float, float, int]]:
-    """Targets that are ratios of whole processes."""
-    analyze = [*GRADSCOPE, "analyze", "--json"]
-    yield "default analyze, warm / import jax and one jit", ratio(analyze, JAX), 2, 2
-    cold = [*analyze, "--no-compile-cache"]
-    yield "default analyze, cold / import jax and one jit", ratio(cold, JAX), 5, 2
-    if not quick:
-        batch = [*analyze, "--batch", "16", "--platform", "cpu", "--devices"]
-        yield "batch of 16: 1 CPU device / 2", ratio([*batch, "1"], [*batch, "2"]), -1.6, 2
+def batch() -> tuple[str, float, float, int]:
+    """A batch on one and on two CPU devices: what, ratio, target (at least), digits."""
+    command = [*GRADSCOPE, "analyze", "--json", "--batch", "16", "--platform", "cpu", "--devices"]
+    return "batch of 16: 1 CPU device / 2", ratio([*command, "1"], [*command, "2"]), -1.6, 2

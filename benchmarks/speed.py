@@ -23,6 +23,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
+import startup  # noqa: E402
 from methods import (  # noqa: E402
     STEPS,
     Case,
@@ -34,7 +35,7 @@ from methods import (  # noqa: E402
     product_and_svd,
     qr_lyapunov,
 )
-from processes import measured, pairs  # noqa: E402
+from processes import batch, measured  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
@@ -71,6 +72,7 @@ def main() -> None:
     sizes = (16, 64, 128) if options.quick else (16, 64, 128, 256)
     ratios = {hidden: methods(hidden) for hidden in sizes}
     targets(ratios, options.quick, options.long)
+    startup.main()
 
 
 def machine() -> str:
@@ -190,7 +192,7 @@ def rows(ratios: dict[int, dict[str, float]], quick: bool, long: bool) -> Iterat
     yield "whole LSTM analysis, hidden 128 / plain product", *whole(), 1
     if not quick:
         yield from top_rows()
-    yield from pairs(quick)
+        yield batch()
     if long:
         yield from long_rows()
 

@@ -71,8 +71,8 @@ def spectrum(
         the top values, the lag where it falls below this is looked for.
     entry_error : relative rounding unit of the entries, which the error estimate then covers;
         at its default (and below) the float64 entries are taken as exact.
-    accuracy : "full", or "fast" for about 1e-6 (relative, of the smallest values) in a third of the
-        time; its error estimate is cruder.
+    accuracy : "full", or "fast" for about 1e-6 (relative, of the smallest values): more steps are
+        multiplied before they are factored, as many as their condition allows.
     workers : threads, all cores by default; the result depends on them only by rounding.
     Raises InputError for an empty, non-square, complex or non-finite chain, or top out of range.
 
@@ -172,7 +172,7 @@ def diagonal_spectrum(diagonals: Any, *, by_lag: bool = False, entry_error: floa
         )
     mantissa, exponent = np.ones(d.shape[1]), np.zeros(d.shape[1], np.int64)
     lags = []
-    for row in np.abs(d[::-1].astype(np.float64)):
+    for row in map(np.abs, d[::-1]):  # one by one: of a million steps there should be no copy
         mantissa, carried = np.frexp(mantissa * np.frexp(row)[0])
         exponent = exponent + carried + np.frexp(row)[1]
         if by_lag:

@@ -28,15 +28,12 @@ class Graded:
     """P = x.T @ diag(mantissa * 2**exponent) @ y, with x and y well conditioned, d graded.
 
     x : (r, m_T) array, y : (r, m_0) array, mantissa, exponent : (r,) arrays.
-    loss : sum over the factorisations of 1 / (smallest pivot)^2, pivots relative to their columns: the
-    rounding of y is so many times larger in the least of the values.
     """
 
     x: Array
     mantissa: Array
     exponent: Array
     y: Array
-    loss: float = 0.0
 
     @property
     def rank(self) -> int:

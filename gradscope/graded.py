@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from gradscope.errors import InputError
-from gradscope.factors import NOISE, Graded, factor
+from gradscope.factors import Graded, factor
 from gradscope.structure import Array
 
 RankAt = Callable[[int, Array], int]
@@ -139,8 +139,7 @@ def factored(
     factors = factor(graded, rows, size, after, rank, forced, least)
     if factors is None:
         return None
-    loss = graded.loss + 1 / max(factors.worst, NOISE) ** 2
-    return replace(factors.graded(factors.times(graded.x), factors.lower()), loss=loss), factors.worst
+    return factors.graded(factors.times(graded.x), factors.lower()), factors.worst
 
 
 def reset(graded: Graded) -> Graded:
@@ -154,4 +153,4 @@ def reset(graded: Graded) -> Graded:
     factors = factor(graded, graded.x, size, np.zeros(graded.x.shape[1], int), len)
     if factors is None or factors.kept < graded.rank:
         return graded
-    return replace(factors.graded(factors.lower(), factors.times(graded.y)), loss=graded.loss)
+    return factors.graded(factors.lower(), factors.times(graded.y))

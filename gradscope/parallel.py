@@ -103,7 +103,7 @@ def merged(high: Graded, low: Graded, rank: Callable[[Array], int], forced: int 
     rows = (high.y @ low.x.T) * low.mantissa
     top = int(low.exponent.max())
     left = low.exponent - top
-    graded = replace(high, exponent=high.exponent + top, loss=high.loss + low.loss)
+    graded = replace(high, exponent=high.exponent + top)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         while True:
             step = np.maximum(left, -MAX_SPREAD)

@@ -39,8 +39,6 @@ WORTH_A_THREAD = 96
 GROUPED = 1e-3
 # The same for fast accuracy: 1e-6 at worst.
 GROUPED_FAST = 1e-7
-# Pivots tell the error to within this.
-PIVOT_SAFETY = 50.0
 # Shorter segments are not worth a merge.
 FEWEST_STEPS = 8
 # From this size on x loses its condition on the way.
@@ -56,12 +54,12 @@ def best_run(
     (Jordan blocks) is kept, which is worth more there.
     """
     large = max(len(w) for w in steps.weights) >= RESET_SIZE
-    if accuracy == "fast" and large:
-        return _fast(steps, entry_error, lag_norm, workers)
+    grouped = {"full": GROUPED, "fast": GROUPED_FAST}[accuracy]
     enough = (GOOD_IF_LARGE if large else GOOD) + 2 * SAFETY * len(steps) * (entry_error - EPS)
     runs: list[Run] = []
     for reset in (large, not large):
-        runs.append(_compared(steps, entry_error, reset, None if runs else lag_norm, workers))
+        options = {"reset": reset, "grouped": grouped if reset else np.inf}
+        runs.append(_compared(steps, entry_error, options, None if runs else lag_norm, workers))
         if runs[-1].error <= enough:
             break
     best = min(runs, key=lambda run: run.error)
@@ -72,17 +70,6 @@ def best_run(
         best.error = HOPELESS + (float(np.ptp(best.log10)) if len(best.log10) else 0.0)
         best.norm_error = min(best.norm_error, best.error)
     return best
-
-
-def _fast(steps: Steps, entry_error: float, lag_norm: LagNorm | None, workers: int) -> Run:
-    """One run, its error from its pivots: where those say nothing, as with full accuracy."""
-    run = _run(steps, workers, entry_error, reset=True, lag_norm=lag_norm, grouped=GROUPED_FAST)
-    if run.suspect or not len(run.log10):
-        return best_run(steps, entry_error, lag_norm, workers=workers)
-    rounding = PIVOT_SAFETY * (EPS + entry_error) / float(np.log(10))
-    run.error = rounding * float(np.sqrt(run.loss)) + _floor(run, entry_error)
-    run.norm_error = rounding * float(np.sqrt(len(steps))) + _floor(run, entry_error)
-    return run
 
 
 def _settle(run: Run, steps: Steps, enough: float) -> None:
@@ -100,10 +87,11 @@ def _settle(run: Run, steps: Steps, enough: float) -> None:
         run.log10 = run.log10[:rank]
 
 
-def _compared(steps: Steps, entry_error: float, reset: bool, lag_norm: LagNorm | None, workers: int) -> Run:
+def _compared(
+    steps: Steps, entry_error: float, options: Mapping[str, Any], lag_norm: LagNorm | None, workers: int
+) -> Run:
     """A run with its error estimate from others on entries changed by +-entry_error."""
     size = max(map(len, steps.weights))
-    options = {"reset": reset, "grouped": GROUPED if reset else np.inf}
     again = partial(_again, steps, entry_error, options)
     if size >= WORTH_A_THREAD and workers > 1:
         pool = ThreadPoolExecutor(1)
@@ -196,7 +184,7 @@ class Run:
         chain = Perturbed(steps, perturb, draw) if perturb else steps
         walk = Walk(rank_at, plan or {}, reset, grouped)
         graded, lags = product(chain, walk, lag_norm, segments)
-        self.lags, self.loss = np.array(lags), graded.loss
+        self.lags = np.array(lags)
         self.finish(graded)
 
     def finish(self, graded: Graded) -> None:

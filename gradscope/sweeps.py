@@ -68,13 +68,14 @@ class Sweeps:
 
     def diagonals(self, sequence: int) -> Array:
         """(T, n) where every step of the chain is diagonal."""
+        found = np.empty((self.steps, self.size))
+        length = self._trajectory.segments.length
         with precise(self._dtype):
-            segments = range(self._trajectory.segments.count)
-            parts = [
-                np.asarray(self._steps(i)[1])[sequence, : self._trajectory.valid(i), :, 0].sum(axis=1)
-                for i in segments
-            ]
-        return np.concatenate(parts).astype(np.float64)
+            for i in range(self._trajectory.segments.count):
+                valid = self._trajectory.valid(i)
+                slopes = np.asarray(self._steps(i)[1])[sequence, :valid, :, 0]
+                found[i * length : i * length + valid] = slopes.sum(axis=1)
+        return found
 
     def _through(self, block: Array, every: int, take: Callable[[Array], None], back: bool) -> Array:
         groups = max(1, _FACTORS // block.shape[2] ** 2)
