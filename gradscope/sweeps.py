@@ -32,8 +32,7 @@ class Sweeps:
         self._first = 0
         self._kept: dict[int, Any] = {}
         with precise(dtype):
-            shared = jax.jit(tangents.shared, static_argnums=1)
-            self._shared = [shared(trajectory.parameters, back) for back in (False, True)]
+            self._shared = [_shared(tangents, trajectory.parameters, back) for back in (False, True)]
 
     def tail(self, lag: int) -> Sweeps:
         """The last ``lag`` steps alone."""
@@ -115,6 +114,11 @@ class Sweeps:
 
     def _put(self, batch: Array) -> Any:
         return self._trajectory.spread.put(np.asarray(batch, self._dtype))
+
+
+@partial(jax.jit, static_argnums=(0, 2))
+def _shared(tangents: Tangents, parameters: Any, back: bool) -> Any:
+    return tangents.shared(parameters, back)
 
 
 def _at(steps: Any, t: Any) -> Any:
