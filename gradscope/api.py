@@ -65,7 +65,7 @@ def analyze(
     top : how many singular values to compute, without any Jacobian, or "all" (default, up to a state
         size of 1024; beyond it 8).
     dtype : "float64" (default; "float32" on TPU); platform : "cpu", "gpu" or "tpu".
-    accuracy : "full", or "fast" for singular values to about 1e-6, sooner.
+    accuracy : "full", or "fast" for singular values to about 1e-6.
     devices : how many of them the batch is spread over, all by default; cores, where it is a CPU.
     distributed : share the batch with the other processes of ``jax.distributed``, which has been
         initialised; each returns the whole analysis.

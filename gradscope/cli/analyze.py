@@ -85,7 +85,7 @@ _BIASES = {
     type=click.Choice(["full", "fast"]),
     default="full",
     show_default=True,
-    help="Every singular value as right as float64 allows, or to about 1e-6 and sooner.",
+    help="Every singular value as right as float64 allows, or to about 1e-6, sooner if the chain lets it.",
 )
 @click.option(
     "--dtype",
