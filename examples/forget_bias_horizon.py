@@ -10,14 +10,14 @@ import math
 
 import gradscope
 
-STEPS = 1000
+STEPS = 300
 
 
 def main() -> None:
     """Print the horizon of the whole chain and of the carousel for several forget biases."""
     print(f"LSTM, hidden 16, PyTorch initialisation, {STEPS} steps; horizon at gain 1e-3")
     print(f"{'b_f':>4}  {'whole chain':>11}  {'carousel':>8}  {'sigmoid(b)^k >= 1e-3':>20}")
-    for bias in (0, 1, 2, 3, 4, 5):
+    for bias in (0, 1, 2, 3, 5):
         analysis = gradscope.analyze(
             cell="lstm", hidden=16, input_size=8, steps=STEPS, biases={"b_f": float(bias)}
         )

@@ -21,7 +21,12 @@ SIZES = [(1, 20), (2, 40), (6, 1), (8, 60), (16, 60)]
 # The other chains need more than two units.
 ANY_SIZE = {"tanh", "gaussian", "scaled", "identity", "orthogonal", "gru"}
 CASES = [(name, m, steps) for name in chains.CHAINS for m, steps in SIZES if m > 2 or name in ANY_SIZE]
-MEDIUM = [("tanh", 40, 60), ("gru", 48, 60), ("gaussian", 32, 100), ("jordan", 8, 200)]
+MEDIUM = [
+    pytest.param("tanh", 40, 60, marks=pytest.mark.slow),
+    pytest.param("gru", 48, 60, marks=pytest.mark.slow),
+    ("gaussian", 32, 100),
+    ("jordan", 8, 200),
+]
 
 
 def check_against_reference(name: str, m: int, steps: int, seed: int = 0) -> None:

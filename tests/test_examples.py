@@ -77,7 +77,7 @@ def test_forget_bias_horizon():
     rows = [[int(n) for n in line.split()] for line in lines[2:-1]]
     whole = [row[1] for row in rows]
     assert whole == sorted(whole)
-    assert whole[0] < 30 < 1000 == whole[-1]
+    assert whole[0] < 30 < 300 == whole[-1]
     assert [row[3] for row in rows[:4]] == [9, 22, 54, 142]  # ln 1e-3 / ln sigmoid(b)
 
 

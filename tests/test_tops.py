@@ -24,7 +24,7 @@ def both(**options: object) -> tuple[Analysis, Analysis]:
     "options",
     [
         {"cell": "rnn", "batch": 2},
-        {"cell": "gru-reset-before"},
+        pytest.param({"cell": "gru-reset-before"}, marks=pytest.mark.slow),
         {"cell": "lstm", "cut": "R_o"},
         {"cell": "lstm", "view": "cell"},
     ],
