@@ -55,15 +55,16 @@ def product(steps: Steps, walk: Walk, lag_norm: LagNorm | None, segments: int) -
     """
     cuts = np.linspace(0, len(steps), segments + 1).astype(int).tolist()
     parts = [Segment(steps, a, b) for a, b in pairwise(cuts)][::-1]
-    pool = ThreadPoolExecutor(segments - 1) if segments > 1 else None
-    futures = [pool.submit(_graded, part, walk) for part in parts[1:]] if pool else []
     lags: list[float] = []
-    for graded, after in _prefixes(parts[0], walk):
-        if lag_norm is not None:
-            lags.append(lag_norm(graded, after))
-    lower = [future.result() for future in futures]
-    if pool:
-        pool.shutdown()
+    pool = ThreadPoolExecutor(segments)  # starts no thread before it has work
+    try:
+        futures = [pool.submit(_graded, part, walk) for part in parts[1:]]
+        for graded, after in _prefixes(parts[0], walk):
+            if lag_norm is not None:
+                lags.append(lag_norm(graded, after))
+        lower = [future.result() for future in futures]
+    finally:
+        pool.shutdown(wait=False)  # a failure does not wait for the rest
     if lag_norm is not None and lower:
         lags += _further_lags(graded, parts[1:], [bounds for _, bounds in lower], walk, lag_norm)
     for part, (low, _) in zip(parts[1:], lower, strict=True):

@@ -182,11 +182,9 @@ class UnitTangents:
         return 0 if self.component is not None else self.cell.source(path) or 0
 
 
-def _stacked(arrays: Mapping[str, Any], names: Sequence[str], like: Any, axis: int = 0) -> Any:
-    """The named arrays along a new axis, of length 0 if there are none."""
-    if not names:
-        return jnp.expand_dims(like, axis).take(jnp.zeros(0, int), axis)
-    return jnp.stack([arrays[name] for name in names], axis)
+def _stacked(arrays: Mapping[str, Any], names: Sequence[str], like: Any) -> Any:
+    """The named arrays along a new first axis, of length 0 if there are none."""
+    return jnp.stack([arrays[name] for name in names]) if names else jnp.zeros((0, *like.shape), like.dtype)
 
 
 def every_step(cell: Cell, parameters: Parameters, inputs: Any, start: Any) -> Any:
