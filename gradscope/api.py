@@ -11,7 +11,7 @@ from gradscope.errors import InputError
 from gradscope.files import quoted
 from gradscope.pipeline import Progress
 from gradscope.pipeline import analyze as _analyze
-from gradscope.problem import make_problem
+from gradscope.problem import make_problem, one_layer
 from gradscope.runtime import find_devices
 from gradscope.verdict import Policy
 
@@ -110,7 +110,9 @@ def analyze(
 def _read(path: str | Path | None, cell: str | Cell | None, choice: Mapping[str, Any]) -> Layer | None:
     """The layer of a checkpoint, if one is given."""
     if path is not None:
-        return read(path, cell, **choice)
+        names = () if choice["layer"] is None else (choice["layer"],)
+        rest = {name: value for name, value in choice.items() if name != "layer"}
+        return one_layer(read(path, cell, layers=names, **rest))
     for name, value in choice.items():
         if value is not None:
             raise InputError(

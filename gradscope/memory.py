@@ -20,13 +20,13 @@ _OWN_GROUP = Path("/proc/self/cgroup")
 
 def step_bytes(cell: Cell, hidden: int) -> int:
     """What one step of one sequence takes: states, gates and slopes, or a dense Jacobian per path."""
-    m, paths = hidden * len(cell.components), max(1, len(cell.paths))
+    m, paths = cell.size(hidden), max(1, len(cell.paths))
     return 8 * (m * (paths + 2) if cell.units else m * m * paths + 2 * m)
 
 
 def tangent_bytes(cell: Cell, hidden: int) -> int:
     """What one step of one sequence takes where no Jacobian is formed."""
-    return step_bytes(cell, hidden) if cell.units else 8 * 4 * hidden * len(cell.components)
+    return step_bytes(cell, hidden) if cell.units else 8 * 4 * cell.size(hidden)
 
 
 def check_memory(cell: Cell, hidden: int, shape: tuple[int, int, int], top: bool = False) -> None:
@@ -35,7 +35,7 @@ def check_memory(cell: Cell, hidden: int, shape: tuple[int, int, int], top: bool
     top : whether no Jacobian is formed.
     """
     batch, steps, input_size = shape
-    m = hidden * len(cell.components)
+    m = cell.size(hidden)
     segment = min(steps, max(2, SEGMENT_BYTES // step_bytes(cell, hidden)))
     weights = sum(math.prod(shape) for shape in cell.shapes(hidden, input_size).values())
     # Of a sequence under way: a few segments, on device and host; a few m x m factors of the product, and

@@ -11,10 +11,10 @@ import numpy as np
 
 from gradscope.cells import find
 from gradscope.cells.base import Cell
-from gradscope.checkpoints import Layer, read
+from gradscope.checkpoints import Layer, Model, read
 from gradscope.checks import one_of, real, whole
 from gradscope.errors import InputError
-from gradscope.files import Array, as_float64, quoted, read_inputs, shown
+from gradscope.files import Array, as_float64, listed, quoted, read_inputs, shown
 from gradscope.initializers import initialize
 from gradscope.memory import check_memory
 
@@ -33,7 +33,7 @@ _STREAM = 2
 class Problem:
     """A recurrent cell on input sequences, valid as it stands.
 
-    parameters : float64 arrays, keys and shapes as ``cell.parameters``.
+    hidden : units n; parameters : float64 arrays, keys and shapes as ``cell.parameters``.
     inputs : (B, T, d) float64; state : (B, m) float64, the states before the first step.
     cut : paths left out of the Jacobians; view : "state", or "cell" for the chain of c alone.
     dtype : what the forward pass and the Jacobians are computed in.
@@ -43,6 +43,7 @@ class Problem:
     """
 
     cell: Cell
+    hidden: int
     parameters: dict[str, Array]
     inputs: Array
     state: Array
@@ -52,11 +53,6 @@ class Problem:
     accuracy: str = "full"
     top: int | None = None
     source: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def hidden(self) -> int:
-        """Units n."""
-        return int(self.state.shape[1]) // len(self.cell.components)
 
     @property
     def input_size(self) -> int:
@@ -119,7 +115,7 @@ def make_problem(
     n = sizes.get("hidden", 64)
     b, t, d = _extents(sizes, sequences, _called(inputs))
     cut = _known_paths(cell, (cut,) if isinstance(cut, str) else tuple(cut), view, t)
-    top = _top(top, n if view == "cell" else n * len(cell.components))
+    top = _top(top, n if view == "cell" else cell.size(n))
     check_memory(cell, n, (b, t, d), top is not None and view != "cell")
 
     start = replace(cell, initialize=lambda *_: layer.parameters) if layer else cell
@@ -130,7 +126,7 @@ def make_problem(
     sequences = _draw(inputs, (b, t, d), seed) if sequences is None else sequences[:, :t]
     sequences = sequences[:, ::-1] if layer and layer.direction == "backward" else sequences
     _check_range({**parameters, "inputs": sequences}, dtype)
-    state = layer.state if layer else np.zeros(n * len(cell.components))
+    state = layer.state if layer else np.zeros(cell.size(n))
     source = {"cell": cell.name, "hidden": n, "input_size": d, "steps": t, "batch": b, "init": init}
     source |= {
         "gain": gain,
@@ -145,7 +141,7 @@ def make_problem(
     source["inputs"] = os.fspath(inputs) if isinstance(inputs, str | os.PathLike) else "array"
     source |= layer.origin if layer else {"source": "initialised"}
     state = np.tile(state, (b, 1))
-    return Problem(cell, parameters, sequences, state, cut, view, dtype, accuracy, top, source)
+    return Problem(cell, n, parameters, sequences, state, cut, view, dtype, accuracy, top, source)
 
 
 def _top(asked: int | str | None, size: int) -> int | None:
@@ -209,7 +205,18 @@ def _trained(given: Any, cell: str | Cell | None, options: Mapping[str, Any]) ->
     for name in ("hidden", "input_size", "init"):
         if (got := options.get(name)) is not None:
             raise InputError(f"{name} is {quoted(got)}, but the checkpoint brings its own: leave {name} out")
-    return given if isinstance(given, Layer) else read(given, cell)
+    return given if isinstance(given, Layer) else one_layer(read(given, cell))
+
+
+def one_layer(model: Model) -> Layer:
+    """The layer that was chosen; raises InputError where there are several."""
+    if len(model.chosen) > 1:
+        names = listed(model.chosen)
+        raise InputError(
+            f"{shown(model.layers[0].source)}: holds {len(model.chosen)} recurrent layers ({names}): choose "
+            f"one, as in --layer {shown(model.chosen[0])}"
+        )
+    return {layer.name: layer for layer in model.layers}[model.chosen[0]]
 
 
 def _known_paths(cell: Cell, cut: tuple[str, ...], view: str, steps: int) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 import gradscope
+from gradscope import checkpoints
 from gradscope.cells import find
 from gradscope.trajectory import forward
 
@@ -18,6 +19,13 @@ HIDDEN, INPUT, STEPS = 4, 3, 7
 def compiled(name):
     """The forward pass of a built-in cell, compiled once for all layers of the same sizes."""
     return jax.jit(functools.partial(forward, find(name)))
+
+
+def read_layer(path, cell=None, layer=None, **choice):
+    """One layer of a file: the one it has, or the one that is asked for."""
+    model = checkpoints.read(path, cell, layers=() if layer is None else (layer,), **choice)
+    (name,) = model.chosen
+    return {one.name: one for one in model.layers}[name]
 
 
 def outputs(layer, x):

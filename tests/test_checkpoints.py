@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from models import read_layer
 from safetensors.numpy import save_file
 
-from gradscope import checkpoints
 from gradscope.cells import CELLS, find
 from gradscope.errors import InputError
 from gradscope.trajectory import forward
@@ -21,7 +21,7 @@ HIDDEN, INPUT, STEPS = 5, 3, 7
 
 def refusal(path, cell=None):
     with pytest.raises(InputError) as caught:
-        checkpoints.read(path, cell)
+        read_layer(path, cell)
     message = str(caught.value)
     assert message.isprintable()
     return message
@@ -85,7 +85,7 @@ def test_torch_layer_gives_torch_outputs(name, bias, tmp_path):
     torch.manual_seed(0)
     module = TORCH[name][0](INPUT, HIDDEN, bias=bias, dtype=torch.float64, **TORCH[name][2])
     expected = module(sequence())[0].detach().numpy()
-    layer = checkpoints.read(saved(tmp_path, module), given_cell(name))
+    layer = read_layer(saved(tmp_path, module), given_cell(name))
     assert (layer.cell.name, layer.name, layer.hidden, layer.input_size) == (name, "", HIDDEN, INPUT)
     np.testing.assert_allclose(outputs(layer, sequence().numpy()), expected, rtol=0, atol=1e-12)
 
@@ -95,7 +95,7 @@ def test_torch_layer_inside_a_model(name, tmp_path):
     torch.manual_seed(1)
     module = TORCH[name][0](INPUT, HIDDEN, dtype=torch.float64, **TORCH[name][2])
     expected = module(sequence())[0].detach().numpy()
-    layer = checkpoints.read(saved(tmp_path, Model(module)), name)
+    layer = read_layer(saved(tmp_path, Model(module)), name)
     assert layer.name == "encoder.recurrent"
     np.testing.assert_allclose(outputs(layer, sequence().numpy()), expected, rtol=0, atol=1e-12)
 
@@ -106,7 +106,7 @@ def test_torch_cell_gives_torch_outputs(name, bias, tmp_path):
     torch.manual_seed(2)
     cell = TORCH[name][1](INPUT, HIDDEN, bias=bias, dtype=torch.float64, **TORCH[name][2])
     expected = run_cell(cell, sequence()).detach().numpy()
-    layer = checkpoints.read(saved(tmp_path, cell), given_cell(name))
+    layer = read_layer(saved(tmp_path, cell), given_cell(name))
     np.testing.assert_allclose(outputs(layer, sequence().numpy()), expected, rtol=0, atol=1e-12)
 
 
@@ -117,13 +117,13 @@ def test_torch_layer_in_lower_precision_is_read_exactly(name, dtype, tmp_path):
     module = TORCH[name][0](INPUT, HIDDEN, dtype=dtype, **TORCH[name][2])
     path = saved(tmp_path, module)
     expected = module.double()(sequence())[0].detach().numpy()
-    layer = checkpoints.read(path, given_cell(name))
+    layer = read_layer(path, given_cell(name))
     np.testing.assert_allclose(outputs(layer, sequence().numpy()), expected, rtol=0, atol=1e-12)
 
 
 def test_one_unit_with_one_input(tmp_path):
     module = torch.nn.LSTM(1, 1, dtype=torch.float64)
-    layer = checkpoints.read(saved(tmp_path, module))
+    layer = read_layer(saved(tmp_path, module))
     expected = module(sequence()[:, :1])[0].detach().numpy()
     np.testing.assert_allclose(outputs(layer, sequence().numpy()[:, :1]), expected, rtol=0, atol=1e-12)
 
@@ -270,7 +270,7 @@ def test_native_round_trip(name, suffix, tmp_path):
     arrays = native(name)
     rng = np.random.default_rng(9)
     states = {f"{c}0": rng.standard_normal(HIDDEN) for c in find(name).components}
-    layer = checkpoints.read(stored(tmp_path, arrays | states, suffix), name)
+    layer = read_layer(stored(tmp_path, arrays | states, suffix), name)
     assert (layer.cell.name, layer.name, layer.hidden, layer.input_size) == (name, "", HIDDEN, INPUT)
     assert list(layer.parameters) == list(find(name).parameters(HIDDEN, INPUT))
     for key, array in arrays.items():
@@ -285,7 +285,7 @@ def test_cell_is_inferred_from_the_keys_or_asked_for(name, tmp_path):
     path = stored(tmp_path, native(name))
     alike = next((group for group in AMBIGUOUS if name in group), {name})
     if alike == {name}:
-        layer = checkpoints.read(path)
+        layer = read_layer(path)
         assert layer.cell.name == name
         np.testing.assert_array_equal(layer.state, np.zeros(HIDDEN * len(layer.cell.components)))
     else:
@@ -297,7 +297,7 @@ def test_cell_is_inferred_from_the_keys_or_asked_for(name, tmp_path):
 @pytest.mark.parametrize("name", CELLS)
 def test_biases_may_be_left_out_together(name, tmp_path):
     arrays = {k: v for k, v in native(name).items() if k[0] in "WRp"}
-    layer = checkpoints.read(stored(tmp_path, arrays), name)
+    layer = read_layer(stored(tmp_path, arrays), name)
     for key, array in layer.parameters.items():
         np.testing.assert_array_equal(array, arrays.get(key, np.zeros(HIDDEN)))
 
@@ -376,11 +376,11 @@ def own_cells(tmp_path, monkeypatch):
 def test_a_cell_of_ones_own(own_cells, tmp_path):
     arrays = {"W": np.ones((4, 2)), "R": np.zeros(4), "tau": np.full(4, 0.5), "h0": np.arange(4.0)}
     path = stored(tmp_path, arrays)
-    layer = checkpoints.read(path, f"{own_cells}:decay")
+    layer = read_layer(path, f"{own_cells}:decay")
     assert (layer.hidden, layer.input_size) == (4, 2)
     np.testing.assert_array_equal(layer.state, np.arange(4.0))
     np.testing.assert_array_equal(outputs(layer, np.zeros((1, 2))), [np.arange(4.0) / 2])
-    assert checkpoints.read(path, layer.cell).cell is layer.cell
+    assert read_layer(path, layer.cell).cell is layer.cell
     del arrays["tau"]
     assert "missing tau" in refusal(stored(tmp_path, arrays), f"{own_cells}:decay")
     path = stored(tmp_path, {"R": np.eye(3)})
@@ -412,7 +412,7 @@ def test_formats_and_the_way_out(name, expected):
 
 def test_suffix_in_capitals(tmp_path):
     stored(tmp_path, native("lstm")).rename(tmp_path / "W.NPZ")
-    assert checkpoints.read(tmp_path / "W.NPZ").cell.name == "lstm"
+    assert read_layer(tmp_path / "W.NPZ").cell.name == "lstm"
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
@@ -429,7 +429,7 @@ def test_flipped_bytes_give_a_layer_or_a_refusal(suffix, tmp_path):
         data[at] = rng.randrange(256)
         path.write_bytes(data)
         try:
-            layer = checkpoints.read(path)
+            layer = read_layer(path)
         except InputError:
             refused += 1
         else:

@@ -10,10 +10,9 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx, serialization
-from models import HIDDEN, INPUT, both_directions, check_spectrum, outputs, sequence
+from models import HIDDEN, INPUT, both_directions, check_spectrum, outputs, read_layer, sequence
 from safetensors.numpy import save_file
 
-from gradscope import checkpoints
 from gradscope.errors import InputError
 
 
@@ -92,11 +91,11 @@ def test_flax_cells(suffix, tmp_path):
         below = sequence().astype(np.float32)
         for name, cell, expected in zip(FLAX_NAMES[library], cells, states, strict=True):
             name = name if suffix == ".msgpack" else name.replace(".", "/")
-            layer = checkpoints.read(path, cell, layer=name)
+            layer = read_layer(path, cell, layer=name)
             ours = outputs(layer, below.astype(float))
             np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-6)
             with pytest.raises(InputError, match="activation functions are not in the file: "):
-                checkpoints.read(path, layer=name)
+                read_layer(path, layer=name)
             below = expected
 
 
@@ -127,7 +126,7 @@ def test_flax_bidirectional_and_half_precision(tmp_path):
     state = shaken(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     state = jax.tree.map(lambda a: a.astype(jax.numpy.bfloat16), state)
     path = flax_stored(state, tmp_path / "x.msgpack")
-    layers = [checkpoints.read(path, "gru", layer=f"{side}_rnn.cell") for side in ("forward", "backward")]
+    layers = [read_layer(path, "gru", layer=f"{side}_rnn.cell") for side in ("forward", "backward")]
     assert layers[0].dtype == "bfloat16"
     graph, empty, rest = nnx.split(model, nnx.Param, ...)
     nnx.replace_by_pure_dict(empty, jax.tree.map(lambda a: a.astype(np.float32), state))

@@ -10,6 +10,7 @@ import sys
 import hostile
 import numpy as np
 import pytest
+from models import read_layer
 
 from gradscope import checkpoints
 from gradscope.errors import InputError
@@ -20,7 +21,7 @@ SOUND = hostile.sound()
 
 def refusal(path, **choice):
     with pytest.raises(InputError) as caught:
-        checkpoints.read(path, **choice)
+        read_layer(path, **choice)
     message = str(caught.value)
     assert message.isprintable()
     assert message.startswith(f"{path}: ")
@@ -136,4 +137,4 @@ def test_max_size_lets_more_through_and_less(tmp_path):
     path = tmp_path / "model.pt"
     path.write_bytes(SOUND[".pt"])
     assert "--max-size" in refusal(path, max_size=100)
-    assert checkpoints.read(path, layer="l0", max_size=10**6).hidden == 4
+    assert read_layer(path, layer="l0", max_size=10**6).hidden == 4

@@ -10,7 +10,7 @@ import jax
 import keras
 import numpy as np
 import pytest
-from models import HIDDEN, INPUT, STEPS, both_directions, check_spectrum, outputs, sequence
+from models import HIDDEN, INPUT, STEPS, both_directions, check_spectrum, outputs, read_layer, sequence
 
 import gradscope
 from gradscope import checkpoints
@@ -73,7 +73,7 @@ def test_keras_layer(name, bias, reverse, suffix, tmp_path):
     layer = make(HIDDEN, return_sequences=True, use_bias=bias, go_backwards=reverse, name="mine", **options)
     model = keras_model(layer)
     path = keras_saved(model, tmp_path, suffix)
-    ours = checkpoints.read(path, name if suffix == ".weights.h5" else None)
+    ours = read_layer(path, name if suffix == ".weights.h5" else None)
     assert (ours.cell.name, ours.name, ours.dtype) == (name, "mine", "float32")
     assert ours.direction == ("backward" if reverse else "forward")
     x = sequence().astype(np.float32)
@@ -139,7 +139,7 @@ def test_keras_in_half_precision(tmp_path):
     for dtype in ("float16", "bfloat16"):
         model = keras_model(keras.layers.LSTM(HIDDEN, dtype=dtype, recurrent_initializer="zeros"))
         path = keras_saved(model, tmp_path, ".keras")
-        layer = checkpoints.read(path)
+        layer = read_layer(path)
         assert layer.dtype == dtype
         kernel = np.asarray(model.layers[0].cell.recurrent_kernel.value).astype(float)
         np.testing.assert_array_equal(layer.parameters["R_f"], kernel[:, HIDDEN : 2 * HIDDEN].T)
@@ -164,14 +164,14 @@ def test_keras_activations_without_a_cell(layer, words, tmp_path):
     (found,) = checkpoints.read_all(path).layers
     assert words in found.problem
     with pytest.raises(InputError, match=words):
-        checkpoints.read(path)
+        read_layer(path)
 
 
 def test_keras_weights_alone_leave_questions(tmp_path):
     def refusal(layer, **choice):
         path = keras_saved(keras_model(layer), tmp_path, ".weights.h5")
         with pytest.raises(InputError) as caught:
-            checkpoints.read(path, **choice)
+            read_layer(path, **choice)
         return str(caught.value)
 
     rnn, lstm = keras.layers.SimpleRNN(3), keras.layers.LSTM(3)
@@ -183,7 +183,7 @@ def test_keras_weights_alone_leave_questions(tmp_path):
     assert "not --activation relu" in refusal(lstm, activation="relu")
     path = keras_saved(keras_model(rnn), tmp_path, ".weights.h5")
     for activation, cell in (("tanh", "rnn"), ("relu", "rnn-relu"), ("linear", "linear")):
-        assert checkpoints.read(path, activation=activation).cell.name == cell
+        assert read_layer(path, activation=activation).cell.name == cell
 
 
 @pytest.mark.parametrize("gate", ["sigmoid", "hard_sigmoid"])
@@ -202,11 +202,9 @@ def test_keras_2_names_and_config(gate, tmp_path):
                 group.create_dataset(name, data=array)
     if gate == "hard_sigmoid":
         with pytest.raises(InputError, match="recurrent activation hard_sigmoid, for which gradscope has no"):
-            checkpoints.read(tmp_path / "x.h5", layer="backward_lstm")
+            read_layer(tmp_path / "x.h5", layer="backward_lstm")
         return
-    layers = [
-        checkpoints.read(tmp_path / "x.h5", layer=f"both/{side}_lstm") for side in ("forward", "backward")
-    ]
+    layers = [read_layer(tmp_path / "x.h5", layer=f"both/{side}_lstm") for side in ("forward", "backward")]
     x = sequence().astype(np.float32)
     ours = both_directions(*layers, x.astype(float))
     expected = np.asarray(model(x[None]))[0]  # each direction's last state

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from models import HIDDEN, INPUT, STEPS, both_directions, check_spectrum, outputs, sequence
+from models import HIDDEN, INPUT, STEPS, both_directions, check_spectrum, outputs, read_layer, sequence
 from onnx import TensorProto, helper, numpy_helper
 
 from gradscope import checkpoints
@@ -71,7 +71,7 @@ def test_onnx_operator(name, direction, tmp_path):
     expected = onnx_outputs(tmp_path / "x.onnx")
     names = ["op.forward", "op.backward"] if sides == 2 else ["op"]
     for side, layer_name in enumerate(names):
-        layer = checkpoints.read(tmp_path / "x.onnx", layer=layer_name)
+        layer = read_layer(tmp_path / "x.onnx", layer=layer_name)
         assert layer.cell.name == name.partition(" ")[0]
         backward = side == 1 or direction == "reverse"
         assert layer.direction == ("backward" if backward else "forward")
@@ -126,7 +126,7 @@ def test_onnx_numbers_are_read_exactly(dtype, raw, tmp_path):
         typed = helper.make_tensor("R", tensor.data_type, tensor.dims, expected.ravel().astype(dtype))
         tensor.CopyFrom(typed)
         onnx.save(model, tmp_path / "x.onnx")
-    layer = checkpoints.read(tmp_path / "x.onnx")
+    layer = read_layer(tmp_path / "x.onnx")
     np.testing.assert_array_equal(layer.parameters["R_o"], expected[HIDDEN : 2 * HIDDEN])
     assert layer.dtype == np.dtype(dtype).name
 
@@ -150,7 +150,7 @@ def test_onnx_operators_without_a_cell(kind, options, words, tmp_path):
     (found,) = checkpoints.read_all(tmp_path / "x.onnx").layers
     assert words in found.problem
     with pytest.raises(InputError, match=words):
-        checkpoints.read(tmp_path / "x.onnx")
+        read_layer(tmp_path / "x.onnx")
 
 
 # torch's exporters
@@ -195,4 +195,4 @@ def test_onnx_of_a_torch_stack(kind, dynamo, tmp_path):
 def test_onnx_of_an_unrolled_rnn_is_refused(tmp_path):
     exported(torch.nn.RNN(INPUT, HIDDEN), tmp_path / "x.onnx", dynamo=True)
     with pytest.raises(InputError, match=r"holds no operator LSTM, GRU or RNN .*: export it with its"):
-        checkpoints.read(tmp_path / "x.onnx")
+        read_layer(tmp_path / "x.onnx")

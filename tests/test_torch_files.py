@@ -12,7 +12,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from models import HIDDEN, INPUT, both_directions, check_spectrum, outputs, sequence
+from models import HIDDEN, INPUT, both_directions, check_spectrum, outputs, read_layer, sequence
 from safetensors.numpy import save_file
 
 from gradscope import checkpoints
@@ -58,7 +58,7 @@ def test_torch_state_dicts_wherever_they_are(wrap, name, tmp_path):
     torch.manual_seed(0)
     module = torch.nn.LSTM(INPUT, HIDDEN, dtype=torch.float64)
     torch.save(wrap(module.state_dict()), tmp_path / "x.pt")
-    layer = checkpoints.read(tmp_path / "x.pt")
+    layer = read_layer(tmp_path / "x.pt")
     assert layer.name == name
     expected = module(torch.as_tensor(sequence()))[0].detach().numpy()
     np.testing.assert_allclose(outputs(layer, sequence()), expected, rtol=0, atol=1e-12)
@@ -81,7 +81,7 @@ def test_torch_stack_of_two_in_both_directions(kind, bias, suffix, tmp_path):
     assert [layer.name for layer in found] == ["enc.l0", "enc.l0_reverse", "enc.l1", "enc.l1_reverse"]
     assert [layer.depth for layer in found] == [0, 0, 1, 1]
     cell = "rnn" if kind == "rnn" else None
-    layers = {layer.name: checkpoints.read(path, cell, layer=layer.name) for layer in found}
+    layers = {layer.name: read_layer(path, cell, layer=layer.name) for layer in found}
     x = sequence()
     both = module(torch.as_tensor(x))[0].detach().numpy()
     below = both_directions(layers["enc.l0"], layers["enc.l0_reverse"], x)
@@ -95,7 +95,7 @@ def test_torch_jacobians_of_a_stack(kind, bias, tmp_path):
     module = TORCH[kind](INPUT, HIDDEN, num_layers=2, bidirectional=True, bias=bias, dtype=torch.float64)
     torch.save(module.state_dict(), tmp_path / "x.pt")
     x, cell = sequence()[:2], "rnn" if kind == "rnn" else None
-    first = [checkpoints.read(tmp_path / "x.pt", cell, layer=name) for name in ("l0", "l0_reverse")]
+    first = [read_layer(tmp_path / "x.pt", cell, layer=name) for name in ("l0", "l0_reverse")]
     inputs = x, both_directions(*first, x)
     for depth, backward in ((0, True), (1, False), (1, True)):
         choice = {"cell": cell, "layer": f"l{depth}" + "_reverse" * backward, "inputs": inputs[depth]}
@@ -108,7 +108,7 @@ def test_torch_file_in_lower_precision_is_read_exactly(kind, dtype, tmp_path):
     torch.manual_seed(2)
     module = TORCH[kind](INPUT, HIDDEN, dtype=dtype)
     torch.save(module.state_dict(), tmp_path / "x.pt")
-    layer = checkpoints.read(tmp_path / "x.pt", "rnn" if kind == "rnn" else None)
+    layer = read_layer(tmp_path / "x.pt", "rnn" if kind == "rnn" else None)
     assert layer.dtype == str(dtype).removeprefix("torch.")
     expected = module.double()(torch.as_tensor(sequence()))[0].detach().numpy()
     np.testing.assert_allclose(outputs(layer, sequence()), expected, rtol=0, atol=1e-12)
@@ -125,7 +125,7 @@ def test_torch_parameters_buffers_and_views(tmp_path):
         module.bias_hh_l0.copy_(state["bias_hh_l0"])
     state |= {"phase": torch.zeros(2, dtype=torch.complex64), "ids": torch.arange(3), "loss": np.float64(1.5)}
     torch.save(state, tmp_path / "x.pt")
-    layer = checkpoints.read(tmp_path / "x.pt")
+    layer = read_layer(tmp_path / "x.pt")
     expected = module(torch.as_tensor(sequence()))[0].detach().numpy()
     np.testing.assert_allclose(outputs(layer, sequence()), expected, rtol=0, atol=1e-12)
 
@@ -149,7 +149,7 @@ def test_torch_checkpoint_with_what_a_training_script_keeps(tmp_path, monkeypatc
     }
     torch.save(checkpoint, tmp_path / "x.ckpt")
     monkeypatch.delitem(sys.modules, "lightning_fabric")
-    layer = checkpoints.read(tmp_path / "x.ckpt")
+    layer = read_layer(tmp_path / "x.ckpt")
     np.testing.assert_array_equal(layer.parameters["R_i"], module.weight_hh_l0[:HIDDEN].detach().double())
 
 
@@ -158,7 +158,7 @@ def test_torch_file_with_another_pickle_protocol(protocol, tmp_path):
     module = torch.nn.LSTM(INPUT, HIDDEN)
     torch.save(module.state_dict(), tmp_path / "x.pt", pickle_protocol=protocol)
     np.testing.assert_array_equal(
-        checkpoints.read(tmp_path / "x.pt").parameters["R_i"], module.weight_hh_l0[:HIDDEN].detach().double()
+        read_layer(tmp_path / "x.pt").parameters["R_i"], module.weight_hh_l0[:HIDDEN].detach().double()
     )
 
 
@@ -179,7 +179,7 @@ def test_torch_weight_norm(how, suffix, tmp_path):
     path = tmp_path / f"x{suffix}"
     state = {name: value.detach() for name, value in module.state_dict().items()}
     torch.save(state, path) if suffix == ".pt" else save_file({k: v.numpy() for k, v in state.items()}, path)
-    layer = checkpoints.read(path)
+    layer = read_layer(path)
     expected = module(torch.as_tensor(sequence()))[0].detach().numpy()
     np.testing.assert_allclose(outputs(layer, sequence()), expected, rtol=0, atol=1e-12)
 
@@ -189,4 +189,4 @@ def test_torch_projection_is_listed_and_refused(tmp_path):
     (found,) = checkpoints.read_all(tmp_path / "x.pt").layers
     assert (found.label, found.sizes) == ("projected lstm", (HIDDEN, INPUT))
     with pytest.raises(InputError, match="an LSTM with a projection"):
-        checkpoints.read(tmp_path / "x.pt")
+        read_layer(tmp_path / "x.pt")

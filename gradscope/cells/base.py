@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,10 +24,12 @@ class Cell:
     parameters : ``(hidden, input_size) -> {key: shape}``. Keys follow Greff et al. (arXiv
         1503.04069): ``W*`` input weights, ``R*`` recurrent matrices, ``b*`` biases, ``p*`` peepholes.
     step : ``(parameters, x, state) -> state``, pure JAX; ``x`` is (input_size,), a state is
-        (hidden * len(components),). When ``paths`` is not empty, ``state`` is instead a mapping
+        (m,), its components one after the other. When ``paths`` is not empty, ``state`` is instead a mapping
         ``{path: copy of the state}``, and the Jacobian with respect to a copy is that path's.
     paths : the names of the ways the state at t-1 reaches the state at t.
-    components : names of the parts of the state, each of hidden size, in the order of the vector.
+    components : names of the parts of the state, in the order of the vector; the output is the one called
+        "h", else the last.
+    sizes : optional ``(hidden) -> size of each component``, where they are not all of hidden size.
     gates : optional ``(parameters, x, state) -> {gate: (hidden,) activations}``, for statistics.
     initialize : optional ``(rng, hidden, input_size) -> {key: array}`` used in place of ``--init``.
     units : the fast per-unit form, for cells that have one.
@@ -42,6 +45,7 @@ class Cell:
     gates: Callable[[Parameters, Any, Any], dict[str, Any]] | None = None
     initialize: Callable[[np.random.Generator, int, int], dict[str, Any]] | None = None
     units: Units | None = None
+    sizes: Callable[[int], tuple[int, ...]] | None = None
 
     def __post_init__(self) -> None:
         if not _printable(self.name):
@@ -72,6 +76,22 @@ class Cell:
             if not (_printable(name) and _is_shape(shape)):
                 raise InputError(f"parameters of cell {self.name}: {name!r:.80} is {shape!r:.80}; {expected}")
         return dict(shapes)
+
+    def extents(self, hidden: int) -> dict[str, slice]:
+        """Where in the state each component is."""
+        sizes = self.sizes(hidden) if self.sizes else (hidden,) * len(self.components)
+        ends = list(itertools.accumulate(sizes))
+        return {
+            name: slice(end - size, end) for name, size, end in zip(self.components, sizes, ends, strict=True)
+        }
+
+    def size(self, hidden: int) -> int:
+        """States m."""
+        return int(self.extents(hidden)[self.components[-1]].stop)
+
+    def output(self, hidden: int) -> slice:
+        """Where in the state the output is, which layers above and a readout see."""
+        return self.extents(hidden)["h" if "h" in self.components else self.components[-1]]
 
     def advance(self, parameters: Parameters, x: Any, state: Any) -> Any:
         """One step with the same state on every path: the ordinary forward pass."""

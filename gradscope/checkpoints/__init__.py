@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import importlib
 import os
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gradscope.cells import CELLS, find
 from gradscope.cells.base import Cell
 from gradscope.checkpoints import flax_tree, native, torch_state
-from gradscope.checkpoints.found import ACTIVATIONS, Contents, Found
+from gradscope.checkpoints.found import ACTIVATIONS, Contents, Found, Named
 from gradscope.checkpoints.layer import Layer
 from gradscope.errors import InputError
 from gradscope.files import Tensors, about, listed, quoted, shown
 
-__all__ = ["ACTIVATIONS", "Contents", "Found", "Layer", "read", "read_all"]
+__all__ = ["ACTIVATIONS", "Contents", "Found", "Layer", "Model", "Named", "choose", "read", "read_all"]
 
 # suffix -> module:function that opens such a file, imported when one is read.
 _TREES = {
@@ -38,65 +39,114 @@ _HINTS = {
 
 
 def read_all(
-    path: str | os.PathLike[str], cell: Cell | None = None, *, max_size: int | None = None
+    path: str | os.PathLike[str],
+    cell: Cell | None = None,
+    *,
+    max_size: int | None = None,
+    also: Iterable[str] = (),
 ) -> Contents:
     """Every recurrent layer in a checkpoint, whether or not gradscope can analyse it.
 
     cell : whose names a native file's arrays have, needed where it is not a built-in one.
     max_size : bytes the file may unpack to, by default a small multiple of its size.
-    Raises InputError for a file that is damaged, too large, or holds no recurrent layer.
+    also : other tensors whose values are wanted: their names, or those of their modules, or a unique end.
+    Raises InputError for a file that is damaged, too large, or lacks a recurrent layer or those tensors.
     """
     suffix = Path(path).suffix.lower()
     if suffix in _MODELS:
-        contents: Contents = _load(_MODELS[suffix])(path, max_size)
+        contents: Contents = _load(_MODELS[suffix])(path, max_size, also)
         return contents
     if suffix not in _TREES:
         raise _unknown_format(path)
     with _load(_TREES[suffix])(path, max_size) as tensors:
-        return _layers_by_name(tensors, cell)
+        return _layers_by_name(tensors, cell, also)
+
+
+@dataclass(frozen=True)
+class Model:
+    """The layers of a checkpoint that are to be analysed, and what else that needs.
+
+    layers : those chosen and those whose outputs they read, each after the layers that it reads.
+    chosen : the names of the first; arrays : other tensors, by what they were asked for as.
+    """
+
+    layers: tuple[Layer, ...]
+    chosen: tuple[str, ...]
+    arrays: Mapping[str, Named] = field(default_factory=dict)
 
 
 def read(
     path: str | os.PathLike[str],
     cell: str | Cell | None = None,
     *,
-    layer: str | None = None,
+    layers: Iterable[str] = (),
     activation: str | None = None,
     max_size: int | None = None,
-) -> Layer:
-    """One recurrent layer of a checkpoint.
+    also: Iterable[str] = (),
+) -> Model:
+    """The recurrent layers of a checkpoint, by default all of them.
 
-    layer : its name, or the end of it if no other layer's name ends so; needed if there are several.
+    layers : names, or ends of names that no other layer's name has.
     cell : a built-in name, ``package.module:factory`` or a Cell; activation : one of ACTIVATIONS. They
         decide what the file leaves open, and must not contradict it.
+    also : other tensors wanted, as for ``read_all``.
     Raises InputError for what ``read_all`` refuses, and for a layer that gradscope has no cell for.
     """
     wanted = find(cell) if isinstance(cell, str) else cell
+    contents = read_all(path, wanted, max_size=max_size, also=also)
+    with about(path):
+        return choose(contents, wanted, layers, activation, os.fspath(path))
+
+
+def choose(
+    contents: Contents, cell: Cell | None, names: Iterable[str], activation: str | None, source: str
+) -> Model:
+    """The layers of these names, or all, and those below them, with what is open decided; as ``read``."""
     if activation is not None and activation not in ACTIVATIONS:
         raise InputError(f"activation is {quoted(activation)}, expected one of {', '.join(ACTIVATIONS)}")
-    found = read_all(path, wanted, max_size=max_size).layers
-    with about(path):
-        return replace(_chosen(found, layer).settle(wanted, activation), source=os.fspath(path))
+    found = {layer.name: layer for layer in contents.layers}
+    chosen = tuple(dict.fromkeys(_full_name(name, list(found)) for name in names)) or tuple(found)
+    needed: set[str] = set()
+    waiting = list(chosen)
+    while waiting:
+        name = waiting.pop()
+        if name not in needed:
+            needed.add(name)
+            waiting += found[name].below or ()
+    layers = [layer for name, layer in found.items() if name in needed]
+    settled = [replace(one, source=source) for one in _settled(layers, cell, activation)]
+    return Model(tuple(settled), tuple(name for name in found if name in chosen), contents.arrays)
 
 
-def _layers_by_name(tensors: Tensors, cell: Cell | None) -> Contents:
+def _settled(found: list[Found], cell: Cell | None, activation: str | None) -> list[Layer]:
+    """What is open decided; of several layers, ``cell`` and ``activation`` are for those they fit."""
+    if len(found) == 1:
+        return [found[0].settle(cell, activation)]
+    fits = [
+        (one, cell is not None and cell.name in one.cells, activation in one.activations.split(" or "))
+        for one in found
+    ]
+    for given, name, taken in (("cell", cell and cell.name, 1), ("activation", activation, 2)):
+        if name is not None and not any(fit[taken] for fit in fits):
+            labels = [one.label for one in found]
+            raise InputError(f"holds {listed(labels)}: --{given} {name} is of none of these layers")
+    layers = []
+    for one, is_cell, is_activation in fits:
+        try:
+            layers.append(one.settle(cell if is_cell else None, activation if is_activation else None))
+        except InputError as error:
+            raise InputError(f"layer {shown(one.name)}: {error}; or choose others with --layer") from error
+    return layers
+
+
+def _layers_by_name(tensors: Tensors, cell: Cell | None, also: Iterable[str]) -> Contents:
     """Layers told by the names of their tensors: PyTorch's, Flax', else our own."""
     found = (*torch_state.layers(tensors), *flax_tree.layers(tensors)) or (native.layer(tensors, cell),)
-    return Contents.of(found, tensors)
+    return Contents.of(found, tensors, also)
 
 
-def _chosen(found: tuple[Found, ...], name: str | None) -> Found:
-    names = [layer.name for layer in found]
-    if name is None:
-        if len(found) > 1:
-            raise InputError(
-                f"holds {len(found)} recurrent layers ({listed(names)}): choose one, "
-                f"as in --layer {shown(names[0])}"
-            )
-        return found[0]
-    fitting = [layer for layer in found if layer.name == name] or [
-        layer for layer in found if layer.name.endswith(name)
-    ]
+def _full_name(name: str, names: list[str]) -> str:
+    fitting = [full for full in names if full == name] or [full for full in names if full.endswith(name)]
     if len(fitting) != 1:
         several = "is the end of several" if fitting else "is no recurrent layer"
         raise InputError(f"layer {quoted(name)} {several}, expected one of {listed(names)}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ from gradscope.cells import find
 from gradscope.cells.base import Cell, key
 from gradscope.checkpoints.layer import Layer, assemble
 from gradscope.errors import InputError
-from gradscope.files import Array, Tensors, as_float64
+from gradscope.files import Array, Tensors, as_float64, listed, quoted
 
 ACTIVATIONS = ("tanh", "relu", "sigmoid", "linear")
 # What the state goes through in the built-in cells; two variants of the LSTM use tanh in one place only.
@@ -33,7 +34,8 @@ class Found:
     name : where in the file, "" if it is all of it; arrays : float64 under the names of the cells.
     cells : the cells it may be, none where ``problem`` says why gradscope has no such cell.
     question : what the file leaves open and how to decide it, "" where it says all.
-    kind, activation : what it is, where ``cells`` does not tell; direction, depth, dtype : as in Layer.
+    kind, activation : what it is, where ``cells`` does not tell.
+    direction, depth, dtype, below : as in Layer.
     keys : the tensors of the file that it was made of.
     """
 
@@ -48,6 +50,7 @@ class Found:
     depth: int = 0
     dtype: str = "float64"
     keys: tuple[str, ...] = ()
+    below: tuple[str, ...] | None = ()
 
     @property
     def label(self) -> str:
@@ -70,7 +73,7 @@ class Found:
         if self.problem:
             raise InputError(self.problem)
         layer = assemble(self._choose(cell, activation), self.arrays, self.name)
-        return replace(layer, direction=self.direction, depth=self.depth, dtype=self.dtype)
+        return replace(layer, direction=self.direction, depth=self.depth, dtype=self.dtype, below=self.below)
 
     def _choose(self, cell: Cell | None, activation: str | None) -> Cell:
         fitting = [c for c in self.cells if activation in (None, _ACTIVATION.get(c, "tanh"))]
@@ -88,18 +91,47 @@ class Found:
 
 
 @dataclass(frozen=True)
+class Named:
+    """A tensor that is of no recurrent layer: its whole name in the file, and its values."""
+
+    name: str
+    values: Array
+
+
+# What frameworks call the matrix of a module that has one: Linear, Dense, Embedding.
+_MATRIX = re.compile(r"[./](weight|kernel|embeddings?|vars/0)(:0)?$")
+
+
+@dataclass(frozen=True)
 class Contents:
-    """What a file holds: its recurrent layers, and the names of the tensors that are of none."""
+    """What a file holds: its recurrent layers, and the names of the tensors that are of none.
+
+    arrays : of those others that were asked for, by what they were asked for as.
+    """
 
     layers: tuple[Found, ...]
     others: tuple[str, ...]
+    arrays: Mapping[str, Named] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, layers: Iterable[Found], tensors: Iterable[str]) -> Contents:
-        """These layers, and the tensors that none of them was made of."""
+    def of(cls, layers: Iterable[Found], tensors: Tensors, also: Iterable[str] = ()) -> Contents:
+        """These layers, the tensors that none of them was made of, and of these the values of ``also``."""
         layers = tuple(layers)
         used = {key for layer in layers for key in layer.keys}
-        return cls(layers, tuple(key for key in tensors if key not in used))
+        others = tuple(key for key in tensors if key not in used)
+        return cls(layers, others, {name: _called(name, others, tensors) for name in also})
+
+
+def _called(asked: str, names: Sequence[str], tensors: Tensors) -> Named:
+    """The tensor of this name, or the matrix of the module of this name; a unique end of it will do."""
+    modules = {name: _MATRIX.sub("", name) for name in names}
+    for fits in (str.__eq__, str.endswith):
+        found = [n for n in names if fits(n, asked)] or [n for n in names if fits(modules[n], asked)]
+        if len(found) == 1:
+            return Named(found[0], tensors[found[0]].values())
+        if found:
+            raise InputError(f"{quoted(asked)} is the end of several: {listed(found)}: say more of its name")
+    raise InputError(f"holds no tensor {quoted(asked)}, expected one of {listed(list(names))}")
 
 
 def take(tensors: Tensors, keys: Iterable[str]) -> tuple[dict[str, Array], str]:

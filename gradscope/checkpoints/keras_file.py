@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 from gradscope.checkpoints.found import SIMPLE, Contents, Found, attempt, blocks, gated, take
@@ -23,7 +23,7 @@ _ROLES = ("kernel", "recurrent_kernel", "bias")
 _ORDER = {4: ("i", "f", "z", "o"), 3: ("z", "r", "h"), 1: ("",)}
 
 
-def read_keras(path: PathLike, max_size: int | None) -> Contents:
+def read_keras(path: PathLike, max_size: int | None, also: Iterable[str] = ()) -> Contents:
     """The recurrent layers of a ``.keras`` file, a zip of a config and weights."""
     with opened(path, ".keras") as (file, size), zipfile.ZipFile(file) as archive:
         limit = allowed(size, max_size)
@@ -33,18 +33,18 @@ def read_keras(path: PathLike, max_size: int | None) -> Contents:
                 f"lacks {listed(sorted(missing))}, expected what model.save('model.keras') writes"
             )
         known = specs(archive.read("config.json").decode("utf-8"))
-        return _layers(archive.read("model.weights.h5"), known, limit)
+        return _layers(archive.read("model.weights.h5"), known, limit, also)
 
 
-def read_hdf5(path: PathLike, max_size: int | None) -> Contents:
+def read_hdf5(path: PathLike, max_size: int | None, also: Iterable[str] = ()) -> Contents:
     """The recurrent layers of weights alone (``.weights.h5``) or of a whole model in HDF5 (``.h5``)."""
     with opened(path, ".h5") as (file, size):
         limit = allowed(size, max_size)
         check_size(size, limit)
-        return _layers(file.read(), None, limit)
+        return _layers(file.read(), None, limit, also)
 
 
-def _layers(data: bytes, known: dict[str, Spec] | None, limit: int) -> Contents:
+def _layers(data: bytes, known: dict[str, Spec] | None, limit: int, also: Iterable[str]) -> Contents:
     h5 = HDF5(data)
     tensors = h5.tensors()
     check_size(sum(tensor.size for tensor in tensors.values()), limit)
@@ -63,7 +63,7 @@ def _layers(data: bytes, known: dict[str, Spec] | None, limit: int) -> Contents:
     ]
     if not found:
         raise InputError(f"holds no LSTM, GRU or SimpleRNN of Keras ({listed(list(tensors)) or 'nothing'})")
-    return Contents.of(sorted(found, key=lambda layer: (layer.depth, layer.name)), tensors)
+    return Contents.of(sorted(found, key=lambda layer: (layer.depth, layer.name)), tensors, also)
 
 
 def _distinct(names: Mapping[str, str]) -> dict[str, str]:
@@ -111,6 +111,7 @@ def _layer(
         activation=spec.activation if spec and not cells else "",
         direction="backward" if made != (spec is not None and spec.reverse) else "forward",
         depth=spec.depth if spec else 0,
+        below=None if spec and spec.depth else (),
         dtype=dtype,
     )
 

@@ -24,6 +24,8 @@ class Layer:
     name : where in its file it was, "" if it was all of it; state : (m,), the initial state.
     direction : "backward" where it reads the sequence from its end; depth : how many recurrent layers
         of its stack its input goes through before; dtype : of the numbers in the file; source : its path.
+    below : the layers whose outputs, side by side, are its inputs; () if it reads what the model is given,
+        None if the file does not say, or something that gradscope does not compute stands between.
     """
 
     cell: Cell
@@ -34,6 +36,7 @@ class Layer:
     depth: int = 0
     dtype: str = "float64"
     source: str = ""
+    below: tuple[str, ...] | None = ()
 
     @property
     def hidden(self) -> int:
@@ -83,7 +86,8 @@ def assemble(cell: Cell, arrays: Mapping[str, Array], name: str = "") -> Layer:
         raise InputError(problem)
     hidden, input_size = _sizes(cell, arrays)
     shapes = cell.shapes(hidden, input_size)
-    states = dict.fromkeys(_state_keys(cell), (hidden,))
+    extents = cell.extents(hidden).values()
+    states = {key: (part.stop - part.start,) for key, part in zip(_state_keys(cell), extents, strict=True)}
     for key, expected in (shapes | states).items():
         if key in arrays and arrays[key].shape != expected:
             raise InputError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ _GATES = {"LSTM": ("i", "o", "f", "z"), "GRU": ("z", "r", "h"), "RNN": ("",)}
 _DEFAULTS = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "RNN": ("tanh",)}
 
 
-def read_onnx(path: PathLike, max_size: int | None) -> Contents:
+def read_onnx(path: PathLike, max_size: int | None, also: Iterable[str] = ()) -> Contents:
     """The recurrent operators of the main graph, the two directions of a bidirectional one as two layers."""
     onnx = library("onnx", "onnx", path)
     with opened(path, ".onnx") as (file, size):
@@ -35,7 +35,7 @@ def read_onnx(path: PathLike, max_size: int | None) -> Contents:
                 f"holds no operator LSTM, GRU or RNN ({listed(kinds) or 'no operators'}): export it with its "
                 "recurrent layer as one operator, or give its weights in another format"
             )
-        return Contents.of(found, tensors)
+        return Contents.of(found, tensors, also)
 
 
 def _recurrent(graph: Any) -> Iterator[tuple[Any, int]]:
@@ -61,7 +61,7 @@ def _directions(node: Any, depth: int, tensors: Tensors) -> list[Found]:
         make = partial(_layer, node.op_type, inputs, attributes, number, tensors)
         keys = [key for key in inputs.values() if key in tensors]
         layer = attempt(make, name if len(sides) == 1 else f"{name}.{side}", keys)
-        found.append(replace(layer, direction=side, depth=depth))
+        found.append(replace(layer, direction=side, depth=depth, below=None if depth else ()))
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -46,13 +47,23 @@ def layers(tensors: Tensors) -> list[Found]:
         elif match := _BESIDE.fullmatch(key):
             left_over.setdefault(match["prefix"], []).append(key)
     count = Counter(prefix for prefix, _ in places)
+    names = {
+        place: place[0].rstrip(".") if count[place[0]] == 1 else place[0] + place[1].lstrip("_")
+        for place in sorted(places, key=lambda place: (place[0], _depth(place), place[1]))
+    }
     found = []
-    for place in sorted(places):
-        prefix, suffix = place
-        name = prefix.rstrip(".") if count[prefix] == 1 else prefix + suffix.lstrip("_")
-        make = partial(_layer, tensors, places[place], place, left_over.get(prefix, []))
-        found.append(attempt(make, name, places[place].values()))
+    for place, name in names.items():
+        make = partial(_layer, tensors, places[place], place, left_over.get(place[0], []))
+        below = tuple(n for p, n in names.items() if p[0] == place[0] and _depth(p) == _depth(place) - 1)
+        layer = attempt(make, name, places[place].values())
+        found.append(replace(layer, depth=_depth(place), below=below or (None if _depth(place) else ())))
     return found
+
+
+def _depth(place: Place) -> int:
+    """The k of ``_l<k>``."""
+    digits = re.search(r"\d+", place[1])
+    return int(digits[0]) if digits else 0
 
 
 def _layer(tensors: Tensors, roles: Mapping[str, str], place: Place, left_over: list[str]) -> Found:
@@ -74,7 +85,6 @@ def _layer(tensors: Tensors, roles: Mapping[str, str], place: Place, left_over: 
     gates, cells = _FAMILIES[count]
     names = {"weight_ih": "W", "weight_hh": "R", "bias_ih": "b", "bias_hh": "c"}
     ours = gated(gates, {names[role]: a for role, a in arrays.items()}, reset_after=cells == ("gru",))
-    depth = re.search(r"\d+", place[1])
     return Found(
         "",
         ours,
@@ -84,7 +94,6 @@ def _layer(tensors: Tensors, roles: Mapping[str, str], place: Place, left_over: 
         kind="projected lstm",
         activation="tanh" if projection is not None else "",
         direction="backward" if place[1].endswith("_reverse") else "forward",
-        depth=int(depth[0]) if depth else 0,
         dtype=dtype,
     )
 
