@@ -18,6 +18,7 @@ LINE = [
     "cells.rnn",
     "cells.lstm",
     "cells.gru",
+    "cells.stack",
     "cells",
     "initializers",
     "files",

@@ -33,6 +33,7 @@ class Cell:
     gates : optional ``(parameters, x, state) -> {gate: (hidden,) activations}``, for statistics.
     initialize : optional ``(rng, hidden, input_size) -> {key: array}`` used in place of ``--init``.
     units : the fast per-unit form, for cells that have one.
+    members : the layers of a cell that ``stacked`` made of them.
 
     Raises InputError where names are not distinct, printable strings, or a path is called "full".
     """
@@ -46,6 +47,7 @@ class Cell:
     initialize: Callable[[np.random.Generator, int, int], dict[str, Any]] | None = None
     units: Units | None = None
     sizes: Callable[[int], tuple[int, ...]] | None = None
+    members: tuple[Member, ...] = ()
 
     def __post_init__(self) -> None:
         if not _printable(self.name):
@@ -91,7 +93,8 @@ class Cell:
 
     def output(self, hidden: int) -> slice:
         """Where in the state the output is, which layers above and a readout see."""
-        return self.extents(hidden)["h" if "h" in self.components else self.components[-1]]
+        found = self.extents(hidden)["h" if "h" in self.components else self.components[-1]]
+        return self.members[-1].output_in(found.start) if self.members else found
 
     def advance(self, parameters: Parameters, x: Any, state: Any) -> Any:
         """One step with the same state on every path: the ordinary forward pass."""
@@ -104,6 +107,47 @@ class Cell:
     def source(self, path: str) -> int | None:
         """Index of the component a path reads (and its chain stays in); None is the whole state."""
         return None if self.units is None else self.components.index(self.units.reads(path))
+
+
+@dataclass(frozen=True)
+class Member:
+    """A layer of a stack: which cell, how large, and what it reads.
+
+    number : of the layer in its file, which names it. reads : what its input is, side by side: the index
+    of a member before it, whose output h of the same step it reads, or (start, stop), columns of the
+    stack's own input.
+    """
+
+    cell: Cell
+    hidden: int
+    input_size: int
+    number: int
+    reads: tuple[int | tuple[int, int], ...]
+
+    @property
+    def name(self) -> str:
+        """Of the component, of the path within it, and before the names of its parameters and gates."""
+        return f"layer{self.number}"
+
+    @property
+    def size(self) -> int:
+        """States m."""
+        return self.cell.size(self.hidden)
+
+    def output_in(self, start: int) -> slice:
+        """Where its output h is in a state of which its own begins at ``start``."""
+        own = self.cell.output(self.hidden)
+        return slice(start + own.start, start + own.stop)
+
+    def own(self, named: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the stack's parameters or gates that are this layer's, by their names in its cell."""
+        prefix = f"{self.name}."
+        return {key.removeprefix(prefix): v for key, v in named.items() if key.startswith(prefix)}
+
+    def input(self, x: Any, outputs: Mapping[int, Any]) -> Any:
+        """Its input (..., d) from the stack's (..., d) and the outputs {member: (..., n)} of those before."""
+        parts = [outputs[r] if isinstance(r, int) else x[..., slice(*r)] for r in self.reads]
+        return jax.numpy.concatenate(parts, axis=-1)
 
 
 @dataclass(frozen=True)
