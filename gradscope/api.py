@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradscope.checkpoints import Layer, read
+from gradscope.checkpoints import Model, read
 from gradscope.errors import InputError
 from gradscope.files import quoted
+from gradscope.layered import Problems, make_problems
 from gradscope.pipeline import Progress
 from gradscope.pipeline import analyze as _analyze
-from gradscope.problem import make_problem, one_layer
 from gradscope.runtime import find_devices
 from gradscope.verdict import Policy
 
@@ -20,13 +20,12 @@ if TYPE_CHECKING:
 
     from gradscope.analysis import Analysis
     from gradscope.cells.base import Cell
-    from gradscope.problem import Problem
 
 
 def analyze(
     *,
     checkpoint: str | Path | None = None,
-    layer: str | None = None,
+    layer: str | Sequence[str] | None = None,
     activation: str | None = None,
     max_size: int | None = None,
     cell: str | Cell | None = None,
@@ -55,7 +54,7 @@ def analyze(
 
     checkpoint : a model's file (.pt, .safetensors, .keras, .h5, .msgpack, .onnx, .npz); without it a cell
         is initialised (``cell`` "lstm", ``hidden`` 64, ``input_size`` 32, ``init`` "pytorch").
-    layer : the name of the layer, or its end, where the checkpoint has several; activation : "tanh",
+    layer : names of layers of the checkpoint, or their ends; by default all; activation : "tanh",
         "relu", "sigmoid" or "linear" where the file does not say; max_size : bytes it may unpack to.
     cell : a built-in name, "package.module:factory", or a gradscope.Cell.
     steps : T, 200 by default, or the length of the inputs.
@@ -76,11 +75,12 @@ def analyze(
     """
     policy = Policy(vanishing_below, exploding_above)
 
-    def prepare() -> tuple[Problem, tuple[Device, ...]]:
+    def prepare() -> tuple[Problems, tuple[Device, ...]]:
         found = find_devices(platform, devices)
         choice = {"layer": layer, "activation": activation, "max_size": max_size}
-        problem = make_problem(
-            checkpoint=_read(checkpoint, cell, choice),
+        problems = make_problems(
+            _read(checkpoint, cell, choice),
+            found,
             cell=cell,
             hidden=hidden,
             input_size=input_size,
@@ -97,22 +97,21 @@ def analyze(
             dtype=dtype or ("float32" if found[0].platform == "tpu" else "float64"),
             accuracy=accuracy,
         )
-        return problem, found
+        return problems, found
 
     if distributed:
         from gradscope.cluster import analyze
 
         return analyze(prepare, policy, progress, devices)
-    problem, found = prepare()
-    return _analyze(problem, policy, progress, found, devices)
+    problems, found = prepare()
+    return _analyze(problems, policy, progress, found, devices)
 
 
-def _read(path: str | Path | None, cell: str | Cell | None, choice: Mapping[str, Any]) -> Layer | None:
-    """The layer of a checkpoint, if one is given."""
+def _read(path: str | Path | None, cell: str | Cell | None, choice: Mapping[str, Any]) -> Model | None:
+    """The layers of a checkpoint, if one is given."""
     if path is not None:
-        names = () if choice["layer"] is None else (choice["layer"],)
-        rest = {name: value for name, value in choice.items() if name != "layer"}
-        return one_layer(read(path, cell, layers=names, **rest))
+        layer, rest = choice["layer"], {name: value for name, value in choice.items() if name != "layer"}
+        return read(path, cell, layers=(layer,) if isinstance(layer, str) else layer, **rest)
     for name, value in choice.items():
         if value is not None:
             raise InputError(

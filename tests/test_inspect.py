@@ -92,16 +92,10 @@ def test_names_that_a_terminal_would_obey(run, tmp_path):
 
 
 CHOICES = {
-    "several": (
-        [],
-        "holds 4 recurrent layers (decoder, encoder.l0, encoder.l1, small): choose one, as in --layer",
-    ),
+    "one of all open": ([], "layer decoder: holds a torch RNN, whose nonlinearity is not in the file"),
+    "for none of several": (["--cell", "gru"], "--cell gru is of none of these layers"),
     "no such": (["--layer", "x"], "layer 'x' is no recurrent layer, expected one of decoder, encoder.l0"),
     "end of several": (["--layer", ""], "layer '' is the end of several"),
-    "above others": (
-        ["--layer", "l1"],
-        "layer encoder.l1 reads what those below it put out, 4 features: give that",
-    ),
     "open": (["--layer", "decoder"], "add --cell rnn or --cell rnn-relu"),
     "projected": (["--layer", "small"], "an LSTM with a projection"),
     "another cell": (["--layer", "l0", "--cell", "gru"], "holds a layer that is lstm, not --cell gru"),
@@ -139,7 +133,7 @@ def test_choices_without_a_checkpoint(option, value, run):
 
 
 def test_a_chosen_layer_is_analysed(run, model, tmp_path):
-    np.save(tmp_path / "x.npy", np.ones((6, 4)))
+    np.save(tmp_path / "x.npy", np.ones((6, 3)))
     code, out, _ = run(
         "analyze", model, "--layer", "l1", "--inputs", tmp_path / "x.npy", "--json", "--max-size", "1M"
     )

@@ -39,8 +39,9 @@ _BIASES = {
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--layer",
+    multiple=True,
     metavar="NAME",
-    help="Which layer of the checkpoint: its name or the end of it. One above others needs its --inputs.",
+    help="A layer of the checkpoint: its name or the end of it (repeatable; default: all layers).",
 )
 @click.option("--cell", metavar="NAME", help="A built-in cell (default lstm) or package.module:factory.")
 @click.option(
@@ -155,7 +156,9 @@ def _analyze(options: dict[str, Any], output: Output, first: First) -> int:
     biases = {bias: options.pop(name) for name, bias in _BIASES.items() if options[name] is not None}
     if (options["top"] or "").isdecimal():
         options["top"] = int(options["top"])
-    given = {name: value for name, value in options.items() if name not in _BIASES and value is not None}
+    given = {
+        name: value for name, value in options.items() if name not in _BIASES and value not in (None, ())
+    }
     with guarded_stdout(), hushed(output.quiet), progress_bar(output.quiet) as progress:
         with _uncollected():
             from gradscope.api import analyze

@@ -142,7 +142,7 @@ def finish(analysis: Analysis, output: Output) -> int:
     from gradscope.cli.streams import write_result
 
     write_result(_render(analysis, output), output.output)
-    return ExitCode.FINDING if analysis.verdict.level in output.fail_on else ExitCode.OK
+    return ExitCode.FINDING if analysis.all_levels.intersection(output.fail_on) else ExitCode.OK
 
 
 def _render(analysis: Analysis, output: Output) -> str:

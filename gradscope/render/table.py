@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from gradscope.files import shown
 from gradscope.render.page import bullet, headed, page, section
 from gradscope.render.terminal import Terminal
 from gradscope.verdict import scientific
@@ -40,6 +41,8 @@ def _parts(analysis: Analysis, terminal: Terminal) -> Iterable[RenderableType]:
     yield _headline(analysis)
     for reason in analysis.verdict.reasons:
         yield bullet(reason)
+    if analysis.layers:
+        yield section("Layers", _layers(analysis))
     yield section("Chains", _chains(analysis, terminal))
     if len(analysis.shares) > 1:
         yield section("Who carries the gradient", _shares(analysis, terminal))
@@ -50,6 +53,9 @@ def _parts(analysis: Analysis, terminal: Terminal) -> Iterable[RenderableType]:
         yield section("Recurrent matrices", _matrices(analysis))
     if analysis.gates:
         yield section("Gates", _gates(analysis))
+    for number, layer in enumerate(analysis.layers):
+        yield Text(f"\nlayer{number}", style="bold underline")
+        yield from _parts(layer, terminal)
 
 
 def _headline(analysis: Analysis) -> Text:
@@ -63,7 +69,12 @@ def _subject(analysis: Analysis) -> str:
     problem, full = analysis.problem, analysis.full
     if problem.get("cell") is None:
         return f"{problem['source']}, {full.size} x {full.size}, {full.steps} steps"
-    words = [f"{problem['cell']}, hidden {problem['hidden']}", f"{problem['steps']} steps"]
+    if analysis.layers:
+        words = [f"{shown(problem['source'])}, {len(analysis.layers)} layers"]
+    else:
+        words = [f"{problem['cell']}, hidden {problem['hidden']}"]
+        words[:0] = filter(None, [shown(problem.get("layer", ""))])
+    words.append(f"{problem['steps']} steps")
     if problem["batch"] > 1:
         words.append(f"batch {problem['batch']}")
     if problem.get("cut"):
@@ -83,6 +94,23 @@ def _chains(analysis: Analysis, terminal: Terminal) -> RenderableType:
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in cells))
     return Group(table, *(Text(note, style="dim") for note in map(_note, analysis.chains) if note))
+
+
+def _layers(analysis: Analysis) -> Table:
+    table = headed("", "layer", "cell", "hidden", "direction", "gain", "horizon", "verdict")
+    for number, layer in enumerate(analysis.layers):
+        problem, level = layer.problem, layer.verdict.level
+        table.add_row(
+            f"layer{number}",
+            Text(shown(problem["layer"])),
+            problem["cell"],
+            str(problem["hidden"]),
+            problem["direction"],
+            scientific(layer.full.log10_norm.median),
+            f"{layer.full.horizon.median:g}",
+            Text(level, style=_STYLES[level]),
+        )
+    return table
 
 
 # What a narrow terminal can do without, first to go first: a number is never cut.
