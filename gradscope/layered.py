@@ -77,6 +77,7 @@ def make_problems(
         return Problems((make_problem(inputs=inputs, **options),))
     if len(model.layers) == 1:
         return Problems((make_problem(layer=model.layers[0], inputs=inputs, **options),))
+    _check_roots(model)
     options = {name: value for name, value in options.items() if name != "cell"}
     cut, top = options.pop("cut", ()), options.pop("top", None)
     alone = len(model.chosen) == 1
@@ -100,6 +101,17 @@ def make_problems(
     # The cell view holds the output fixed, through which a layer reaches the next.
     connected = layers if options.get("view") != "cell" else ()
     return Problems(chosen, _stacks(model, connected, chosen, cut, top))
+
+
+def _check_roots(model: Model) -> None:
+    """Raise InputError where the same inputs cannot be what all the lowest layers read."""
+    roots = [layer for layer in model.layers if not layer.below]
+    unknown = [layer.name for layer in roots if layer.below is None]
+    if 0 < len(unknown) < len(roots):
+        raise InputError(
+            f"layer {listed(unknown)} reads what other parts of the model make of the layers below it, which "
+            "gradscope does not compute: choose it with --layer and give its own --inputs, or choose others"
+        )
 
 
 def _problem(layer: Layer, model: Model, options: Mapping[str, Any]) -> Problem:

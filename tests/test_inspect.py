@@ -52,6 +52,7 @@ def test_json_follows_its_schema(run, model):
     assert layers["small"]["cells"] == []
     assert "projection" in layers["small"]["problem"]
     assert [layer["depth"] for layer in layers.values()] == [0, 0, 1, 0]
+    assert [layer["below"] for layer in layers.values()] == [[], [], ["encoder.l0"], []]
     assert result["others"] == ["fc.weight", "fc.bias"]
     assert layers["small"]["matrices"][0]["spectral_radius"] is None
     recurrent = torch.load(model)["decoder.weight_hh_l0"].double()
@@ -67,9 +68,9 @@ def test_table(run, model, monkeypatch):
     assert (code, err) == (0, "")
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert lines[0].startswith("4 RECURRENT LAYERS in ")
-    assert "decoder rnn or rnn-relu 5 3 forward 0 float32 tanh or relu?" in lines
-    assert "encoder.l1 lstm 4 4 forward 1 float32 tanh" in lines
-    assert "small projected lstm 6 3 forward 0 float32 tanh" in lines
+    assert "decoder rnn or rnn-relu 5 3 forward inputs float32 tanh or relu?" in lines
+    assert "encoder.l1 lstm 4 4 forward encoder.l0 float32 tanh" in lines
+    assert "small projected lstm 6 3 forward inputs float32 tanh" in lines
     assert "Also in the file: 2 other tensors: fc.weight, fc.bias" in lines
     assert sum(line.startswith("encoder.l0 R_") for line in lines) == 4
 

@@ -120,7 +120,7 @@ def test_keras_bidirectional_stack(tmp_path):
         odd = {found.direction: found.name for found in second}
         assert odd["backward"].startswith("odd/forward_")  # as it was asked to
         assert odd["forward"].startswith("odd/gru")
-        with pytest.raises(InputError, match="reads what those below it put out, 8 features"):
+        with pytest.raises(InputError, match="make of the layers below it, 8 features"):
             gradscope.analyze(checkpoint=path, layer=odd["forward"])
 
 
