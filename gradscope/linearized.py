@@ -90,12 +90,13 @@ def blaming(cell: Cell, shape: tuple[int, ...]) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
-        cells = [member.cell for member in cell.members] or [cell]
-        theirs = [one for one in cells if not one.step.__module__.startswith("gradscope.")]
+        cells = [(member.cell, (member.size,)) for member in cell.members] or [(cell, shape)]
+        theirs = [one for one in cells if not one[0].step.__module__.startswith("gradscope.")]
         if not theirs or isinstance(error, InputError):
             raise
+        cell, shape = theirs[0]
         raise InputError(
-            f"cell {theirs[0].name}: its step failed with {type(error).__name__}: {error}; expected a pure JAX "
+            f"cell {cell.name}: its step failed with {type(error).__name__}: {error}; expected a pure JAX "
             f"function (parameters, x, state) of states of shape {shape}"
         ) from error
 
