@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradscope.cells.base import Cell, Parameters
+from gradscope.cells.base import Cell
+from gradscope.cells.units import Parameters
 from gradscope.jacobians import slopes
 from gradscope.moves import Moves, UnitMoves
 from gradscope.trajectory import forward
@@ -195,7 +196,7 @@ def every_step(cell: Cell, parameters: Parameters, inputs: Any, start: Any) -> A
     before = forward(cell, parameters, inputs, start)[:-1]
     if cell.units is None:
         return inputs, before
-    found, _ = jax.vmap(partial(slopes, cell, parameters))(inputs, before)
+    found, _, _ = jax.vmap(partial(slopes, cell, parameters))(inputs, before)
     return jnp.stack([found[path] for path in cell.paths], axis=1)
 
 

@@ -14,6 +14,7 @@ LINE = [
     "gradscope",  # the version, and lazy names for users
     "errors",
     "threads",
+    "cells.units",
     "cells.base",
     "cells.rnn",
     "cells.lstm",
@@ -43,7 +44,10 @@ LINE = [
     "problem",
     "trajectory",
     "path",
+    "parts",
+    "loaded",
     "paths",
+    "blocks",
     "segmented",
     "jacobians",
     "moves",

@@ -8,7 +8,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from gradscope.cells.base import Cell, Member, Parameters, Shapes
+from gradscope.cells.base import Cell, Member
+from gradscope.cells.units import Parameters, Shapes
 from gradscope.errors import InputError
 
 
@@ -24,10 +25,8 @@ def stacked(members: tuple[Member, ...]) -> Cell:
 
     Cached, so that what is compiled for a stack serves the next one like it.
     """
-    reaching = [_reaching(members, j) for j in range(len(members))]
-    paths = {(j, j): member.name for j, member in enumerate(members)}
-    for j, below in enumerate(reaching):
-        paths |= {(i, j): f"{members[i].number}->{members[j].number}" for i in below}
+    paths = block_names(members)
+    reaching = [[i for i in range(j) if (i, j) in paths] for j in range(len(members))]
     extents = list(extents_of(members))
 
     def advance(params: Parameters, x: Any, state: Any, j: int, outputs: dict[int, Any]) -> Any:
@@ -73,6 +72,17 @@ def stacked(members: tuple[Member, ...]) -> Cell:
         sizes=lambda _: tuple(member.size for member in members),
         members=members,
     )
+
+
+def block_names(members: Sequence[Member]) -> dict[tuple[int, int], str]:
+    """Names of the blocks of a one-step Jacobian that are not zero, by the members from and to which they go.
+
+    Raises InputError where a member's reads are not its input.
+    """
+    names = {(j, j): member.name for j, member in enumerate(members)}
+    for j in range(len(members)):
+        names |= {(i, j): f"{members[i].number}->{members[j].number}" for i in _reaching(members, j)}
+    return names
 
 
 def extents_of(members: Sequence[Member]) -> Iterator[slice]:
