@@ -6,20 +6,21 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
-from gradscope.cells.base import Cell, Member, Parameters
+from gradscope.cells.base import Member
 from gradscope.cells.stack import stacked
 from gradscope.checkpoints import Layer, Model
 from gradscope.errors import InputError
 from gradscope.files import Array, listed, shown
-from gradscope.linearized import blaming
 from gradscope.memory import check_memory
+from gradscope.outputs import outputs
 from gradscope.problem import Problem, chosen_top, given, known_paths, make_problem
-from gradscope.trajectory import Segments, Spread, Trajectory, forward, precise
+
+if TYPE_CHECKING:
+    from jax import Device
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Problems:
 
 
 def make_problems(
-    model: Model | None, devices: Sequence[jax.Device], *, inputs: Any = "normal", **options: Any
+    model: Model | None, devices: Sequence[Device], *, inputs: Any = "normal", **options: Any
 ) -> Problems:
     """The problems of the layers chosen of a model, or of a fresh cell without one.
 
@@ -146,35 +147,6 @@ def _labelled(problem: Problem, layer: Layer, inputs: Any) -> Problem:
     if layer.below:
         label = f"outputs of {listed(layer.below)}"
     return replace(problem, source={**problem.source, "inputs": label})
-
-
-def outputs(problem: Problem, devices: Sequence[jax.Device]) -> Array:
-    """h_1 ... h_T of every sequence, (B, T, n), in the order of time also for a backward layer."""
-    cell, part = problem.cell, problem.cell.output(problem.hidden)
-    step = 8 * problem.batch * problem.state.shape[1]
-    with precise(problem.dtype), blaming(cell, problem.state.shape[1:]):
-        trajectory = Trajectory(
-            cell,
-            problem.parameters,
-            problem.inputs,
-            problem.state,
-            Segments.cover(problem.steps, step),
-            Spread(tuple(devices[: problem.batch])),
-            problem.dtype,
-        )
-        run = trajectory.spread.lift(_put_out, cell, part.start, part.stop)
-        found = [
-            np.asarray(run(trajectory.parameters, trajectory.inputs(i), trajectory.start(i)), np.float64)[
-                : problem.batch, : trajectory.valid(i)
-            ]
-            for i in range(trajectory.segments.count)
-        ]
-    whole = np.concatenate(found, axis=1)
-    return whole[:, ::-1] if problem.source.get("direction") == "backward" else whole
-
-
-def _put_out(cell: Cell, start: int, stop: int, parameters: Parameters, inputs: Any, state: Any) -> Any:
-    return forward(cell, parameters, inputs, state)[1:, start:stop]
 
 
 def _stacks(

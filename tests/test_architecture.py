@@ -71,6 +71,7 @@ LINE = [
     "flow",
     "measure",
     "linearized",
+    "outputs",
     "layered",
     "tops",
     "workers",
