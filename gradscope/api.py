@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradscope.checkpoints import Layer, read
+from gradscope.checkpoints import Layer, Live, read
 from gradscope.errors import InputError
 from gradscope.files import quoted
 from gradscope.pipeline import Progress
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def analyze(
     *,
-    checkpoint: str | Path | None = None,
+    checkpoint: str | Path | Live | None = None,
     layer: str | None = None,
     activation: str | None = None,
     max_size: int | None = None,
@@ -53,8 +53,9 @@ def analyze(
 ) -> Analysis:
     """How the gradient flows through a recurrent cell or a trained layer.
 
-    checkpoint : a model's file (.pt, .safetensors, .keras, .h5, .msgpack, .onnx, .npz); without it a cell
-        is initialised (``cell`` "lstm", ``hidden`` 64, ``input_size`` 32, ``init`` "pytorch").
+    checkpoint : a model's file (.pt, .safetensors, .keras, .h5, .msgpack, .onnx, .npz), or what
+        ``from_torch``, ``from_keras``, ``from_flax`` or ``from_equinox`` return; without it a cell is
+        initialised (``cell`` "lstm", ``hidden`` 64, ``input_size`` 32, ``init`` "pytorch").
     layer : the name of the layer, or its end, where the checkpoint has several; activation : "tanh",
         "relu", "sigmoid" or "linear" where the file does not say; max_size : bytes it may unpack to.
     cell : a built-in name, "package.module:factory", or a gradscope.Cell.
@@ -107,7 +108,7 @@ def analyze(
     return _analyze(problem, policy, progress, found, devices)
 
 
-def _read(path: str | Path | None, cell: str | Cell | None, choice: Mapping[str, Any]) -> Layer | None:
+def _read(path: str | Path | Live | None, cell: str | Cell | None, choice: Mapping[str, Any]) -> Layer | None:
     """The layer of a checkpoint, if one is given."""
     if path is not None:
         names = () if choice["layer"] is None else (choice["layer"],)
