@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from gradscope.api import analyze
     from gradscope.cells.base import Cell
     from gradscope.chain import Spectrum, spectrum
+    from gradscope.checkpoints.equinox_live import from_equinox
+    from gradscope.checkpoints.flax_live import from_flax
+    from gradscope.checkpoints.keras_live import from_keras
+    from gradscope.checkpoints.torch_live import from_torch
     from gradscope.errors import GradscopeError, InputError
     from gradscope.verdict import Policy
 
@@ -30,6 +34,10 @@ __all__ = [
     "Policy",
     "Spectrum",
     "analyze",
+    "from_equinox",
+    "from_flax",
+    "from_keras",
+    "from_torch",
     "schema",
     "spectrum",
 ]
@@ -42,6 +50,10 @@ _HOME = {
     "Policy": "gradscope.verdict",
     "Spectrum": "gradscope.chain",
     "analyze": "gradscope.api",
+    "from_equinox": "gradscope.checkpoints.equinox_live",
+    "from_flax": "gradscope.checkpoints.flax_live",
+    "from_keras": "gradscope.checkpoints.keras_live",
+    "from_torch": "gradscope.checkpoints.torch_live",
     "schema": "gradscope.analysis",
     "spectrum": "gradscope.chain",
 }

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradscope.checkpoints import Model, read
+from gradscope.checkpoints import Live, Model, read
 from gradscope.errors import InputError
 from gradscope.files import quoted
 from gradscope.layered import Problems, make_problems
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def analyze(
     *,
-    checkpoint: str | Path | None = None,
+    checkpoint: str | Path | Live | None = None,
     layer: str | Sequence[str] | None = None,
     activation: str | None = None,
     max_size: int | None = None,
@@ -52,8 +52,9 @@ def analyze(
 ) -> Analysis:
     """How the gradient flows through a recurrent cell or a trained layer.
 
-    checkpoint : a model's file (.pt, .safetensors, .keras, .h5, .msgpack, .onnx, .npz); without it a cell
-        is initialised (``cell`` "lstm", ``hidden`` 64, ``input_size`` 32, ``init`` "pytorch").
+    checkpoint : a model's file (.pt, .safetensors, .keras, .h5, .msgpack, .onnx, .npz), or what
+        ``from_torch``, ``from_keras``, ``from_flax`` or ``from_equinox`` return; without it a cell is
+        initialised (``cell`` "lstm", ``hidden`` 64, ``input_size`` 32, ``init`` "pytorch").
     layer : names of layers of the checkpoint, or their ends; by default all; activation : "tanh",
         "relu", "sigmoid" or "linear" where the file does not say; max_size : bytes it may unpack to.
     cell : a built-in name, "package.module:factory", or a gradscope.Cell.
@@ -107,7 +108,7 @@ def analyze(
     return _analyze(problems, policy, progress, found, devices)
 
 
-def _read(path: str | Path | None, cell: str | Cell | None, choice: Mapping[str, Any]) -> Model | None:
+def _read(path: str | Path | Live | None, cell: str | Cell | None, choice: Mapping[str, Any]) -> Model | None:
     """The layers of a checkpoint, if one is given."""
     if path is not None:
         layer, rest = choice["layer"], {name: value for name, value in choice.items() if name != "layer"}

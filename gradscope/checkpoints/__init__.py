@@ -14,10 +14,22 @@ from gradscope.cells.base import Cell
 from gradscope.checkpoints import flax_tree, native, torch_state
 from gradscope.checkpoints.found import ACTIVATIONS, Contents, Found, Named
 from gradscope.checkpoints.layer import Layer
+from gradscope.checkpoints.live import Live
 from gradscope.errors import InputError
 from gradscope.files import Tensors, about, listed, quoted, shown
 
-__all__ = ["ACTIVATIONS", "Contents", "Found", "Layer", "Model", "Named", "choose", "read", "read_all"]
+__all__ = [
+    "ACTIVATIONS",
+    "Contents",
+    "Found",
+    "Layer",
+    "Live",
+    "Model",
+    "Named",
+    "choose",
+    "read",
+    "read_all",
+]
 
 # suffix -> module:function that opens such a file, imported when one is read.
 _TREES = {
@@ -42,7 +54,7 @@ MOST_LAYERS = 64
 
 
 def read_all(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Live,
     cell: Cell | None = None,
     *,
     max_size: int | None = None,
@@ -50,11 +62,18 @@ def read_all(
 ) -> Contents:
     """Every recurrent layer in a checkpoint, whether or not gradscope can analyse it.
 
+    path : of its file, or what ``gradscope.from_torch`` and its like return.
     cell : whose names a native file's arrays have, needed where it is not a built-in one.
     max_size : bytes the file may unpack to, by default a small multiple of its size.
     also : other tensors whose values are wanted: their names, or those of their modules, or a unique end.
     Raises InputError for a file that is damaged, too large, or lacks a recurrent layer or those tensors.
     """
+    if isinstance(path, Live):
+        with about(str(path)):
+            return path.contents(also)
+    if not isinstance(path, str | os.PathLike):
+        expected = "a file, or what gradscope.from_torch and its like make of a model"
+        raise InputError(f"checkpoint is {quoted(path)}, expected {expected}")
     suffix = Path(path).suffix.lower()
     if suffix in _MODELS:
         contents: Contents = _load(_MODELS[suffix])(path, max_size, also)
@@ -79,7 +98,7 @@ class Model:
 
 
 def read(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Live,
     cell: str | Cell | None = None,
     *,
     layers: Iterable[str] | None = None,
@@ -97,8 +116,8 @@ def read(
     """
     wanted = find(cell) if isinstance(cell, str) else cell
     contents = read_all(path, wanted, max_size=max_size, also=also)
-    with about(path):
-        return choose(contents, wanted, layers or (), activation, os.fspath(path))
+    with about(str(path)):
+        return choose(contents, wanted, layers or (), activation, str(path))
 
 
 def choose(

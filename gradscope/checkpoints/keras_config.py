@@ -1,101 +1,218 @@
-"""What a Keras model's config says of its recurrent layers."""
+"""What a Keras model's config says of its recurrent layers, and of how they stand upon each other."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from gradscope.checkpoints.wiring import Signal, changed, lost, side_by_side
 from gradscope.errors import InputError
 
-_RECURRENT = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3, "SimpleRNN": 1, "SimpleRNNCell": 1}
+RECURRENT = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3, "SimpleRNN": 1, "SimpleRNNCell": 1}
+# What leaves its input as it is when the model is not being trained.
+_IDENTITIES = {
+    "ActivityRegularization",
+    "AlphaDropout",
+    "Dropout",
+    "GaussianDropout",
+    "GaussianNoise",
+    "Identity",
+    "InputLayer",
+    "SpatialDropout1D",
+}
 _DEEPEST = 50
+Node = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Spec:
     """One recurrent layer or cell in a config.
 
-    gates : how many; reset_after : None where there is none; depth : recurrent layers before it in its
-    Sequential; reverse : whether it reads the sequence from its end.
+    gates : how many; reset_after : None where there is none; reverse : whether it reads the sequence from
+    its end; depth, below : as in Layer, the layers by their keys in ``specs``.
     """
 
-    name: str
     gates: int
     activation: str
     recurrent_activation: str
     reset_after: bool | None
     reverse: bool = False
     depth: int = 0
+    below: tuple[str, ...] | None = ()
 
 
 def specs(text: str) -> dict[str, Spec]:
-    """The recurrent layers of a model by name, wrappers and cells included.
+    """The recurrent layers of a model by the names of all that holds them: ``encoder/both/forward_lstm``.
 
     A name that stands for several different layers is left out. Raises InputError for a config that
     nests without end.
     """
-    found: dict[str, Spec | None] = {}
-    for spec in _walk(json.loads(text), 0):
-        same = found.get(spec.name, spec)
-        found[spec.name] = spec if same == spec else None
-    return {name: spec for name, spec in found.items() if spec}
+    walk = _Walk()
+    root = json.loads(text)
+    config = _config(root)
+    inputs = _references(config.get("input_layers"), 0) if "input_layers" in config else [("", 0, 0)]
+    walk.inside(root, [Signal((), f"input {k}") for k in range(len(list(inputs)))], ())
+    return {path: spec for path, spec in walk.found.items() if spec}
 
 
-def _walk(node: Any, depth: int) -> Iterator[Spec]:
-    if depth > _DEEPEST:
-        raise InputError(f"has a config of more than {_DEEPEST} levels, expected a model of Keras")
+def _config(node: Any) -> Node:
     config = node.get("config") if isinstance(node, dict) else None
-    if not isinstance(config, dict):
-        return
-    name, kind = str(config.get("name", "")), node.get("class_name")
-    if kind in _RECURRENT:
-        yield _spec(name, _RECURRENT[kind], config)
-    elif isinstance(config.get("layers"), list):
-        yield from _layers(config["layers"], kind == "Sequential", depth)
-    else:
-        yield from _wrapped(name, config, depth)
+    return config if isinstance(config, dict) else {}
 
 
-def _layers(layers: list[Any], stacked: bool, depth: int) -> Iterator[Spec]:
-    """The layers of a model; in a Sequential each reads what those before it put out."""
-    below = 0
-    for layer in layers:
-        inside = list(_walk(layer, depth + 1))
-        yield from (replace(spec, depth=spec.depth + below) for spec in inside)
-        if stacked and inside:
-            below += 1 + max(spec.depth for spec in inside)
+def _kind(node: Any) -> Any:
+    return node.get("class_name") if isinstance(node, dict) else None
 
 
-def _wrapped(name: str, config: dict[str, Any], depth: int) -> Iterator[Spec]:
-    """What Bidirectional, RNN and StackedRNNCells hold; the only one also under the wrapper's own name."""
-    cells = config["cells"] if isinstance(config.get("cells"), list) else []
-    for position, cell in enumerate(cells):
-        yield from (replace(spec, depth=position) for spec in _walk(cell, depth + 1))
-    reverse = config.get("go_backwards") is True
-    for part in ("layer", "cell"):
-        inside = [replace(s, reverse=s.reverse or reverse) for s in _walk(config.get(part), depth + 1)]
-        yield from inside
-        if len(inside) == 1:
-            yield replace(inside[0], name=name)
-    yield from _walk(config.get("backward_layer"), depth + 1)
+def _name(node: Any) -> str:
+    return str(_config(node).get("name", ""))
 
 
-def _spec(name: str, gates: int, config: dict[str, Any]) -> Spec:
+def _nodes(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+@dataclass
+class _Walk:
+    """Goes through a model in the order in which it computes.
+
+    found : what it has met, by path; order : the paths as it met them.
+    """
+
+    found: dict[str, Spec | None] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)
+
+    def layer(self, node: Any, given: Sequence[Signal], above: tuple[str, ...]) -> list[Signal]:
+        """What a layer puts out, given its inputs."""
+        path = (*above, _name(node))
+        if len(path) > _DEEPEST:
+            raise InputError(f"has a config of more than {_DEEPEST} levels, expected a model of Keras")
+        kind, config = _kind(node), _config(node)
+        if kind in _IDENTITIES:
+            return list(given)
+        if kind == "Concatenate" and config.get("axis") in (-1, 2):
+            return [side_by_side("/".join(path), given)]
+        if kind in RECURRENT or kind == "RNN":
+            signal, in_order = self._recurrent(node, given, path)
+            return [signal if in_order and not config.get("go_backwards") else lost(signal.depth)]
+        if kind == "Bidirectional" and _kind(config.get("layer")) in (*RECURRENT, "RNN"):
+            return [self._both(config, given, path)]
+        return self.inside(node, given, path)
+
+    def inside(self, node: Any, given: Sequence[Signal], path: tuple[str, ...]) -> list[Signal]:
+        """What a model, or whatever else holds layers, puts out."""
+        config = _config(node)
+        layers = _nodes(config.get("layers"))
+        if any(isinstance(layer, dict) and "inbound_nodes" in layer for layer in layers):
+            return self._graph(config, given, path)
+        if _kind(node) == "Sequential":
+            for layer in layers:
+                given = self.layer(layer, given, path)
+            return list(given)
+        result = changed("/".join(path), given)
+        for part in (*layers, *_nodes(config.get("cells")), config.get("layer"), config.get("cell")):
+            if isinstance(part, dict):  # what becomes of the input on its way there is in the code
+                self.layer(part, [replace(result, root="/".join((*path, _name(part))))], path)
+        return [result]
+
+    def _graph(self, config: Node, given: Sequence[Signal], path: tuple[str, ...]) -> list[Signal]:
+        """What a functional model puts out; a layer that comes before what it reads reads the unknown."""
+        inputs = list(_references(config.get("input_layers"), 0))
+        values = dict(zip(inputs, given, strict=True)) if len(inputs) == len(given) else {}
+        for layer in _nodes(config.get("layers")):
+            met, place = len(self.order), str(layer.get("name", _name(layer)))
+            calls = [list(_references(call, 0)) for call in _nodes(layer.get("inbound_nodes"))]
+            for number, call in enumerate(calls):
+                signals = [values.get(reference, lost()) for reference in call]
+                outputs = [self._again(place, signals, met)] if number else self.layer(layer, signals, path)
+                values |= {(place, number, k): output for k, output in enumerate(outputs)}
+        return [values.get(reference, lost()) for reference in _references(config.get("output_layers"), 0)]
+
+    def _again(self, name: str, given: Sequence[Signal], met: int) -> Signal:
+        """What a layer puts out that has been called before, and met its recurrent layers then.
+
+        Those inside that read what it is given then read different things, and put out different ones.
+        """
+        inner, result = self.order[met:], changed(name, given)
+        for path in inner:
+            spec = self.found[path]
+            if spec and (
+                result.layers is None if spec.below == () else not set(spec.below or ()) <= set(inner)
+            ):
+                self.found[path] = replace(spec, below=None)
+        return lost(result.depth + 1) if inner else result
+
+    def _both(self, config: Node, given: Sequence[Signal], path: tuple[str, ...]) -> Signal:
+        """The two directions side by side; Keras turns the outputs of the backward one round."""
+        ahead, back = config.get("layer"), config.get("backward_layer")
+        base = _name(ahead).removeprefix("forward_")
+        if not isinstance(back, dict):  # made from the other
+            back = {"class_name": _kind(ahead), "config": dict(_config(ahead))}
+            back["config"] |= {
+                "name": f"backward_{base}",
+                "go_backwards": not _config(ahead).get("go_backwards"),
+            }
+        outputs, usual = [], config.get("merge_mode") == "concat"
+        for layer, name, backward in ((ahead, f"forward_{base}", False), (back, _name(back), True)):
+            signal, in_order = self._recurrent(layer, given, (*path, name))
+            usual &= in_order and bool(_config(layer).get("go_backwards")) == backward
+            outputs.append(signal)
+        merged = side_by_side("/".join(path), outputs)
+        return merged if usual else lost(merged.depth)
+
+    def _recurrent(self, node: Any, given: Sequence[Signal], path: tuple[str, ...]) -> tuple[Signal, bool]:
+        """What a recurrent layer puts out in the order of time, and whether it puts out every step."""
+        config = _config(node)
+        signal = given[0] if given else lost()  # the others are its initial state
+        cell = node if _kind(node) in RECURRENT else config.get("cell")
+        cells = _nodes(_config(cell).get("cells")) if _kind(cell) == "StackedRNNCells" else [cell]
+        for one in cells:
+            name = "/".join(path if one is cell else (*path, _name(one)))
+            if _kind(one) in RECURRENT:
+                spec = _spec(one, signal, reverse=config.get("go_backwards") is True)
+                self.found[name] = spec if self.found.get(name, spec) == spec else None
+                self.order.append(name)
+                signal = signal.through(name)
+            else:
+                signal = changed(name, [signal])
+        return signal, config.get("return_sequences") is True
+
+
+def _spec(node: Any, given: Signal, *, reverse: bool) -> Spec:
+    gates, config = RECURRENT[node["class_name"]], _config(node)
     reset_after = config.get("reset_after") if gates == 3 else None
     return Spec(
-        name,
         gates,
-        _named(config.get("activation", "tanh")),
-        _named(config.get("recurrent_activation", "sigmoid")) if gates > 1 else "",
+        _activation(config.get("activation", "tanh")),
+        _activation(config.get("recurrent_activation", "sigmoid")) if gates > 1 else "",
         reset_after if isinstance(reset_after, bool) else None,
-        config.get("go_backwards") is True,
+        reverse,
+        given.depth,
+        given.layers,
     )
 
 
-def _named(activation: Any) -> str:
+def _activation(activation: Any) -> str:
     """The name of an activation, which is a string or the description of a function."""
     if isinstance(activation, dict):
         activation = activation.get("config")
     return "linear" if activation is None else str(activation)
+
+
+def _references(value: Any, depth: int) -> Iterator[tuple[str, int, int]]:
+    """The values that a call refers to, as (layer, number of the call, number of the output)."""
+    if depth > _DEEPEST:
+        raise InputError(f"has a config of more than {_DEEPEST} levels, expected a model of Keras")
+    match value:
+        case {"class_name": "__keras_tensor__", "config": {"keras_history": [str(name), int(k), int(n)]}}:
+            yield name, k, n
+        case [str(name), int(k), int(n), *_]:  # in Keras 2, and for the inputs and outputs of a model
+            yield name, k, n
+        case list():
+            for part in value:
+                yield from _references(part, depth + 1)
+        case dict():
+            for part in value.values():
+                yield from _references(part, depth + 1)

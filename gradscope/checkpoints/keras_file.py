@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 
 from gradscope.checkpoints.found import SIMPLE, Contents, Found, attempt, blocks, gated, take
@@ -50,20 +51,58 @@ def _layers(data: bytes, known: dict[str, Spec] | None, limit: int, also: Iterab
     check_size(sum(tensor.size for tensor in tensors.values()), limit)
     if known is None and (config := h5.text("", "model_config")):
         known = specs(config)
+    found = layers(tensors, known, lambda path: _name(path, h5))
+    if not found:
+        raise InputError(f"holds no LSTM, GRU or SimpleRNN of Keras ({listed(list(tensors)) or 'nothing'})")
+    used = {key for layer in found for key in layer.keys}
+    names = {key: key if key in used else _called(key, h5) for key in tensors}
+    count = Counter(names.values())
+    named = {name if count[name] == 1 else key: tensors[key] for key, name in names.items()}
+    return Contents.of(found, named, also)
+
+
+def layers(tensors: Tensors, known: dict[str, Spec] | None, name: Callable[[str], str]) -> list[Found]:
+    """The recurrent layers among these tensors, each after those that it reads.
+
+    known : what the config says of them, None where there is none; name : of a cell's layer, by its path.
+    """
     cells: dict[str, dict[str, str]] = {}
     for key in tensors:
         match = _VARIABLE.fullmatch(key)
         if match and (match["role"] or _CELL.fullmatch(match["cell"])):
             cells.setdefault(match["cell"], {})[match["role"] or _ROLES[int(match["index"])]] = key
     cells = {path: keys for path, keys in cells.items() if "recurrent_kernel" in keys}
-    called = _distinct({path: _name(path, h5) for path in cells})
-    found = [
-        attempt(partial(_layer, tensors, keys, path, called[path], known), called[path], keys.values())
-        for path, keys in cells.items()
-    ]
-    if not found:
-        raise InputError(f"holds no LSTM, GRU or SimpleRNN of Keras ({listed(list(tensors)) or 'nothing'})")
-    return Contents.of(sorted(found, key=lambda layer: (layer.depth, layer.name)), tensors, also)
+    called = _distinct({path: name(path) for path in cells})
+    told = _told(called.values(), known or {})
+    found = []
+    for path, keys in cells.items():
+        spec = told.get(called[path])
+        layer = attempt(partial(_layer, tensors, keys, spec), called[path], keys.values())
+        # Bidirectional makes a backward layer from the one it is given, and calls it so.
+        made = any(part.startswith("backward_") for part in path.split("/"))
+        found.append(replace(layer, direction="backward" if (spec.reverse if spec else made) else "forward"))
+    return sorted(found, key=lambda layer: (layer.depth, layer.name))
+
+
+def _told(names: Iterable[str], known: Mapping[str, Spec]) -> dict[str, Spec]:
+    """What the config says of the layers of these names, what is below them told by these names too."""
+    ends: dict[tuple[str, str], list[str]] = {}
+    for path in known:
+        ends.setdefault((path.split("/")[0], path.split("/")[-1]), []).append(path)
+    paths = {}
+    for name in names:
+        # Files of Keras 2 leave out what is between.
+        alike = ends.get((name.split("/")[0], name.split("/")[-1]), [])
+        if name in known or len(alike) == 1:
+            paths[name] = name if name in known else alike[0]
+    named = {path: name for name, path in paths.items()}
+    return {name: replace(known[path], below=_below(known[path], named)) for name, path in paths.items()}
+
+
+def _below(spec: Spec, named: Mapping[str, str]) -> tuple[str, ...] | None:
+    if spec.below is None or any(path not in named for path in spec.below):
+        return None
+    return tuple(named[path] for path in spec.below)
 
 
 def _distinct(names: Mapping[str, str]) -> dict[str, str]:
@@ -76,11 +115,23 @@ def _distinct(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def _name(path: str, h5: HDF5) -> str:
-    """The user's name of a cell's layer: Keras 3 keeps it in an attribute of each object's ``vars``."""
+    """The user's name of a cell's layer."""
+    return _users_name(path, h5) or _by_scope(path)
+
+
+def _called(key: str, h5: HDF5) -> str:
+    """A variable under the user's name of its layer: readout/vars/0 of layers/dense/vars/0."""
+    path, mark, index = key.rpartition("/vars/")
+    name = _users_name(path, h5)
+    return f"{name}{mark}{index}" if name else key
+
+
+def _users_name(path: str, h5: HDF5) -> str:
+    """The names that Keras 3 keeps in an attribute of each object's ``vars``, "" where there are none."""
     parts = path.split("/")
     above = ["/".join(parts[: k + 1]) for k in range(len(parts))]
     names = [h5.text(f"{place}/vars", "name") for place in above if not place.endswith("/cell")]
-    return "/".join(filter(None, names)) or _by_scope(path)
+    return "/".join(filter(None, names))
 
 
 def _by_scope(path: str) -> str:
@@ -91,14 +142,9 @@ def _by_scope(path: str) -> str:
     return "/".join([layer, *scope[:-1]])
 
 
-def _layer(
-    tensors: Tensors, keys: Mapping[str, str], path: str, name: str, known: Mapping[str, Spec] | None
-) -> Found:
+def _layer(tensors: Tensors, keys: Mapping[str, str], spec: Spec | None) -> Found:
     read, dtype = take(tensors, keys.values())
     weights = {role: read[key] for role, key in keys.items()}
-    spec = _spec(name, known)
-    # Bidirectional makes a backward layer from the one it is given; its config has only that one.
-    made = any(part.startswith("backward_") for part in path.split("/")) and not _own(name, spec)
     arrays, count, reset_after = _native(weights, spec)
     cells, question, problem = _cells(count, reset_after, spec)
     return Found(
@@ -109,23 +155,13 @@ def _layer(
         problem,
         kind=_KINDS[count],
         activation=spec.activation if spec and not cells else "",
-        direction="backward" if made != (spec is not None and spec.reverse) else "forward",
         depth=spec.depth if spec else 0,
-        below=None if spec and spec.depth else (),
+        below=spec.below if spec else (),
         dtype=dtype,
     )
 
 
 _KINDS = {4: "lstm", 3: "gru", 1: "rnn"}
-
-
-def _own(name: str, spec: Spec | None) -> bool:
-    return spec is not None and spec.name == name.rpartition("/")[2]
-
-
-def _spec(name: str, known: Mapping[str, Spec] | None) -> Spec | None:
-    """The config of a layer, by its own name or that of the nearest wrapper."""
-    return next((known[part] for part in reversed(name.split("/")) if part in known), None) if known else None
 
 
 def _native(weights: dict[str, Array], spec: Spec | None) -> tuple[dict[str, Array], int, bool | None]:

@@ -1,0 +1,94 @@
+"""Models of Flax: parameter trees of linen, and modules of nnx with their functions and directions."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from gradscope.checkpoints import flax_tree
+from gradscope.checkpoints.found import SIMPLE, Found
+from gradscope.checkpoints.live import Live, kept, source, wrong
+
+
+def from_flax(model: Any) -> Live:
+    """The LSTM, GRU and simple cells of Flax, for ``gradscope.analyze``.
+
+    model : the parameters of a linen model, as ``init`` returns them, or a module of nnx. Parameters do not
+        say activation functions (then ``cell`` decides); a module does.
+    Raises InputError where it is neither, or holds no such cell.
+    """
+    modules: dict[str, Any] = {}
+    if _of(model, "flax.nnx", "Module"):
+        nnx = sys.modules["flax.nnx"]  # where a module of it is, it has been imported
+        modules = {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+        tree = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    elif isinstance(model, Mapping):
+        tree = model
+    else:
+        expected = "a module of flax.nnx, or the parameters of a linen model as its init returns them"
+        raise wrong("from_flax", model, expected)
+    tensors = {name: kept(name, partial(np.asarray, leaf)) for name, leaf in _leaves(tree, ())}
+    sides = _directions(modules)
+    layers = tuple(
+        replace(_told(found, modules.get(found.name)), direction=sides.get(found.name, found.direction))
+        for found in flax_tree.layers(tensors)
+    )
+    return Live(source("from_flax", model), layers, tensors)
+
+
+def _of(model: Any, package: str, name: str) -> bool:
+    return any(k.__name__ == name and k.__module__.startswith(package) for k in type(model).__mro__)
+
+
+def _leaves(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _leaves(value, (*path, str(key)))
+    elif tree is not None:
+        yield ".".join(path), tree
+
+
+def _directions(modules: Mapping[str, Any]) -> dict[str, str]:
+    """By name of the cell: as its RNN says, unless a Bidirectional says otherwise."""
+    cells = {name: f"{name}.cell".lstrip(".") for name, rnn in modules.items() if _of(rnn, "flax.nnx", "RNN")}
+    sides = {cell: "backward" if modules[name].reverse else "forward" for name, cell in cells.items()}
+    for name, pair in modules.items():
+        if _of(pair, "flax.nnx", "Bidirectional"):
+            for side in ("forward", "backward"):
+                sides[f"{name}.{side}_rnn.cell".lstrip(".")] = side
+    return sides
+
+
+def _told(found: Found, module: Any) -> Found:
+    """A cell with the functions that its module has, where they are JAX' own."""
+    gate, activation = (_function(getattr(module, n, None)) for n in ("gate_fn", "activation_fn"))
+    if module is None or found.problem or not activation:
+        return found
+    if getattr(module, "residual", False):
+        return replace(found, cells=(), problem="has residual=True, for which gradscope has no cell")
+    if len(found.cells) > 1:
+        return replace(found, cells=(SIMPLE[activation],), question="")
+    if not gate:
+        return found
+    if (gate, activation) != ("sigmoid", "tanh"):
+        problem = f"has gate_fn {gate} and activation_fn {activation}, for which gradscope has no cell"
+        return replace(found, cells=(), kind=found.cells[0], problem=problem, activation=activation)
+    return replace(found, question="")
+
+
+def _function(function: Any) -> str:
+    """Which of our activations a function is, "" where it is of the user's own."""
+    import jax
+
+    ours = {
+        "tanh": (jax.numpy.tanh, jax.nn.tanh, jax.lax.tanh),
+        "relu": (jax.nn.relu,),
+        "sigmoid": (jax.nn.sigmoid, jax.lax.logistic),
+        "linear": (jax.nn.identity,),
+    }
+    return next((name for name, known in ours.items() if any(function is k for k in known)), "")

@@ -1,0 +1,68 @@
+"""Models and layers of Keras: their own weights, and the config that they give of themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from gradscope.checkpoints.keras_config import RECURRENT, specs
+from gradscope.checkpoints.keras_file import layers
+from gradscope.checkpoints.live import Live, kept, source, wrong
+
+
+def from_keras(model: Any) -> Live:
+    """The LSTM, GRU and SimpleRNN layers and cells anywhere in a model of Keras, for ``gradscope.analyze``.
+
+    model : or a layer, as it is now. What reads what is known of Sequential and functional models; in one
+        with code of its own, each recurrent layer is on its own.
+    Raises InputError where it is neither, has no weights yet, or holds no such layer.
+    """
+    if isinstance(model, type) or not all(hasattr(model, n) for n in ("get_config", "_flatten_layers")):
+        raise wrong("from_keras", model, "a model or a layer of Keras")
+    config, parts = _config(model), [(part.name, part) for part in _parts(model)]
+    if not hasattr(model, "layers"):
+        config, parts = {"config": {"layers": [config]}}, [(model.name, model)]
+    weights = {name: value for path, part in parts for name, value in _weights(part, path)}
+    if not weights:
+        raise wrong("from_keras", model, "one that has its weights: call it once on a batch")
+    tensors = {name: kept(name, value.numpy) for name, value in weights.items()}
+    found = tuple(layers(tensors, specs(json.dumps(config, default=str)), str))
+    return Live(source("from_keras", model), found, tensors)
+
+
+def _parts(layer: Any) -> list[Any]:
+    return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def _kind(layer: Any) -> str:
+    """The class of Keras that a layer is of, or derives from."""
+    kinds = (k for k in type(layer).__mro__ if k.__module__.split(".")[0] in ("keras", "tf_keras"))
+    return next((kind.__name__ for kind in kinds), "")
+
+
+def _config(layer: Any) -> dict[str, Any]:
+    """The config of a layer as a file has it, made up of its parts where it does not say them itself."""
+    try:
+        config = dict(layer.get_config())
+    except Exception:  # a layer of the user's own need not describe itself
+        config = {}
+    kind, parts = _kind(layer), _parts(layer)
+    told = kind in RECURRENT or any(
+        isinstance(config.get(n), list | dict) for n in ("layers", "layer", "cell", "cells")
+    )
+    if parts and not told:
+        kind, config = "", {"layers": [_config(part) for part in parts]}
+    return {"class_name": kind, "config": config | {"name": layer.name}}
+
+
+def _weights(layer: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """The variables by the name of their layer; a cell goes by that of its RNN."""
+    parts = _parts(layer)
+    theirs = {id(value) for part in parts for value in part.weights}
+    for value in layer.weights:
+        if id(value) not in theirs:
+            yield f"{path}/{value.name.rpartition('/')[2].partition(':')[0]}", value
+    for part in parts:
+        inside = part is getattr(layer, "cell", None)
+        yield from _weights(part, path if inside else f"{path}/{part.name}")

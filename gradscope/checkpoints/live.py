@@ -1,0 +1,67 @@
+"""The recurrent layers of a model in memory, as those of a file: what ``from_torch`` and its like return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gradscope.checkpoints.found import Contents, Found
+from gradscope.errors import InputError
+from gradscope.files import Tensor, Tensors, quoted, reason
+
+
+@dataclass(frozen=True)
+class Live:
+    """A model in memory, its weights as they were when this was made: a checkpoint for ``gradscope.analyze``.
+
+    source : how messages and JSON call it; layers : its recurrent layers; tensors : all its tensors by name.
+    Raises InputError where there is no recurrent layer.
+    """
+
+    source: str
+    layers: tuple[Found, ...]
+    tensors: Tensors
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise InputError(
+                f"{self.source}: holds no recurrent layer of this library, expected one that does"
+            )
+
+    def __str__(self) -> str:
+        return self.source
+
+    def contents(self, also: Iterable[str] = ()) -> Contents:
+        """The layers, the names of the other tensors, and of these the values of ``also``."""
+        return Contents.of(self.layers, self.tensors, also)
+
+
+def source(function: str, model: object) -> str:
+    """What a model in memory is called: ``from_torch(Sequential)``."""
+    return f"{function}({type(model).__name__})"
+
+
+def wrong(function: str, model: object, expected: str) -> InputError:
+    """The error for an object that is no model of the library."""
+    return InputError(f"{function} was given {quoted(model)}, expected {expected}")
+
+
+def kept(name: str, convert: Callable[[], Any]) -> Tensor:
+    """A copy of a tensor of the model; one without values here (meta, quantised) is an error when read."""
+    called = f"tensor {quoted(name)}"
+    try:
+        values = np.array(convert())
+    except Exception as error:  # each library fails in its own ways
+        return Tensor(called, _without_values(called, reason(error)))
+    return Tensor(called, lambda: values, values.nbytes)
+
+
+def _without_values(called: str, why: str) -> Callable[[], npt.NDArray[Any]]:
+    def load() -> npt.NDArray[Any]:
+        raise InputError(f"{called} has no values to read ({why}): give the model in float32 on the CPU")
+
+    return load
