@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradscope.checkpoints import Layer, read
+from gradscope.checkpoints import Model, read
 from gradscope.errors import InputError
 from gradscope.files import quoted
 from gradscope.pipeline import Progress
 from gradscope.pipeline import analyze as _analyze
 from gradscope.problem import make_problem, one_layer
 from gradscope.runtime import find_devices
+from gradscope.seeds import with_loss
 from gradscope.verdict import Policy
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ def analyze(
     seed: int = 0,
     batch: int | None = None,
     inputs: Any = "normal",
+    readout: str | None = None,
+    readout_at: str | None = None,
+    adjoint: Any = None,
     cut: str | Sequence[str] = (),
     view: str = "state",
     dtype: str | None = None,
@@ -61,6 +65,10 @@ def analyze(
     steps : T, 200 by default, or the length of the inputs.
     gain : multiplies every recurrent matrix; biases : {"b_f": 1.0} sets a bias.
     inputs : "normal", "zeros", a file, or an array (T, d) or (B, T, d); batch : B.
+    readout : a Linear or Dense layer of the checkpoint, for ``Analysis.loss``: the loss is the sum of what
+        it puts out at the ``readout_at`` "last" (default) step or at "every" one. adjoint, in its place :
+        the derivatives of a loss by the layer's outputs, a file or an array, (n,) or (B, n) at the last
+        step, (T, n) or (B, T, n) at every one.
     cut : paths dropped from the sum of Jacobians; view : "state", or "cell" for dc_t/dc_(t-1).
     top : how many singular values to compute, without any Jacobian, or "all" (default, up to a state
         size of 1024; beyond it 8).
@@ -78,9 +86,10 @@ def analyze(
 
     def prepare() -> tuple[Problem, tuple[Device, ...]]:
         found = find_devices(platform, devices)
-        choice = {"layer": layer, "activation": activation, "max_size": max_size}
+        choice = {"layer": layer, "activation": activation, "max_size": max_size, "readout": readout}
+        model = _read(checkpoint, cell, choice)
         problem = make_problem(
-            checkpoint=_read(checkpoint, cell, choice),
+            checkpoint=None if model is None else one_layer(model),
             cell=cell,
             hidden=hidden,
             input_size=input_size,
@@ -97,7 +106,8 @@ def analyze(
             dtype=dtype or ("float32" if found[0].platform == "tpu" else "float64"),
             accuracy=accuracy,
         )
-        return problem, found
+        head = model.arrays[readout] if model and readout else None
+        return with_loss(problem, head, readout_at, adjoint), found
 
     if distributed:
         from gradscope.cluster import analyze
@@ -107,12 +117,12 @@ def analyze(
     return _analyze(problem, policy, progress, found, devices)
 
 
-def _read(path: str | Path | None, cell: str | Cell | None, choice: Mapping[str, Any]) -> Layer | None:
-    """The layer of a checkpoint, if one is given."""
+def _read(path: str | Path | None, cell: str | Cell | None, choice: Mapping[str, Any]) -> Model | None:
+    """The layers of a checkpoint, if one is given, and its readout."""
     if path is not None:
-        names = () if choice["layer"] is None else (choice["layer"],)
-        rest = {name: value for name, value in choice.items() if name != "layer"}
-        return one_layer(read(path, cell, layers=names, **rest))
+        names, also = (() if choice[name] is None else (choice[name],) for name in ("layer", "readout"))
+        rest = {name: choice[name] for name in ("activation", "max_size")}
+        return read(path, cell, layers=names, also=also, **rest)
     for name, value in choice.items():
         if value is not None:
             raise InputError(

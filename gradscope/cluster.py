@@ -109,14 +109,14 @@ def analyze(
 
     def work() -> list[dict[str, Any]]:
         problem, devices = prepare()
-        prepared.append((problem, devices[0].platform))
+        prepared.append((problem, devices[0]))
         mine = range(jax.process_index(), problem.batch, jax.process_count())
         return [_plain(found) for found in find(problem, policy, progress, devices, at_once, mine)]
 
     hands = exchange(work)
     dealt = [one for turn in itertools.zip_longest(*hands) for one in turn if one is not None]
-    problem, platform = prepared[0]
-    return conclude(problem, policy, [_found(plain) for plain in dealt], platform)
+    problem, device = prepared[0]
+    return conclude(problem, policy, [_found(plain) for plain in dealt], device, progress)
 
 
 def _plain(found: Found) -> dict[str, Any]:

@@ -50,13 +50,17 @@ class LossGradient:
         """|G_p|^2 / sum_q |G_q|^2, the share of one matrix, all lags together."""
         return float(self.shares[matrix].sum())
 
-    def half_lag(self, matrices: Sequence[str]) -> int | None:
-        """The lag up to which half of what these matrices get has come together; None if they get nothing."""
+    def lag_within(self, rest: float, matrices: Sequence[str]) -> int | None:
+        """The lag from which on the sum over lags is within this part of the whole: 0.5 at half of it.
+
+        What BPTT truncated there gives of the gradients of these matrices, along their direction. None
+        if they are zero.
+        """
         reached = np.cumsum(np.sum([self.shares[name] for name in matrices], axis=0))
         if not reached[-1] > 0:
             return None
-        below = np.flatnonzero(reached < reached[-1] / 2)
-        return int(below[-1]) + 2 if len(below) else 1
+        far = np.flatnonzero(np.abs(reached[-1] - reached) > rest * reached[-1])
+        return int(far[-1]) + 2 if len(far) else 1
 
     def to_dict(self, lags: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, Any]:
         """The part ``loss`` of the JSON object, at these lags; what is between them is in the next one."""
@@ -70,13 +74,16 @@ class LossGradient:
             "lag": lags.tolist(),
             "deltas": by_step,
             "share": shares,
-            "half_lag": {kind: self.half_lag(names) for kind, names in self.kinds.items()},
+            "reach": {kind: self._reach(names) for kind, names in self.kinds.items()},
             "gradients": [self._gradient(name, norm) for name, norm in self.log10_gradients.items()],
         }
 
     def _gradient(self, name: str, norm: float) -> dict[str, Any]:
-        more = {"share": self.share(name), "half_lag": self.half_lag([name])} if name in self.shares else {}
+        more = {"share": self.share(name), "reach": self._reach([name])} if name in self.shares else {}
         return {"name": name, "log10_norm": norm, **more}
+
+    def _reach(self, matrices: Sequence[str]) -> dict[str, int | None]:
+        return {"half": self.lag_within(0.5, matrices), "most": self.lag_within(0.01, matrices)}
 
 
 def loss_gradient(

@@ -14,6 +14,7 @@ from gradscope.analysis import Analysis
 from gradscope.chain import spectrum
 from gradscope.flow import chain_of, gate_statistics, recurrent_matrices
 from gradscope.linearized import sequences_on
+from gradscope.loss import loss_gradient
 from gradscope.measure import Measured, Task
 from gradscope.path import Array
 from gradscope.paths import NAMELESS
@@ -55,7 +56,7 @@ def analyze(
     """
     policy, devices = policy or Policy(), devices or jax.local_devices()
     found = find(problem, policy, progress, devices, at_once, range(problem.batch))
-    return conclude(problem, policy, found, devices[0].platform)
+    return conclude(problem, policy, found, devices[0], progress)
 
 
 @one_blas_thread()
@@ -114,14 +115,20 @@ def _all_at_once(report: Callable[[int, float], None], count: int, fraction: flo
         report(number, fraction)
 
 
-def conclude(problem: Problem, policy: Policy, found: Sequence[Found], platform: str) -> Analysis:
-    """The analysis of what was found of every sequence; ``platform`` is where."""
+def conclude(
+    problem: Problem,
+    policy: Policy,
+    found: Sequence[Found],
+    device: jax.Device,
+    progress: Progress | None = None,
+) -> Analysis:
+    """The analysis of what was found of every sequence; its loss is followed back on ``device``."""
     measured = [one.measured for one in found]
     spectra = {name: [one.spectra[name] for one in measured] for name in measured[0].spectra}
     chains = [chain_of(name, each, policy.vanishing_below) for name, each in spectra.items()]
     by_step = _mean_shares(measured)
     return Analysis(
-        problem={**problem.source, "backend": platform},
+        problem={**problem.source, "backend": device.platform},
         policy=policy,
         verdict=judge(chains, {name: float(share.mean()) for name, share in by_step.items()}, policy),
         chains=tuple(chains),
@@ -130,6 +137,7 @@ def conclude(problem: Problem, policy: Policy, found: Sequence[Found], platform:
         gates=gate_statistics([one.gates for one in found]),
         # Their spectra take longer than all else where only the top values were asked for.
         matrices=recurrent_matrices(problem.parameters) if problem.hidden <= MOST_FOR_ALL else {},
+        loss=None if problem.seeds is None else loss_gradient(problem, problem.seeds, device, progress),
     )
 
 

@@ -81,6 +81,8 @@ LINE = [
     "render.terminal",
     "render.json",
     "render.page",
+    "render.lags",
+    "render.loss",
     "render.table",
     "render.contents",
     "render",
