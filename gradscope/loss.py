@@ -67,7 +67,8 @@ class LossGradient:
         steps = self.log10_norm.shape[1] - 1
         at = [0, *lags.tolist()]
         by_step = {name: np.median(norms, axis=0)[steps - lags] for name, norms in self.log10_deltas.items()}
-        shares = {n: np.diff(np.cumsum(share)[lags - 1], prepend=0.0) for n, share in self.shares.items()}
+        starts = [0, *lags[:-1].tolist()]
+        shares = {name: np.add.reduceat(share, starts) for name, share in self.shares.items()}
         return {
             "at": self.at,
             "profile": {"lag": at, "log10_norm": self.log10_norm[:, at]},

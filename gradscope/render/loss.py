@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 _TITLES = {
-    "last": "Gradient of the loss at the last step, by lag, beside the worst case",
-    "every": "Gradient of the losses at every step, so many steps before the last, beside the worst case of one",
+    "last": "Gradient of the loss at the last step by lag, beside the worst case",
+    "every": "Gradient of the losses at every step by distance from the last, beside the worst case of one",
 }
 
 
@@ -34,11 +34,13 @@ def loss_sections(loss: LossGradient, full: Chain, terminal: Terminal) -> Iterab
     }
     yield section(_TITLES[loss.at], by_lag(rows, full.steps, terminal))
     if loss.shares:
-        yield section("Weight gradients: sums over lags", _gradients(loss))
+        yield section(
+            "Weight gradients, and the lag by which half and 99 % of each has come together", _gradients(loss)
+        )
 
 
 def _gradients(loss: LossGradient) -> RenderableType:
-    table = headed("matrix", "norm", "share", "half by lag", "99 % by lag")
+    table = headed("matrix", "norm", "share", "half", "99 %")
     for names in loss.kinds.values():
         for name in names:
             share = loss.share(name)
