@@ -112,7 +112,7 @@ class Adjoints:
                 )
                 numbers, exponents = jax.device_get(found)
                 for column, loss in enumerate(group):
-                    count = min(valid, int(loss) + 1 - start)
+                    count = max(0, min(valid, int(loss) + 1 - start))
                     lags = loss - start - np.arange(count)
                     scale = exponents[:count, column, None] - exponent
                     by_lag[lags] += np.ldexp(numbers[:count, :, column].astype(np.float64), scale)
@@ -133,15 +133,15 @@ class Adjoints:
         trajectory = self._trajectory
         length, first = trajectory.segments.length, self._steps - len(self._seeds)
         seeds = np.zeros((length, self._size), self._dtype)
-        low, high = max(first, i * length), min(self._steps, (i + 1) * length)
-        if low < high:
-            seeds[low - i * length : high - i * length, self._output] = self._seeds[
-                low - first : high - first
-            ]
+        held = np.arange(max(first, i * length), min(self._steps, (i + 1) * length))
+        seeds[held - i * length, self._output] = self._seeds[held - first]
         return trajectory.inputs(i)[0], trajectory.start(i)[0], np.int32(trajectory.valid(i)), seeds
 
     def _nothing(self, columns: int) -> Columns:
-        return np.zeros((self._size, columns), self._dtype), np.full(columns, ZERO, np.int32)
+        nothing = np.zeros((self._size, columns), self._dtype), np.full(columns, ZERO, np.int32)
+        # On the device, as what comes after it: JAX would compile once for each.
+        placed: Columns = self._trajectory.spread.replicate(nothing)
+        return placed
 
 
 def _followed(segment: Mapping[str, Any], valid: int) -> Followed:

@@ -78,7 +78,8 @@ def analyze(
     distributed : share the batch with the other processes of ``jax.distributed``, which has been
         initialised; each returns the whole analysis.
     vanishing_below, exploding_above : thresholds on the gain sigma_1.
-    progress : called with (sequences done, sequences in all), the first with a fraction.
+    progress : called with (sequences done, sequences in all), the first with a fraction; with a loss, which
+        is followed back when all are done, twice over.
 
     Raises gradscope.InputError with one line that says what was given and what is expected.
     """

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from gradscope.cells.base import Parameters
@@ -143,10 +144,16 @@ def _against(here: Columns, vectors: Any) -> Columns:
 def _scaled(block: Any, exponents: Any) -> Columns:
     """Columns of largest entry 1/2 to 1, and their exponents."""
     largest = jnp.abs(block).max(axis=0)
-    _, more = jnp.frexp(largest)
-    return jnp.ldexp(block, -more), jnp.where(largest == 0, ZERO, exponents + more)
+    most = int(np.finfo(block.dtype).maxexp) - 1  # beyond, 2^-more would be no number
+    more = jnp.clip(jnp.frexp(largest)[1], -most, most)
+    return _times(block, -more), jnp.where(largest == 0, ZERO, exponents + more)
 
 
 def _sum(one: Columns, other: Columns) -> Columns:
     top = jnp.maximum(one[1], other[1])
-    return jnp.ldexp(one[0], one[1] - top) + jnp.ldexp(other[0], other[1] - top), top
+    return _times(one[0], one[1] - top) + _times(other[0], other[1] - top), top
+
+
+def _times(block: Any, exponents: Any) -> Any:
+    """Columns times powers of two. ``ldexp`` of every entry would take longer than the step itself."""
+    return block * jnp.ldexp(jnp.ones_like(block[0]), exponents)

@@ -166,8 +166,9 @@ def test_segments_and_groups_change_nothing(every, monkeypatch):
     problem = problem_of("lstm", batch=2)
     seeds = np.random.default_rng(1).standard_normal((2, problem.steps if every else 1, 4))
     whole = loss_gradient(problem, seeds)
-    monkeypatch.setattr(adjoints, "SEGMENT_BYTES", 1)  # two steps each, the last padded
-    monkeypatch.setattr(adjoints, "_TOGETHER", 4)
+    fours = classmethod(lambda cls, steps, *_: cls(steps, 4, -(-steps // 4)))  # the last of them padded
+    monkeypatch.setattr(adjoints.Segments, "cover", fours)
+    monkeypatch.setattr(adjoints, "_TOGETHER", 6)
     reports = []
     parts = loss_gradient(problem, seeds, progress=lambda *report: reports.append(report))
     np.testing.assert_allclose(parts.log10_norm, whole.log10_norm, rtol=0, atol=1e-13)
