@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ import gradscope
 from gradscope.flow import Chain, Extremes
 from gradscope.path import Array
 from gradscope.verdict import Policy, Verdict
+
+if TYPE_CHECKING:
+    from gradscope.loss import LossGradient
 
 SCHEMA = "gradscope/analysis/1"
 _MAX_LAGS = 1000
@@ -29,7 +32,8 @@ class Analysis:
     chains : the full chain first, then one per path; levels : {chain name: level};
     shares : {path: (T,) share at each step t = 1..T, mean over the batch}, empty for a bare chain;
     gates : {gate: {"mean", "saturated"}}; matrices : {name: spectral norm, radius, singular values};
-    layers : of several layers, the analysis of each; the rest is then about all of them together.
+    layers : of several layers, the analysis of each; the rest is then about all of them together;
+    loss : what a loss sends back, None where there is none.
     """
 
     problem: Mapping[str, Any]
@@ -41,6 +45,7 @@ class Analysis:
     gates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     matrices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     layers: tuple[Analysis, ...] = ()
+    loss: LossGradient | None = None
 
     def chain(self, name: str) -> Chain:
         """The chain called ``name``; raises KeyError."""
@@ -71,6 +76,8 @@ class Analysis:
 
     def _parts(self, all_lags: bool) -> dict[str, Any]:
         """What JSON tells of the whole, and of each layer."""
+        shown = lags(self.full.steps, every=all_lags)
+        loss = {} if self.loss is None else {"loss": _plain(self.loss.to_dict(shown))}
         return {
             "problem": dict(self.problem),
             "verdict": {"level": self.verdict.level, "reasons": list(self.verdict.reasons)},
@@ -83,6 +90,7 @@ class Analysis:
             "profile": _profile(self.full, self.shares, all_lags),
             "shares": _plain(self.mean_shares),
             "gates": _plain(self.gates),
+            **loss,
         }
 
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from gradscope.checkpoints import Live, Model, read
 from gradscope.errors import InputError
 from gradscope.files import quoted
-from gradscope.layered import Problems, make_problems
+from gradscope.layered import make_problems
 from gradscope.pipeline import Progress
 from gradscope.pipeline import analyze as _analyze
+from gradscope.problems import Problems
 from gradscope.runtime import find_devices
 from gradscope.verdict import Policy
 
@@ -38,6 +39,9 @@ def analyze(
     seed: int = 0,
     batch: int | None = None,
     inputs: Any = "normal",
+    readout: str | None = None,
+    readout_at: str | None = None,
+    adjoint: Any = None,
     cut: str | Sequence[str] = (),
     view: str = "state",
     dtype: str | None = None,
@@ -61,6 +65,10 @@ def analyze(
     steps : T, 200 by default, or the length of the inputs.
     gain : multiplies every recurrent matrix; biases : {"b_f": 1.0} sets a bias.
     inputs : "normal", "zeros", a file, or an array (T, d) or (B, T, d); batch : B.
+    readout : a Linear or Dense layer of the checkpoint, for ``Analysis.loss``: the loss is the sum of what
+        it puts out at the ``readout_at`` "last" (default) step or at "every" one. adjoint, in its place :
+        the derivatives of a loss by the layer's outputs, a file or an array, (n,) or (B, n) at the last
+        step, (T, n) or (B, T, n) at every one.
     cut : paths dropped from the sum of Jacobians; view : "state", or "cell" for dc_t/dc_(t-1).
     top : how many singular values to compute, without any Jacobian, or "all" (default, up to a state
         size of 1024; beyond it 8).
@@ -70,7 +78,8 @@ def analyze(
     distributed : share the batch with the other processes of ``jax.distributed``, which has been
         initialised; each returns the whole analysis.
     vanishing_below, exploding_above : thresholds on the gain sigma_1.
-    progress : called with (sequences done, sequences in all), the first with a fraction.
+    progress : called with (sequences done, sequences in all), the first with a fraction; with a loss, which
+        is followed back when all are done, twice over.
 
     Raises gradscope.InputError with one line that says what was given and what is expected.
     """
@@ -78,9 +87,10 @@ def analyze(
 
     def prepare() -> tuple[Problems, tuple[Device, ...]]:
         found = find_devices(platform, devices)
-        choice = {"layer": layer, "activation": activation, "max_size": max_size}
+        choice = {"layer": layer, "activation": activation, "max_size": max_size, "readout": readout}
+        model = _read(checkpoint, cell, choice)
         problems = make_problems(
-            _read(checkpoint, cell, choice),
+            model,
             found,
             cell=cell,
             hidden=hidden,
@@ -98,7 +108,8 @@ def analyze(
             dtype=dtype or ("float32" if found[0].platform == "tpu" else "float64"),
             accuracy=accuracy,
         )
-        return problems, found
+        head = model.arrays[readout] if model and readout else None
+        return problems.with_loss(head, readout_at, adjoint), found
 
     if distributed:
         from gradscope.cluster import analyze
@@ -109,10 +120,12 @@ def analyze(
 
 
 def _read(path: str | Path | Live | None, cell: str | Cell | None, choice: Mapping[str, Any]) -> Model | None:
-    """The layers of a checkpoint, if one is given."""
+    """The layers of a checkpoint, if one is given, and its readout."""
     if path is not None:
-        layer, rest = choice["layer"], {name: value for name, value in choice.items() if name != "layer"}
-        return read(path, cell, layers=(layer,) if isinstance(layer, str) else layer, **rest)
+        layer, readout = choice["layer"], choice["readout"]
+        layers = (layer,) if isinstance(layer, str) else layer
+        rest = {name: choice[name] for name in ("activation", "max_size")}
+        return read(path, cell, layers=layers, also=() if readout is None else (readout,), **rest)
     for name, value in choice.items():
         if value is not None:
             raise InputError(

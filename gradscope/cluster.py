@@ -14,9 +14,9 @@ from jax.experimental import multihost_utils
 from gradscope.analysis import Analysis
 from gradscope.chain import Spectrum
 from gradscope.errors import InputError
-from gradscope.layered import Problems
 from gradscope.measure import Measured
 from gradscope.pipeline import Found, Progress, conclude_all, find_all
+from gradscope.problems import Problems
 from gradscope.verdict import Policy
 
 # Errors that are answered differently from a bug; by their names they go from process to process.
@@ -109,14 +109,15 @@ def analyze(
 
     def work() -> list[list[dict[str, Any]]]:
         problems, devices = prepare()
-        prepared.append((problems, devices[0].platform))
+        prepared.append((problems, devices[0]))
         mine = range(jax.process_index(), problems.batch, jax.process_count())
         found = find_all(problems, policy, progress, devices, at_once, mine)
         return [[_plain(one) for one in each] for each in found]
 
     problem_by_problem = zip(*exchange(work), strict=True)
-    problems, platform = prepared[0]
-    return conclude_all(problems, policy, [_dealt(hands) for hands in problem_by_problem], platform)
+    problems, device = prepared[0]
+    found = [_dealt(hands) for hands in problem_by_problem]
+    return conclude_all(problems, policy, found, device, progress)
 
 
 def _dealt(hands: Sequence[Sequence[dict[str, Any]]]) -> list[Found]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,52 +17,10 @@ from gradscope.files import Array, listed, shown
 from gradscope.memory import check_memory
 from gradscope.outputs import outputs
 from gradscope.problem import Problem, chosen_top, given, known_paths, make_problem
+from gradscope.problems import Problems, Stack
 
 if TYPE_CHECKING:
     from jax import Device
-
-
-@dataclass(frozen=True)
-class Stack:
-    """Connected layers of one direction, by their numbers, and the problem of all their states."""
-
-    members: tuple[int, ...]
-    problem: Problem
-
-
-@dataclass(frozen=True)
-class Problems:
-    """What is analysed together: a problem for each layer, and the stacks that some of them form."""
-
-    layers: tuple[Problem, ...]
-    stacks: tuple[Stack, ...] = ()
-
-    @cached_property
-    def every(self) -> tuple[Problem, ...]:
-        """All of them, the layers first."""
-        return self.layers + tuple(stack.problem for stack in self.stacks)
-
-    @property
-    def batch(self) -> int:
-        """Input sequences B, of all the same."""
-        return self.layers[0].batch
-
-    @property
-    def connected(self) -> bool:
-        """Whether all layers are one, or one stack."""
-        return len(self.layers) == 1 or any(len(s.members) == len(self.layers) for s in self.stacks)
-
-    @property
-    def source(self) -> dict[str, Any]:
-        """What was analysed, as JSON tells it: of several layers, what they have in common."""
-        first = self.layers[0].source
-        if len(self.layers) == 1:
-            return dict(first)
-        own = ("hidden", "input_size", "layer", "direction")
-        cells = dict.fromkeys(problem.cell.name for problem in self.layers)
-        cut = dict.fromkeys(path for stack in self.stacks for path in stack.problem.cut)
-        common = {name: value for name, value in first.items() if name not in own}
-        return common | {"cell": ", ".join(cells), "cut": list(cut)}
 
 
 def make_problems(

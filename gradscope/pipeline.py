@@ -14,12 +14,13 @@ import numpy as np
 from gradscope.analysis import Analysis
 from gradscope.chain import spectrum
 from gradscope.flow import chain_of, gate_statistics, recurrent_matrices
-from gradscope.layered import Problems
 from gradscope.linearized import sequences_on
+from gradscope.loss import loss_gradient
 from gradscope.measure import Measured, Task
 from gradscope.path import Array
 from gradscope.paths import NAMELESS
 from gradscope.problem import MOST_FOR_ALL, Problem
+from gradscope.problems import Problems
 from gradscope.threads import cores, one_blas_thread
 from gradscope.tops import measure_tops
 from gradscope.verdict import Policy, judge, level
@@ -63,7 +64,7 @@ def analyze(
     """
     policy, devices = policy or Policy(), devices or jax.local_devices()
     found = find_all(problems, policy, progress, devices, at_once, range(problems.batch))
-    return conclude_all(problems, policy, found, devices[0].platform)
+    return conclude_all(problems, policy, found, devices[0], progress)
 
 
 def find_all(
@@ -144,37 +145,45 @@ def _all_at_once(report: Callable[[int, float], None], count: int, fraction: flo
 
 
 def conclude_all(
-    problems: Problems, policy: Policy, found: Sequence[Sequence[Found]], platform: str
+    problems: Problems,
+    policy: Policy,
+    found: Sequence[Sequence[Found]],
+    device: jax.Device,
+    progress: Progress | None = None,
 ) -> Analysis:
-    """The analysis of all layers, with that of each; ``platform`` is where."""
-    layers = tuple(map(partial(_of_layer, policy, platform), problems.layers, found))
-    if len(layers) == 1:
-        return layers[0]
-    whole = together(problems, [[one.measured for one in each] for each in found])
-    analysis = _conclude(whole, policy, {**problems.source, "backend": platform})
-    if not problems.connected:
+    """The analysis of all layers, with that of each; a loss is followed back on ``device``."""
+    layers = tuple(map(partial(_of_layer, policy, device.platform), problems.layers, found))
+    analysis = layers[0]
+    if len(layers) > 1:
+        all_states = together(problems, [[one.measured for one in each] for each in found])
+        analysis = replace(_conclude(all_states, policy, device.platform, problems.source), layers=layers)
+    whole = problems.whole
+    if whole is None:
         verdict = replace(analysis.verdict, reasons=(*analysis.verdict.reasons, _SIDE_BY_SIDE))
-        analysis = replace(analysis, verdict=verdict)
-    return replace(analysis, layers=layers)
+        return replace(analysis, verdict=verdict)
+    if whole.seeds is None:
+        return analysis
+    return replace(analysis, loss=loss_gradient(whole, whole.seeds, device, progress))
 
 
 def _of_layer(policy: Policy, platform: str, problem: Problem, found: Sequence[Found]) -> Analysis:
-    analysis = _conclude([one.measured for one in found], policy, {**problem.source, "backend": platform})
     return replace(
-        analysis,
+        _conclude([one.measured for one in found], policy, platform, problem.source),
         gates=gate_statistics([one.gates for one in found]),
         # Their spectra take longer than all else where only the top values were asked for.
         matrices=recurrent_matrices(problem.parameters) if problem.hidden <= MOST_FOR_ALL else {},
     )
 
 
-def _conclude(measured: Sequence[Measured], policy: Policy, source: Mapping[str, Any]) -> Analysis:
+def _conclude(
+    measured: Sequence[Measured], policy: Policy, platform: str, source: Mapping[str, Any]
+) -> Analysis:
     """What was measured of every sequence, in one."""
     spectra = {name: [one.spectra[name] for one in measured] for name in measured[0].spectra}
     chains = [chain_of(name, each, policy.vanishing_below) for name, each in spectra.items()]
     by_step = _mean_shares(measured)
     return Analysis(
-        problem=source,
+        problem={**source, "backend": platform},
         policy=policy,
         verdict=judge(chains, {name: float(share.mean()) for name, share in by_step.items()}, policy),
         chains=tuple(chains),

@@ -40,6 +40,8 @@ class Problem:
     accuracy : "full", or "fast" for singular values to about 1e-6.
     top : how many singular values to compute, without Jacobians; None is all of them.
     source : where all of it came from, for JSON.
+    seeds : (B, S, n) float64, the derivatives of a loss by the outputs h of the last S steps (S = 1: a loss
+        at the last step, S = T: at every step); None without a loss.
     """
 
     cell: Cell
@@ -53,6 +55,7 @@ class Problem:
     accuracy: str = "full"
     top: int | None = None
     source: dict[str, Any] = field(default_factory=dict)
+    seeds: Array | None = None
 
     @property
     def input_size(self) -> int:

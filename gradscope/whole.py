@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from gradscope.chain import Spectrum
-from gradscope.layered import Problems
 from gradscope.measure import Measured
+from gradscope.problems import Problems
 
 _NUMBERS = re.compile(r"\d+")
 

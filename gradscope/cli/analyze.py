@@ -17,6 +17,7 @@ from gradscope.cli.options import (
     Output,
     find_modules_here,
     finish,
+    loss_options,
     max_size_option,
     output_options,
     take_output,
@@ -73,6 +74,7 @@ _BIASES = {
     metavar="KIND|FILE",
     help="normal, zeros, or a .npy/.npz file of shape (T, d) or (B, T, d); FILE.npz:KEY picks one.",
 )
+@loss_options
 @click.option("--cut", multiple=True, metavar="PATH", help="Drop a path, such as R_o (repeatable).")
 @click.option(
     "--view",
@@ -151,7 +153,8 @@ def _analyze(options: dict[str, Any], output: Output, first: First) -> int:
     from gradscope.cli.progress import progress_bar
     from gradscope.cli.streams import check_writable, guarded_stdout, hushed
 
-    first(lambda: check_writable(output.output, options["checkpoint"], _file_of(options["inputs"])))
+    read = [_file_of(options[name]) for name in ("inputs", "adjoint")]
+    first(lambda: check_writable(output.output, options["checkpoint"], *read))
     compile_cache = options.pop("compile_cache")
     biases = {bias: options.pop(name) for name, bias in _BIASES.items() if options[name] is not None}
     if (options["top"] or "").isdecimal():
@@ -213,9 +216,9 @@ def _uncollected() -> Iterator[None]:
         gc.enable()
 
 
-def _file_of(inputs: str) -> Path | None:
-    """The file that ``--inputs`` reads, if it is one."""
-    stem, mark, _ = inputs.rpartition(".npz:")
+def _file_of(given: str | None) -> Path | None:
+    """The file that ``--inputs`` or ``--adjoint`` reads, if it is one."""
+    stem, mark, _ = (given or "").rpartition(".npz:")
     if mark:
         return Path(f"{stem}.npz")
-    return None if inputs in ("normal", "zeros") else Path(inputs)
+    return None if given in (None, "normal", "zeros") else Path(given)
