@@ -248,3 +248,34 @@ def test_made_up_inputs_reach_every_layer(tmp_path):
     # Lower layers see the same sequence whether or not others are analysed with them.
     alone = gradscope.analyze(checkpoint=two_modules(tmp_path), steps=5, batch=2, seed=4, layer="decoder")
     assert alone.full.log10_norm == analysis.layers[0].full.log10_norm
+
+
+def test_a_loss_of_a_stack_has_the_gradients_of_torch(tmp_path):
+    module, x = made("lstm", batch_first=True), sequences(2)
+    head = torch.nn.Linear(N, 2, dtype=torch.float64)
+    path = saved(tmp_path, torch.nn.ModuleDict({"rnn": module, "fc": head}))
+    loss = gradscope.analyze(checkpoint=path, inputs=x, readout="fc").loss
+    states = torch.zeros(2, 2, N, dtype=torch.float64, requires_grad=True)
+    cells = torch.zeros_like(states, requires_grad=True)
+    head(module(torch.from_numpy(x), (states, cells))[0][:, -1]).sum().backward()
+    for k in range(2):
+        for ours, theirs in (("R", "weight_hh"), ("W", "weight_ih")):
+            gradients = getattr(module, f"{theirs}_l{k}").grad.chunk(4)
+            for gate, gradient in zip("ifzo", gradients, strict=True):
+                expected = np.log10(torch.linalg.norm(gradient).item())
+                assert loss.log10_gradients[f"layer{k}.{ours}_{gate}"] == pytest.approx(expected, abs=1e-9)
+    at_start = torch.cat([states.grad, cells.grad], dim=2).square().sum(dim=(0, 2)).sqrt()
+    np.testing.assert_allclose(loss.log10_norm[:, -1], np.log10(at_start.numpy()), rtol=0, atol=1e-9)
+
+
+def test_a_loss_reads_one_stack(tmp_path):
+    path = two_modules(tmp_path)
+    with pytest.raises(
+        gradscope.InputError, match=r"choose of decoder, encoder\.l0, encoder\.l1 with --layer"
+    ):
+        gradscope.analyze(checkpoint=path, inputs=sequences(), readout="fc")
+    layers = ["encoder.l0", "encoder.l1"]
+    analysis = gradscope.analyze(checkpoint=path, inputs=sequences(), readout="fc", layer=layers)
+    assert analysis.problem["readout"] == "fc.weight"
+    assert "loss" in analysis.to_dict()
+    assert all(layer.loss is None for layer in analysis.layers)
