@@ -53,9 +53,8 @@ class Followed:
 class Adjoints:
     """The chain of one sequence, from its last step to its first. To be used within ``precise(dtype)``."""
 
-    def __init__(
-        self, problem: Problem, number: int, seeds: Array, device: jax.Device, parameters: Parameters
-    ) -> None:
+    def __init__(self, problem: Problem, seeds: Array, device: jax.Device, parameters: Parameters) -> None:
+        """Take a problem of one sequence, its seeds (S, n), and its parameters on the device."""
         cell, steps = problem.cell, problem.steps
         self._chain = tangents(cell, tuple(path for path in cell.paths if path not in problem.cut))
         self._seeds, self._output, self._dtype = seeds, cell.output(problem.hidden), problem.dtype
@@ -65,12 +64,11 @@ class Adjoints:
         matrices = len(named(parameters, "R") + named(parameters, "W"))
         numbers = 8 * matrices * (self._columns + self._size)
         segments = Segments.cover(steps, tangent_bytes(cell, problem.hidden) + numbers, SEGMENT_BYTES)
-        one = slice(number, number + 1)
         self._trajectory = Trajectory(
             cell,
             parameters,
-            problem.inputs[one],
-            problem.state[one],
+            problem.inputs,
+            problem.state,
             segments,
             Spread((device,)),
             problem.dtype,

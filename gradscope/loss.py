@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -25,7 +25,8 @@ class LossGradient:
     log10_norm : (B, T + 1), log10 |dL/ds_(T-k)| at lag k = 0..T, through the paths that were kept.
     deltas : {"dz": (B, T, n)}, dL/d(pre-activation of that gate) at every step t = 1..T (Greff et al.,
         arXiv 1503.04069, appendix A.2), which is the derivative by its bias at that step alone; 0 or inf
-        where float64 ends. log10_deltas : {"dz": (B, T)}, log10 of their norms, which do not end there.
+        where float64 ends. log10_deltas : {"dz": (B, T)}, log10 of their norms by lag k = 1..T, that is at
+        step T - k + 1; they do not end there.
     log10_gradients : {parameter: log10 of the Frobenius norm of dL/d(parameter)}, of all steps and sequences.
     shares : {matrix: (T,)}, the share of lag k = 1..T in dL/dR_g or dL/dW_g. BPTT sums G_p = sum_k G_(k,p)
         over the lags from a loss back to the use of p (1 at the step of the loss itself); the share of (k, p)
@@ -64,16 +65,15 @@ class LossGradient:
 
     def to_dict(self, lags: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, Any]:
         """The part ``loss`` of the JSON object, at these lags; what is between them is in the next one."""
-        steps = self.log10_norm.shape[1] - 1
         at = [0, *lags.tolist()]
-        by_step = {name: np.median(norms, axis=0)[steps - lags] for name, norms in self.log10_deltas.items()}
+        deltas = {name: np.median(norms, axis=0)[lags - 1] for name, norms in self.log10_deltas.items()}
         starts = [0, *lags[:-1].tolist()]
         shares = {name: np.add.reduceat(share, starts) for name, share in self.shares.items()}
         return {
             "at": self.at,
             "profile": {"lag": at, "log10_norm": self.log10_norm[:, at]},
             "lag": lags.tolist(),
-            "deltas": by_step,
+            "deltas": deltas,
             "share": shares,
             "reach": {kind: self._reach(names) for kind, names in self.kinds.items()},
             "gradients": [self._gradient(name, norm) for name, norm in self.log10_gradients.items()],
@@ -101,7 +101,11 @@ def loss_gradient(
     device = device or jax.local_devices()[0]
     with precise(problem.dtype), blaming(problem.cell, problem.state.shape[1:]):
         parameters = Spread((device,)).replicate(cast(problem.parameters, problem.dtype))
-        sequences = [Adjoints(problem, b, seeds[b], device, parameters) for b in range(problem.batch)]
+        parts = [
+            replace(problem, inputs=problem.inputs[b : b + 1], state=problem.state[b : b + 1])
+            for b in range(problem.batch)
+        ]
+        sequences = [Adjoints(one, seed, device, parameters) for one, seed in zip(parts, seeds, strict=True)]
         done = _meter(sum(sequence.work for sequence in sequences), problem.batch, progress)
         total = Total(problem.parameters)
         found = [sequence.back(total, done) for sequence in sequences]
@@ -110,7 +114,7 @@ def loss_gradient(
         at="last" if seeds.shape[1] == 1 else "every",
         log10_norm=np.array([one.log10_norm[::-1] for one in found]),
         deltas={name: np.array([one.deltas[name] for one in found]) for name in found[0].deltas},
-        log10_deltas={n: np.array([one.log10_deltas[n] for one in found]) for n in found[0].deltas},
+        log10_deltas={n: np.array([one.log10_deltas[n][::-1] for one in found]) for n in found[0].deltas},
         log10_gradients={
             name: float(log10(_norm(part), total.exponent)) for name, part in total.arrays.items()
         },

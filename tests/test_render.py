@@ -81,7 +81,7 @@ def loss(at):
         at=at,
         log10_norm=norms,
         deltas={"dz": np.zeros((1, STEPS, 4))},
-        log10_deltas={"dz": norms[:, :0:-1] - 1, "df": np.full((1, STEPS), -np.inf)},
+        log10_deltas={"dz": norms[:, 1:] - 1, "df": np.full((1, STEPS), -np.inf)},
         log10_gradients={"R_z": -0.25, "R_f": -0.5, "W_z": -np.inf, "b_z": 0.0},
         shares={"R_z": 0.75 * shares, "R_f": 0.25 * shares, "W_z": np.full(STEPS, np.nan)},
     )
