@@ -39,6 +39,7 @@ def analyze(
     seed: int = 0,
     batch: int | None = None,
     inputs: Any = "normal",
+    time_major: bool = False,
     cut: str | Sequence[str] = (),
     view: str = "state",
     dtype: str | None = None,
@@ -60,7 +61,8 @@ def analyze(
     cell : a built-in name, "package.module:factory", or a gradscope.Cell.
     steps : T, 200 by default, or the length of the inputs.
     gain : multiplies every recurrent matrix; biases : {"b_f": 1.0} sets a bias.
-    inputs : "normal", "zeros", a file, or an array (T, d) or (B, T, d); batch : B.
+    inputs : "normal", "zeros", an array (T, d) or (B, T, d), or a file of one (.npy, .npz, .safetensors,
+        .csv; FILE.npz:NAME is one of several); time_major : the array is (T, B, d); batch : B.
     cut : paths dropped from the sum of Jacobians; view : "state", or "cell" for dc_t/dc_(t-1).
     top : how many singular values to compute, without any Jacobian, or "all" (default, up to a state
         size of 1024; beyond it 8).
@@ -91,6 +93,7 @@ def analyze(
             seed=seed,
             batch=batch,
             inputs=inputs,
+            time_major=time_major,
             cut=cut,
             view=view,
             top=top,

@@ -14,19 +14,17 @@ from gradscope.cells.base import Cell
 from gradscope.checkpoints import Layer, Model, read
 from gradscope.checks import one_of, real, whole
 from gradscope.errors import InputError
-from gradscope.files import Array, as_float64, listed, quoted, read_inputs, shown
+from gradscope.files import Array, listed, quoted, shown
 from gradscope.initializers import initialize
+from gradscope.inputs import Sequences, drawn_sequences, given_sequences
 from gradscope.memory import check_memory
 
-INPUTS = ("normal", "zeros")
 VIEWS = ("state", "cell")
 DTYPES = ("float64", "float32")
 ACCURACIES = ("full", "fast")
 # All singular values take minutes beyond this state size (T = 200, two cores), so many of them seconds.
 MOST_FOR_ALL = 1024
 DEFAULT_TOP = 8
-# initializers.py draws the weights from stream 1 of the seed: inputs must be independent of them.
-_STREAM = 2
 
 
 @dataclass(frozen=True)
@@ -83,6 +81,7 @@ def make_problem(
     seed: int = 0,
     batch: int | None = None,
     inputs: Any = "normal",
+    time_major: bool = False,
     cut: Iterable[str] = (),
     view: str = "state",
     dtype: str = "float64",
@@ -105,15 +104,15 @@ def make_problem(
     one_of("dtype", dtype, DTYPES)
     one_of("accuracy", accuracy, ACCURACIES)
 
-    sequences = _given(inputs)
+    given = given_sequences(inputs, time_major=time_major)
     layer = None if checkpoint is None else _trained(checkpoint, cell, {"init": init, **sizes})
     cell = layer.cell if layer else _fresh(cell, init)
     init = None if layer or cell.initialize else init or "pytorch"
     if layer:
         sizes |= {"hidden": layer.hidden, "input_size": layer.input_size}
-        layer.check_inputs(given=sequences is not None)
+        layer.check_inputs(given=given is not None)
     n = sizes.get("hidden", 64)
-    b, t, d = _extents(sizes, sequences, _called(inputs))
+    b, t, d = _extents(sizes, given)
     cut = _known_paths(cell, (cut,) if isinstance(cut, str) else tuple(cut), view, t)
     top = _top(top, n if view == "cell" else cell.size(n))
     check_memory(cell, n, (b, t, d), top is not None and view != "cell")
@@ -123,7 +122,7 @@ def make_problem(
         parameters = initialize(
             start, n, d, init=init or "pytorch", gain=gain, biases=biases, seed=seed, steps=t
         )
-    sequences = _draw(inputs, (b, t, d), seed) if sequences is None else sequences[:, :t]
+    sequences = given.first(t) if given else drawn_sequences(inputs, (b, t, d), seed)
     sequences = sequences[:, ::-1] if layer and layer.direction == "backward" else sequences
     _check_range({**parameters, "inputs": sequences}, dtype)
     state = layer.state if layer else np.zeros(cell.size(n))
@@ -155,39 +154,17 @@ def _top(asked: int | str | None, size: int) -> int | None:
     return top
 
 
-def _given(inputs: Any) -> Array | None:
-    """Sequences (B, T, d) from a file or an array; None where they are to be made."""
-    if isinstance(inputs, str) and inputs in INPUTS:
-        return None
-    array = read_inputs(inputs) if isinstance(inputs, str | os.PathLike) else as_float64(inputs, "inputs")
-    if array.ndim not in (2, 3) or 0 in array.shape:
-        got = f"{_called(inputs)} have shape {array.shape}"
-        raise InputError(f"{got}, expected (T, d) or (B, T, d), each at least 1")
-    return array if array.ndim == 3 else array[None]
-
-
-def _called(inputs: Any) -> str:
-    return f"inputs {shown(os.fspath(inputs))}" if isinstance(inputs, str | os.PathLike) else "inputs"
-
-
-def _extents(sizes: Mapping[str, int], sequences: Array | None, called: str) -> tuple[int, int, int]:
+def _extents(sizes: Mapping[str, int], given: Sequences | None) -> tuple[int, int, int]:
     """Batch, steps and input size: as asked for, else as the inputs have, else the default."""
-    if sequences is None:
+    if given is None:
         return sizes.get("batch", 1), sizes.get("steps", 200), sizes.get("input_size", 32)
-    there = dict(zip(("batch", "steps", "input_size"), sequences.shape, strict=True))
+    there = dict(zip(("batch", "steps", "input_size"), given.shape, strict=True))
     asked = {name: sizes.get(name, size) for name, size in there.items()}
     for name, size in asked.items():
         if size > there[name] or (size < there[name] and name != "steps"):
             must = f"at most {there[name]}" if name == "steps" else "they must agree"
-            raise InputError(f"{name} is {size}, but the {called} have {there[name]}: {must}")
+            raise InputError(f"{name} is {size}, but the {given.called} have {there[name]}: {must}")
     return asked["batch"], asked["steps"], asked["input_size"]
-
-
-def _draw(kind: str, shape: tuple[int, int, int], seed: int) -> Array:
-    """Sequences of shape (B, T, d): N(0, 1), or zeros."""
-    if kind == "zeros":
-        return np.zeros(shape)
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_STREAM,))).standard_normal(shape)
 
 
 def _fresh(cell: str | Cell | None, init: str | None) -> Cell:

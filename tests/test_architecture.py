@@ -39,6 +39,7 @@ LINE = [
     "checks",
     "memory",
     "inspection",
+    "inputs",
     "problem",
     "trajectory",
     "path",

@@ -70,8 +70,10 @@ _BIASES = {
     default="normal",
     show_default=True,
     metavar="KIND|FILE",
-    help="normal, zeros, or a .npy/.npz file of shape (T, d) or (B, T, d); FILE.npz:KEY picks one.",
+    help="normal, zeros, or a .npy, .npz, .safetensors or .csv file of shape (T, d) or (B, T, d); "
+    "FILE.npz:NAME picks one of several arrays.",
 )
+@click.option("--time-major", is_flag=True, help="--inputs has the time first: (T, B, d).")
 @click.option("--cut", multiple=True, metavar="PATH", help="Drop a path, such as R_o (repeatable).")
 @click.option(
     "--view",
@@ -212,7 +214,6 @@ def _uncollected() -> Iterator[None]:
 
 def _file_of(inputs: str) -> Path | None:
     """The file that ``--inputs`` reads, if it is one."""
-    stem, mark, _ = inputs.rpartition(".npz:")
-    if mark:
-        return Path(f"{stem}.npz")
-    return None if inputs in ("normal", "zeros") else Path(inputs)
+    from gradscope.files import split_key
+
+    return None if inputs in ("normal", "zeros") else Path(split_key(inputs)[0])

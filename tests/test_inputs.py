@@ -1,0 +1,154 @@
+"""Inputs as people have them: every format and layout gives the same sequences, or one line."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from gradscope.errors import InputError
+from gradscope.inputs import read_array
+from gradscope.problem import make_problem
+
+X = np.random.default_rng(6).standard_normal((2, 9, 3))
+
+
+def refusal(function, *arguments, **options):
+    with pytest.raises(InputError) as caught:
+        function(*arguments, **options)
+    message = str(caught.value)
+    assert message.isprintable()
+    assert len(message) < 500
+    return message
+
+
+# Formats
+
+
+def saved(folder, form, array):
+    path = folder / f"x.{form.partition(':')[0]}"
+    if form == "npy":
+        np.save(path, array)
+    elif form == "npz":
+        np.savez(path, array)
+    elif form == "npz:x":
+        np.savez(path, other=np.array(["text"]), x=array)
+    elif form == "safetensors":
+        save_file({"anything": array}, path)
+    else:
+        save_file({"other": np.ones(2), "x": array}, path)
+    return f"{path}:x" if ":" in form else path
+
+
+@pytest.mark.parametrize("form", ["npy", "npz", "npz:x", "safetensors", "safetensors:x"])
+def test_arrays_of_every_format(form, tmp_path):
+    path = saved(tmp_path, form, X)
+    np.testing.assert_array_equal(read_array(path), X)
+    problem = make_problem(inputs=path, hidden=4)
+    np.testing.assert_array_equal(problem.inputs, X)
+    assert problem.source["inputs"] == str(path)
+
+
+TABLES = {
+    "comma": "1,2.5\n-3,4e2\n",
+    "heading": "speed,load\n1,2.5\n-3,4e2\n",
+    "quotes": '"speed","load"\n"1","2.5"\n"-3","4e2"\n',
+    "semicolon": "speed;load\r\n1;2.5\r\n-3;4e2\r\n",
+    "tab": "1\t2.5\n-3\t4e2",
+    "spaces": " 1  2.5\n-3 4e2\n",
+    "comments": "# of numpy.savetxt\n\n1,2.5\n# between\n\n-3,4e2\n",
+    "byte order mark": "\ufeffspeed,load\n1,2.5\n-3,4e2\n",
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_of_numbers(name, tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_bytes(TABLES[name].encode())
+    np.testing.assert_array_equal(read_array(path), [[1, 2.5], [-3, 400]])
+
+
+def test_a_table_written_by_numpy_is_read_to_the_last_digit(tmp_path):
+    np.savetxt(tmp_path / "x.csv", X[0], fmt="%.17g", delimiter=",", header="a,b,c")
+    np.testing.assert_array_equal(read_array(tmp_path / "x.csv"), X[0])
+    assert make_problem(inputs=tmp_path / "x.csv", hidden=4).inputs.shape == (1, 9, 3)
+
+
+HOSTILE_TABLES = {
+    "empty": (b"", "is empty, expected a .csv file"),
+    "blank": (b"\n \n# nothing\n", "holds no numbers, expected one row for each step"),
+    "heading alone": (b"speed,load\n", "holds no numbers, expected one row for each step"),
+    "text": (b"a,b\n1,2\n3,x\n", "could not convert string 'x' to float64 at row 2, column 2"),
+    "half a heading": (b"1,b\n1,2\n", "could not convert string 'b' to float64 at row 1, column 2"),
+    "decimal commas": (b"1,5;2,5\n", "could not convert string '1,5' to float64 at row 1, column 1"),
+    "ragged": (b"1,2\n3\n", "the number of columns changed from 2 to 1 at row 2"),
+    "missing": (b"1,2\n3,\n", "could not convert string ''"),
+    "nan": (b"1,2\n3,nan\n", "the table holds nan at index [1, 1], expected finite numbers"),
+    "infinite": (b"1,2\n3,1e999\n", "the table holds inf at index [1, 1]"),
+    "zero bytes": (b"1,2\n3,\0\n", "could not convert string"),
+    "another encoding": ("1,2\n".encode("utf-16"), "not a sound .csv file"),
+    "npy named csv": (b"\x93NUMPY\x01\x00", "not a sound .csv file"),
+    "formula": (b"1,2\n=cmd|' /C calc'!A0,1\n", "could not convert string"),
+    "escapes": (b"1\n\x1b[2J\n", "could not convert string"),
+    "a million cells of heading": (b"x," * 10**6 + b"\n1,2\n", ""),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_TABLES)
+def test_tables_that_are_none(name, tmp_path):
+    data, expected = HOSTILE_TABLES[name]
+    path = tmp_path / "x.csv"
+    path.write_bytes(data)
+    if expected:
+        message = refusal(read_array, path)
+        assert message.startswith(f"{path}: ")
+        assert expected in message
+    else:
+        np.testing.assert_array_equal(read_array(path), [[1, 2]])
+
+
+def test_damaged_tables(tmp_path):
+    rng = random.Random(0)
+    sound = ("a,b,c\n" + "\n".join(",".join(map(str, row)) for row in X[0])).encode()
+    path = tmp_path / "x.csv"
+    for _ in range(500):
+        data = bytearray(sound)
+        for _ in range(rng.choice((1, 2, 8))):
+            data[rng.randrange(len(data))] = rng.choice((rng.randrange(256), *b'\n,;"#'))
+        path.write_bytes(data)
+        try:
+            array = read_array(path)
+        except InputError as error:
+            assert str(error).isprintable()  # noqa: PT017  # most are refused, some bytes do not matter
+        else:
+            assert array.ndim == 2
+            assert np.isfinite(array).all()
+
+
+def test_files_that_hold_several_arrays_or_another_kind(tmp_path):
+    path = saved(tmp_path, "safetensors:x", X)
+    whole = path.removesuffix(":x")
+    assert refusal(read_array, whole) == (
+        f"{whole}: holds 2 arrays (other, x): say which, as in {whole}:other"
+    )
+    assert "holds no array 'y', expected one of other, x" in refusal(read_array, f"{whole}:y")
+    assert "'x.mat': expected a .npy, .npz, .safetensors or .csv file" in refusal(read_array, "x.mat")
+    save_file({}, tmp_path / "none.safetensors")
+    assert "holds 0 arrays" in refusal(read_array, tmp_path / "none.safetensors")
+
+
+# Layout
+
+
+def test_time_major():
+    turned = X.swapaxes(0, 1)
+    np.testing.assert_array_equal(make_problem(inputs=turned, time_major=True, hidden=4).inputs, X)
+    alone = make_problem(inputs=X[0], time_major=True, hidden=4).inputs
+    np.testing.assert_array_equal(alone, X[:1])
+    message = refusal(make_problem, inputs=X[0, 0], time_major=True)
+    assert message == "inputs have shape (3,), expected (T, d) or (T, B, d), each at least 1"
+    assert "time_major is about the axes of given inputs, but inputs are zeros" in refusal(
+        make_problem, inputs="zeros", time_major=True
+    )
