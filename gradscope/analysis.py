@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import gradscope
-from gradscope.flow import Chain, Extremes
+from gradscope.flow import Chain, Extremes, mean_share
 from gradscope.path import Array
 from gradscope.verdict import Policy, Verdict
 
@@ -27,7 +27,8 @@ class Analysis:
 
     problem : what was analysed, as JSON tells it; verdict : level and reasons; policy : thresholds;
     chains : the full chain first, then one per path; levels : {chain name: level};
-    shares : {path: (T,) share at each step t = 1..T, mean over the batch}, empty for a bare chain;
+    shares : {path: (T,) share at each step t = 1..T, mean over the batch}, empty for a bare chain; of
+        sequences of different length the last step is the same;
     gates : {gate: {"mean", "saturated"}}; matrices : {name: spectral norm, radius, singular values}.
     """
 
@@ -52,7 +53,7 @@ class Analysis:
     @property
     def mean_shares(self) -> dict[str, float]:
         """Each path's share in carrying the gradient, mean over steps and sequences; they sum to 1."""
-        return {name: float(share.mean()) for name, share in self.shares.items()}
+        return {name: mean_share(share, self.full) for name, share in self.shares.items()}
 
     def to_dict(self, *, all_lags: bool = False) -> dict[str, Any]:
         """The JSON object ``gradscope/analysis/1``: plain Python, no NaN, exact zeros as None.

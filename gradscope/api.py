@@ -40,6 +40,7 @@ def analyze(
     batch: int | None = None,
     inputs: Any = "normal",
     time_major: bool = False,
+    lengths: Any = None,
     cut: str | Sequence[str] = (),
     view: str = "state",
     dtype: str | None = None,
@@ -63,6 +64,7 @@ def analyze(
     gain : multiplies every recurrent matrix; biases : {"b_f": 1.0} sets a bias.
     inputs : "normal", "zeros", an array (T, d) or (B, T, d), or a file of one (.npy, .npz, .safetensors,
         .csv; FILE.npz:NAME is one of several); time_major : the array is (T, B, d); batch : B.
+    lengths : (B,) or a file of them, how many steps of each sequence are analysed; the others are padding.
     cut : paths dropped from the sum of Jacobians; view : "state", or "cell" for dc_t/dc_(t-1).
     top : how many singular values to compute, without any Jacobian, or "all" (default, up to a state
         size of 1024; beyond it 8).
@@ -94,6 +96,7 @@ def analyze(
             batch=batch,
             inputs=inputs,
             time_major=time_major,
+            lengths=lengths,
             cut=cut,
             view=view,
             top=top,

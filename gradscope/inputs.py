@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,12 +72,7 @@ def given_sequences(inputs: Any, *, time_major: bool = False) -> Sequences | Non
         if time_major:
             raise InputError(f"time_major is about the axes of given inputs, but inputs are {inputs}")
         return None
-    called = "inputs"
-    if isinstance(inputs, str | os.PathLike):
-        called = f"inputs {shown(os.fspath(inputs))}"
-        values = read_array(inputs, f"normal, zeros, or {_FORMATS}")
-    else:
-        values = as_float64(inputs, called)
+    called, values = _given(inputs, "inputs", f"normal, zeros, or {_FORMATS}")
     layout = "(T, B, d)" if time_major else "(B, T, d)"
     if values.ndim not in (2, 3) or 0 in values.shape:
         raise InputError(f"{called} have shape {values.shape}, expected (T, d) or {layout}, each at least 1")
@@ -85,6 +81,58 @@ def given_sequences(inputs: Any, *, time_major: bool = False) -> Sequences | Non
     elif time_major:
         values = values.swapaxes(0, 1)
     return Sequences(values, called)
+
+
+def given_lengths(given: Any) -> tuple[int, ...] | None:
+    """How many steps of each sequence there are: (B,) whole numbers in a file or an array; None is None."""
+    if given is None:
+        return None
+    called, values = _given(given, "lengths")
+    values = values.ravel() if values.ndim == 2 and 1 in values.shape else values  # a column of a table
+    if values.ndim != 1 or not values.size:
+        raise InputError(f"{called} have shape {values.shape}, expected (B,), one for each sequence")
+    _check_whole(values, called, 1)
+    return tuple(map(int, values))
+
+
+def extents(
+    asked: Mapping[str, int], given: Sequences | None, lengths: tuple[int, ...] | None
+) -> tuple[tuple[int, int, int], tuple[int, ...] | None]:
+    """Batch, steps and input size, and the lengths, cut to the steps that are asked for.
+
+    asked : those of batch, steps and input_size that are; else they are as the inputs or the lengths have
+        them, else the default. Raises InputError where they contradict each other.
+    """
+    default = (1, 200, 32) if lengths is None else (len(lengths), max(lengths), 32)
+    there = dict(zip(("batch", "steps", "input_size"), given.shape if given else default, strict=True))
+    found = {name: asked.get(name, size) for name, size in there.items()}
+    for name, size in found.items():
+        if given and (size > there[name] or (size < there[name] and name != "steps")):
+            must = f"at most {there[name]}" if name == "steps" else "they must agree"
+            raise InputError(f"{name} is {size}, but the {given.called} have {there[name]}: {must}")
+    if lengths:
+        if len(lengths) != found["batch"]:
+            raise InputError(
+                f"there are {len(lengths)} lengths for {found['batch']} sequences: they must agree"
+            )
+        if max(lengths) > there["steps"]:
+            raise InputError(f"a length is {max(lengths)}, but the inputs have {there['steps']} steps")
+        lengths = tuple(min(length, found["steps"]) for length in lengths)
+        found["steps"] = max(lengths)
+    return (found["batch"], found["steps"], found["input_size"]), lengths
+
+
+def reversed_within(values: Array, lengths: Sequence[int] | None) -> Array:
+    """Sequences (B, T, ...), each reversed within its own length; what is beyond it stays there.
+
+    Its own inverse. lengths : (B,), None where all have T.
+    """
+    if lengths is None:
+        return values[:, ::-1]
+    turned = values.copy()
+    for sequence, length in zip(turned, lengths, strict=True):
+        sequence[:length] = sequence[:length][::-1]
+    return turned
 
 
 def drawn_sequences(kind: str, shape: tuple[int, int, int], seed: int) -> Array:
@@ -112,6 +160,22 @@ def read_array(path: PathLike, expected: str = _FORMATS) -> Array:
     if suffix == ".csv":
         return _read_csv(path)
     raise InputError(f"{quoted(os.fspath(path))}: expected {expected}")
+
+
+def _given(given: Any, name: str, expected: str = _FORMATS) -> tuple[str, Array]:
+    """What messages call it, and the array itself, or that in the file."""
+    if isinstance(given, str | os.PathLike):
+        return f"{name} {shown(os.fspath(given))}", read_array(given, expected)
+    return name, as_float64(given, name)
+
+
+def _check_whole(values: Array, called: str, least: int, most: int | None = None) -> None:
+    wrong = (values < least) | (values != np.round(values)) | (values > (2**53 if most is None else most))
+    if wrong.any():
+        where = tuple(map(int, np.unravel_index(np.argmax(wrong), values.shape)))
+        bound = f"at least {least}" if most is None else f"from {least} to {most}"
+        got = f"{values[where]:.15g} at index {list(where)}"
+        raise InputError(f"{called} hold {got}, expected whole numbers {bound}")
 
 
 def _chosen(names: list[str], file: str, key: str | None) -> str:

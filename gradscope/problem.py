@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,13 @@ from gradscope.checks import one_of, real, whole
 from gradscope.errors import InputError
 from gradscope.files import Array, listed, quoted, shown
 from gradscope.initializers import initialize
-from gradscope.inputs import Sequences, drawn_sequences, given_sequences
+from gradscope.inputs import (
+    drawn_sequences,
+    extents,
+    given_lengths,
+    given_sequences,
+    reversed_within,
+)
 from gradscope.memory import check_memory
 
 VIEWS = ("state", "cell")
@@ -37,6 +43,7 @@ class Problem:
     dtype : what the forward pass and the Jacobians are computed in.
     accuracy : "full", or "fast" for singular values to about 1e-6.
     top : how many singular values to compute, without Jacobians; None is all of them.
+    lengths : (B,), how many steps of each sequence there are; None where all have T.
     source : where all of it came from, for JSON.
     """
 
@@ -50,6 +57,7 @@ class Problem:
     dtype: str = "float64"
     accuracy: str = "full"
     top: int | None = None
+    lengths: tuple[int, ...] | None = None
     source: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -59,8 +67,18 @@ class Problem:
 
     @property
     def steps(self) -> int:
-        """Steps T."""
+        """Steps T, of the longest sequence."""
         return int(self.inputs.shape[1])
+
+    def length(self, sequence: int) -> int:
+        """Steps of one sequence."""
+        return self.lengths[sequence] if self.lengths else self.steps
+
+    def part(self, sequences: Sequence[int], steps: int) -> Problem:
+        """Some sequences alone, which all have so many steps."""
+        chosen = list(sequences)
+        inputs, state = self.inputs[chosen, :steps], self.state[chosen]
+        return replace(self, inputs=inputs, state=state, lengths=None)
 
     @property
     def batch(self) -> int:
@@ -82,6 +100,7 @@ def make_problem(
     batch: int | None = None,
     inputs: Any = "normal",
     time_major: bool = False,
+    lengths: Any = None,
     cut: Iterable[str] = (),
     view: str = "state",
     dtype: str = "float64",
@@ -104,7 +123,7 @@ def make_problem(
     one_of("dtype", dtype, DTYPES)
     one_of("accuracy", accuracy, ACCURACIES)
 
-    given = given_sequences(inputs, time_major=time_major)
+    given, lengths = given_sequences(inputs, time_major=time_major), given_lengths(lengths)
     layer = None if checkpoint is None else _trained(checkpoint, cell, {"init": init, **sizes})
     cell = layer.cell if layer else _fresh(cell, init)
     init = None if layer or cell.initialize else init or "pytorch"
@@ -112,8 +131,8 @@ def make_problem(
         sizes |= {"hidden": layer.hidden, "input_size": layer.input_size}
         layer.check_inputs(given=given is not None)
     n = sizes.get("hidden", 64)
-    b, t, d = _extents(sizes, given)
-    cut = _known_paths(cell, (cut,) if isinstance(cut, str) else tuple(cut), view, t)
+    (b, t, d), lengths = extents(sizes, given, lengths)
+    cut = _known_paths(cell, (cut,) if isinstance(cut, str) else tuple(cut), view, min(lengths or (t,)))
     top = _top(top, n if view == "cell" else cell.size(n))
     check_memory(cell, n, (b, t, d), top is not None and view != "cell")
 
@@ -123,7 +142,8 @@ def make_problem(
             start, n, d, init=init or "pytorch", gain=gain, biases=biases, seed=seed, steps=t
         )
     sequences = given.first(t) if given else drawn_sequences(inputs, (b, t, d), seed)
-    sequences = sequences[:, ::-1] if layer and layer.direction == "backward" else sequences
+    if layer and layer.direction == "backward":
+        sequences = reversed_within(sequences, lengths)
     _check_range({**parameters, "inputs": sequences}, dtype)
     state = layer.state if layer else np.zeros(cell.size(n))
     source = {"cell": cell.name, "hidden": n, "input_size": d, "steps": t, "batch": b, "init": init}
@@ -138,9 +158,10 @@ def make_problem(
         "top": top,
     }
     source["inputs"] = os.fspath(inputs) if isinstance(inputs, str | os.PathLike) else "array"
+    source |= {"lengths": list(lengths)} if lengths else {}
     source |= layer.origin if layer else {"source": "initialised"}
     state = np.tile(state, (b, 1))
-    return Problem(cell, n, parameters, sequences, state, cut, view, dtype, accuracy, top, source)
+    return Problem(cell, n, parameters, sequences, state, cut, view, dtype, accuracy, top, lengths, source)
 
 
 def _top(asked: int | str | None, size: int) -> int | None:
@@ -152,19 +173,6 @@ def _top(asked: int | str | None, size: int) -> int | None:
     if isinstance(asked, str) or (top := whole("top", asked, 1)) > size:
         raise InputError(f"top is {quoted(asked)}, expected 1 to {size} (the size of the state) or 'all'")
     return top
-
-
-def _extents(sizes: Mapping[str, int], given: Sequences | None) -> tuple[int, int, int]:
-    """Batch, steps and input size: as asked for, else as the inputs have, else the default."""
-    if given is None:
-        return sizes.get("batch", 1), sizes.get("steps", 200), sizes.get("input_size", 32)
-    there = dict(zip(("batch", "steps", "input_size"), given.shape, strict=True))
-    asked = {name: sizes.get(name, size) for name, size in there.items()}
-    for name, size in asked.items():
-        if size > there[name] or (size < there[name] and name != "steps"):
-            must = f"at most {there[name]}" if name == "steps" else "they must agree"
-            raise InputError(f"{name} is {size}, but the {given.called} have {there[name]}: {must}")
-    return asked["batch"], asked["steps"], asked["input_size"]
 
 
 def _fresh(cell: str | Cell | None, init: str | None) -> Cell:

@@ -82,7 +82,7 @@ HOSTILE_TABLES = {
     "heading alone": (b"speed,load\n", "holds no numbers, expected one row for each step"),
     "text": (b"a,b\n1,2\n3,x\n", "could not convert string 'x' to float64 at row 2, column 2"),
     "half a heading": (b"1,b\n1,2\n", "could not convert string 'b' to float64 at row 1, column 2"),
-    "decimal commas": (b"1,5;2,5\n", "could not convert string '1,5' to float64 at row 1, column 1"),
+    "decimal commas": (b"1,5;2,5\n3,5;4,5\n", "could not convert string '3,5' to float64 at row 1, column 1"),
     "ragged": (b"1,2\n3\n", "the number of columns changed from 2 to 1 at row 2"),
     "missing": (b"1,2\n3,\n", "could not convert string ''"),
     "nan": (b"1,2\n3,nan\n", "the table holds nan at index [1, 1], expected finite numbers"),

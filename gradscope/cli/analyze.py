@@ -74,6 +74,11 @@ _BIASES = {
     "FILE.npz:NAME picks one of several arrays.",
 )
 @click.option("--time-major", is_flag=True, help="--inputs has the time first: (T, B, d).")
+@click.option(
+    "--lengths",
+    metavar="FILE",
+    help="How many steps of each sequence there are, (B,): each is analysed over its own length.",
+)
 @click.option("--cut", multiple=True, metavar="PATH", help="Drop a path, such as R_o (repeatable).")
 @click.option(
     "--view",

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from gradscope.render.page import bullet, headed, page, section
 from gradscope.render.terminal import Terminal
-from gradscope.verdict import scientific
+from gradscope.verdict import scientific, span
 
 if TYPE_CHECKING:
     from gradscope.analysis import Analysis
@@ -63,7 +63,8 @@ def _subject(analysis: Analysis) -> str:
     problem, full = analysis.problem, analysis.full
     if problem.get("cell") is None:
         return f"{problem['source']}, {full.size} x {full.size}, {full.steps} steps"
-    words = [f"{problem['cell']}, hidden {problem['hidden']}", f"{problem['steps']} steps"]
+    steps = span(problem.get("lengths") or [problem["steps"]])
+    words = [f"{problem['cell']}, hidden {problem['hidden']}", f"{steps} steps"]
     if problem["batch"] > 1:
         words.append(f"batch {problem['batch']}")
     if problem.get("cut"):
@@ -118,9 +119,10 @@ def _width(columns: dict[str, list[str]]) -> int:
 
 def _note(chain: Chain) -> str:
     """The lag from which a gain is exactly zero; or that the smallest values mean nothing."""
-    profile = np.median(chain.by_lag, axis=0)
+    profile = np.nanmedian(chain.by_lag, axis=0)
     if profile[-1] == -math.inf:
-        return f"{chain.name}: exactly 0 from lag {chain.lags[np.argmin(profile)]} on"
+        first = np.flatnonzero(np.append(True, profile > -math.inf))[-1]
+        return f"{chain.name}: exactly 0 from lag {chain.lags[first]} on"
     if max(s.log10_error for s in chain.spectra) > _LOST:
         return f"{chain.name}: the smallest singular values are lost in rounding, gain and rate are not"
     return ""
@@ -154,7 +156,7 @@ def _bar(share: float, terminal: Terminal) -> str:
 
 def _lags(analysis: Analysis, terminal: Terminal) -> Table:
     steps, lags = analysis.full.steps, analysis.full.lags
-    profile = np.median(analysis.full.by_lag, axis=0)
+    profile = np.nanmedian(analysis.full.by_lag, axis=0)
     labels = (
         (f"lag {lags[0]}", scientific(float(profile[0]))),
         (scientific(float(profile[-1])), f"lag {steps}"),
