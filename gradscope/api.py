@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradscope.checkpoints import Layer, read
+from gradscope.checkpoints import Layer, Named, read
 from gradscope.errors import InputError
 from gradscope.files import quoted
 from gradscope.pipeline import Progress
@@ -40,7 +40,9 @@ def analyze(
     batch: int | None = None,
     inputs: Any = "normal",
     time_major: bool = False,
+    embedding: str | None = None,
     lengths: Any = None,
+    initial_state: Any = None,
     cut: str | Sequence[str] = (),
     view: str = "state",
     dtype: str | None = None,
@@ -64,7 +66,11 @@ def analyze(
     gain : multiplies every recurrent matrix; biases : {"b_f": 1.0} sets a bias.
     inputs : "normal", "zeros", an array (T, d) or (B, T, d), or a file of one (.npy, .npz, .safetensors,
         .csv; FILE.npz:NAME is one of several); time_major : the array is (T, B, d); batch : B.
+    embedding : the checkpoint's embedding (name of the tensor or its module, or the end of it) that turns
+        inputs of token ids, (T,) or (B, T), into (B, T, d).
     lengths : (B,) or a file of them, how many steps of each sequence are analysed; the others are padding.
+    initial_state : {"h0": ..., "c0": ...} or a file of them, (n,) or (B, n): the state before the first step,
+        for a backward layer that before the last. Without it that of the checkpoint, else zeros.
     cut : paths dropped from the sum of Jacobians; view : "state", or "cell" for dc_t/dc_(t-1).
     top : how many singular values to compute, without any Jacobian, or "all" (default, up to a state
         size of 1024; beyond it 8).
@@ -82,9 +88,10 @@ def analyze(
 
     def prepare() -> tuple[Problem, tuple[Device, ...]]:
         found = find_devices(platform, devices)
-        choice = {"layer": layer, "activation": activation, "max_size": max_size}
+        choice = {"layer": layer, "activation": activation, "max_size": max_size, "embedding": embedding}
+        trained, table = _read(checkpoint, cell, choice)
         problem = make_problem(
-            checkpoint=_read(checkpoint, cell, choice),
+            checkpoint=trained,
             cell=cell,
             hidden=hidden,
             input_size=input_size,
@@ -96,7 +103,9 @@ def analyze(
             batch=batch,
             inputs=inputs,
             time_major=time_major,
+            embedding=table,
             lengths=lengths,
+            initial_state=initial_state,
             cut=cut,
             view=view,
             top=top,
@@ -113,15 +122,18 @@ def analyze(
     return _analyze(problem, policy, progress, found, devices)
 
 
-def _read(path: str | Path | None, cell: str | Cell | None, choice: Mapping[str, Any]) -> Layer | None:
-    """The layer of a checkpoint, if one is given."""
+def _read(
+    path: str | Path | None, cell: str | Cell | None, choice: Mapping[str, Any]
+) -> tuple[Layer | None, Named | None]:
+    """The layer of a checkpoint, if one is given, and its embedding, if that is asked for."""
     if path is not None:
-        names = () if choice["layer"] is None else (choice["layer"],)
-        rest = {name: value for name, value in choice.items() if name != "layer"}
-        return one_layer(read(path, cell, layers=names, **rest))
+        layers, also = (() if choice[name] is None else (choice[name],) for name in ("layer", "embedding"))
+        rest = {name: choice[name] for name in ("activation", "max_size")}
+        model = read(path, cell, layers=layers, also=also, **rest)
+        return one_layer(model), model.arrays.get(choice["embedding"])
     for name, value in choice.items():
         if value is not None:
             raise InputError(
                 f"{name} is {quoted(value)}, but that is about a checkpoint: give its file as well"
             )
-    return None
+    return None, None

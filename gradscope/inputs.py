@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import itertools
 import os
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gradscope.checkpoints import Named
 from gradscope.checkpoints.safetensors_file import open_safetensors
 from gradscope.errors import InputError
 from gradscope.files import (
@@ -22,22 +19,17 @@ from gradscope.files import (
     as_float64,
     listed,
     open_npz,
-    opened,
     quoted,
     read_npy,
-    reason,
     shown,
     split_key,
 )
+from gradscope.tables import read_csv
 
 # Inputs that are made, not given.
 KINDS = ("normal", "zeros")
 _FORMATS = "a .npy, .npz, .safetensors or .csv file"
 _TREES = {".npz": open_npz, ".safetensors": open_safetensors}
-# Between the columns of a .csv, the first of these that its first line has; else spaces.
-_DELIMITERS = "\t;,"
-# So much of it is looked at: it may be as long as the file.
-_HEADING = 4096
 # initializers.py draws the weights from stream 1 of the seed: inputs must be independent of them.
 _STREAM = 2
 
@@ -46,41 +38,67 @@ _STREAM = 2
 class Sequences:
     """Input sequences as they were given.
 
-    values : (B, T, d) float64; called : what messages call them.
+    values : (B, T, d) float64, or (B, T) token ids where there is a ``table``, the (V, d) matrix of an
+        embedding; called : what messages call them.
     """
 
     values: Array
     called: str
+    table: Named | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Batch B, steps T, input size d."""
-        batch, steps, size = self.values.shape
-        return batch, steps, size
+        batch, steps, *size = (*self.values.shape, *(self.table.values.shape[1:] if self.table else ()))
+        return batch, steps, size[0]
 
-    def first(self, steps: int) -> Array:
-        """Their first steps, (B, steps, d)."""
-        return self.values[:, :steps]
+    @property
+    def hint(self) -> str:
+        """What to do where they do not fit, if they may be token ids."""
+        whole = self.table is None and not np.any(self.values % 1)
+        return "; if they are token ids, say which --embedding of the checkpoint" if whole else ""
+
+    def first(self, steps: int, lengths: Sequence[int] | None) -> Array:
+        """Their first steps, (B, steps, d); ids beyond a sequence's length may be any."""
+        values = self.values[:, :steps]
+        if self.table is None:
+            return values
+        if lengths:
+            values = np.where(np.arange(steps) < np.array(lengths)[:, None], values, 0)
+        _check_whole(values, self.called, 0, len(self.table.values) - 1)
+        return self.table.values[values.astype(np.int64)]
 
 
-def given_sequences(inputs: Any, *, time_major: bool = False) -> Sequences | None:
+def given_sequences(
+    inputs: Any, *, time_major: bool = False, embedding: Named | None = None
+) -> Sequences | None:
     """The sequences in a file or an array of shape (T, d) or (B, T, d), with ``time_major`` (T, B, d).
 
+    With the matrix (V, d) of an ``embedding`` they are token ids, the shapes the same without d.
     None where they are to be made: "normal" or "zeros". Raises InputError for what cannot be meant.
     """
+    if embedding and embedding.values.ndim != 2:
+        shape = f"{shown(embedding.name)} has shape {embedding.values.shape}"
+        raise InputError(f"embedding {shape}, expected (V, d), a row for each token")
     if isinstance(inputs, str) and inputs in KINDS:
-        if time_major:
-            raise InputError(f"time_major is about the axes of given inputs, but inputs are {inputs}")
+        if time_major or embedding:
+            name = "time_major" if time_major else "embedding"
+            raise InputError(f"{name} is about given inputs, but inputs are {inputs}: give --inputs FILE")
         return None
     called, values = _given(inputs, "inputs", f"normal, zeros, or {_FORMATS}")
-    layout = "(T, B, d)" if time_major else "(B, T, d)"
-    if values.ndim not in (2, 3) or 0 in values.shape:
-        raise InputError(f"{called} have shape {values.shape}, expected (T, d) or {layout}, each at least 1")
-    if values.ndim == 2:
+    if embedding and values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]  # a column of a table
+    axes = ("T",) if embedding else ("T", "d")
+    batch = ("T", "B", *axes[1:]) if time_major else ("B", *axes)
+    if values.ndim not in (len(axes), len(batch)) or 0 in values.shape:
+        expected = " or ".join(str(shape).replace("'", "") for shape in (axes, batch))
+        hint = "" if embedding else Sequences(values, called).hint
+        raise InputError(f"{called} have shape {values.shape}, expected {expected}, each at least 1{hint}")
+    if values.ndim == len(axes):
         values = values[None]
     elif time_major:
         values = values.swapaxes(0, 1)
-    return Sequences(values, called)
+    return Sequences(values, called, embedding)
 
 
 def given_lengths(given: Any) -> tuple[int, ...] | None:
@@ -109,6 +127,7 @@ def extents(
     for name, size in found.items():
         if given and (size > there[name] or (size < there[name] and name != "steps")):
             must = f"at most {there[name]}" if name == "steps" else "they must agree"
+            must += given.hint if name == "input_size" else ""
             raise InputError(f"{name} is {size}, but the {given.called} have {there[name]}: {must}")
     if lengths:
         if len(lengths) != found["batch"]:
@@ -158,8 +177,18 @@ def read_array(path: PathLike, expected: str = _FORMATS) -> Array:
     if suffix == ".npy":
         return read_npy(path)
     if suffix == ".csv":
-        return _read_csv(path)
+        return read_csv(path)
     raise InputError(f"{quoted(os.fspath(path))}: expected {expected}")
+
+
+def read_arrays(path: PathLike, alone: str) -> dict[str, Array]:
+    """Every array in a file by its name; ``alone`` is the name of one that has none."""
+    file, key = split_key(path)
+    suffix = Path(file).suffix.lower()
+    if suffix in _TREES and key is None:
+        with _TREES[suffix](file) as tensors:
+            return {name: tensor.values() for name, tensor in tensors.items()}
+    return {alone: read_array(path)}
 
 
 def _given(given: Any, name: str, expected: str = _FORMATS) -> tuple[str, Array]:
@@ -186,35 +215,3 @@ def _chosen(names: list[str], file: str, key: str | None) -> str:
             f"holds {len(names)} arrays ({listed(names)}): say which, as in {shown(file)}:{listed(names[:1])}"
         )
     return names[0] if key is None else key
-
-
-def _read_csv(path: PathLike) -> Array:
-    """The numbers (rows, columns) of a text file; a first line without any number is a heading."""
-    with opened(path, ".csv") as (file, _):
-        lines = io.TextIOWrapper(file, "utf-8-sig")
-        first = next((line for line in lines if line.partition("#")[0].strip()), "")
-        delimiter = next((mark for mark in _DELIMITERS if mark in first), None)
-        cells = [cell.strip(' "\n') for cell in first[:_HEADING].split(delimiter)]
-        kept = [first] if any(map(_is_number, cells)) else []
-        try:
-            with warnings.catch_warnings(action="ignore"):  # of no rows, which are an error here
-                rows = np.loadtxt(itertools.chain(kept, lines), delimiter=delimiter, ndmin=2, quotechar='"')
-        except ValueError as error:
-            raise InputError(f"{_complaint(error)}; expected one row of numbers for each step") from error
-        if not rows.size:
-            raise InputError("holds no numbers, expected one row for each step")
-        return as_float64(rows, "the table")
-
-
-def _complaint(error: ValueError) -> str:
-    """What NumPy says of a table, which counts rows from 0 where it means a cell."""
-    text = reason(error).partition(";")[0].rstrip(".")
-    return re.sub(r"row (\d+), column", lambda row: f"row {int(row[1]) + 1}, column", text)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -11,7 +11,7 @@ import numpy as np
 
 from gradscope.cells import find
 from gradscope.cells.base import Cell
-from gradscope.checkpoints import Layer, Model, read
+from gradscope.checkpoints import Layer, Model, Named, read
 from gradscope.checks import one_of, real, whole
 from gradscope.errors import InputError
 from gradscope.files import Array, listed, quoted, shown
@@ -24,6 +24,7 @@ from gradscope.inputs import (
     reversed_within,
 )
 from gradscope.memory import check_memory
+from gradscope.states import initial_states
 
 VIEWS = ("state", "cell")
 DTYPES = ("float64", "float32")
@@ -100,7 +101,9 @@ def make_problem(
     batch: int | None = None,
     inputs: Any = "normal",
     time_major: bool = False,
+    embedding: Named | None = None,
     lengths: Any = None,
+    initial_state: Any = None,
     cut: Iterable[str] = (),
     view: str = "state",
     dtype: str = "float64",
@@ -123,7 +126,8 @@ def make_problem(
     one_of("dtype", dtype, DTYPES)
     one_of("accuracy", accuracy, ACCURACIES)
 
-    given, lengths = given_sequences(inputs, time_major=time_major), given_lengths(lengths)
+    given = given_sequences(inputs, time_major=time_major, embedding=embedding)
+    lengths = given_lengths(lengths)
     layer = None if checkpoint is None else _trained(checkpoint, cell, {"init": init, **sizes})
     cell = layer.cell if layer else _fresh(cell, init)
     init = None if layer or cell.initialize else init or "pytorch"
@@ -141,11 +145,14 @@ def make_problem(
         parameters = initialize(
             start, n, d, init=init or "pytorch", gain=gain, biases=biases, seed=seed, steps=t
         )
-    sequences = given.first(t) if given else drawn_sequences(inputs, (b, t, d), seed)
+    sequences = given.first(t, lengths) if given else drawn_sequences(inputs, (b, t, d), seed)
     if layer and layer.direction == "backward":
         sequences = reversed_within(sequences, lengths)
-    _check_range({**parameters, "inputs": sequences}, dtype)
-    state = layer.state if layer else np.zeros(cell.size(n))
+    name, state = (layer.name, layer.state) if layer else ("", np.zeros(cell.size(n)))
+    state = np.tile(state, (b, 1))
+    if initial_state is not None:
+        state = initial_states(initial_state, {name: cell.extents(n)}, b)[name]
+    _check_range({**parameters, "inputs": sequences, "initial state": state}, dtype)
     source = {"cell": cell.name, "hidden": n, "input_size": d, "steps": t, "batch": b, "init": init}
     source |= {
         "gain": gain,
@@ -157,11 +164,16 @@ def make_problem(
         "view": view,
         "top": top,
     }
-    source["inputs"] = os.fspath(inputs) if isinstance(inputs, str | os.PathLike) else "array"
+    source["inputs"] = _label(inputs)
+    source |= {"embedding": embedding.name} if embedding else {}
+    source |= {} if initial_state is None else {"initial_state": _label(initial_state)}
     source |= {"lengths": list(lengths)} if lengths else {}
     source |= layer.origin if layer else {"source": "initialised"}
-    state = np.tile(state, (b, 1))
     return Problem(cell, n, parameters, sequences, state, cut, view, dtype, accuracy, top, lengths, source)
+
+
+def _label(given: Any) -> str:
+    return os.fspath(given) if isinstance(given, str | os.PathLike) else "array"
 
 
 def _top(asked: int | str | None, size: int) -> int | None:

@@ -75,9 +75,19 @@ _BIASES = {
 )
 @click.option("--time-major", is_flag=True, help="--inputs has the time first: (T, B, d).")
 @click.option(
+    "--embedding",
+    metavar="NAME",
+    help="--inputs are token ids, (T,) or (B, T), for this embedding of the checkpoint.",
+)
+@click.option(
     "--lengths",
     metavar="FILE",
     help="How many steps of each sequence there are, (B,): each is analysed over its own length.",
+)
+@click.option(
+    "--initial-state",
+    metavar="FILE",
+    help="h0, and c0 of an LSTM, in a .npz or .safetensors: (n,) or (B, n); of L layers (L, B, n).",
 )
 @click.option("--cut", multiple=True, metavar="PATH", help="Drop a path, such as R_o (repeatable).")
 @click.option(
@@ -157,7 +167,8 @@ def _analyze(options: dict[str, Any], output: Output, first: First) -> int:
     from gradscope.cli.progress import progress_bar
     from gradscope.cli.streams import check_writable, guarded_stdout, hushed
 
-    first(lambda: check_writable(output.output, options["checkpoint"], _file_of(options["inputs"])))
+    read = [_file_of(options[name]) for name in ("inputs", "lengths", "initial_state")]
+    first(lambda: check_writable(output.output, options["checkpoint"], *read))
     compile_cache = options.pop("compile_cache")
     biases = {bias: options.pop(name) for name, bias in _BIASES.items() if options[name] is not None}
     if (options["top"] or "").isdecimal():
@@ -217,8 +228,8 @@ def _uncollected() -> Iterator[None]:
         gc.enable()
 
 
-def _file_of(inputs: str) -> Path | None:
-    """The file that ``--inputs`` reads, if it is one."""
+def _file_of(given: str | None) -> Path | None:
+    """The file that an option reads, if it is one."""
     from gradscope.files import split_key
 
-    return None if inputs in ("normal", "zeros") else Path(split_key(inputs)[0])
+    return None if given in (None, "normal", "zeros") else Path(split_key(given)[0])
