@@ -204,7 +204,7 @@ def test_sequences_that_carry_nothing(tmp_path):
     np.testing.assert_array_equal(analysis.full.by_lag[1], [0, 0, *[np.nan] * 4])
     assert analysis.mean_shares == {"R": pytest.approx(1)}
     table = render_table(analysis, WIDE)
-    assert "full: exactly 0 from lag 3 on" in table
+    assert "full: exactly 0 over a sequence's own length" in table
     dead = gradscope.analyze(**options, lengths=[6, 1], steps=5)
     assert dead.problem["lengths"] == [5, 1]
     assert dead.full.lengths == (5, 1)

@@ -142,6 +142,8 @@ def analyze(**options: Any) -> int:
       gradscope analyze --cell lstm --forget-bias 3 --cut R_o
       gradscope analyze model.safetensors --inputs x.npy --json | jq .verdict.level
       gradscope analyze model.pt --layer encoder.l0 --inputs x.npy
+      gradscope analyze model.pt --inputs x.csv --initial-state state.npz
+      gradscope analyze model.pt --inputs ids.npy --embedding tokens --lengths n.npy
       gradscope analyze weights.npz --cell lstm-peephole --fail-on exploding
       gradscope analyze --cell mypackage.cells:my_cell
 

@@ -119,10 +119,10 @@ def _width(columns: dict[str, list[str]]) -> int:
 
 def _note(chain: Chain) -> str:
     """The lag from which a gain is exactly zero; or that the smallest values mean nothing."""
-    profile = np.nanmedian(chain.by_lag, axis=0)
-    if profile[-1] == -math.inf:
-        first = np.flatnonzero(np.append(True, profile > -math.inf))[-1]
-        return f"{chain.name}: exactly 0 from lag {chain.lags[first]} on"
+    if chain.log10_norm.median == -math.inf:
+        if len(set(chain.lengths)) > 1:
+            return f"{chain.name}: exactly 0 over a sequence's own length"
+        return f"{chain.name}: exactly 0 from lag {chain.lags[np.argmin(np.median(chain.by_lag, axis=0))]} on"
     if max(s.log10_error for s in chain.spectra) > _LOST:
         return f"{chain.name}: the smallest singular values are lost in rounding, gain and rate are not"
     return ""
