@@ -210,7 +210,9 @@ def _check_whole(values: Array, called: str, least: int, most: int | None = None
 def _chosen(names: list[str], file: str, key: str | None) -> str:
     if key is not None and key not in names:
         raise InputError(f"holds no array {quoted(key)}, expected one of {listed(names)}")
-    if key is None and len(names) != 1:
+    if not names:
+        raise InputError("holds no array")
+    if key is None and len(names) > 1:
         raise InputError(
             f"holds {len(names)} arrays ({listed(names)}): say which, as in {shown(file)}:{listed(names[:1])}"
         )
