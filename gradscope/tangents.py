@@ -55,7 +55,7 @@ def tangents(cell: Cell, kept: Sequence[str], component: int | None = None) -> T
     component : the part of the state that the chain stays in, as a path's own does; None is all of it.
     """
     if cell.units is None:
-        return StepTangents(cell, tuple(kept))
+        return StepTangents(cell, tuple(kept), component)
     return UnitTangents(cell, tuple(kept), component)
 
 
@@ -65,11 +65,18 @@ class StepTangents:
 
     cell: Cell
     kept: tuple[str, ...]
+    component: int | None = None
     diagonal = False
 
     def size(self, state: int) -> int:
-        """All of it."""
-        return state
+        """All of it, or a component's."""
+        part = self._part
+        return state if part is None else part.stop - part.start
+
+    @property
+    def _part(self) -> slice | None:
+        """Where in the state the component is; only a stack has components here."""
+        return None if self.component is None else tuple(self.cell.extents(0).values())[self.component]
 
     def shared(self, parameters: Parameters, back: bool) -> Any:
         """The parameters."""
@@ -86,12 +93,12 @@ class StepTangents:
 
     def push(self, shared: Any, step: Any, block: Any) -> Any:
         """J V."""
-        function = partial(self._step, shared, *step)
-        return jax.vmap(lambda v: jax.jvp(function, (step[1],), (v,))[1], 1, 1)(block)
+        function, state = partial(self._step, shared, *step), self._own(step[1])
+        return jax.vmap(lambda v: jax.jvp(function, (state,), (v,))[1], 1, 1)(block)
 
     def pull(self, shared: Any, step: Any, block: Any) -> Any:
         """J^T U."""
-        _, transposed = jax.vjp(partial(self._step, shared, *step), step[1])
+        _, transposed = jax.vjp(partial(self._step, shared, *step), self._own(step[1]))
         return jax.vmap(lambda u: transposed(u)[0], 1, 1)(block)
 
     def by_path(self, shared: Any, step: Any, cotangent: Any, tangent: Any) -> Any:
@@ -99,12 +106,16 @@ class StepTangents:
         each = [StepTangents(self.cell, (path,)) for path in self.kept] or [self]
         return jnp.stack([cotangent @ one.push(shared, step, tangent[:, None])[:, 0] for one in each])
 
-    def _step(self, parameters: Parameters, x: Any, before: Any, state: Any) -> Any:
-        """The new state, if only the kept copies are ``state`` and the others stay as they were."""
+    def _step(self, parameters: Parameters, x: Any, before: Any, own: Any) -> Any:
+        """The chain's own new state, if that is ``own`` in the kept copies and all else stays as it was."""
+        state = own if self._part is None else before.at[self._part].set(own)
         if not self.cell.paths:
             return self.cell.step(parameters, x, state)
         copies = {path: state if path in self.kept else before for path in self.cell.paths}
-        return self.cell.step(parameters, x, copies)
+        return self._own(self.cell.step(parameters, x, copies))
+
+    def _own(self, state: Any) -> Any:
+        return state if self._part is None else state[self._part]
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,8 @@ class Cell:
 
     def source(self, path: str) -> int | None:
         """Index of the component a path reads (and its chain stays in); None is the whole state."""
+        if self.members:
+            return self.components.index(path) if path in self.components else None
         return None if self.units is None else self.components.index(self.units.reads(path))
 
 
