@@ -49,13 +49,15 @@ class Tangents(Hashable, Protocol):
         """b^T J_g a of one step for every kept path g, (paths,); b and a are (m,)."""
 
 
-def tangents(cell: Cell, kept: Sequence[str], component: int | None = None) -> Tangents:
+def tangents(cell: Cell, kept: Sequence[str], component: int | None = None, hidden: int = 0) -> Tangents:
     """The chain of the paths ``kept`` of a cell (none for one that names none).
 
-    component : the part of the state that the chain stays in, as a path's own does; None is all of it.
+    component : the part of the state that the chain stays in, as a path's own does, of a cell with
+        ``hidden`` units; None is all of it.
     """
     if cell.units is None:
-        return StepTangents(cell, tuple(kept), component)
+        part = None if component is None else list(cell.extents(hidden).values())[component]
+        return StepTangents(cell, tuple(kept), part and (part.start, part.stop))
     return UnitTangents(cell, tuple(kept), component)
 
 
@@ -65,18 +67,12 @@ class StepTangents:
 
     cell: Cell
     kept: tuple[str, ...]
-    component: int | None = None
+    part: tuple[int, int] | None = None  # a slice has no hash before Python 3.12
     diagonal = False
 
     def size(self, state: int) -> int:
         """All of it, or a component's."""
-        part = self._part
-        return state if part is None else part.stop - part.start
-
-    @property
-    def _part(self) -> slice | None:
-        """Where in the state the component is; only a stack has components here."""
-        return None if self.component is None else tuple(self.cell.extents(0).values())[self.component]
+        return state if self.part is None else self.part[1] - self.part[0]
 
     def shared(self, parameters: Parameters, back: bool) -> Any:
         """The parameters."""
@@ -108,14 +104,14 @@ class StepTangents:
 
     def _step(self, parameters: Parameters, x: Any, before: Any, own: Any) -> Any:
         """The chain's own new state, if that is ``own`` in the kept copies and all else stays as it was."""
-        state = own if self._part is None else before.at[self._part].set(own)
+        state = own if self.part is None else before.at[slice(*self.part)].set(own)
         if not self.cell.paths:
             return self.cell.step(parameters, x, state)
         copies = {path: state if path in self.kept else before for path in self.cell.paths}
         return self._own(self.cell.step(parameters, x, copies))
 
     def _own(self, state: Any) -> Any:
-        return state if self._part is None else state[self._part]
+        return state if self.part is None else state[slice(*self.part)]
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def measure_tops(
             problem.dtype,
         )
         found: dict[str, list[Spectrum]] = {}
-        chains = _chains(cell, kept)
+        chains = _chains(cell, kept, problem.hidden)
         windows = _windows(cell)
         for name, steps in chains.items():
             sweeps = Sweeps(trajectory, steps, count, problem.dtype)
@@ -93,13 +93,13 @@ def _diagonal(factors: Array, top: int, entry_error: float) -> Spectrum:
     return replace(found, log10_singular_values=found.log10_singular_values[:top], exact_zeros=None)
 
 
-def _chains(cell: Cell, kept: tuple[str, ...]) -> dict[str, Tangents]:
+def _chains(cell: Cell, kept: tuple[str, ...], hidden: int) -> dict[str, Tangents]:
     """The full chain's steps and those of every path alone, where they are not the same."""
     chains = {"full": tangents(cell, kept)}
     if len(cell.components) > 1 or len(kept) > 1:
         windows = _windows(cell)  # what one layer does to another is a block of the whole product
         chains |= {
-            path: chains["full"] if path in windows else tangents(cell, (path,), cell.source(path))
+            path: chains["full"] if path in windows else tangents(cell, (path,), cell.source(path), hidden)
             for path in kept
         }
     return chains

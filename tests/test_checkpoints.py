@@ -146,7 +146,6 @@ REFUSED_TORCH = {
         lambda: both(enc=torch.nn.LSTM(3, 5), dec=torch.nn.LSTMCell(3, 5)),
         "holds 2 recurrent layers (dec, enc): choose one",
     ),
-    "projection": (lambda: torch.nn.LSTM(3, 5, proj_size=2), "an LSTM with a projection (proj_size)"),
     "spectral norm": (spectral_normed, "parametrizations.weight_hh_l0.original beside"),
 }
 

@@ -49,8 +49,7 @@ def test_json_follows_its_schema(run, model):
     assert list(layers) == ["decoder", "encoder.l0", "encoder.l1", "small"]
     assert layers["decoder"]["cells"] == ["rnn", "rnn-relu"]
     assert "add --cell rnn or --cell rnn-relu" in layers["decoder"]["open"]
-    assert layers["small"]["cells"] == []
-    assert "projection" in layers["small"]["problem"]
+    assert layers["small"]["cells"] == ["lstm-projected-2"]
     assert [layer["depth"] for layer in layers.values()] == [0, 0, 1, 0]
     assert result["others"] == ["fc.weight", "fc.bias"]
     assert layers["small"]["matrices"][0]["spectral_radius"] is None
@@ -69,7 +68,7 @@ def test_table(run, model, monkeypatch):
     assert lines[0].startswith("4 RECURRENT LAYERS in ")
     assert "decoder rnn or rnn-relu 5 3 forward 0 float32 tanh or relu?" in lines
     assert "encoder.l1 lstm 4 4 forward 1 float32 tanh" in lines
-    assert "small projected lstm 6 3 forward 0 float32 tanh" in lines
+    assert "small lstm-projected-2 6 3 forward 0 float32 tanh" in lines
     assert "Also in the file: 2 other tensors: fc.weight, fc.bias" in lines
     assert sum(line.startswith("encoder.l0 R_") for line in lines) == 4
 
@@ -103,7 +102,6 @@ CHOICES = {
         "layer encoder.l1 reads what those below it put out, 4 features: give that",
     ),
     "open": (["--layer", "decoder"], "add --cell rnn or --cell rnn-relu"),
-    "projected": (["--layer", "small"], "an LSTM with a projection"),
     "another cell": (["--layer", "l0", "--cell", "gru"], "holds a layer that is lstm, not --cell gru"),
     "another activation": (
         ["--layer", "l0", "--activation", "relu"],

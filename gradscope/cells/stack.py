@@ -74,6 +74,7 @@ def stacked(members: tuple[Member, ...]) -> Cell:
         gates=gates if any(member.cell.gates for member in members) else None,
         sizes=lambda _: tuple(member.size for member in members),
         members=members,
+        reads={member.name: member.name for member in members}.get,
     )
 
 
