@@ -90,8 +90,8 @@ def blaming(cell: Cell, shape: tuple[int, ...]) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
-        cells: list[tuple[Cell, tuple[int, ...]]]
-        cells = [(member.cell, (member.size,)) for member in cell.members] or [(cell, shape)]
+        cells: list[tuple[Cell, tuple[int, ...]]] = [(one.cell, (one.size,)) for one in cell.members]
+        cells = cells or [(cell, shape)]
         theirs = [one for one in cells if not one[0].step.__module__.startswith("gradscope.")]
         if not theirs or isinstance(error, InputError):
             raise
