@@ -58,8 +58,8 @@ class Linearized:
         problem = self._problem
         found = self._on_host(i)
         if problem.view != "cell":
-            load = blocked if problem.cell.members else split
-            return load(problem.cell, problem.parameters, found, problem.cut)
+            cell, given = problem.cell, (problem.parameters, found, problem.cut)
+            return blocked(cell, *given) if cell.members else split(cell, *given, problem.hidden)
         if i and i - 1 not in self._links:
             self._on_host(i - 1)
         return cell_view(problem.cell, problem.parameters, found, problem.cut, self._links.get(i - 1))
