@@ -40,6 +40,7 @@ LINE = [
     "checkpoints.keras_file",
     "checkpoints.keras_live",
     "checkpoints.onnx_tensors",
+    "checkpoints.onnx_wiring",
     "checkpoints.onnx_graph",
     "checkpoints",
     "checks",
