@@ -37,6 +37,7 @@ LINE = [
     "checkpoints.hdf5",
     "checkpoints.wiring",
     "checkpoints.keras_config",
+    "checkpoints.keras_names",
     "checkpoints.keras_file",
     "checkpoints.keras_live",
     "checkpoints.onnx_tensors",

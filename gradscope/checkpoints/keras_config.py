@@ -74,6 +74,17 @@ def _nodes(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
+def directions(config: Node) -> tuple[tuple[Any, str], tuple[Any, str]]:
+    """The two layers of a Bidirectional and what it calls them; it makes the second if it has only one."""
+    ahead, back = config.get("layer"), config.get("backward_layer")
+    base = _name(ahead).removeprefix("forward_")
+    if isinstance(back, dict):
+        return (ahead, f"forward_{base}"), (back, _name(back))
+    turned = {"go_backwards": not _config(ahead).get("go_backwards")}
+    made = {"class_name": _kind(ahead), "config": _config(ahead) | turned}
+    return (ahead, f"forward_{base}"), (made, f"backward_{base}")
+
+
 @dataclass
 class _Walk:
     """Goes through a model in the order in which it computes.
@@ -146,18 +157,10 @@ class _Walk:
 
     def _both(self, config: Node, given: Sequence[Signal], path: tuple[str, ...]) -> Signal:
         """The two directions side by side; Keras turns the outputs of the backward one round."""
-        ahead, back = config.get("layer"), config.get("backward_layer")
-        base = _name(ahead).removeprefix("forward_")
-        if not isinstance(back, dict):  # made from the other
-            back = {"class_name": _kind(ahead), "config": dict(_config(ahead))}
-            back["config"] |= {
-                "name": f"backward_{base}",
-                "go_backwards": not _config(ahead).get("go_backwards"),
-            }
         outputs, usual = [], config.get("merge_mode") == "concat"
-        for layer, name, backward in ((ahead, f"forward_{base}", False), (back, _name(back), True)):
+        for backward, (layer, name) in enumerate(directions(config)):
             signal, in_order = self._recurrent(layer, given, (*path, name))
-            usual &= in_order and bool(_config(layer).get("go_backwards")) == backward
+            usual &= in_order and bool(_config(layer).get("go_backwards")) == bool(backward)
             outputs.append(signal)
         merged = side_by_side("/".join(path), outputs)
         return merged if usual else lost(merged.depth)

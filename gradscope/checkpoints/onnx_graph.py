@@ -86,10 +86,12 @@ def _layer(
         arrays[role] = _state(read[constant[role]], role, number, layout)
     activations = _activations(kind, attributes, number)
     cell = _cell(kind, activations, "P" in values, _whole(attributes, "linear_before_reset"))
-    unlike = [name for name in ("clip", "input_forget") if _given(attributes, name)]
+    if kind == "LSTM" and _given(attributes, "input_forget"):
+        arrays, cell = _coupled(arrays), cell and "lstm-cifg"
+    clip = ["clip"] * _given(attributes, "clip")
     problem = ""
-    if not cell or unlike:
-        said = [*unlike, *(["activations " + ", ".join(activations)] if not cell else [])]
+    if not cell or clip:
+        said = [*clip, *(["activations " + ", ".join(activations)] if not cell else [])]
         problem = f"has {listed(said)}, for which gradscope has no {kind}"
     return Found(
         "",
@@ -127,6 +129,12 @@ def _native(kind: str, values: Mapping[str, Array], linear: int) -> dict[str, Ar
     if "P" in values:
         arrays |= dict(zip(("p_i", "p_o", "p_f"), np.split(values["P"], 3), strict=True))
     return arrays
+
+
+def _coupled(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Without the forget gate, which is 1 - i whatever its weights; a cell that may have peepholes."""
+    none = np.zeros(len(arrays["R_i"]))
+    return {"p_i": none, "p_o": none} | {k: v for k, v in arrays.items() if not k.endswith("_f")}
 
 
 def _side(value: Array, role: str, number: int) -> Array:
