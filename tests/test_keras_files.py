@@ -220,10 +220,10 @@ def test_keras_before_3_6_did_not_write_names(tmp_path):
 
 def test_keras_file_with_a_user_block(tmp_path):
     keras_saved(model := keras_model(keras.layers.LSTM(HIDDEN)), tmp_path, ".h5")
-    with h5py.File(tmp_path / "x.h5", "w", userblock_size=1024) as file:
-        with h5py.File(tmp_path / "model.h5") as other:
-            other.copy("model_weights", file)
-            file.attrs["model_config"] = other.attrs["model_config"]
+    given, made = tmp_path / "model.h5", tmp_path / "x.h5"
+    with h5py.File(given) as file, h5py.File(made, "w", userblock_size=1024) as copy:
+        file.copy("model_weights", copy)
+        copy.attrs["model_config"] = file.attrs["model_config"]
     kernel = np.asarray(model.layers[0].cell.recurrent_kernel.value).astype(float)
     np.testing.assert_array_equal(read_layer(tmp_path / "x.h5").parameters["R_i"], kernel[:, :HIDDEN].T)
 

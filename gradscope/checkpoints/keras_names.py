@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from gradscope.checkpoints.hdf5 import HDF5
-from gradscope.checkpoints.keras_config import directions
+from gradscope.checkpoints.keras_config import LONGEST, directions
+from gradscope.errors import InputError
 
 
 def users_name(path: str, h5: HDF5) -> str:
@@ -59,6 +60,8 @@ def _several(layers: list[Any], place: str, name: str) -> Iterator[tuple[str, st
 
 
 def _one(layer: Any, place: str, name: str) -> Iterator[tuple[str, str]]:
+    if len(place) > LONGEST or len(name) > LONGEST:
+        raise InputError(f"has layers in a place, or of a name, of more than {LONGEST} characters")
     yield place, name
     yield from _inside(layer, f"{place}/", f"{name}/")
 

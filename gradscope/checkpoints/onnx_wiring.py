@@ -14,6 +14,7 @@ from gradscope.checkpoints.wiring import Signal, changed, lost, side_by_side
 RECURRENT = ("LSTM", "GRU", "RNN")
 _IDENTITIES = ("Identity", "Dropout", "Cast")
 _INT64 = 7  # of TensorProto.DataType
+_LONGEST = 100  # characters, of the names that are put before others
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _in_bodies(node: Any) -> Iterator[Operator]:
     for attribute in node.attribute:
         for graph in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
             for inner in graph.node:
-                place = f"{_called(node)}/{attribute.name}"
+                place = f"{_called(node)[:_LONGEST]}/{attribute.name[:_LONGEST]}"
                 if _recurrent(inner):
                     yield Operator(inner, f"{place}/{_called(inner)}", inside=node.op_type)
                 yield from (replace(o, name=f"{place}/{o.name}") for o in _in_bodies(inner))
@@ -162,4 +163,4 @@ def _in_bodies(node: Any) -> Iterator[Operator]:
 def _in_functions(model: Any) -> Iterator[Operator]:
     for function in model.functions:
         for node in filter(_recurrent, function.node):
-            yield Operator(node, f"{function.name}/{_called(node)}", inside=f"function {function.name}")
+            yield Operator(node, f"{function.name[:_LONGEST]}/{_called(node)}", inside="a function")
