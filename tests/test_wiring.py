@@ -353,3 +353,29 @@ def test_onnx_operators_in_bodies_are_listed_and_refused(tmp_path):
     path = graph_of([call], tmp_path / "x.onnx", [function])
     with pytest.raises(InputError, match="is in the body of a function, which"):
         checkpoints.read(path)
+
+
+# Strangers
+
+
+def test_configs_that_double_repeat_and_go_on(tmp_path):
+    """What would take for ever, or all memory, if it were followed as it is written."""
+
+    def layer(kind, name, calls, **config):
+        calls = [[[given, 0, 0] for given in call] for call in calls]
+        return {"class_name": kind, "name": name, "config": {"name": name, **config}, "inbound_nodes": calls}
+
+    def read(layers):
+        config = {"layers": layers, "input_layers": [["x", 0, 0]], "output_layers": []}
+        return specs(json.dumps({"class_name": "Functional", "config": config}))
+
+    first = [layer("InputLayer", "x", []), layer("LSTM", "0", [["x"]], return_sequences=True)]
+    doubling = [layer("Concatenate", str(k), [[str(k - 1)] * 2], axis=-1) for k in range(1, 80)]
+    assert read([*first, *doubling, layer("LSTM", "top", [["79"]])])["top"].below is None
+    many = {"layers": [{"class_name": "LSTM", "config": {"name": str(k)}} for k in range(5000)]}
+    repeated = layer("Sequential", "many", [["x"]] * 5000, **many)
+    assert len(read([*first, repeated])) == 5001
+    with pytest.raises(InputError, match="names of more than 1024 characters"):
+        read([*first, layer("LSTM", "x" * 2000, [["x"]])])
+    with pytest.raises(InputError, match=r"has a config of .* characters, expected at most"):
+        specs(" " * 10**7)
