@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ import gradscope
 from gradscope.flow import Chain, Extremes
 from gradscope.path import Array
 from gradscope.verdict import Policy, Verdict
+
+if TYPE_CHECKING:
+    from gradscope.loss import LossGradient
 
 SCHEMA = "gradscope/analysis/1"
 _MAX_LAGS = 1000
@@ -28,7 +31,9 @@ class Analysis:
     problem : what was analysed, as JSON tells it; verdict : level and reasons; policy : thresholds;
     chains : the full chain first, then one per path; levels : {chain name: level};
     shares : {path: (T,) share at each step t = 1..T, mean over the batch}, empty for a bare chain;
-    gates : {gate: {"mean", "saturated"}}; matrices : {name: spectral norm, radius, singular values}.
+    gates : {gate: {"mean", "saturated"}}; matrices : {name: spectral norm, radius, singular values};
+    layers : of several layers, the analysis of each; the rest is then about all of them together;
+    loss : what a loss sends back, None where there is none.
     """
 
     problem: Mapping[str, Any]
@@ -39,6 +44,8 @@ class Analysis:
     shares: Mapping[str, Array] = field(default_factory=dict)
     gates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     matrices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    layers: tuple[Analysis, ...] = ()
+    loss: LossGradient | None = None
 
     def chain(self, name: str) -> Chain:
         """The chain called ``name``; raises KeyError."""
@@ -54,14 +61,24 @@ class Analysis:
         """Each path's share in carrying the gradient, mean over steps and sequences; they sum to 1."""
         return {name: float(share.mean()) for name, share in self.shares.items()}
 
+    @property
+    def all_levels(self) -> set[str]:
+        """The levels of the verdict and of those on the layers."""
+        return {self.verdict.level, *(layer.verdict.level for layer in self.layers)}
+
     def to_dict(self, *, all_lags: bool = False) -> dict[str, Any]:
         """The JSON object ``gradscope/analysis/1``: plain Python, no NaN, exact zeros as None.
 
         all_lags : every lag of the profile, also beyond T = 1000.
         """
+        layers = {"layers": [layer._parts(all_lags) for layer in self.layers]} if self.layers else {}
+        return {"schema": SCHEMA, "gradscope": gradscope.__version__, **self._parts(all_lags), **layers}
+
+    def _parts(self, all_lags: bool) -> dict[str, Any]:
+        """What JSON tells of the whole, and of each layer."""
+        shown = lags(self.full.steps, every=all_lags)
+        loss = {} if self.loss is None else {"loss": _plain(self.loss.to_dict(shown))}
         return {
-            "schema": SCHEMA,
-            "gradscope": gradscope.__version__,
             "problem": dict(self.problem),
             "verdict": {"level": self.verdict.level, "reasons": list(self.verdict.reasons)},
             "thresholds": {
@@ -73,6 +90,7 @@ class Analysis:
             "profile": _profile(self.full, self.shares, all_lags),
             "shares": _plain(self.mean_shares),
             "gates": _plain(self.gates),
+            **loss,
         }
 
 

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradscope.checkpoints import Layer, Live, read
+from gradscope.checkpoints import Live, Model, read
 from gradscope.errors import InputError
 from gradscope.files import quoted
+from gradscope.layered import make_problems
 from gradscope.pipeline import Progress
 from gradscope.pipeline import analyze as _analyze
-from gradscope.problem import make_problem, one_layer
+from gradscope.problems import Problems
 from gradscope.runtime import find_devices
 from gradscope.verdict import Policy
 
@@ -20,13 +21,12 @@ if TYPE_CHECKING:
 
     from gradscope.analysis import Analysis
     from gradscope.cells.base import Cell
-    from gradscope.problem import Problem
 
 
 def analyze(
     *,
     checkpoint: str | Path | Live | None = None,
-    layer: str | None = None,
+    layer: str | Sequence[str] | None = None,
     activation: str | None = None,
     max_size: int | None = None,
     cell: str | Cell | None = None,
@@ -39,6 +39,9 @@ def analyze(
     seed: int = 0,
     batch: int | None = None,
     inputs: Any = "normal",
+    readout: str | None = None,
+    readout_at: str | None = None,
+    adjoint: Any = None,
     cut: str | Sequence[str] = (),
     view: str = "state",
     dtype: str | None = None,
@@ -56,12 +59,16 @@ def analyze(
     checkpoint : a model's file (.pt, .safetensors, .keras, .h5, .msgpack, .onnx, .npz), or what
         ``from_torch``, ``from_keras``, ``from_flax`` or ``from_equinox`` return; without it a cell is
         initialised (``cell`` "lstm", ``hidden`` 64, ``input_size`` 32, ``init`` "pytorch").
-    layer : the name of the layer, or its end, where the checkpoint has several; activation : "tanh",
+    layer : names of layers of the checkpoint, or their ends; by default all; activation : "tanh",
         "relu", "sigmoid" or "linear" where the file does not say; max_size : bytes it may unpack to.
     cell : a built-in name, "package.module:factory", or a gradscope.Cell.
     steps : T, 200 by default, or the length of the inputs.
     gain : multiplies every recurrent matrix; biases : {"b_f": 1.0} sets a bias.
     inputs : "normal", "zeros", a file, or an array (T, d) or (B, T, d); batch : B.
+    readout : a Linear or Dense layer of the checkpoint, for ``Analysis.loss``: the loss is the sum of what
+        it puts out at the ``readout_at`` "last" (default) step or at "every" one. adjoint, in its place :
+        the derivatives of a loss by the layer's outputs, a file or an array, (n,) or (B, n) at the last
+        step, (T, n) or (B, T, n) at every one.
     cut : paths dropped from the sum of Jacobians; view : "state", or "cell" for dc_t/dc_(t-1).
     top : how many singular values to compute, without any Jacobian, or "all" (default, up to a state
         size of 1024; beyond it 8).
@@ -71,17 +78,20 @@ def analyze(
     distributed : share the batch with the other processes of ``jax.distributed``, which has been
         initialised; each returns the whole analysis.
     vanishing_below, exploding_above : thresholds on the gain sigma_1.
-    progress : called with (sequences done, sequences in all), the first with a fraction.
+    progress : called with (sequences done, sequences in all), the first with a fraction; with a loss, which
+        is followed back when all are done, twice over.
 
     Raises gradscope.InputError with one line that says what was given and what is expected.
     """
     policy = Policy(vanishing_below, exploding_above)
 
-    def prepare() -> tuple[Problem, tuple[Device, ...]]:
+    def prepare() -> tuple[Problems, tuple[Device, ...]]:
         found = find_devices(platform, devices)
-        choice = {"layer": layer, "activation": activation, "max_size": max_size}
-        problem = make_problem(
-            checkpoint=_read(checkpoint, cell, choice),
+        choice = {"layer": layer, "activation": activation, "max_size": max_size, "readout": readout}
+        model = _read(checkpoint, cell, choice)
+        problems = make_problems(
+            model,
+            found,
             cell=cell,
             hidden=hidden,
             input_size=input_size,
@@ -98,22 +108,24 @@ def analyze(
             dtype=dtype or ("float32" if found[0].platform == "tpu" else "float64"),
             accuracy=accuracy,
         )
-        return problem, found
+        head = model.arrays[readout] if model and readout else None
+        return problems.with_loss(head, readout_at, adjoint), found
 
     if distributed:
         from gradscope.cluster import analyze
 
         return analyze(prepare, policy, progress, devices)
-    problem, found = prepare()
-    return _analyze(problem, policy, progress, found, devices)
+    problems, found = prepare()
+    return _analyze(problems, policy, progress, found, devices)
 
 
-def _read(path: str | Path | Live | None, cell: str | Cell | None, choice: Mapping[str, Any]) -> Layer | None:
-    """The layer of a checkpoint, if one is given."""
+def _read(path: str | Path | Live | None, cell: str | Cell | None, choice: Mapping[str, Any]) -> Model | None:
+    """The layers of a checkpoint, if one is given, and its readout."""
     if path is not None:
-        names = () if choice["layer"] is None else (choice["layer"],)
-        rest = {name: value for name, value in choice.items() if name != "layer"}
-        return one_layer(read(path, cell, layers=names, **rest))
+        layer, readout = choice["layer"], choice["readout"]
+        layers = (layer,) if isinstance(layer, str) else layer
+        rest = {name: choice[name] for name in ("activation", "max_size")}
+        return read(path, cell, layers=layers, also=() if readout is None else (readout,), **rest)
     for name, value in choice.items():
         if value is not None:
             raise InputError(

@@ -61,6 +61,7 @@ def spectrum(
     entry_error: float = EPS,
     accuracy: str = "full",
     workers: int | None = None,
+    window: tuple[slice, slice] | None = None,
 ) -> Spectrum:
     """Singular values of P = jacobians[T-1] @ ... @ jacobians[0].
 
@@ -74,6 +75,8 @@ def spectrum(
     accuracy : "full", or "fast" for about 1e-6 (relative, of the smallest values): more steps are
         multiplied before they are factored, as many as their condition allows.
     workers : threads, all cores by default; the result depends on them only by rounding.
+    window : rows and columns of the product, (r, c) of them: then all of the above is of that block of it,
+        with min(r, c) values, left (r,) and right (c,); and of that block at every lag.
     Raises InputError for an empty, non-square, complex or non-finite chain, or top out of range.
 
     Method: graded LU chain (the UDT form of Tomas, Chang, Scalettar, Bai 2012, with LU), then
@@ -82,23 +85,31 @@ def spectrum(
     """
     steps, gaps = checked(jacobians)
     m = steps[0].shape[0]
-    if top is not None and not 1 <= top <= m:
-        raise InputError(f"top is {top}, expected 1 to {m}: ask for no more values than states")
-    if top is not None and _worth_blocks(steps, top):
+    rows, columns = window or (slice(None), slice(None))
+    count = min(len(range(m)[part]) for part in (rows, columns))
+    if top is not None and not 1 <= top <= count:
+        raise InputError(f"top is {top}, expected 1 to {count}: ask for no more values than states")
+    if top is not None and window is None and _worth_blocks(steps, top):
         found_top = top_spectra(Stack(steps, m), top, by_lag=by_lag, floor=floor, entry_error=entry_error)[0]
         if not np.isneginf(found_top.log10_singular_values[-1]) and found_top.log10_error <= GOOD_TOP:
             return found_top
     whole = steps
-    lag_norm = LagNorm(floor if top is None else -np.inf) if by_lag else None
+    lag_norm = LagNorm(floor if top is None else -np.inf, columns) if by_lag else None
     lagged: Array | None = None
-    if gaps:
-        forward, backward = reachable(whole, m)
+    if gaps or window is not None:
+        forward, backward = reachable(whole, m, rows, columns)
         steps = restricted(whole, [f & b for f, b in zip(forward, backward, strict=True)])
         if lag_norm is not None:
-            # A state that time 0 does not reach still counts at the shorter lags.
-            lagged, lag_norm = lags_alone(restricted(whole, backward), lag_norm), None
+            # A state that time 0 does not reach still counts at the shorter lags; and columns are counted
+            # among all states.
+            seen = backward if window is None else [*[np.ones(m, bool)] * len(whole), backward[-1]]
+            lagged, lag_norm = lags_alone(restricted(whole, seen), lag_norm), None
     found = best_run(steps, entry_error, lag_norm, accuracy, workers or cores())
-    return _assemble(found, steps, m, top, by_lag, lagged)
+    left, right = np.zeros(m), np.zeros(m)
+    left[steps.width(len(steps), m)] = found.left
+    right[steps.width(0, m)] = found.right
+    lags = found.lags if lagged is None else lagged
+    return _assemble(found, lags if by_lag else None, count, left[rows], right[columns], top)
 
 
 def _worth_blocks(steps: Steps, top: int) -> bool:
@@ -140,24 +151,14 @@ def _top_spectrum(found: Top, top: int, norms: Array | None, lags: Array | None)
 
 
 def _assemble(
-    found: Run,
-    steps: Steps,
-    m: int,
-    top: int | None,
-    by_lag: bool,
-    lagged: Array | None,
+    found: Run, lags: Array | None, count: int, left: Array, right: Array, top: int | None
 ) -> Spectrum:
     values = found.log10.astype(np.float64)
-    log10 = np.full(m, -np.inf)
+    log10 = np.full(count, -np.inf)
     log10[: len(values)] = values
-    left, right = np.zeros(m), np.zeros(m)
-    left[steps.width(len(steps), m)] = found.left
-    right[steps.width(0, m)] = found.right
-    lags = None
-    if by_lag:
-        lags = found.lags if lagged is None else lagged
+    if lags is not None:
         lags[-1] = log10[0]
-    return Spectrum(log10[:top], m - len(values), found.error, found.norm_error, left, right, lags)
+    return Spectrum(log10[:top], count - len(values), found.error, found.norm_error, left, right, lags)
 
 
 def diagonal_spectrum(diagonals: Any, *, by_lag: bool = False, entry_error: float = EPS) -> Spectrum:

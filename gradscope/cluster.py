@@ -15,8 +15,8 @@ from gradscope.analysis import Analysis
 from gradscope.chain import Spectrum
 from gradscope.errors import InputError
 from gradscope.measure import Measured
-from gradscope.pipeline import Found, Progress, conclude, find
-from gradscope.problem import Problem
+from gradscope.pipeline import Found, Progress, conclude_all, find_all
+from gradscope.problems import Problems
 from gradscope.verdict import Policy
 
 # Errors that are answered differently from a bug; by their names they go from process to process.
@@ -96,27 +96,34 @@ def _gather(text: bytes) -> list[bytes]:
 
 
 def analyze(
-    prepare: Callable[[], tuple[Problem, Sequence[jax.Device]]],
+    prepare: Callable[[], tuple[Problems, Sequence[jax.Device]]],
     policy: Policy,
     progress: Progress | None,
     at_once: int | None,
 ) -> Analysis:
     """As ``pipeline.analyze``, in every process the analysis of the whole batch.
 
-    prepare : returns the problem, the same in all, and the devices of this process.
+    prepare : returns the problems, the same in all, and the devices of this process.
     """
     prepared = []
 
-    def work() -> list[dict[str, Any]]:
-        problem, devices = prepare()
-        prepared.append((problem, devices[0].platform))
-        mine = range(jax.process_index(), problem.batch, jax.process_count())
-        return [_plain(found) for found in find(problem, policy, progress, devices, at_once, mine)]
+    def work() -> list[list[dict[str, Any]]]:
+        problems, devices = prepare()
+        prepared.append((problems, devices[0]))
+        mine = range(jax.process_index(), problems.batch, jax.process_count())
+        found = find_all(problems, policy, progress, devices, at_once, mine)
+        return [[_plain(one) for one in each] for each in found]
 
-    hands = exchange(work)
-    dealt = [one for turn in itertools.zip_longest(*hands) for one in turn if one is not None]
-    problem, platform = prepared[0]
-    return conclude(problem, policy, [_found(plain) for plain in dealt], platform)
+    problem_by_problem = zip(*exchange(work), strict=True)
+    problems, device = prepared[0]
+    found = [_dealt(hands) for hands in problem_by_problem]
+    return conclude_all(problems, policy, found, device, progress)
+
+
+def _dealt(hands: Sequence[Sequence[dict[str, Any]]]) -> list[Found]:
+    """What the processes found of the sequences that were dealt out to them, in the order of the batch."""
+    turns = itertools.zip_longest(*hands)
+    return [_found(plain) for turn in turns for plain in turn if plain is not None]
 
 
 def _plain(found: Found) -> dict[str, Any]:

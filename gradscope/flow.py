@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from gradscope.chain import Spectrum
+from gradscope.loaded import Loaded
 from gradscope.path import Array
-from gradscope.paths import Jacobians
 from gradscope.segmented import Segmented
 
 # Karpathy, Johnson and Li 2015 (arXiv 1506.02078): a gate is saturated left of 0.1 or right of 0.9.
@@ -46,8 +46,8 @@ class Chain:
 
     @property
     def size(self) -> int:
-        """State size m of the chain's matrices."""
-        return len(self.spectra[0].right)
+        """State size m of the chain's matrices; of a block of them, how many values it has."""
+        return min(len(self.spectra[0].left), len(self.spectra[0].right))
 
     @property
     def exact_zeros(self) -> tuple[int, ...]:
@@ -127,9 +127,7 @@ def horizon(log10_norm: Array, threshold: float, lags: Array | None = None) -> i
     return int([0, *known.tolist()][below[0]] if len(below) else known[-1])
 
 
-def shares(
-    jacobians: Jacobians | Segmented, left: Array, right: Array, log10_norm: float
-) -> dict[str, Array]:
+def shares(jacobians: Loaded | Segmented, left: Array, right: Array, log10_norm: float) -> dict[str, Array]:
     """Each path's share in carrying the gradient at every step, {path: (T,)}; they sum to 1.
 
     With ``left`` u and ``right`` v the top singular vectors (m,) of the chain and sigma_1 = 10 **
@@ -138,7 +136,7 @@ def shares(
     Signed, and above 1 where another path works against. All NaN if sigma_1 is zero.
     """
     if log10_norm == -np.inf:
-        return {p.name: np.full(len(jacobians), np.nan) for p in jacobians.segment(0).paths}
+        return {name: np.full(len(jacobians), np.nan) for name in jacobians.segment(0).names}
     count = len(jacobians.starts)
     ends = [(left, 0.0)]  # b_t and its size where each segment ends, the last first
     for i in range(count - 1, 0, -1):
@@ -150,12 +148,13 @@ def shares(
         forward, forward_log = _propagate(segment, *start)
         backward, backward_log = _propagate(_transposed(segment), *ends.pop())
         scale = np.exp(forward_log[:-1] + backward_log[-2::-1] - log10_norm * np.log(10.0))
-        found.append({p.name: p.bilinear(backward[-2::-1], forward[:-1]) * scale for p in segment.paths})
+        carried = segment.carried(backward[-2::-1], forward[:-1])
+        found.append({name: each * scale for name, each in carried.items()})
         start = (forward[-1], forward_log[-1])
     return {name: np.concatenate([share[name] for share in found]) for name in found[0]}
 
 
-def _transposed(jacobians: Jacobians) -> Iterator[Array]:
+def _transposed(jacobians: Loaded) -> Iterator[Array]:
     """The steps of the transposed chain, J_T^T first."""
     return (jacobians[t].T for t in range(len(jacobians) - 1, -1, -1))
 

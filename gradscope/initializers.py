@@ -14,7 +14,8 @@ import numpy.typing as npt
 from gradscope.errors import InputError
 
 if TYPE_CHECKING:
-    from gradscope.cells.base import Cell, Shapes
+    from gradscope.cells.base import Cell
+    from gradscope.cells.units import Shapes
 
 Array = npt.NDArray[np.float64]
 Shape = tuple[int, ...]

@@ -69,6 +69,7 @@ def _layer(found: Found, matrices: Mapping[str, Mapping[str, float | None]]) -> 
         "input_size": input_size,
         "direction": found.direction,
         "depth": found.depth,
+        "below": None if found.below is None else list(found.below),
         "dtype": found.dtype,
         "activation": found.activations or None,
         "open": found.question or None,

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gradscope.cells.base import Cell, Parameters, Units, key
+from gradscope.cells.base import Cell
+from gradscope.cells.units import Parameters, Units, key
 from gradscope.paths import NAMELESS
 from gradscope.trajectory import forward
 
@@ -29,13 +30,44 @@ def linearize(cell: Cell, parameters: Parameters, inputs: Any, state: Any) -> di
     shape (T, components, n) where the cell has a per-unit form, else Jacobians (T, m, m).
     """
     states = forward(cell, parameters, inputs, state)
-    before = states[:-1]
-    if cell.units is not None:
-        paths, gates = jax.vmap(partial(slopes, cell, parameters))(inputs, before)
+    if cell.members:
+        paths, gates = _of_members(cell, parameters, inputs, states)
     else:
-        paths = definition(cell, parameters, inputs, before)
-        gates = jax.vmap(partial(cell.gates, parameters))(inputs, before) if cell.gates else {}
+        paths, _, gates = _at(cell, parameters, inputs, states[:-1])
     return {"states": states, "paths": paths, "gates": gates}
+
+
+def _of_members(
+    cell: Cell, parameters: Parameters, inputs: Any, states: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of every layer of a stack, what ``_at`` returns at its own inputs."""
+    paths: dict[str, Any] = {}
+    gates: dict[str, Any] = {}
+    outputs: dict[int, Any] = {}
+    for j, member in enumerate(cell.members):
+        extent = cell.extents(0)[member.name]
+        given = member.input(inputs, outputs)
+        own, entering, values = _at(member.cell, member.own(parameters), given, states[:-1, extent])
+        reads = any(isinstance(read, int) for read in member.reads)
+        paths[member.name] = {"own": own, "input": entering if reads else {}}
+        gates |= {f"{member.name}.{gate}": value for gate, value in values.items()}
+        outputs[j] = states[1:, member.output_in(extent.start)]
+    return paths, gates
+
+
+def _at(
+    cell: Cell, parameters: Parameters, inputs: Any, before: Any
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Of inputs (T, d) and the states (T, m) before: paths, derivatives by the input, and gates.
+
+    The derivatives are slopes by the pre-activations that it enters, or Jacobians (T, m, d), "input".
+    """
+    if cell.units is not None:
+        found: tuple[Any, Any, Any] = jax.vmap(partial(slopes, cell, parameters))(inputs, before)
+        return found
+    gates = jax.vmap(partial(cell.gates, parameters))(inputs, before) if cell.gates else {}
+    entering = jax.vmap(jax.jacrev(partial(cell.advance, parameters)))(inputs, before)
+    return definition(cell, parameters, inputs, before), {"input": entering}, gates
 
 
 def definition(cell: Cell, parameters: Parameters, inputs: Any, before: Any) -> dict[str, Any]:
@@ -49,11 +81,13 @@ def definition(cell: Cell, parameters: Parameters, inputs: Any, before: Any) -> 
     return jacobians if cell.paths else {NAMELESS: jacobians}
 
 
-def slopes(cell: Cell, parameters: Parameters, x: Any, state: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def slopes(
+    cell: Cell, parameters: Parameters, x: Any, state: Any
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Fast form of one step: per path, the derivative (components, n) of each unit's new state.
 
     Path R_g is then diag(slope) R_g acting on h; a cell's own path and the peepholes are diagonal.
-    Second come the gates' values {gate: (n,)}.
+    Second come the same by the pre-activations that the input enters, then the gates' values {gate: (n,)}.
     """
     units = cell.units
     assert units is not None
@@ -69,7 +103,7 @@ def slopes(cell: Cell, parameters: Parameters, x: Any, state: Any) -> tuple[dict
     result = {units.own: d_own} if units.own else {}
     result |= {key("R", gate): d_pre[gate] for gate in units.gates}
     result |= {key("p", g): d_pre[g] * parameters[key("p", g)][None] for g in units.peepholes}
-    return result, gates
+    return result, {name: d_pre[name] for name, _ in units.weights}, gates
 
 
 def _core_derivatives(units: Units, own: Any, pre: Mapping[str, Any], constants: Any) -> tuple[Any, Any]:

@@ -22,10 +22,12 @@ LOG10_2 = np.log10(np.longdouble(2))
 class LagNorm:
     """log10 sigma_1 of one graded product after the other.
 
-    floor : where the norm is certainly below it, and below the largest so far, an upper bound will do.
+    floor : where the norm is certainly below it, and below the largest so far, an upper bound will do;
+    columns : those states of the first step that count, where not all do.
     """
 
-    def __init__(self, floor: float = -np.inf) -> None:
+    def __init__(self, floor: float = -np.inf, columns: slice = slice(None)) -> None:
+        self.columns = columns
         self.rng = np.random.default_rng(0)
         self.vector: Array | None = None
         self.floor, self.peak = floor, -np.inf
@@ -34,8 +36,9 @@ class LagNorm:
         """after : (m_0,) exponents by which the columns of graded.y are scaled."""
         if graded.rank == 0:
             return -np.inf
+        after = after[self.columns]
         reference = int(after.max(initial=0))
-        y = graded.y * np.ldexp(1.0, reference - after)
+        y = graded.y[:, self.columns] * np.ldexp(1.0, reference - after)
         # Largest entries, not norms: rows may be so small or large that squares do not fit.
         height = np.abs(y).max(axis=1)
         with np.errstate(divide="ignore"):

@@ -11,13 +11,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradscope.cells.base import Cell, Parameters
+from gradscope.blocks import blocked
+from gradscope.cells.base import Cell
+from gradscope.cells.units import Parameters
 from gradscope.errors import InputError
 from gradscope.flow import gate_sums
 from gradscope.jacobians import linearize, link
+from gradscope.loaded import Loaded
 from gradscope.memory import SEGMENT_BYTES, step_bytes
 from gradscope.path import Array
-from gradscope.paths import Jacobians, cell_view, split
+from gradscope.paths import cell_view, split
 from gradscope.problem import Problem
 from gradscope.trajectory import Segments, Spread, Trajectory, cast, precise
 
@@ -48,12 +51,13 @@ class Linearized:
         self.steps = problem.steps - skipped
         self.starts = [max(0, i * segments.length - skipped) for i in range(segments.count)]
 
-    def segment(self, i: int) -> Jacobians:
+    def segment(self, i: int) -> Loaded:
         """The Jacobians of segment i, computed anew."""
         problem = self._problem
         found = self._on_host(i)
         if problem.view != "cell":
-            return split(problem.cell, problem.parameters, found, problem.cut)
+            load = blocked if problem.cell.members else split
+            return load(problem.cell, problem.parameters, found, problem.cut)
         if i and i - 1 not in self._links:
             self._on_host(i - 1)
         return cell_view(problem.cell, problem.parameters, found, problem.cut, self._links.get(i - 1))
@@ -86,8 +90,12 @@ def blaming(cell: Cell, shape: tuple[int, ...]) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
-        if cell.step.__module__.startswith("gradscope.") or isinstance(error, InputError):
+        cells: list[tuple[Cell, tuple[int, ...]]] = [(one.cell, (one.size,)) for one in cell.members]
+        cells = cells or [(cell, shape)]
+        theirs = [one for one in cells if not one[0].step.__module__.startswith("gradscope.")]
+        if not theirs or isinstance(error, InputError):
             raise
+        cell, shape = theirs[0]
         raise InputError(
             f"cell {cell.name}: its step failed with {type(error).__name__}: {error}; expected a pure JAX "
             f"function (parameters, x, state) of states of shape {shape}"

@@ -12,8 +12,8 @@ import numpy as np
 
 from gradscope.chain import Spectrum, diagonal_spectrum, spectrum
 from gradscope.flow import shares
+from gradscope.loaded import Loaded
 from gradscope.path import Array
-from gradscope.paths import Jacobians
 from gradscope.segmented import Segmented, keeping_recent
 
 # A chain is gone through about so many times.
@@ -53,7 +53,7 @@ class Measured:
         return bool(self.spectra["full"].log10_singular_values[0] > -np.inf)
 
 
-def measure(task: Task, segment: Callable[[int], Jacobians], report: Callable[[float], None]) -> Measured:
+def measure(task: Task, segment: Callable[[int], Loaded], report: Callable[[float], None]) -> Measured:
     """Spectra of the full chain and of every path alone, and the shares of the paths.
 
     segment : number -> the Jacobians of that segment; report : called with the fraction done.
@@ -87,6 +87,7 @@ def _spectrum(name: str, chain: Any, task: Task) -> Spectrum:
         entry_error=task.entry_error,
         accuracy=task.accuracy,
         workers=task.workers,
+        window=chain.window,
     )
 
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from gradscope.cells.base import Cell
+from gradscope.cells.base import Cell, Member
 from gradscope.errors import InputError
 from gradscope.threads import cores
 
@@ -20,8 +20,16 @@ _OWN_GROUP = Path("/proc/self/cgroup")
 
 def step_bytes(cell: Cell, hidden: int) -> int:
     """What one step of one sequence takes: states, gates and slopes, or a dense Jacobian per path."""
+    if cell.members:
+        return sum(step_bytes(m.cell, m.hidden) + _entering_bytes(m) for m in cell.members)
     m, paths = cell.size(hidden), max(1, len(cell.paths))
     return 8 * (m * (paths + 2) if cell.units else m * m * paths + 2 * m)
+
+
+def _entering_bytes(member: Member) -> int:
+    """What one step of the derivatives of a layer's state by its input takes."""
+    units = member.cell.units
+    return 8 * member.size * (len(units.weights) if units else member.input_size)
 
 
 def tangent_bytes(cell: Cell, hidden: int) -> int:

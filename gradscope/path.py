@@ -50,25 +50,31 @@ class UnitPath:
         """The same for a path without a matrix: ``diagonals`` is (components, n)."""
         diagonals += self.slope[t] if self.link is None else self.slope[t] * self.link[t]
 
-    def probe(self, rows: Array, columns: Array, sizes: Array, probe: Array) -> None:
-        """Add J_t w to ``rows`` and J_t^T w to ``columns``, and bounds on the rows of J_t to ``sizes``.
-
-        All are (T, components, n); w is ``probe``, (components, n).
-        """
-        link = np.ones((len(self.slope), 1)) if self.link is None else self.link
-        matrix = np.eye(self.slope.shape[-1]) if self.matrix is None else self.matrix
-        rows += self.slope * (link * probe[self.source] @ matrix.T)[:, None]
-        columns[:, self.source] += ((self.slope * probe).sum(axis=1) @ matrix) * link
-        largest = np.abs(matrix).max(axis=1) * np.abs(link).max(axis=1, keepdims=True)
-        sizes += np.abs(self.slope) * largest[:, None]
-
-    def bilinear(self, backward: Array, forward: Array) -> Array:
-        """b_t^T J_t a_t for all t: ``backward`` and ``forward`` are (T, m), the result (T,)."""
-        steps, components, n = self.slope.shape
-        written = (backward.reshape(steps, components, n) * self.slope).sum(1)
-        read = forward.reshape(steps, components, n)[:, self.source]
+    def push(self, read: Array) -> Array:
+        """J_t a for all t, (T, m), of what the path reads, (T, n) or (1, n)."""
         read = read if self.link is None else read * self.link
-        return np.asarray((written * (read if self.matrix is None else read @ self.matrix.T)).sum(1))
+        through = read if self.matrix is None else read @ self.matrix.T
+        return np.asarray((self.slope * through[:, None]).reshape(len(self.slope), -1))
+
+    def pull(self, written: Array) -> Array:
+        """J_t^T b for all t, (T, n) in the component that the path reads, of b (T, m) or (1, m)."""
+        units = (written.reshape(-1, *self.slope.shape[1:]) * self.slope).sum(axis=1)
+        read = units if self.matrix is None else units @ self.matrix
+        return np.asarray(read if self.link is None else read * self.link)
+
+    @property
+    def absolute(self) -> UnitPath:
+        """The same of absolute values."""
+        matrix = None if self.matrix is None else np.abs(self.matrix)
+        link = None if self.link is None else np.abs(self.link)
+        return replace(self, slope=np.abs(self.slope), matrix=matrix, link=link)
+
+    @property
+    def sizes(self) -> Array:
+        """(T, m) largest entry that a row can have."""
+        largest = np.ones(self.slope.shape[-1]) if self.matrix is None else np.abs(self.matrix).max(axis=1)
+        link = 1.0 if self.link is None else np.abs(self.link).max(axis=1)[:, None, None]
+        return np.asarray((np.abs(self.slope) * largest * link).reshape(len(self.slope), -1))
 
 
 @dataclass(frozen=True)
@@ -89,9 +95,9 @@ class DensePath:
         """The path itself: its chain is over the whole state."""
         return self
 
-    def bilinear(self, backward: Array, forward: Array) -> Array:
-        """b_t^T J_t a_t for all t: ``backward`` and ``forward`` are (T, m), the result (T,)."""
-        return np.asarray(np.einsum("ti,tij,tj->t", backward, self.stack, forward))
+    def push(self, read: Array) -> Array:
+        """J_t a for all t, (T, m), of a (T, m)."""
+        return np.asarray(np.einsum("tij,tj->ti", self.stack, read))
 
 
 Path = UnitPath | DensePath

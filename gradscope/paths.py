@@ -9,43 +9,32 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradscope.loaded import Loaded, nonzero, random_row
 from gradscope.path import Array, DensePath, Path, UnitPath
 
 if TYPE_CHECKING:  # a worker process reads chains, and starts without JAX
     from gradscope.cells.base import Cell
 
-# A row that a probe finds this much smaller than its bound may be an exact zero, rounded.
-_CANCELS = 1e-13
 # The one path of a cell that names none.
 NAMELESS = "state"
 
-_KEEP_BYTES = 32 * 2**20
-
 
 @dataclass(frozen=True)
-class Jacobians(Sequence[Array]):
-    """The chain: item t is the (m, m) Jacobian of step t, the sum of its paths."""
+class Jacobians(Loaded):
+    """The chain of one cell, whose steps are the sums of their paths."""
 
     paths: tuple[Path, ...]
     steps: int
     size: int
-    starts = (0,)  # one segment, as Segmented has them
 
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, t: Any) -> Any:
-        if not 0 <= t < self.steps:
-            raise IndexError(t)
-        return self._kept[t] if self._kept else self._sum(t)
-
-    def segment(self, i: int) -> Jacobians:
-        """The chain itself."""
-        return self
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the paths."""
+        return tuple(path.name for path in self.paths)
 
     @property
     def chains(self) -> dict[str, Jacobians]:
-        """The full chain and each named path's own: itself again where a path is all there is."""
+        """The full chain and each named path's own, within the component that it reads."""
         found = {"full": self}
         for path in self.paths:
             if path.name != NAMELESS:
@@ -66,13 +55,6 @@ class Jacobians(Sequence[Array]):
             return None
         return path.slope[:, 0] * (1.0 if path.link is None else path.link)
 
-    @cached_property
-    def _kept(self) -> list[Array]:
-        """All steps at once, if they are small: they are gone through several times."""
-        if 8 * self.steps * self.size**2 > _KEEP_BYTES:
-            return []
-        return [self._sum(t) for t in range(self.steps)]
-
     def parts(self, t: int) -> list[Array]:
         """Step t as blocks of columns, one per component: (m, n), or (m / n, n) where all is diagonal.
 
@@ -92,19 +74,44 @@ class Jacobians(Sequence[Array]):
         return parts
 
     def survey(self) -> tuple[Array, bool]:
-        """Bounds on the size of every row, (T, m), and whether certainly none is zero, nor any column.
+        """As of any chain; none is certain of a dense path."""
+        if not self.in_units:
+            return np.zeros((self.steps, self.size)), False
+        probe = random_row(self.size)
+        return self.sizes, nonzero(self.push(probe), self.sizes, self.pull(probe))
 
-        Without forming a step: where J w and J^T w of a random w have no zero, neither has J.
-        """
-        units = [path for path in self.paths if isinstance(path, UnitPath)]
-        shape = (self.steps, self.size // self.width, self.width)
-        rows, columns, sizes = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-        if len(units) < len(self.paths):
-            return sizes.reshape(self.steps, -1), False
-        for path in units:
-            path.probe(rows, columns, sizes, _probe(shape[1:]))
-        certain = bool((np.abs(rows) > _CANCELS * sizes).all() and columns.all())
-        return sizes.reshape(self.steps, -1), certain
+    @property
+    def in_units(self) -> bool:
+        """Whether no path is dense."""
+        return len(self._units) == len(self.paths)
+
+    @cached_property
+    def _units(self) -> list[UnitPath]:
+        return [path for path in self.paths if isinstance(path, UnitPath)]
+
+    def push(self, vectors: Array) -> Array:
+        """J_t a for all t, (T, m), of a (T, m) or (1, m)."""
+        return np.asarray(sum(path.push(vectors[:, self._columns(path)]) for path in self.paths))
+
+    def pull(self, vectors: Array) -> Array:
+        """J_t^T b for all t, (T, m), of b (T, m) or (1, m), where no path is dense."""
+        found = np.zeros((self.steps, self.size))
+        for path in self._units:
+            found[:, self._columns(path)] += path.pull(vectors)
+        return found
+
+    @cached_property
+    def sizes(self) -> Array:
+        """(T, m) bounds on the entries of every row, where no path is dense."""
+        return np.asarray(sum(path.sizes for path in self._units))
+
+    def carried(self, backward: Array, forward: Array) -> dict[str, Array]:
+        """b_t^T J_t a_t of every path for all t, {path: (T,)}, of b and a (T, m)."""
+        through = {path.name: path.push(forward[:, self._columns(path)]) for path in self.paths}
+        return {name: np.asarray((backward * pushed).sum(axis=1)) for name, pushed in through.items()}
+
+    def _columns(self, path: Path) -> slice:
+        return slice(path.source * self.width, (path.source + 1) * self.width)
 
     @property
     def width(self) -> int:
@@ -115,12 +122,8 @@ class Jacobians(Sequence[Array]):
     def _sum(self, t: int) -> Array:
         out = np.zeros((self.size, self.size))
         for path in self.paths:
-            path.add_to(out[:, path.source * self.width :][:, : self.width], t)
+            path.add_to(out[:, self._columns(path)], t)
         return out
-
-
-def _probe(shape: tuple[int, ...]) -> Array:
-    return np.random.default_rng(0).normal(size=shape)
 
 
 def split(

@@ -11,7 +11,7 @@ class Perturbed(Steps):
     """Steps with every entry multiplied by 1 + size or 1 - size, at random but always the same."""
 
     def __init__(self, steps: Steps, size: float, draw: int = 0) -> None:
-        super().__init__(steps.source, steps.live)
+        super().__init__(steps.source, steps.live, steps.size)
         self.weights = steps.weights
         rng = np.random.default_rng(20240229 + draw)
         largest = max(len(w) for w in steps.weights) ** 2 + steps[0].size

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,13 +15,16 @@ from gradscope.analysis import Analysis
 from gradscope.chain import spectrum
 from gradscope.flow import chain_of, gate_statistics, recurrent_matrices
 from gradscope.linearized import sequences_on
+from gradscope.loss import loss_gradient
 from gradscope.measure import Measured, Task
 from gradscope.path import Array
 from gradscope.paths import NAMELESS
 from gradscope.problem import MOST_FOR_ALL, Problem
+from gradscope.problems import Problems
 from gradscope.threads import cores, one_blas_thread
 from gradscope.tops import measure_tops
 from gradscope.verdict import Policy, judge, level
+from gradscope.whole import together
 from gradscope.workers import measure_all
 
 Progress = Callable[[float, int], None]
@@ -29,6 +33,11 @@ Progress = Callable[[float, int], None]
 _ENTRY_ROUNDINGS = 4
 # Steps of work for another process that are worth its start (0.3 s).
 _WORTH_A_WORKER = 300
+
+_SIDE_BY_SIDE = (
+    "Layers of two directions of time, or that the file does not connect, stand side by side: the gain is "
+    "the largest of theirs."
+)
 
 
 @dataclass(frozen=True)
@@ -40,13 +49,13 @@ class Found:
 
 
 def analyze(
-    problem: Problem,
+    problems: Problems,
     policy: Policy | None = None,
     progress: Progress | None = None,
     devices: Sequence[jax.Device] | None = None,
     at_once: int | None = None,
 ) -> Analysis:
-    """Measure how the gradient flows through ``problem``.
+    """Measure how the gradient flows through every layer of ``problems``, and through all of them.
 
     progress : called with (sequences done, sequences in all), the first with a fraction, from any
     thread; devices : where states and Jacobians are computed, by default all of this process. Their
@@ -54,8 +63,29 @@ def analyze(
     as many as there are cores.
     """
     policy, devices = policy or Policy(), devices or jax.local_devices()
-    found = find(problem, policy, progress, devices, at_once, range(problem.batch))
-    return conclude(problem, policy, found, devices[0].platform)
+    found = find_all(problems, policy, progress, devices, at_once, range(problems.batch))
+    return conclude_all(problems, policy, found, devices[0], progress)
+
+
+def find_all(
+    problems: Problems,
+    policy: Policy,
+    progress: Progress | None,
+    devices: Sequence[jax.Device],
+    at_once: int | None,
+    numbers: range,
+) -> list[list[Found]]:
+    """Measure the sequences ``numbers`` of every problem; the rest as for ``analyze``."""
+    count, found = len(numbers), list[list[Found]]()
+    for problem in problems.every:
+        done = len(found) * count
+
+        def report(part: float, _: int, done: int = done) -> None:
+            assert progress
+            progress(done + part, count * len(problems.every))
+
+        found.append(find(problem, policy, report if progress else None, devices, at_once, numbers))
+    return found
 
 
 @one_blas_thread()
@@ -114,22 +144,51 @@ def _all_at_once(report: Callable[[int, float], None], count: int, fraction: flo
         report(number, fraction)
 
 
-def conclude(problem: Problem, policy: Policy, found: Sequence[Found], platform: str) -> Analysis:
-    """The analysis of what was found of every sequence; ``platform`` is where."""
-    measured = [one.measured for one in found]
+def conclude_all(
+    problems: Problems,
+    policy: Policy,
+    found: Sequence[Sequence[Found]],
+    device: jax.Device,
+    progress: Progress | None = None,
+) -> Analysis:
+    """The analysis of all layers, with that of each; a loss is followed back on ``device``."""
+    layers = tuple(map(partial(_of_layer, policy, device.platform), problems.layers, found))
+    analysis = layers[0]
+    if len(layers) > 1:
+        all_states = together(problems, [[one.measured for one in each] for each in found])
+        analysis = replace(_conclude(all_states, policy, device.platform, problems.source), layers=layers)
+    whole = problems.whole
+    if whole is None:
+        verdict = replace(analysis.verdict, reasons=(*analysis.verdict.reasons, _SIDE_BY_SIDE))
+        return replace(analysis, verdict=verdict)
+    if whole.seeds is None:
+        return analysis
+    return replace(analysis, loss=loss_gradient(whole, whole.seeds, device, progress))
+
+
+def _of_layer(policy: Policy, platform: str, problem: Problem, found: Sequence[Found]) -> Analysis:
+    return replace(
+        _conclude([one.measured for one in found], policy, platform, problem.source),
+        gates=gate_statistics([one.gates for one in found]),
+        # Their spectra take longer than all else where only the top values were asked for.
+        matrices=recurrent_matrices(problem.parameters) if problem.hidden <= MOST_FOR_ALL else {},
+    )
+
+
+def _conclude(
+    measured: Sequence[Measured], policy: Policy, platform: str, source: Mapping[str, Any]
+) -> Analysis:
+    """What was measured of every sequence, in one."""
     spectra = {name: [one.spectra[name] for one in measured] for name in measured[0].spectra}
     chains = [chain_of(name, each, policy.vanishing_below) for name, each in spectra.items()]
     by_step = _mean_shares(measured)
     return Analysis(
-        problem={**problem.source, "backend": platform},
+        problem={**source, "backend": platform},
         policy=policy,
         verdict=judge(chains, {name: float(share.mean()) for name, share in by_step.items()}, policy),
         chains=tuple(chains),
         levels={chain.name: level(chain, policy) for chain in chains},
         shares=by_step,
-        gates=gate_statistics([one.gates for one in found]),
-        # Their spectra take longer than all else where only the top values were asked for.
-        matrices=recurrent_matrices(problem.parameters) if problem.hidden <= MOST_FOR_ALL else {},
     )
 
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from gradscope.cells import find
 from gradscope.cells.base import Cell
-from gradscope.checkpoints import Layer, Model, read
+from gradscope.checkpoints import Layer
 from gradscope.checks import one_of, real, whole
 from gradscope.errors import InputError
-from gradscope.files import Array, as_float64, listed, quoted, read_inputs, shown
+from gradscope.files import Array, as_float64, quoted, read_inputs, shown
 from gradscope.initializers import initialize
 from gradscope.memory import check_memory
 
@@ -40,6 +40,8 @@ class Problem:
     accuracy : "full", or "fast" for singular values to about 1e-6.
     top : how many singular values to compute, without Jacobians; None is all of them.
     source : where all of it came from, for JSON.
+    seeds : (B, S, n) float64, the derivatives of a loss by the outputs h of the last S steps (S = 1: a loss
+        at the last step, S = T: at every step); None without a loss.
     """
 
     cell: Cell
@@ -53,6 +55,7 @@ class Problem:
     accuracy: str = "full"
     top: int | None = None
     source: dict[str, Any] = field(default_factory=dict)
+    seeds: Array | None = None
 
     @property
     def input_size(self) -> int:
@@ -72,7 +75,7 @@ class Problem:
 
 def make_problem(
     *,
-    checkpoint: str | os.PathLike[str] | Layer | None = None,
+    layer: Layer | None = None,
     cell: str | Cell | None = None,
     hidden: int | None = None,
     input_size: int | None = None,
@@ -93,8 +96,8 @@ def make_problem(
 
     None is "not given": cell "lstm", hidden 64, input_size 32 (or that of the inputs), steps 200 (or
     all of the inputs), init "pytorch", gain 1, batch 1 (or that of the inputs), top "all", or 8 where
-    the state is larger than 1024. A checkpoint, or a Layer read from one, brings its own sizes and
-    weights, to which gain and biases still apply.
+    the state is larger than 1024. A Layer of a checkpoint brings its own sizes and weights, to which gain
+    and biases still apply.
     """
     asked = {"hidden": hidden, "input_size": input_size, "steps": steps, "batch": batch}
     sizes = {name: whole(name, value, 1) for name, value in asked.items() if value is not None}
@@ -105,8 +108,9 @@ def make_problem(
     one_of("dtype", dtype, DTYPES)
     one_of("accuracy", accuracy, ACCURACIES)
 
-    sequences = _given(inputs)
-    layer = None if checkpoint is None else _trained(checkpoint, cell, {"init": init, **sizes})
+    sequences = given(inputs)
+    if layer:
+        _check_own({"init": init, **sizes})
     cell = layer.cell if layer else _fresh(cell, init)
     init = None if layer or cell.initialize else init or "pytorch"
     if layer:
@@ -114,8 +118,8 @@ def make_problem(
         layer.check_inputs(given=sequences is not None)
     n = sizes.get("hidden", 64)
     b, t, d = _extents(sizes, sequences, _called(inputs))
-    cut = _known_paths(cell, (cut,) if isinstance(cut, str) else tuple(cut), view, t)
-    top = _top(top, n if view == "cell" else cell.size(n))
+    cut = known_paths(cell, (cut,) if isinstance(cut, str) else tuple(cut), view, t)
+    top = chosen_top(top, n if view == "cell" else cell.size(n))
     check_memory(cell, n, (b, t, d), top is not None and view != "cell")
 
     start = replace(cell, initialize=lambda *_: layer.parameters) if layer else cell
@@ -144,7 +148,7 @@ def make_problem(
     return Problem(cell, n, parameters, sequences, state, cut, view, dtype, accuracy, top, source)
 
 
-def _top(asked: int | str | None, size: int) -> int | None:
+def chosen_top(asked: int | str | None, size: int) -> int | None:
     """How many of ``size`` singular values to compute, None for all."""
     if asked is None:
         return DEFAULT_TOP if size > MOST_FOR_ALL else None
@@ -155,7 +159,7 @@ def _top(asked: int | str | None, size: int) -> int | None:
     return top
 
 
-def _given(inputs: Any) -> Array | None:
+def given(inputs: Any) -> Array | None:
     """Sequences (B, T, d) from a file or an array; None where they are to be made."""
     if isinstance(inputs, str) and inputs in INPUTS:
         return None
@@ -201,25 +205,13 @@ def _fresh(cell: str | Cell | None, init: str | None) -> Cell:
     return found
 
 
-def _trained(given: Any, cell: str | Cell | None, options: Mapping[str, Any]) -> Layer:
+def _check_own(options: Mapping[str, Any]) -> None:
     for name in ("hidden", "input_size", "init"):
         if (got := options.get(name)) is not None:
             raise InputError(f"{name} is {quoted(got)}, but the checkpoint brings its own: leave {name} out")
-    return given if isinstance(given, Layer) else one_layer(read(given, cell))
 
 
-def one_layer(model: Model) -> Layer:
-    """The layer that was chosen; raises InputError where there are several."""
-    if len(model.chosen) > 1:
-        names = listed(model.chosen)
-        raise InputError(
-            f"{shown(model.layers[0].source)}: holds {len(model.chosen)} recurrent layers ({names}): choose "
-            f"one, as in --layer {shown(model.chosen[0])}"
-        )
-    return {layer.name: layer for layer in model.layers}[model.chosen[0]]
-
-
-def _known_paths(cell: Cell, cut: tuple[str, ...], view: str, steps: int) -> tuple[str, ...]:
+def known_paths(cell: Cell, cut: tuple[str, ...], view: str, steps: int) -> tuple[str, ...]:
     """The paths to cut, each once, if this view of the cell has them and others besides."""
     paths = cell.paths
     if view == "cell":

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from gradscope.loaded import Loaded
 from gradscope.path import Array
-from gradscope.paths import Jacobians
 
 # Two runs over a chain may be on either side of a boundary.
 _KEPT = 2
@@ -43,6 +43,16 @@ class Segmented(Sequence[Array]):
     def __getitem__(self, t: Any) -> Any:
         segment, at = self._find(t)
         return segment[at]
+
+    @property
+    def layout(self) -> Any:
+        """As of the segments."""
+        return self.segment(0).layout
+
+    @property
+    def window(self) -> Any:
+        """As of the segments."""
+        return self.segment(0).window
 
     def parts(self, t: int) -> list[Array]:
         """Step t as blocks of columns, as ``Jacobians.parts``."""
@@ -85,11 +95,11 @@ class Segmented(Sequence[Array]):
         return segment, t - self.starts[i]
 
 
-def keeping_recent(load: Callable[[int], Jacobians]) -> Callable[[int], Jacobians]:
+def keeping_recent(load: Callable[[int], Loaded]) -> Callable[[int], Loaded]:
     """``load`` with the last few segments kept; threads that want the same one load it once."""
     kept, lock = lru_cache(_KEPT)(load), threading.Lock()
 
-    def recent(i: int) -> Jacobians:
+    def recent(i: int) -> Loaded:
         with lock:
             return kept(i)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradscope.errors import InputError
+from gradscope.parts import multiplied
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -43,13 +44,16 @@ def row_exponents(a: Array) -> Array:
 class Steps:
     """The steps A_1 ... A_T of a chain, checked, each restricted to the states that matter.
 
-    live[t] : indices of the states kept at time t = 0 ... T, or live is None where all are.
+    live[t] : indices of the states kept at time t = 0 ... T, of ``size``, or live is None where all are.
     weights[t] : (len(live[t + 1]),) exponents of the row sizes of step t.
     """
 
-    def __init__(self, source: Sequence[Array] | Array, live: list[Array] | None = None) -> None:
+    def __init__(
+        self, source: Sequence[Array] | Array, live: list[Array] | None = None, size: int = 0
+    ) -> None:
         self.source = source
         self.live = live
+        self.size = size
         self.weights: list[Array] = []
 
     def __len__(self) -> int:
@@ -63,36 +67,23 @@ class Steps:
         """y @ A_(t+1), the rows of A scaled by 2**-weights[t]; in parts where the chain knows them."""
         if self.weights[t].any():
             y = y * np.ldexp(1.0, -self.weights[t])
-        return multiplied(y, self.parts(t))
+        return multiplied(y, self.parts(t), getattr(self.source, "layout", None) if self._known(t) else None)
 
     def parts(self, t: int) -> list[Array]:
-        """The step as blocks of columns, one for each component of the state: see ``multiplied``."""
-        if self.live is None and hasattr(self.source, "parts"):
-            parts: list[Array] = self.source.parts(t)
+        """The step as the parts of which ``multiplied`` makes it up, where the chain knows them."""
+        if self._known(t):
+            parts: list[Array] = self.source.parts(t)  # type: ignore[union-attr]
             return parts
         return [self[t]]
+
+    def _known(self, t: int) -> bool:
+        """Whether the chain has parts of step t, of which all states matter."""
+        whole = self.live is None or len(self.live[t]) == len(self.live[t + 1]) == self.size
+        return whole and hasattr(self.source, "parts")
 
     def width(self, t: int, size: int) -> Array:
         """Indices of the live states at time t of a chain of `size` states."""
         return np.arange(size) if self.live is None else self.live[t]
-
-
-def multiplied(y: Array, parts: list[Array]) -> Array:
-    """y @ A for A in blocks of columns: a block is (m, n), or (m / n, n) diagonals one below the other."""
-    m = y.shape[1]
-    out = np.empty((len(y), sum(part.shape[1] for part in parts)))
-    start = 0
-    for part in parts:
-        n = part.shape[1]
-        block = out[:, start : start + n]
-        if len(part) == m:
-            np.matmul(y, part, out=block)
-        else:
-            np.multiply(y[:, :n], part[0], out=block)
-            for k in range(1, len(part)):
-                block += y[:, k * n : (k + 1) * n] * part[k]
-        start += n
-    return out
 
 
 def surveyed(steps: Steps) -> bool:
@@ -139,10 +130,10 @@ def _check(a: Array, t: int, size: int | None) -> None:
         raise InputError(f"step {t} holds NaN or infinity, expected finite entries: look for an overflow")
 
 
-def reachable(steps: Steps, size: int) -> tuple[list[Array], list[Array]]:
-    """Masks (T + 1 of them) of the states that time 0 reaches, and of those that reach time T."""
-    everything = np.ones(size, bool)
-    forward, backward = [everything], [everything]
+def reachable(steps: Steps, size: int, rows: slice, columns: slice) -> tuple[list[Array], list[Array]]:
+    """Masks (T + 1 of them) of the states that ``columns`` at time 0 reach, and that reach ``rows`` at T."""
+    states = np.arange(size)
+    forward, backward = [np.isin(states, states[columns])], [np.isin(states, states[rows])]
     for t in range(len(steps)):
         forward.append((steps[t][:, forward[-1]] != 0).any(axis=1))
     for t in reversed(range(len(steps))):
@@ -152,7 +143,7 @@ def reachable(steps: Steps, size: int) -> tuple[list[Array], list[Array]]:
 
 def restricted(steps: Steps, masks: list[Array]) -> Steps:
     """The same chain on the masked states only."""
-    part = Steps(steps.source, [np.flatnonzero(mask) for mask in masks])
+    part = Steps(steps.source, [np.flatnonzero(mask) for mask in masks], len(masks[0]))
     part.weights = [row_exponents(part[t]) for t in range(len(part))]
     return part
 

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradscope.cells.base import Cell, Parameters
+from gradscope.cells.base import Cell
+from gradscope.cells.units import Parameters
 from gradscope.jacobians import slopes
 from gradscope.moves import Moves, UnitMoves
 from gradscope.trajectory import forward
@@ -192,10 +193,14 @@ def every_step(cell: Cell, parameters: Parameters, inputs: Any, start: Any) -> A
 
     Slopes of every path, (L, paths, components, n), or inputs and states before the steps.
     """
-    before = forward(cell, parameters, inputs, start)[:-1]
+    return steps_at(cell, parameters, inputs, forward(cell, parameters, inputs, start)[:-1])
+
+
+def steps_at(cell: Cell, parameters: Parameters, inputs: Any, before: Any) -> Any:
+    """The same from inputs (L, d) and the states (L, m) before the steps."""
     if cell.units is None:
         return inputs, before
-    found, _ = jax.vmap(partial(slopes, cell, parameters))(inputs, before)
+    found, _, _ = jax.vmap(partial(slopes, cell, parameters))(inputs, before)
     return jnp.stack([found[path] for path in cell.paths], axis=1)
 
 

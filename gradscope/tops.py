@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradscope.cells.base import Cell, Parameters
+from gradscope.cells.base import Cell
+from gradscope.cells.units import Parameters
 from gradscope.chain import Spectrum, diagonal_spectrum, top_spectra
 from gradscope.flow import gate_sums
 from gradscope.linearized import blaming

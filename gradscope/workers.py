@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+from gradscope.loaded import Loaded
 from gradscope.measure import Measured, Task, measure
-from gradscope.paths import Jacobians
 
 _SERVE = "import sys; sys.path[:] = sys.argv[1:]; from gradscope.workers import serve; serve()"
 
@@ -31,7 +31,7 @@ _SERVE = "import sys; sys.path[:] = sys.argv[1:]; from gradscope.workers import 
 class Source(Protocol):
     """A sequence whose Jacobians can be loaded."""
 
-    def segment(self, i: int) -> Jacobians:
+    def segment(self, i: int) -> Loaded:
         """The Jacobians of segment i."""
 
 
@@ -148,9 +148,9 @@ def serve() -> None:
             answers.write(pickle.dumps((kind, value), pickle.HIGHEST_PROTOCOL))
             answers.flush()
 
-    def segment(i: int) -> Jacobians:
+    def segment(i: int) -> Loaded:
         say("segment", i)
-        asked: Jacobians = messages.get()
+        asked: Loaded = messages.get()
         return asked
 
     while True:

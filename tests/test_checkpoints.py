@@ -137,14 +137,10 @@ def both(**layers):
 
 
 REFUSED_TORCH = {
-    "two layers": (
-        lambda: torch.nn.LSTM(3, 5, num_layers=2),
-        "holds 2 recurrent layers (l0, l1): choose one, as in --layer l0",
-    ),
-    "bidirectional": (lambda: torch.nn.GRU(3, 5, bidirectional=True), "2 recurrent layers (l0, l0_reverse)"),
-    "two modules": (
-        lambda: both(enc=torch.nn.LSTM(3, 5), dec=torch.nn.LSTMCell(3, 5)),
-        "holds 2 recurrent layers (dec, enc): choose one",
+    "one of two open": (
+        lambda: both(enc=torch.nn.LSTM(3, 5), dec=torch.nn.RNNCell(3, 5)),
+        "layer dec: holds a torch RNN, whose nonlinearity is not in the file: add --cell rnn or --cell "
+        "rnn-relu; or choose others with --layer",
     ),
     "projection": (lambda: torch.nn.LSTM(3, 5, proj_size=2), "an LSTM with a projection (proj_size)"),
     "spectral norm": (spectral_normed, "parametrizations.weight_hh_l0.original beside"),

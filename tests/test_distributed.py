@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import gradscope
 from gradscope.cluster import join
@@ -46,6 +47,17 @@ def test_processes_of_a_cluster_find_what_one_finds(count, batch):
     assert json.loads(out) == json.loads(alone.stdout)
     assert code == alone.returncode == 1
     assert [(code, out) for code, out, _ in others] == [(1, "")] * (count - 1)
+
+
+@pytest.mark.slow
+def test_a_cluster_finds_what_one_process_finds_of_several_layers(tmp_path):
+    torch.manual_seed(0)
+    torch.save(torch.nn.LSTM(2, 3, num_layers=2).state_dict(), tmp_path / "model.pt")
+    arguments = [str(tmp_path / "model.pt"), "--steps", "10", "--batch", "3", "--json"]
+    alone = subprocess.run([*ANALYZE, *arguments], capture_output=True, check=True).stdout
+    ended = together(2, arguments)
+    assert json.loads(ended[0][1]) == json.loads(alone)
+    assert ended[1][:2] == (0, "")
 
 
 def test_a_cluster_finds_the_top_values_that_one_process_finds():

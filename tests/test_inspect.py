@@ -52,6 +52,7 @@ def test_json_follows_its_schema(run, model):
     assert layers["small"]["cells"] == []
     assert "projection" in layers["small"]["problem"]
     assert [layer["depth"] for layer in layers.values()] == [0, 0, 1, 0]
+    assert [layer["below"] for layer in layers.values()] == [[], [], ["encoder.l0"], []]
     assert result["others"] == ["fc.weight", "fc.bias"]
     assert layers["small"]["matrices"][0]["spectral_radius"] is None
     recurrent = torch.load(model)["decoder.weight_hh_l0"].double()
@@ -67,9 +68,9 @@ def test_table(run, model, monkeypatch):
     assert (code, err) == (0, "")
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert lines[0].startswith("4 RECURRENT LAYERS in ")
-    assert "decoder rnn or rnn-relu 5 3 forward 0 float32 tanh or relu?" in lines
-    assert "encoder.l1 lstm 4 4 forward 1 float32 tanh" in lines
-    assert "small projected lstm 6 3 forward 0 float32 tanh" in lines
+    assert "decoder rnn or rnn-relu 5 3 forward inputs float32 tanh or relu?" in lines
+    assert "encoder.l1 lstm 4 4 forward encoder.l0 float32 tanh" in lines
+    assert "small projected lstm 6 3 forward inputs float32 tanh" in lines
     assert "Also in the file: 2 other tensors: fc.weight, fc.bias" in lines
     assert sum(line.startswith("encoder.l0 R_") for line in lines) == 4
 
@@ -92,16 +93,10 @@ def test_names_that_a_terminal_would_obey(run, tmp_path):
 
 
 CHOICES = {
-    "several": (
-        [],
-        "holds 4 recurrent layers (decoder, encoder.l0, encoder.l1, small): choose one, as in --layer",
-    ),
+    "one of all open": ([], "layer decoder: holds a torch RNN, whose nonlinearity is not in the file"),
+    "for none of several": (["--cell", "gru"], "--cell gru is of none of these layers"),
     "no such": (["--layer", "x"], "layer 'x' is no recurrent layer, expected one of decoder, encoder.l0"),
     "end of several": (["--layer", ""], "layer '' is the end of several"),
-    "above others": (
-        ["--layer", "l1"],
-        "layer encoder.l1 reads what those below it put out, 4 features: give that",
-    ),
     "open": (["--layer", "decoder"], "add --cell rnn or --cell rnn-relu"),
     "projected": (["--layer", "small"], "an LSTM with a projection"),
     "another cell": (["--layer", "l0", "--cell", "gru"], "holds a layer that is lstm, not --cell gru"),
@@ -139,7 +134,7 @@ def test_choices_without_a_checkpoint(option, value, run):
 
 
 def test_a_chosen_layer_is_analysed(run, model, tmp_path):
-    np.save(tmp_path / "x.npy", np.ones((6, 4)))
+    np.save(tmp_path / "x.npy", np.ones((6, 3)))
     code, out, _ = run(
         "analyze", model, "--layer", "l1", "--inputs", tmp_path / "x.npy", "--json", "--max-size", "1M"
     )

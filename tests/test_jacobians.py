@@ -9,8 +9,8 @@ import pytest
 
 from gradscope.cells import CELLS, find
 from gradscope.jacobians import definition, linearize, link
+from gradscope.parts import multiplied
 from gradscope.paths import Jacobians, cell_view, split
-from gradscope.structure import multiplied
 
 N, D, T = 5, 3, 9
 PER_UNIT = [name for name in CELLS if name != "gru-reset-before"]
@@ -138,9 +138,10 @@ def test_survey_is_certain_of_an_ordinary_lstm():
 def test_bilinear_form_of_a_path(name):
     jacobians = split(*linearized(name))
     left, right = np.random.default_rng(1).normal(size=(2, T, jacobians.size))
+    carried = jacobians.carried(left, right)
     for path in jacobians.paths:
         dense = of_path(jacobians, path)
-        for t, value in enumerate(path.bilinear(left, right)):
+        for t, value in enumerate(carried[path.name]):
             assert value == pytest.approx(left[t] @ dense[t] @ right[t], rel=1e-12, abs=1e-12)
 
 

@@ -8,6 +8,7 @@ import os
 
 import numpy as np
 import pytest
+from models import read_layer
 
 from gradscope import memory
 from gradscope import problem as problem_module
@@ -108,7 +109,7 @@ def test_zero_inputs():
 
 def test_a_checkpoint_brings_sizes_weights_and_state(tmp_path):
     path, arrays = checkpoint(tmp_path, c0=np.arange(4.0), h0=-np.ones(4))
-    problem = make_problem(checkpoint=path, batch=2, steps=6)
+    problem = make_problem(layer=read_layer(path), batch=2, steps=6)
     assert problem.inputs.shape == (2, 6, 3)
     np.testing.assert_array_equal(problem.state, [[0, 1, 2, 3, -1, -1, -1, -1]] * 2)
     for key, array in arrays.items():
@@ -120,13 +121,13 @@ def test_a_checkpoint_brings_sizes_weights_and_state(tmp_path):
 
 def test_gain_and_biases_apply_to_a_checkpoint(tmp_path):
     path, arrays = checkpoint(tmp_path)
-    problem = make_problem(checkpoint=path, gain=0.5, biases={"b_f": 2})
+    problem = make_problem(layer=read_layer(path), gain=0.5, biases={"b_f": 2})
     for key, array in arrays.items():
         expected = 0.5 * array if key.startswith("R") else np.full(4, 2.0) if key == "b_f" else array
         np.testing.assert_array_equal(problem.parameters[key], expected)
     assert problem.cell.initialize is None
     assert "cell lstm has no bias b_q: its biases are b_z, b_i, b_f, b_o" in refusal(
-        checkpoint=path, biases={"b_q": 1}
+        layer=read_layer(path), biases={"b_q": 1}
     )
 
 
@@ -271,8 +272,8 @@ def test_files_of_several_arrays(tmp_path):
 
 def test_inputs_must_fit_the_checkpoint(tmp_path):
     path, _ = checkpoint(tmp_path)
-    np.testing.assert_array_equal(make_problem(checkpoint=path, inputs=X).inputs, X)
-    message = refusal(checkpoint=path, inputs=X[:, :, :2])
+    np.testing.assert_array_equal(make_problem(layer=read_layer(path), inputs=X).inputs, X)
+    message = refusal(layer=read_layer(path), inputs=X[:, :, :2])
     assert "input_size is 3, but the inputs have 2: they must agree" in message
 
 
@@ -338,16 +339,9 @@ def test_options_that_cannot_be_meant(name):
 def test_options_that_a_checkpoint_settles(option, tmp_path):
     path, _ = checkpoint(tmp_path)
     (name,) = option
-    message = refusal(checkpoint=path, **option)
+    message = refusal(layer=read_layer(path), **option)
     assert message.startswith(f"{name} is ")
     assert f"but the checkpoint brings its own: leave {name} out" in message
-
-
-def test_checkpoint_and_cell_must_agree(tmp_path):
-    path, _ = checkpoint(tmp_path)
-    assert make_problem(checkpoint=path, cell="lstm").cell.name == "lstm"
-    assert "cell gru has the keys" in refusal(checkpoint=path, cell="gru")
-    assert "No such file" in refusal(checkpoint=tmp_path / "absent.npz")
 
 
 def test_cuts():

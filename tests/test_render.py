@@ -16,6 +16,7 @@ import pytest
 from gradscope.analysis import Analysis, schema
 from gradscope.chain import Spectrum
 from gradscope.flow import chain_of
+from gradscope.loss import LossGradient
 from gradscope.render.json import render_json
 from gradscope.render.table import render_table
 from gradscope.render.terminal import Terminal
@@ -72,6 +73,20 @@ def analysis(rates, batch=1, **problem):
     )
 
 
+def loss(at):
+    """A made-up LossGradient: a decade a lag lost, lag 1 half of all, lag 2 a quarter ..."""
+    norms = -np.arange(STEPS + 1.0)[None]
+    shares = np.append(0.5 ** np.arange(1, STEPS), 0.5 ** (STEPS - 1))
+    return LossGradient(
+        at=at,
+        log10_norm=norms,
+        deltas={"dz": np.zeros((1, STEPS, 4))},
+        log10_deltas={"dz": norms[:, 1:] - 1, "df": np.full((1, STEPS), -np.inf)},
+        log10_gradients={"R_z": -0.25, "R_f": -0.5, "W_z": -np.inf, "b_z": 0.0},
+        shares={"R_z": 0.75 * shares, "R_f": 0.25 * shares, "W_z": np.full(STEPS, np.nan)},
+    )
+
+
 LSTM = {"full": -0.25, "carousel": -0.5, "R_z": -6.0, "R_f": None}
 CASES = {
     "vanishing_80": (analysis(LSTM), Terminal(80)),
@@ -83,6 +98,8 @@ CASES = {
     "chain_80": (analysis({"full": 0.0}, cell=None, source="jacobians.npy"), Terminal(80)),
     "dead_80": (analysis({"full": None}, cell=None, source="dead.npy"), Terminal(80)),
     "narrow_50": (analysis(LSTM), Terminal(50)),
+    "loss_80": (dataclasses.replace(analysis(LSTM), loss=loss("last")), Terminal(80)),
+    "loss_50": (dataclasses.replace(analysis(LSTM), loss=loss("every")), Terminal(50)),
 }
 
 
@@ -110,7 +127,7 @@ def test_verdict_alone():
     assert alone == render_table(subject, terminal).splitlines(keepends=True)[0]
 
 
-@pytest.mark.parametrize("name", ["vanishing_80", "batch_80", "chain_80", "dead_80"])
+@pytest.mark.parametrize("name", ["vanishing_80", "batch_80", "chain_80", "dead_80", "loss_80"])
 def test_json(name):
     text = render_json(CASES[name][0])
     jsonschema.validate(json.loads(text), schema())

@@ -10,10 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from gradscope.cells.units import Parameters, Shapes, Units
 from gradscope.errors import InputError
-
-Parameters = Mapping[str, Any]
-Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,7 @@ class Cell:
     gates : optional ``(parameters, x, state) -> {gate: (hidden,) activations}``, for statistics.
     initialize : optional ``(rng, hidden, input_size) -> {key: array}`` used in place of ``--init``.
     units : the fast per-unit form, for cells that have one.
+    members : the layers of a cell that ``stacked`` made of them.
 
     Raises InputError where names are not distinct, printable strings, or a path is called "full".
     """
@@ -46,6 +45,7 @@ class Cell:
     initialize: Callable[[np.random.Generator, int, int], dict[str, Any]] | None = None
     units: Units | None = None
     sizes: Callable[[int], tuple[int, ...]] | None = None
+    members: tuple[Member, ...] = ()
 
     def __post_init__(self) -> None:
         if not _printable(self.name):
@@ -91,7 +91,8 @@ class Cell:
 
     def output(self, hidden: int) -> slice:
         """Where in the state the output is, which layers above and a readout see."""
-        return self.extents(hidden)["h" if "h" in self.components else self.components[-1]]
+        found = self.extents(hidden)["h" if "h" in self.components else self.components[-1]]
+        return self.members[-1].output_in(found.start) if self.members else found
 
     def advance(self, parameters: Parameters, x: Any, state: Any) -> Any:
         """One step with the same state on every path: the ordinary forward pass."""
@@ -107,60 +108,44 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Units:
-    """A cell whose units meet only in the recurrent matrices.
+class Member:
+    """A layer of a stack: which cell, how large, and what it reads.
 
-    A unit's new state is a function ``core`` of its own old state and of its pre-activations
-    ``drive_g + R_g h + p_g c``. The derivative of that scalar core is O(n) numbers a step, and
-    J = diag + sum over gates of diag(d_g) R_g.
-
-    gates : gates with a recurrent matrix ``R_<gate>`` (``R`` where the name is empty).
-    drive : ``(parameters, x) -> {pre-activation: (n,)}``, the part that is not recurrent.
-    core : ``(own, {pre-activation: scalar}, {key: scalar}) -> (new state tuple, gate values)``.
-    own : the path by which a unit reads its own state directly, if there is one.
-    peepholes : gates that look at the cell state at t-1, each with a vector ``p_<gate>``.
-    constants : per-unit parameters that ``core`` reads.
-    squash : ``(c) -> h / o``, where the output is a gate times a function of the cell (LSTM).
+    number : of the layer in its file, which names it. reads : what its input is, side by side: the index
+    of a member before it, whose output h of the same step it reads, or (start, stop), columns of the
+    stack's own input.
     """
 
-    gates: tuple[str, ...]
-    drive: Callable[[Parameters, Any], dict[str, Any]]
-    core: Callable[[Any, Mapping[str, Any], Mapping[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
-    own: str | None = None
-    peepholes: tuple[str, ...] = ()
-    constants: tuple[str, ...] = ()
-    squash: Callable[[Any], Any] | None = None
+    cell: Cell
+    hidden: int
+    input_size: int
+    number: int
+    reads: tuple[int | tuple[int, int], ...]
 
     @property
-    def paths(self) -> tuple[str, ...]:
-        """Every path of the cell: own state first, then recurrent matrices, then peepholes."""
-        own = (self.own,) if self.own else ()
-        return own + tuple(key("R", g) for g in self.gates) + tuple(key("p", g) for g in self.peepholes)
+    def name(self) -> str:
+        """Of the component, of the path within it, and before the names of its parameters and gates."""
+        return f"layer{self.number}"
 
-    def reads(self, path: str) -> str:
-        """The state component that a path reads: recurrent matrices read h, a cell's own paths c."""
-        return "h" if self.squash is None or path.startswith("R") else "c"
+    @property
+    def size(self) -> int:
+        """States m."""
+        return self.cell.size(self.hidden)
 
-    def pre_activations(
-        self, parameters: Parameters, drive: Mapping[str, Any], read: Callable[[str], Any]
-    ) -> dict[str, Any]:
-        """Pre-activations (n,) of every gate; ``read(path)`` is the component that path reads."""
-        pre = dict(drive)
-        for gate in self.gates:
-            matrix = key("R", gate)
-            pre[gate] = pre[gate] + parameters[matrix] @ read(matrix)
-        for gate in self.peepholes:
-            peephole = key("p", gate)
-            pre[gate] = pre[gate] + parameters[peephole] * read(peephole)
-        return pre
+    def output_in(self, start: int) -> slice:
+        """Where its output h is in a state of which its own begins at ``start``."""
+        own = self.cell.output(self.hidden)
+        return slice(start + own.start, start + own.stop)
 
-    def advance(
-        self, parameters: Parameters, drive: Mapping[str, Any], read: Callable[[str], Any]
-    ) -> tuple[Any, dict[str, Any]]:
-        """New components and gate values of all units, each (n,)."""
-        pre = self.pre_activations(parameters, drive, read)
-        own = read(self.own) if self.own else jax.numpy.zeros_like(pre[self.gates[0]])
-        return jax.vmap(self.core)(own, pre, {k: parameters[k] for k in self.constants})
+    def own(self, named: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the stack's parameters or gates that are this layer's, by their names in its cell."""
+        prefix = f"{self.name}."
+        return {key.removeprefix(prefix): v for key, v in named.items() if key.startswith(prefix)}
+
+    def input(self, x: Any, outputs: Mapping[int, Any]) -> Any:
+        """Its input (..., d) from the stack's (..., d) and the outputs {member: (..., n)} of those before."""
+        parts = [outputs[r] if isinstance(r, int) else x[..., slice(*r)] for r in self.reads]
+        return jax.numpy.concatenate(parts, axis=-1)
 
 
 def _printable(name: Any) -> bool:
@@ -169,11 +154,6 @@ def _printable(name: Any) -> bool:
 
 def _is_shape(shape: Any) -> bool:
     return isinstance(shape, tuple) and all(isinstance(size, int | np.integer) and size > 0 for size in shape)
-
-
-def key(kind: str, gate: str) -> str:
-    """``R_f`` for gate f; plain ``R`` for the one nameless gate of a simple RNN."""
-    return f"{kind}_{gate}" if gate else kind
 
 
 def unit_cell(

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradscope.cells.base import Cell, Parameters, Shapes, Units, unit_cell
+from gradscope.cells.base import Cell, unit_cell
+from gradscope.cells.units import Parameters, Shapes, Units
 
 _GATES = ("r", "z", "h")
 
@@ -35,7 +36,8 @@ def gru() -> Cell:
         candidate = jnp.tanh(pre["x"] + r * pre["h"])
         return ((1.0 - z) * candidate + z * h,), {"r": r, "z": z}
 
-    units = Units(gates=_GATES, drive=drive, core=core, own="carry")
+    weights = (("r", "W_r"), ("z", "W_z"), ("x", "W_h"))
+    units = Units(gates=_GATES, drive=drive, weights=weights, core=core, own="carry")
     return unit_cell("gru", units, parameters, ("h",))
 
 

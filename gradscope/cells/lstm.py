@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradscope.cells.base import Cell, Parameters, Shapes, Units, unit_cell
+from gradscope.cells.base import Cell, unit_cell
+from gradscope.cells.units import Parameters, Shapes, Units
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def _lstm(name: str, variant: _Variant) -> Cell:
     units = Units(
         gates=variant.gates,
         drive=drive,
+        weights=tuple((g, f"W_{g}") for g in variant.gates),
         core=core,
         own="carousel",
         peepholes=variant.looks_back,

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradscope.cells.base import Cell, Parameters, Shapes, Units, unit_cell
+from gradscope.cells.base import Cell, unit_cell
+from gradscope.cells.units import Parameters, Shapes, Units
 
 
 def _parameters(hidden: int, input_size: int) -> Shapes:
@@ -23,7 +24,8 @@ def _rnn(name: str, phi: Callable[[Any], Any]) -> Cell:
     def core(own: Any, pre: Mapping[str, Any], _: Mapping[str, Any]) -> Any:
         return (phi(pre[""]),), {}
 
-    return unit_cell(name, Units(gates=("",), drive=_drive, core=core), _parameters, ("h",))
+    units = Units(gates=("",), drive=_drive, weights=(("", "W"),), core=core)
+    return unit_cell(name, units, _parameters, ("h",))
 
 
 def linear() -> Cell:

@@ -49,6 +49,9 @@ _HINTS = {
     ".pb": "a SavedModel: load it in TensorFlow and model.save_weights('model.weights.h5')",
 }
 
+# Nobody wants to read more verdicts.
+MOST_LAYERS = 64
+
 
 def read_all(
     path: str | os.PathLike[str] | Live,
@@ -98,14 +101,14 @@ def read(
     path: str | os.PathLike[str] | Live,
     cell: str | Cell | None = None,
     *,
-    layers: Iterable[str] = (),
+    layers: Iterable[str] | None = None,
     activation: str | None = None,
     max_size: int | None = None,
     also: Iterable[str] = (),
 ) -> Model:
     """The recurrent layers of a checkpoint, by default all of them.
 
-    layers : names, or ends of names that no other layer's name has.
+    layers : names, or ends of names that no other layer's name has; None is all.
     cell : a built-in name, ``package.module:factory`` or a Cell; activation : one of ACTIVATIONS. They
         decide what the file leaves open, and must not contradict it.
     also : other tensors wanted, as for ``read_all``.
@@ -114,7 +117,7 @@ def read(
     wanted = find(cell) if isinstance(cell, str) else cell
     contents = read_all(path, wanted, max_size=max_size, also=also)
     with about(str(path)):
-        return choose(contents, wanted, layers, activation, str(path))
+        return choose(contents, wanted, layers or (), activation, str(path))
 
 
 def choose(
@@ -125,6 +128,11 @@ def choose(
         raise InputError(f"activation is {quoted(activation)}, expected one of {', '.join(ACTIVATIONS)}")
     found = {layer.name: layer for layer in contents.layers}
     chosen = tuple(dict.fromkeys(_full_name(name, list(found)) for name in names)) or tuple(found)
+    if len(chosen) > MOST_LAYERS:
+        raise InputError(
+            f"holds {len(chosen)} recurrent layers ({listed(chosen)}): choose at most {MOST_LAYERS}, "
+            f"as in --layer {shown(chosen[0])}"
+        )
     needed: set[str] = set()
     waiting = list(chosen)
     while waiting:

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gradscope.cells import find
-from gradscope.cells.base import Cell, key
+from gradscope.cells.base import Cell
+from gradscope.cells.units import key
 from gradscope.checkpoints.layer import Layer, assemble
 from gradscope.errors import InputError
 from gradscope.files import Array, Tensors, as_float64, listed, quoted

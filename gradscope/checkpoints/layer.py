@@ -54,11 +54,11 @@ class Layer:
         return {"source": self.source, "layer": self.name, "direction": self.direction}
 
     def check_inputs(self, *, given: bool) -> None:
-        """Raise InputError where made-up inputs will not do, because they are what lower layers give."""
-        if self.depth and not given:
+        """Raise InputError where made-up inputs will not do, because they come from lower layers."""
+        if self.below is None and not given:
             raise InputError(
-                f"layer {shown(self.name)} reads what those below it put out, {self.input_size} features: "
-                "give that as --inputs, shape (T, d) or (B, T, d)"
+                f"layer {shown(self.name)} reads what other parts of the model make of the layers below it, "
+                f"{self.input_size} features: give that as --inputs, shape (T, d) or (B, T, d)"
             )
 
 

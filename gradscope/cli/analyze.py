@@ -17,6 +17,7 @@ from gradscope.cli.options import (
     Output,
     find_modules_here,
     finish,
+    loss_options,
     max_size_option,
     output_options,
     take_output,
@@ -39,8 +40,9 @@ _BIASES = {
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--layer",
+    multiple=True,
     metavar="NAME",
-    help="Which layer of the checkpoint: its name or the end of it. One above others needs its --inputs.",
+    help="A layer of the checkpoint: its name or the end of it (repeatable; default: all layers).",
 )
 @click.option("--cell", metavar="NAME", help="A built-in cell (default lstm) or package.module:factory.")
 @click.option(
@@ -72,6 +74,7 @@ _BIASES = {
     metavar="KIND|FILE",
     help="normal, zeros, or a .npy/.npz file of shape (T, d) or (B, T, d); FILE.npz:KEY picks one.",
 )
+@loss_options
 @click.option("--cut", multiple=True, metavar="PATH", help="Drop a path, such as R_o (repeatable).")
 @click.option(
     "--view",
@@ -150,12 +153,15 @@ def _analyze(options: dict[str, Any], output: Output, first: First) -> int:
     from gradscope.cli.progress import progress_bar
     from gradscope.cli.streams import check_writable, guarded_stdout, hushed
 
-    first(lambda: check_writable(output.output, options["checkpoint"], _file_of(options["inputs"])))
+    read = [_file_of(options[name]) for name in ("inputs", "adjoint")]
+    first(lambda: check_writable(output.output, options["checkpoint"], *read))
     compile_cache = options.pop("compile_cache")
     biases = {bias: options.pop(name) for name, bias in _BIASES.items() if options[name] is not None}
     if (options["top"] or "").isdecimal():
         options["top"] = int(options["top"])
-    given = {name: value for name, value in options.items() if name not in _BIASES and value is not None}
+    given = {
+        name: value for name, value in options.items() if name not in _BIASES and value not in (None, ())
+    }
     with guarded_stdout(), hushed(output.quiet), progress_bar(output.quiet) as progress:
         with _uncollected():
             from gradscope.api import analyze
@@ -210,9 +216,9 @@ def _uncollected() -> Iterator[None]:
         gc.enable()
 
 
-def _file_of(inputs: str) -> Path | None:
-    """The file that ``--inputs`` reads, if it is one."""
-    stem, mark, _ = inputs.rpartition(".npz:")
+def _file_of(given: str | None) -> Path | None:
+    """The file that ``--inputs`` or ``--adjoint`` reads, if it is one."""
+    stem, mark, _ = (given or "").rpartition(".npz:")
     if mark:
         return Path(f"{stem}.npz")
-    return None if inputs in ("normal", "zeros") else Path(inputs)
+    return None if given in (None, "normal", "zeros") else Path(given)

@@ -102,6 +102,25 @@ max_size_option = click.option(
 )
 
 
+_LOSS = (
+    click.option(
+        "--readout",
+        metavar="NAME",
+        help="A Linear or Dense layer of the checkpoint: follow back the sum of what it puts out.",
+    ),
+    click.option(
+        "--readout-at",
+        type=click.Choice(["last", "every"]),
+        help="Whether it reads the last step (default) or every step.",
+    ),
+    click.option(
+        "--adjoint",
+        metavar="FILE",
+        help="Follow back a loss by its derivatives dL/dh: .npy of shape (n,), (B, n), (T, n) or (B, T, n).",
+    ),
+)
+
+
 @dataclass(frozen=True)
 class Output:
     """The shared options, as the commands pass them on."""
@@ -119,6 +138,11 @@ class Output:
 def output_options(command: Command) -> Command:
     """Decorate a click command with every shared option."""
     return _decorated(command, (*_VERDICT, *_PAGE, *_MORE))
+
+
+def loss_options(command: Command) -> Command:
+    """Decorate a click command with the options that say what loss is followed back."""
+    return _decorated(command, _LOSS)
 
 
 def page_options(command: Command) -> Command:
@@ -142,7 +166,7 @@ def finish(analysis: Analysis, output: Output) -> int:
     from gradscope.cli.streams import write_result
 
     write_result(_render(analysis, output), output.output)
-    return ExitCode.FINDING if analysis.verdict.level in output.fail_on else ExitCode.OK
+    return ExitCode.FINDING if analysis.all_levels.intersection(output.fail_on) else ExitCode.OK
 
 
 def _render(analysis: Analysis, output: Output) -> str:

@@ -13,6 +13,7 @@ from gradscope.render.page import bullet, headed, page, section
 from gradscope.render.terminal import Terminal
 
 if TYPE_CHECKING:
+    from gradscope.checkpoints import Found
     from gradscope.inspection import Inspection
 
 
@@ -28,11 +29,11 @@ def _parts(inspection: Inspection) -> Iterable[RenderableType]:
     for found in layers:
         for sentence in filter(None, (found.question, found.problem)):
             yield bullet(f"{shown(found.name)}: {sentence}" if found.name else sentence)
-    summary = headed("layer", "cell", "hidden", "input", "direction", "depth", "dtype", "activation")
+    summary = headed("layer", "cell", "hidden", "input", "direction", "reads", "dtype", "activation")
     for found in layers:
         sizes = [str(size) for size in found.sizes or ("-", "-")]
         known = found.activations + "?" * bool(found.question and found.activations)
-        row = (found.name, found.label, *sizes, found.direction, str(found.depth), found.dtype, known)
+        row = (found.name, found.label, *sizes, found.direction, _reads(found), found.dtype, known)
         summary.add_row(*(Text(shown(cell) or "-") for cell in row))
     yield section("Layers", summary)
     norms = headed("layer", "matrix", "spectral norm", "spectral radius")
@@ -45,3 +46,10 @@ def _parts(inspection: Inspection) -> Iterable[RenderableType]:
         yield section("Recurrent matrices", norms)
     if others := inspection.contents.others:
         yield Text(f"\nAlso in the file: {len(others)} other tensors: {listed(list(others), 4)}", style="dim")
+
+
+def _reads(found: Found) -> str:
+    """What a layer's inputs are: those of the model, other layers' outputs, or something in between."""
+    if found.below is None:
+        return "?"
+    return ", ".join(found.below) or "inputs"

@@ -11,6 +11,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from gradscope.files import shown
+from gradscope.render.lags import by_lag
+from gradscope.render.loss import loss_sections
 from gradscope.render.page import bullet, headed, page, section
 from gradscope.render.terminal import Terminal
 from gradscope.verdict import scientific
@@ -25,7 +28,6 @@ _STYLES = {
     "exploding": "bold red",
     "undecided": "bold yellow",
 }
-_BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.,-=+*#"
 _BAR_WIDTH = 24
 # Decades: from here on an estimated error says that a value is not known.
 _LOST = 0.5
@@ -40,16 +42,23 @@ def _parts(analysis: Analysis, terminal: Terminal) -> Iterable[RenderableType]:
     yield _headline(analysis)
     for reason in analysis.verdict.reasons:
         yield bullet(reason)
+    if analysis.layers:
+        yield section("Layers", _layers(analysis))
     yield section("Chains", _chains(analysis, terminal))
     if len(analysis.shares) > 1:
         yield section("Who carries the gradient", _shares(analysis, terminal))
     yield section(
         "Gain by lag: how far back the gradient of the last step reaches", _lags(analysis, terminal)
     )
+    if analysis.loss:
+        yield from loss_sections(analysis.loss, analysis.full, terminal)
     if analysis.matrices:
         yield section("Recurrent matrices", _matrices(analysis))
     if analysis.gates:
         yield section("Gates", _gates(analysis))
+    for number, layer in enumerate(analysis.layers):
+        yield Text(f"\nlayer{number}", style="bold underline")
+        yield from _parts(layer, terminal)
 
 
 def _headline(analysis: Analysis) -> Text:
@@ -63,7 +72,12 @@ def _subject(analysis: Analysis) -> str:
     problem, full = analysis.problem, analysis.full
     if problem.get("cell") is None:
         return f"{problem['source']}, {full.size} x {full.size}, {full.steps} steps"
-    words = [f"{problem['cell']}, hidden {problem['hidden']}", f"{problem['steps']} steps"]
+    if analysis.layers:
+        words = [f"{shown(problem['source'])}, {len(analysis.layers)} layers"]
+    else:
+        words = [f"{problem['cell']}, hidden {problem['hidden']}"]
+        words[:0] = filter(None, [shown(problem.get("layer", ""))])
+    words.append(f"{problem['steps']} steps")
     if problem["batch"] > 1:
         words.append(f"batch {problem['batch']}")
     if problem.get("cut"):
@@ -83,6 +97,23 @@ def _chains(analysis: Analysis, terminal: Terminal) -> RenderableType:
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in cells))
     return Group(table, *(Text(note, style="dim") for note in map(_note, analysis.chains) if note))
+
+
+def _layers(analysis: Analysis) -> Table:
+    table = headed("", "layer", "cell", "hidden", "direction", "gain", "horizon", "verdict")
+    for number, layer in enumerate(analysis.layers):
+        problem, level = layer.problem, layer.verdict.level
+        table.add_row(
+            f"layer{number}",
+            Text(shown(problem["layer"])),
+            problem["cell"],
+            str(problem["hidden"]),
+            problem["direction"],
+            scientific(layer.full.log10_norm.median),
+            f"{layer.full.horizon.median:g}",
+            Text(level, style=_STYLES[level]),
+        )
+    return table
 
 
 # What a narrow terminal can do without, first to go first: a number is never cut.
@@ -153,33 +184,8 @@ def _bar(share: float, terminal: Terminal) -> str:
 
 
 def _lags(analysis: Analysis, terminal: Terminal) -> Table:
-    steps, lags = analysis.full.steps, analysis.full.lags
-    profile = np.median(analysis.full.by_lag, axis=0)
-    labels = (
-        (f"lag {lags[0]}", scientific(float(profile[0]))),
-        (scientific(float(profile[-1])), f"lag {steps}"),
-    )
-    width = min(terminal.width - sum(map(len, labels[0] + labels[1])) - 6, steps, 100)
-    # Between two lags that are known, the one before.
-    ends = 1 + np.linspace(0, steps - 1, max(width, 1)).round()
-    ends = np.maximum(np.searchsorted(lags, ends, side="right") - 1, 0)
-    grid = Table.grid(padding=(0, 1))
-    for _ in range(5):
-        grid.add_column(no_wrap=True)
-    grid.add_row(*labels[0], Text(_sparkline(profile[ends], terminal), style="cyan"), *labels[1])
-    return grid
-
-
-def _sparkline(values: np.ndarray, terminal: Terminal) -> str:
-    blocks = _BLOCKS if terminal.unicode else _ASCII_BLOCKS
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        return " " * len(values)
-    low, span = finite.min(), np.ptp(finite)
-    if span < 1e-9:
-        return "".join(blocks[len(blocks) // 2] if np.isfinite(v) else " " for v in values)
-    ranks = (values - low) / span * (len(blocks) - 1)
-    return "".join(blocks[round(rank)] if np.isfinite(rank) else " " for rank in ranks.tolist())
+    full = analysis.full
+    return by_lag({"": (full.lags, np.median(full.by_lag, axis=0))}, full.steps, terminal)
 
 
 def _matrices(analysis: Analysis) -> Table:

@@ -1,0 +1,187 @@
+"""The layers of a model as problems: each reads what those below it put out, connected ones are a stack."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradscope.cells.base import Member
+from gradscope.cells.stack import stacked
+from gradscope.checkpoints import Layer, Model
+from gradscope.errors import InputError
+from gradscope.files import Array, listed, shown
+from gradscope.memory import check_memory
+from gradscope.outputs import outputs
+from gradscope.problem import Problem, chosen_top, given, known_paths, make_problem
+from gradscope.problems import Problems, Stack
+
+if TYPE_CHECKING:
+    from jax import Device
+
+
+def make_problems(
+    model: Model | None, devices: Sequence[Device], *, inputs: Any = "normal", **options: Any
+) -> Problems:
+    """The problems of the layers chosen of a model, or of a fresh cell without one.
+
+    inputs : what the layers read that read no others; options : as for ``make_problem``. Raises InputError
+    as it does, and for layers that cannot be analysed together.
+    """
+    if model is None:
+        return Problems((make_problem(inputs=inputs, **options),))
+    if len(model.layers) == 1:
+        return Problems((make_problem(layer=model.layers[0], inputs=inputs, **options),))
+    _check_roots(model)
+    options = {name: value for name, value in options.items() if name != "cell"}
+    cut, top = options.pop("cut", ()), options.pop("top", None)
+    alone = len(model.chosen) == 1
+    problems: dict[str, Problem] = {}
+    put_out: dict[str, Array] = {}
+    given_to_all = given(inputs)
+    read = {name for layer in model.layers for name in layer.below or ()}
+    for layer in model.layers:
+        of_own = {"cut": cut, "top": top} if alone and layer.name in model.chosen else {}
+        of_own |= {} if alone else {"top": _at_most(top, layer)}
+        of_own["inputs"] = _inputs(layer, inputs if given_to_all is None else given_to_all, put_out)
+        problem = _problem(layer, model, {**options, **of_own})
+        problems[layer.name] = _labelled(problem, layer, inputs)
+        if layer.name in read:
+            put_out[layer.name] = outputs(problem, devices)
+    layers = [layer for layer in model.layers if layer.name in model.chosen]
+    chosen = tuple(problems[layer.name] for layer in layers)
+    if alone:
+        return Problems(chosen)
+    cut = (cut,) if isinstance(cut, str) else tuple(cut)
+    # The cell view holds the output fixed, through which a layer reaches the next.
+    connected = layers if options.get("view") != "cell" else ()
+    return Problems(chosen, _stacks(model, connected, chosen, cut, top))
+
+
+def _check_roots(model: Model) -> None:
+    """Raise InputError where the same inputs cannot be what all the lowest layers read."""
+    roots = [layer for layer in model.layers if not layer.below]
+    unknown = [layer.name for layer in roots if layer.below is None]
+    if 0 < len(unknown) < len(roots):
+        raise InputError(
+            f"layer {listed(unknown)} reads what other parts of the model make of the layers below it, which "
+            "gradscope does not compute: choose it with --layer and give its own --inputs, or choose others"
+        )
+
+
+def _problem(layer: Layer, model: Model, options: Mapping[str, Any]) -> Problem:
+    """The layer's problem; biases are set in the layers that have them."""
+    biases = options.get("biases") or {}
+    everywhere = {name for other in model.layers for name in other.parameters}
+    there = {
+        name: value for name, value in biases.items() if name in layer.parameters or name not in everywhere
+    }
+    try:
+        return make_problem(layer=layer, **{**options, "biases": there})
+    except InputError as error:
+        hint = f"; or choose others of {listed(model.chosen)} with --layer" if len(model.chosen) > 1 else ""
+        raise InputError(f"layer {shown(layer.name)}: {error}{hint}") from error
+
+
+def _at_most(top: int | str | None, layer: Layer) -> int | str | None:
+    """A number of singular values that is asked of all layers, and not more than this one has."""
+    return min(top, layer.cell.size(layer.hidden)) if isinstance(top, int) and top > 0 else top
+
+
+def _inputs(layer: Layer, shared: Any, put_out: Mapping[str, Array]) -> Any:
+    """What a layer reads: what is given to the model, or the outputs of those below it, side by side."""
+    if not layer.below:
+        return shared
+    return np.concatenate([put_out[name] for name in layer.below], axis=2)
+
+
+def _labelled(problem: Problem, layer: Layer, inputs: Any) -> Problem:
+    """The problem with the name of its inputs, which were handed to it as an array."""
+    label = os.fspath(inputs) if isinstance(inputs, str | os.PathLike) else "array"
+    if layer.below:
+        label = f"outputs of {listed(layer.below)}"
+    return replace(problem, source={**problem.source, "inputs": label})
+
+
+def _stacks(
+    model: Model, layers: Sequence[Layer], problems: Sequence[Problem], cut: tuple[str, ...], top: Any
+) -> tuple[Stack, ...]:
+    """The stacks among the layers; cut : their paths to leave out."""
+    groups = sorted(sorted(group) for group in _connected(layers) if len(group) > 1)
+    made = tuple(_stack(model, group, layers, problems, cut, top) for group in groups)
+    every = [path for stack in made for path in stack.problem.cell.paths]
+    if wrong := [path for path in cut if path not in every]:
+        between = f"expected one of {listed(every)}, or" if every else "they have no paths between them:"
+        raise InputError(f"cut {listed(wrong)} of several layers: {between} choose one layer with --layer")
+    return made
+
+
+def _connected(layers: Sequence[Layer]) -> list[set[int]]:
+    """Numbers of the layers, together where one reads the other in its own direction of time."""
+    groups: list[set[int]] = []
+    for number, layer in enumerate(layers):
+        joining = [group for group in groups if any(_reads(layer, layers[other]) for other in group)]
+        groups = [group for group in groups if group not in joining]
+        groups.append({number}.union(*joining))
+    return groups
+
+
+def _reads(layer: Layer, other: Layer) -> bool:
+    return other.name in (layer.below or ()) and other.direction == layer.direction
+
+
+def _stack(
+    model: Model,
+    group: Sequence[int],
+    layers: Sequence[Layer],
+    problems: Sequence[Problem],
+    cut: tuple[str, ...],
+    top: Any,
+) -> Stack:
+    """The problem of all states of the layers ``group``, which share their inputs' order of time."""
+    widths = {layer.name: _width(layer) for layer in model.layers}
+    inside = {layers[number].name: place for place, number in enumerate(group)}
+    members, pieces, taken = [], [], 0
+    for number in group:
+        layer, problem = layers[number], problems[number]
+        reads: list[int | tuple[int, int]] = []
+        offset = 0
+        for name in layer.below or ("",):
+            width = widths.get(name, problem.input_size)
+            if name in inside:
+                reads.append(inside[name])
+            else:  # what is given, or a layer of the other direction: held as it is
+                pieces.append(problem.inputs[:, :, offset : offset + width])
+                reads.append((taken, taken + width))
+                taken += width
+            offset += width
+        members.append(Member(problem.cell, problem.hidden, problem.input_size, number, tuple(reads)))
+    cell = stacked(tuple(members))
+    first = problems[group[0]]
+    state = np.concatenate([problems[number].state for number in group], axis=1)
+    size = state.shape[1]
+    check_memory(cell, size, (first.batch, first.steps, taken), top is not None)
+    joint = replace(
+        first,
+        cell=cell,
+        hidden=size,
+        parameters={
+            f"layer{number}.{name}": array
+            for number in group
+            for name, array in problems[number].parameters.items()
+        },
+        inputs=np.concatenate(pieces, axis=2),
+        state=state,
+        cut=known_paths(cell, tuple(path for path in cut if path in cell.paths), "state", first.steps),
+        top=chosen_top(top, size),
+    )
+    return Stack(tuple(group), joint)
+
+
+def _width(layer: Layer) -> int:
+    """Features that a layer puts out."""
+    part = layer.cell.output(layer.hidden)
+    return int(part.stop - part.start)

@@ -1,0 +1,158 @@
+"""The gradient that really flows back from a loss: by lag, by gate, and in the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from gradscope.adjoints import Adjoints, Total, log10
+from gradscope.backprop import named
+from gradscope.linearized import blaming
+from gradscope.path import Array
+from gradscope.problem import Problem
+from gradscope.trajectory import Spread, cast, precise
+
+
+@dataclass(frozen=True)
+class LossGradient:
+    """What one loss L sends back through a recurrent layer, of B sequences of T steps.
+
+    at : "last" where the loss is at the last step, "every" where it is a sum over the steps.
+    log10_norm : (B, T + 1), log10 |dL/ds_(T-k)| at lag k = 0..T, through the paths that were kept.
+    deltas : {"dz": (B, T, n)}, dL/d(pre-activation of that gate) at every step t = 1..T (Greff et al.,
+        arXiv 1503.04069, appendix A.2), which is the derivative by its bias at that step alone; 0 or inf
+        where float64 ends. log10_deltas : {"dz": (B, T)}, log10 of their norms by lag k = 1..T, that is at
+        step T - k + 1; they do not end there.
+    log10_gradients : {parameter: log10 of the Frobenius norm of dL/d(parameter)}, of all steps and sequences.
+    shares : {matrix: (T,)}, the share of lag k = 1..T in dL/dR_g or dL/dW_g. BPTT sums G_p = sum_k G_(k,p)
+        over the lags from a loss back to the use of p (1 at the step of the loss itself); the share of (k, p)
+        is <G_(k,p), G_p> / sum_q |G_q|^2, with q all recurrent matrices, or all input weights: it sums to 1
+        over lags and matrices. Negative where a lag works against the whole; NaN if the whole is zero.
+    """
+
+    at: str
+    log10_norm: Array
+    deltas: Mapping[str, Array]
+    log10_deltas: Mapping[str, Array]
+    log10_gradients: Mapping[str, float]
+    shares: Mapping[str, Array]
+
+    @property
+    def kinds(self) -> dict[str, list[str]]:
+        """The matrices whose shares sum to 1 together: {"R": recurrent, "W": input weights}."""
+        kinds = {kind: named(self.shares, kind) for kind in ("R", "W")}
+        return {kind: names for kind, names in kinds.items() if names}
+
+    def share(self, matrix: str) -> float:
+        """|G_p|^2 / sum_q |G_q|^2, the share of one matrix, all lags together."""
+        return float(self.shares[matrix].sum())
+
+    def lag_within(self, rest: float, matrices: Sequence[str]) -> int | None:
+        """The lag from which on the sum over lags is within this part of the whole: 0.5 at half of it.
+
+        What BPTT truncated there gives of the gradients of these matrices, along their direction. None
+        if they are zero.
+        """
+        reached = np.cumsum(np.sum([self.shares[name] for name in matrices], axis=0))
+        if not reached[-1] > 0:
+            return None
+        far = np.flatnonzero(np.abs(reached[-1] - reached) > rest * reached[-1])
+        return int(far[-1]) + 2 if len(far) else 1
+
+    def to_dict(self, lags: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, Any]:
+        """The part ``loss`` of the JSON object, at these lags; what is between them is in the next one."""
+        at = [0, *lags.tolist()]
+        deltas = {name: np.median(norms, axis=0)[lags - 1] for name, norms in self.log10_deltas.items()}
+        starts = [0, *lags[:-1].tolist()]
+        shares = {name: np.add.reduceat(share, starts) for name, share in self.shares.items()}
+        return {
+            "at": self.at,
+            "profile": {"lag": at, "log10_norm": self.log10_norm[:, at]},
+            "lag": lags.tolist(),
+            "deltas": deltas,
+            "share": shares,
+            "reach": {kind: self._reach(names) for kind, names in self.kinds.items()},
+            "gradients": [self._gradient(name, norm) for name, norm in self.log10_gradients.items()],
+        }
+
+    def _gradient(self, name: str, norm: float) -> dict[str, Any]:
+        more = {"share": self.share(name), "reach": self._reach([name])} if name in self.shares else {}
+        return {"name": name, "log10_norm": norm, **more}
+
+    def _reach(self, matrices: Sequence[str]) -> dict[str, int | None]:
+        return {"half": self.lag_within(0.5, matrices), "most": self.lag_within(0.01, matrices)}
+
+
+def loss_gradient(
+    problem: Problem,
+    seeds: Array,
+    device: jax.Device | None = None,
+    progress: Callable[[float, int], None] | None = None,
+) -> LossGradient:
+    """The gradient of the loss whose derivatives by the outputs of the last S steps are ``seeds`` (B, S, n).
+
+    progress : called with (sequences done, sequences in all), the first with a fraction. A loss at every
+    step takes O(T^2) time, as each of its T parts is followed back on its own.
+    """
+    device = device or jax.local_devices()[0]
+    with precise(problem.dtype), blaming(problem.cell, problem.state.shape[1:]):
+        parameters = Spread((device,)).replicate(cast(problem.parameters, problem.dtype))
+        parts = [
+            replace(problem, inputs=problem.inputs[b : b + 1], state=problem.state[b : b + 1])
+            for b in range(problem.batch)
+        ]
+        sequences = [Adjoints(one, seed, device, parameters) for one, seed in zip(parts, seeds, strict=True)]
+        done = _meter(sum(sequence.work for sequence in sequences), problem.batch, progress)
+        total = Total(problem.parameters)
+        found = [sequence.back(total, done) for sequence in sequences]
+        shares = _shares(total, sequences, problem.steps, done)
+    return LossGradient(
+        at="last" if seeds.shape[1] == 1 else "every",
+        log10_norm=np.array([one.log10_norm[::-1] for one in found]),
+        deltas={name: np.array([one.deltas[name] for one in found]) for name in found[0].deltas},
+        log10_deltas={n: np.array([one.log10_deltas[n][::-1] for one in found]) for n in found[0].deltas},
+        log10_gradients={
+            name: float(log10(_norm(part), total.exponent)) for name, part in total.arrays.items()
+        },
+        shares=shares,
+    )
+
+
+def _shares(
+    total: Total, sequences: Sequence[Adjoints], steps: int, done: Callable[[int], None]
+) -> dict[str, Array]:
+    """{matrix: (T,)}, see LossGradient: <G_(k,p), G_p> is the loss's part by that lag along G_p."""
+    sizes: dict[str, float] = {}
+    for kind in ("R", "W"):
+        names = named(total.arrays, kind)
+        size = _norm(np.concatenate([total.arrays[name].ravel() for name in names])) if names else 0.0
+        sizes |= dict.fromkeys(names, size)
+    directions = {name: total.arrays[name] / size for name, size in sizes.items() if size}
+    shares = {name: np.full(steps, np.nan) for name in sizes}
+    if directions:
+        parts = np.sum([one.along(directions, total.exponent, done) for one in sequences], axis=0)
+        shares |= {name: parts[:, p] / sizes[name] for p, name in enumerate(sorted(directions))}
+    return shares
+
+
+def _norm(array: Array) -> float:
+    """Frobenius norm; squares may not fit where the entries do."""
+    largest = float(np.abs(array).max())
+    return largest * float(np.linalg.norm(array / largest)) if largest else 0.0
+
+
+def _meter(work: int, count: int, progress: Callable[[float, int], None] | None) -> Callable[[int], None]:
+    """Progress in sequences, from steps gone through."""
+    gone = 0
+
+    def done(steps: int) -> None:
+        nonlocal gone
+        gone += steps
+        if progress:
+            progress(count * gone / work, count)
+
+    return done
