@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
+import zipfile
 
 import h5py
 import jax
@@ -185,6 +187,46 @@ def test_keras_weights_alone_leave_questions(tmp_path):
     path = keras_saved(keras_model(rnn), tmp_path, ".weights.h5")
     for activation, cell in (("tanh", "rnn"), ("relu", "rnn-relu"), ("linear", "linear")):
         assert read_layer(path, activation=activation).cell.name == cell
+
+
+def test_keras_before_3_6_did_not_write_names(tmp_path):
+    """The places are those of classes; here the user has given each the name of another one's place."""
+    model = keras_model(
+        keras.layers.Dense(2, name="readout"),
+        keras.layers.LSTM(HIDDEN, return_sequences=True, go_backwards=True, name="lstm_1"),
+        keras.layers.Bidirectional(keras.layers.LSTM(3, return_sequences=True, name="gru"), name="both"),
+        keras.Sequential([keras.layers.LSTM(HIDDEN, return_sequences=True, name="lstm")], name="inner"),
+        keras.layers.RNN(
+            [keras.layers.LSTMCell(3, name="a"), keras.layers.LSTMCell(2, name="b")], name="lstm"
+        ),
+    )
+    path = keras_saved(model, tmp_path, ".keras")
+    with zipfile.ZipFile(path) as archive:
+        config, weights = archive.read("config.json"), io.BytesIO(archive.read("model.weights.h5"))
+    with h5py.File(weights, "r+") as file:
+        groups = [file]
+        file.visititems(lambda _, group: groups.append(group))
+        for group in groups:
+            if "name" in group.attrs:
+                del group.attrs["name"]
+    old = tmp_path / "old.keras"
+    with zipfile.ZipFile(old, "w") as archive:
+        archive.writestr("config.json", config)
+        archive.writestr("model.weights.h5", weights.getvalue())
+    contents = [checkpoints.read_all(one, also=("readout",)) for one in (path, old)]
+    names = [[(f.name, f.direction, f.depth, f.below, f.keys) for f in one.layers] for one in contents]
+    assert names[0] == names[1]
+    assert contents[0].others == contents[1].others == ("readout/vars/0", "readout/vars/1")
+
+
+def test_keras_file_with_a_user_block(tmp_path):
+    keras_saved(model := keras_model(keras.layers.LSTM(HIDDEN)), tmp_path, ".h5")
+    given, made = tmp_path / "model.h5", tmp_path / "x.h5"
+    with h5py.File(given) as file, h5py.File(made, "w", userblock_size=1024) as copy:
+        file.copy("model_weights", copy)
+        copy.attrs["model_config"] = file.attrs["model_config"]
+    kernel = np.asarray(model.layers[0].cell.recurrent_kernel.value).astype(float)
+    np.testing.assert_array_equal(read_layer(tmp_path / "x.h5").parameters["R_i"], kernel[:, :HIDDEN].T)
 
 
 @pytest.mark.parametrize("gate", ["sigmoid", "hard_sigmoid"])

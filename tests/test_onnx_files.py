@@ -50,6 +50,8 @@ OPERATORS = {
     "lstm": ("LSTM", {}),
     "lstm without bias": ("LSTM", {"bias": False}),
     "lstm-peephole": ("LSTM", {"peepholes": True}),
+    "lstm-cifg": ("LSTM", {"input_forget": 1}),
+    "lstm-cifg with peepholes": ("LSTM", {"input_forget": 1, "peepholes": True}),
     "lstm from a state": ("LSTM", {"state": True}),
     "gru": ("GRU", {"linear_before_reset": 1}),
     "gru without bias": ("GRU", {"linear_before_reset": 1, "bias": False}),
@@ -79,7 +81,9 @@ def test_onnx_operator(name, direction, tmp_path):
         np.testing.assert_allclose(ours[:: -1 if backward else 1], expected[:, side], rtol=0, atol=3e-6)
 
 
-@pytest.mark.parametrize("name", ["lstm", "lstm-peephole", "gru", "gru-reset-before"])
+@pytest.mark.parametrize(
+    "name", ["lstm", "lstm-peephole", "lstm-cifg with peepholes", "gru", "gru-reset-before"]
+)
 def test_onnx_jacobian(name, tmp_path):
     """Against torch's autograd of the equations in the specification of ONNX, on the file's arrays."""
     kind, options = OPERATORS[name]
@@ -108,6 +112,7 @@ def specified(name, arrays, x, *state):
         p = arrays.get("P", torch.zeros(3 * HIDDEN, dtype=torch.float64)).chunk(3)
         i, o, f, c = (w[k] + r[k] @ h + rb[k] for k in range(4))
         i, f = torch.sigmoid(i + p[0] * state[0]), torch.sigmoid(f + p[2] * state[0])
+        f = 1 - i if "cifg" in name else f
         new = f * state[0] + i * torch.tanh(c)
         return torch.cat([new, torch.sigmoid(o + p[1] * new) * torch.tanh(new)])
     z, reset = (torch.sigmoid(w[k] + r[k] @ h + rb[k]) for k in (0, 1))
@@ -135,7 +140,11 @@ def test_onnx_numbers_are_read_exactly(dtype, raw, tmp_path):
     ("kind", "options", "words"),
     [
         ("LSTM", {"clip": 3.0}, "has clip, for which gradscope has no LSTM"),
-        ("LSTM", {"input_forget": 1}, "has input_forget, for which"),
+        (
+            "LSTM",
+            {"input_forget": 1, "activations": ["Relu"] * 3},
+            "has activations relu, relu, relu, for which",
+        ),
         (
             "LSTM",
             {"activations": ["HardSigmoid", "Tanh", "Tanh"]},

@@ -25,7 +25,7 @@ def from_flax(model: Any) -> Live:
     modules: dict[str, Any] = {}
     if _of(model, "flax.nnx", "Module"):
         nnx = sys.modules["flax.nnx"]  # where a module of it is, it has been imported
-        modules = {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+        modules = {".".join(map(str, path)): node for path, node in nnx.iter_graph(model)}
         tree = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     elif isinstance(model, Mapping):
         tree = model

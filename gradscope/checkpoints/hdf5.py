@@ -43,17 +43,21 @@ class HDF5:
     _steps: int = 0
 
     def __post_init__(self) -> None:
-        version, offsets, lengths = self.data[8], self.data[13], self.data[14]
-        if not self.data.startswith(_SIGNATURE):
+        # What a user keeps before it takes 512 bytes, or twice as many, or ...; addresses count from its end.
+        starts = [0, *(1 << power for power in range(9, len(self.data).bit_length()))]
+        block = next((start for start in starts if self.data.startswith(_SIGNATURE, start)), None)
+        if block is None:
             raise InputError("does not begin as HDF5 does")
+        self.data = self.data[block:]
+        version, offsets, lengths = self.data[8], self.data[13], self.data[14]
         if version > 1 or (offsets, lengths) != (8, 8):
             raise InputError(_OTHER)
         start = 24 if version == 0 else 28
         base, _, end, _, _, root = self._numbers("<6Q", start)
-        if base:
+        if base not in (0, block):
             raise InputError(_OTHER)
-        if end > len(self.data):
-            raise InputError(f"declares {end} bytes and has {len(self.data)}: truncated")
+        if end - base > len(self.data):
+            raise InputError(f"declares {end - base} bytes and has {len(self.data)}: truncated")
         self._find("", root, set(), 0)
 
     def tensors(self) -> Tensors:

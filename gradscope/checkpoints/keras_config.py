@@ -23,6 +23,8 @@ _IDENTITIES = {
     "SpatialDropout1D",
 }
 _DEEPEST = 50
+# Characters, of a config and of the names on the way to a layer.
+_MOST, LONGEST = 2**23, 1024
 Node = dict[str, Any]
 
 
@@ -47,10 +49,11 @@ def specs(text: str) -> dict[str, Spec]:
     """The recurrent layers of a model by the names of all that holds them: ``encoder/both/forward_lstm``.
 
     A name that stands for several different layers is left out. Raises InputError for a config that
-    nests without end.
+    is longer, or nests deeper, than one of Keras.
     """
-    walk = _Walk()
-    root = json.loads(text)
+    if len(text) > _MOST:
+        raise InputError(f"has a config of {len(text)} characters, expected at most {_MOST}")
+    walk, root = _Walk(), json.loads(text)
     config = _config(root)
     inputs = _references(config.get("input_layers"), 0) if "input_layers" in config else [("", 0, 0)]
     walk.inside(root, [Signal((), f"input {k}") for k in range(len(list(inputs)))], ())
@@ -74,6 +77,17 @@ def _nodes(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
+def directions(config: Node) -> tuple[tuple[Any, str], tuple[Any, str]]:
+    """The two layers of a Bidirectional and what it calls them; it makes the second if it has only one."""
+    ahead, back = config.get("layer"), config.get("backward_layer")
+    base = _name(ahead).removeprefix("forward_")
+    if isinstance(back, dict):
+        return (ahead, f"forward_{base}"), (back, _name(back))
+    turned = {"go_backwards": not _config(ahead).get("go_backwards")}
+    made = {"class_name": _kind(ahead), "config": _config(ahead) | turned}
+    return (ahead, f"forward_{base}"), (made, f"backward_{base}")
+
+
 @dataclass
 class _Walk:
     """Goes through a model in the order in which it computes.
@@ -87,8 +101,11 @@ class _Walk:
     def layer(self, node: Any, given: Sequence[Signal], above: tuple[str, ...]) -> list[Signal]:
         """What a layer puts out, given its inputs."""
         path = (*above, _name(node))
-        if len(path) > _DEEPEST:
-            raise InputError(f"has a config of more than {_DEEPEST} levels, expected a model of Keras")
+        if len(path) > _DEEPEST or sum(map(len, path)) > LONGEST:
+            raise InputError(
+                f"has a config of more than {_DEEPEST} levels or names of more than {LONGEST} characters, "
+                "expected a model of Keras"
+            )
         kind, config = _kind(node), _config(node)
         if kind in _IDENTITIES:
             return list(given)
@@ -124,40 +141,35 @@ class _Walk:
         for layer in _nodes(config.get("layers")):
             met, place = len(self.order), str(layer.get("name", _name(layer)))
             calls = [list(_references(call, 0)) for call in _nodes(layer.get("inbound_nodes"))]
-            for number, call in enumerate(calls):
-                signals = [values.get(reference, lost()) for reference in call]
-                outputs = [self._again(place, signals, met)] if number else self.layer(layer, signals, path)
-                values |= {(place, number, k): output for k, output in enumerate(outputs)}
+            signals = [[values.get(reference, lost()) for reference in call] for call in calls]
+            if signals:
+                outputs = self.layer(layer, signals[0], path)
+                values |= {(place, 0, k): output for k, output in enumerate(outputs)}
+                again = self._again(place, signals[1:], self.order[met:])
+                values |= {(place, number, 0): output for number, output in enumerate(again, 1)}
         return [values.get(reference, lost()) for reference in _references(config.get("output_layers"), 0)]
 
-    def _again(self, name: str, given: Sequence[Signal], met: int) -> Signal:
-        """What a layer puts out that has been called before, and met its recurrent layers then.
+    def _again(self, name: str, calls: Sequence[Sequence[Signal]], inner: Sequence[str]) -> list[Signal]:
+        """What a layer that holds these recurrent layers puts out when it is called again.
 
         Those inside that read what it is given then read different things, and put out different ones.
         """
-        inner, result = self.order[met:], changed(name, given)
+        results = [changed(name, given) for given in calls]
+        if not results or not inner:
+            return results
+        inside, untouched = set(inner), all(result.layers == () for result in results)
         for path in inner:
             spec = self.found[path]
-            if spec and (
-                result.layers is None if spec.below == () else not set(spec.below or ()) <= set(inner)
-            ):
+            if spec and not (set(spec.below) <= inside if spec.below else untouched):
                 self.found[path] = replace(spec, below=None)
-        return lost(result.depth + 1) if inner else result
+        return [lost(result.depth + 1) for result in results]
 
     def _both(self, config: Node, given: Sequence[Signal], path: tuple[str, ...]) -> Signal:
         """The two directions side by side; Keras turns the outputs of the backward one round."""
-        ahead, back = config.get("layer"), config.get("backward_layer")
-        base = _name(ahead).removeprefix("forward_")
-        if not isinstance(back, dict):  # made from the other
-            back = {"class_name": _kind(ahead), "config": dict(_config(ahead))}
-            back["config"] |= {
-                "name": f"backward_{base}",
-                "go_backwards": not _config(ahead).get("go_backwards"),
-            }
         outputs, usual = [], config.get("merge_mode") == "concat"
-        for layer, name, backward in ((ahead, f"forward_{base}", False), (back, _name(back), True)):
+        for backward, (layer, name) in enumerate(directions(config)):
             signal, in_order = self._recurrent(layer, given, (*path, name))
-            usual &= in_order and bool(_config(layer).get("go_backwards")) == backward
+            usual &= in_order and bool(_config(layer).get("go_backwards")) == bool(backward)
             outputs.append(signal)
         merged = side_by_side("/".join(path), outputs)
         return merged if usual else lost(merged.depth)

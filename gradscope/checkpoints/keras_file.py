@@ -12,6 +12,7 @@ from functools import partial
 from gradscope.checkpoints.found import SIMPLE, Contents, Found, attempt, blocks, gated, take
 from gradscope.checkpoints.hdf5 import HDF5
 from gradscope.checkpoints.keras_config import Spec, specs
+from gradscope.checkpoints.keras_names import names_by_place, place_of, users_name
 from gradscope.errors import InputError
 from gradscope.files import Array, PathLike, Tensors, allowed, check_size, listed, members, opened
 
@@ -33,8 +34,8 @@ def read_keras(path: PathLike, max_size: int | None, also: Iterable[str] = ()) -
             raise InputError(
                 f"lacks {listed(sorted(missing))}, expected what model.save('model.keras') writes"
             )
-        known = specs(archive.read("config.json").decode("utf-8"))
-        return _layers(archive.read("model.weights.h5"), known, limit, also)
+        config = archive.read("config.json").decode("utf-8")
+        return _contents(archive.read("model.weights.h5"), config, limit, also)
 
 
 def read_hdf5(path: PathLike, max_size: int | None, also: Iterable[str] = ()) -> Contents:
@@ -42,22 +43,30 @@ def read_hdf5(path: PathLike, max_size: int | None, also: Iterable[str] = ()) ->
     with opened(path, ".h5") as (file, size):
         limit = allowed(size, max_size)
         check_size(size, limit)
-        return _layers(file.read(), None, limit, also)
+        return _contents(file.read(), None, limit, also)
 
 
-def _layers(data: bytes, known: dict[str, Spec] | None, limit: int, also: Iterable[str]) -> Contents:
+def _contents(data: bytes, config: str | None, limit: int, also: Iterable[str]) -> Contents:
     h5 = HDF5(data)
     tensors = h5.tensors()
     check_size(sum(tensor.size for tensor in tensors.values()), limit)
-    if known is None and (config := h5.text("", "model_config")):
-        known = specs(config)
-    found = layers(tensors, known, lambda path: _name(path, h5))
+    config = config or h5.text("", "model_config")
+    known = specs(config) if config else None
+    places = names_by_place(config) if config else {}
+
+    def name(path: str) -> str:
+        return users_name(path, h5) or places.get(place_of(path), "")
+
+    found = layers(tensors, known, lambda path: name(path) or _by_scope(path))
     if not found:
         raise InputError(f"holds no LSTM, GRU or SimpleRNN of Keras ({listed(list(tensors)) or 'nothing'})")
-    used = {key for layer in found for key in layer.keys}
-    names = {key: key if key in used else _called(key, h5) for key in tensors}
-    count = Counter(names.values())
-    named = {name if count[name] == 1 else key: tensors[key] for key, name in names.items()}
+    # Other variables too go by what the user calls their layer: readout/vars/0 of layers/dense/vars/0.
+    called = {key: name(key.rpartition("/vars/")[0]) for key in tensors}
+    for key in (key for layer in found for key in layer.keys):
+        called[key] = ""
+    full = {key: f"{own}/vars/{key.rpartition('/')[2]}" if own else key for key, own in called.items()}
+    count = Counter(full.values())
+    named = {own if count[own] == 1 else key: tensors[key] for key, own in full.items()}
     return Contents.of(found, named, also)
 
 
@@ -112,26 +121,6 @@ def _distinct(names: Mapping[str, str]) -> dict[str, str]:
         path: name if count[name] == 1 else f"{name}/{path.rpartition('/')[2]}"
         for path, name in names.items()
     }
-
-
-def _name(path: str, h5: HDF5) -> str:
-    """The user's name of a cell's layer."""
-    return _users_name(path, h5) or _by_scope(path)
-
-
-def _called(key: str, h5: HDF5) -> str:
-    """A variable under the user's name of its layer: readout/vars/0 of layers/dense/vars/0."""
-    path, mark, index = key.rpartition("/vars/")
-    name = _users_name(path, h5)
-    return f"{name}{mark}{index}" if name else key
-
-
-def _users_name(path: str, h5: HDF5) -> str:
-    """The names that Keras 3 keeps in an attribute of each object's ``vars``, "" where there are none."""
-    parts = path.split("/")
-    above = ["/".join(parts[: k + 1]) for k in range(len(parts))]
-    names = [h5.text(f"{place}/vars", "name") for place in above if not place.endswith("/cell")]
-    return "/".join(filter(None, names))
 
 
 def _by_scope(path: str) -> str:

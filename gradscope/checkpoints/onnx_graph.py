@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 
 from gradscope.checkpoints.found import SIMPLE, Contents, Found, attempt, gated, take
 from gradscope.checkpoints.onnx_tensors import tensors_of
+from gradscope.checkpoints.onnx_wiring import Operator, attributes, operators
 from gradscope.errors import InputError
 from gradscope.files import Array, PathLike, Tensors, allowed, check_size, library, listed, opened
 
@@ -22,47 +23,51 @@ _DEFAULTS = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "R
 
 
 def read_onnx(path: PathLike, max_size: int | None, also: Iterable[str] = ()) -> Contents:
-    """The recurrent operators of the main graph, the two directions of a bidirectional one as two layers."""
+    """The recurrent operators of a model, the two directions of a bidirectional one as two layers."""
     onnx = library("onnx", "onnx", path)
     with opened(path, ".onnx") as (file, size):
         check_size(size, allowed(size, max_size))
-        graph = onnx.ModelProto.FromString(file.read()).graph
-        tensors = tensors_of(graph, Path(path).resolve().parent, size, max_size)
-        found = [layer for node, depth in _recurrent(graph) for layer in _directions(node, depth, tensors)]
+        model = onnx.ModelProto.FromString(file.read())
+        tensors = tensors_of(graph := model.graph, Path(path).resolve().parent, size, max_size)
+        found = [layer for operator in operators(model) for layer in _directions(operator, tensors)]
         if not found:
             kinds = sorted({node.op_type for node in graph.node})
             raise InputError(
                 f"holds no operator LSTM, GRU or RNN ({listed(kinds) or 'no operators'}): export it with its "
                 "recurrent layer as one operator, or give its weights in another format"
             )
-        return Contents.of(found, tensors, also)
+        return Contents.of(_fitting(found), tensors, also)
 
 
-def _recurrent(graph: Any) -> Iterator[tuple[Any, int]]:
-    """The recurrent operators, and how many others each one's input has come through."""
-    depths: dict[str, int] = {}
-    for node in graph.node:  # in the order in which they are computed
-        below = max((depths.get(name, 0) for name in node.input), default=0)
-        if node.op_type in _GATES and node.domain in ("", "ai.onnx"):
-            own = depths.get(node.input[0], 0) if node.input else 0
-            yield node, own
-            below = own + 1
-        depths |= dict.fromkeys(node.output, below)
-
-
-def _directions(node: Any, depth: int, tensors: Tensors) -> list[Found]:
+def _directions(operator: Operator, tensors: Tensors) -> list[Found]:
     """The layer of an operator, or two where it is bidirectional."""
+    node, found = operator.node, []
+    if operator.inside:
+        problem = (
+            f"is in the body of {operator.inside}, which gradscope does not run: export it outside of that"
+        )
+        return [Found(operator.name, {}, problem=problem, kind=node.op_type.lower(), below=None)]
     inputs = {role: node.input[k] for role, k in _INPUTS.items() if len(node.input) > k and node.input[k]}
-    attributes = {attribute.name: attribute for attribute in node.attribute}
-    direction = attributes["direction"].s.decode() if "direction" in attributes else "forward"
-    sides = {"bidirectional": ("forward", "backward"), "reverse": ("backward",)}.get(direction, ("forward",))
-    name, found = node.name or next(iter(node.output), ""), []
-    for number, side in enumerate(sides):
-        make = partial(_layer, node.op_type, inputs, attributes, number, tensors)
-        keys = [key for key in inputs.values() if key in tensors]
-        layer = attempt(make, name if len(sides) == 1 else f"{name}.{side}", keys)
-        found.append(replace(layer, direction=side, depth=depth, below=None if depth else ()))
+    keys = [key for key in inputs.values() if key in tensors]
+    for number, (name, side) in enumerate(zip(operator.layers, operator.sides, strict=True)):
+        make = partial(_layer, node.op_type, inputs, attributes(node), number, tensors)
+        reads = operator.reads
+        found.append(
+            replace(attempt(make, name, keys), direction=side, depth=reads.depth, below=reads.layers)
+        )
     return found
+
+
+def _fitting(found: list[Found]) -> list[Found]:
+    """The layers, none of which is said to read others whose outputs are not as many as its inputs."""
+    hidden = {layer.name: layer.sizes[0] for layer in found if layer.sizes}
+
+    def fits(layer: Found) -> bool:
+        return not layer.below or (
+            layer.sizes is not None and layer.sizes[1] == sum(hidden.get(name, 0) for name in layer.below)
+        )
+
+    return [layer if fits(layer) else replace(layer, below=None) for layer in found]
 
 
 def _layer(
@@ -81,10 +86,12 @@ def _layer(
         arrays[role] = _state(read[constant[role]], role, number, layout)
     activations = _activations(kind, attributes, number)
     cell = _cell(kind, activations, "P" in values, _whole(attributes, "linear_before_reset"))
-    unlike = [name for name in ("clip", "input_forget") if _given(attributes, name)]
+    if kind == "LSTM" and _given(attributes, "input_forget"):
+        arrays, cell = _coupled(arrays), cell and "lstm-cifg"
+    clip = ["clip"] * _given(attributes, "clip")
     problem = ""
-    if not cell or unlike:
-        said = [*unlike, *(["activations " + ", ".join(activations)] if not cell else [])]
+    if not cell or clip:
+        said = [*clip, *(["activations " + ", ".join(activations)] if not cell else [])]
         problem = f"has {listed(said)}, for which gradscope has no {kind}"
     return Found(
         "",
@@ -122,6 +129,12 @@ def _native(kind: str, values: Mapping[str, Array], linear: int) -> dict[str, Ar
     if "P" in values:
         arrays |= dict(zip(("p_i", "p_o", "p_f"), np.split(values["P"], 3), strict=True))
     return arrays
+
+
+def _coupled(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Without the forget gate, which is 1 - i whatever its weights; a cell that may have peepholes."""
+    none = np.zeros(len(arrays["R_i"]))
+    return {"p_i": none, "p_o": none} | {k: v for k, v in arrays.items() if not k.endswith("_f")}
 
 
 def _side(value: Array, role: str, number: int) -> Array:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+# To put a value beside itself, and the result beside itself, and so on, doubles it each time.
+_MOST = 256
+
 
 @dataclass(frozen=True)
 class Signal:
@@ -41,7 +44,8 @@ def side_by_side(name: str, signals: Sequence[Signal]) -> Signal:
 
     Where they began as different values, there is no one input that would give them all.
     """
-    if len({signal.root for signal in signals}) != 1 or not all(signal.layers for signal in signals):
+    width = sum(len(signal.layers or ()) for signal in signals)
+    if len({s.root for s in signals}) != 1 or not all(s.layers for s in signals) or width > _MOST:
         return changed(name, signals)
     layers = tuple(layer for signal in signals for layer in signal.layers or ())
     return Signal(layers, signals[0].root, max(signal.depth for signal in signals))

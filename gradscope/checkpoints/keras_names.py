@@ -1,0 +1,77 @@
+"""What the user calls the layers in a Keras file, which keeps them in places called by their classes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from gradscope.checkpoints.hdf5 import HDF5
+from gradscope.checkpoints.keras_config import LONGEST, directions
+from gradscope.errors import InputError
+
+
+def users_name(path: str, h5: HDF5) -> str:
+    """The names on the way to a place, "" where the file has none: Keras 3.6 and later writes them there."""
+    parts = path.split("/")
+    above = ["/".join(parts[: k + 1]) for k in range(len(parts))]
+    names = [h5.text(f"{place}/vars", "name") for place in above if not place.endswith("/cell")]
+    return "/".join(filter(None, names))
+
+
+def names_by_place(text: str) -> dict[str, str]:
+    """The names in a config by the place where Keras keeps the layer: encoder of layers/lstm_1."""
+    return dict(_inside(json.loads(text), "", ""))
+
+
+def place_of(path: str) -> str:
+    """The place of the layer that a cell is of; the models that TensorFlow saves are called otherwise."""
+    return re.sub(r"(^|/)_layer_checkpoint_dependencies/", r"\1layers/", path).removesuffix("/cell")
+
+
+def _inside(node: Any, place: str, name: str) -> Iterator[tuple[str, str]]:
+    """Place and name of everything in a layer."""
+    config = node.get("config") if isinstance(node, dict) else None
+    if not isinstance(config, dict):
+        return
+    if isinstance(config.get("layers"), list):
+        yield from _several(config["layers"], f"{place}layers/", name)
+    if node.get("class_name") == "Bidirectional":
+        for side, (layer, called) in zip(("forward", "backward"), directions(config), strict=True):
+            yield from _one(layer, f"{place}{side}_layer", f"{name}{called}")
+    else:
+        yield from _one(config.get("layer"), f"{place}layer", f"{name}{_called(config.get('layer'))}")
+    cell = config.get("cell")
+    if isinstance(cell, dict) and isinstance(cell.get("config"), dict):
+        cells = cell["config"].get("cells")
+        yield from _several(cells if isinstance(cells, list) else [], f"{place}cell/cells/", name)
+
+
+def _several(layers: list[Any], place: str, name: str) -> Iterator[tuple[str, str]]:
+    """Those of a list, numbered within their class."""
+    used: Counter[str] = Counter()
+    for layer in layers:
+        kind = _snake(str(layer.get("class_name"))) if isinstance(layer, dict) else ""
+        number = f"_{used[kind]}" if used[kind] else ""
+        used[kind] += 1
+        yield from _one(layer, f"{place}{kind}{number}", f"{name}{_called(layer)}")
+
+
+def _one(layer: Any, place: str, name: str) -> Iterator[tuple[str, str]]:
+    if len(place) > LONGEST or len(name) > LONGEST:
+        raise InputError(f"has layers in a place, or of a name, of more than {LONGEST} characters")
+    yield place, name
+    yield from _inside(layer, f"{place}/", f"{name}/")
+
+
+def _called(layer: Any) -> str:
+    config = layer.get("config") if isinstance(layer, dict) else None
+    return str(config.get("name", "")) if isinstance(config, dict) else ""
+
+
+def _snake(kind: str) -> str:
+    """simple_rnn of SimpleRNN, as Keras writes it."""
+    words = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", kind))
+    return re.sub("([a-z])([A-Z])", r"\1_\2", words).lower()
