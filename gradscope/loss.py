@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -22,11 +22,12 @@ class LossGradient:
     """What one loss L sends back through a recurrent layer, of B sequences of T steps.
 
     at : "last" where the loss is at the last step, "every" where it is a sum over the steps.
-    log10_norm : (B, T + 1), log10 |dL/ds_(T-k)| at lag k = 0..T, through the paths that were kept.
+    log10_norm : (B, T + 1), log10 |dL/ds_(T-k)| at lag k = 0..T, through the paths that were kept; NaN where
+        a sequence has fewer steps T than the longest.
     deltas : {"dz": (B, T, n)}, dL/d(pre-activation of that gate) at every step t = 1..T (Greff et al.,
         arXiv 1503.04069, appendix A.2), which is the derivative by its bias at that step alone; 0 or inf
         where float64 ends. log10_deltas : {"dz": (B, T)}, log10 of their norms by lag k = 1..T, that is at
-        step T - k + 1; they do not end there.
+        step T - k + 1; they do not end there. 0 and NaN where a sequence has fewer steps.
     log10_gradients : {parameter: log10 of the Frobenius norm of dL/d(parameter)}, of all steps and sequences.
     shares : {matrix: (T,)}, the share of lag k = 1..T in dL/dR_g or dL/dW_g. BPTT sums G_p = sum_k G_(k,p)
         over the lags from a loss back to the use of p (1 at the step of the loss itself); the share of (k, p)
@@ -66,7 +67,7 @@ class LossGradient:
     def to_dict(self, lags: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, Any]:
         """The part ``loss`` of the JSON object, at these lags; what is between them is in the next one."""
         at = [0, *lags.tolist()]
-        deltas = {name: np.median(norms, axis=0)[lags - 1] for name, norms in self.log10_deltas.items()}
+        deltas = {name: np.nanmedian(norms, axis=0)[lags - 1] for name, norms in self.log10_deltas.items()}
         starts = [0, *lags[:-1].tolist()]
         shares = {name: np.add.reduceat(share, starts) for name, share in self.shares.items()}
         return {
@@ -93,7 +94,7 @@ def loss_gradient(
     device: jax.Device | None = None,
     progress: Callable[[float, int], None] | None = None,
 ) -> LossGradient:
-    """The gradient of the loss whose derivatives by the outputs of the last S steps are ``seeds`` (B, S, n).
+    """The gradient of the loss whose derivatives by the outputs are ``seeds`` (B, S, n), see Problem.
 
     progress : called with (sequences done, sequences in all), the first with a fraction. A loss at every
     step takes O(T^2) time, as each of its T parts is followed back on its own.
@@ -101,20 +102,23 @@ def loss_gradient(
     device = device or jax.local_devices()[0]
     with precise(problem.dtype), blaming(problem.cell, problem.state.shape[1:]):
         parameters = Spread((device,)).replicate(cast(problem.parameters, problem.dtype))
-        parts = [
-            replace(problem, inputs=problem.inputs[b : b + 1], state=problem.state[b : b + 1])
-            for b in range(problem.batch)
+        parts = [problem.part([b], problem.length(b)) for b in range(problem.batch)]
+        sequences = [
+            Adjoints(one, seed[: one.steps], device, parameters)
+            for one, seed in zip(parts, seeds, strict=True)
         ]
-        sequences = [Adjoints(one, seed, device, parameters) for one, seed in zip(parts, seeds, strict=True)]
         done = _meter(sum(sequence.work for sequence in sequences), problem.batch, progress)
         total = Total(problem.parameters)
         found = [sequence.back(total, done) for sequence in sequences]
         shares = _shares(total, sequences, problem.steps, done)
     return LossGradient(
         at="last" if seeds.shape[1] == 1 else "every",
-        log10_norm=np.array([one.log10_norm[::-1] for one in found]),
-        deltas={name: np.array([one.deltas[name] for one in found]) for name in found[0].deltas},
-        log10_deltas={n: np.array([one.log10_deltas[n][::-1] for one in found]) for n in found[0].deltas},
+        log10_norm=_together([one.log10_norm[::-1] for one in found], np.nan),
+        deltas={gate: _together([one.deltas[gate] for one in found], 0.0) for gate in found[0].deltas},
+        log10_deltas={
+            gate: _together([one.log10_deltas[gate][::-1] for one in found], np.nan)
+            for gate in found[0].deltas
+        },
         log10_gradients={
             name: float(log10(_norm(part), total.exponent)) for name, part in total.arrays.items()
         },
@@ -134,9 +138,18 @@ def _shares(
     directions = {name: total.arrays[name] / size for name, size in sizes.items() if size}
     shares = {name: np.full(steps, np.nan) for name in sizes}
     if directions:
-        parts = np.sum([one.along(directions, total.exponent, done) for one in sequences], axis=0)
+        each = [one.along(directions, total.exponent, done) for one in sequences]
+        parts = _together(each, 0.0).sum(axis=0)
         shares |= {name: parts[:, p] / sizes[name] for p, name in enumerate(sorted(directions))}
     return shares
+
+
+def _together(each: Sequence[Array], fill: float) -> Array:
+    """One array of all sequences, the shorter ones filled up at their end."""
+    found = np.full((len(each), max(map(len, each)), *each[0].shape[1:]), fill)
+    for row, values in zip(found, each, strict=True):
+        row[: len(values)] = values
+    return found
 
 
 def _norm(array: Array) -> float:

@@ -14,7 +14,7 @@ from gradscope.checkpoints import Named
 from gradscope.checks import one_of
 from gradscope.errors import InputError
 from gradscope.files import Array, as_float64, quoted, shown
-from gradscope.inputs import read_array
+from gradscope.inputs import read_array, reversed_within
 from gradscope.memory import available
 from gradscope.problem import Problem
 
@@ -103,7 +103,8 @@ def _from_adjoint(problem: Problem, given: Any) -> Array:
         return array[:, None]
     if array.shape in [(b, t, n)] + [(t, n)] * (b == 1):
         every = array.reshape(b, t, n)
-        return every[:, ::-1] if problem.source.get("direction") == "backward" else every
+        backward = problem.source.get("direction") == "backward"
+        return reversed_within(every, problem.lengths) if backward else every
     expected = f"({n},) or {(b, n)} at the last step, {(t, n) if b == 1 else (b, t, n)} at every step"
     raise InputError(f"adjoint has shape {array.shape}, expected {expected}")
 

@@ -379,6 +379,29 @@ def test_adjoint_of_a_backward_layer(model, tmp_path):
     check_weights(analysis.loss.log10_gradients, made.lstm, "_reverse")
 
 
+@pytest.mark.parametrize("every", [False, True])
+def test_each_sequence_over_its_own_length(every, model):
+    """Gradients add up; lags are counted from the end of each; beyond its length nothing is known."""
+    made, folder = model
+    made.zero_grad()
+    seeds = np.random.default_rng(6).standard_normal((B, T, N) if every else (B, N))
+    x, lengths = np.load(folder / "x.npy"), [T, 5]
+    for sequence, seed, length in zip(x, seeds, lengths, strict=True):
+        out = made.lstm(torch.tensor(sequence[None, :length]))[0][0, :, N:]
+        # The backward direction's own last step is the first of the sequence.
+        (out * torch.tensor(seed[:length]) if every else out[0] * torch.tensor(seed)).sum().backward()
+    options = {"checkpoint": folder / "model.pt", "layer": "lstm.l0_reverse"}
+    found = gradscope.analyze(**options, inputs=x, lengths=lengths, adjoint=seeds)
+    check_weights(found.loss.log10_gradients, made.lstm, "_reverse")
+    alone = gradscope.analyze(**options, inputs=x[1, :5], adjoint=seeds[1, :5] if every else seeds[1])
+    np.testing.assert_allclose(found.loss.log10_norm[1, :6], alone.loss.log10_norm[0], rtol=0, atol=1e-12)
+    assert np.isnan(found.loss.log10_norm[1, 6:]).all()
+    np.testing.assert_allclose(found.loss.deltas["dz"][1, :5], alone.loss.deltas["dz"][0], rtol=1e-11)
+    for names in found.loss.kinds.values():
+        assert sum(map(found.loss.share, names)) == pytest.approx(1)
+    jsonschema.validate(json.loads(json.dumps(found.to_dict(), allow_nan=False)), gradscope.schema())
+
+
 def test_wrong_readout_is_one_line(model, capsys):
     _, folder = model
     given = [str(folder / "model.pt"), "--layer", "lstm.l0", "--readout", "tail"]

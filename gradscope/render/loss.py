@@ -29,8 +29,8 @@ _TITLES = {
 def loss_sections(loss: LossGradient, full: Chain, terminal: Terminal) -> Iterable[RenderableType]:
     """The sections of a loss; full : the chain whose sigma_1 is shown beside."""
     rows = {
-        "|dL/ds|": (np.arange(1, full.steps + 1), np.median(loss.log10_norm, axis=0)[1:]),
-        "sigma_1": (full.lags, np.median(full.by_lag, axis=0)),
+        "|dL/ds|": (np.arange(1, full.steps + 1), np.nanmedian(loss.log10_norm, axis=0)[1:]),
+        "sigma_1": (full.lags, np.nanmedian(full.by_lag, axis=0)),
     }
     yield section(_TITLES[loss.at], by_lag(rows, full.steps, terminal))
     if loss.shares:
