@@ -225,14 +225,15 @@ def gate_statistics(sums: Sequence[Mapping[str, Array]]) -> dict[str, dict[str, 
 
 
 def recurrent_matrices(parameters: Mapping[str, Array]) -> dict[str, dict[str, Any]]:
-    """Spectral norm, spectral radius and singular values of every recurrent matrix R*."""
+    """Spectral norm, radius (None of one that is not square) and singular values of every R*."""
     result = {}
     for name, matrix in parameters.items():
-        if name.startswith("R") and matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]:
+        if name.startswith("R") and matrix.ndim == 2:
+            square = matrix.shape[0] == matrix.shape[1]
             singular = np.linalg.svd(np.asarray(matrix, np.float64), compute_uv=False)
             result[name] = {
                 "spectral_norm": float(singular[0]),
-                "spectral_radius": float(np.abs(np.linalg.eigvals(matrix)).max()),
+                "spectral_radius": float(np.abs(np.linalg.eigvals(matrix)).max()) if square else None,
                 "singular_values": singular,
             }
     return result

@@ -21,6 +21,8 @@ PASSES = 30
 WIDEST = 64
 # A difference of two passes is one draw of the rounding error: this covers most of its spread.
 SAFETY = 8.0
+# Spacings of a log10 value by which it is rounded on its way, where two passes agree by chance.
+ROUNDINGS = 2
 # What a space may leave out of a value, relative.
 TOLERANCE = 1e-11
 
@@ -65,7 +67,7 @@ def top_values(
         slow = passes.done > 2 and _worst(m.soon for m in missing) > enough
         block = _stacked(_next(*pair, operator.size, slow) for pair in zip(before, after, strict=True))
     return [
-        Top(b.log10.astype(np.float64), m.error(operator, entry_error), *passes.sides(b))
+        Top(values := b.log10.astype(np.float64), m.error(values, operator, entry_error), *passes.sides(b))
         for b, m in zip(after, missing, strict=True)
     ]
 
@@ -121,11 +123,12 @@ class _Missing:
         open_ = SAFETY * self.spread > enough
         return bool((open_ & (self.spread <= 4 * self.residual)).any())
 
-    def error(self, operator: Operator, entry_error: float) -> Array:
+    def error(self, log10: Array, operator: Operator, entry_error: float) -> Array:
         """(k,) estimated |error| of log10: what is missing, and what rounding does to two passes."""
-        # Roundings add up like a random walk.
+        # Roundings add up like a random walk; those of log10 itself are more, where it is large.
         floor = 2 * np.sqrt(operator.steps) * (operator.eps + entry_error)
-        return np.asarray((self.now + floor) / np.log(10) + SAFETY * self.spread)
+        rounding = ROUNDINGS * np.spacing(np.abs(log10[: len(self.now)]))
+        return np.asarray((self.now + floor) / np.log(10) + SAFETY * self.spread + rounding)
 
 
 def _missing(before: Image, after: Image, count: int, middle: int, size: int) -> _Missing:

@@ -192,10 +192,11 @@ def _lags(analysis: Analysis, terminal: Terminal) -> Table:
 def _matrices(analysis: Analysis) -> Table:
     table = headed("matrix", "spectral norm", "spectral radius", "smallest singular value")
     for name, matrix in analysis.matrices.items():
+        radius = matrix["spectral_radius"]
         table.add_row(
             name,
             f"{matrix['spectral_norm']:.4f}",
-            f"{matrix['spectral_radius']:.4f}",
+            "-" if radius is None else f"{radius:.4f}",
             f"{matrix['singular_values'][-1]:.2e}",
         )
     return table
