@@ -25,6 +25,10 @@ from gradscope.errors import InputError
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:keras")
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def rows(live):
     return [(f.name, f.label, f.direction, f.depth, f.below) for f in checkpoints.read_all(live).layers]
 
@@ -52,7 +56,7 @@ def test_torch_rnn_says_its_nonlinearity(make, kind):
         read_layer(live, "linear")
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("kind", ["LSTM", *map(slow, ["GRU", "RNN"])])
 def test_torch_analysis_is_that_of_the_file(kind, tmp_path):
     torch.manual_seed(1)
     module = getattr(torch.nn, kind)(INPUT, HIDDEN, num_layers=2, bidirectional=True)
@@ -166,8 +170,8 @@ def test_keras_model_is_its_file(tmp_path):
     ("cell", "make"),
     [
         ("lstm", lambda **o: keras.layers.LSTM(HIDDEN, name="own", **o)),
-        ("gru-reset-before", lambda **o: keras.layers.GRU(HIDDEN, reset_after=False, name="own", **o)),
-        ("gru", lambda **o: keras.layers.GRU(HIDDEN, use_bias=False, name="own", **o)),
+        slow("gru-reset-before", lambda **o: keras.layers.GRU(HIDDEN, reset_after=False, name="own", **o)),
+        slow("gru", lambda **o: keras.layers.GRU(HIDDEN, use_bias=False, name="own", **o)),
         (
             "rnn-relu",
             lambda **o: keras.layers.RNN(keras.layers.SimpleRNNCell(HIDDEN, "relu"), name="own", **o),
@@ -216,7 +220,7 @@ class Linen(flax.linen.Module):
         return flax.linen.RNN(flax.linen.LSTMCell(HIDDEN), name="rnn")(x)
 
 
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("frozen", [False, slow(True)])
 def test_linen_parameters(frozen):
     x = sequence().astype(np.float32)
     tree = Linen().init(jax.random.key(0), x)
@@ -231,11 +235,11 @@ def test_linen_parameters(frozen):
     ("make", "options", "cell"),
     [
         (nnx.LSTMCell, {}, "lstm"),
-        (nnx.OptimizedLSTMCell, {}, "lstm"),
+        slow(nnx.OptimizedLSTMCell, {}, "lstm"),
         (nnx.GRUCell, {}, "gru"),
         (nnx.SimpleCell, {}, "rnn"),
         (nnx.SimpleCell, {"activation_fn": jax.nn.relu}, "rnn-relu"),
-        (nnx.SimpleCell, {"activation_fn": nnx.sigmoid}, "rnn-sigmoid"),
+        slow(nnx.SimpleCell, {"activation_fn": nnx.sigmoid}, "rnn-sigmoid"),
         (nnx.SimpleCell, {"activation_fn": nnx.identity}, "linear"),
     ],
 )
@@ -257,8 +261,8 @@ def test_nnx_functions_without_a_cell():
         InputError, match="has gate_fn sigmoid and activation_fn relu, for which gradscope has no"
     ):
         read_layer(build(nnx.LSTMCell, activation_fn=jax.nn.relu), "lstm")
-    with pytest.raises(InputError, match="has residual=True, for which gradscope has no"):
-        read_layer(build(nnx.SimpleCell, residual=True))
+    with pytest.raises(InputError, match="has residual=True, for which there is no cell"):
+        read_layer(build(nnx.SimpleCell, residual=True, activation_fn=lambda x: x), activation="linear")
     own = build(nnx.GRUCell, gate_fn=lambda x: jax.nn.sigmoid(x))
     with pytest.raises(InputError, match=r"activation functions are not in the file: .* add --cell gru"):
         read_layer(own)
@@ -278,7 +282,7 @@ def test_nnx_directions_are_those_of_the_pair():
 # Equinox
 
 
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bias", [True, slow(False)])
 @pytest.mark.parametrize("make", [equinox.nn.LSTMCell, equinox.nn.GRUCell])
 def test_equinox_outputs_and_jacobian(make, bias):
     with jax.enable_x64(True):
