@@ -251,7 +251,6 @@ FEW = {
     (True, "torchscript", False),
     (False, "torchscript", True),
     (True, "dynamo", True),
-    (False, "dynamic", True),
 }
 
 
