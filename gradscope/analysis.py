@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import gradscope
-from gradscope.flow import Chain, Extremes
+from gradscope.flow import Chain, Extremes, mean_share
 from gradscope.path import Array
 from gradscope.verdict import Policy, Verdict
 
@@ -30,7 +30,8 @@ class Analysis:
 
     problem : what was analysed, as JSON tells it; verdict : level and reasons; policy : thresholds;
     chains : the full chain first, then one per path; levels : {chain name: level};
-    shares : {path: (T,) share at each step t = 1..T, mean over the batch}, empty for a bare chain;
+    shares : {path: (T,) share at each step t = 1..T, mean over the batch}, empty for a bare chain; of
+        sequences of different length the last step is the same;
     gates : {gate: {"mean", "saturated"}}; matrices : {name: spectral norm, radius, singular values};
     layers : of several layers, the analysis of each; the rest is then about all of them together;
     loss : what a loss sends back, None where there is none.
@@ -59,7 +60,7 @@ class Analysis:
     @property
     def mean_shares(self) -> dict[str, float]:
         """Each path's share in carrying the gradient, mean over steps and sequences; they sum to 1."""
-        return {name: float(share.mean()) for name, share in self.shares.items()}
+        return {name: mean_share(share, self.full) for name, share in self.shares.items()}
 
     @property
     def all_levels(self) -> set[str]:

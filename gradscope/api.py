@@ -42,6 +42,10 @@ def analyze(
     readout: str | None = None,
     readout_at: str | None = None,
     adjoint: Any = None,
+    time_major: bool = False,
+    embedding: str | None = None,
+    lengths: Any = None,
+    initial_state: Any = None,
     cut: str | Sequence[str] = (),
     view: str = "state",
     dtype: str | None = None,
@@ -64,7 +68,13 @@ def analyze(
     cell : a built-in name, "package.module:factory", or a gradscope.Cell.
     steps : T, 200 by default, or the length of the inputs.
     gain : multiplies every recurrent matrix; biases : {"b_f": 1.0} sets a bias.
-    inputs : "normal", "zeros", a file, or an array (T, d) or (B, T, d); batch : B.
+    inputs : "normal", "zeros", an array (T, d) or (B, T, d), or a file of one (.npy, .npz, .safetensors,
+        .csv; FILE.npz:NAME is one of several); time_major : the array is (T, B, d); batch : B.
+    embedding : the checkpoint's embedding (name of the tensor or its module, or the end of it) that turns
+        inputs of token ids, (T,) or (B, T), into (B, T, d).
+    lengths : (B,) or a file of them, how many steps of each sequence are analysed; the others are padding.
+    initial_state : {"h0": ..., "c0": ...} or a file of them, (n,) or (B, n): the state before the first step,
+        for a backward layer that before the last. Without it that of the checkpoint, else zeros.
     readout : a Linear or Dense layer of the checkpoint, for ``Analysis.loss``: the loss is the sum of what
         it puts out at the ``readout_at`` "last" (default) step or at "every" one. adjoint, in its place :
         the derivatives of a loss by the layer's outputs, a file or an array, (n,) or (B, n) at the last
@@ -87,8 +97,9 @@ def analyze(
 
     def prepare() -> tuple[Problems, tuple[Device, ...]]:
         found = find_devices(platform, devices)
-        choice = {"layer": layer, "activation": activation, "max_size": max_size, "readout": readout}
-        model = _read(checkpoint, cell, choice)
+        choice = {"layer": layer, "activation": activation, "max_size": max_size}
+        beside = {"readout": readout, "embedding": embedding}
+        model = _read(checkpoint, cell, choice, beside)
         problems = make_problems(
             model,
             found,
@@ -102,6 +113,10 @@ def analyze(
             seed=seed,
             batch=batch,
             inputs=inputs,
+            time_major=time_major,
+            embedding=model.arrays[embedding] if model and embedding else None,
+            lengths=lengths,
+            initial_state=initial_state,
             cut=cut,
             view=view,
             top=top,
@@ -119,14 +134,18 @@ def analyze(
     return _analyze(problems, policy, progress, found, devices)
 
 
-def _read(path: str | Path | Live | None, cell: str | Cell | None, choice: Mapping[str, Any]) -> Model | None:
-    """The layers of a checkpoint, if one is given, and its readout."""
+def _read(
+    path: str | Path | Live | None,
+    cell: str | Cell | None,
+    choice: Mapping[str, Any],
+    beside: Mapping[str, str | None],
+) -> Model | None:
+    """The layers of a checkpoint, if one is given, and what else of it is asked for."""
     if path is not None:
-        layer, readout = choice["layer"], choice["readout"]
-        layers = (layer,) if isinstance(layer, str) else layer
-        rest = {name: choice[name] for name in ("activation", "max_size")}
-        return read(path, cell, layers=layers, also=() if readout is None else (readout,), **rest)
-    for name, value in choice.items():
+        layer, rest = choice["layer"], {name: value for name, value in choice.items() if name != "layer"}
+        also = [name for name in beside.values() if name is not None]
+        return read(path, cell, layers=(layer,) if isinstance(layer, str) else layer, also=also, **rest)
+    for name, value in (*choice.items(), *beside.items()):
         if value is not None:
             raise InputError(
                 f"{name} is {quoted(value)}, but that is about a checkpoint: give its file as well"

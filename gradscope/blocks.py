@@ -200,7 +200,7 @@ def blocked(
     for member in cell.members:
         own, found = member.own(parameters), linearized["paths"][member.name]
         state = {"states": states[:, extents[member.name]], "paths": found["own"]}
-        layers.append(split(member.cell, own, state))
+        layers.append(split(member.cell, own, state, hidden=member.hidden))
         readings.append(tuple(_readings(cell.members, member, own, found["input"])))
     kept = {ends: name for ends, name in block_names(cell.members).items() if name not in cut}
     return Blocks(tuple(layers), tuple(readings), kept, len(states) - 1, states.shape[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import re
 import stat
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,6 +31,8 @@ EXPANSION = 16
 ALLOWANCE = 64 * 2**20
 MEMBERS = 4096
 
+# A file of several arrays and the name of one of them.
+_KEYED = re.compile(r"(.+\.(?:npz|safetensors)):(.*)", re.IGNORECASE | re.DOTALL)
 EXPECTED = "expected real numbers (float, int or bool)"
 # np.save keeps bfloat16 as two nameless bytes.
 _BFLOAT16 = (np.dtype("V2"), np.dtype(ml_dtypes.bfloat16))
@@ -82,26 +85,10 @@ def read_npz(path: PathLike, choose: Choose = list) -> dict[str, Array]:
         return {key: tensors[key].values() for key in choose(list(tensors))}
 
 
-def read_inputs(path: PathLike) -> Array:
-    """Input sequences from a ``.npy``, a ``.npz`` that holds nothing else, or ``file.npz:key``."""
-    text = os.fspath(path)
-    stem, mark, key = text.rpartition(".npz:")
-    suffix = Path(text).suffix.lower()
-
-    def choose(names: list[str]) -> list[str]:
-        if mark and key not in names:
-            raise InputError(f"holds no array {quoted(key)}, expected one of {listed(names)}")
-        if not mark and len(names) > 1:
-            raise InputError(
-                f"holds {len(names)} arrays ({listed(names)}): say which, as in {text}:{listed(names[:1])}"
-            )
-        return [key] if mark else names
-
-    if mark or suffix == ".npz":
-        return next(iter(read_npz(f"{stem}.npz" if mark else path, choose).values()))
-    if suffix == ".npy":
-        return read_npy(path)
-    raise InputError(f"inputs {quoted(text)}: expected normal, zeros, or a .npy or .npz file")
+def split_key(path: PathLike) -> tuple[str, str | None]:
+    """File and name of an array: ``x.npz:key`` is the array ``key`` in ``x.npz``."""
+    match = _KEYED.fullmatch(os.fspath(path))
+    return (match[1], match[2]) if match else (os.fspath(path), None)
 
 
 def read_jacobians(path: PathLike) -> Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,8 @@ class Extremes:
 class Chain:
     """A chain of Jacobians, of the full state or of one path, with one Spectrum per sequence.
 
-    steps : how many Jacobians are multiplied; horizons : memory horizon per sequence, in steps.
+    steps : how many Jacobians are multiplied, of the longest sequence; horizons : memory horizon per
+        sequence, in steps.
     """
 
     name: str
@@ -55,17 +55,26 @@ class Chain:
         return tuple(s.exact_zeros for s in self.spectra if s.exact_zeros is not None)
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """Steps of each sequence's chain."""
+        return tuple(int(_lags(s)[-1]) for s in self.spectra)
+
+    @property
     def lags(self) -> Array:
-        """The lags of by_lag, (L,): 1..T, or those known of every sequence where only the top is."""
-        known = [np.arange(1, self.steps + 1) if s.lags is None else s.lags for s in self.spectra]
-        return np.asarray(reduce(np.intersect1d, known))
+        """The lags of by_lag, (L,): 1..T, or those known of all that are as long where only the top is."""
+        known = [_lags(s) for s in self.spectra]
+        every = np.unique(np.concatenate(known))
+        return every[np.all([np.isin(every, lags) | (every > lags[-1]) for lags in known], axis=0)]
 
     @property
     def by_lag(self) -> Array:
-        """log10 sigma_1 at ``lags`` for every sequence, (B, L)."""
-        norms = [np.asarray(s.log10_norm_by_lag, np.float64) for s in self.spectra]
-        kept = [slice(None) if s.lags is None else np.isin(s.lags, self.lags) for s in self.spectra]
-        return np.array([norm[keep] for norm, keep in zip(norms, kept, strict=True)])
+        """log10 sigma_1 at ``lags`` for every sequence, (B, L); NaN beyond its own length."""
+        shown = self.lags
+        found = np.full((len(self.spectra), len(shown)), np.nan)
+        for row, spectrum in zip(found, self.spectra, strict=True):
+            known = _lags(spectrum)
+            row[np.isin(shown, known)] = np.asarray(spectrum.log10_norm_by_lag)[np.isin(known, shown)]
+        return found
 
     @property
     def log10_norm(self) -> Extremes:
@@ -80,13 +89,18 @@ class Chain:
 
     @property
     def log10_peak(self) -> Extremes:
-        """log10 sigma_1 at the lag, of those in ``lags``, where it is largest."""
-        return Extremes.of(self.by_lag.max(axis=1).tolist())
+        """log10 sigma_1 at the lag, of those that are known, where it is largest."""
+        return self._summary(lambda s: float(np.max(np.asarray(s.log10_norm_by_lag))))
+
+    @property
+    def peak_lag(self) -> Extremes:
+        """That lag."""
+        return self._summary(lambda s: float(_lags(s)[np.argmax(np.asarray(s.log10_norm_by_lag))]))
 
     @property
     def rate(self) -> Extremes:
-        """ln sigma_1 / T, in nats per step: the largest finite-time Lyapunov exponent."""
-        return self._summary(lambda s: float(s.log10_singular_values[0]) * np.log(10.0) / self.steps)
+        """ln sigma_1 / T of its own T, in nats per step: the largest finite-time Lyapunov exponent."""
+        return self._summary(lambda s: float(s.log10_singular_values[0]) * np.log(10.0) / _lags(s)[-1])
 
     @property
     def horizon(self) -> Extremes:
@@ -102,6 +116,13 @@ class Chain:
         return Extremes.of([value(s) for s in self.spectra])
 
 
+def _lags(spectrum: Spectrum) -> Any:
+    """The lags at which its norm is known, the last of which is T."""
+    if spectrum.lags is None:
+        return np.arange(1, len(np.asarray(spectrum.log10_norm_by_lag)) + 1)
+    return spectrum.lags
+
+
 def _log10_rms(spectrum: Spectrum) -> float:
     logs = spectrum.log10_singular_values
     if logs[0] == -np.inf:
@@ -111,10 +132,9 @@ def _log10_rms(spectrum: Spectrum) -> float:
 
 def chain_of(name: str, spectra: Sequence[Spectrum], threshold: float) -> Chain:
     """A Chain from its spectra by lag; its horizon ends where the gain falls below ``threshold``."""
-    profiles = [(np.asarray(s.log10_norm_by_lag), s.lags) for s in spectra]
-    horizons = tuple(horizon(norms, threshold, lags) for norms, lags in profiles)
-    norms, lags = profiles[0]
-    return Chain(name, len(norms) if lags is None else int(lags[-1]), tuple(spectra), horizons)
+    norms = [np.asarray(s.log10_norm_by_lag) for s in spectra]
+    horizons = tuple(horizon(norm, threshold, s.lags) for norm, s in zip(norms, spectra, strict=True))
+    return Chain(name, max(int(_lags(s)[-1]) for s in spectra), tuple(spectra), horizons)
 
 
 def horizon(log10_norm: Array, threshold: float, lags: Array | None = None) -> int:
@@ -152,6 +172,20 @@ def shares(jacobians: Loaded | Segmented, left: Array, right: Array, log10_norm:
         found.append({name: each * scale for name, each in carried.items()})
         start = (forward[-1], forward_log[-1])
     return {name: np.concatenate([share[name] for share in found]) for name in found[0]}
+
+
+def mean_share(share: Array, full: Chain) -> float:
+    """Mean over the steps of all sequences whose gradient is not exactly zero, NaN if there are none.
+
+    share : (T,), at every step of the longest sequence the mean over those that are as long, aligned at the
+        last step; full : the chain of the whole state.
+    """
+    alive = [s.log10_singular_values[0] > -np.inf for s in full.spectra]
+    lags = len(share) - np.arange(len(share))
+    reach = (np.array(full.lengths)[alive, None] >= lags).sum(axis=0)
+    if not reach.any():
+        return float("nan")
+    return float(np.average(share[reach > 0], weights=reach[reach > 0] / reach.max()))
 
 
 def _transposed(jacobians: Loaded) -> Iterator[Array]:

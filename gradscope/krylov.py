@@ -57,12 +57,13 @@ def top_values(
     block = _stacked(image.output for image in after)
     while True:
         before, after = after, passes(block)
-        missing = [_missing(*pair, count, (count + width) // 2) for pair in zip(before, after, strict=True)]
+        of = (count, (count + width) // 2, operator.size)
+        missing = [_missing(*pair, *of) for pair in zip(before, after, strict=True)]
         found = _worst(m.now for m in missing) <= enough
         if passes.done >= PASSES or (found and not any(m.veiled(100 * enough) for m in missing)):
             break
         slow = passes.done > 2 and _worst(m.soon for m in missing) > enough
-        block = _stacked(_next(*pair, slow) for pair in zip(before, after, strict=True))
+        block = _stacked(_next(*pair, operator.size, slow) for pair in zip(before, after, strict=True))
     return [
         Top(b.log10.astype(np.float64), m.error(operator, entry_error), *passes.sides(b))
         for b, m in zip(after, missing, strict=True)
@@ -80,16 +81,16 @@ def tolerance(operator: Operator) -> float:
 
 
 def _random(operator: Operator, width: int) -> Array:
-    block = np.random.default_rng(0).normal(size=(operator.sequences, operator.size, width))
+    block = np.random.default_rng(0).normal(size=(operator.sequences, operator.columns, width))
     return np.linalg.qr(block)[0]
 
 
-def _next(before: Image, after: Image, slow: bool) -> Array:
+def _next(before: Image, after: Image, size: int, slow: bool) -> Array:
     """The block of the next pass: where it is slow, with what the last two passes know."""
-    m, width = after.output.shape
+    width = after.output.shape[1]
     if not slow or before.input.shape[1] < width:
         return after.output
-    most = min(m, max(width, WIDEST))
+    most = min(size, max(width, WIDEST))
     kept = after.output[:, : max(most - width, most * 3 // 4)]
     return np.linalg.qr(np.concatenate([kept, before.input[:, : most - kept.shape[1]]], axis=1))[0]
 
@@ -127,20 +128,20 @@ class _Missing:
         return np.asarray((self.now + floor) / np.log(10) + SAFETY * self.spread)
 
 
-def _missing(before: Image, after: Image, count: int, middle: int) -> _Missing:
+def _missing(before: Image, after: Image, count: int, middle: int, size: int) -> _Missing:
     """What the space of a block leaves out of each value.
 
     The residual is seen between one pass and the next, and every pass shrinks it by the ratio of the
     values left out to its own. The value number ``middle``, of the spare columns of the first block,
     stands for those: a block that has grown holds directions that no pass has improved yet.
     """
-    m, width = before.input.shape
+    width = before.input.shape[1]
     rank = len(after.log10)
     count = min(count, rank, len(before.log10))
     spread = np.abs(before.log10[:count] - after.log10[:count]).astype(np.float64)
     residual = np.array([_residual(before, after, i) for i in range(count)])
     ratio = np.zeros(count)
-    if width < m and middle < rank:  # or there is nothing left out
+    if width < size and middle < rank:  # or there is nothing left out
         ratio = 10 ** np.minimum(0, after.log10[middle] - after.log10[:count]).astype(np.float64)
     return _Missing(residual, _lacking(residual * ratio, ratio), _lacking(residual * ratio**4, ratio), spread)
 

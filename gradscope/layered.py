@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,49 +10,61 @@ import numpy as np
 
 from gradscope.cells.base import Member
 from gradscope.cells.stack import stacked
-from gradscope.checkpoints import Layer, Model
+from gradscope.checkpoints import Layer, Model, Named
 from gradscope.errors import InputError
 from gradscope.files import Array, listed, shown
+from gradscope.inputs import Sequences, extents, given_lengths, given_sequences, label
 from gradscope.memory import check_memory
 from gradscope.outputs import outputs
-from gradscope.problem import Problem, chosen_top, given, known_paths, make_problem
+from gradscope.problem import Problem, chosen_top, known_paths, make_problem
 from gradscope.problems import Problems, Stack
+from gradscope.states import initial_states
 
 if TYPE_CHECKING:
     from jax import Device
 
 
 def make_problems(
-    model: Model | None, devices: Sequence[Device], *, inputs: Any = "normal", **options: Any
+    model: Model | None,
+    devices: Sequence[Device],
+    *,
+    inputs: Any = "normal",
+    time_major: bool = False,
+    embedding: Named | None = None,
+    lengths: Any = None,
+    initial_state: Any = None,
+    cut: str | Iterable[str] = (),
+    top: int | str | None = None,
+    **options: Any,
 ) -> Problems:
     """The problems of the layers chosen of a model, or of a fresh cell without one.
 
-    inputs : what the layers read that read no others; options : as for ``make_problem``. Raises InputError
+    inputs : what the layers read that read no others; the rest as for ``make_problem``. Raises InputError
     as it does, and for layers that cannot be analysed together.
     """
+    given = given_sequences(inputs, time_major=time_major, embedding=embedding) or inputs
+    options["lengths"] = lengths = given_lengths(lengths)
+    alone = {**options, "cut": cut, "top": top}  # what only the one layer is asked for that is analysed
     if model is None:
-        return Problems((make_problem(inputs=inputs, **options),))
-    if len(model.layers) == 1:
-        return Problems((make_problem(layer=model.layers[0], inputs=inputs, **options),))
+        return Problems((make_problem(inputs=given, initial_state=initial_state, **alone),))
     _check_roots(model)
-    options = {name: value for name, value in options.items() if name != "cell"}
-    cut, top = options.pop("cut", ()), options.pop("top", None)
-    alone = len(model.chosen) == 1
+    options.pop("cell", None)
+    states = _initial_states(initial_state, model, given, options)
     problems: dict[str, Problem] = {}
     put_out: dict[str, Array] = {}
-    given_to_all = given(inputs)
     read = {name for layer in model.layers for name in layer.below or ()}
     for layer in model.layers:
-        of_own = {"cut": cut, "top": top} if alone and layer.name in model.chosen else {}
-        of_own |= {} if alone else {"top": _at_most(top, layer)}
-        of_own["inputs"] = _inputs(layer, inputs if given_to_all is None else given_to_all, put_out)
-        problem = _problem(layer, model, {**options, **of_own})
-        problems[layer.name] = _labelled(problem, layer, inputs)
+        only = model.chosen == (layer.name,)
+        asked = alone if only else {**options, "top": _at_most(top, layer)}
+        problem = _problem(layer, model, asked, _inputs(layer, given, put_out), states.get(layer.name))
+        if layer.name in states:
+            problem = replace(problem, source={**problem.source, "initial_state": label(initial_state)})
+        problems[layer.name] = problem
         if layer.name in read:
             put_out[layer.name] = outputs(problem, devices)
     layers = [layer for layer in model.layers if layer.name in model.chosen]
     chosen = tuple(problems[layer.name] for layer in layers)
-    if alone:
+    if len(chosen) == 1:
         return Problems(chosen)
     cut = (cut,) if isinstance(cut, str) else tuple(cut)
     # The cell view holds the output fixed, through which a layer reaches the next.
@@ -72,15 +83,36 @@ def _check_roots(model: Model) -> None:
         )
 
 
-def _problem(layer: Layer, model: Model, options: Mapping[str, Any]) -> Problem:
+def _initial_states(
+    asked: Any, model: Model, given: Sequences | str, options: Mapping[str, Any]
+) -> dict[str, dict[str, Array]]:
+    """{layer: {"h0": (B, n), ...}} of the layers whose initial state is given."""
+    if asked is None:
+        return {}
+    (batch, _, _), _ = extents(
+        {"batch": options["batch"]} if options.get("batch") else {},
+        given if isinstance(given, Sequences) else None,
+        options["lengths"],
+    )
+    parts = {layer.name: layer.cell.extents(layer.hidden) for layer in model.layers}
+    return {
+        name: {f"{part}0": state[:, place] for part, place in parts[name].items()}
+        for name, state in initial_states(asked, parts, batch).items()
+    }
+
+
+def _problem(
+    layer: Layer, model: Model, options: Mapping[str, Any], inputs: Any, state: Mapping[str, Array] | None
+) -> Problem:
     """The layer's problem; biases are set in the layers that have them."""
     biases = options.get("biases") or {}
     everywhere = {name for other in model.layers for name in other.parameters}
-    there = {
-        name: value for name, value in biases.items() if name in layer.parameters or name not in everywhere
-    }
+    there = {k: value for k, value in biases.items() if k in layer.parameters or k not in everywhere}
+    asked = {**options, "biases": there, "inputs": inputs, "initial_state": state}
+    if len(model.layers) == 1:
+        return make_problem(layer=layer, **asked)
     try:
-        return make_problem(layer=layer, **{**options, "biases": there})
+        return make_problem(layer=layer, **asked)
     except InputError as error:
         hint = f"; or choose others of {listed(model.chosen)} with --layer" if len(model.chosen) > 1 else ""
         raise InputError(f"layer {shown(layer.name)}: {error}{hint}") from error
@@ -91,19 +123,13 @@ def _at_most(top: int | str | None, layer: Layer) -> int | str | None:
     return min(top, layer.cell.size(layer.hidden)) if isinstance(top, int) and top > 0 else top
 
 
-def _inputs(layer: Layer, shared: Any, put_out: Mapping[str, Array]) -> Any:
+def _inputs(layer: Layer, given: Sequences | str, put_out: Mapping[str, Array]) -> Sequences | str:
     """What a layer reads: what is given to the model, or the outputs of those below it, side by side."""
     if not layer.below:
-        return shared
-    return np.concatenate([put_out[name] for name in layer.below], axis=2)
-
-
-def _labelled(problem: Problem, layer: Layer, inputs: Any) -> Problem:
-    """The problem with the name of its inputs, which were handed to it as an array."""
-    label = os.fspath(inputs) if isinstance(inputs, str | os.PathLike) else "array"
-    if layer.below:
-        label = f"outputs of {listed(layer.below)}"
-    return replace(problem, source={**problem.source, "inputs": label})
+        return given
+    values = np.concatenate([put_out[name] for name in layer.below], axis=2)
+    called = f"outputs of {listed(layer.below)}"
+    return Sequences(values, called, label=called)
 
 
 def _stacks(

@@ -35,7 +35,9 @@ class Linearized:
         self._gates: dict[int, dict[str, Array]] = {}
         self._problem, self._device = problem, device
         self._links: dict[int, Array] = {}  # the cell view's link after each segment
+        steps = problem.length(sequence)
         segments = Segments.cover(problem.steps, step_bytes(problem.cell, problem.hidden), SEGMENT_BYTES)
+        segments = segments if steps == problem.steps else segments.first(steps)
         with precise(problem.dtype):
             one = slice(sequence, sequence + 1)
             self._trajectory = Trajectory(
@@ -48,7 +50,7 @@ class Linearized:
                 problem.dtype,
             )
         skipped = int(problem.view == "cell")  # it has no step 1
-        self.steps = problem.steps - skipped
+        self.steps = steps - skipped
         self.starts = [max(0, i * segments.length - skipped) for i in range(segments.count)]
 
     def segment(self, i: int) -> Loaded:
@@ -56,8 +58,8 @@ class Linearized:
         problem = self._problem
         found = self._on_host(i)
         if problem.view != "cell":
-            load = blocked if problem.cell.members else split
-            return load(problem.cell, problem.parameters, found, problem.cut)
+            cell, given = problem.cell, (problem.parameters, found, problem.cut)
+            return blocked(cell, *given) if cell.members else split(cell, *given, problem.hidden)
         if i and i - 1 not in self._links:
             self._on_host(i - 1)
         return cell_view(problem.cell, problem.parameters, found, problem.cut, self._links.get(i - 1))

@@ -10,6 +10,7 @@ import numpy as np
 
 from gradscope.cells.base import Cell
 from gradscope.cells.units import Parameters
+from gradscope.inputs import reversed_within
 from gradscope.linearized import blaming
 from gradscope.path import Array
 from gradscope.problem import Problem
@@ -38,7 +39,8 @@ def outputs(problem: Problem, devices: Sequence[jax.Device]) -> Array:
             for i in range(trajectory.segments.count)
         ]
     whole = np.concatenate(found, axis=1)
-    return whole[:, ::-1] if problem.source.get("direction") == "backward" else whole
+    backward = problem.source.get("direction") == "backward"
+    return reversed_within(whole, problem.lengths) if backward else whole
 
 
 def _put_out(cell: Cell, start: int, stop: int, parameters: Parameters, inputs: Any, state: Any) -> Any:

@@ -30,6 +30,18 @@ class UnitPath:
         """The path within the component that it reads: what its own chain multiplies."""
         return replace(self, slope=self.slope[:, self.source : self.source + 1], source=0)
 
+    @property
+    def width(self) -> int:
+        """Units n."""
+        return int(self.slope.shape[2])
+
+    @property
+    def diagonal(self) -> Array | None:
+        """(T, n) where every step is diagonal, as one component's without a matrix is."""
+        if self.matrix is not None or self.slope.shape[1] > 1:
+            return None
+        return self.slope[:, 0] * (1.0 if self.link is None else self.link)
+
     @cached_property
     def writes(self) -> tuple[int, ...]:
         """Components that the path changes at any step: an output gate leaves c alone."""
@@ -79,10 +91,14 @@ class UnitPath:
 
 @dataclass(frozen=True)
 class DensePath:
-    """A path of a cell without a per-unit form: its Jacobians as they are, (T, m, m)."""
+    """A path of a cell without a per-unit form: its Jacobians as they are, (T, m, m).
+
+    component : where in the state its own chain stays, None is all of it.
+    """
 
     name: str
     stack: Array
+    component: slice | None = None
 
     source = 0
 
@@ -92,8 +108,20 @@ class DensePath:
 
     @property
     def alone(self) -> DensePath:
-        """The path itself: its chain is over the whole state."""
-        return self
+        """The path within its component."""
+        part = self.component
+        return self if part is None else DensePath(self.name, self.stack[:, part, part])
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return int(self.stack.shape[2])
+
+    @property
+    def diagonal(self) -> Array | None:
+        """(T, m) where every step is diagonal."""
+        found = np.diagonal(self.stack, axis1=1, axis2=2)
+        return found if np.count_nonzero(self.stack) == np.count_nonzero(found) else None
 
     def push(self, read: Array) -> Array:
         """J_t a for all t, (T, m), of a (T, m)."""

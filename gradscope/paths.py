@@ -38,22 +38,14 @@ class Jacobians(Loaded):
         found = {"full": self}
         for path in self.paths:
             if path.name != NAMELESS:
-                chain = Jacobians((path.alone,), self.steps, self.width)
+                chain = Jacobians((path.alone,), self.steps, path.alone.width)
                 found[path.name] = self if chain.size == self.size and len(self.paths) == 1 else chain
         return found
 
     @property
     def diagonal(self) -> Array | None:
         """(T, n) where every step of the chain is diagonal."""
-        path = self.paths[0]
-        if (
-            len(self.paths) > 1
-            or self.size > self.width
-            or isinstance(path, DensePath)
-            or path.matrix is not None
-        ):
-            return None
-        return path.slope[:, 0] * (1.0 if path.link is None else path.link)
+        return self.paths[0].diagonal if len(self.paths) == 1 else None
 
     def parts(self, t: int) -> list[Array]:
         """Step t as blocks of columns, one per component: (m, n), or (m / n, n) where all is diagonal.
@@ -116,8 +108,7 @@ class Jacobians(Loaded):
     @property
     def width(self) -> int:
         """Columns of a part: the hidden size, or the whole state for a cell without a per-unit form."""
-        path = self.paths[0]
-        return path.slope.shape[-1] if isinstance(path, UnitPath) else self.size
+        return self.paths[0].width
 
     def _sum(self, t: int) -> Array:
         out = np.zeros((self.size, self.size))
@@ -127,18 +118,26 @@ class Jacobians(Loaded):
 
 
 def split(
-    cell: Cell, parameters: Mapping[str, Array], linearized: Mapping[str, Any], cut: Sequence[str] = ()
+    cell: Cell,
+    parameters: Mapping[str, Array],
+    linearized: Mapping[str, Any],
+    cut: Sequence[str] = (),
+    hidden: int = 0,
 ) -> Jacobians:
-    """The full-state chain (state s_(t-1) to s_t) from what ``linearize`` returned, without ``cut``."""
+    """The full-state chain (state s_(t-1) to s_t) from what ``linearize`` returned, without ``cut``.
+
+    hidden : units, where paths of a cell without a per-unit form stay in a component.
+    """
     steps, size = len(linearized["states"]) - 1, linearized["states"].shape[1]
     paths: list[Path] = []
     for name in _kept(linearized, cell, cut):
         array = np.asarray(linearized["paths"][name], np.float64)
         source = cell.source(name)
-        if source is None:
-            paths.append(DensePath(name, array))
+        if cell.units is None:
+            part = None if source is None else list(cell.extents(hidden).values())[source]
+            paths.append(DensePath(name, array, part))
         else:
-            paths.append(UnitPath(name, array, source, _matrix(parameters, name)))
+            paths.append(UnitPath(name, array, source or 0, _matrix(parameters, name)))
     return Jacobians(tuple(paths), steps, size)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from gradscope.analysis import Analysis
 from gradscope.chain import spectrum
-from gradscope.flow import chain_of, gate_statistics, recurrent_matrices
+from gradscope.flow import chain_of, gate_statistics, mean_share, recurrent_matrices
 from gradscope.linearized import sequences_on
 from gradscope.loss import loss_gradient
 from gradscope.measure import Measured, Task
@@ -104,8 +104,7 @@ def find(
     floor = math.log10(policy.vanishing_below)
     if problem.top is not None and problem.view != "cell":
         report = _summed(progress, len(numbers))
-        shared = partial(_all_at_once, report, len(numbers))
-        return [Found(*one) for one in measure_tops(problem, numbers, devices, entry_error, floor, shared)]
+        return _find_tops(problem, numbers, devices, entry_error, floor, report)
     sequences = sequences_on(problem, numbers, devices)
     if at_once is None or devices[0].platform != "cpu":
         at_once = cores()
@@ -127,6 +126,26 @@ def find(
     return [Found(one, sequence.gate_sums) for one, sequence in zip(measured, sequences, strict=True)]
 
 
+def _find_tops(
+    problem: Problem,
+    numbers: range,
+    devices: Sequence[jax.Device],
+    entry_error: float,
+    floor: float,
+    report: Callable[[int, float], None],
+) -> list[Found]:
+    """The same without Jacobians: all sequences of one length at once."""
+    found: dict[int, Found] = {}
+    for length in sorted({problem.length(number) for number in numbers}):
+        group = [number for number in numbers if problem.length(number) == length]
+        shared = partial(_all_at_once, report, [numbers.index(number) for number in group])
+        whole = len(group) == len(numbers) and length == problem.steps
+        part, chosen = (problem, numbers) if whole else (problem.part(group, length), range(len(group)))
+        tops = measure_tops(part, chosen, devices, entry_error, floor, shared)
+        found |= {number: Found(*one) for number, one in zip(group, tops, strict=True)}
+    return [found[number] for number in numbers]
+
+
 def _summed(progress: Progress | None, count: int) -> Callable[[int, float], None]:
     """Progress of all from that of each."""
     done = [0.0] * count
@@ -139,8 +158,8 @@ def _summed(progress: Progress | None, count: int) -> Callable[[int, float], Non
     return report
 
 
-def _all_at_once(report: Callable[[int, float], None], count: int, fraction: float) -> None:
-    for number in range(count):
+def _all_at_once(report: Callable[[int, float], None], numbers: Sequence[int], fraction: float) -> None:
+    for number in numbers:
         report(number, fraction)
 
 
@@ -182,10 +201,11 @@ def _conclude(
     spectra = {name: [one.spectra[name] for one in measured] for name in measured[0].spectra}
     chains = [chain_of(name, each, policy.vanishing_below) for name, each in spectra.items()]
     by_step = _mean_shares(measured)
+    shares = {name: mean_share(share, chains[0]) for name, share in by_step.items()}
     return Analysis(
         problem={**source, "backend": platform},
         policy=policy,
-        verdict=judge(chains, {name: float(share.mean()) for name, share in by_step.items()}, policy),
+        verdict=judge(chains, shares, policy),
         chains=tuple(chains),
         levels={chain.name: level(chain, policy) for chain in chains},
         shares=by_step,
@@ -193,9 +213,22 @@ def _conclude(
 
 
 def _mean_shares(measured: Sequence[Measured]) -> dict[str, Array]:
-    """Mean over the sequences whose gradient is not exactly zero (all NaN if there are none)."""
+    """Mean over the sequences whose gradient is not exactly zero (over all if there are none).
+
+    Aligned at the last step: the mean is over those that have a step so long before it, else NaN.
+    """
     each = [one.shares for one in measured if one.alive] or [one.shares for one in measured]
-    return {name: np.mean([one[name] for one in each], axis=0) for name in each[0] if name != NAMELESS}
+    steps = max(len(share) for one in measured for share in one.shares.values())
+    return {name: _aligned_mean([one[name] for one in each], steps) for name in each[0] if name != NAMELESS}
+
+
+def _aligned_mean(shares: Sequence[Array], steps: int) -> Array:
+    total, count = np.zeros(steps), np.zeros(steps)
+    for share in shares:
+        total[steps - len(share) :] += share
+        count[steps - len(share) :] += 1
+    with np.errstate(invalid="ignore"):
+        return total / count
 
 
 @one_blas_thread()

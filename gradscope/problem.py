@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,22 +10,29 @@ import numpy as np
 
 from gradscope.cells import find
 from gradscope.cells.base import Cell
-from gradscope.checkpoints import Layer
+from gradscope.checkpoints import Layer, Named
 from gradscope.checks import one_of, real, whole
 from gradscope.errors import InputError
-from gradscope.files import Array, as_float64, quoted, read_inputs, shown
+from gradscope.files import Array, quoted
 from gradscope.initializers import initialize
+from gradscope.inputs import (
+    Sequences,
+    drawn_sequences,
+    extents,
+    given_lengths,
+    given_sequences,
+    label,
+    reversed_within,
+)
 from gradscope.memory import check_memory
+from gradscope.states import initial_states
 
-INPUTS = ("normal", "zeros")
 VIEWS = ("state", "cell")
 DTYPES = ("float64", "float32")
 ACCURACIES = ("full", "fast")
 # All singular values take minutes beyond this state size (T = 200, two cores), so many of them seconds.
 MOST_FOR_ALL = 1024
 DEFAULT_TOP = 8
-# initializers.py draws the weights from stream 1 of the seed: inputs must be independent of them.
-_STREAM = 2
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class Problem:
     dtype : what the forward pass and the Jacobians are computed in.
     accuracy : "full", or "fast" for singular values to about 1e-6.
     top : how many singular values to compute, without Jacobians; None is all of them.
+    lengths : (B,), how many steps of each sequence there are; None where all have T.
     source : where all of it came from, for JSON.
     seeds : (B, S, n) float64, the derivatives of a loss by the outputs h of the last S steps (S = 1: a loss
         at the last step, S = T: at every step); None without a loss.
@@ -54,6 +61,7 @@ class Problem:
     dtype: str = "float64"
     accuracy: str = "full"
     top: int | None = None
+    lengths: tuple[int, ...] | None = None
     source: dict[str, Any] = field(default_factory=dict)
     seeds: Array | None = None
 
@@ -64,8 +72,18 @@ class Problem:
 
     @property
     def steps(self) -> int:
-        """Steps T."""
+        """Steps T, of the longest sequence."""
         return int(self.inputs.shape[1])
+
+    def length(self, sequence: int) -> int:
+        """Steps of one sequence."""
+        return self.lengths[sequence] if self.lengths else self.steps
+
+    def part(self, sequences: Sequence[int], steps: int) -> Problem:
+        """Some sequences alone, which all have so many steps."""
+        chosen = list(sequences)
+        inputs, state = self.inputs[chosen, :steps], self.state[chosen]
+        return replace(self, inputs=inputs, state=state, lengths=None)
 
     @property
     def batch(self) -> int:
@@ -86,6 +104,10 @@ def make_problem(
     seed: int = 0,
     batch: int | None = None,
     inputs: Any = "normal",
+    time_major: bool = False,
+    embedding: Named | None = None,
+    lengths: Any = None,
+    initial_state: Any = None,
     cut: Iterable[str] = (),
     view: str = "state",
     dtype: str = "float64",
@@ -108,17 +130,20 @@ def make_problem(
     one_of("dtype", dtype, DTYPES)
     one_of("accuracy", accuracy, ACCURACIES)
 
-    sequences = given(inputs)
+    given = inputs
+    if not isinstance(given, Sequences):
+        given = given_sequences(inputs, time_major=time_major, embedding=embedding)
+    lengths = given_lengths(lengths)
     if layer:
         _check_own({"init": init, **sizes})
     cell = layer.cell if layer else _fresh(cell, init)
     init = None if layer or cell.initialize else init or "pytorch"
     if layer:
         sizes |= {"hidden": layer.hidden, "input_size": layer.input_size}
-        layer.check_inputs(given=sequences is not None)
+        layer.check_inputs(given=given is not None)
     n = sizes.get("hidden", 64)
-    b, t, d = _extents(sizes, sequences, _called(inputs))
-    cut = known_paths(cell, (cut,) if isinstance(cut, str) else tuple(cut), view, t)
+    (b, t, d), lengths = extents(sizes, given, lengths)
+    cut = known_paths(cell, (cut,) if isinstance(cut, str) else tuple(cut), view, min(lengths or (t,)))
     top = chosen_top(top, n if view == "cell" else cell.size(n))
     check_memory(cell, n, (b, t, d), top is not None and view != "cell")
 
@@ -127,10 +152,14 @@ def make_problem(
         parameters = initialize(
             start, n, d, init=init or "pytorch", gain=gain, biases=biases, seed=seed, steps=t
         )
-    sequences = _draw(inputs, (b, t, d), seed) if sequences is None else sequences[:, :t]
-    sequences = sequences[:, ::-1] if layer and layer.direction == "backward" else sequences
-    _check_range({**parameters, "inputs": sequences}, dtype)
-    state = layer.state if layer else np.zeros(cell.size(n))
+    sequences = given.first(t, lengths) if given else drawn_sequences(inputs, (b, t, d), seed)
+    if layer and layer.direction == "backward":
+        sequences = reversed_within(sequences, lengths)
+    name, state = (layer.name, layer.state) if layer else ("", np.zeros(cell.size(n)))
+    state = np.tile(state, (b, 1))
+    if initial_state is not None:
+        state = initial_states(initial_state, {name: cell.extents(n)}, b)[name]
+    _check_range({**parameters, "inputs": sequences, "initial state": state}, dtype)
     source = {"cell": cell.name, "hidden": n, "input_size": d, "steps": t, "batch": b, "init": init}
     source |= {
         "gain": gain,
@@ -142,10 +171,12 @@ def make_problem(
         "view": view,
         "top": top,
     }
-    source["inputs"] = os.fspath(inputs) if isinstance(inputs, str | os.PathLike) else "array"
+    source["inputs"] = given.label if given else inputs
+    source |= {"embedding": given.table.name} if given and given.table else {}
+    source |= {} if initial_state is None else {"initial_state": label(initial_state)}
+    source |= {"lengths": list(lengths)} if lengths else {}
     source |= layer.origin if layer else {"source": "initialised"}
-    state = np.tile(state, (b, 1))
-    return Problem(cell, n, parameters, sequences, state, cut, view, dtype, accuracy, top, source)
+    return Problem(cell, n, parameters, sequences, state, cut, view, dtype, accuracy, top, lengths, source)
 
 
 def chosen_top(asked: int | str | None, size: int) -> int | None:
@@ -157,41 +188,6 @@ def chosen_top(asked: int | str | None, size: int) -> int | None:
     if isinstance(asked, str) or (top := whole("top", asked, 1)) > size:
         raise InputError(f"top is {quoted(asked)}, expected 1 to {size} (the size of the state) or 'all'")
     return top
-
-
-def given(inputs: Any) -> Array | None:
-    """Sequences (B, T, d) from a file or an array; None where they are to be made."""
-    if isinstance(inputs, str) and inputs in INPUTS:
-        return None
-    array = read_inputs(inputs) if isinstance(inputs, str | os.PathLike) else as_float64(inputs, "inputs")
-    if array.ndim not in (2, 3) or 0 in array.shape:
-        got = f"{_called(inputs)} have shape {array.shape}"
-        raise InputError(f"{got}, expected (T, d) or (B, T, d), each at least 1")
-    return array if array.ndim == 3 else array[None]
-
-
-def _called(inputs: Any) -> str:
-    return f"inputs {shown(os.fspath(inputs))}" if isinstance(inputs, str | os.PathLike) else "inputs"
-
-
-def _extents(sizes: Mapping[str, int], sequences: Array | None, called: str) -> tuple[int, int, int]:
-    """Batch, steps and input size: as asked for, else as the inputs have, else the default."""
-    if sequences is None:
-        return sizes.get("batch", 1), sizes.get("steps", 200), sizes.get("input_size", 32)
-    there = dict(zip(("batch", "steps", "input_size"), sequences.shape, strict=True))
-    asked = {name: sizes.get(name, size) for name, size in there.items()}
-    for name, size in asked.items():
-        if size > there[name] or (size < there[name] and name != "steps"):
-            must = f"at most {there[name]}" if name == "steps" else "they must agree"
-            raise InputError(f"{name} is {size}, but the {called} have {there[name]}: {must}")
-    return asked["batch"], asked["steps"], asked["input_size"]
-
-
-def _draw(kind: str, shape: tuple[int, int, int], seed: int) -> Array:
-    """Sequences of shape (B, T, d): N(0, 1), or zeros."""
-    if kind == "zeros":
-        return np.zeros(shape)
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_STREAM,))).standard_normal(shape)
 
 
 def _fresh(cell: str | Cell | None, init: str | None) -> Cell:

@@ -13,7 +13,8 @@ import numpy as np
 from gradscope.checkpoints import Named
 from gradscope.checks import one_of
 from gradscope.errors import InputError
-from gradscope.files import Array, as_float64, quoted, read_inputs, shown
+from gradscope.files import Array, as_float64, quoted, shown
+from gradscope.inputs import read_array
 from gradscope.memory import available
 from gradscope.problem import Problem
 
@@ -95,7 +96,7 @@ def _rows_are_inputs(readout: Named, n: int) -> bool:
 
 def _from_adjoint(problem: Problem, given: Any) -> Array:
     n, b, t = _outputs(problem), problem.batch, problem.steps
-    array = read_inputs(given) if isinstance(given, str | os.PathLike) else as_float64(given, "adjoint")
+    array = read_array(given) if isinstance(given, str | os.PathLike) else as_float64(given, "adjoint")
     if array.shape == (n,):
         return np.tile(array, (b, 1, 1))
     if array.shape == (b, n):

@@ -74,9 +74,13 @@ class Segmented(Sequence[Array]):
     @property
     def diagonal(self) -> Array | None:
         """(T, n) where every step of the chain is diagonal."""
-        if getattr(self.segment(0), "diagonal", None) is None:
-            return None
-        return np.concatenate([self.segment(i).diagonal for i in range(len(self.starts))])
+        found = []
+        for i in range(len(self.starts)):
+            part = self.segment(i).diagonal
+            if part is None:
+                return None
+            found.append(part)
+        return np.concatenate(found)
 
     def _path(self, name: str) -> Segmented:
         return Segmented(lambda i: self.segment(i).chains[name], self.starts, self.steps, self._read)

@@ -20,6 +20,7 @@ class Stack:
 
     def __init__(self, source: Steps, size: int, steps: int | None = None) -> None:
         self.source, self.size = source, size
+        self.columns = size
         self.steps = len(source) if steps is None else steps
 
     def forward(self, block: Array, every: int, take: Callable[[Array], None]) -> Array:

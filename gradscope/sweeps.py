@@ -26,6 +26,7 @@ class Sweeps:
 
     def __init__(self, trajectory: Trajectory, tangents: Tangents, sequences: int, dtype: str) -> None:
         self.size, self.steps = tangents.size(trajectory.start(0).shape[1]), trajectory.segments.steps
+        self.columns = self.size
         self.sequences = sequences
         self.eps = float(np.finfo(dtype).eps)
         self._trajectory, self._tangents, self._dtype = trajectory, tangents, dtype

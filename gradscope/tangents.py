@@ -49,13 +49,15 @@ class Tangents(Hashable, Protocol):
         """b^T J_g a of one step for every kept path g, (paths,); b and a are (m,)."""
 
 
-def tangents(cell: Cell, kept: Sequence[str], component: int | None = None) -> Tangents:
+def tangents(cell: Cell, kept: Sequence[str], component: int | None = None, hidden: int = 0) -> Tangents:
     """The chain of the paths ``kept`` of a cell (none for one that names none).
 
-    component : the part of the state that the chain stays in, as a path's own does; None is all of it.
+    component : the part of the state that the chain stays in, as a path's own does, of a cell with
+        ``hidden`` units; None is all of it.
     """
     if cell.units is None:
-        return StepTangents(cell, tuple(kept))
+        part = None if component is None else list(cell.extents(hidden).values())[component]
+        return StepTangents(cell, tuple(kept), part and (part.start, part.stop))
     return UnitTangents(cell, tuple(kept), component)
 
 
@@ -65,11 +67,12 @@ class StepTangents:
 
     cell: Cell
     kept: tuple[str, ...]
+    part: tuple[int, int] | None = None  # a slice has no hash before Python 3.12
     diagonal = False
 
     def size(self, state: int) -> int:
-        """All of it."""
-        return state
+        """All of it, or a component's."""
+        return state if self.part is None else self.part[1] - self.part[0]
 
     def shared(self, parameters: Parameters, back: bool) -> Any:
         """The parameters."""
@@ -86,12 +89,12 @@ class StepTangents:
 
     def push(self, shared: Any, step: Any, block: Any) -> Any:
         """J V."""
-        function = partial(self._step, shared, *step)
-        return jax.vmap(lambda v: jax.jvp(function, (step[1],), (v,))[1], 1, 1)(block)
+        function, state = partial(self._step, shared, *step), self._own(step[1])
+        return jax.vmap(lambda v: jax.jvp(function, (state,), (v,))[1], 1, 1)(block)
 
     def pull(self, shared: Any, step: Any, block: Any) -> Any:
         """J^T U."""
-        _, transposed = jax.vjp(partial(self._step, shared, *step), step[1])
+        _, transposed = jax.vjp(partial(self._step, shared, *step), self._own(step[1]))
         return jax.vmap(lambda u: transposed(u)[0], 1, 1)(block)
 
     def by_path(self, shared: Any, step: Any, cotangent: Any, tangent: Any) -> Any:
@@ -99,12 +102,16 @@ class StepTangents:
         each = [StepTangents(self.cell, (path,)) for path in self.kept] or [self]
         return jnp.stack([cotangent @ one.push(shared, step, tangent[:, None])[:, 0] for one in each])
 
-    def _step(self, parameters: Parameters, x: Any, before: Any, state: Any) -> Any:
-        """The new state, if only the kept copies are ``state`` and the others stay as they were."""
+    def _step(self, parameters: Parameters, x: Any, before: Any, own: Any) -> Any:
+        """The chain's own new state, if that is ``own`` in the kept copies and all else stays as it was."""
+        state = own if self.part is None else before.at[slice(*self.part)].set(own)
         if not self.cell.paths:
             return self.cell.step(parameters, x, state)
         copies = {path: state if path in self.kept else before for path in self.cell.paths}
-        return self.cell.step(parameters, x, copies)
+        return self._own(self.cell.step(parameters, x, copies))
+
+    def _own(self, state: Any) -> Any:
+        return state if self.part is None else state[slice(*self.part)]
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,14 @@ import jax
 import numpy as np
 
 from gradscope.cells.base import Cell
+from gradscope.cells.stack import block_names, extents_of
 from gradscope.cells.units import Parameters
 from gradscope.chain import Spectrum, diagonal_spectrum, top_spectra
 from gradscope.flow import gate_sums
 from gradscope.linearized import blaming
 from gradscope.measure import Measured
 from gradscope.memory import SEGMENT_BYTES, tangent_bytes
+from gradscope.passes import Operator, Window
 from gradscope.path import Array
 from gradscope.paths import NAMELESS
 from gradscope.problem import Problem
@@ -54,16 +56,18 @@ def measure_tops(
             problem.dtype,
         )
         found: dict[str, list[Spectrum]] = {}
-        chains = _chains(cell, kept)
+        chains = _chains(cell, kept, problem.hidden)
+        windows = _windows(cell)
         for name, steps in chains.items():
             sweeps = Sweeps(trajectory, steps, count, problem.dtype)
             if name == "full":
                 full = sweeps
-            top = min(problem.top, sweeps.size)
+            product: Operator = Window(sweeps, windows[name]) if name in windows else sweeps
+            top = min(problem.top, product.size)
             if steps.diagonal:
                 found[name] = [_diagonal(sweeps.diagonals(i), top, entry_error) for i in range(count)]
             else:
-                found[name] = top_spectra(sweeps, top, by_lag=True, floor=floor, entry_error=entry_error)
+                found[name] = top_spectra(product, top, by_lag=True, floor=floor, entry_error=entry_error)
             report(len(found) / len(chains))
         if len(kept) == len(cell.components) == 1:
             found[kept[0]] = found["full"]
@@ -89,12 +93,23 @@ def _diagonal(factors: Array, top: int, entry_error: float) -> Spectrum:
     return replace(found, log10_singular_values=found.log10_singular_values[:top], exact_zeros=None)
 
 
-def _chains(cell: Cell, kept: tuple[str, ...]) -> dict[str, Tangents]:
+def _chains(cell: Cell, kept: tuple[str, ...], hidden: int) -> dict[str, Tangents]:
     """The full chain's steps and those of every path alone, where they are not the same."""
     chains = {"full": tangents(cell, kept)}
     if len(cell.components) > 1 or len(kept) > 1:
-        chains |= {path: tangents(cell, (path,), cell.source(path)) for path in kept}
+        windows = _windows(cell)  # what one layer does to another is a block of the whole product
+        chains |= {
+            path: chains["full"] if path in windows else tangents(cell, (path,), cell.source(path), hidden)
+            for path in kept
+        }
     return chains
+
+
+def _windows(cell: Cell) -> dict[str, tuple[slice, slice]]:
+    """Rows and columns of the whole product that the chains between two layers of a stack are."""
+    part = list(extents_of(cell.members))
+    names = block_names(cell.members)
+    return {name: (part[j], part[i]) for (i, j), name in names.items() if i != j}
 
 
 def _gates(trajectory: Trajectory, count: int) -> list[dict[str, Array]]:

@@ -65,6 +65,11 @@ class Segments:
         length = _bucket(math.ceil(steps / math.ceil(steps / longest)))
         return cls(steps, length, math.ceil(steps / length))
 
+    def first(self, steps: int) -> Segments:
+        """Of a sequence that ends sooner: no longer segments, and one length for each octave of T."""
+        length = min(self.length, 1 << (steps - 1).bit_length())
+        return Segments(steps, length, math.ceil(steps / length))
+
     def valid(self, i: int) -> int:
         """How many steps of segment i are steps of the chain; the others are padding."""
         return min(self.length, self.steps - i * self.length)

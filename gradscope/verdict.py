@@ -100,7 +100,8 @@ def _zero(rounded: bool) -> str:
 def _gain(full: Chain, policy: Policy) -> str:
     gain = full.log10_norm.median
     if gain == -math.inf:
-        return f"The product over {full.steps} steps is exactly zero: no gradient reaches its first step."
+        over = f"over {span(full.lengths)} steps"
+        return f"The product {over} is exactly zero: no gradient reaches its first step."
     where = f"between the thresholds {policy.vanishing_below:g} and {policy.exploding_above:g}"
     if gain < math.log10(policy.vanishing_below):
         where = f"below the vanishing threshold {policy.vanishing_below:g}"
@@ -108,19 +109,27 @@ def _gain(full: Chain, policy: Policy) -> str:
         where = f"above the exploding threshold {policy.exploding_above:g}"
     batch = f", median of {len(full.spectra)} sequences" if len(full.spectra) > 1 else ""
     return (
-        f"Over {full.steps} steps the gradient's gain (sigma_1 of the product{batch}) is "
+        f"Over {span(full.lengths)} steps the gradient's gain (sigma_1 of the product{batch}) is "
         f"{scientific(gain)}, {where}; log10 error {full.log10_norm_error:.0e}."
     )
 
 
 def _way(full: Chain, policy: Policy) -> str:
-    steps, horizon, peak = full.steps, full.horizon.median, full.log10_peak.median
-    reach = f"at every lag up to {steps}" if horizon >= steps else f"up to lag {horizon:g} of {steps}"
+    steps, horizon, peak = np.median(full.lengths), full.horizon.median, full.log10_peak.median
+    reach = (
+        f"at every lag up to {steps:.10g}" if horizon >= steps else f"up to lag {horizon:g} of {steps:.10g}"
+    )
+    reach += " (medians)" if len(set(full.lengths)) > 1 else ""
     text = f"The gain stays at or above {policy.vanishing_below:g} {reach}"
     if peak > math.log10(policy.exploding_above) and peak > full.log10_norm.median:
-        lag = np.median(full.lags[full.by_lag.argmax(axis=1)])
-        text += f", and is largest, {scientific(peak)}, at lag {lag:g}"
+        text += f", and is largest, {scientific(peak)}, at lag {full.peak_lag.median:g}"
     return f"{_rate(full)}{text}."
+
+
+def span(lengths: Sequence[int]) -> str:
+    """How many steps, from those of the shortest sequence to those of the longest."""
+    shortest, longest = min(lengths), max(lengths)
+    return f"{longest}" if shortest == longest else f"{shortest} to {longest}"
 
 
 def _rate(full: Chain) -> str:

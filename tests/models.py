@@ -33,7 +33,7 @@ def outputs(layer, x):
     x = x[::-1] if layer.direction == "backward" else x
     with jax.enable_x64(True):
         states = np.asarray(compiled(layer.cell.name)(layer.parameters, x, layer.state))
-    return states[1:, -layer.hidden :]
+    return states[1:, layer.cell.output(layer.hidden)]
 
 
 def sequence(features=INPUT, seed=3):

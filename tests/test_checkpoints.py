@@ -142,7 +142,6 @@ REFUSED_TORCH = {
         "layer dec: holds a torch RNN, whose nonlinearity is not in the file: add --cell rnn or --cell "
         "rnn-relu; or choose others with --layer",
     ),
-    "projection": (lambda: torch.nn.LSTM(3, 5, proj_size=2), "an LSTM with a projection (proj_size)"),
     "spectral norm": (spectral_normed, "parametrizations.weight_hh_l0.original beside"),
 }
 

@@ -159,7 +159,7 @@ def test_help_begins_with_examples(run):
 def test_every_example_of_the_help_has_a_line_of_its_own(run):
     for arguments, count in (
         (["--help"], 6),
-        (["analyze", "-h"], 8),
+        (["analyze", "-h"], 10),
         (["chain", "-h"], 2),
         (["inspect", "-h"], 2),
     ):

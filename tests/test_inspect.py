@@ -49,8 +49,7 @@ def test_json_follows_its_schema(run, model):
     assert list(layers) == ["decoder", "encoder.l0", "encoder.l1", "small"]
     assert layers["decoder"]["cells"] == ["rnn", "rnn-relu"]
     assert "add --cell rnn or --cell rnn-relu" in layers["decoder"]["open"]
-    assert layers["small"]["cells"] == []
-    assert "projection" in layers["small"]["problem"]
+    assert layers["small"]["cells"] == ["lstm-projected-2"]
     assert [layer["depth"] for layer in layers.values()] == [0, 0, 1, 0]
     assert [layer["below"] for layer in layers.values()] == [[], [], ["encoder.l0"], []]
     assert result["others"] == ["fc.weight", "fc.bias"]
@@ -70,7 +69,7 @@ def test_table(run, model, monkeypatch):
     assert lines[0].startswith("4 RECURRENT LAYERS in ")
     assert "decoder rnn or rnn-relu 5 3 forward inputs float32 tanh or relu?" in lines
     assert "encoder.l1 lstm 4 4 forward encoder.l0 float32 tanh" in lines
-    assert "small projected lstm 6 3 forward inputs float32 tanh" in lines
+    assert "small lstm-projected-2 6 3 forward inputs float32 tanh" in lines
     assert "Also in the file: 2 other tensors: fc.weight, fc.bias" in lines
     assert sum(line.startswith("encoder.l0 R_") for line in lines) == 4
 
@@ -98,7 +97,6 @@ CHOICES = {
     "no such": (["--layer", "x"], "layer 'x' is no recurrent layer, expected one of decoder, encoder.l0"),
     "end of several": (["--layer", ""], "layer '' is the end of several"),
     "open": (["--layer", "decoder"], "add --cell rnn or --cell rnn-relu"),
-    "projected": (["--layer", "small"], "an LSTM with a projection"),
     "another cell": (["--layer", "l0", "--cell", "gru"], "holds a layer that is lstm, not --cell gru"),
     "another activation": (
         ["--layer", "l0", "--activation", "relu"],

@@ -233,7 +233,7 @@ def test_the_first_steps_of_longer_inputs():
 
 
 REFUSED_INPUTS = {
-    "other kind": ("nromal", {}, "inputs 'nromal': expected normal, zeros, or a .npy or .npz file"),
+    "other kind": ("nromal", {}, "'nromal': expected normal, zeros, or a .npy, .npz, .safetensors or .csv"),
     "absent": ("absent.npy", {}, "absent.npy: No such file"),
     "absent of several": ("absent.npz:x", {}, "absent.npz: No such file"),
     "more steps": (X, {"steps": 10}, "steps is 10, but the inputs have 9: at most 9"),

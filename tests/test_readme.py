@@ -77,6 +77,21 @@ def test_recipes_of_your_model(name, save, analyse, tmp_path):
     assert f"{cell}, hidden 8, 30 steps" in run(analyse.split(), tmp_path)
 
 
+TOKENS = """
+import numpy, torch
+model = torch.nn.ModuleDict({"tokens": torch.nn.Embedding(50, 3), "rnn": torch.nn.LSTM(3, 8)})
+ids, lengths = numpy.random.default_rng(0).integers(50, size=(4, 30)), [30, 12, 30, 21]
+"""
+
+
+def test_inputs_of_tokens(tmp_path):
+    ((save, analyse),) = re.findall(
+        r"<!-- inputs: tokens -->\n```python\n(.*?)```\n\n```sh\n(.*?)\n```", README, re.DOTALL
+    )
+    run([sys.executable, "-W", "ignore", "-c", TOKENS + save], tmp_path)
+    assert "lstm, hidden 8, 12 to 30 steps, batch 4" in run(analyse.split(), tmp_path)
+
+
 def test_every_cell_and_initialiser_is_named():
     from gradscope.cells import CELLS
     from gradscope.initializers import INITIALIZERS

@@ -16,7 +16,6 @@ from models import HIDDEN, INPUT, both_directions, check_spectrum, outputs, read
 from safetensors.numpy import save_file
 
 from gradscope import checkpoints
-from gradscope.errors import InputError
 
 TORCH = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}
 
@@ -180,11 +179,3 @@ def test_torch_weight_norm(how, suffix, tmp_path):
     layer = read_layer(path)
     expected = module(torch.as_tensor(sequence()))[0].detach().numpy()
     np.testing.assert_allclose(outputs(layer, sequence()), expected, rtol=0, atol=1e-12)
-
-
-def test_torch_projection_is_listed_and_refused(tmp_path):
-    torch.save(torch.nn.LSTM(INPUT, HIDDEN, proj_size=2).state_dict(), tmp_path / "x.pt")
-    (found,) = checkpoints.read_all(tmp_path / "x.pt").layers
-    assert (found.label, found.sizes) == ("projected lstm", (HIDDEN, INPUT))
-    with pytest.raises(InputError, match="an LSTM with a projection"):
-        read_layer(tmp_path / "x.pt")

@@ -28,6 +28,8 @@ class Cell:
     components : names of the parts of the state, in the order of the vector; the output is the one called
         "h", else the last.
     sizes : optional ``(hidden) -> size of each component``, where they are not all of hidden size.
+    reads : optional ``(path) -> component`` that the path reads and that its own chain stays in; None, also
+        as its answer, is the whole state.
     gates : optional ``(parameters, x, state) -> {gate: (hidden,) activations}``, for statistics.
     initialize : optional ``(rng, hidden, input_size) -> {key: array}`` used in place of ``--init``.
     units : the fast per-unit form, for cells that have one.
@@ -46,6 +48,7 @@ class Cell:
     units: Units | None = None
     sizes: Callable[[int], tuple[int, ...]] | None = None
     members: tuple[Member, ...] = ()
+    reads: Callable[[str], str | None] | None = None
 
     def __post_init__(self) -> None:
         if not _printable(self.name):
@@ -104,7 +107,8 @@ class Cell:
 
     def source(self, path: str) -> int | None:
         """Index of the component a path reads (and its chain stays in); None is the whole state."""
-        return None if self.units is None else self.components.index(self.units.reads(path))
+        component = self.reads(path) if self.reads else None
+        return None if component is None else self.components.index(component)
 
 
 @dataclass(frozen=True)
@@ -182,4 +186,5 @@ def unit_cell(
         components=components,
         gates=gates,
         units=units,
+        reads=units.reads,
     )

@@ -67,6 +67,47 @@ def _lstm(name: str, variant: _Variant) -> Cell:
     return unit_cell(name, units, parameters, ("c", "h"))
 
 
+def projected(size: int) -> Cell:
+    """h_t = M (o tanh c_t), of ``size`` features, is what the gates and the layers above read.
+
+    Sak, Senior and Beaufays 2014 (arXiv 1402.1128) without peepholes: PyTorch's LSTM with proj_size, whose
+    weight_hr is M (size, n); R_g is (n, size). M mixes the units, so there is no per-unit form.
+    """
+    vanilla = lstm()
+    assert vanilla.units is not None
+    units = vanilla.units
+
+    def parameters(hidden: int, input_size: int) -> Shapes:
+        shapes = vanilla.parameters(hidden, input_size)
+        shapes |= {key: (hidden, size) for key in shapes if key.startswith("R")}
+        return shapes | {"M": (size, hidden)}
+
+    def advance(params: Parameters, x: Any, copies: Mapping[str, Any]) -> Any:
+        def read(path: str) -> Any:
+            c, h = jnp.split(copies[path], [len(params["b_z"])])
+            return h if path.startswith("R") else c
+
+        return units.advance(params, units.drive(params, x), read)
+
+    def step(params: Parameters, x: Any, copies: Mapping[str, Any]) -> Any:
+        c, out = advance(params, x, copies)[0]
+        return jnp.concatenate([c, params["M"] @ out])
+
+    def gates(params: Parameters, x: Any, state: Any) -> dict[str, Any]:
+        return dict(advance(params, x, dict.fromkeys(vanilla.paths, state))[1])
+
+    return Cell(
+        name=f"lstm-projected-{size}",
+        parameters=parameters,
+        step=step,
+        paths=vanilla.paths,
+        components=vanilla.components,
+        gates=gates,
+        sizes=lambda hidden: (hidden, size),
+        reads=units.reads,
+    )
+
+
 def _identity(a: Any) -> Any:
     return a
 

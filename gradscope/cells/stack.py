@@ -38,9 +38,12 @@ def stacked(members: tuple[Member, ...]) -> Cell:
 
     def step(params: Parameters, x: Any, copies: Mapping[str, Any]) -> Any:
         states = []
+        outputs: dict[int, Any] = {}
+        same = len({id(copy) for copy in copies.values()}) == 1
         for j, below in enumerate(reaching):
-            outputs: dict[int, Any] = {}
-            for i in below:  # anew, from the copy by which each reaches layer j
+            if not same:
+                outputs = {}
+            for i in () if same else below:  # anew, from the copy by which each reaches layer j
                 advance(params, x, copies[paths[i, j]], i, outputs)
             states.append(advance(params, x, copies[paths[j, j]], j, outputs))
         return jnp.concatenate(states)
@@ -71,6 +74,7 @@ def stacked(members: tuple[Member, ...]) -> Cell:
         gates=gates if any(member.cell.gates for member in members) else None,
         sizes=lambda _: tuple(member.size for member in members),
         members=members,
+        reads={member.name: member.name for member in members}.get,
     )
 
 

@@ -180,6 +180,13 @@ def gated(
     return arrays
 
 
+def projected_name(projection: Array, called: str) -> str:
+    """The cell of an LSTM with this projection (P, n)."""
+    if projection.ndim != 2 or not projection.size:
+        raise InputError(f"{called} has shape {projection.shape}, expected (P, H) of an LSTM's projection")
+    return f"lstm-projected-{len(projection)}"
+
+
 def blocks(name: str, recurrent: npt.NDArray[np.float64], counts: Iterable[int]) -> int:
     """How many gates the rows of a recurrent matrix (G H, H) hold; raises InputError if not one of counts."""
     shape = recurrent.shape

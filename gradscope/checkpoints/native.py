@@ -6,7 +6,7 @@ from collections.abc import Set
 
 from gradscope.cells import CELLS, find
 from gradscope.cells.base import Cell
-from gradscope.checkpoints.found import Found, take
+from gradscope.checkpoints.found import Found, projected_name, take
 from gradscope.checkpoints.layer import mismatch
 from gradscope.errors import InputError
 from gradscope.files import Tensors
@@ -14,6 +14,8 @@ from gradscope.files import Tensors
 
 def layer(tensors: Tensors, cell: Cell | None) -> Found:
     """The layer whose arrays have the cells' own names; raises InputError where no cell has them."""
+    if cell is None and "M" in tensors:  # of all built-in cells, only the projected LSTM has it
+        cell = find(projected_name(take(tensors, ["M"])[0]["M"], "M"))
     cells = _cells_of(tensors.keys(), cell)
     arrays, dtype = take(tensors, tensors)
     question = ""

@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from gradscope.checkpoints.found import Found, attempt, blocks, gated, take
+from gradscope.checkpoints.found import Found, attempt, blocks, gated, projected_name, take
 from gradscope.errors import InputError
 from gradscope.files import Array, Tensors, listed
 
@@ -83,25 +83,19 @@ def _layer(tensors: Tensors, roles: Mapping[str, str], place: Place, left_over: 
     count = 4 if projection is not None else blocks("weight_hh", arrays["weight_hh"], _FAMILIES)
     _check_rows(arrays, count)
     gates, cells = _FAMILIES[count]
+    if projection is not None:
+        cells = (projected_name(projection, "weight_hr"),)
     names = {"weight_ih": "W", "weight_hh": "R", "bias_ih": "b", "bias_hh": "c"}
     ours = gated(gates, {names[role]: a for role, a in arrays.items()}, reset_after=cells == ("gru",))
+    if projection is not None:
+        ours["M"] = projection
     return Found(
         "",
         ours,
-        cells if projection is None else (),
+        cells,
         question=_WHICH_RNN if len(cells) > 1 else "",
-        problem="" if projection is None else _projected(projection),
-        kind="projected lstm",
-        activation="tanh" if projection is not None else "",
         direction="backward" if place[1].endswith("_reverse") else "forward",
         dtype=dtype,
-    )
-
-
-def _projected(projection: Array) -> str:
-    return (
-        f"weight_hr of shape {projection.shape}: an LSTM with a projection (proj_size), which gradscope has "
-        "no cell for yet"
     )
 
 

@@ -72,7 +72,24 @@ _BIASES = {
     default="normal",
     show_default=True,
     metavar="KIND|FILE",
-    help="normal, zeros, or a .npy/.npz file of shape (T, d) or (B, T, d); FILE.npz:KEY picks one.",
+    help="normal, zeros, or a .npy, .npz, .safetensors or .csv file of shape (T, d) or (B, T, d); "
+    "FILE.npz:NAME picks one of several arrays.",
+)
+@click.option("--time-major", is_flag=True, help="--inputs has the time first: (T, B, d).")
+@click.option(
+    "--embedding",
+    metavar="NAME",
+    help="--inputs are token ids, (T,) or (B, T), for this embedding of the checkpoint.",
+)
+@click.option(
+    "--lengths",
+    metavar="FILE",
+    help="How many steps of each sequence there are, (B,): each is analysed over its own length.",
+)
+@click.option(
+    "--initial-state",
+    metavar="FILE",
+    help="h0, and c0 of an LSTM, in a .npz or .safetensors: (n,) or (B, n); of L layers (L, B, n).",
 )
 @loss_options
 @click.option("--cut", multiple=True, metavar="PATH", help="Drop a path, such as R_o (repeatable).")
@@ -128,6 +145,8 @@ def analyze(**options: Any) -> int:
       gradscope analyze --cell lstm --forget-bias 3 --cut R_o
       gradscope analyze model.safetensors --inputs x.npy --json | jq .verdict.level
       gradscope analyze model.pt --layer encoder.l0 --inputs x.npy
+      gradscope analyze model.pt --inputs x.csv --initial-state state.npz
+      gradscope analyze model.pt --inputs ids.npy --embedding tokens --lengths n.npy
       gradscope analyze weights.npz --cell lstm-peephole --fail-on exploding
       gradscope analyze --cell mypackage.cells:my_cell
 
@@ -153,7 +172,7 @@ def _analyze(options: dict[str, Any], output: Output, first: First) -> int:
     from gradscope.cli.progress import progress_bar
     from gradscope.cli.streams import check_writable, guarded_stdout, hushed
 
-    read = [_file_of(options[name]) for name in ("inputs", "adjoint")]
+    read = [_file_of(options[name]) for name in ("inputs", "lengths", "initial_state", "adjoint")]
     first(lambda: check_writable(output.output, options["checkpoint"], *read))
     compile_cache = options.pop("compile_cache")
     biases = {bias: options.pop(name) for name, bias in _BIASES.items() if options[name] is not None}
@@ -217,8 +236,7 @@ def _uncollected() -> Iterator[None]:
 
 
 def _file_of(given: str | None) -> Path | None:
-    """The file that ``--inputs`` or ``--adjoint`` reads, if it is one."""
-    stem, mark, _ = (given or "").rpartition(".npz:")
-    if mark:
-        return Path(f"{stem}.npz")
-    return None if given in (None, "normal", "zeros") else Path(given)
+    """The file that an option reads, if it is one."""
+    from gradscope.files import split_key
+
+    return None if given in (None, "normal", "zeros") else Path(split_key(given)[0])

@@ -19,23 +19,20 @@ def by_lag(rows: Mapping[str, tuple[np.ndarray, np.ndarray]], steps: int, termin
 
     rows : {name, or "": lags (L,), the last of which is ``steps``, and log10 of the norms at them}.
     """
-    ends = {
-        name: (
-            (f"lag {lags[0]}", scientific(float(norms[0]))),
-            (scientific(float(norms[-1])), f"lag {steps}"),
-        )
+    labels = [
+        [name, f"lag {lags[0]}", scientific(float(norms[0])), scientific(float(norms[-1])), f"lag {steps}"]
         for name, (lags, norms) in rows.items()
-    }
-    taken = max(len(name) + bool(name) + sum(map(len, (*a, *b))) for name, (a, b) in ends.items())
+    ]
+    taken = sum(max(map(len, column)) for column in zip(*labels, strict=True)) + any(rows)
     width = max(min(terminal.width - taken - 6, steps, 100), 1)
     shown = 1 + np.linspace(0, steps - 1, width).round()
     lines = _sparkline(np.concatenate([_at(shown, *row) for row in rows.values()]), terminal)
     grid = Table.grid(padding=(0, 1))
     for _ in range(5 + any(rows)):
         grid.add_column(no_wrap=True)
-    for number, (name, (first, last)) in enumerate(ends.items()):
+    for number, (name, lag, first, *last) in enumerate(labels):
         line = Text(lines[number * width : (number + 1) * width], style="cyan")
-        grid.add_row(*[name] * any(rows), *first, line, *last)
+        grid.add_row(*[name] * any(rows), lag, first, line, *last)
     return grid
 
 

@@ -16,7 +16,7 @@ from gradscope.render.lags import by_lag
 from gradscope.render.loss import loss_sections
 from gradscope.render.page import bullet, headed, page, section
 from gradscope.render.terminal import Terminal
-from gradscope.verdict import scientific
+from gradscope.verdict import scientific, span
 
 if TYPE_CHECKING:
     from gradscope.analysis import Analysis
@@ -77,7 +77,7 @@ def _subject(analysis: Analysis) -> str:
     else:
         words = [f"{problem['cell']}, hidden {problem['hidden']}"]
         words[:0] = filter(None, [shown(problem.get("layer", ""))])
-    words.append(f"{problem['steps']} steps")
+    words.append(f"{span(problem.get('lengths') or [problem['steps']])} steps")
     if problem["batch"] > 1:
         words.append(f"batch {problem['batch']}")
     if problem.get("cut"):
@@ -149,9 +149,10 @@ def _width(columns: dict[str, list[str]]) -> int:
 
 def _note(chain: Chain) -> str:
     """The lag from which a gain is exactly zero; or that the smallest values mean nothing."""
-    profile = np.median(chain.by_lag, axis=0)
-    if profile[-1] == -math.inf:
-        return f"{chain.name}: exactly 0 from lag {chain.lags[np.argmin(profile)]} on"
+    if chain.log10_norm.median == -math.inf:
+        if len(set(chain.lengths)) > 1:
+            return f"{chain.name}: exactly 0 over a sequence's own length"
+        return f"{chain.name}: exactly 0 from lag {chain.lags[np.argmin(np.median(chain.by_lag, axis=0))]} on"
     if max(s.log10_error for s in chain.spectra) > _LOST:
         return f"{chain.name}: the smallest singular values are lost in rounding, gain and rate are not"
     return ""
@@ -185,7 +186,7 @@ def _bar(share: float, terminal: Terminal) -> str:
 
 def _lags(analysis: Analysis, terminal: Terminal) -> Table:
     full = analysis.full
-    return by_lag({"": (full.lags, np.median(full.by_lag, axis=0))}, full.steps, terminal)
+    return by_lag({"": (full.lags, np.nanmedian(full.by_lag, axis=0))}, full.steps, terminal)
 
 
 def _matrices(analysis: Analysis) -> Table:
