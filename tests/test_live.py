@@ -119,6 +119,24 @@ def test_torch_other_tensors_by_name():
         checkpoints.read_all(gradscope.from_torch(model), also=("tail",))
 
 
+def test_torch_embedding_and_readout_are_those_of_the_file(tmp_path):
+    torch.manual_seed(4)
+    parts = {
+        "words": torch.nn.Embedding(5, INPUT),
+        "gru": torch.nn.GRU(INPUT, HIDDEN),
+        "head": torch.nn.Linear(4, 2),
+    }
+    model = torch.nn.ModuleDict(parts)
+    torch.save(model.state_dict(), tmp_path / "x.pt")
+    choice = {"embedding": "words", "readout": "head", "inputs": np.arange(STEPS) % 5}
+    first, second = (
+        gradscope.analyze(checkpoint=one, **choice).to_dict()
+        for one in (tmp_path / "x.pt", gradscope.from_torch(model))
+    )
+    assert first["loss"] == second["loss"]
+    assert first["chains"] == second["chains"]
+
+
 def test_torch_module_of_the_users_own_is_a_question():
     class Own(torch.nn.Module):
         def __init__(self):
