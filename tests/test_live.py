@@ -25,6 +25,10 @@ from gradscope.errors import InputError
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:keras")
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def rows(live):
     return [(f.name, f.label, f.direction, f.depth, f.below) for f in checkpoints.read_all(live).layers]
 
@@ -52,7 +56,7 @@ def test_torch_rnn_says_its_nonlinearity(make, kind):
         read_layer(live, "linear")
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("kind", ["LSTM", *map(slow, ["GRU", "RNN"])])
 def test_torch_analysis_is_that_of_the_file(kind, tmp_path):
     torch.manual_seed(1)
     module = getattr(torch.nn, kind)(INPUT, HIDDEN, num_layers=2, bidirectional=True)
@@ -115,6 +119,24 @@ def test_torch_other_tensors_by_name():
         checkpoints.read_all(gradscope.from_torch(model), also=("tail",))
 
 
+def test_torch_embedding_and_readout_are_those_of_the_file(tmp_path):
+    torch.manual_seed(4)
+    parts = {
+        "words": torch.nn.Embedding(5, INPUT),
+        "gru": torch.nn.GRU(INPUT, HIDDEN),
+        "head": torch.nn.Linear(4, 2),
+    }
+    model = torch.nn.ModuleDict(parts)
+    torch.save(model.state_dict(), tmp_path / "x.pt")
+    choice = {"embedding": "words", "readout": "head", "inputs": np.arange(STEPS) % 5}
+    first, second = (
+        gradscope.analyze(checkpoint=one, **choice).to_dict()
+        for one in (tmp_path / "x.pt", gradscope.from_torch(model))
+    )
+    assert first["loss"] == second["loss"]
+    assert first["chains"] == second["chains"]
+
+
 def test_torch_module_of_the_users_own_is_a_question():
     class Own(torch.nn.Module):
         def __init__(self):
@@ -166,8 +188,8 @@ def test_keras_model_is_its_file(tmp_path):
     ("cell", "make"),
     [
         ("lstm", lambda **o: keras.layers.LSTM(HIDDEN, name="own", **o)),
-        ("gru-reset-before", lambda **o: keras.layers.GRU(HIDDEN, reset_after=False, name="own", **o)),
-        ("gru", lambda **o: keras.layers.GRU(HIDDEN, use_bias=False, name="own", **o)),
+        slow("gru-reset-before", lambda **o: keras.layers.GRU(HIDDEN, reset_after=False, name="own", **o)),
+        slow("gru", lambda **o: keras.layers.GRU(HIDDEN, use_bias=False, name="own", **o)),
         (
             "rnn-relu",
             lambda **o: keras.layers.RNN(keras.layers.SimpleRNNCell(HIDDEN, "relu"), name="own", **o),
@@ -216,7 +238,7 @@ class Linen(flax.linen.Module):
         return flax.linen.RNN(flax.linen.LSTMCell(HIDDEN), name="rnn")(x)
 
 
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("frozen", [False, slow(True)])
 def test_linen_parameters(frozen):
     x = sequence().astype(np.float32)
     tree = Linen().init(jax.random.key(0), x)
@@ -231,11 +253,11 @@ def test_linen_parameters(frozen):
     ("make", "options", "cell"),
     [
         (nnx.LSTMCell, {}, "lstm"),
-        (nnx.OptimizedLSTMCell, {}, "lstm"),
+        slow(nnx.OptimizedLSTMCell, {}, "lstm"),
         (nnx.GRUCell, {}, "gru"),
         (nnx.SimpleCell, {}, "rnn"),
         (nnx.SimpleCell, {"activation_fn": jax.nn.relu}, "rnn-relu"),
-        (nnx.SimpleCell, {"activation_fn": nnx.sigmoid}, "rnn-sigmoid"),
+        slow(nnx.SimpleCell, {"activation_fn": nnx.sigmoid}, "rnn-sigmoid"),
         (nnx.SimpleCell, {"activation_fn": nnx.identity}, "linear"),
     ],
 )
@@ -257,8 +279,8 @@ def test_nnx_functions_without_a_cell():
         InputError, match="has gate_fn sigmoid and activation_fn relu, for which gradscope has no"
     ):
         read_layer(build(nnx.LSTMCell, activation_fn=jax.nn.relu), "lstm")
-    with pytest.raises(InputError, match="has residual=True, for which gradscope has no"):
-        read_layer(build(nnx.SimpleCell, residual=True))
+    with pytest.raises(InputError, match="has residual=True, for which there is no cell"):
+        read_layer(build(nnx.SimpleCell, residual=True, activation_fn=lambda x: x), activation="linear")
     own = build(nnx.GRUCell, gate_fn=lambda x: jax.nn.sigmoid(x))
     with pytest.raises(InputError, match=r"activation functions are not in the file: .* add --cell gru"):
         read_layer(own)
@@ -278,7 +300,7 @@ def test_nnx_directions_are_those_of_the_pair():
 # Equinox
 
 
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bias", [True, slow(False)])
 @pytest.mark.parametrize("make", [equinox.nn.LSTMCell, equinox.nn.GRUCell])
 def test_equinox_outputs_and_jacobian(make, bias):
     with jax.enable_x64(True):

@@ -126,10 +126,10 @@ def test_keras_layers_stand_upon_each_other(name, tmp_path):
     np.testing.assert_allclose(other, ours[top[0]], rtol=0, atol=1e-12)
 
 
-def stood_upon(*between, first=None, top=None, features=INPUT):
+def stood_upon(*between, first=None, top=None, shape=(STEPS, INPUT)):
     """What is below a layer that stands upon another, with these layers between."""
     stack = [first or recurrent(name="first"), *between, top or recurrent(name="top")]
-    model = keras.Sequential([keras.Input((STEPS, features)), *stack])
+    model = keras.Sequential([keras.Input(shape), *stack])
     return below(gradscope.from_keras(model))["top"]
 
 
@@ -143,6 +143,7 @@ def test_keras_layers_that_read_something_else():
         assert stood_upon(first=L.Bidirectional(recurrent(), merge_mode=mode)) is None
     turned = L.Bidirectional(recurrent(go_backwards=True), backward_layer=recurrent())
     assert stood_upon(first=turned) is None
+    assert stood_upon(first=L.TimeDistributed(L.LSTM(2)), shape=(2, STEPS, INPUT)) is None
     assert stood_upon(first=L.Dense(2)) == ()
     assert stood_upon(first=L.TimeDistributed(L.Dense(2))) == ()
 
@@ -251,7 +252,6 @@ FEW = {
     (True, "torchscript", False),
     (False, "torchscript", True),
     (True, "dynamo", True),
-    (False, "dynamic", True),
 }
 
 
@@ -340,8 +340,9 @@ def test_onnx_operators_in_bodies_are_listed_and_refused(tmp_path):
     value = helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)
     body = helper.make_graph([node("LSTM", "X", "inner", name="lstm")], "body", [], [value])
     nodes = [helper.make_node("If", ["yes"], ["Y"], name="choice", then_branch=body, else_branch=body)]
-    path = graph_of(nodes, tmp_path / "x.onnx")
-    assert below(path) == {"choice/then_branch/lstm": None, "choice/else_branch/lstm": None}
+    upon = [helper.make_node("Squeeze", ["Y", "one"], ["y"]), node("LSTM", "y", "Z", name="upon")]
+    path = graph_of(nodes + upon, tmp_path / "x.onnx")
+    assert below(path) == {"upon": None, "choice/then_branch/lstm": None, "choice/else_branch/lstm": None}
     with pytest.raises(
         InputError, match="is in the body of If, which gradscope does not run: export it outside"
     ):

@@ -66,14 +66,16 @@ def _directions(modules: Mapping[str, Any]) -> dict[str, str]:
 
 def _told(found: Found, module: Any) -> Found:
     """A cell with the functions that its module has, where they are JAX' own."""
-    gate, activation = (_function(getattr(module, n, None)) for n in ("gate_fn", "activation_fn"))
-    if module is None or found.problem or not activation:
+    if module is None or found.problem:
         return found
     if getattr(module, "residual", False):
-        return replace(found, cells=(), problem="has residual=True, for which gradscope has no cell")
-    if len(found.cells) > 1:
+        return replace(
+            found, cells=(), kind="rnn", problem="has residual=True, for which there is no cell here"
+        )
+    gate, activation = (_function(getattr(module, n, None)) for n in ("gate_fn", "activation_fn"))
+    if activation and len(found.cells) > 1:
         return replace(found, cells=(SIMPLE[activation],), question="")
-    if not gate:
+    if not gate or not activation:
         return found
     if (gate, activation) != ("sigmoid", "tanh"):
         problem = f"has gate_fn {gate} and activation_fn {activation}, for which gradscope has no cell"

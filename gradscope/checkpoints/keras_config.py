@@ -128,11 +128,11 @@ class _Walk:
             for layer in layers:
                 given = self.layer(layer, given, path)
             return list(given)
-        result = changed("/".join(path), given)
+        result, met = changed("/".join(path), given), len(self.order)
         for part in (*layers, *_nodes(config.get("cells")), config.get("layer"), config.get("cell")):
             if isinstance(part, dict):  # what becomes of the input on its way there is in the code
                 self.layer(part, [replace(result, root="/".join((*path, _name(part))))], path)
-        return [result]
+        return [result if len(self.order) == met else lost(result.depth + 1)]
 
     def _graph(self, config: Node, given: Sequence[Signal], path: tuple[str, ...]) -> list[Signal]:
         """What a functional model puts out; a layer that comes before what it reads reads the unknown."""
@@ -188,7 +188,7 @@ class _Walk:
                 self.order.append(name)
                 signal = signal.through(name)
             else:
-                signal = changed(name, [signal])
+                signal = lost(signal.depth + 1)
         return signal, config.get("return_sequences") is True
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from gradscope.checkpoints.found import SIMPLE, Contents, Found, attempt, blocks, gated, take
 from gradscope.checkpoints.hdf5 import HDF5
 from gradscope.checkpoints.keras_config import Spec, specs
-from gradscope.checkpoints.keras_names import names_by_place, place_of, users_name
+from gradscope.checkpoints.keras_names import names_by_place, place_of, users_names, whole_name
 from gradscope.errors import InputError
 from gradscope.files import Array, PathLike, Tensors, allowed, check_size, listed, members, opened
 
@@ -54,8 +54,10 @@ def _contents(data: bytes, config: str | None, limit: int, also: Iterable[str]) 
     known = specs(config) if config else None
     places = names_by_place(config) if config else {}
 
+    names = users_names(h5)
+
     def name(path: str) -> str:
-        return users_name(path, h5) or places.get(place_of(path), "")
+        return whole_name(path, names) or places.get(place_of(path), "")
 
     found = layers(tensors, known, lambda path: name(path) or _by_scope(path))
     if not found:
@@ -82,7 +84,7 @@ def layers(tensors: Tensors, known: dict[str, Spec] | None, name: Callable[[str]
             cells.setdefault(match["cell"], {})[match["role"] or _ROLES[int(match["index"])]] = key
     cells = {path: keys for path, keys in cells.items() if "recurrent_kernel" in keys}
     called = _distinct({path: name(path) for path in cells})
-    told = _told(called.values(), known or {})
+    told = _told(set(called.values()), known or {})
     found = []
     for path, keys in cells.items():
         spec = told.get(called[path])
@@ -95,17 +97,20 @@ def layers(tensors: Tensors, known: dict[str, Spec] | None, name: Callable[[str]
 
 def _told(names: Iterable[str], known: Mapping[str, Spec]) -> dict[str, Spec]:
     """What the config says of the layers of these names, what is below them told by these names too."""
-    ends: dict[tuple[str, str], list[str]] = {}
-    for path in known:
-        ends.setdefault((path.split("/")[0], path.split("/")[-1]), []).append(path)
-    paths = {}
-    for name in names:
-        # Files of Keras 2 leave out what is between.
-        alike = ends.get((name.split("/")[0], name.split("/")[-1]), [])
-        if name in known or len(alike) == 1:
-            paths[name] = name if name in known else alike[0]
+    paths = {name: name for name in names if name in known}
+    # HDF5 files of whole models name more, or less, of what is between the model's layer and the cell's.
+    rest = _by_ends(name for name in names if name not in paths)
+    there = _by_ends(path for path in known if path not in paths)
+    paths |= {rest[ends]: there[ends] for ends in rest.keys() & there.keys()}
     named = {path: name for name, path in paths.items()}
     return {name: replace(known[path], below=_below(known[path], named)) for name, path in paths.items()}
+
+
+def _by_ends(paths: Iterable[str]) -> dict[tuple[str, str], str]:
+    """The paths by their first and their last name, where that is of one alone."""
+    ends = [((path.split("/")[0], path.split("/")[-1]), path) for path in paths]
+    count = Counter(key for key, _ in ends)
+    return {key: path for key, path in ends if count[key] == 1}
 
 
 def _below(spec: Spec, named: Mapping[str, str]) -> tuple[str, ...] | None:

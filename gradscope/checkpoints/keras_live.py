@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from gradscope.checkpoints.keras_config import RECURRENT, specs
@@ -26,9 +27,13 @@ def from_keras(model: Any) -> Live:
     weights = {name: value for path, part in parts for name, value in _weights(part, path)}
     if not weights:
         raise wrong("from_keras", model, "one that has its weights: call it once on a batch")
-    tensors = {name: kept(name, value.numpy) for name, value in weights.items()}
+    tensors = {name: kept(name, partial(_values, value)) for name, value in weights.items()}
     found = tuple(layers(tensors, specs(json.dumps(config, default=str)), str))
     return Live(source("from_keras", model), found, tensors)
+
+
+def _values(variable: Any) -> Any:
+    return variable.numpy()
 
 
 def _parts(layer: Any) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gradscope.checkpoints.hdf5 import HDF5
@@ -13,12 +13,17 @@ from gradscope.checkpoints.keras_config import LONGEST, directions
 from gradscope.errors import InputError
 
 
-def users_name(path: str, h5: HDF5) -> str:
-    """The names on the way to a place, "" where the file has none: Keras 3.6 and later writes them there."""
+def users_names(h5: HDF5) -> dict[str, str]:
+    """The names that Keras 3.6 and later keeps in the file, by the place of the layer."""
+    places = [path.removesuffix("/vars") for path in h5.headers if path.endswith("/vars")]
+    return {place: h5.text(f"{place}/vars", "name") or "" for place in places}
+
+
+def whole_name(path: str, names: Mapping[str, str]) -> str:
+    """The names on the way to a place, "" where there are none."""
     parts = path.split("/")
     above = ["/".join(parts[: k + 1]) for k in range(len(parts))]
-    names = [h5.text(f"{place}/vars", "name") for place in above if not place.endswith("/cell")]
-    return "/".join(filter(None, names))
+    return "/".join(filter(None, (names.get(place) for place in above if not place.endswith("/cell"))))
 
 
 def names_by_place(text: str) -> dict[str, str]:

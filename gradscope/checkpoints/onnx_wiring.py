@@ -55,8 +55,11 @@ def operators(model: Any) -> list[Operator]:
     }
     values = {v.name: _Value(Signal((), v.name)) for v in graph.input if v.name not in stored}
     found = []
+    hidden = any(_recurrent(node) for function in model.functions for node in function.node)
     for node in graph.node:  # in the order in which they are computed
         given = [values.get(name, _Value(lost())) for name in node.input if name and name not in stored]
+        if _has_body(node) or (hidden and node.domain not in ("", "ai.onnx")):
+            given.append(_Value(lost()))  # what else a body reads, and whether it recurs, is not looked for
         if _recurrent(node):
             found.append(_operator(node, _called(node, by_output=count[node.name] > 1), values))
             values |= _outputs(found[-1])
@@ -73,6 +76,10 @@ def attributes(node: Any) -> dict[str, Any]:
 
 def _recurrent(node: Any) -> bool:
     return node.op_type in RECURRENT and node.domain in ("", "ai.onnx")
+
+
+def _has_body(node: Any) -> bool:
+    return any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
 
 
 def _called(node: Any, *, by_output: bool = False) -> str:
