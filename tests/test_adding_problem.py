@@ -17,13 +17,17 @@ FOLDER = Path(__file__).parent.parent / "examples" / "adding_problem"
 README = (FOLDER / "README.md").read_text("utf-8")
 
 
-@pytest.fixture
-def script():
-    """train.py as a module."""
-    spec = importlib.util.spec_from_file_location("train", FOLDER / "train.py")
+def load(name):
+    """A script of the example as a module."""
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def script():
+    return load("train")
 
 
 def shown(first):
@@ -31,6 +35,13 @@ def shown(first):
     return re.search(rf"```text\n({first}.*?)```", README, re.DOTALL)[1]
 
 
+@pytest.mark.parametrize("name", ["lstm_6000", "rnn_6000"])
+def test_adding_problem_rows_are_those_of_the_networks(name):
+    row = load("analyse").row(FOLDER / f"{name}.safetensors", np.load(FOLDER / "sequences.npy"))
+    assert row in shown(" +update").splitlines()
+
+
+@pytest.mark.slow
 def test_adding_problem_table_is_what_the_command_prints():
     assert python("adding_problem/analyse.py") == shown(" +update")
 
