@@ -110,6 +110,7 @@ LINE = [
     "cli.progress",
     "cli.options",
     "cli.group",
+    "cli.asked",
     "cli.analyze",
     "cli.chain",
     "cli.inspect",

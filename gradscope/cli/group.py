@@ -20,6 +20,17 @@ class Command(click.Command):
         with delivering("stdout"):
             return super().parse_args(ctx, args)
 
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """As click's, by sections (see options.section)."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+            if record:
+                sections.setdefault(getattr(param, "section", "Options"), []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
 
 class LazyGroup(click.Group):
     """Commands as ``{name: "module:command"}``; a misspelt one is answered with the nearest."""

@@ -102,25 +102,6 @@ max_size_option = click.option(
 )
 
 
-_LOSS = (
-    click.option(
-        "--readout",
-        metavar="NAME",
-        help="A Linear or Dense layer of the checkpoint: follow back the sum of what it puts out.",
-    ),
-    click.option(
-        "--readout-at",
-        type=click.Choice(["last", "every"]),
-        help="Whether it reads the last step (default) or every step.",
-    ),
-    click.option(
-        "--adjoint",
-        metavar="FILE",
-        help="Follow back a loss by its derivatives dL/dh: .npy of shape (n,), (B, n), (T, n) or (B, T, n).",
-    ),
-)
-
-
 @dataclass(frozen=True)
 class Output:
     """The shared options, as the commands pass them on."""
@@ -137,20 +118,29 @@ class Output:
 
 def output_options(command: Command) -> Command:
     """Decorate a click command with every shared option."""
-    return _decorated(command, (*_VERDICT, *_PAGE, *_MORE))
-
-
-def loss_options(command: Command) -> Command:
-    """Decorate a click command with the options that say what loss is followed back."""
-    return _decorated(command, _LOSS)
+    return decorated(command, (section("Verdict", *_VERDICT), section("Output", *_PAGE, *_MORE)))
 
 
 def page_options(command: Command) -> Command:
     """Decorate a click command with the options of what comes out and where."""
-    return _decorated(command, _PAGE)
+    return decorated(command, _PAGE)
 
 
-def _decorated(command: Command, decorators: Sequence[Callable[[Command], Command]]) -> Command:
+def section(title: str, *options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """The options as one decorator, under a heading of their own in the help."""
+
+    def decorate(command: Command) -> Command:
+        already = len(getattr(command, "__click_params__", ()))
+        command = decorated(command, options)
+        for option in command.__click_params__[already:]:  # type: ignore[attr-defined]
+            option.section = title
+        return command
+
+    return decorate
+
+
+def decorated(command: Command, decorators: Sequence[Callable[[Command], Command]]) -> Command:
+    """The command with these decorators, the first of them outermost."""
     for decorate in reversed(decorators):
         command = decorate(command)
     return command
