@@ -206,6 +206,7 @@ def test_token_ids_go_through_the_models_own_embedding(suffix, tmp_path):
     jsonschema.validate(analysis.to_dict(), gradscope.schema())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_token_ids_of_keras(tmp_path):
     import keras
