@@ -49,42 +49,50 @@ def check(path, layer, inputs, jacobians, **choice):
 
 def torch_layers(module, x):
     """(number, whether backward) -> (T, m, m) of every layer of a module in float64, on x (T, d)."""
-    make, lstm = type(module), isinstance(module, torch.nn.LSTM)
-    other = {"nonlinearity": module.nonlinearity} if make is torch.nn.RNN else {}
     found, below = {}, torch.as_tensor(x)
     for number in range(module.num_layers):
         outputs = []
         for backward in range(1 + module.bidirectional):
-            one = make(below.shape[1], HIDDEN, bias=module.bias, dtype=torch.float64, **other)
-            end = f"_l{number}" + "_reverse" * backward
-            one.load_state_dict(
-                {name: getattr(module, name.replace("_l0", end)) for name in one.state_dict()}
-            )
-
-            def step(state, row, one=one):
-                c, h = state.reshape(2, 1, -1) if lstm else (None, state[None])
-                last = one(row[None], (h, c) if lstm else h)[1]
-                return torch.cat([last[1], last[0]], dim=1)[0] if lstm else last[0]
-
-            state, states = torch.zeros(HIDDEN * (1 + lstm), dtype=torch.float64), []
+            one = one_layer(module, below.shape[1], f"_l{number}" + "_reverse" * backward)
             rows = below.flip(0) if backward else below
-            found[number, bool(backward)] = jacobians = []
-            for row in rows:
-                jacobians.append(
-                    torch.autograd.functional.jacobian(lambda s, r=row: step(s, r), state).numpy()
-                )
-                state = step(state, row).detach()
-                states.append(state[-HIDDEN:])
-            outputs.append(torch.stack(states[::-1] if backward else states))
+            found[number, bool(backward)], states = torch_jacobians(one, rows)
+            outputs.append(states.flip(0) if backward else states)
         below = torch.cat(outputs, dim=1)
     whole = module(torch.as_tensor(x))[0].detach()
     torch.testing.assert_close(below, whole, rtol=0, atol=1e-12)  # the parts are the module
     return found
 
 
+def one_layer(module, features, end):
+    """The layer whose parameters' names have this end, as a module of its own."""
+    options = {"nonlinearity": module.nonlinearity} if isinstance(module, torch.nn.RNN) else {}
+    options |= {"proj_size": module.proj_size} if module.proj_size else {}
+    one = type(module)(features, HIDDEN, bias=module.bias, dtype=torch.float64, **options)
+    one.load_state_dict({name: getattr(module, name.replace("_l0", end)) for name in one.state_dict()})
+    return one
+
+
+def torch_jacobians(one, rows):
+    """Jacobians (T, m, m) of a module of one layer, by the state as (c, h), and its outputs (T, n)."""
+    lstm, width = isinstance(one, torch.nn.LSTM), one.proj_size or HIDDEN
+
+    def step(state, row):
+        c, h = state[None, :-width], state[None, -width:]
+        last = one(row[None], (h, c) if lstm else h)[1]
+        return torch.cat([last[1], last[0]], dim=1)[0] if lstm else last[0]
+
+    state, jacobians, outputs = torch.zeros(HIDDEN * lstm + width, dtype=torch.float64), [], []
+    for row in rows:
+        jacobians.append(torch.autograd.functional.jacobian(lambda s, r=row: step(s, r), state).numpy())
+        state = step(state, row).detach()
+        outputs.append(state[-width:])
+    return jacobians, torch.stack(outputs)
+
+
 TORCH = {
     "lstm, float16": (torch.nn.LSTM, {"dtype": torch.float16}, ".safetensors"),
     "lstm without bias": (torch.nn.LSTM, {"bias": False}, ".safetensors"),
+    "lstm with a projection": (torch.nn.LSTM, {"proj_size": 2}, ".pt"),
     "gru, bfloat16": (torch.nn.GRU, {"dtype": torch.bfloat16}, ".pt"),
     "gru without bias": (torch.nn.GRU, {"bias": False}, ".safetensors"),
     "rnn": (torch.nn.RNN, {}, ".pt"),
