@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from gradscope.checkpoints import Live, Model, read
 from gradscope.errors import InputError
 from gradscope.files import quoted
+from gradscope.finding import Progress
 from gradscope.layered import make_problems
-from gradscope.pipeline import Progress
 from gradscope.pipeline import analyze as _analyze
 from gradscope.problems import Problems
 from gradscope.runtime import find_devices

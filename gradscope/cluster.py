@@ -14,8 +14,9 @@ from jax.experimental import multihost_utils
 from gradscope.analysis import Analysis
 from gradscope.chain import Spectrum
 from gradscope.errors import InputError
+from gradscope.finding import Found, Progress
 from gradscope.measure import Measured
-from gradscope.pipeline import Found, Progress, conclude_all, find_all
+from gradscope.pipeline import conclude_all, find_all
 from gradscope.problems import Problems
 from gradscope.verdict import Policy
 

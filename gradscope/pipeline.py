@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,39 +13,22 @@ import numpy as np
 
 from gradscope.analysis import Analysis
 from gradscope.chain import spectrum
+from gradscope.finding import Found, Progress, find
 from gradscope.flow import chain_of, gate_statistics, mean_share, recurrent_matrices
-from gradscope.linearized import sequences_on
 from gradscope.loss import loss_gradient
-from gradscope.measure import Measured, Task
+from gradscope.measure import Measured
 from gradscope.path import Array
 from gradscope.paths import NAMELESS
 from gradscope.problem import MOST_FOR_ALL, Problem
 from gradscope.problems import Problems
-from gradscope.threads import cores, one_blas_thread
-from gradscope.tops import measure_tops
+from gradscope.threads import one_blas_thread
 from gradscope.verdict import Policy, judge, level
 from gradscope.whole import together
-from gradscope.workers import measure_all
-
-Progress = Callable[[float, int], None]
-
-# One step's Jacobian is right to a few roundings of its entries.
-_ENTRY_ROUNDINGS = 4
-# Steps of work for another process that are worth its start (0.3 s).
-_WORTH_A_WORKER = 300
 
 _SIDE_BY_SIDE = (
     "Layers of two directions of time, or that the file does not connect, stand side by side: the gain is "
     "the largest of theirs."
 )
-
-
-@dataclass(frozen=True)
-class Found:
-    """What was found of one sequence: of its Jacobians, and sums over its gates (flow.gate_sums)."""
-
-    measured: Measured
-    gates: Mapping[str, Array]
 
 
 def analyze(
@@ -86,81 +69,6 @@ def find_all(
 
         found.append(find(problem, policy, report if progress else None, devices, at_once, numbers))
     return found
-
-
-@one_blas_thread()
-def find(
-    problem: Problem,
-    policy: Policy,
-    progress: Progress | None,
-    devices: Sequence[jax.Device],
-    at_once: int | None,
-    numbers: range,
-) -> list[Found]:
-    """Measure the sequences ``numbers`` of the batch; the rest as for ``analyze``."""
-    if not numbers:  # a cluster may have more processes than there are sequences
-        return []
-    entry_error = _ENTRY_ROUNDINGS * float(np.finfo(problem.dtype).eps)
-    floor = math.log10(policy.vanishing_below)
-    if problem.top is not None and problem.view != "cell":
-        report = _summed(progress, len(numbers))
-        return _find_tops(problem, numbers, devices, entry_error, floor, report)
-    sequences = sequences_on(problem, numbers, devices)
-    if at_once is None or devices[0].platform != "cpu":
-        at_once = cores()
-    at_once = min(at_once, cores())
-    if (len(sequences) - 1) * problem.steps < _WORTH_A_WORKER:
-        at_once = 1
-    threads = max(1, cores() // min(at_once, len(sequences)))
-    task = partial(
-        Task,
-        entry_error=entry_error,
-        floor=floor,
-        accuracy=problem.accuracy,
-        workers=threads,
-        watched=progress is not None,
-        top=problem.top,
-    )
-    jobs = [(task(one.starts, one.steps), one) for one in sequences]
-    measured = measure_all(jobs, at_once, _summed(progress, len(jobs)))
-    return [Found(one, sequence.gate_sums) for one, sequence in zip(measured, sequences, strict=True)]
-
-
-def _find_tops(
-    problem: Problem,
-    numbers: range,
-    devices: Sequence[jax.Device],
-    entry_error: float,
-    floor: float,
-    report: Callable[[int, float], None],
-) -> list[Found]:
-    """The same without Jacobians: all sequences of one length at once."""
-    found: dict[int, Found] = {}
-    for length in sorted({problem.length(number) for number in numbers}):
-        group = [number for number in numbers if problem.length(number) == length]
-        shared = partial(_all_at_once, report, [numbers.index(number) for number in group])
-        whole = len(group) == len(numbers) and length == problem.steps
-        part, chosen = (problem, numbers) if whole else (problem.part(group, length), range(len(group)))
-        tops = measure_tops(part, chosen, devices, entry_error, floor, shared)
-        found |= {number: Found(*one) for number, one in zip(group, tops, strict=True)}
-    return [found[number] for number in numbers]
-
-
-def _summed(progress: Progress | None, count: int) -> Callable[[int, float], None]:
-    """Progress of all from that of each."""
-    done = [0.0] * count
-
-    def report(number: int, fraction: float) -> None:
-        done[number] = fraction
-        if progress:
-            progress(sum(done), count)
-
-    return report
-
-
-def _all_at_once(report: Callable[[int, float], None], numbers: Sequence[int], fraction: float) -> None:
-    for number in numbers:
-        report(number, fraction)
 
 
 def conclude_all(

@@ -94,6 +94,7 @@ LINE = [
     "whole",
     "verdict",
     "analysis",
+    "finding",
     "pipeline",
     "cluster",
     "runtime",

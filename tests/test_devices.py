@@ -52,9 +52,9 @@ def test_a_batch_does_not_depend_on_the_number_of_devices():
 
 def test_processes_give_what_one_after_the_other_gives(monkeypatch):
     problem = {"cell": "lstm-peephole", "hidden": 4, "input_size": 2, "steps": 120, "batch": 5, "seed": 3}
-    monkeypatch.setattr("gradscope.pipeline.cores", lambda: 1)
+    monkeypatch.setattr("gradscope.finding.cores", lambda: 1)
     alone = gradscope.analyze(**problem)
-    monkeypatch.setattr("gradscope.pipeline.cores", lambda: 3)
+    monkeypatch.setattr("gradscope.finding.cores", lambda: 3)
     started = []
     monkeypatch.setattr(workers.subprocess, "Popen", counting(workers.subprocess.Popen, started))
     reports = []
@@ -75,7 +75,7 @@ def counting(popen, started):
 
 @pytest.mark.parametrize("executable", ["/bin/false", "/bin/true", "/nonexistent"])
 def test_workers_that_cannot_start_are_not_missed(monkeypatch, executable):
-    monkeypatch.setattr("gradscope.pipeline.cores", lambda: 3)
+    monkeypatch.setattr("gradscope.finding.cores", lambda: 3)
     monkeypatch.setattr(sys, "executable", executable)
     analysis = gradscope.analyze(cell="linear", hidden=3, input_size=1, steps=400, batch=3)
     assert len(analysis.full.spectra) == 3
