@@ -11,6 +11,7 @@ import numpy as np
 from gradscope.cells.base import Member
 from gradscope.cells.stack import stacked
 from gradscope.checkpoints import Layer, Model, Named
+from gradscope.checks import whole
 from gradscope.errors import InputError
 from gradscope.files import Array, listed, shown
 from gradscope.inputs import Sequences, extents, given_lengths, given_sequences, label
@@ -43,13 +44,16 @@ def make_problems(
     as it does, and for layers that cannot be analysed together.
     """
     given = given_sequences(inputs, time_major=time_major, embedding=embedding) or inputs
-    options["lengths"] = lengths = given_lengths(lengths)
+    options["lengths"] = given_lengths(lengths)
+    if model is not None:
+        _check_roots(model)
+        # Once for all: to the upper layers, the lengths are those of the outputs that they read.
+        batch, options["lengths"] = _batch_and_lengths(given, options)
     alone = {**options, "cut": cut, "top": top}  # what only the one layer is asked for that is analysed
     if model is None:
         return Problems((make_problem(inputs=given, initial_state=initial_state, **alone),))
-    _check_roots(model)
     options.pop("cell", None)
-    states = _initial_states(initial_state, model, given, options)
+    states = _initial_states(initial_state, model, batch)
     problems: dict[str, Problem] = {}
     put_out: dict[str, Array] = {}
     read = {name for layer in model.layers for name in layer.below or ()}
@@ -83,17 +87,23 @@ def _check_roots(model: Model) -> None:
         )
 
 
-def _initial_states(
-    asked: Any, model: Model, given: Sequences | str, options: Mapping[str, Any]
-) -> dict[str, dict[str, Array]]:
+def _batch_and_lengths(
+    given: Sequences | str, options: Mapping[str, Any]
+) -> tuple[int, tuple[int, ...] | None]:
+    """How many sequences there are, and their lengths, cut to the steps that are asked for."""
+    asked = {
+        name: whole(name, options[name], 1) for name in ("batch", "steps") if options.get(name) is not None
+    }
+    (batch, _, _), lengths = extents(
+        asked, given if isinstance(given, Sequences) else None, options["lengths"]
+    )
+    return batch, lengths
+
+
+def _initial_states(asked: Any, model: Model, batch: int) -> dict[str, dict[str, Array]]:
     """{layer: {"h0": (B, n), ...}} of the layers whose initial state is given."""
     if asked is None:
         return {}
-    (batch, _, _), _ = extents(
-        {"batch": options["batch"]} if options.get("batch") else {},
-        given if isinstance(given, Sequences) else None,
-        options["lengths"],
-    )
     parts = {layer.name: layer.cell.extents(layer.hidden) for layer in model.layers}
     return {
         name: {f"{part}0": state[:, place] for part, place in parts[name].items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import jax
 import jsonschema
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import gradscope
 from gradscope import memory
+from gradscope.checkpoints import read
 from gradscope.cli.main import main
 from gradscope.errors import InputError
 from gradscope.inputs import reversed_within
+from gradscope.layered import make_problems
 from gradscope.problem import make_problem
 from gradscope.render.table import render_table
 from gradscope.render.terminal import Terminal
@@ -162,6 +165,57 @@ def test_packed_sequences_of_torch(direction, tmp_path):
         jacobian = torch_jacobian(module, number, direction)
         ours = found.full.spectra[number].log10_singular_values
         np.testing.assert_allclose(ours, log10_values(jacobian), rtol=0, atol=1e-6)
+
+
+H, C = np.random.default_rng(12).standard_normal((2, 4, 4, 2))
+
+
+def stack_of_torch(folder):
+    """Two layers of two directions."""
+    torch.manual_seed(0)
+    module = torch.nn.LSTM(3, 2, 2, bidirectional=True, batch_first=True, dtype=torch.float64)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    torch.save(module.state_dict(), folder / "m.pt")
+    return module, folder / "m.pt"
+
+
+@pytest.mark.slow
+def test_packed_sequences_through_a_stack_of_torch(tmp_path):
+    """Every layer and direction, each from an initial state of its own, which upper layers see too."""
+    module, path = stack_of_torch(tmp_path)
+
+    def jacobian(number, layer):
+        def run(state):
+            h, c = torch.as_tensor(H).clone(), torch.as_tensor(C).clone()
+            c[layer, number], h[layer, number] = state.chunk(2)
+            _, (h, c) = module(packed(X[:, :4]), (h, c))
+            return torch.cat([c[layer, number], h[layer, number]])
+
+        start = torch.as_tensor(np.concatenate([C[layer, number], H[layer, number]]))
+        return torch.autograd.functional.jacobian(run, start).numpy()
+
+    state = {"h0": H, "c0": C}
+    analysis = gradscope.analyze(checkpoint=path, inputs=X[:, :4], lengths=SHORT, initial_state=state)
+    assert [one.problem["layer"] for one in analysis.layers] == ["l0", "l0_reverse", "l1", "l1_reverse"]
+    for layer, one in enumerate(analysis.layers):
+        for number, spectrum in enumerate(one.full.spectra):
+            expected = log10_values(jacobian(number, layer))
+            np.testing.assert_allclose(spectrum.log10_singular_values, expected, rtol=0, atol=1e-6)
+
+
+def test_steps_cut_the_lengths_of_all_layers(tmp_path):
+    model = read(stack_of_torch(tmp_path)[1])
+    cut = make_problems(model, jax.devices(), inputs=X, lengths=LENGTHS, steps=4).every
+    whole = make_problems(model, jax.devices(), inputs=X[:, :4], lengths=[4, 3, 4, 3]).every
+    for one, other in zip(cut, whole, strict=True):
+        assert one.lengths == other.lengths == (4, 3, 4, 3)
+        for number, length in enumerate(one.lengths):
+            np.testing.assert_array_equal(one.inputs[number, :length], other.inputs[number, :length])
+    with pytest.raises(InputError, match="a length is 8, but the inputs have 7 steps"):
+        make_problems(model, jax.devices(), inputs=X, lengths=[8, 3, 5, 3], steps=4)
+    with pytest.raises(InputError, match="steps is 'many', expected a whole number"):
+        make_problems(model, jax.devices(), inputs=X, steps="many")
 
 
 def test_reversal_within_lengths():
