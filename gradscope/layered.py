@@ -73,7 +73,9 @@ def make_problems(
     cut = (cut,) if isinstance(cut, str) else tuple(cut)
     # The cell view holds the output fixed, through which a layer reaches the next.
     connected = layers if options.get("view") != "cell" else ()
-    return Problems(chosen, _stacks(model, connected, chosen, cut, top))
+    are_read = {name for layer in layers for name in layer.below or ()}
+    tops = tuple(number for number, layer in enumerate(layers) if layer.name not in are_read)
+    return Problems(chosen, _stacks(model, connected, chosen, cut, top), tops)
 
 
 def _check_roots(model: Model) -> None:

@@ -15,7 +15,7 @@ from gradscope.analysis import Analysis
 from gradscope.chain import spectrum
 from gradscope.finding import Found, Progress, find
 from gradscope.flow import chain_of, gate_statistics, mean_share, recurrent_matrices
-from gradscope.loss import loss_gradient
+from gradscope.loss import LossGradient, loss_gradient
 from gradscope.measure import Measured
 from gradscope.path import Array
 from gradscope.paths import NAMELESS
@@ -79,7 +79,7 @@ def conclude_all(
     progress: Progress | None = None,
 ) -> Analysis:
     """The analysis of all layers, with that of each; a loss is followed back on ``device``."""
-    layers = tuple(map(partial(_of_layer, policy, device.platform), problems.layers, found))
+    layers = tuple(map(partial(_of_layer, policy, device, progress), problems.layers, found))
     analysis = layers[0]
     if len(layers) > 1:
         all_states = together(problems, [[one.measured for one in each] for each in found])
@@ -88,14 +88,19 @@ def conclude_all(
     if whole is None:
         verdict = replace(analysis.verdict, reasons=(*analysis.verdict.reasons, _SIDE_BY_SIDE))
         return replace(analysis, verdict=verdict)
-    if whole.seeds is None:
-        return analysis
-    return replace(analysis, loss=loss_gradient(whole, whole.seeds, device, progress))
+    return analysis if len(layers) == 1 else replace(analysis, loss=_loss(whole, device, progress))
 
 
-def _of_layer(policy: Policy, platform: str, problem: Problem, found: Sequence[Found]) -> Analysis:
+def _loss(problem: Problem, device: jax.Device, progress: Progress | None) -> LossGradient | None:
+    return None if problem.seeds is None else loss_gradient(problem, problem.seeds, device, progress)
+
+
+def _of_layer(
+    policy: Policy, device: jax.Device, progress: Progress | None, problem: Problem, found: Sequence[Found]
+) -> Analysis:
     return replace(
-        _conclude([one.measured for one in found], policy, platform, problem.source),
+        _conclude([one.measured for one in found], policy, device.platform, problem.source),
+        loss=_loss(problem, device, progress),
         gates=gate_statistics([one.gates for one in found]),
         # Their spectra take longer than all else where only the top values were asked for.
         matrices=recurrent_matrices(problem.parameters) if problem.hidden <= MOST_FOR_ALL else {},

@@ -10,7 +10,7 @@ from gradscope.checkpoints import Named
 from gradscope.errors import InputError
 from gradscope.files import listed
 from gradscope.problem import Problem
-from gradscope.seeds import LOSS, with_loss
+from gradscope.seeds import LOSS, with_loss, with_losses
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,14 @@ class Stack:
 
 @dataclass(frozen=True)
 class Problems:
-    """What is analysed together: a problem for each layer, and the stacks that some of them form."""
+    """What is analysed together: a problem for each layer, and the stacks that some of them form.
+
+    tops : the numbers of the layers that no other reads.
+    """
 
     layers: tuple[Problem, ...]
     stacks: tuple[Stack, ...] = ()
+    tops: tuple[int, ...] = (0,)
 
     @cached_property
     def every(self) -> tuple[Problem, ...]:
@@ -49,12 +53,22 @@ class Problems:
         if readout is None and readout_at is None and adjoint is None:
             return self
         if self.whole is None:
-            names = listed([str(problem.source["layer"]) for problem in self.layers])
-            raise InputError(f"a loss reads one layer or one stack of them: choose of {names} with --layer")
+            return self._with_losses(readout, readout_at, adjoint)
         lossy = with_loss(self.whole, readout, readout_at, adjoint)
         if len(self.layers) == 1:
             return replace(self, layers=(lossy,))
         return replace(self, stacks=(replace(self.stacks[0], problem=lossy),))
+
+    def _with_losses(self, *loss: Any) -> Problems:
+        """A loss of the outputs of two directions, which is followed back in the topmost layer of each."""
+        tops = {str(self.layers[number].source["direction"]): number for number in self.tops}
+        if len(self.tops) != 2 or tops.keys() != {"forward", "backward"}:
+            names = listed([str(problem.source["layer"]) for problem in self.layers])
+            raise InputError(f"a loss reads one layer or one stack of them: choose of {names} with --layer")
+        numbers = [tops["forward"], tops["backward"]]
+        lossy = with_losses([self.layers[number] for number in numbers], *loss)
+        found = dict(enumerate(self.layers)) | dict(zip(numbers, lossy, strict=True))
+        return replace(self, layers=tuple(found.values()))
 
     @property
     def source(self) -> dict[str, Any]:

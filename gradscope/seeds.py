@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from gradscope.checkpoints import Named
 from gradscope.checks import one_of
 from gradscope.errors import InputError
 from gradscope.files import Array, as_float64, quoted, shown
-from gradscope.inputs import read_array, reversed_within
+from gradscope.inputs import label, read_array, reversed_within
 from gradscope.memory import available
 from gradscope.problem import Problem
 
@@ -50,8 +51,7 @@ def with_loss(
             raise InputError(
                 "readout_at is about a readout: the shape of the adjoint says at which steps it is"
             )
-        called = shown(os.fspath(adjoint)) if isinstance(adjoint, str | os.PathLike) else "array"
-        seeds, source = _from_adjoint(problem, adjoint), {"adjoint": called}
+        seeds, source = _from_adjoint(problem, adjoint), {"adjoint": label(adjoint)}
     elif adjoint is not None:
         raise InputError("readout and adjoint are two losses: give one of them")
     else:
@@ -65,20 +65,54 @@ def with_loss(
     return replace(problem, seeds=seeds, source=problem.source | source)
 
 
+def with_losses(
+    sides: Sequence[Problem], readout: Named | None, readout_at: str | None, adjoint: Any
+) -> list[Problem]:
+    """The two directions of a layer, each with its part of a loss that reads their outputs side by side.
+
+    sides : the forward one and the backward one; the rest as for ``with_loss``. The loss must be at every
+    step: the last step of the one direction is the first of the other.
+    """
+    first = sides[0]
+    widths = [_outputs(side) for side in sides]
+    total, cuts = sum(widths), np.cumsum(widths)[:-1]
+    at_every = "of two directions the last step of one is the first of the other"
+    if readout is not None and adjoint is None:
+        if readout_at != "every":
+            raise InputError(f"{at_every}: say --readout-at every, or give the loss as --adjoint")
+        axis = 1 - _axis_of_outputs(readout, total)
+        parts = [replace(readout, values=part) for part in np.split(readout.values, cuts, axis=axis)]
+        return [with_loss(side, part, "every") for side, part in zip(sides, parts, strict=True)]
+    if readout is not None or adjoint is None:
+        return [with_loss(first, readout, readout_at, adjoint)]  # which says what is wrong
+    array = read_array(adjoint) if isinstance(adjoint, str | os.PathLike) else as_float64(adjoint, "adjoint")
+    shapes = [(first.batch, first.steps, total)] + [(first.steps, total)] * (first.batch == 1)
+    if array.shape not in shapes:
+        raise InputError(f"adjoint has shape {array.shape}, expected {shapes[-1]}: {at_every}")
+    lossy = [
+        with_loss(side, adjoint=part)
+        for side, part in zip(sides, np.split(array, cuts, axis=-1), strict=True)
+    ]
+    return [replace(side, source={**side.source, "adjoint": label(adjoint)}) for side in lossy]
+
+
 def _from_readout(problem: Problem, readout: Named, at: str) -> Array:
-    n = _outputs(problem)
+    seed = readout.values.sum(axis=_axis_of_outputs(readout, _outputs(problem)))
+    return np.tile(seed, (problem.batch, problem.steps if at == "every" else 1, 1))
+
+
+def _axis_of_outputs(readout: Named, n: int) -> int:
+    """Which axis of a readout's matrix are its outputs; the other reads the n features of a layer."""
     called, shape = f"readout {shown(readout.name)}", readout.values.shape
     if len(shape) != 2:
         raise InputError(f"{called} has shape {shape}, expected the matrix of a Linear or Dense layer")
-    transposed = _rows_are_inputs(readout, n)
-    reads = shape[0] if transposed else shape[1]
-    if reads != n:
+    axis = int(_rows_are_inputs(readout, n))
+    if (reads := shape[1 - axis]) != n:
         raise InputError(
             f"{called} has shape {shape} and reads {reads} features, the layer puts out {n}: choose the "
             "readout that stands upon this layer"
         )
-    seed = readout.values.sum(axis=1 if transposed else 0)
-    return np.tile(seed, (problem.batch, problem.steps if at == "every" else 1, 1))
+    return axis
 
 
 def _rows_are_inputs(readout: Named, n: int) -> bool:

@@ -279,3 +279,28 @@ def test_a_loss_reads_one_stack(tmp_path):
     assert analysis.problem["readout"] == "fc.weight"
     assert "loss" in analysis.to_dict()
     assert all(layer.loss is None for layer in analysis.layers)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_loss_of_two_directions_is_followed_back_in_each(layers, tmp_path):
+    module, x = made("lstm", layers, batch_first=True, bidirectional=True), sequences(2)
+    head = torch.nn.Linear(2 * N, 3, dtype=torch.float64)
+    path = saved(tmp_path, torch.nn.ModuleDict({"rnn": module, "fc": head}))
+    head(module(torch.from_numpy(x))[0]).sum().backward()
+    analysis = gradscope.analyze(checkpoint=path, inputs=x, readout="fc", readout_at="every")
+    adjoint = np.broadcast_to(head.weight.detach().numpy().sum(axis=0), (2, T, 2 * N))
+    again = gradscope.analyze(checkpoint=path, inputs=x, adjoint=adjoint)
+    tops = [k for k, layer in enumerate(analysis.layers) if layer.loss]
+    assert tops == [2 * layers - 2, 2 * layers - 1]
+    assert analysis.loss is None
+    for k, side in zip(tops, ("", "_reverse"), strict=True):
+        gradients = getattr(module, f"weight_hh_l{layers - 1}{side}").grad.chunk(4)
+        for gate, gradient in zip("ifzo", gradients, strict=True):
+            expected = pytest.approx(np.log10(torch.linalg.norm(gradient).item()), abs=1e-9)
+            assert analysis.layers[k].loss.log10_gradients[f"R_{gate}"] == expected
+            assert again.layers[k].loss.log10_gradients[f"R_{gate}"] == expected
+    jsonschema.validate(analysis.to_dict(), gradscope.schema())
+    with pytest.raises(gradscope.InputError, match="the first of the other: say --readout-at every"):
+        gradscope.analyze(checkpoint=path, inputs=x, readout="fc")
+    with pytest.raises(gradscope.InputError, match=r"adjoint has shape \(8,\), expected \(2, 6, 8\)"):
+        gradscope.analyze(checkpoint=path, inputs=x, adjoint=np.ones(8))
