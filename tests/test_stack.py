@@ -217,9 +217,8 @@ def test_a_window_of_an_operator_is_that_of_the_product(sizes):
     assert errors.max() <= top.log10_error + 1e-12
     assert top.log10_error < 1e-9
     assert (len(top.left), len(top.right)) == (sizes[1], first)
-    np.testing.assert_allclose(
-        top.log10_norm_by_lag, whole.log10_norm_by_lag[top.lags - 1], rtol=0, atol=1e-9
-    )
+    of_lag = whole.log10_norm_by_lag[top.lags - 1]
+    np.testing.assert_allclose(top.log10_norm_by_lag, of_lag, rtol=0, atol=1e-9)
     assert abs(top.right @ whole.right) == pytest.approx(1, abs=1e-8)
 
 
@@ -232,6 +231,8 @@ def test_a_window_counts_its_exact_zeros():
     assert found.exact_zeros == 1
     np.testing.assert_allclose(found.log10_singular_values[:2], values, atol=1e-9)
     assert found.log10_singular_values[2] == -np.inf
+    with pytest.raises(InputError, match="expected at least one row and column of the 7 states"):
+        gradscope.spectrum(steps, window=(slice(3, 3), slice(3)))
     with pytest.raises(InputError, match="top is 4, expected 1 to 3"):
         gradscope.spectrum(steps, 4, window=(slice(3, None), slice(3)))
 
