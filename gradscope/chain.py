@@ -87,6 +87,8 @@ def spectrum(
     m = steps[0].shape[0]
     rows, columns = window or (slice(None), slice(None))
     count = min(len(range(m)[part]) for part in (rows, columns))
+    if not count:
+        raise InputError(f"window is {window}, expected at least one row and column of the {m} states")
     if top is not None and not 1 <= top <= count:
         raise InputError(f"top is {top}, expected 1 to {count}: ask for no more values than states")
     if top is not None and window is None and _worth_blocks(steps, top):

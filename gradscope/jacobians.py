@@ -27,7 +27,8 @@ def linearize(cell: Cell, parameters: Parameters, inputs: Any, state: Any) -> di
     inputs : (T, d); state : (m,), the state before the first step.
 
     Returns ``states`` (T + 1, m), ``gates`` {gate: (T, n)} and ``paths`` {path: array}: slopes of
-    shape (T, components, n) where the cell has a per-unit form, else Jacobians (T, m, m).
+    shape (T, components, n) where the cell has a per-unit form, else Jacobians (T, m, m). Of a stack,
+    {layer: {"own": its paths, "input": derivatives by its input, where it reads others}}.
     """
     states = forward(cell, parameters, inputs, state)
     if cell.members:

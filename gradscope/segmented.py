@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import threading
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -44,12 +44,12 @@ class Segmented(Sequence[Array]):
         segment, at = self._find(t)
         return segment[at]
 
-    @property
+    @cached_property  # read at every step: the first segment would be loaded again and again
     def layout(self) -> Any:
         """As of the segments."""
         return self.segment(0).layout
 
-    @property
+    @cached_property
     def window(self) -> Any:
         """As of the segments."""
         return self.segment(0).window

@@ -15,9 +15,13 @@ from gradscope.blocks import blocked
 from gradscope.cells import find
 from gradscope.cells.base import Cell, Member
 from gradscope.cells.stack import stacked
+from gradscope.chain import top_spectra
 from gradscope.errors import InputError
 from gradscope.jacobians import definition, linearize
 from gradscope.parts import multiplied
+from gradscope.passes import Window
+from gradscope.stack import Stack
+from gradscope.structure import checked
 
 D, T = 3, 8
 
@@ -203,6 +207,21 @@ def test_a_window_against_exact_arithmetic(sizes):
     assert left == pytest.approx(1, abs=1e-10)
 
 
+@pytest.mark.parametrize("sizes", [(9, 14), (14, 9)])
+def test_a_window_of_an_operator_is_that_of_the_product(sizes):
+    steps, first = triangular(sizes, 40, coupling=0.3), sizes[0]
+    window = (slice(first, None), slice(first))
+    whole = gradscope.spectrum(steps, by_lag=True, window=window)
+    (top,) = top_spectra(Window(Stack(checked(steps)[0], sum(sizes)), window), 3, by_lag=True)
+    errors = np.abs(top.log10_singular_values - whole.log10_singular_values[:3])
+    assert errors.max() <= top.log10_error + 1e-12
+    assert top.log10_error < 1e-9
+    assert (len(top.left), len(top.right)) == (sizes[1], first)
+    of_lag = whole.log10_norm_by_lag[top.lags - 1]
+    np.testing.assert_allclose(top.log10_norm_by_lag, of_lag, rtol=0, atol=1e-9)
+    assert abs(top.right @ whole.right) == pytest.approx(1, abs=1e-8)
+
+
 def test_a_window_counts_its_exact_zeros():
     steps = triangular((3, 4), 9)
     steps[:, 3:, 0] = steps[:, 1:, 0] = 0  # the first state reaches nothing but itself
@@ -212,6 +231,8 @@ def test_a_window_counts_its_exact_zeros():
     assert found.exact_zeros == 1
     np.testing.assert_allclose(found.log10_singular_values[:2], values, atol=1e-9)
     assert found.log10_singular_values[2] == -np.inf
+    with pytest.raises(InputError, match="expected at least one row and column of the 7 states"):
+        gradscope.spectrum(steps, window=(slice(3, 3), slice(3)))
     with pytest.raises(InputError, match="top is 4, expected 1 to 3"):
         gradscope.spectrum(steps, 4, window=(slice(3, None), slice(3)))
 
@@ -251,8 +272,10 @@ def test_chains_are_blocks_of_the_derivative_of_the_whole_pass(name):
     np.testing.assert_allclose(sum(found.shares.values()), 1, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["units", "dense below"])
-@pytest.mark.parametrize("cut", [(), "layer1"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "cut"), [("two", ()), ("units", ()), ("units", "layer2"), ("dense below", "layer1")]
+)
 def test_top_values_without_jacobians_are_the_same(name, cut):
     _, every = analysis(name, cut=cut)
     _, few = analysis(name, cut=cut, top=2)
