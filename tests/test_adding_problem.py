@@ -65,6 +65,7 @@ def test_adding_problem_losses_are_those_of_the_networks_kept(script):
     )
 
 
+@pytest.mark.slow
 def test_adding_problem_training_starts_from_the_first_networks(script, tmp_path):
     for kind in script.KEPT:
         script.train(kind, (0, 2), seed=4, folder=tmp_path)
