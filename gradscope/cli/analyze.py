@@ -35,7 +35,7 @@ _BIASES = {
 }
 
 
-@click.command(cls=Command, epilog=f"Cells: {', '.join(CELLS)}.")
+@click.command(cls=Command, epilog=f"Cells: {', '.join(CELLS)}, lstm-projected-P.")
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @asked_options
 @output_options
