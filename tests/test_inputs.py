@@ -266,7 +266,11 @@ def test_what_looks_like_token_ids_is_told_of_the_embedding(tmp_path):
     message = refusal(analyze, checkpoint=path, inputs=IDS)
     assert message == f"input_size is 3, but the inputs have 4: they must agree; {hint}"
     assert hint not in refusal(analyze, checkpoint=path, inputs=IDS + 0.5)
-    assert "expected one of tokens.weight" in refusal(analyze, checkpoint=path, inputs=IDS, embedding="words")
+    message = refusal(analyze, checkpoint=path, inputs=IDS, embedding="words")
+    assert message == f"{path}: holds no tensor 'words', expected one of tokens"
+    torch.save(torch.nn.LSTM(3, 4).state_dict(), tmp_path / "rnn.pt")
+    message = refusal(analyze, checkpoint=tmp_path / "rnn.pt", inputs=IDS, embedding="words")
+    assert message.endswith("holds no tensor 'words', nor any but those of its recurrent layers")
     assert "embedding is 'tokens', but that is about a checkpoint" in refusal(
         analyze, inputs=IDS, embedding="tokens"
     )

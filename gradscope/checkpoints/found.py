@@ -132,7 +132,11 @@ def _called(asked: str, names: Sequence[str], tensors: Tensors) -> Named:
             return Named(found[0], tensors[found[0]].values())
         if found:
             raise InputError(f"{quoted(asked)} is the end of several: {listed(found)}: say more of its name")
-    raise InputError(f"holds no tensor {quoted(asked)}, expected one of {listed(list(names))}")
+    if not names:
+        raise InputError(f"holds no tensor {quoted(asked)}, nor any but those of its recurrent layers")
+    # What is asked for is a matrix, as a rule: the biases beside them would only fill the list.
+    matrices = [module for name, module in modules.items() if module != name]
+    raise InputError(f"holds no tensor {quoted(asked)}, expected one of {listed(matrices or list(names))}")
 
 
 def take(tensors: Tensors, keys: Iterable[str]) -> tuple[dict[str, Array], str]:
