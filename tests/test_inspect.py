@@ -91,6 +91,15 @@ def test_names_that_a_terminal_would_obey(run, tmp_path):
     assert "[red]" in out
 
 
+def test_arrays_that_do_not_fit_are_a_problem(run, tmp_path):
+    np.savez(tmp_path / "x.npz", W=np.ones((8, 3)), R=np.eye(7), b=np.ones(8))
+    code, out, _ = run("inspect", tmp_path / "x.npz", "--json")
+    (layer,) = json.loads(out)["layers"]
+    assert code == 0
+    assert layer["problem"].startswith("R has shape (7, 7), expected (8, 8) for 8 units and 3 inputs")
+    assert (layer["cells"], layer["hidden"], layer["matrices"]) == ([], None, [])
+
+
 CHOICES = {
     "one of all open": ([], "layer decoder: holds a torch RNN, whose nonlinearity is not in the file"),
     "for none of several": (["--cell", "gru"], "--cell gru is of none of these layers"),
