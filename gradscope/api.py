@@ -63,8 +63,9 @@ def analyze(
     checkpoint : a model's file (.pt, .safetensors, .keras, .h5, .msgpack, .onnx, .npz), or what
         ``from_torch``, ``from_keras``, ``from_flax`` or ``from_equinox`` return; without it a cell is
         initialised (``cell`` "lstm", ``hidden`` 64, ``input_size`` 32, ``init`` "pytorch").
-    layer : names of layers of the checkpoint, or their ends; by default all; activation : "tanh",
-        "relu", "sigmoid" or "linear" where the file does not say; max_size : bytes it may unpack to.
+    layer : names of layers of the checkpoint, or of modules for all in them, or their ends; by default all;
+        activation : "tanh", "relu", "sigmoid" or "linear" where the file does not say; max_size : bytes it
+        may unpack to.
     cell : a built-in name, "package.module:factory", or a gradscope.Cell.
     steps : T, 200 by default, or the length of the inputs.
     gain : multiplies every recurrent matrix; biases : {"b_f": 1.0} sets a bias.
