@@ -75,7 +75,8 @@ def analyze(
         inputs of token ids, (T,) or (B, T), into (B, T, d).
     lengths : (B,) or a file of them, how many steps of each sequence are analysed; the others are padding.
     initial_state : {"h0": ..., "c0": ...} or a file of them, (n,) or (B, n): the state before the first step,
-        for a backward layer that before the last. Without it that of the checkpoint, else zeros.
+        for a backward layer that before the last. Without it that of the checkpoint, else zeros; an error
+        where the model computes it, or is given it (ONNX, Keras).
     readout : a Linear or Dense layer of the checkpoint, for ``Analysis.loss``: the loss is the sum of what
         it puts out at the ``readout_at`` "last" (default) step or at "every" one. adjoint, in its place :
         the derivatives of a loss by the layer's outputs, a file or an array, (n,) or (B, n) at the last

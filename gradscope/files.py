@@ -74,7 +74,9 @@ def open_npz(path: PathLike, max_size: int | None = None, *, remedy: str = "") -
     remedy : what to do where it unpacks to more, if that is not to say --max-size.
     """
     with opened(path, ".npz") as (file, size), zipfile.ZipFile(file) as archive:
-        names = {m.filename.removesuffix(".npy"): m for m in members(archive, allowed(size, max_size), remedy)}
+        names = {
+            m.filename.removesuffix(".npy"): m for m in members(archive, allowed(size, max_size), remedy)
+        }
         if len(names) < len(archive.infolist()):
             raise InputError("holds two arrays of the same name")
         yield {key: _npz_tensor(archive, member, f"array {quoted(key)}") for key, member in names.items()}

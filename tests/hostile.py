@@ -247,7 +247,11 @@ def hostile():
         "bare pickle": (".bin", pickle.dumps(Evil()), "is a pickle of an old PyTorch"),
         "no dict": (".pt", torch_saved([1, 2]), "holds a list, expected a state dict"),
         "a tensor": (".pt", torch_saved(torch.ones(2)), "holds a single tensor, expected a state dict: save"),
-        "a parameter": (".pt", torch_saved(torch.nn.Parameter(torch.ones(2))), "holds a single tensor, expec"),
+        "a parameter": (
+            ".pt",
+            torch_saved(torch.nn.Parameter(torch.ones(2))),
+            "holds a single tensor, expec",
+        ),
         "a size": (".pt", torch_saved(torch.Size([2])), "holds a single Python object, expected"),
         "no layer": (".ckpt", torch_saved({"w": torch.ones(2)}), f"{no_layer}w: save the model"),
         "nothing": (".pt", torch_saved({}), f"{no_layer}no tensors: save the model"),
@@ -278,7 +282,7 @@ def hostile():
         "many layers": (
             ".pt",
             torch_saved(crowd()),
-            "holds 5000 recurrent layers (0, 1, 10, 100, 1000, 1001,",
+            "holds 5000 recurrent layers (0, 1, 2, 3, 4,",
         ),
         "string of 4 GB": (".pt", torch_zip(b"\x80\x02X\xff\xff\xff\xff."), "not a sound PyTorch file"),
         "no stop": (".pt", torch_zip(b"\x80\x02}"), "not a sound PyTorch file"),

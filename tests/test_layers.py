@@ -195,7 +195,7 @@ def test_a_module_is_all_its_layers(tmp_path):
     assert chosen("encoder") == encoder  # not text_encoder, of whose name it is a piece
     assert chosen("t_encoder") == ("model.text_encoder",)
     for name in ("", "model.", "coder", "model.enc", "enc"):
-        with pytest.raises(gradscope.InputError, match="is the end of several|is no recurrent layer"):
+        with pytest.raises(gradscope.InputError, match=r"is the end of several|is no recurrent layer"):
             chosen(name)
 
 
@@ -204,7 +204,9 @@ def test_the_end_of_a_modules_name_is_of_one_alone(tmp_path):
     path = saved(tmp_path, torch.nn.ModuleDict(parts))
     assert checkpoints.read(path, layers=["b.rnn"]).chosen == ("b.rnn.l0", "b.rnn.l1")
     assert checkpoints.read(path, layers=["b"]).chosen == ("b.rnn.l0", "b.rnn.l1")
-    with pytest.raises(gradscope.InputError, match="layer 'rnn' is the end of several, expected one of a.rnn.l0"):
+    with pytest.raises(
+        gradscope.InputError, match=r"layer 'rnn' is the end of several, expected one of a\.rnn\.l0"
+    ):
         checkpoints.read(path, layers=["rnn"])
     one = saved(tmp_path, torch.nn.ModuleDict({"b": parts["b"], "c": torch.nn.GRU(D, N)}), "one.pt")
     assert checkpoints.read(one, layers=["rnn"]).chosen == ("b.rnn.l0", "b.rnn.l1")

@@ -151,6 +151,7 @@ def _layer(tensors: Tensors, keys: Mapping[str, str], spec: Spec | None) -> Foun
         activation=spec.activation if spec and not cells else "",
         depth=spec.depth if spec else 0,
         below=spec.below if spec else (),
+        given_state=spec.given_state if spec else False,
         dtype=dtype,
     )
 

@@ -102,7 +102,7 @@ def _in_words(value: Any) -> str:
     """What a file holds in place of a dict."""
     if isinstance(value, Call) and value.function in (_TENSOR, _PARAMETER):
         return "a single tensor"
-    return {list: "a list", tuple: "a tuple"}.get(type(value), "a single Python object")
+    return "a list" if isinstance(value, list | tuple) else "a single Python object"
 
 
 class _View:
