@@ -63,8 +63,9 @@ def analyze(
     checkpoint : a model's file (.pt, .safetensors, .keras, .h5, .msgpack, .onnx, .npz), or what
         ``from_torch``, ``from_keras``, ``from_flax`` or ``from_equinox`` return; without it a cell is
         initialised (``cell`` "lstm", ``hidden`` 64, ``input_size`` 32, ``init`` "pytorch").
-    layer : names of layers of the checkpoint, or their ends; by default all; activation : "tanh",
-        "relu", "sigmoid" or "linear" where the file does not say; max_size : bytes it may unpack to.
+    layer : names of layers of the checkpoint, or of modules for all in them, or their ends; by default all;
+        activation : "tanh", "relu", "sigmoid" or "linear" where the file does not say; max_size : bytes it
+        may unpack to.
     cell : a built-in name, "package.module:factory", or a gradscope.Cell.
     steps : T, 200 by default, or the length of the inputs.
     gain : multiplies every recurrent matrix; biases : {"b_f": 1.0} sets a bias.
@@ -74,7 +75,8 @@ def analyze(
         inputs of token ids, (T,) or (B, T), into (B, T, d).
     lengths : (B,) or a file of them, how many steps of each sequence are analysed; the others are padding.
     initial_state : {"h0": ..., "c0": ...} or a file of them, (n,) or (B, n): the state before the first step,
-        for a backward layer that before the last. Without it that of the checkpoint, else zeros.
+        for a backward layer that before the last. Without it that of the checkpoint, else zeros; an error
+        where the model computes it, or is given it (ONNX, Keras).
     readout : a Linear or Dense layer of the checkpoint, for ``Analysis.loss``: the loss is the sum of what
         it puts out at the ``readout_at`` "last" (default) step or at "every" one. adjoint, in its place :
         the derivatives of a loss by the layer's outputs, a file or an array, (n,) or (B, n) at the last

@@ -67,13 +67,16 @@ def read_npy(path: PathLike) -> Array:
 
 
 @contextmanager
-def open_npz(path: PathLike, max_size: int | None = None) -> Iterator[Tensors]:
+def open_npz(path: PathLike, max_size: int | None = None, *, remedy: str = "") -> Iterator[Tensors]:
     """The arrays in a ``.npz`` file by name.
 
     max_size : bytes that the file may unpack to, by default EXPANSION times its size plus ALLOWANCE.
+    remedy : what to do where it unpacks to more, if that is not to say --max-size.
     """
     with opened(path, ".npz") as (file, size), zipfile.ZipFile(file) as archive:
-        names = {m.filename.removesuffix(".npy"): m for m in members(archive, allowed(size, max_size))}
+        names = {
+            m.filename.removesuffix(".npy"): m for m in members(archive, allowed(size, max_size), remedy)
+        }
         if len(names) < len(archive.infolist()):
             raise InputError("holds two arrays of the same name")
         yield {key: _npz_tensor(archive, member, f"array {quoted(key)}") for key, member in names.items()}
@@ -155,13 +158,11 @@ def allowed(size: int, max_size: int | None) -> int:
     return EXPANSION * size + ALLOWANCE if max_size is None else max_size
 
 
-def check_size(unpacked: int, limit: int) -> None:
-    """Raise InputError before so much memory is taken."""
+def check_size(unpacked: int, limit: int, remedy: str = "") -> None:
+    """Raise InputError, with what to do, before so much memory is taken."""
     if unpacked > limit:
-        raise InputError(
-            f"unpacks to {unpacked} bytes, more than the {limit} allowed: if you trust it, say --max-size "
-            f"{unpacked}"
-        )
+        remedy = remedy or f"if you trust it, say --max-size {unpacked}"
+        raise InputError(f"unpacks to {unpacked} bytes, more than the {limit} allowed: {remedy}")
 
 
 def library(name: str, extra: str, path: PathLike) -> Any:
@@ -216,12 +217,12 @@ def _array(file: IO[bytes], size: int, name: str) -> npt.NDArray[Any]:
     return data.reshape(shape, order="F" if fortran else "C")
 
 
-def members(archive: zipfile.ZipFile, limit: int) -> list[zipfile.ZipInfo]:
+def members(archive: zipfile.ZipFile, limit: int, remedy: str = "") -> list[zipfile.ZipInfo]:
     """The members of a zip file, if what they say of themselves is sane."""
     found = archive.infolist()
     if not found or len(found) > MEMBERS:
         raise InputError(f"holds {len(found)} arrays, expected 1 to {MEMBERS}")
-    check_size(sum(member.file_size for member in found), limit)
+    check_size(sum(member.file_size for member in found), limit, remedy)
     return found
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from gradscope.errors import InputError
 from gradscope.files import (
     Array,
     PathLike,
+    Tensors,
     as_float64,
     listed,
     open_npz,
@@ -29,7 +32,12 @@ from gradscope.tables import read_csv
 # Inputs that are made, not given.
 KINDS = ("normal", "zeros")
 _FORMATS = "a .npy, .npz, .safetensors or .csv file"
-_TREES = {".npz": open_npz, ".safetensors": open_safetensors}
+# Of an honest size; --max-size is about checkpoints.
+_UNPACKED = "save it with numpy.savez, which does not compress"
+_TREES: dict[str, Callable[[PathLike], AbstractContextManager[Tensors]]] = {
+    ".npz": partial(open_npz, remedy=_UNPACKED),
+    ".safetensors": open_safetensors,
+}
 # initializers.py draws the weights from stream 1 of the seed: inputs must be independent of them.
 _STREAM = 2
 

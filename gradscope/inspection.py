@@ -72,7 +72,7 @@ def _layer(found: Found, matrices: Mapping[str, Mapping[str, float | None]]) -> 
         "below": None if found.below is None else list(found.below),
         "dtype": found.dtype,
         "activation": found.activations or None,
-        "open": found.question or None,
+        "open": found.open or None,
         "problem": found.problem or None,
         "matrices": [{"name": name, **matrix} for name, matrix in matrices.items()],
         "tensors": list(found.keys),

@@ -141,6 +141,7 @@ def make_problem(
     if layer:
         sizes |= {"hidden": layer.hidden, "input_size": layer.input_size}
         layer.check_inputs(given=given is not None)
+        layer.check_state(given=initial_state is not None)
     n = sizes.get("hidden", 64)
     (b, t, d), lengths = extents(sizes, given, lengths)
     cut = known_paths(cell, (cut,) if isinstance(cut, str) else tuple(cut), view, min(lengths or (t,)))

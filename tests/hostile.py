@@ -224,6 +224,7 @@ STORAGE = {"data/0": bytes(4)}
 def hostile():
     """name -> (suffix, bytes, what the message must say)."""
     never = "which is never loaded: expected a state dict, torch.save(model.state_dict(), 'model.pt')"
+    no_layer = "holds no LSTM, GRU or RNN of PyTorch or Flax, nor one under gradscope's names, but "
     outside = "kept outside the file, which Keras does not do"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -244,15 +245,22 @@ def hostile():
         ),
         "legacy": (".pt", legacy, "is a pickle of an old PyTorch"),
         "bare pickle": (".bin", pickle.dumps(Evil()), "is a pickle of an old PyTorch"),
-        "no dict": (".pt", torch_saved([1, 2]), "holds 'list', expected a state dict"),
-        "no layer": (".ckpt", torch_saved({"w": torch.ones(2)}), "the keys are of no built-in cell"),
-        "nothing": (".pt", torch_saved({}), "the keys are of no built-in cell"),
+        "no dict": (".pt", torch_saved([1, 2]), "holds a list, expected a state dict"),
+        "a tensor": (".pt", torch_saved(torch.ones(2)), "holds a single tensor, expected a state dict: save"),
+        "a parameter": (
+            ".pt",
+            torch_saved(torch.nn.Parameter(torch.ones(2))),
+            "holds a single tensor, expec",
+        ),
+        "a size": (".pt", torch_saved(torch.Size([2])), "holds a single Python object, expected"),
+        "no layer": (".ckpt", torch_saved({"w": torch.ones(2)}), f"{no_layer}w: save the model"),
+        "nothing": (".pt", torch_saved({}), f"{no_layer}no tensors: save the model"),
         "two state dicts": (".pt", zipped({"a/data.pkl": b"", "b/data.pkl": b""}), "holds 2 state dicts"),
-        "memo of 4 G": (".pt", torch_zip(b"\x80\x02}r\xff\xff\xff\xff."), "the keys are of no built-in cell"),
+        "memo of 4 G": (".pt", torch_zip(b"\x80\x02}r\xff\xff\xff\xff."), no_layer),
         "endless hash": (
             ".pt",
             torch_zip(b"\x80\x02})" + DOUBLED + b"K\x00s."),
-            "the keys are of no built-in cell",
+            no_layer,
         ),
         "endless lists": (
             ".pt",
@@ -274,7 +282,7 @@ def hostile():
         "many layers": (
             ".pt",
             torch_saved(crowd()),
-            "holds 5000 recurrent layers (0, 1, 10, 100, 1000, 1001,",
+            "holds 5000 recurrent layers (0, 1, 2, 3, 4,",
         ),
         "string of 4 GB": (".pt", torch_zip(b"\x80\x02X\xff\xff\xff\xff."), "not a sound PyTorch file"),
         "no stop": (".pt", torch_zip(b"\x80\x02}"), "not a sound PyTorch file"),

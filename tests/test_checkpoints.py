@@ -222,7 +222,7 @@ REFUSED_STATES = {
         "cell.bias beside cell.weight_",
     ),
     # Nothing of a large model that has no such layer is read: its NaN is never seen.
-    "no layer": ({"fc.weight": np.full((2, 2), np.nan)}, "unknown fc.weight"),
+    "no layer": ({"fc.weight": np.full((2, 2), np.nan)}, "gradscope's names, but fc.weight: save the model"),
 }
 
 
@@ -345,7 +345,15 @@ def test_keys_of_no_cell_are_compared_with_the_nearest(tmp_path):
     del arrays["R_f"]
     message = refusal(stored(tmp_path, arrays))
     assert "the keys are of no built-in cell; the nearest: missing R_f: cell lstm has" in message
-    assert "unknown arr_0" in refusal(stored(tmp_path, {"arr_0": np.ones(3)}))
+    assert "holds no LSTM, GRU or RNN of" in refusal(stored(tmp_path, {"arr_0": np.ones(3)}))
+
+
+@pytest.mark.parametrize("cell", [None, "lstm"])
+def test_a_model_without_a_recurrent_layer_is_told_what_is_looked_for(cell, tmp_path):
+    arrays = {f"layers.{k}.{part}": np.ones(3) for k in range(3) for part in ("weight", "bias")}
+    message = refusal(stored(tmp_path, arrays), cell)
+    assert "nor one under gradscope's names, but layers.0.weight, " in message
+    assert "(6 in all): save the model that has one, or its arrays" in message
 
 
 CELL_OF_THEIR_OWN = """

@@ -13,6 +13,7 @@ from flax import nnx, serialization
 from models import HIDDEN, INPUT, both_directions, check_spectrum, outputs, read_layer, sequence
 from safetensors.numpy import save_file
 
+from gradscope import checkpoints
 from gradscope.errors import InputError
 
 
@@ -127,6 +128,7 @@ def test_flax_bidirectional_and_half_precision(tmp_path):
     state = jax.tree.map(lambda a: a.astype(jax.numpy.bfloat16), state)
     path = flax_stored(state, tmp_path / "x.msgpack")
     layers = [read_layer(path, "gru", layer=f"{side}_rnn.cell") for side in ("forward", "backward")]
+    assert [found.name for found in checkpoints.read_all(path).layers] == [one.name for one in layers]
     assert layers[0].dtype == "bfloat16"
     graph, empty, rest = nnx.split(model, nnx.Param, ...)
     nnx.replace_by_pure_dict(empty, jax.tree.map(lambda a: a.astype(np.float32), state))

@@ -137,7 +137,10 @@ def test_hostile_array_files(tmp_path):
     for suffix, data, _ in HOSTILE.values():
         path = tmp_path / f"x{suffix}"
         path.write_bytes(data)
-        assert refusal(read_array, path).startswith(f"{path}: ")
+        message = refusal(read_array, path)
+        assert message.startswith(f"{path}: ")
+        assert "--max-size" not in message  # that is of the checkpoint
+        assert ("unpacks to" in message) == ("save it with numpy.savez, which does not compress" in message)
 
 
 def test_files_that_hold_several_arrays_or_another_kind(tmp_path):
@@ -266,7 +269,11 @@ def test_what_looks_like_token_ids_is_told_of_the_embedding(tmp_path):
     message = refusal(analyze, checkpoint=path, inputs=IDS)
     assert message == f"input_size is 3, but the inputs have 4: they must agree; {hint}"
     assert hint not in refusal(analyze, checkpoint=path, inputs=IDS + 0.5)
-    assert "expected one of tokens.weight" in refusal(analyze, checkpoint=path, inputs=IDS, embedding="words")
+    message = refusal(analyze, checkpoint=path, inputs=IDS, embedding="words")
+    assert message == f"{path}: holds no tensor 'words', expected one of tokens"
+    torch.save(torch.nn.LSTM(3, 4).state_dict(), tmp_path / "rnn.pt")
+    message = refusal(analyze, checkpoint=tmp_path / "rnn.pt", inputs=IDS, embedding="words")
+    assert message.endswith("holds no tensor 'words', nor any but those of its recurrent layers")
     assert "embedding is 'tokens', but that is about a checkpoint" in refusal(
         analyze, inputs=IDS, embedding="tokens"
     )

@@ -46,12 +46,12 @@ def test_json_follows_its_schema(run, model):
     result = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     jsonschema.validate(result, inspection_schema())
     layers = {layer["name"]: layer for layer in result["layers"]}
-    assert list(layers) == ["decoder", "encoder.l0", "encoder.l1", "small"]
+    assert list(layers) == ["encoder.l0", "encoder.l1", "decoder", "small"]  # as in the file
     assert layers["decoder"]["cells"] == ["rnn", "rnn-relu"]
     assert "add --cell rnn or --cell rnn-relu" in layers["decoder"]["open"]
     assert layers["small"]["cells"] == ["lstm-projected-2"]
-    assert [layer["depth"] for layer in layers.values()] == [0, 0, 1, 0]
-    assert [layer["below"] for layer in layers.values()] == [[], [], ["encoder.l0"], []]
+    assert [layer["depth"] for layer in layers.values()] == [0, 1, 0, 0]
+    assert [layer["below"] for layer in layers.values()] == [[], ["encoder.l0"], [], []]
     assert result["others"] == ["fc.weight", "fc.bias"]
     assert layers["small"]["matrices"][0]["spectral_radius"] is None
     recurrent = torch.load(model)["decoder.weight_hh_l0"].double()
@@ -91,10 +91,19 @@ def test_names_that_a_terminal_would_obey(run, tmp_path):
     assert "[red]" in out
 
 
+def test_arrays_that_do_not_fit_are_a_problem(run, tmp_path):
+    np.savez(tmp_path / "x.npz", W=np.ones((8, 3)), R=np.eye(7), b=np.ones(8))
+    code, out, _ = run("inspect", tmp_path / "x.npz", "--json")
+    (layer,) = json.loads(out)["layers"]
+    assert code == 0
+    assert layer["problem"].startswith("R has shape (7, 7), expected (8, 8) for 8 units and 3 inputs")
+    assert (layer["cells"], layer["hidden"], layer["matrices"]) == ([], None, [])
+
+
 CHOICES = {
     "one of all open": ([], "layer decoder: holds a torch RNN, whose nonlinearity is not in the file"),
     "for none of several": (["--cell", "gru"], "--cell gru is of none of these layers"),
-    "no such": (["--layer", "x"], "layer 'x' is no recurrent layer, expected one of decoder, encoder.l0"),
+    "no such": (["--layer", "x"], "layer 'x' is no recurrent layer, expected one of encoder.l0, encoder.l1"),
     "end of several": (["--layer", ""], "layer '' is the end of several"),
     "open": (["--layer", "decoder"], "add --cell rnn or --cell rnn-relu"),
     "another cell": (["--layer", "l0", "--cell", "gru"], "holds a layer that is lstm, not --cell gru"),

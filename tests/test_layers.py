@@ -11,6 +11,7 @@ import torch
 from models import log10_values
 
 import gradscope
+from gradscope import checkpoints
 from gradscope.cli.main import main
 
 D, N, T = 3, 4, 6
@@ -127,7 +128,7 @@ def test_two_directions_stand_side_by_side(tmp_path):
     assert "side by side" in analysis.verdict.reasons[-1]
 
 
-NAMES = ("decoder", "encoder.l0", "encoder.l1")
+NAMES = ("encoder.l0", "encoder.l1", "decoder")
 
 
 def two_modules(folder):
@@ -149,10 +150,10 @@ def test_json_of_several_layers(run, tmp_path):
     jsonschema.validate(result, gradscope.schema())
     assert [layer["problem"]["layer"] for layer in result["layers"]] == list(NAMES)
     names = [chain["name"] for chain in result["chains"]]
-    assert names == ["full", "layer0", "layer1", "layer2", "1->2"]
+    assert names == ["full", "layer0", "layer1", "layer2", "0->1"]
     assert result["chains"][0]["size"] == 5 * N
-    assert (result["problem"]["cell"], result["problem"]["batch"]) == ("gru, lstm", 2)
-    assert result["layers"][2]["problem"]["inputs"] == "outputs of encoder.l0"
+    assert (result["problem"]["cell"], result["problem"]["batch"]) == ("lstm, gru", 2)
+    assert result["layers"][1]["problem"]["inputs"] == "outputs of encoder.l0"
     norms = [chain["log10_norm"]["max"] for chain in result["chains"]]
     assert norms[0] >= max(norm for norm in norms[1:] if norm is not None) - 1e-12
     code, table, _ = run("analyze", path, "--inputs", tmp_path / "x.npy")
@@ -167,11 +168,48 @@ def test_layers_are_chosen_one_by_one(run, tmp_path):
     alone = json.loads(run(*given, "--layer", "l1")[1])
     # What is below is computed, though nobody asked for its figures.
     assert alone["problem"]["layer"] == "encoder.l1"
-    assert alone["chains"] == whole["layers"][2]["chains"]
+    assert alone["chains"] == whole["layers"][1]["chains"]
     assert "layers" not in alone
     some = json.loads(run(*given, "--layer", "decoder", "--layer", "l1")[1])
-    assert [layer["problem"]["layer"] for layer in some["layers"]] == ["decoder", "encoder.l1"]
+    assert [layer["problem"]["layer"] for layer in some["layers"]] == ["encoder.l1", "decoder"]
     assert [chain["name"] for chain in some["chains"]] == ["full", "layer0", "layer1"]
+
+
+def test_a_module_is_all_its_layers(tmp_path):
+    parts = {
+        "encoder": torch.nn.LSTM(D, N, num_layers=2, bidirectional=True),
+        "text_encoder": torch.nn.GRU(D, N),
+        "decoder": torch.nn.GRU(D, N),
+    }
+    model = torch.nn.ModuleDict({"model": torch.nn.ModuleDict(parts)})
+    path = saved(tmp_path, model)
+
+    def chosen(*names):
+        return checkpoints.read(path, layers=names).chosen
+
+    encoder = tuple(f"model.encoder.{place}" for place in ("l0", "l0_reverse", "l1", "l1_reverse"))
+    assert chosen("model.encoder") == encoder
+    assert chosen("decoder") == ("model.decoder",)
+    assert chosen("model.encoder", "decoder") == (*encoder, "model.decoder")
+    assert chosen("model") == (*encoder, "model.text_encoder", "model.decoder")
+    assert chosen("encoder") == encoder  # not text_encoder, of whose name it is a piece
+    assert chosen("t_encoder") == ("model.text_encoder",)
+    for name in ("", "model.", "coder", "model.enc", "enc"):
+        with pytest.raises(gradscope.InputError, match=r"is the end of several|is no recurrent layer"):
+            chosen(name)
+
+
+def test_the_end_of_a_modules_name_is_of_one_alone(tmp_path):
+    parts = {side: torch.nn.ModuleDict({"rnn": torch.nn.LSTM(D, N, num_layers=2)}) for side in "ab"}
+    path = saved(tmp_path, torch.nn.ModuleDict(parts))
+    assert checkpoints.read(path, layers=["b.rnn"]).chosen == ("b.rnn.l0", "b.rnn.l1")
+    assert checkpoints.read(path, layers=["b"]).chosen == ("b.rnn.l0", "b.rnn.l1")
+    with pytest.raises(
+        gradscope.InputError, match=r"layer 'rnn' is the end of several, expected one of a\.rnn\.l0"
+    ):
+        checkpoints.read(path, layers=["rnn"])
+    one = saved(tmp_path, torch.nn.ModuleDict({"b": parts["b"], "c": torch.nn.GRU(D, N)}), "one.pt")
+    assert checkpoints.read(one, layers=["rnn"]).chosen == ("b.rnn.l0", "b.rnn.l1")
 
 
 def test_exit_code_is_of_the_file_and_of_every_layer(run, tmp_path):
@@ -193,17 +231,17 @@ def test_exit_code_is_of_the_file_and_of_every_layer(run, tmp_path):
 
 def test_cuts_biases_and_views_of_several_layers(tmp_path):
     path, x = two_modules(tmp_path), sequences()
-    cut = gradscope.analyze(checkpoint=path, inputs=x, cut=["1->2"])
-    assert "1->2" not in cut.shares
-    assert cut.problem["cut"] == ["1->2"]
+    cut = gradscope.analyze(checkpoint=path, inputs=x, cut=["0->1"])
+    assert "0->1" not in cut.shares
+    assert cut.problem["cut"] == ["0->1"]
     # Without what leads from one to the other the stack falls apart into its layers.
     both = np.concatenate([layer.full.spectra[0].log10_singular_values for layer in cut.layers])
     np.testing.assert_allclose(cut.full.spectra[0].log10_singular_values, np.sort(both)[::-1], atol=1e-9)
-    with pytest.raises(gradscope.InputError, match="cut R_o of several layers: expected one of layer1"):
+    with pytest.raises(gradscope.InputError, match="cut R_o of several layers: expected one of layer0"):
         gradscope.analyze(checkpoint=path, inputs=x, cut="R_o")
     forgetful = gradscope.analyze(checkpoint=path, inputs=x, biases={"b_f": -20.0})
-    assert forgetful.layers[1].gates["f"]["mean"] < 1e-6
-    assert forgetful.layers[0].gates == gradscope.analyze(checkpoint=path, inputs=x).layers[0].gates
+    assert forgetful.layers[0].gates["f"]["mean"] < 1e-6
+    assert forgetful.layers[2].gates == gradscope.analyze(checkpoint=path, inputs=x).layers[2].gates
     with pytest.raises(gradscope.InputError, match="no bias b_q"):
         gradscope.analyze(checkpoint=path, inputs=x, biases={"b_q": 1.0})
     with pytest.raises(gradscope.InputError, match=r"layer decoder: view 'cell'.*or choose others"):
@@ -223,14 +261,14 @@ def test_top_values_of_several_layers(tmp_path):
             found = other.log10_singular_values
             np.testing.assert_allclose(found, one.log10_singular_values[: len(found)], atol=1e-9)
     assert len(top.full.spectra[0].log10_singular_values) == 5
-    assert len(top.layers[0].full.spectra[0].log10_singular_values) == N  # it has no more
+    assert len(top.layers[2].full.spectra[0].log10_singular_values) == N  # it has no more
 
 
 def test_layers_that_inputs_do_not_fit(tmp_path):
     parts = {"encoder": torch.nn.LSTM(D, N), "decoder": torch.nn.LSTM(D + 2, N)}
     path = saved(tmp_path, torch.nn.ModuleDict(parts))
     with pytest.raises(
-        gradscope.InputError, match=r"layer decoder: .* have 3.*or choose others of decoder, encoder"
+        gradscope.InputError, match=r"layer decoder: .* have 3.*or choose others of encoder, decoder"
     ):
         gradscope.analyze(checkpoint=path, inputs=sequences())
     assert gradscope.analyze(checkpoint=path, steps=5).problem["inputs"] == "normal"
@@ -242,13 +280,13 @@ def test_made_up_inputs_reach_every_layer(tmp_path):
     analysis = gradscope.analyze(checkpoint=two_modules(tmp_path), steps=5, batch=2, seed=4)
     assert [layer.problem["inputs"] for layer in analysis.layers] == [
         "normal",
-        "normal",
         "outputs of encoder.l0",
+        "normal",
     ]
     assert [layer.problem["steps"] for layer in analysis.layers] == [5, 5, 5]
     # Lower layers see the same sequence whether or not others are analysed with them.
     alone = gradscope.analyze(checkpoint=two_modules(tmp_path), steps=5, batch=2, seed=4, layer="decoder")
-    assert alone.full.log10_norm == analysis.layers[0].full.log10_norm
+    assert alone.full.log10_norm == analysis.layers[2].full.log10_norm
 
 
 def test_a_loss_of_a_stack_has_the_gradients_of_torch(tmp_path):
@@ -272,7 +310,7 @@ def test_a_loss_of_a_stack_has_the_gradients_of_torch(tmp_path):
 def test_a_loss_reads_one_stack(tmp_path):
     path = two_modules(tmp_path)
     with pytest.raises(
-        gradscope.InputError, match=r"choose of decoder, encoder\.l0, encoder\.l1 with --layer"
+        gradscope.InputError, match=r"choose of encoder\.l0, encoder\.l1, decoder with --layer"
     ):
         gradscope.analyze(checkpoint=path, inputs=sequences(), readout="fc")
     layers = ["encoder.l0", "encoder.l1"]

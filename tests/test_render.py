@@ -121,6 +121,12 @@ def test_table(name):
     assert not re.search(r" $", plain, re.MULTILINE)
 
 
+@pytest.mark.parametrize(("name", "subject"), [("0", "layer 0: lstm, "), ("", "lstm, ")])
+def test_the_headline_names_the_layer(name, subject):
+    text = render_table(analysis(LSTM, layer=name), Terminal(80), verdict_only=True)
+    assert text == f"VANISHING: {subject}hidden 4, 40 steps, gain 1.00e-10\n"
+
+
 def test_verdict_alone():
     subject, terminal = CASES["exploding_80"]
     alone = render_table(subject, terminal, verdict_only=True)

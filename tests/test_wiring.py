@@ -19,6 +19,9 @@ import gradscope
 from gradscope import checkpoints
 from gradscope.checkpoints.keras_config import specs
 from gradscope.errors import InputError
+from gradscope.inspection import inspect
+from gradscope.render.contents import render_contents
+from gradscope.render.terminal import Terminal
 
 # Keras reads an attribute of NumPy that is on its way out.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:keras")
@@ -119,7 +122,7 @@ def test_keras_layers_stand_upon_each_other(name, tmp_path):
         np.testing.assert_allclose(
             np.concatenate([ours[part] for part in top], axis=1), theirs, rtol=0, atol=3e-6
         )
-        assert depths(checkpoint) == expected
+        assert list(depths(checkpoint).items()) == list(expected.items())
     # The other format, where cells have other names.
     whole = chained(saved(model, tmp_path / "x.h5"), x.astype(float))
     (other,) = (y for part, y in whole.items() if part.endswith(top[0].rpartition("/")[2]))
@@ -204,6 +207,45 @@ def test_keras_2_calls_and_names():
         "top": ("gru", *both),
     }
     assert [found[name].reverse for name in both] == [False, True]
+
+
+def given_states(checkpoint):
+    return [found.name for found in checkpoints.read_all(checkpoint).layers if found.given_state]
+
+
+def seq2seq():
+    """A decoder and two directions that start where an encoder of masked tokens ends, and a model in it."""
+    tokens, given = keras.Input((STEPS,)), keras.Input((STEPS, INPUT))
+    embedded = L.Embedding(5, INPUT, mask_zero=True)(tokens)
+    out, h, c = recurrent(name="encoder", return_state=True)(embedded)
+    decoded = recurrent(name="decoder")(given, initial_state=[h, c])
+    both = L.Bidirectional(recurrent(name="a"), name="both")(given, [h, c, h, c])
+    inner = [keras.Input((STEPS, HIDDEN)), keras.Input((HIDDEN,))]
+    deep = keras.Model(inner, recurrent(L.GRU, "deep")(inner[0], initial_state=inner[1]), name="inner")
+    top = recurrent(name="top")(L.Concatenate()([out, out]))
+    return keras.Model([tokens, given], [decoded, both, deep([decoded, h]), top])
+
+
+def test_keras_layers_that_start_from_a_state_of_the_model(tmp_path):
+    model = seq2seq()
+    expected = {"decoder", "both/forward_a", "both/backward_a", "inner/deep"}
+    for checkpoint in (saved(model, tmp_path / "x.keras"), gradscope.from_keras(model)):
+        assert set(given_states(checkpoint)) == expected
+        assert below(checkpoint)["top"] == ("encoder", "encoder")  # a mask is no output
+    path = tmp_path / "x.keras"
+    options = {"checkpoint": path, "layer": "decoder", "steps": 3}
+    with pytest.raises(
+        InputError,
+        match=r"^the initial state comes from .*: give decoder\.c0, decoder\.h0 as --initial-state$",
+    ):
+        gradscope.analyze(**options)
+    states = {"decoder.h0": np.ones(HIDDEN), "decoder.c0": np.ones(HIDDEN)}
+    started = gradscope.analyze(**options, initial_state=states)
+    assert started.problem["initial_state"] == "array"
+    assert gradscope.analyze(checkpoint=path, layer="encoder", steps=3).problem["layer"] == "encoder"
+    (found,) = (one for one in inspect(path).to_dict()["layers"] if one["name"] == "decoder")
+    assert found["open"] == "the initial state comes from elsewhere in the model: add --initial-state"
+    assert "decoder: the initial state comes from" in render_contents(inspect(path), Terminal(200))
 
 
 def test_keras_configs_that_make_no_sense():
@@ -306,6 +348,53 @@ def test_onnx_layers_side_by_side(tmp_path):
     path = exported(Side(), tmp_path / "x.onnx", dynamo=False)
     names = list(below(path))
     assert list(below(path).values()) == [(), (), tuple(names[:2])]
+
+
+class Started(torch.nn.Module):
+    """A GRU from the last state of an LSTM, from zeros, and from a learned one."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = torch.nn.LSTM(INPUT, HIDDEN, num_layers=2, batch_first=True)
+        self.grus = torch.nn.ModuleList(torch.nn.GRU(HIDDEN, HIDDEN, batch_first=True) for _ in range(4))
+        self.start = torch.nn.Parameter(torch.ones(1, 1, HIDDEN))
+
+    def forward(self, x):
+        y, (h, _) = self.lstm(x)
+        zeros, learned = torch.zeros(1, x.shape[0], HIDDEN), self.start.repeat(1, x.shape[0], 1)
+        states = (h[:1], zeros, None, learned)
+        return [gru(y, state)[0] for gru, state in zip(self.grus, states, strict=True)]
+
+
+@pytest.mark.parametrize("how", ["torchscript", "dynamo", "dynamic"])
+def test_onnx_layers_that_start_from_a_state_of_the_model(how, tmp_path):
+    path = exported(Started(), tmp_path / "x.onnx", how != "torchscript", True, how == "dynamic")
+    names = [found.name for found in checkpoints.read_all(path).layers]
+    # Where the batch is not fixed, or folded away, the graph repeats what is learned for it.
+    learned = names[-1:] if how != "dynamo" else []
+    assert given_states(path) == [names[2], *learned]
+    chosen = [name for name in names if name not in given_states(path)]
+    assert gradscope.analyze(checkpoint=path, layer=chosen, steps=3).layers
+    with pytest.raises(InputError, match=r"the initial state comes from .*: give .*h0 as --initial-state"):
+        gradscope.analyze(checkpoint=path, layer=names[2], steps=3)
+    started = gradscope.analyze(
+        checkpoint=path, layer=names[2], steps=3, initial_state={f"{names[2]}.h0": np.ones(HIDDEN)}
+    )
+    assert started.problem["layer"] == names[2]
+
+
+@pytest.mark.parametrize(("fill", "given"), [(None, False), (0.0, False), (1.0, True)])
+def test_onnx_states_that_the_graph_makes(fill, given, tmp_path):
+    options = {} if fill is None else {"value": helper.make_tensor("v", TensorProto.FLOAT, [1], [fill])}
+    nodes = [
+        helper.make_node("Shape", ["R"], ["shape"]),
+        helper.make_node("ConstantOfShape", ["shape"], ["made"], **options),
+        helper.make_node("Slice", ["made", "one", "one"], ["h"]),
+        helper.make_node("LSTM", ["X", "W", "R", "", "", "h"], ["Y"], name="lstm", hidden_size=INPUT),
+        helper.make_node("LSTM", ["X", "W", "R", "", "", "X"], ["Z"], name="input", hidden_size=INPUT),
+    ]
+    path = graph_of(nodes, tmp_path / "x.onnx")
+    assert given_states(path) == ["lstm"] * given + ["input"]
 
 
 def node(kind, x, y, *, name="", **options):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -108,7 +109,8 @@ def read(
 ) -> Model:
     """The recurrent layers of a checkpoint, by default all of them.
 
-    layers : names, or ends of names that no other layer's name has; None is all.
+    layers : names of layers, or of modules for all in them, or ends of such names that no other has; None
+        is all.
     cell : a built-in name, ``package.module:factory`` or a Cell; activation : one of ACTIVATIONS. They
         decide what the file leaves open, and must not contradict it.
     also : other tensors wanted, as for ``read_all``.
@@ -127,7 +129,8 @@ def choose(
     if activation is not None and activation not in ACTIVATIONS:
         raise InputError(f"activation is {quoted(activation)}, expected one of {', '.join(ACTIVATIONS)}")
     found = {layer.name: layer for layer in contents.layers}
-    chosen = tuple(dict.fromkeys(_full_name(name, list(found)) for name in names)) or tuple(found)
+    asked = dict.fromkeys(full for name in names for full in _named(name, list(found)))
+    chosen = tuple(asked) or tuple(found)
     if len(chosen) > MOST_LAYERS:
         raise InputError(
             f"holds {len(chosen)} recurrent layers ({listed(chosen)}): choose at most {MOST_LAYERS}, "
@@ -172,8 +175,18 @@ def _layers_by_name(tensors: Tensors, cell: Cell | None, also: Iterable[str]) ->
     return Contents.of(found, tensors, also)
 
 
-def _full_name(name: str, names: list[str]) -> str:
-    fitting = [full for full in names if full == name] or [full for full in names if full.endswith(name)]
+def _named(name: str, names: list[str]) -> list[str]:
+    """The layer of this name or all of the module of this name; of one alone, the end of its name will do."""
+    if name in names:
+        return [name]
+    # Whole parts go before any end: encoder is the module model.encoder rather than the layer text_encoder.
+    parts = re.compile(rf"(|.*?[./]){re.escape(name)}(?=[./]|\Z)", re.S)
+    groups: dict[str, list[str]] = {}
+    for full in names:
+        if name and (match := parts.match(full)):
+            groups.setdefault(match[0], []).append(full)
+    fitting = [groups[name]] if name in groups else list(groups.values())
+    fitting = fitting or [[full] for full in names if full.endswith(name)]
     if len(fitting) != 1:
         several = "is the end of several" if fitting else "is no recurrent layer"
         raise InputError(f"layer {quoted(name)} {several}, expected one of {listed(names)}")

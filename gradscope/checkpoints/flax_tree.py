@@ -28,17 +28,20 @@ _CELLS = {4: ("lstm",), 3: ("gru",), 1: tuple(SIMPLE.values())}
 
 
 def layers(tensors: Tensors) -> list[Found]:
-    """Every Flax cell among these names."""
+    """Every Flax cell among these names in the order in which they first occur, forward before backward."""
     cells: dict[str, dict[str, str]] = {}
     for key in tensors:
         if match := _TENSOR.fullmatch(key):
             name = match["dense"].rstrip("_") + "/" + match["role"]
             cells.setdefault(match["cell"], {})[name] = key
+    # JAX sorts the names of a tree, by which the backward of two directions is the first.
+    pairs = {prefix: prefix.replace("backward_rnn", "forward_rnn") for prefix in cells}
+    first = {pair: k for k, pair in enumerate(dict.fromkeys(pairs.values()))}
     # A Dense of the model's own may be called i or h.
     return [
-        attempt(partial(_layer, tensors, keys, prefix), prefix.rstrip("./"), keys.values())
-        for prefix, keys in sorted(cells.items())
-        if _recurrent(keys)
+        attempt(partial(_layer, tensors, cells[prefix], prefix), prefix.rstrip("./"), cells[prefix].values())
+        for prefix in sorted(cells, key=lambda prefix: (first[pairs[prefix]], prefix != pairs[prefix]))
+        if _recurrent(cells[prefix])
     ]
 
 

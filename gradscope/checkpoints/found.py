@@ -36,7 +36,7 @@ class Found:
     cells : the cells it may be, none where ``problem`` says why gradscope has no such cell.
     question : what the file leaves open and how to decide it, "" where it says all.
     kind, activation : what it is, where ``cells`` does not tell.
-    direction, depth, dtype, below : as in Layer.
+    direction, depth, dtype, below, given_state : as in Layer.
     keys : the tensors of the file that it was made of.
     """
 
@@ -52,6 +52,13 @@ class Found:
     dtype: str = "float64"
     keys: tuple[str, ...] = ()
     below: tuple[str, ...] | None = ()
+    given_state: bool = False
+
+    @property
+    def open(self) -> str:
+        """All that is to be decided: the question, and whether the layer is to be given a state."""
+        state = "the initial state comes from elsewhere in the model: add --initial-state"
+        return "; ".join(filter(None, (self.question, state * self.given_state)))
 
     @property
     def label(self) -> str:
@@ -74,7 +81,14 @@ class Found:
         if self.problem:
             raise InputError(self.problem)
         layer = assemble(self._choose(cell, activation), self.arrays, self.name)
-        return replace(layer, direction=self.direction, depth=self.depth, dtype=self.dtype, below=self.below)
+        return replace(
+            layer,
+            direction=self.direction,
+            depth=self.depth,
+            dtype=self.dtype,
+            below=self.below,
+            given_state=self.given_state,
+        )
 
     def _choose(self, cell: Cell | None, activation: str | None) -> Cell:
         fitting = [c for c in self.cells if activation in (None, _ACTIVATION.get(c, "tanh"))]
@@ -132,7 +146,11 @@ def _called(asked: str, names: Sequence[str], tensors: Tensors) -> Named:
             return Named(found[0], tensors[found[0]].values())
         if found:
             raise InputError(f"{quoted(asked)} is the end of several: {listed(found)}: say more of its name")
-    raise InputError(f"holds no tensor {quoted(asked)}, expected one of {listed(list(names))}")
+    if not names:
+        raise InputError(f"holds no tensor {quoted(asked)}, nor any but those of its recurrent layers")
+    # What is asked for is a matrix, as a rule: the biases beside them would only fill the list.
+    matrices = [module for name, module in modules.items() if module != name]
+    raise InputError(f"holds no tensor {quoted(asked)}, expected one of {listed(matrices or list(names))}")
 
 
 def take(tensors: Tensors, keys: Iterable[str]) -> tuple[dict[str, Array], str]:

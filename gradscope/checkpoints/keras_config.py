@@ -33,7 +33,7 @@ class Spec:
     """One recurrent layer or cell in a config.
 
     gates : how many; reset_after : None where there is none; reverse : whether it reads the sequence from
-    its end; depth, below : as in Layer, the layers by their keys in ``specs``.
+    its end; depth, below, given_state : as in Layer, the layers by their keys in ``specs``.
     """
 
     gates: int
@@ -43,6 +43,7 @@ class Spec:
     reverse: bool = False
     depth: int = 0
     below: tuple[str, ...] | None = ()
+    given_state: bool = False
 
 
 def specs(text: str) -> dict[str, Spec]:
@@ -177,13 +178,14 @@ class _Walk:
     def _recurrent(self, node: Any, given: Sequence[Signal], path: tuple[str, ...]) -> tuple[Signal, bool]:
         """What a recurrent layer puts out in the order of time, and whether it puts out every step."""
         config = _config(node)
-        signal = given[0] if given else lost()  # the others are its initial state
+        signal, *state = given or [lost()]
         cell = node if _kind(node) in RECURRENT else config.get("cell")
         cells = _nodes(_config(cell).get("cells")) if _kind(cell) == "StackedRNNCells" else [cell]
         for one in cells:
             name = "/".join(path if one is cell else (*path, _name(one)))
             if _kind(one) in RECURRENT:
                 spec = _spec(one, signal, reverse=config.get("go_backwards") is True)
+                spec = replace(spec, given_state=bool(state))
                 self.found[name] = spec if self.found.get(name, spec) == spec else None
                 self.order.append(name)
                 signal = signal.through(name)
@@ -226,5 +228,6 @@ def _references(value: Any, depth: int) -> Iterator[tuple[str, int, int]]:
             for part in value:
                 yield from _references(part, depth + 1)
         case dict():
-            for part in value.values():
-                yield from _references(part, depth + 1)
+            for name, part in value.items():
+                if name != "mask":  # which goes along with the values and is none
+                    yield from _references(part, depth + 1)

@@ -73,7 +73,7 @@ def _contents(data: bytes, config: str | None, limit: int, also: Iterable[str]) 
 
 
 def layers(tensors: Tensors, known: dict[str, Spec] | None, name: Callable[[str], str]) -> list[Found]:
-    """The recurrent layers among these tensors, each after those that it reads.
+    """The recurrent layers among these tensors, each after those that it reads, forward before backward.
 
     known : what the config says of them, None where there is none; name : of a cell's layer, by its path.
     """
@@ -92,7 +92,7 @@ def layers(tensors: Tensors, known: dict[str, Spec] | None, name: Callable[[str]
         # Bidirectional makes a backward layer from the one it is given, and calls it so.
         made = any(part.startswith("backward_") for part in path.split("/"))
         found.append(replace(layer, direction="backward" if (spec.reverse if spec else made) else "forward"))
-    return sorted(found, key=lambda layer: (layer.depth, layer.name))
+    return sorted(found, key=lambda layer: (layer.depth, layer.direction == "backward", layer.name))
 
 
 def _told(names: Iterable[str], known: Mapping[str, Spec]) -> dict[str, Spec]:
@@ -151,6 +151,7 @@ def _layer(tensors: Tensors, keys: Mapping[str, str], spec: Spec | None) -> Foun
         activation=spec.activation if spec and not cells else "",
         depth=spec.depth if spec else 0,
         below=spec.below if spec else (),
+        given_state=spec.given_state if spec else False,
         dtype=dtype,
     )
 

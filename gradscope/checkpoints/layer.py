@@ -26,6 +26,7 @@ class Layer:
         of its stack its input goes through before; dtype : of the numbers in the file; source : its path.
     below : the layers whose outputs, side by side, are its inputs; () if it reads what the model is given,
         None if the file does not say, or something that gradscope does not compute stands between.
+    given_state : whether the model computes the initial state, or is given it: it is not ``state`` then.
     """
 
     cell: Cell
@@ -37,6 +38,7 @@ class Layer:
     dtype: str = "float64"
     source: str = ""
     below: tuple[str, ...] | None = ()
+    given_state: bool = False
 
     @property
     def hidden(self) -> int:
@@ -59,6 +61,15 @@ class Layer:
             raise InputError(
                 f"layer {shown(self.name)} reads what other parts of the model make of the layers below it, "
                 f"{self.input_size} features: give that as --inputs, shape (T, d) or (B, T, d)"
+            )
+
+    def check_state(self, *, given: bool) -> None:
+        """Raise InputError where the layer starts from a state that only the user can know."""
+        if self.given_state and not given:
+            keys = [".".join(filter(None, (self.name, key))) for key in _state_keys(self.cell)]
+            raise InputError(
+                "the initial state comes from elsewhere in the model, which gradscope does not compute: give "
+                f"{listed(keys)} as --initial-state"
             )
 
 

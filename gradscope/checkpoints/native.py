@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Set
+from functools import partial
 
 from gradscope.cells import CELLS, find
 from gradscope.cells.base import Cell
-from gradscope.checkpoints.found import Found, projected_name, take
-from gradscope.checkpoints.layer import mismatch
+from gradscope.checkpoints.found import Found, attempt, projected_name, take
+from gradscope.checkpoints.layer import assemble, mismatch
 from gradscope.errors import InputError
-from gradscope.files import Tensors
+from gradscope.files import Tensors, listed
+
+# What looks like our notation, and is compared with that of the cells.
+_OURS = re.compile(r"[WRb](_.*)?", re.S)
 
 
 def layer(tensors: Tensors, cell: Cell | None) -> Found:
@@ -17,11 +22,16 @@ def layer(tensors: Tensors, cell: Cell | None) -> Found:
     if cell is None and "M" in tensors:  # of all built-in cells, only the projected LSTM has it
         cell = find(projected_name(take(tensors, ["M"])[0]["M"], "M"))
     cells = _cells_of(tensors.keys(), cell)
+    return attempt(partial(_layer, tensors, cells, cell or find(cells[0])), "", tensors)
+
+
+def _layer(tensors: Tensors, cells: tuple[str, ...], cell: Cell) -> Found:
     arrays, dtype = take(tensors, tensors)
+    assemble(cell, arrays)  # says which array does not fit the others
     question = ""
     if len(cells) > 1:
         question = f"the keys are those of {', '.join(cells)}: say which one, as in --cell {cells[0]}"
-    return Found("", arrays, cells, question, dtype=dtype, keys=tuple(tensors))
+    return Found("", arrays, cells, question, dtype=dtype)
 
 
 def _cells_of(names: Set[str], cell: Cell | None) -> tuple[str, ...]:
@@ -30,6 +40,12 @@ def _cells_of(names: Set[str], cell: Cell | None) -> tuple[str, ...]:
     fitting = tuple(name for name, problem in problems.items() if not problem)
     if fitting:
         return fitting
+    if not any(map(_OURS.fullmatch, names)) and (cell is None or cell.name in CELLS):
+        raise InputError(
+            "holds no LSTM, GRU or RNN of PyTorch or Flax, nor one under gradscope's names, but "
+            f"{listed(list(names), 4) or 'no tensors'}: save the model that has one, or its arrays with "
+            "numpy.savez as W_z, R_z, b_z, ..."
+        )
     if cell:
         raise InputError(problems[cell.name])
     nearest = min(CELLS, key=lambda name: len(names ^ find(name).parameters(1, 1).keys()))

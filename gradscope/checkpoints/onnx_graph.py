@@ -19,6 +19,21 @@ from gradscope.files import Array, PathLike, Tensors, allowed, check_size, libra
 # W, R, B, sequence_lens, initial_h, initial_c, P follow X among the inputs of the operator.
 _INPUTS = {"W": 1, "R": 2, "B": 3, "h0": 5, "c0": 6, "P": 7}
 _GATES = {"LSTM": ("i", "o", "f", "z"), "GRU": ("z", "r", "h"), "RNN": ("",)}
+# What puts numbers elsewhere, or repeats them; a state is made by a chain of these that is no longer.
+_MOVES = (
+    "Cast",
+    "Concat",
+    "Expand",
+    "Gather",
+    "Identity",
+    "Reshape",
+    "Slice",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+)
+_LONGEST = 64
 _DEFAULTS = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "RNN": ("tanh",)}
 
 
@@ -29,7 +44,8 @@ def read_onnx(path: PathLike, max_size: int | None, also: Iterable[str] = ()) ->
         check_size(size, allowed(size, max_size))
         model = onnx.ModelProto.FromString(file.read())
         tensors = tensors_of(graph := model.graph, Path(path).resolve().parent, size, max_size)
-        found = [layer for operator in operators(model) for layer in _directions(operator, tensors)]
+        makers = {name: node for node in graph.node for name in node.output}
+        found = [layer for operator in operators(model) for layer in _directions(operator, tensors, makers)]
         if not found:
             kinds = sorted({node.op_type for node in graph.node})
             raise InputError(
@@ -39,8 +55,8 @@ def read_onnx(path: PathLike, max_size: int | None, also: Iterable[str] = ()) ->
         return Contents.of(_fitting(found), tensors, also)
 
 
-def _directions(operator: Operator, tensors: Tensors) -> list[Found]:
-    """The layer of an operator, or two where it is bidirectional."""
+def _directions(operator: Operator, tensors: Tensors, makers: Mapping[str, Any]) -> list[Found]:
+    """The layer of an operator, or two where it is bidirectional; makers : the node of every value."""
     node, found = operator.node, []
     if operator.inside:
         problem = (
@@ -49,13 +65,41 @@ def _directions(operator: Operator, tensors: Tensors) -> list[Found]:
         return [Found(operator.name, {}, problem=problem, kind=node.op_type.lower(), below=None)]
     inputs = {role: node.input[k] for role, k in _INPUTS.items() if len(node.input) > k and node.input[k]}
     keys = [key for key in inputs.values() if key in tensors]
+    computed = [inputs[role] for role in ("h0", "c0") if role in inputs and inputs[role] not in tensors]
+    given_state = not all(_is_zero(name, tensors, makers) for name in computed)
     for number, (name, side) in enumerate(zip(operator.layers, operator.sides, strict=True)):
         make = partial(_layer, node.op_type, inputs, attributes(node), number, tensors)
         reads = operator.reads
-        found.append(
-            replace(attempt(make, name, keys), direction=side, depth=reads.depth, below=reads.layers)
-        )
+        layer = replace(attempt(make, name, keys), direction=side, given_state=given_state)
+        found.append(replace(layer, depth=reads.depth, below=reads.layers))
     return found
+
+
+def _is_zero(value: str, tensors: Tensors, makers: Mapping[str, Any]) -> bool:
+    """Whether a value is zeros alone, which exporters have the graph make where a model gives no state."""
+    waiting, seen = [value], set[str]()
+    while waiting and len(seen) < _LONGEST:
+        seen.add(name := waiting.pop())
+        node: Any = makers.get(name)
+        kind = node.op_type if node else ""
+        if name in tensors:
+            zero = not tensors[name].load().any()
+        elif kind == "ConstantOfShape":
+            zero = _is_zero_fill(attributes(node))
+        else:
+            zero = kind in _MOVES
+            waiting += node.input[: None if kind == "Concat" else 1] if zero else ()
+        if not zero:
+            return False
+    return not waiting
+
+
+def _is_zero_fill(given: Mapping[str, Any]) -> bool:
+    """Whether ConstantOfShape, given these attributes, makes zeros."""
+    if "value" not in given:
+        return True
+    fill = given["value"].t
+    return not (fill.raw_data.strip(b"\0") or any((*fill.float_data, *fill.double_data, *fill.int32_data)))
 
 
 def _fitting(found: list[Found]) -> list[Found]:

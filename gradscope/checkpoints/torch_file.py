@@ -82,7 +82,7 @@ def _tensors(archive: zipfile.ZipFile, limit: int) -> Tensors:
         raise InputError(f"has byte order {quoted(order)}, expected little: {_SAVE} on another machine")
     tree = read_pickle(archive.read(f"{roots[0]}data.pkl"), lambda name: bool(_HARMLESS.fullmatch(name)))
     if not isinstance(tree, dict):
-        raise InputError(f"holds {quoted(type(tree).__name__)}, expected a state dict: {_SAVE}")
+        raise InputError(f"holds {_in_words(tree)}, expected a state dict: {_SAVE}")
     storages = {name.removeprefix(f"{roots[0]}data/"): member for name, member in found.items()}
     views = {name: view for name, value in _weights(tree) if (view := _view(value, storages, name))}
     check_size(sum(view.size for view in views.values()), limit)
@@ -96,6 +96,13 @@ def _weights(tree: dict[Any, Any]) -> list[tuple[str, Any]]:
         if isinstance(nested, dict) and any(isinstance(value, Call) for _, value in leaves(nested, _VALUES)):
             return list(leaves(nested, _VALUES))
     return list(leaves(tree, _VALUES))
+
+
+def _in_words(value: Any) -> str:
+    """What a file holds in place of a dict."""
+    if isinstance(value, Call) and value.function in (_TENSOR, _PARAMETER):
+        return "a single tensor"
+    return "a list" if isinstance(value, list | tuple) else "a single Python object"
 
 
 class _View:

@@ -37,7 +37,10 @@ Place = tuple[str, str]  # of a layer: the prefix of its module, the suffix of i
 
 
 def layers(tensors: Tensors) -> list[Found]:
-    """Every torch layer among these names; a module of several is told apart by ``.l0``, ``.l1_reverse``."""
+    """Every torch layer among these names, modules in the order in which they first occur.
+
+    Those of a module of several are told apart by ``.l0``, ``.l0_reverse``, ``.l1``, and are in that order.
+    """
     places: dict[Place, dict[str, str]] = {}
     left_over: dict[str, list[str]] = {}
     for key in tensors:
@@ -47,9 +50,10 @@ def layers(tensors: Tensors) -> list[Found]:
         elif match := _BESIDE.fullmatch(key):
             left_over.setdefault(match["prefix"], []).append(key)
     count = Counter(prefix for prefix, _ in places)
+    first = {prefix: k for k, prefix in enumerate(dict.fromkeys(prefix for prefix, _ in places))}
     names = {
         place: place[0].rstrip(".") if count[place[0]] == 1 else place[0] + place[1].lstrip("_")
-        for place in sorted(places, key=lambda place: (place[0], _depth(place), place[1]))
+        for place in sorted(places, key=lambda place: (first[place[0]], _depth(place), place[1]))
     }
     found = []
     for place, name in names.items():

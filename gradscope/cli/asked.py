@@ -12,7 +12,8 @@ _CHECKPOINT = section(
         "--layer",
         multiple=True,
         metavar="NAME",
-        help="A layer of the checkpoint: its name or the end of it (repeatable; default: all layers).",
+        help="A layer of the checkpoint, or a module with all its layers: its name or the end of it "
+        "(repeatable; default: all layers).",
     ),
     click.option(
         "--activation",

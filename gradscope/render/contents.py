@@ -27,7 +27,7 @@ def _parts(inspection: Inspection) -> Iterable[RenderableType]:
     count = f"{len(layers)} recurrent layer" + "s" * (len(layers) > 1)
     yield Text.assemble((count.upper(), "bold"), f" in {shown(inspection.source)}")
     for found in layers:
-        for sentence in filter(None, (found.question, found.problem)):
+        for sentence in filter(None, (found.open, found.problem)):
             yield bullet(f"{shown(found.name)}: {sentence}" if found.name else sentence)
     summary = headed("layer", "cell", "hidden", "input", "direction", "reads", "dtype", "activation")
     for found in layers:

@@ -75,8 +75,8 @@ def _subject(analysis: Analysis) -> str:
     if analysis.layers:
         words = [f"{shown(problem['source'])}, {len(analysis.layers)} layers"]
     else:
-        words = [f"{problem['cell']}, hidden {problem['hidden']}"]
-        words[:0] = filter(None, [shown(problem.get("layer", ""))])
+        called = f"layer {shown(problem['layer'])}: " if problem.get("layer") else ""
+        words = [f"{called}{problem['cell']}, hidden {problem['hidden']}"]
     words.append(f"{span(problem.get('lengths') or [problem['steps']])} steps")
     if problem["batch"] > 1:
         words.append(f"batch {problem['batch']}")
