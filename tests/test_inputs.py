@@ -266,6 +266,7 @@ def test_what_looks_like_token_ids_is_told_of_the_embedding(tmp_path):
     message = refusal(analyze, checkpoint=path, inputs=IDS)
     assert message == f"input_size is 3, but the inputs have 4: they must agree; {hint}"
     assert hint not in refusal(analyze, checkpoint=path, inputs=IDS + 0.5)
+    assert hint not in refusal(analyze, checkpoint=path, inputs=IDS[:0])
     assert "expected one of tokens.weight" in refusal(analyze, checkpoint=path, inputs=IDS, embedding="words")
     assert "embedding is 'tokens', but that is about a checkpoint" in refusal(
         analyze, inputs=IDS, embedding="tokens"
