@@ -88,7 +88,7 @@ def _subject(analysis: Analysis) -> str:
 
 
 def _chains(analysis: Analysis, terminal: Terminal) -> RenderableType:
-    table = _fitted(_columns(analysis), terminal)
+    table = _fitted(_columns(analysis), terminal, folds="chain")
     return Group(table, *(Text(note, style="dim") for note in map(_note, analysis.chains) if note))
 
 
@@ -116,7 +116,7 @@ _DISPENSABLE = (
 _NAME = 10
 
 
-def _fitted(columns: dict[str, list[str]], terminal: Terminal, folds: str = "") -> Table:
+def _fitted(columns: dict[str, list[str]], terminal: Terminal, *, folds: str) -> Table:
     """A table of those columns that fit; the names under ``folds`` may go over several lines."""
     for name in _DISPENSABLE:
         if _width(columns, folds) <= terminal.width:
