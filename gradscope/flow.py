@@ -68,7 +68,10 @@ class Chain:
 
     @property
     def by_lag(self) -> Array:
-        """log10 sigma_1 at ``lags`` for every sequence, (B, L); NaN beyond its own length."""
+        """log10 sigma_1 at ``lags`` for every sequence, (B, L); NaN beyond its own length.
+
+        Of a path's chain an upper bound, where that is below the vanishing threshold already.
+        """
         shown = self.lags
         found = np.full((len(self.spectra), len(shown)), np.nan)
         for row, spectrum in zip(found, self.spectra, strict=True):

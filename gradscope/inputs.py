@@ -64,7 +64,7 @@ class Sequences:
     @property
     def hint(self) -> str:
         """What to do where they do not fit, if they may be token ids."""
-        whole = self.table is None and not np.any(self.values % 1)
+        whole = self.table is None and self.values.size > 0 and not np.any(self.values % 1)
         return "; if they are token ids, say which --embedding of the checkpoint" if whole else ""
 
     def first(self, steps: int, lengths: Sequence[int] | None) -> Array:

@@ -274,6 +274,7 @@ def test_what_looks_like_token_ids_is_told_of_the_embedding(tmp_path):
     torch.save(torch.nn.LSTM(3, 4).state_dict(), tmp_path / "rnn.pt")
     message = refusal(analyze, checkpoint=tmp_path / "rnn.pt", inputs=IDS, embedding="words")
     assert message.endswith("holds no tensor 'words', nor any but those of its recurrent layers")
+    assert hint not in refusal(analyze, checkpoint=path, inputs=IDS[:0])
     assert "embedding is 'tokens', but that is about a checkpoint" in refusal(
         analyze, inputs=IDS, embedding="tokens"
     )

@@ -144,3 +144,27 @@ def test_names_with_brackets_are_not_markup():
     subject = CASES["chain_80"][0]
     odd = dataclasses.replace(subject, problem={**subject.problem, "source": "[bold]x[/bold] [0].npy"})
     assert "[bold]x[/bold] [0].npy" in render_table(odd, Terminal(80))
+
+
+@pytest.mark.parametrize("width", [40, 60, 120])
+def test_layers_on_a_narrow_terminal_have_whole_numbers(width):
+    def layer(name):
+        return analysis(LSTM, layer=name, direction="backward")
+
+    several = dataclasses.replace(analysis(LSTM), layers=(layer("l0_reverse"), layer("x" * 70)))
+    rows = render_table(several, Terminal(width)).split("\nLayers\n")[1].split("\nChains\n")[0].splitlines()
+    for number in range(2):
+        (row,) = (row for row in rows if row.startswith(f" layer{number} "))
+        assert row.endswith("vanishing")
+        assert "1.00e-10" in row
+    assert "".join(rows).count("x") == 70
+    assert max(map(len, rows)) <= width
+    assert ("direction" in rows[0]) == (width == 120)
+
+
+def test_a_long_path_is_not_cut_on_a_narrow_terminal():
+    text = render_table(analysis({"full": -0.25, "x" * 70: -0.5}), Terminal(40))
+    rows = text.split("\nChains\n")[1].split("\nWho carries")[0]
+    assert rows.count("x") == 70
+    assert rows.count("vanishing") == 2
+    assert "1.00e-20" in rows

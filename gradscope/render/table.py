@@ -43,7 +43,7 @@ def _parts(analysis: Analysis, terminal: Terminal) -> Iterable[RenderableType]:
     for reason in analysis.verdict.reasons:
         yield bullet(reason)
     if analysis.layers:
-        yield section("Layers", _layers(analysis))
+        yield section("Layers", _layers(analysis, terminal))
     yield section("Chains", _chains(analysis, terminal))
     if len(analysis.shares) > 1:
         yield section("Who carries the gradient", _shares(analysis, terminal))
@@ -88,36 +88,50 @@ def _subject(analysis: Analysis) -> str:
 
 
 def _chains(analysis: Analysis, terminal: Terminal) -> RenderableType:
-    columns = _columns(analysis)
-    for name in _DISPENSABLE:
-        if _width(columns) <= terminal.width:
-            break
-        columns.pop(name, None)
-    table = headed(*columns)
-    for cells in zip(*columns.values(), strict=True):
-        table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in cells))
+    table = _fitted(_columns(analysis), terminal, folds="chain")
     return Group(table, *(Text(note, style="dim") for note in map(_note, analysis.chains) if note))
 
 
-def _layers(analysis: Analysis) -> Table:
-    table = headed("", "layer", "cell", "hidden", "direction", "gain", "horizon", "verdict")
-    for number, layer in enumerate(analysis.layers):
-        problem, level = layer.problem, layer.verdict.level
-        table.add_row(
-            f"layer{number}",
-            Text(shown(problem["layer"])),
-            problem["cell"],
-            str(problem["hidden"]),
-            problem["direction"],
-            scientific(layer.full.log10_norm.median),
-            f"{layer.full.horizon.median:g}",
-            Text(level, style=_STYLES[level]),
-        )
-    return table
+def _layers(analysis: Analysis, terminal: Terminal) -> Table:
+    layers, problems = analysis.layers, [layer.problem for layer in analysis.layers]
+    columns = {
+        "": [f"layer{number}" for number in range(len(layers))],
+        "layer": [shown(problem["layer"]) for problem in problems],
+        "cell": [problem["cell"] for problem in problems],
+        "hidden": [str(problem["hidden"]) for problem in problems],
+        "direction": [problem["direction"] for problem in problems],
+        "gain": [scientific(layer.full.log10_norm.median) for layer in layers],
+        "horizon": [f"{layer.full.horizon.median:g}" for layer in layers],
+        "verdict": [layer.verdict.level for layer in layers],
+    }
+    return _fitted(columns, terminal, folds="layer")
 
 
 # What a narrow terminal can do without, first to go first: a number is never cut.
-_DISPENSABLE = ("error", "zeros", "rms gain", "lowest", "highest", "nats/step", "horizon")
+_DISPENSABLE = (
+    *("error", "zeros", "rms gain", "lowest", "highest", "nats/step"),
+    *("direction", "hidden", "cell", "horizon"),
+)
+# Characters of a line that a name has at least, where it does not fit.
+_NAME = 10
+
+
+def _fitted(columns: dict[str, list[str]], terminal: Terminal, *, folds: str) -> Table:
+    """A table of those columns that fit; the names under ``folds`` may go over several lines."""
+    for name in _DISPENSABLE:
+        if _width(columns, folds) <= terminal.width:
+            break
+        columns.pop(name, None)
+    table = headed(*columns)
+    for column in table.columns:
+        column.no_wrap = column.header != folds
+    for cells in zip(*columns.values(), strict=True):
+        styles = (
+            _STYLES.get(cell, "") if name == "verdict" else ""
+            for name, cell in zip(columns, cells, strict=True)
+        )
+        table.add_row(*map(Text, cells, styles))
+    return table
 
 
 def _columns(analysis: Analysis) -> dict[str, list[str]]:
@@ -142,9 +156,10 @@ def _columns(analysis: Analysis) -> dict[str, list[str]]:
     }
 
 
-def _width(columns: dict[str, list[str]]) -> int:
-    """Characters a table of these columns takes, with its indent and the gaps between."""
-    return sum(max(map(len, [heading, *cells])) + 2 for heading, cells in columns.items())
+def _width(columns: dict[str, list[str]], folds: str) -> int:
+    """Characters a table of these columns takes at least, with its indent and the gaps between."""
+    widths = {heading: max(map(len, [heading, *cells])) for heading, cells in columns.items()}
+    return sum(min(width, _NAME) + 2 if name == folds else width + 2 for name, width in widths.items())
 
 
 def _note(chain: Chain) -> str:
