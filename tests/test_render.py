@@ -164,7 +164,7 @@ def test_layers_on_a_narrow_terminal_have_whole_numbers(width):
 
 def test_a_long_path_is_not_cut_on_a_narrow_terminal():
     text = render_table(analysis({"full": -0.25, "x" * 70: -0.5}), Terminal(40))
-    rows = text.split("\nChains\n")[1].split("\nWho carries")[0]
+    rows = text.split("\nChains\n")[1].split("\nGain by lag")[0]
     assert rows.count("x") == 70
     assert rows.count("vanishing") == 2
     assert "1.00e-20" in rows

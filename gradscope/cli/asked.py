@@ -84,7 +84,7 @@ _LOSS = section(
     click.option(
         "--adjoint",
         metavar="FILE",
-        help="Follow back a loss by its derivatives dL/dh: .npy of shape (n,), (B, n), (T, n) or (B, T, n).",
+        help="Follow back a loss by its derivatives dL/dh: (n,) or (B, n), the last step, or (B, T, n), each.",
     ),
 )
 _MEASUREMENT = section(
