@@ -84,7 +84,7 @@ _LOSS = section(
     click.option(
         "--adjoint",
         metavar="FILE",
-        help="Follow back a loss by its derivatives dL/dh: (n,) or (B, n), the last step, or (B, T, n), each.",
+        help="Follow back a loss by its derivatives dL/dh: (n,), (B, n) at the last step or (B, T, n).",
     ),
 )
 _MEASUREMENT = section(
