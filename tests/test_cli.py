@@ -16,22 +16,9 @@ import numpy as np
 import pytest
 
 import gradscope
-from gradscope.cli.main import main
 from gradscope.cli.progress import progress_bar
 
 SMALL = ["analyze", "--hidden", "4", "--input-size", "3", "--steps", "6"]
-
-
-@pytest.fixture
-def run(capfd):
-    """Call the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        code = main([str(a) for a in arguments])
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

@@ -11,19 +11,8 @@ import pytest
 import torch
 
 import gradscope
-from gradscope.cli.main import main
 from gradscope.errors import InputError
 from gradscope.inspection import inspect, inspection_schema
-
-
-@pytest.fixture
-def run(capfd):
-    def call(*arguments):
-        code = main([str(a) for a in arguments])
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

@@ -12,20 +12,9 @@ from models import log10_values
 
 import gradscope
 from gradscope import checkpoints
-from gradscope.cli.main import main
 
 D, N, T = 3, 4, 6
 KINDS = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}
-
-
-@pytest.fixture
-def run(capfd):
-    def call(*arguments):
-        code = main([str(a) for a in arguments])
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def saved(folder, module, name="model.pt"):
