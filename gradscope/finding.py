@@ -43,15 +43,20 @@ def find(
     devices: Sequence[jax.Device],
     at_once: int | None,
     numbers: range,
+    known: frozenset[str] = frozenset(),
 ) -> list[Found]:
-    """Measure the sequences ``numbers`` of the batch; the rest as for ``analyze``."""
+    """Measure the sequences ``numbers`` of the batch, but for the own chains of the paths ``known``.
+
+    The rest is as for ``pipeline.analyze``.
+    """
     if not numbers:  # a cluster may have more processes than there are sequences
         return []
     entry_error = _ENTRY_ROUNDINGS * float(np.finfo(problem.dtype).eps)
     floor = math.log10(policy.vanishing_below)
     if problem.top is not None and problem.view != "cell":
         report = _summed(progress, len(numbers))
-        return _find_tops(problem, numbers, devices, entry_error, floor, report)
+        measure_some = partial(measure_tops, entry_error=entry_error, floor=floor, known=known)
+        return _find_tops(problem, numbers, devices, measure_some, report)
     sequences = sequences_on(problem, numbers, devices)
     if at_once is None or devices[0].platform != "cpu":
         at_once = cores()
@@ -67,6 +72,7 @@ def find(
         workers=threads,
         watched=progress is not None,
         top=problem.top,
+        known=known,
     )
     jobs = [(task(one.starts, one.steps), one) for one in sequences]
     measured = measure_all(jobs, at_once, _summed(progress, len(jobs)))
@@ -77,8 +83,7 @@ def _find_tops(
     problem: Problem,
     numbers: range,
     devices: Sequence[jax.Device],
-    entry_error: float,
-    floor: float,
+    measure_some: Callable[..., list[tuple[Measured, dict[str, Array]]]],
     report: Callable[[int, float], None],
 ) -> list[Found]:
     """The same without Jacobians: all sequences of one length at once."""
@@ -88,7 +93,7 @@ def _find_tops(
         shared = partial(_all_at_once, report, [numbers.index(number) for number in group])
         whole = len(group) == len(numbers) and length == problem.steps
         part, chosen = (problem, numbers) if whole else (problem.part(group, length), range(len(group)))
-        tops = measure_tops(part, chosen, devices, entry_error, floor, shared)
+        tops = measure_some(part, chosen, devices, report=shared)
         found |= {number: Found(*one) for number, one in zip(group, tops, strict=True)}
     return [found[number] for number in numbers]
 

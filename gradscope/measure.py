@@ -27,7 +27,8 @@ class Task:
 
     entry_error : rounding unit of their entries; floor : log10 gain below which the norm by lag of a
     path alone may be an upper bound; accuracy, workers : as for ``spectrum``; watched : whether
-    somebody wants to know how far it is; top : how many values, None is all.
+    somebody wants to know how far it is; top : how many values, None is all; known : paths whose own
+    chains are measured elsewhere.
     """
 
     starts: Sequence[int]
@@ -38,6 +39,7 @@ class Task:
     workers: int = 1
     watched: bool = False
     top: int | None = None
+    known: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -60,17 +62,21 @@ def measure(task: Task, segment: Callable[[int], Loaded], report: Callable[[floa
     """
     recent = keeping_recent(segment)
     whole: Any = recent(0)
-    meter = _Meter(whole.chains, task.steps, report)
+    meter = _Meter(_unknown(whole.chains, task), task.steps, report)
     if len(task.starts) > 1 or task.watched:
         whole = Segmented(recent, task.starts, task.steps, meter.read if task.watched else None)
     spectra: dict[str, Spectrum] = {}
-    for name, chain in whole.chains.items():
+    for name, chain in _unknown(whole.chains, task).items():
         itself = chain is whole and name != "full"
         spectra[name] = spectra["full"] if itself else _spectrum(name, chain, task)
         meter.finished(name)
     full = spectra["full"]
     share = shares(whole, full.left, full.right, float(full.log10_singular_values[0]))
     return Measured(spectra, share)
+
+
+def _unknown(chains: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    return {name: chain for name, chain in chains.items() if name not in task.known}
 
 
 def _spectrum(name: str, chain: Any, task: Task) -> Spectrum:

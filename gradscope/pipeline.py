@@ -60,14 +60,18 @@ def find_all(
 ) -> list[list[Found]]:
     """Measure the sequences ``numbers`` of every problem; the rest as for ``analyze``."""
     count, found = len(numbers), list[list[Found]]()
-    for problem in problems.every:
-        done = len(found) * count
+    for number, problem in enumerate(problems.every):
+        done = number * count
+        # A layer's own chain is the same in its stack.
+        in_stack = number >= len(problems.layers)
+        known = frozenset(member.name for member in problem.cell.members if in_stack)
 
         def report(part: float, _: int, done: int = done) -> None:
             assert progress
             progress(done + part, count * len(problems.every))
 
-        found.append(find(problem, policy, report if progress else None, devices, at_once, numbers))
+        telling = report if progress else None
+        found.append(find(problem, policy, telling, devices, at_once, numbers, known))
     return found
 
 

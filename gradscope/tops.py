@@ -34,10 +34,12 @@ def measure_tops(
     entry_error: float,
     floor: float,
     report: Callable[[float], None],
+    known: frozenset[str] = frozenset(),
 ) -> list[tuple[Measured, dict[str, Array]]]:
     """What is found of the sequences ``numbers``, all at once, and sums over their gates.
 
-    entry_error, floor : as for chain.spectrum; report : called with the fraction that is done.
+    entry_error, floor : as for chain.spectrum; report : called with the fraction that is done;
+    known : paths whose own chains are measured elsewhere.
     """
     assert problem.top is not None
     cell, count = problem.cell, len(numbers)
@@ -56,7 +58,8 @@ def measure_tops(
             problem.dtype,
         )
         found: dict[str, list[Spectrum]] = {}
-        chains = _chains(cell, kept, problem.hidden)
+        every = _chains(cell, kept, problem.hidden)
+        chains = {name: steps for name, steps in every.items() if name not in known}
         windows = _windows(cell)
         for name, steps in chains.items():
             sweeps = Sweeps(trajectory, steps, count, problem.dtype)

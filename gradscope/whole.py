@@ -29,8 +29,17 @@ def together(problems: Problems, measured: Sequence[Sequence[Measured]]) -> list
     found = []
     for each in zip(*measured, strict=True):
         alone = [_alone(number, each[number]) for number in range(count) if number not in stacked]
-        found.append(_side_by_side([*alone, *each[count:]]))
+        joint = [_with_layers(one, each[:count]) for one in each[count:]]
+        found.append(_side_by_side([*alone, *joint]))
     return found
+
+
+def _with_layers(stack: Measured, layers: Sequence[Measured]) -> Measured:
+    """A stack with its layers' own chains, which are measured with the layers."""
+    own = {f"layer{number}": layer.spectra["full"] for number, layer in enumerate(layers)}
+    own = {name: one for name, one in own.items() if name in stack.shares}
+    between = {name: one for name, one in stack.spectra.items() if name != "full"}
+    return Measured({"full": stack.spectra["full"], **own, **between}, stack.shares)
 
 
 def _alone(number: int, measured: Measured) -> Measured:
