@@ -25,3 +25,7 @@ class GradscopeError(Exception):
 
 class InputError(GradscopeError, ValueError):
     """What was given cannot be analysed: the message says got, expected, remedy."""
+
+
+class MisfitError(InputError):
+    """What was asked does not fit this layer, and may fit another."""

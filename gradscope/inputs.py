@@ -14,7 +14,7 @@ import numpy as np
 
 from gradscope.checkpoints import Named
 from gradscope.checkpoints.safetensors_file import open_safetensors
-from gradscope.errors import InputError
+from gradscope.errors import InputError, MisfitError
 from gradscope.files import (
     Array,
     PathLike,
@@ -137,7 +137,8 @@ def extents(
         if given and (size > there[name] or (size < there[name] and name != "steps")):
             must = f"at most {there[name]}" if name == "steps" else "they must agree"
             must += given.hint if name == "input_size" else ""
-            raise InputError(f"{name} is {size}, but the {given.called} have {there[name]}: {must}")
+            kind = MisfitError if name == "input_size" else InputError
+            raise kind(f"{name} is {size}, but the {given.called} have {there[name]}: {must}")
     if lengths:
         if len(lengths) != found["batch"]:
             raise InputError(

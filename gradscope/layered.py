@@ -12,7 +12,7 @@ from gradscope.cells.base import Member
 from gradscope.cells.stack import stacked
 from gradscope.checkpoints import Layer, Model, Named
 from gradscope.checks import whole
-from gradscope.errors import InputError
+from gradscope.errors import InputError, MisfitError
 from gradscope.files import Array, listed, shown
 from gradscope.inputs import Sequences, extents, given_lengths, given_sequences, label
 from gradscope.memory import check_memory
@@ -125,7 +125,7 @@ def _problem(
         return make_problem(layer=layer, **asked)
     try:
         return make_problem(layer=layer, **asked)
-    except InputError as error:
+    except MisfitError as error:
         hint = f"; or choose others of {listed(model.chosen)} with --layer" if len(model.chosen) > 1 else ""
         raise InputError(f"layer {shown(layer.name)}: {error}{hint}") from error
 

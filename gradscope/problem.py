@@ -12,7 +12,7 @@ from gradscope.cells import find
 from gradscope.cells.base import Cell
 from gradscope.checkpoints import Layer, Named
 from gradscope.checks import one_of, real, whole
-from gradscope.errors import InputError
+from gradscope.errors import InputError, MisfitError
 from gradscope.files import Array, quoted
 from gradscope.initializers import initialize
 from gradscope.inputs import (
@@ -213,7 +213,7 @@ def known_paths(cell: Cell, cut: tuple[str, ...], view: str, steps: int) -> tupl
     paths = cell.paths
     if view == "cell":
         if cell.units is None or cell.units.squash is None:
-            raise InputError(f"view 'cell' is the chain of an LSTM's cell state, cell {cell.name} has none")
+            raise MisfitError(f"view 'cell' is the chain of an LSTM's cell state, cell {cell.name} has none")
         if steps < 2:
             raise InputError("view 'cell' starts at step 2: expected steps of at least 2, got 1")
         paths = tuple(path for path in paths if path != "R_o")  # o is held fixed
@@ -231,4 +231,4 @@ def _check_range(arrays: Mapping[str, Array], dtype: str) -> None:
     largest = np.finfo(dtype).max
     for name, array in arrays.items():
         if not np.abs(array).max() <= largest:
-            raise InputError(f"{name} goes beyond {dtype} (at most {largest:g}): scale it or the gain down")
+            raise MisfitError(f"{name} goes beyond {dtype} (at most {largest:g}): scale it or the gain down")

@@ -263,6 +263,9 @@ def test_layers_that_inputs_do_not_fit(tmp_path):
     assert gradscope.analyze(checkpoint=path, steps=5).problem["inputs"] == "normal"
     with pytest.raises(gradscope.InputError, match="input_size is 3, but the checkpoint brings its own"):
         gradscope.analyze(checkpoint=path, input_size=3)
+    # No other layer would do for what is wrong in itself.
+    with pytest.raises(gradscope.InputError, match=r"^gain is nan, expected [^;]*$"):
+        gradscope.analyze(checkpoint=path, gain=float("nan"))
 
 
 def test_made_up_inputs_reach_every_layer(tmp_path):
