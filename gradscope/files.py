@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,6 @@ from gradscope.errors import InputError
 
 Array = npt.NDArray[np.float64]
 PathLike = str | os.PathLike[str]
-# Given the names of all arrays in a file, those to read (or InputError): the rest is never touched.
-Choose = Callable[[list[str]], Iterable[str]]
 
 # A file may unpack to EXPANSION times its size plus ALLOWANCE bytes. Compressed weights shrink by
 # less than 3, a bomb of zeros by 1000; the allowance is for small files of zeros and identities.
@@ -80,12 +78,6 @@ def open_npz(path: PathLike, max_size: int | None = None, *, remedy: str = "") -
         if len(names) < len(archive.infolist()):
             raise InputError("holds two arrays of the same name")
         yield {key: _npz_tensor(archive, member, f"array {quoted(key)}") for key, member in names.items()}
-
-
-def read_npz(path: PathLike, choose: Choose = list) -> dict[str, Array]:
-    """The arrays in a ``.npz`` file by name, as float64; raises InputError as ``read_npy`` does."""
-    with open_npz(path) as tensors:
-        return {key: tensors[key].values() for key in choose(list(tensors))}
 
 
 def split_key(path: PathLike) -> tuple[str, str | None]:

@@ -18,12 +18,16 @@ from safetensors.numpy import save as safetensors_bytes
 from gradscope import files
 from gradscope.checkpoints.safetensors_file import open_safetensors
 from gradscope.errors import InputError
-from gradscope.files import read_jacobians, read_npy, read_npz
+from gradscope.files import open_npz, read_jacobians, read_npy
+
+
+def read_npz(path, choose=list, opened=open_npz):
+    with opened(path) as tensors:
+        return {key: tensors[key].values() for key in choose(list(tensors))}
 
 
 def read_safetensors(path, choose=list):
-    with open_safetensors(path) as tensors:
-        return {key: tensors[key].values() for key in choose(list(tensors))}
+    return read_npz(path, choose, open_safetensors)
 
 
 READERS = {".npy": read_npy, ".npz": read_npz, ".safetensors": read_safetensors}
