@@ -19,7 +19,7 @@ from reference import Reference, conditioning, reference  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from gradscope.chain import spectrum  # noqa: E402
+from gradscope.product_svd.spectrum import spectrum  # noqa: E402
 
 EPS = np.finfo(float).eps
 SIZES = {"jordan": [(8, 200), (16, 200)], "tanh": [(16, 200), (48, 100)], "gru": [(16, 200), (48, 100)]}

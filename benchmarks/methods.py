@@ -12,10 +12,10 @@ import numpy as np
 from jax import lax
 
 from gradscope.cells.base import Cell
-from gradscope.chain import spectrum
 from gradscope.linearized import Linearized
 from gradscope.paths import Jacobians
 from gradscope.problem import Problem, make_problem
+from gradscope.product_svd.spectrum import spectrum
 
 STEPS = 200
 # What one step's Jacobian is right to.

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from gradscope.analysis import Analysis, schema
     from gradscope.api import analyze
     from gradscope.cells.base import Cell
-    from gradscope.chain import Spectrum, spectrum
     from gradscope.checkpoints.equinox_live import from_equinox
     from gradscope.checkpoints.flax_live import from_flax
     from gradscope.checkpoints.keras_live import from_keras
     from gradscope.checkpoints.torch_live import from_torch
     from gradscope.errors import GradscopeError, InputError
+    from gradscope.product_svd.spectrum import Spectrum, spectrum
     from gradscope.verdict import Policy
 
 __version__ = "0.1.0"
@@ -48,14 +48,14 @@ _HOME = {
     "GradscopeError": "gradscope.errors",
     "InputError": "gradscope.errors",
     "Policy": "gradscope.verdict",
-    "Spectrum": "gradscope.chain",
+    "Spectrum": "gradscope.product_svd.spectrum",
     "analyze": "gradscope.api",
     "from_equinox": "gradscope.checkpoints.equinox_live",
     "from_flax": "gradscope.checkpoints.flax_live",
     "from_keras": "gradscope.checkpoints.keras_live",
     "from_torch": "gradscope.checkpoints.torch_live",
     "schema": "gradscope.analysis",
-    "spectrum": "gradscope.chain",
+    "spectrum": "gradscope.product_svd.spectrum",
 }
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradscope.loaded import Loaded, nonzero, random_row
-from gradscope.parts import Layout
 from gradscope.path import Array, DensePath, Path, UnitPath
 from gradscope.paths import Jacobians, split
+from gradscope.product_svd.parts import Layout
 
 if TYPE_CHECKING:  # a worker process reads chains, and starts without JAX
     from gradscope.cells.base import Cell, Member

@@ -12,12 +12,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gradscope.analysis import Analysis
-from gradscope.chain import Spectrum
 from gradscope.errors import InputError
 from gradscope.finding import Found, Progress
 from gradscope.measure import Measured
 from gradscope.pipeline import conclude_all, find_all
 from gradscope.problems import Problems
+from gradscope.product_svd.spectrum import Spectrum
 from gradscope.verdict import Policy
 
 # Errors that are answered differently from a bug; by their names they go from process to process.

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.chain import Spectrum
 from gradscope.loaded import Loaded
 from gradscope.path import Array
+from gradscope.product_svd.spectrum import Spectrum
 from gradscope.segmented import Segmented
 
 # Karpathy, Johnson and Li 2015 (arXiv 1506.02078): a gate is saturated left of 0.1 or right of 0.9.

@@ -9,8 +9,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from gradscope.parts import Layout
 from gradscope.path import Array
+from gradscope.product_svd.parts import Layout
 
 # Chains smaller than this are formed once.
 _KEEP_BYTES = 32 * 2**20

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.chain import Spectrum, diagonal_spectrum, spectrum
 from gradscope.flow import shares
 from gradscope.loaded import Loaded
 from gradscope.path import Array
+from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, spectrum
 from gradscope.segmented import Segmented, keeping_recent
 
 # A chain is gone through about so many times.

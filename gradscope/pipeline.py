@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from gradscope.analysis import Analysis
-from gradscope.chain import spectrum
 from gradscope.finding import Found, Progress, find
 from gradscope.flow import chain_of, gate_statistics, mean_share, recurrent_matrices
 from gradscope.loss import LossGradient, loss_gradient
@@ -21,6 +20,7 @@ from gradscope.path import Array
 from gradscope.paths import NAMELESS
 from gradscope.problem import MOST_FOR_ALL, Problem
 from gradscope.problems import Problems
+from gradscope.product_svd.spectrum import spectrum
 from gradscope.threads import one_blas_thread
 from gradscope.verdict import Policy, judge, level
 from gradscope.whole import together

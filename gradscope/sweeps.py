@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from gradscope.moves import Moves
-from gradscope.structure import Array
+from gradscope.product_svd.steps import Array
 from gradscope.tangents import Tangents, every_step
 from gradscope.trajectory import Trajectory, precise
 

@@ -13,15 +13,15 @@ import numpy as np
 from gradscope.cells.base import Cell
 from gradscope.cells.stack import block_names, extents_of
 from gradscope.cells.units import Parameters
-from gradscope.chain import Spectrum, diagonal_spectrum, top_spectra
 from gradscope.flow import gate_sums
 from gradscope.linearized import blaming
 from gradscope.measure import Measured
 from gradscope.memory import SEGMENT_BYTES, tangent_bytes
-from gradscope.passes import Operator, Window
 from gradscope.path import Array
 from gradscope.paths import NAMELESS
 from gradscope.problem import Problem
+from gradscope.product_svd.block_pass import Operator, Window
+from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, top_spectra
 from gradscope.sweeps import Sweeps
 from gradscope.tangents import Tangents, tangents
 from gradscope.trajectory import Segments, Spread, Trajectory, forward, precise

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from reference import conditioning, reference
 from scipy.special import polygamma, psi
 
-from gradscope.chain import diagonal_spectrum, spectrum
 from gradscope.errors import InputError
+from gradscope.product_svd.spectrum import diagonal_spectrum, spectrum
 
 EPS = np.finfo(float).eps
 SIZES = [(1, 20), (2, 40), (6, 1), (8, 60), (16, 60)]

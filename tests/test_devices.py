@@ -13,11 +13,11 @@ import pytest
 
 import gradscope
 from gradscope import memory, workers
-from gradscope.chain import spectrum
 from gradscope.linearized import Linearized
 from gradscope.measure import Task, measure
 from gradscope.paths import DensePath, Jacobians
 from gradscope.problem import make_problem
+from gradscope.product_svd.spectrum import spectrum
 
 ANALYZE = [sys.executable, "-m", "gradscope", "analyze", "--json"]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import gradscope
-from gradscope.chain import spectrum
 from gradscope.flow import chain_of, gate_statistics, gate_sums, horizon, recurrent_matrices, shares
 from gradscope.paths import DensePath, Jacobians
+from gradscope.product_svd.spectrum import spectrum
 
 
 def random_paths(names, steps, size, seed=0):

@@ -9,8 +9,8 @@ import pytest
 
 from gradscope.cells import CELLS, find
 from gradscope.jacobians import definition, linearize, link
-from gradscope.parts import multiplied
 from gradscope.paths import Jacobians, cell_view, split
+from gradscope.product_svd.parts import multiplied
 
 N, D, T = 5, 3, 9
 PER_UNIT = [name for name in CELLS if name != "gru-reset-before"]

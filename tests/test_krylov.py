@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from reference import reference
 
-from gradscope.chain import Spectrum, spectrum, top_spectra
 from gradscope.errors import InputError
-from gradscope.krylov import Top, top_values
-from gradscope.stack import Stack
-from gradscope.structure import checked
+from gradscope.product_svd.block_krylov import Top, top_values
+from gradscope.product_svd.operator import Stack
+from gradscope.product_svd.spectrum import Spectrum, spectrum, top_spectra
+from gradscope.product_svd.steps import checked
 
 # Rows or columns of very different size, and Jordan blocks: a method that looks at norms loses digits,
 # and has to say so.
@@ -79,7 +79,7 @@ def test_small_gaps(gap: float, cluster: int) -> None:
 
 
 def test_estimate_says_so_where_passes_run_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradscope.krylov.PASSES", 3)
+    monkeypatch.setattr("gradscope.product_svd.block_krylov.PASSES", 3)
     sigmas = np.concatenate([1 - 1e-6 * np.arange(200), np.full(56, 0.5)])
     found = top_of(known(sigmas, 5), 3)
     error = np.abs(found.log10[:3] - np.log10(sigmas[:3]))
@@ -174,7 +174,7 @@ def test_norm_by_lag_finds_the_lag_of_the_fall() -> None:
 
 
 def test_a_lag_that_is_not_known_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradscope.krylov.PASSES", 2)
+    monkeypatch.setattr("gradscope.product_svd.block_krylov.PASSES", 2)
     chain = chains.gaussian(60, 20, 0)
     found = top_spectrum(chain, 2, by_lag=True)
     assert np.asarray(found.lags).tolist() == [20]
@@ -198,5 +198,5 @@ def test_top_of_a_stack_is_computed_whole_where_blocks_are_not_enough(
     found = spectrum(chain, top=3)
     assert found.exact_zeros == 63
     assert np.isneginf(found.log10_singular_values[1:]).all()
-    monkeypatch.setattr("gradscope.chain.GOOD_TOP", 1e-16)
+    monkeypatch.setattr("gradscope.product_svd.spectrum.GOOD_TOP", 1e-16)
     assert spectrum(chains.gaussian(64, 10, 0), top=3).exact_zeros == 0

@@ -6,11 +6,11 @@ from chains import CHAINS
 from reference import conditioning, reference
 
 import gradscope
-from gradscope.factors import Graded
-from gradscope.finish import decomposed
-from gradscope.lags import LagNorm
-from gradscope.parallel import Walk, merged, product
-from gradscope.structure import checked
+from gradscope.product_svd.graded_lu import Graded
+from gradscope.product_svd.jacobi_svd import decomposed
+from gradscope.product_svd.norm_by_lag import LagNorm
+from gradscope.product_svd.steps import checked
+from gradscope.product_svd.time_parallel import Walk, merged, product
 
 EPS = np.finfo(float).eps
 WALK = Walk(lambda t, ratio: len(ratio), {}, False, np.inf)

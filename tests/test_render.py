@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from gradscope.analysis import Analysis, schema
-from gradscope.chain import Spectrum
 from gradscope.flow import chain_of
 from gradscope.loss import LossGradient
+from gradscope.product_svd.spectrum import Spectrum
 from gradscope.render.json import render_json
 from gradscope.render.table import render_table
 from gradscope.render.terminal import Terminal

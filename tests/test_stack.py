@@ -15,13 +15,13 @@ from gradscope.blocks import blocked
 from gradscope.cells import find
 from gradscope.cells.base import Cell, Member
 from gradscope.cells.stack import stacked
-from gradscope.chain import top_spectra
 from gradscope.errors import InputError
 from gradscope.jacobians import definition, linearize
-from gradscope.parts import multiplied
-from gradscope.passes import Window
-from gradscope.stack import Stack
-from gradscope.structure import checked
+from gradscope.product_svd.block_pass import Window
+from gradscope.product_svd.operator import Stack
+from gradscope.product_svd.parts import multiplied
+from gradscope.product_svd.spectrum import top_spectra
+from gradscope.product_svd.steps import checked
 
 D, T = 3, 8
 

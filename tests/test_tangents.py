@@ -10,7 +10,7 @@ import pytest
 import torch_cells
 
 from gradscope.cells import find
-from gradscope.chain import Spectrum, spectrum, top_spectra
+from gradscope.product_svd.spectrum import Spectrum, spectrum, top_spectra
 from gradscope.sweeps import Sweeps
 from gradscope.tangents import tangents
 from gradscope.trajectory import Segments, Spread, Trajectory, precise

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from gradscope.chain import spectrum
 from gradscope.errors import InputError
 from gradscope.flow import chain_of
+from gradscope.product_svd.spectrum import spectrum
 from gradscope.verdict import Policy, judge, level, scientific
 
 

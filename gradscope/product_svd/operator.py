@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from gradscope.structure import Array, Steps
+from gradscope.product_svd.steps import Array, Steps
 
 # Powers of two up to which the entries of a step can be multiplied as they are.
 LARGEST = 900

@@ -10,11 +10,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from gradscope.factors import Graded
-from gradscope.finish import orthonormal
-from gradscope.graded import RankAt, factored, prefixes, scaled
-from gradscope.lags import LOG10_2, LagNorm
-from gradscope.structure import MAX_SPREAD, Array, Steps
+from gradscope.product_svd.graded_chain import RankAt, factored, prefixes, scaled
+from gradscope.product_svd.graded_lu import Graded
+from gradscope.product_svd.jacobi_svd import orthonormal
+from gradscope.product_svd.norm_by_lag import LOG10_2, LagNorm
+from gradscope.product_svd.steps import MAX_SPREAD, Array, Steps
 
 # Directions this many bits below the first are left out when the norm of longer products is sought.
 HEAD_BITS = 120

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradscope.factors import Graded
-from gradscope.structure import Array, Steps
+from gradscope.product_svd.graded_lu import Graded
+from gradscope.product_svd.steps import Array, Steps
 
 # Multiplications of long integers that are worth the wait: half a second for the last digits, ten
 # (m = 48, T = 200) where the values are otherwise wrong in the sixth.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradscope.structure import Array, Steps
+from gradscope.product_svd.steps import Array, Steps
 
 
 class Perturbed(Steps):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradscope.errors import InputError
-from gradscope.parts import multiplied
+from gradscope.product_svd.parts import multiplied
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from gradscope.errors import InputError
-from gradscope.krylov import Top, top_values
-from gradscope.lags import LOG10_2, LagNorm
-from gradscope.passes import Operator
-from gradscope.reach import norm_by_lag
-from gradscope.runs import EPS, Run, best_run, lags_alone
-from gradscope.stack import Stack, tame
-from gradscope.structure import Array, Steps, checked, reachable, restricted
+from gradscope.product_svd.block_krylov import Top, top_values
+from gradscope.product_svd.block_pass import Operator
+from gradscope.product_svd.error_estimate import EPS, Run, best_run, lags_alone
+from gradscope.product_svd.norm_by_lag import LOG10_2, LagNorm
+from gradscope.product_svd.operator import Stack, tame
+from gradscope.product_svd.reach import norm_by_lag
+from gradscope.product_svd.steps import Array, Steps, checked, reachable, restricted
 from gradscope.threads import cores, one_blas_thread
 
 # From this size on, and from so many times the values asked for, blocks took a third of the time or

@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from gradscope.errors import InputError
-from gradscope.factors import Graded, factor
-from gradscope.structure import Array
+from gradscope.product_svd.graded_lu import Graded, factor
+from gradscope.product_svd.steps import Array
 
 RankAt = Callable[[int, Array], int]
 
