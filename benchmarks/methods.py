@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from gradscope.cells.base import Cell
+from gradscope.cells.cell import Cell
 from gradscope.linearized import Linearized
 from gradscope.paths import Jacobians
 from gradscope.problem import Problem, make_problem

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradscope.analysis import Analysis, schema
     from gradscope.api import analyze
-    from gradscope.cells.base import Cell
+    from gradscope.cells.cell import Cell
     from gradscope.checkpoints.equinox_live import from_equinox
     from gradscope.checkpoints.flax_live import from_flax
     from gradscope.checkpoints.keras_live import from_keras
@@ -44,7 +44,7 @@ __all__ = [
 
 _HOME = {
     "Analysis": "gradscope.analysis",
-    "Cell": "gradscope.cells.base",
+    "Cell": "gradscope.cells.cell",
     "GradscopeError": "gradscope.errors",
     "InputError": "gradscope.errors",
     "Policy": "gradscope.verdict",

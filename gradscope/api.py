@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from gradscope.checkpoints import Live, Model, read
 from gradscope.errors import InputError
-from gradscope.files import quoted
 from gradscope.finding import Progress
+from gradscope.formats.tensors import quoted
 from gradscope.layered import make_problems
 from gradscope.pipeline import analyze as _analyze
 from gradscope.problems import Problems
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jax import Device
 
     from gradscope.analysis import Analysis
-    from gradscope.cells.base import Cell
+    from gradscope.cells.cell import Cell
 
 
 def analyze(

@@ -16,7 +16,7 @@ from gradscope.paths import Jacobians, split
 from gradscope.product_svd.parts import Layout
 
 if TYPE_CHECKING:  # a worker process reads chains, and starts without JAX
-    from gradscope.cells.base import Cell, Member
+    from gradscope.cells.cell import Cell, Member
 
 
 @dataclass(frozen=True)

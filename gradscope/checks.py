@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gradscope.errors import InputError
-from gradscope.files import quoted
+from gradscope.formats.tensors import quoted
 
 
 def whole(name: str, value: Any, least: int) -> int:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from gradscope.checkpoints import Named
-from gradscope.checkpoints.safetensors_file import open_safetensors
 from gradscope.errors import InputError, MisfitError
-from gradscope.files import (
+from gradscope.formats.csv_table import read_csv
+from gradscope.formats.safetensors_file import open_safetensors
+from gradscope.formats.tensors import (
     Array,
     PathLike,
     Tensors,
@@ -27,7 +28,6 @@ from gradscope.files import (
     shown,
     split_key,
 )
-from gradscope.tables import read_csv
 
 # Inputs that are made, not given.
 KINDS = ("normal", "zeros")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gradscope.cells.base import Cell
+from gradscope.cells.cell import Cell
 from gradscope.cells.units import Parameters, Units, key
 from gradscope.paths import NAMELESS
 from gradscope.trajectory import forward

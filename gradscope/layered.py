@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradscope.cells.base import Member
+from gradscope.cells.cell import Member
 from gradscope.cells.stack import stacked
 from gradscope.checkpoints import Layer, Model, Named
 from gradscope.checks import whole
 from gradscope.errors import InputError, MisfitError
-from gradscope.files import Array, listed, shown
+from gradscope.formats.tensors import Array, listed, shown
 from gradscope.inputs import Sequences, extents, given_lengths, given_sequences, label
 from gradscope.memory import check_memory
 from gradscope.outputs import outputs

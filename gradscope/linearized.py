@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from gradscope.blocks import blocked
-from gradscope.cells.base import Cell
+from gradscope.cells.cell import Cell
 from gradscope.cells.units import Parameters
 from gradscope.errors import InputError
 from gradscope.flow import gate_sums

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from gradscope.cells.base import Cell, Member
+from gradscope.cells.cell import Cell, Member
 from gradscope.errors import InputError
 from gradscope.threads import cores
 

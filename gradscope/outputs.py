@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradscope.cells.base import Cell
+from gradscope.cells.cell import Cell
 from gradscope.cells.units import Parameters
 from gradscope.inputs import reversed_within
 from gradscope.linearized import blaming

@@ -13,7 +13,7 @@ from gradscope.loaded import Loaded, nonzero, random_row
 from gradscope.path import Array, DensePath, Path, UnitPath
 
 if TYPE_CHECKING:  # a worker process reads chains, and starts without JAX
-    from gradscope.cells.base import Cell
+    from gradscope.cells.cell import Cell
 
 # The one path of a cell that names none.
 NAMELESS = "state"

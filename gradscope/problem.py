@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from gradscope.cells import find
-from gradscope.cells.base import Cell
+from gradscope.cells.cell import Cell
+from gradscope.cells.initializers import initialize
 from gradscope.checkpoints import Layer, Named
 from gradscope.checks import one_of, real, whole
 from gradscope.errors import InputError, MisfitError
-from gradscope.files import Array, quoted
-from gradscope.initializers import initialize
+from gradscope.formats.tensors import Array, quoted
 from gradscope.inputs import (
     Sequences,
     drawn_sequences,

@@ -8,7 +8,7 @@ from typing import Any
 
 from gradscope.checkpoints import Named
 from gradscope.errors import InputError
-from gradscope.files import listed
+from gradscope.formats.tensors import listed
 from gradscope.problem import Problem
 from gradscope.seeds import LOSS, with_loss, with_losses
 

@@ -14,7 +14,7 @@ import numpy as np
 from gradscope.checkpoints import Named
 from gradscope.checks import one_of
 from gradscope.errors import InputError
-from gradscope.files import Array, as_float64, quoted, shown
+from gradscope.formats.tensors import Array, as_float64, quoted, shown
 from gradscope.inputs import label, read_array, reversed_within
 from gradscope.memory import available
 from gradscope.problem import Problem

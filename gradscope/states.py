@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradscope.errors import InputError
-from gradscope.files import Array, as_float64, listed, quoted, shown
+from gradscope.formats.tensors import Array, as_float64, listed, quoted, shown
 from gradscope.inputs import read_arrays
 
 # Of a layer: its name, and where in its state each component is (Cell.extents).

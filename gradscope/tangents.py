@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradscope.cells.base import Cell
+from gradscope.cells.cell import Cell
 from gradscope.cells.units import Parameters
 from gradscope.jacobians import slopes
 from gradscope.moves import Moves, UnitMoves

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradscope.cells.base import Cell
+from gradscope.cells.cell import Cell
 from gradscope.cells.stack import block_names, extents_of
 from gradscope.cells.units import Parameters
 from gradscope.flow import gate_sums

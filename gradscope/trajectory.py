@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from gradscope.cells.base import Cell
+from gradscope.cells.cell import Cell
 from gradscope.cells.units import Parameters
 from gradscope.memory import SEGMENT_BYTES
 

@@ -14,7 +14,7 @@ import torch
 import torch_cells
 
 from gradscope.cells import CELLS, find
-from gradscope.cells.base import Cell
+from gradscope.cells.cell import Cell
 from gradscope.errors import InputError
 
 N, D, T = 5, 3, 6

@@ -357,7 +357,7 @@ def test_a_model_without_a_recurrent_layer_is_told_what_is_looked_for(cell, tmp_
 
 
 CELL_OF_THEIR_OWN = """
-import gradscope.cells.base as base
+import gradscope.cells.cell as base
 
 def decay():
     def parameters(hidden, input_size):

@@ -14,9 +14,9 @@ import torch
 from scipy import stats
 
 from gradscope.cells import CELLS, find
-from gradscope.cells.base import Cell
+from gradscope.cells.cell import Cell
+from gradscope.cells.initializers import INITIALIZERS, initialize
 from gradscope.errors import InputError
-from gradscope.initializers import INITIALIZERS, initialize
 
 N, D = 64, 32
 Arrays = dict[str, np.ndarray]
@@ -380,5 +380,5 @@ def test_own_initialize_that_does_not_fit(values: Any, message: str) -> None:
 
 def test_names_are_known_without_jax() -> None:
     """Help and messages list them."""
-    code = "import sys, gradscope.initializers; sys.exit('jax' in sys.modules)"
+    code = "import sys, gradscope.cells.initializers; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

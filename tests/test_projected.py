@@ -10,7 +10,7 @@ from models import both_directions, log10_values, outputs, read_layer
 
 import gradscope
 from gradscope.cells import find
-from gradscope.cells.base import Cell, Member
+from gradscope.cells.cell import Cell, Member
 from gradscope.cells.stack import stacked
 from gradscope.errors import InputError
 

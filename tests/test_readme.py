@@ -94,7 +94,7 @@ def test_inputs_of_tokens(tmp_path):
 
 def test_every_cell_and_initialiser_is_named():
     from gradscope.cells import CELLS
-    from gradscope.initializers import INITIALIZERS
+    from gradscope.cells.initializers import INITIALIZERS
 
     for name in [*CELLS, *INITIALIZERS]:
         short = name.removeprefix("lstm")

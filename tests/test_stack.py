@@ -13,7 +13,7 @@ from reference import reference
 import gradscope
 from gradscope.blocks import blocked
 from gradscope.cells import find
-from gradscope.cells.base import Cell, Member
+from gradscope.cells.cell import Cell, Member
 from gradscope.cells.stack import stacked
 from gradscope.errors import InputError
 from gradscope.jacobians import definition, linearize

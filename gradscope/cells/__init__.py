@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gradscope.errors import InputError
 
 if TYPE_CHECKING:
-    from gradscope.cells.base import Cell
+    from gradscope.cells.cell import Cell
 
 # name -> module:factory, so that naming a cell (help, messages) imports no JAX.
 CELLS = {
@@ -58,7 +58,7 @@ def _unknown(name: str) -> str:
 
 
 def _load(reference: str) -> Cell:
-    from gradscope.cells.base import Cell
+    from gradscope.cells.cell import Cell
 
     module_name, _, attribute = reference.partition(":")
     try:

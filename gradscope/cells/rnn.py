@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradscope.cells.base import Cell, unit_cell
+from gradscope.cells.cell import Cell, unit_cell
 from gradscope.cells.units import Parameters, Shapes, Units
 
 

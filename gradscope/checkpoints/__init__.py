@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from gradscope.cells import CELLS, find
-from gradscope.cells.base import Cell
+from gradscope.cells.cell import Cell
 from gradscope.checkpoints import flax_tree, native, torch_state
 from gradscope.checkpoints.found import ACTIVATIONS, Contents, Found, Named
 from gradscope.checkpoints.layer import Layer
 from gradscope.checkpoints.live import Live
 from gradscope.errors import InputError
-from gradscope.files import Tensors, about, listed, quoted, shown
+from gradscope.formats.tensors import Tensors, about, listed, quoted, shown
 
 __all__ = [
     "ACTIVATIONS",
@@ -34,10 +34,10 @@ __all__ = [
 
 # suffix -> module:function that opens such a file, imported when one is read.
 _TREES = {
-    ".npz": "gradscope.files:open_npz",
-    ".safetensors": "gradscope.checkpoints.safetensors_file:open_safetensors",
-    ".msgpack": "gradscope.checkpoints.msgpack_tree:open_msgpack",
-} | dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), "gradscope.checkpoints.torch_file:open_torch")
+    ".npz": "gradscope.formats.tensors:open_npz",
+    ".safetensors": "gradscope.formats.safetensors_file:open_safetensors",
+    ".msgpack": "gradscope.formats.msgpack_file:open_msgpack",
+} | dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), "gradscope.formats.torch_file:open_torch")
 # suffix -> module:function that reads a file which says more than the names of its tensors.
 _MODELS = {
     ".keras": "gradscope.checkpoints.keras_file:read_keras",

@@ -10,7 +10,7 @@ import numpy as np
 
 from gradscope.checkpoints.found import SIMPLE, Found, attempt, blocks, gated, take
 from gradscope.errors import InputError
-from gradscope.files import Array, Tensors, listed
+from gradscope.formats.tensors import Array, Tensors, listed
 
 # params.LSTMCell_0.hi.kernel, params/encoder/in/bias, rnn.cell.dense_h.kernel, cell.if_.kernel (nnx)
 _TENSOR = re.compile(

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gradscope.cells import find
-from gradscope.cells.base import Cell
+from gradscope.cells.cell import Cell
 from gradscope.cells.units import key
 from gradscope.checkpoints.layer import Layer, assemble
 from gradscope.errors import InputError
-from gradscope.files import Array, Tensors, as_float64, listed, quoted
+from gradscope.formats.tensors import Array, Tensors, as_float64, listed, quoted
 
 ACTIVATIONS = ("tanh", "relu", "sigmoid", "linear")
 # What the state goes through in the built-in cells; two variants of the LSTM use tanh in one place only.

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradscope.cells.base import Cell
+from gradscope.cells.cell import Cell
 from gradscope.errors import InputError
-from gradscope.files import Array, listed, shown
+from gradscope.formats.tensors import Array, listed, shown
 
 # Sizes that no other axis of a cell will have: they tell which axis is which.
 _HIDDEN, _INPUT = 1_000_003, 2_000_003

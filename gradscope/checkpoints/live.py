@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from gradscope.checkpoints.found import Contents, Found
 from gradscope.errors import InputError
-from gradscope.files import Tensor, Tensors, quoted, reason
+from gradscope.formats.tensors import Tensor, Tensors, quoted, reason
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradscope.errors import InputError
-from gradscope.files import Tensor, Tensors, allowed, check_size, listed, quoted
+from gradscope.formats.tensors import Tensor, Tensors, allowed, check_size, listed, quoted
 
 # TensorProto.DataType: its dtype, and the field that has the values where raw_data has not.
 _DTYPES: dict[int, tuple[Any, str]] = {

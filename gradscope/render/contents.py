@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 from rich.text import Text
 
-from gradscope.files import listed, shown
+from gradscope.formats.tensors import listed, shown
 from gradscope.render.page import bullet, headed, page, section
 from gradscope.render.terminal import Terminal
 

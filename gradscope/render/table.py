@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gradscope.files import shown
+from gradscope.formats.tensors import shown
 from gradscope.render.lags import by_lag
 from gradscope.render.loss import loss_sections
 from gradscope.render.page import bullet, headed, page, section

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradscope.errors import InputError
-from gradscope.files import EXPECTED, PathLike, Tensor, Tensors, allowed, check_size, opened, quoted
+from gradscope.formats.tensors import EXPECTED, PathLike, Tensor, Tensors, allowed, check_size, opened, quoted
 
 _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
 

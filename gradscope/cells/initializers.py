@@ -14,7 +14,7 @@ import numpy.typing as npt
 from gradscope.errors import InputError
 
 if TYPE_CHECKING:
-    from gradscope.cells.base import Cell
+    from gradscope.cells.cell import Cell
     from gradscope.cells.units import Shapes
 
 Array = npt.NDArray[np.float64]

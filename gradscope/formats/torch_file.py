@@ -14,9 +14,19 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from gradscope.checkpoints.pickles import Call, Name, leaves, read_pickle
 from gradscope.errors import InputError
-from gradscope.files import EXPECTED, PathLike, Tensor, Tensors, allowed, check_size, members, opened, quoted
+from gradscope.formats.pickles import Call, Name, leaves, read_pickle
+from gradscope.formats.tensors import (
+    EXPECTED,
+    PathLike,
+    Tensor,
+    Tensors,
+    allowed,
+    check_size,
+    members,
+    opened,
+    quoted,
+)
 
 _STORAGES: dict[str, Any] = {
     "torch.DoubleStorage": "f8",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gradscope.errors import InputError
-from gradscope.files import shown
+from gradscope.formats.tensors import shown
 
 # Ends of the opcodes that put a number or a string on the stack.
 _CONSTANTS = (

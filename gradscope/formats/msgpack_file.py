@@ -17,9 +17,9 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from gradscope.checkpoints.pickles import joined
 from gradscope.errors import InputError
-from gradscope.files import PathLike, Tensor, Tensors, allowed, check_size, opened, quoted
+from gradscope.formats.pickles import joined
+from gradscope.formats.tensors import PathLike, Tensor, Tensors, allowed, check_size, opened, quoted
 
 _ARRAY = 1  # the extension type of an array: [shape, dtype, bytes]
 _DEEPEST, _ITEMS = 24, 2**18

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradscope.errors import InputError
-from gradscope.files import Tensor, Tensors, quoted
+from gradscope.formats.tensors import Tensor, Tensors, quoted
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _OTHER = "is HDF5 of a kind that Keras does not write: load the model in Keras and save it again"

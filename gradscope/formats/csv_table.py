@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 
 from gradscope.errors import InputError
-from gradscope.files import Array, PathLike, as_float64, opened, reason
+from gradscope.formats.tensors import Array, PathLike, as_float64, opened, reason
 
 # Between the columns is the first of these that the first line has; else there are spaces.
 _DELIMITERS = "\t;,"
