@@ -12,7 +12,7 @@ from typing import Any
 
 from gradscope.cells import CELLS, find
 from gradscope.cells.cell import Cell
-from gradscope.checkpoints import flax_tree, native, torch_state
+from gradscope.checkpoints import flax_names, native, torch_names
 from gradscope.checkpoints.found import ACTIVATIONS, Contents, Found, Named
 from gradscope.checkpoints.layer import Layer
 from gradscope.checkpoints.live import Live
@@ -171,7 +171,7 @@ def _settled(found: list[Found], cell: Cell | None, activation: str | None) -> l
 
 def _layers_by_name(tensors: Tensors, cell: Cell | None, also: Iterable[str]) -> Contents:
     """Layers told by the names of their tensors: PyTorch's, Flax', else our own."""
-    found = (*torch_state.layers(tensors), *flax_tree.layers(tensors)) or (native.layer(tensors, cell),)
+    found = (*torch_names.layers(tensors), *flax_names.layers(tensors)) or (native.layer(tensors, cell),)
     return Contents.of(found, tensors, also)
 
 

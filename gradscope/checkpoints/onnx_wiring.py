@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.checkpoints.wiring import Signal, changed, lost, side_by_side
+from gradscope.checkpoints.signals import Signal, changed, lost, side_by_side
 
 RECURRENT = ("LSTM", "GRU", "RNN")
 _IDENTITIES = ("Identity", "Dropout", "Cast")

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from gradscope.checkpoints import torch_state
+from gradscope.checkpoints import torch_names
 from gradscope.checkpoints.found import SIMPLE, Found
 from gradscope.checkpoints.live import Live, kept, source, wrong
 
@@ -27,7 +27,7 @@ def from_torch(module: Any) -> Live:
         raise wrong("from_torch", module, "a torch.nn.Module")
     modules = dict(module.named_modules())
     tensors = {name: kept(name, partial(_values, tensor)) for name, tensor in _weights(module, modules)}
-    layers = tuple(_told(found, modules) for found in torch_state.layers(tensors))
+    layers = tuple(_told(found, modules) for found in torch_names.layers(tensors))
     return Live(source("from_torch", module), layers, tensors)
 
 
