@@ -12,8 +12,8 @@ import numpy as np
 from jax import lax
 
 from gradscope.cells.cell import Cell
-from gradscope.linearized import Linearized
-from gradscope.paths import Jacobians
+from gradscope.linearize.cell_chain import Jacobians
+from gradscope.linearize.sequence import Linearized
 from gradscope.problem import Problem, make_problem
 from gradscope.product_svd.spectrum import spectrum
 

@@ -18,7 +18,7 @@ import numpy as np  # noqa: E402
 from gradscope.cells import find  # noqa: E402
 from gradscope.checkpoints import Layer, Model  # noqa: E402
 from gradscope.layered import make_problems  # noqa: E402
-from gradscope.linearized import Linearized  # noqa: E402
+from gradscope.linearize.sequence import Linearized  # noqa: E402
 from gradscope.pipeline import analyze  # noqa: E402
 from gradscope.problem import make_problem  # noqa: E402
 from gradscope.product_svd.spectrum import spectrum  # noqa: E402

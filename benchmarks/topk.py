@@ -17,11 +17,11 @@ import numpy as np  # noqa: E402
 from methods import ENTRY_ERROR, STEPS, Case, plain  # noqa: E402
 from processes import run as run_process  # noqa: E402
 
+from gradscope.linearize.tangent_chain import Sweeps  # noqa: E402
+from gradscope.linearize.tangents import tangents  # noqa: E402
+from gradscope.linearize.trajectory import Segments, Spread, Trajectory, precise  # noqa: E402
 from gradscope.problem import make_problem  # noqa: E402
 from gradscope.product_svd.spectrum import top_spectra  # noqa: E402
-from gradscope.sweeps import Sweeps  # noqa: E402
-from gradscope.tangents import tangents  # noqa: E402
-from gradscope.trajectory import Segments, Spread, Trajectory, precise  # noqa: E402
 
 TOP = 8
 

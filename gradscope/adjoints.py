@@ -11,11 +11,11 @@ import numpy as np
 
 from gradscope.backprop import ZERO, Columns, Segment, contributions, gradients, named
 from gradscope.cells.units import Parameters
-from gradscope.memory import SEGMENT_BYTES, tangent_bytes
-from gradscope.path import Array
+from gradscope.linearize.budget import SEGMENT_BYTES, tangent_bytes
+from gradscope.linearize.paths import Array
+from gradscope.linearize.tangents import tangents
+from gradscope.linearize.trajectory import Segments, Spread, Trajectory, cast
 from gradscope.problem import Problem
-from gradscope.tangents import tangents
-from gradscope.trajectory import Segments, Spread, Trajectory, cast
 
 # Losses at so many steps are followed back together: their chain is linearised anew for every such group.
 _TOGETHER = 256

@@ -14,7 +14,7 @@ import numpy as np
 
 import gradscope
 from gradscope.flow import Chain, Extremes, mean_share
-from gradscope.path import Array
+from gradscope.linearize.paths import Array
 from gradscope.verdict import Policy, Verdict
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ import numpy as np
 from jax import lax
 
 from gradscope.cells.units import Parameters
-from gradscope.tangents import Tangents, steps_at
-from gradscope.trajectory import forward
+from gradscope.linearize.tangents import Tangents, steps_at
+from gradscope.linearize.trajectory import forward
 
 # Adjoints are columns of size about 1 and a power of two each, which for a zero column is this.
 ZERO = -(2**30)

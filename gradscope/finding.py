@@ -10,9 +10,9 @@ from functools import partial
 import jax
 import numpy as np
 
-from gradscope.linearized import sequences_on
+from gradscope.linearize.paths import Array
+from gradscope.linearize.sequence import sequences_on
 from gradscope.measure import Measured, Task
-from gradscope.path import Array
 from gradscope.problem import Problem
 from gradscope.threads import cores, one_blas_thread
 from gradscope.tops import measure_tops

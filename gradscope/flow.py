@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.loaded import Loaded
-from gradscope.path import Array
+from gradscope.linearize.loaded import Loaded
+from gradscope.linearize.paths import Array
+from gradscope.linearize.segmented import Segmented
 from gradscope.product_svd.spectrum import Spectrum
-from gradscope.segmented import Segmented
 
 # Karpathy, Johnson and Li 2015 (arXiv 1506.02078): a gate is saturated left of 0.1 or right of 0.9.
 SATURATED = (0.1, 0.9)

@@ -15,8 +15,8 @@ from gradscope.checks import whole
 from gradscope.errors import InputError, MisfitError
 from gradscope.formats.tensors import Array, listed, shown
 from gradscope.inputs import Sequences, extents, given_lengths, given_sequences, label
-from gradscope.memory import check_memory
-from gradscope.outputs import outputs
+from gradscope.linearize.budget import check_memory
+from gradscope.linearize.outputs import outputs
 from gradscope.problem import Problem, chosen_top, known_paths, make_problem
 from gradscope.problems import Problems, Stack
 from gradscope.states import initial_states

@@ -11,10 +11,10 @@ import numpy as np
 
 from gradscope.adjoints import Adjoints, Total, log10
 from gradscope.backprop import named
-from gradscope.linearized import blaming
-from gradscope.path import Array
+from gradscope.linearize.paths import Array
+from gradscope.linearize.sequence import blaming
+from gradscope.linearize.trajectory import Spread, cast, precise
 from gradscope.problem import Problem
-from gradscope.trajectory import Spread, cast, precise
 
 
 @dataclass(frozen=True)

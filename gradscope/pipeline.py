@@ -14,10 +14,10 @@ import numpy as np
 from gradscope.analysis import Analysis
 from gradscope.finding import Found, Progress, find
 from gradscope.flow import chain_of, gate_statistics, mean_share, recurrent_matrices
+from gradscope.linearize.cell_chain import NAMELESS
+from gradscope.linearize.paths import Array
 from gradscope.loss import LossGradient, loss_gradient
 from gradscope.measure import Measured
-from gradscope.path import Array
-from gradscope.paths import NAMELESS
 from gradscope.problem import MOST_FOR_ALL, Problem
 from gradscope.problems import Problems
 from gradscope.product_svd.spectrum import spectrum

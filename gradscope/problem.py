@@ -24,7 +24,7 @@ from gradscope.inputs import (
     label,
     reversed_within,
 )
-from gradscope.memory import check_memory
+from gradscope.linearize.budget import check_memory
 from gradscope.states import initial_states
 
 VIEWS = ("state", "cell")

@@ -16,7 +16,7 @@ from gradscope.checks import one_of
 from gradscope.errors import InputError
 from gradscope.formats.tensors import Array, as_float64, quoted, shown
 from gradscope.inputs import label, read_array, reversed_within
-from gradscope.memory import available
+from gradscope.linearize.budget import available
 from gradscope.problem import Problem
 
 READOUT_AT = ("last", "every")

@@ -14,17 +14,17 @@ from gradscope.cells.cell import Cell
 from gradscope.cells.stack import block_names, extents_of
 from gradscope.cells.units import Parameters
 from gradscope.flow import gate_sums
-from gradscope.linearized import blaming
+from gradscope.linearize.budget import SEGMENT_BYTES, tangent_bytes
+from gradscope.linearize.cell_chain import NAMELESS
+from gradscope.linearize.paths import Array
+from gradscope.linearize.sequence import blaming
+from gradscope.linearize.tangent_chain import Sweeps
+from gradscope.linearize.tangents import Tangents, tangents
+from gradscope.linearize.trajectory import Segments, Spread, Trajectory, forward, precise
 from gradscope.measure import Measured
-from gradscope.memory import SEGMENT_BYTES, tangent_bytes
-from gradscope.path import Array
-from gradscope.paths import NAMELESS
 from gradscope.problem import Problem
 from gradscope.product_svd.block_pass import Operator, Window
 from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, top_spectra
-from gradscope.sweeps import Sweeps
-from gradscope.tangents import Tangents, tangents
-from gradscope.trajectory import Segments, Spread, Trajectory, forward, precise
 
 
 def measure_tops(

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from gradscope.loaded import Loaded
+from gradscope.linearize.loaded import Loaded
 from gradscope.measure import Measured, Task, measure
 
 _SERVE = "import sys; sys.path[:] = sys.argv[1:]; from gradscope.workers import serve; serve()"

@@ -10,7 +10,7 @@ import numpy as np
 import gradscope
 from gradscope import checkpoints
 from gradscope.cells import find
-from gradscope.trajectory import forward
+from gradscope.linearize.trajectory import forward
 
 HIDDEN, INPUT, STEPS = 4, 3, 7
 

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from gradscope.cells import CELLS, find
 from gradscope.errors import InputError
-from gradscope.trajectory import forward
+from gradscope.linearize.trajectory import forward
 
 HIDDEN, INPUT, STEPS = 5, 3, 7
 

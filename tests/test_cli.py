@@ -265,7 +265,7 @@ def test_a_bug_is_3_with_a_traceback_on_request(run, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("several\nlines")
 
-    monkeypatch.setattr("gradscope.linearized.split", broken)
+    monkeypatch.setattr("gradscope.linearize.sequence.split", broken)
     monkeypatch.delenv("GRADSCOPE_TRACEBACK", raising=False)
     code, out, err = run(*SMALL)
     assert (code, out) == (3, "")
@@ -403,7 +403,7 @@ def test_what_is_read_is_not_overwritten(run, files, monkeypatch, arguments):
     ("name", "words"), [("x" * 300, "too long"), ("loop", "symbolic links"), ("file/below", "irectory")]
 )
 def test_names_that_cannot_be_written(run, tmp_path, monkeypatch, name, words):
-    monkeypatch.setattr("gradscope.linearized.split", lambda *_: pytest.fail("the work began"))
+    monkeypatch.setattr("gradscope.linearize.sequence.split", lambda *_: pytest.fail("the work began"))
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").write_text("precious")
     code, out, err = run(*SMALL, "-o", tmp_path / name)
@@ -619,7 +619,7 @@ def test_bad_input(run, files, monkeypatch, case):
 
 
 def test_an_unwritable_output_is_refused_before_the_work(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("gradscope.linearized.split", lambda *_: pytest.fail("the work began"))
+    monkeypatch.setattr("gradscope.linearize.sequence.split", lambda *_: pytest.fail("the work began"))
     monkeypatch.setattr(os, "access", lambda *_: False)
     code, out, err = run(*SMALL, "-o", tmp_path / "x.json")
     assert (code, out) == (2, "")

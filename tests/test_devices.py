@@ -13,9 +13,9 @@ import pytest
 
 import gradscope
 from gradscope import memory, workers
-from gradscope.linearized import Linearized
+from gradscope.linearize.cell_chain import DensePath, Jacobians
+from gradscope.linearize.sequence import Linearized
 from gradscope.measure import Task, measure
-from gradscope.paths import DensePath, Jacobians
 from gradscope.problem import make_problem
 from gradscope.product_svd.spectrum import spectrum
 
@@ -162,7 +162,7 @@ def test_segments_are_one_chain(monkeypatch, options, length):
     problem = {"hidden": 4, "input_size": 3, "steps": 50, **options}
     whole = gradscope.analyze(**problem).to_dict()
     cell = make_problem(**problem).cell
-    monkeypatch.setattr("gradscope.linearized.SEGMENT_BYTES", length * memory.step_bytes(cell, 4))
+    monkeypatch.setattr("gradscope.linearize.sequence.SEGMENT_BYTES", length * memory.step_bytes(cell, 4))
     device = jax.devices()[0]
     assert len(Linearized(make_problem(**problem), 0, device).starts) == (3 if length > 1 else 25)
     same(whole, gradscope.analyze(**problem).to_dict(), 1e-10)
@@ -170,7 +170,7 @@ def test_segments_are_one_chain(monkeypatch, options, length):
 
 def test_the_jacobians_of_a_segment_are_those_of_autodiff(monkeypatch):
     problem = make_problem(cell="lstm", hidden=3, input_size=2, steps=20)
-    monkeypatch.setattr("gradscope.linearized.SEGMENT_BYTES", 8 * memory.step_bytes(problem.cell, 3))
+    monkeypatch.setattr("gradscope.linearize.sequence.SEGMENT_BYTES", 8 * memory.step_bytes(problem.cell, 3))
     found = Linearized(problem, 0, jax.devices()[0])
     assert found.starts == [0, 7, 14]
     with jax.enable_x64(True):

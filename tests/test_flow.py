@@ -7,7 +7,7 @@ import torch
 
 import gradscope
 from gradscope.flow import chain_of, gate_statistics, gate_sums, horizon, recurrent_matrices, shares
-from gradscope.paths import DensePath, Jacobians
+from gradscope.linearize.cell_chain import DensePath, Jacobians
 from gradscope.product_svd.spectrum import spectrum
 
 

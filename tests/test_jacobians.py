@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gradscope.cells import CELLS, find
-from gradscope.jacobians import definition, linearize, link
-from gradscope.paths import Jacobians, cell_view, split
+from gradscope.linearize.cell_chain import Jacobians, cell_view, split
+from gradscope.linearize.jacobians import definition, linearize, link
 from gradscope.product_svd.parts import multiplied
 
 N, D, T = 5, 3, 9

@@ -13,12 +13,12 @@ from models import compiled, log10_values, read_layer
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import gradscope
-from gradscope import memory
 from gradscope.checkpoints import read
 from gradscope.cli.main import main
 from gradscope.errors import InputError
 from gradscope.inputs import reversed_within
 from gradscope.layered import make_problems
+from gradscope.linearize import budget as memory
 from gradscope.problem import make_problem
 from gradscope.render.table import render_table
 from gradscope.render.terminal import Terminal
@@ -104,7 +104,7 @@ def test_top_values_of_sequences_of_different_length():
 def test_segments_of_sequences_of_different_length(monkeypatch):
     whole = gradscope.analyze(**SMALL, lengths=LENGTHS)
     cell = make_problem(**SMALL).cell
-    monkeypatch.setattr("gradscope.linearized.SEGMENT_BYTES", 4 * memory.step_bytes(cell, 4))
+    monkeypatch.setattr("gradscope.linearize.sequence.SEGMENT_BYTES", 4 * memory.step_bytes(cell, 4))
     cut = gradscope.analyze(**SMALL, lengths=LENGTHS)
     np.testing.assert_allclose(cut.full.by_lag, whole.full.by_lag, rtol=0, atol=1e-10)
     assert cut.gates["f"] == pytest.approx(whole.gates["f"])

@@ -11,12 +11,12 @@ import pytest
 from reference import reference
 
 import gradscope
-from gradscope.blocks import blocked
 from gradscope.cells import find
 from gradscope.cells.cell import Cell, Member
 from gradscope.cells.stack import stacked
 from gradscope.errors import InputError
-from gradscope.jacobians import definition, linearize
+from gradscope.linearize.jacobians import definition, linearize
+from gradscope.linearize.stack_chain import blocked
 from gradscope.product_svd.block_pass import Window
 from gradscope.product_svd.operator import Stack
 from gradscope.product_svd.parts import multiplied
@@ -292,7 +292,7 @@ def test_top_values_without_jacobians_are_the_same(name, cut):
 
 def test_segments_do_not_change_the_result(monkeypatch):
     _, whole = analysis("units")
-    monkeypatch.setattr("gradscope.linearized.SEGMENT_BYTES", 1)
+    monkeypatch.setattr("gradscope.linearize.sequence.SEGMENT_BYTES", 1)
     _, parts = analysis("units")
     for chain in whole.chains:
         mine = parts.chain(chain.name).spectra[0]

@@ -13,9 +13,9 @@ import numpy as np
 
 from gradscope.cells.cell import Cell
 from gradscope.cells.units import Parameters
-from gradscope.jacobians import slopes
-from gradscope.moves import Moves, UnitMoves
-from gradscope.trajectory import forward
+from gradscope.linearize.jacobians import slopes
+from gradscope.linearize.moves import Moves, UnitMoves
+from gradscope.linearize.trajectory import forward
 
 
 class Tangents(Hashable, Protocol):

@@ -12,8 +12,8 @@ from jax import lax
 
 from gradscope.cells.cell import Cell
 from gradscope.cells.units import Parameters, Units, key
-from gradscope.paths import NAMELESS
-from gradscope.trajectory import forward
+from gradscope.linearize.cell_chain import NAMELESS
+from gradscope.linearize.trajectory import forward
 
 # The definition keeps one dense Jacobian per path and step; taking this many steps at a time bounds
 # what XLA needs on top of the result.

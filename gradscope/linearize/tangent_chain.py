@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from gradscope.moves import Moves
+from gradscope.linearize.moves import Moves
+from gradscope.linearize.tangents import Tangents, every_step
+from gradscope.linearize.trajectory import Trajectory, precise
 from gradscope.product_svd.steps import Array
-from gradscope.tangents import Tangents, every_step
-from gradscope.trajectory import Trajectory, precise
 
 # Numbers of triangular factors on a device at a time, for each sequence.
 _FACTORS = 2**20

@@ -17,7 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gradscope.cells.cell import Cell
 from gradscope.cells.units import Parameters
-from gradscope.memory import SEGMENT_BYTES
+from gradscope.linearize.budget import SEGMENT_BYTES
 
 _AXIS = "batch"
 _WHOLE, _SPLIT = PartitionSpec(), PartitionSpec(_AXIS)  # type: ignore[no-untyped-call]

@@ -11,18 +11,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradscope.blocks import blocked
 from gradscope.cells.cell import Cell
 from gradscope.cells.units import Parameters
 from gradscope.errors import InputError
 from gradscope.flow import gate_sums
-from gradscope.jacobians import linearize, link
-from gradscope.loaded import Loaded
-from gradscope.memory import SEGMENT_BYTES, step_bytes
-from gradscope.path import Array
-from gradscope.paths import cell_view, split
+from gradscope.linearize.budget import SEGMENT_BYTES, step_bytes
+from gradscope.linearize.cell_chain import cell_view, split
+from gradscope.linearize.jacobians import linearize, link
+from gradscope.linearize.loaded import Loaded
+from gradscope.linearize.paths import Array
+from gradscope.linearize.stack_chain import blocked
+from gradscope.linearize.trajectory import Segments, Spread, Trajectory, cast, precise
 from gradscope.problem import Problem
-from gradscope.trajectory import Segments, Spread, Trajectory, cast, precise
 
 
 class Linearized:
