@@ -14,7 +14,7 @@ from jax import lax
 from gradscope.cells.cell import Cell
 from gradscope.linearize.cell_chain import Jacobians
 from gradscope.linearize.sequence import Linearized
-from gradscope.problem import Problem, make_problem
+from gradscope.problem.problem import Problem, make_problem
 from gradscope.product_svd.spectrum import spectrum
 
 STEPS = 200

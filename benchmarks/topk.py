@@ -20,7 +20,7 @@ from processes import run as run_process  # noqa: E402
 from gradscope.linearize.tangent_chain import Sweeps  # noqa: E402
 from gradscope.linearize.tangents import tangents  # noqa: E402
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory, precise  # noqa: E402
-from gradscope.problem import make_problem  # noqa: E402
+from gradscope.problem.problem import make_problem  # noqa: E402
 from gradscope.product_svd.spectrum import top_spectra  # noqa: E402
 
 TOP = 8

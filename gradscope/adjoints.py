@@ -15,7 +15,7 @@ from gradscope.linearize.budget import SEGMENT_BYTES, tangent_bytes
 from gradscope.linearize.paths import Array
 from gradscope.linearize.tangents import tangents
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory, cast
-from gradscope.problem import Problem
+from gradscope.problem.problem import Problem
 
 # Losses at so many steps are followed back together: their chain is linearised anew for every such group.
 _TOGETHER = 256

@@ -10,9 +10,9 @@ from gradscope.checkpoints import Live, Model, read
 from gradscope.errors import InputError
 from gradscope.finding import Progress
 from gradscope.formats.tensors import quoted
-from gradscope.layered import make_problems
 from gradscope.pipeline import analyze as _analyze
-from gradscope.problems import Problems
+from gradscope.problem.layers import make_problems
+from gradscope.problem.problems import Problems
 from gradscope.runtime import find_devices
 from gradscope.verdict import Policy
 

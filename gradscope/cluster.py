@@ -16,7 +16,7 @@ from gradscope.errors import InputError
 from gradscope.finding import Found, Progress
 from gradscope.measure import Measured
 from gradscope.pipeline import conclude_all, find_all
-from gradscope.problems import Problems
+from gradscope.problem.problems import Problems
 from gradscope.product_svd.spectrum import Spectrum
 from gradscope.verdict import Policy
 

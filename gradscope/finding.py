@@ -13,7 +13,7 @@ import numpy as np
 from gradscope.linearize.paths import Array
 from gradscope.linearize.sequence import sequences_on
 from gradscope.measure import Measured, Task
-from gradscope.problem import Problem
+from gradscope.problem.problem import Problem
 from gradscope.threads import cores, one_blas_thread
 from gradscope.tops import measure_tops
 from gradscope.verdict import Policy

@@ -14,7 +14,7 @@ from gradscope.backprop import named
 from gradscope.linearize.paths import Array
 from gradscope.linearize.sequence import blaming
 from gradscope.linearize.trajectory import Spread, cast, precise
-from gradscope.problem import Problem
+from gradscope.problem.problem import Problem
 
 
 @dataclass(frozen=True)

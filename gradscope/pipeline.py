@@ -18,8 +18,8 @@ from gradscope.linearize.cell_chain import NAMELESS
 from gradscope.linearize.paths import Array
 from gradscope.loss import LossGradient, loss_gradient
 from gradscope.measure import Measured
-from gradscope.problem import MOST_FOR_ALL, Problem
-from gradscope.problems import Problems
+from gradscope.problem.problem import MOST_FOR_ALL, Problem
+from gradscope.problem.problems import Problems
 from gradscope.product_svd.spectrum import spectrum
 from gradscope.threads import one_blas_thread
 from gradscope.verdict import Policy, judge, level

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gradscope.measure import Measured
-from gradscope.problems import Problems
+from gradscope.problem.problems import Problems
 from gradscope.product_svd.spectrum import Spectrum
 
 _NUMBERS = re.compile(r"\d+")

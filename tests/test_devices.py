@@ -16,7 +16,7 @@ from gradscope import memory, workers
 from gradscope.linearize.cell_chain import DensePath, Jacobians
 from gradscope.linearize.sequence import Linearized
 from gradscope.measure import Task, measure
-from gradscope.problem import make_problem
+from gradscope.problem.problem import make_problem
 from gradscope.product_svd.spectrum import spectrum
 
 ANALYZE = [sys.executable, "-m", "gradscope", "analyze", "--json"]

@@ -15,8 +15,8 @@ from test_files import HOSTILE
 import gradscope
 from gradscope.checkpoints import Named, read
 from gradscope.errors import InputError
-from gradscope.inputs import read_array
-from gradscope.problem import make_problem
+from gradscope.problem.inputs import read_array
+from gradscope.problem.problem import make_problem
 
 X = np.random.default_rng(6).standard_normal((2, 9, 3))
 

@@ -16,10 +16,10 @@ import gradscope
 from gradscope.checkpoints import read
 from gradscope.cli.main import main
 from gradscope.errors import InputError
-from gradscope.inputs import reversed_within
-from gradscope.layered import make_problems
 from gradscope.linearize import budget as memory
-from gradscope.problem import make_problem
+from gradscope.problem.inputs import reversed_within
+from gradscope.problem.layers import make_problems
+from gradscope.problem.problem import make_problem
 from gradscope.render.table import render_table
 from gradscope.render.terminal import Terminal
 

@@ -19,8 +19,8 @@ from gradscope.analysis import lags
 from gradscope.checkpoints import Named
 from gradscope.cli.main import main
 from gradscope.loss import LossGradient, loss_gradient
-from gradscope.problem import make_problem
-from gradscope.seeds import with_loss
+from gradscope.problem.loss_adjoint import with_loss
+from gradscope.problem.problem import make_problem
 
 B, T, N = 2, 9, 4
 
@@ -312,7 +312,7 @@ def test_more_refusals(monkeypatch, tmp_path):
         with_loss(problem_of("lstm", view="cell"), adjoint=np.ones(N))
     with pytest.raises(gradscope.InputError, match="readout is 'head', but that is about a checkpoint"):
         gradscope.analyze(cell="rnn", readout="head")
-    monkeypatch.setattr("gradscope.seeds.available", lambda: 1000)
+    monkeypatch.setattr("gradscope.problem.loss_adjoint.available", lambda: 1000)
     with pytest.raises(gradscope.InputError, match="the deltas of 1 sequences of 9 steps need about"):
         with_loss(problem_of("lstm"), adjoint=np.ones(N))
 

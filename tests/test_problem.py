@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from models import read_layer
 
-from gradscope import problem as problem_module
 from gradscope.cells import CELLS, find
 from gradscope.cells.cell import Cell
 from gradscope.cells.initializers import initialize
 from gradscope.errors import InputError
 from gradscope.linearize import budget as memory
-from gradscope.problem import make_problem
+from gradscope.problem import problem as problem_module
+from gradscope.problem.problem import make_problem
 
 SMALL = {"hidden": 4, "input_size": 3, "steps": 5}
 

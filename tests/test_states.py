@@ -15,8 +15,8 @@ import gradscope
 from gradscope.cells import find
 from gradscope.cli.main import main
 from gradscope.errors import InputError
-from gradscope.problem import make_problem
-from gradscope.states import initial_states
+from gradscope.problem.initial_state import initial_states
+from gradscope.problem.problem import make_problem
 
 RNG = np.random.default_rng(11)
 X = RNG.standard_normal((3, 3, 3))

@@ -90,8 +90,8 @@ def test_long_chain_in_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_large_states_get_their_top_by_default_and_are_told(
     given: tuple[str, ...], said: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("gradscope.problem.MOST_FOR_ALL", 15)
-    monkeypatch.setattr("gradscope.problem.DEFAULT_TOP", 4)
+    monkeypatch.setattr("gradscope.problem.problem.MOST_FOR_ALL", 15)
+    monkeypatch.setattr("gradscope.problem.problem.DEFAULT_TOP", 4)
     assert (
         main(
             [

@@ -10,11 +10,11 @@ import numpy as np
 
 from gradscope.cells.cell import Cell
 from gradscope.cells.units import Parameters
-from gradscope.inputs import reversed_within
 from gradscope.linearize.paths import Array
 from gradscope.linearize.sequence import blaming
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory, forward, precise
-from gradscope.problem import Problem
+from gradscope.problem.inputs import reversed_within
+from gradscope.problem.problem import Problem
 
 
 def outputs(problem: Problem, devices: Sequence[jax.Device]) -> Array:

@@ -22,7 +22,7 @@ from gradscope.linearize.loaded import Loaded
 from gradscope.linearize.paths import Array
 from gradscope.linearize.stack_chain import blocked
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory, cast, precise
-from gradscope.problem import Problem
+from gradscope.problem.problem import Problem
 
 
 class Linearized:

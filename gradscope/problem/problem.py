@@ -12,10 +12,12 @@ from gradscope.cells import find
 from gradscope.cells.cell import Cell
 from gradscope.cells.initializers import initialize
 from gradscope.checkpoints import Layer, Named
-from gradscope.checks import one_of, real, whole
 from gradscope.errors import InputError, MisfitError
 from gradscope.formats.tensors import Array, quoted
-from gradscope.inputs import (
+from gradscope.linearize.budget import check_memory
+from gradscope.problem.checks import one_of, real, whole
+from gradscope.problem.initial_state import initial_states
+from gradscope.problem.inputs import (
     Sequences,
     drawn_sequences,
     extents,
@@ -24,8 +26,6 @@ from gradscope.inputs import (
     label,
     reversed_within,
 )
-from gradscope.linearize.budget import check_memory
-from gradscope.states import initial_states
 
 VIEWS = ("state", "cell")
 DTYPES = ("float64", "float32")

@@ -10,7 +10,7 @@ import numpy as np
 
 from gradscope.errors import InputError
 from gradscope.formats.tensors import Array, as_float64, listed, quoted, shown
-from gradscope.inputs import read_arrays
+from gradscope.problem.inputs import read_arrays
 
 # Of a layer: its name, and where in its state each component is (Cell.extents).
 Layers = Mapping[str, Mapping[str, slice]]

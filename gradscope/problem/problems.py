@@ -9,8 +9,8 @@ from typing import Any
 from gradscope.checkpoints import Named
 from gradscope.errors import InputError
 from gradscope.formats.tensors import listed
-from gradscope.problem import Problem
-from gradscope.seeds import LOSS, with_loss, with_losses
+from gradscope.problem.loss_adjoint import LOSS, with_loss, with_losses
+from gradscope.problem.problem import Problem
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ import numpy as np
 from gradscope.cells.cell import Member
 from gradscope.cells.stack import stacked
 from gradscope.checkpoints import Layer, Model, Named
-from gradscope.checks import whole
 from gradscope.errors import InputError, MisfitError
 from gradscope.formats.tensors import Array, listed, shown
-from gradscope.inputs import Sequences, extents, given_lengths, given_sequences, label
 from gradscope.linearize.budget import check_memory
 from gradscope.linearize.outputs import outputs
-from gradscope.problem import Problem, chosen_top, known_paths, make_problem
-from gradscope.problems import Problems, Stack
-from gradscope.states import initial_states
+from gradscope.problem.checks import whole
+from gradscope.problem.initial_state import initial_states
+from gradscope.problem.inputs import Sequences, extents, given_lengths, given_sequences, label
+from gradscope.problem.problem import Problem, chosen_top, known_paths, make_problem
+from gradscope.problem.problems import Problems, Stack
 
 if TYPE_CHECKING:
     from jax import Device

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from gradscope.checkpoints import Named
-from gradscope.checks import one_of
 from gradscope.errors import InputError
 from gradscope.formats.tensors import Array, as_float64, quoted, shown
-from gradscope.inputs import label, read_array, reversed_within
 from gradscope.linearize.budget import available
-from gradscope.problem import Problem
+from gradscope.problem.checks import one_of
+from gradscope.problem.inputs import label, read_array, reversed_within
+from gradscope.problem.problem import Problem
 
 READOUT_AT = ("last", "every")
 # What a problem with a loss says of it.
