@@ -18,7 +18,7 @@ from gradscope.linearize.paths import Array
 from gradscope.verdict import Policy, Verdict
 
 if TYPE_CHECKING:
-    from gradscope.loss import LossGradient
+    from gradscope.measure.loss import LossGradient
 
 SCHEMA = "gradscope/analysis/1"
 _MAX_LAGS = 1000

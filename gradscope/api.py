@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from gradscope.checkpoints import Live, Model, read
 from gradscope.errors import InputError
-from gradscope.finding import Progress
 from gradscope.formats.tensors import quoted
+from gradscope.measure.batch import Progress
 from gradscope.pipeline import analyze as _analyze
 from gradscope.problem.layers import make_problems
 from gradscope.problem.problems import Problems
@@ -129,7 +129,7 @@ def analyze(
         return problems.with_loss(head, readout_at, adjoint), found
 
     if distributed:
-        from gradscope.cluster import analyze
+        from gradscope.measure.cluster import analyze
 
         return analyze(prepare, policy, progress, devices)
     problems, found = prepare()

@@ -15,7 +15,7 @@ import gradscope
 from gradscope import memory, workers
 from gradscope.linearize.cell_chain import DensePath, Jacobians
 from gradscope.linearize.sequence import Linearized
-from gradscope.measure import Task, measure
+from gradscope.measure.all_values import Task, measure
 from gradscope.problem.problem import make_problem
 from gradscope.product_svd.spectrum import spectrum
 
@@ -52,9 +52,9 @@ def test_a_batch_does_not_depend_on_the_number_of_devices():
 
 def test_processes_give_what_one_after_the_other_gives(monkeypatch):
     problem = {"cell": "lstm-peephole", "hidden": 4, "input_size": 2, "steps": 120, "batch": 5, "seed": 3}
-    monkeypatch.setattr("gradscope.finding.cores", lambda: 1)
+    monkeypatch.setattr("gradscope.measure.batch.cores", lambda: 1)
     alone = gradscope.analyze(**problem)
-    monkeypatch.setattr("gradscope.finding.cores", lambda: 3)
+    monkeypatch.setattr("gradscope.measure.batch.cores", lambda: 3)
     started = []
     monkeypatch.setattr(workers.subprocess, "Popen", counting(workers.subprocess.Popen, started))
     reports = []
@@ -75,7 +75,7 @@ def counting(popen, started):
 
 @pytest.mark.parametrize("executable", ["/bin/false", "/bin/true", "/nonexistent"])
 def test_workers_that_cannot_start_are_not_missed(monkeypatch, executable):
-    monkeypatch.setattr("gradscope.finding.cores", lambda: 3)
+    monkeypatch.setattr("gradscope.measure.batch.cores", lambda: 3)
     monkeypatch.setattr(sys, "executable", executable)
     analysis = gradscope.analyze(cell="linear", hidden=3, input_size=1, steps=400, batch=3)
     assert len(analysis.full.spectra) == 3
@@ -97,7 +97,7 @@ def test_a_failure_in_a_worker_is_raised_here():
 
 def test_workers_end_with_their_parent():
     code = (
-        "import os\nfrom gradscope.workers import _processes\n"
+        "import os\nfrom gradscope.measure.workers import _processes\n"
         "with _processes(1) as (worker,):\n    print(worker.pid, flush=True)\n    os._exit(0)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
@@ -117,7 +117,7 @@ def gone(process):
 
 
 def test_a_worker_knows_no_jax():
-    code = "import sys, gradscope.workers; sys.exit('jax' in sys.modules)"
+    code = "import sys, gradscope.measure.workers; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

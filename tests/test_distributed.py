@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import gradscope
-from gradscope.cluster import join
+from gradscope.measure.cluster import join
 
 ANALYZE = [sys.executable, "-m", "gradscope", "analyze"]
 SMALL = ["--hidden", "4", "--input-size", "2", "--steps", "20", "--json"]

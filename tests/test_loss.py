@@ -14,11 +14,11 @@ import torch_cells
 from test_readme import README, run
 
 import gradscope
-from gradscope import adjoints
 from gradscope.analysis import lags
 from gradscope.checkpoints import Named
 from gradscope.cli.main import main
-from gradscope.loss import LossGradient, loss_gradient
+from gradscope.measure import adjoints
+from gradscope.measure.loss import LossGradient, loss_gradient
 from gradscope.problem.loss_adjoint import with_loss
 from gradscope.problem.problem import make_problem
 

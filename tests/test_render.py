@@ -15,7 +15,7 @@ import pytest
 
 from gradscope.analysis import Analysis, schema
 from gradscope.flow import chain_of
-from gradscope.loss import LossGradient
+from gradscope.measure.loss import LossGradient
 from gradscope.product_svd.spectrum import Spectrum
 from gradscope.render.json import render_json
 from gradscope.render.table import render_table

@@ -79,7 +79,7 @@ def test_a_sequence_of_the_batch_is_what_it_is_alone() -> None:
 def test_long_chain_in_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"cell": "rnn", "hidden": 5, "input_size": 3, "steps": 300, "top": 2}
     whole = gradscope.analyze(**options)
-    monkeypatch.setattr("gradscope.tops.SEGMENT_BYTES", 40_000)
+    monkeypatch.setattr("gradscope.measure.top_values.SEGMENT_BYTES", 40_000)
     cut = gradscope.analyze(**options)
     np.testing.assert_allclose(cut.full.by_lag, whole.full.by_lag, atol=1e-10)
     for path, share in whole.shares.items():

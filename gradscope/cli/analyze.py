@@ -111,7 +111,7 @@ def _together(cluster: dict[str, Any], options: dict[str, Any], output: Output) 
     from gradscope.cli.streams import guarded_stdout, hushed, silence
 
     with guarded_stdout(), hushed(output.quiet):
-        from gradscope.cluster import exchange, first, join, leads, leave
+        from gradscope.measure.cluster import exchange, first, join, leads, leave
         from gradscope.runtime import divide_cpu
 
         if options["devices"] is not None:

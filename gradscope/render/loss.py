@@ -17,7 +17,7 @@ from gradscope.verdict import scientific
 
 if TYPE_CHECKING:
     from gradscope.flow import Chain
-    from gradscope.loss import LossGradient
+    from gradscope.measure.loss import LossGradient
 
 
 _TITLES = {

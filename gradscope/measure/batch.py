@@ -12,12 +12,12 @@ import numpy as np
 
 from gradscope.linearize.paths import Array
 from gradscope.linearize.sequence import sequences_on
-from gradscope.measure import Measured, Task
+from gradscope.measure.all_values import Measured, Task
+from gradscope.measure.top_values import measure_tops
+from gradscope.measure.workers import measure_all
 from gradscope.problem.problem import Problem
 from gradscope.threads import cores, one_blas_thread
-from gradscope.tops import measure_tops
 from gradscope.verdict import Policy
-from gradscope.workers import measure_all
 
 Progress = Callable[[float, int], None]
 

@@ -21,7 +21,7 @@ from gradscope.linearize.sequence import blaming
 from gradscope.linearize.tangent_chain import Sweeps
 from gradscope.linearize.tangents import Tangents, tangents
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory, forward, precise
-from gradscope.measure import Measured
+from gradscope.measure.all_values import Measured
 from gradscope.problem.problem import Problem
 from gradscope.product_svd.block_pass import Operator, Window
 from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, top_spectra

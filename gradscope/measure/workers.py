@@ -23,9 +23,9 @@ from functools import partial
 from typing import Any, Protocol
 
 from gradscope.linearize.loaded import Loaded
-from gradscope.measure import Measured, Task, measure
+from gradscope.measure.all_values import Measured, Task, measure
 
-_SERVE = "import sys; sys.path[:] = sys.argv[1:]; from gradscope.workers import serve; serve()"
+_SERVE = "import sys; sys.path[:] = sys.argv[1:]; from gradscope.measure.workers import serve; serve()"
 
 
 class Source(Protocol):

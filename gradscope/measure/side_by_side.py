@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.measure import Measured
+from gradscope.measure.all_values import Measured
 from gradscope.problem.problems import Problems
 from gradscope.product_svd.spectrum import Spectrum
 

@@ -13,8 +13,8 @@ from jax.experimental import multihost_utils
 
 from gradscope.analysis import Analysis
 from gradscope.errors import InputError
-from gradscope.finding import Found, Progress
-from gradscope.measure import Measured
+from gradscope.measure.all_values import Measured
+from gradscope.measure.batch import Found, Progress
 from gradscope.pipeline import conclude_all, find_all
 from gradscope.problem.problems import Problems
 from gradscope.product_svd.spectrum import Spectrum

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradscope.adjoints import Adjoints, Total, log10
-from gradscope.backprop import named
 from gradscope.linearize.paths import Array
 from gradscope.linearize.sequence import blaming
 from gradscope.linearize.trajectory import Spread, cast, precise
+from gradscope.measure.adjoints import Adjoints, Total, log10
+from gradscope.measure.backprop import named
 from gradscope.problem.problem import Problem
 
 
