@@ -18,10 +18,10 @@ import numpy as np  # noqa: E402
 from gradscope.cells import find  # noqa: E402
 from gradscope.checkpoints import Layer, Model  # noqa: E402
 from gradscope.linearize.sequence import Linearized  # noqa: E402
-from gradscope.pipeline import analyze  # noqa: E402
 from gradscope.problem.layers import make_problems  # noqa: E402
 from gradscope.problem.problem import make_problem  # noqa: E402
 from gradscope.product_svd.spectrum import spectrum  # noqa: E402
+from gradscope.report.conclude import analyze  # noqa: E402
 
 STEPS, INPUT, REPEATS = 200, 32, 3
 

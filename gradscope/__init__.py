@@ -13,7 +13,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradscope.analysis import Analysis, schema
     from gradscope.api import analyze
     from gradscope.cells.cell import Cell
     from gradscope.checkpoints.equinox_live import from_equinox
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
     from gradscope.checkpoints.torch_live import from_torch
     from gradscope.errors import GradscopeError, InputError
     from gradscope.product_svd.spectrum import Spectrum, spectrum
-    from gradscope.verdict import Policy
+    from gradscope.report.analysis import Analysis, schema
+    from gradscope.report.verdict import Policy
 
 __version__ = "0.1.0"
 
@@ -43,18 +43,18 @@ __all__ = [
 ]
 
 _HOME = {
-    "Analysis": "gradscope.analysis",
+    "Analysis": "gradscope.report.analysis",
     "Cell": "gradscope.cells.cell",
     "GradscopeError": "gradscope.errors",
     "InputError": "gradscope.errors",
-    "Policy": "gradscope.verdict",
+    "Policy": "gradscope.report.verdict",
     "Spectrum": "gradscope.product_svd.spectrum",
     "analyze": "gradscope.api",
     "from_equinox": "gradscope.checkpoints.equinox_live",
     "from_flax": "gradscope.checkpoints.flax_live",
     "from_keras": "gradscope.checkpoints.keras_live",
     "from_torch": "gradscope.checkpoints.torch_live",
-    "schema": "gradscope.analysis",
+    "schema": "gradscope.report.analysis",
     "spectrum": "gradscope.product_svd.spectrum",
 }
 

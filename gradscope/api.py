@@ -10,17 +10,17 @@ from gradscope.checkpoints import Live, Model, read
 from gradscope.errors import InputError
 from gradscope.formats.tensors import quoted
 from gradscope.measure.batch import Progress
-from gradscope.pipeline import analyze as _analyze
 from gradscope.problem.layers import make_problems
 from gradscope.problem.problems import Problems
+from gradscope.report.conclude import analyze as _analyze
+from gradscope.report.verdict import Policy
 from gradscope.runtime import find_devices
-from gradscope.verdict import Policy
 
 if TYPE_CHECKING:
     from jax import Device
 
-    from gradscope.analysis import Analysis
     from gradscope.cells.cell import Cell
+    from gradscope.report.analysis import Analysis
 
 
 def analyze(

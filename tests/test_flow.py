@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import gradscope
-from gradscope.flow import chain_of, gate_statistics, gate_sums, horizon, recurrent_matrices, shares
 from gradscope.linearize.cell_chain import DensePath, Jacobians
 from gradscope.product_svd.spectrum import spectrum
+from gradscope.report.chains import chain_of, gate_statistics, gate_sums, horizon, recurrent_matrices, shares
 
 
 def random_paths(names, steps, size, seed=0):

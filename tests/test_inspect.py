@@ -12,7 +12,7 @@ import torch
 
 import gradscope
 from gradscope.errors import InputError
-from gradscope.inspection import inspect, inspection_schema
+from gradscope.report.inspection import inspect, inspection_schema
 
 
 @pytest.fixture

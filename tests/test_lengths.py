@@ -20,8 +20,8 @@ from gradscope.linearize import budget as memory
 from gradscope.problem.inputs import reversed_within
 from gradscope.problem.layers import make_problems
 from gradscope.problem.problem import make_problem
-from gradscope.render.table import render_table
-from gradscope.render.terminal import Terminal
+from gradscope.report.table import render_table
+from gradscope.report.terminal import Terminal
 
 LENGTHS = (7, 3, 5, 3)
 X = np.random.default_rng(8).standard_normal((4, 7, 3))

@@ -14,13 +14,13 @@ import torch_cells
 from test_readme import README, run
 
 import gradscope
-from gradscope.analysis import lags
 from gradscope.checkpoints import Named
 from gradscope.cli.main import main
 from gradscope.measure import adjoints
 from gradscope.measure.loss import LossGradient, loss_gradient
 from gradscope.problem.loss_adjoint import with_loss
 from gradscope.problem.problem import make_problem
+from gradscope.report.analysis import lags
 
 B, T, N = 2, 9, 4
 

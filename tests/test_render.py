@@ -13,14 +13,14 @@ import jsonschema
 import numpy as np
 import pytest
 
-from gradscope.analysis import Analysis, schema
-from gradscope.flow import chain_of
 from gradscope.measure.loss import LossGradient
 from gradscope.product_svd.spectrum import Spectrum
-from gradscope.render.json import render_json
-from gradscope.render.table import render_table
-from gradscope.render.terminal import Terminal
-from gradscope.verdict import Policy, judge, level
+from gradscope.report.analysis import Analysis, schema
+from gradscope.report.chains import chain_of
+from gradscope.report.json import render_json
+from gradscope.report.table import render_table
+from gradscope.report.terminal import Terminal
+from gradscope.report.verdict import Policy, judge, level
 
 GOLDEN = Path(__file__).parent / "golden"
 STEPS = 40

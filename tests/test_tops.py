@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import gradscope
-from gradscope.analysis import Analysis
 from gradscope.cli.main import main
+from gradscope.report.analysis import Analysis
 
 SMALL = {"hidden": 6, "input_size": 3, "steps": 40, "gain": 2.0}
 

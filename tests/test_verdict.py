@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from gradscope.errors import InputError
-from gradscope.flow import chain_of
 from gradscope.product_svd.spectrum import spectrum
-from gradscope.verdict import Policy, judge, level, scientific
+from gradscope.report.chains import chain_of
+from gradscope.report.verdict import Policy, judge, level, scientific
 
 
 def scalar_chain(*factors, error=None, name="full"):

@@ -19,9 +19,9 @@ import gradscope
 from gradscope import checkpoints
 from gradscope.checkpoints.keras_config import specs
 from gradscope.errors import InputError
-from gradscope.inspection import inspect
-from gradscope.render.contents import render_contents
-from gradscope.render.terminal import Terminal
+from gradscope.report.inspection import inspect
+from gradscope.report.inspection_table import render_contents
+from gradscope.report.terminal import Terminal
 
 # Keras reads an attribute of NumPy that is on its way out.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:keras")

@@ -31,8 +31,8 @@ def chain(file: Path, top: int | None, **options: Any) -> int:
     check_writable(output.output, file)
     with guarded_stdout(), hushed(output.quiet):
         from gradscope.formats.tensors import read_jacobians
-        from gradscope.pipeline import analyze_chain
-        from gradscope.verdict import Policy
+        from gradscope.report.conclude import analyze_chain
+        from gradscope.report.verdict import Policy
 
         policy = Policy(output.vanishing_below, output.exploding_above)
         analysis = analyze_chain(read_jacobians(file), str(file), policy, top)

@@ -33,7 +33,7 @@ def inspect(
     check_writable(output, file)
     with guarded_stdout():
         find_modules_here()
-        from gradscope.inspection import inspect as inspect_file
+        from gradscope.report.inspection import inspect as inspect_file
 
         found = inspect_file(file, cell, max_size)
     if output_format == "json":
@@ -41,7 +41,7 @@ def inspect(
 
         write_result(json.dumps(found.to_dict(), allow_nan=False) + "\n", output)
         return
-    from gradscope.render.contents import render_contents
-    from gradscope.render.terminal import terminal_for
+    from gradscope.report.inspection_table import render_contents
+    from gradscope.report.terminal import terminal_for
 
     write_result(render_contents(found, terminal_for(color, to_file=output is not None)), output)

@@ -14,7 +14,7 @@ import click
 from gradscope.errors import ExitCode
 
 if TYPE_CHECKING:
-    from gradscope.analysis import Analysis
+    from gradscope.report.analysis import Analysis
 
 # Opened by its name, a stdout that is a file would lose what others have written to it.
 _STDOUT = (Path("-"), Path("/dev/stdout"))
@@ -161,11 +161,11 @@ def finish(analysis: Analysis, output: Output) -> int:
 
 def _render(analysis: Analysis, output: Output) -> str:
     if output.output_format == "json":
-        from gradscope.render.json import render_json
+        from gradscope.report.json import render_json
 
         return render_json(analysis, all_lags=output.lags == "all")
-    from gradscope.render.table import render_table
-    from gradscope.render.terminal import terminal_for
+    from gradscope.report.table import render_table
+    from gradscope.report.terminal import terminal_for
 
     terminal = terminal_for(output.color, to_file=output.output is not None)
     return render_table(analysis, terminal, verdict_only=output.quiet)

@@ -14,7 +14,6 @@ import numpy as np
 from gradscope.cells.cell import Cell
 from gradscope.cells.units import Parameters
 from gradscope.errors import InputError
-from gradscope.flow import gate_sums
 from gradscope.linearize.budget import SEGMENT_BYTES, step_bytes
 from gradscope.linearize.cell_chain import cell_view, split
 from gradscope.linearize.jacobians import linearize, link
@@ -23,6 +22,7 @@ from gradscope.linearize.paths import Array
 from gradscope.linearize.stack_chain import blocked
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory, cast, precise
 from gradscope.problem.problem import Problem
+from gradscope.report.chains import gate_sums
 
 
 class Linearized:

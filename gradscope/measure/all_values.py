@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.flow import shares
 from gradscope.linearize.loaded import Loaded
 from gradscope.linearize.paths import Array
 from gradscope.linearize.segmented import Segmented, keeping_recent
 from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, spectrum
+from gradscope.report.chains import shares
 
 # A chain is gone through about so many times.
 _PASSES = 4

@@ -16,8 +16,8 @@ from gradscope.measure.all_values import Measured, Task
 from gradscope.measure.top_values import measure_tops
 from gradscope.measure.workers import measure_all
 from gradscope.problem.problem import Problem
+from gradscope.report.verdict import Policy
 from gradscope.threads import cores, one_blas_thread
-from gradscope.verdict import Policy
 
 Progress = Callable[[float, int], None]
 

@@ -11,14 +11,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gradscope.analysis import Analysis
 from gradscope.errors import InputError
 from gradscope.measure.all_values import Measured
 from gradscope.measure.batch import Found, Progress
-from gradscope.pipeline import conclude_all, find_all
 from gradscope.problem.problems import Problems
 from gradscope.product_svd.spectrum import Spectrum
-from gradscope.verdict import Policy
+from gradscope.report.analysis import Analysis
+from gradscope.report.conclude import conclude_all, find_all
+from gradscope.report.verdict import Policy
 
 # Errors that are answered differently from a bug; by their names they go from process to process.
 _KNOWN: dict[str, type[Exception]] = {kind.__name__: kind for kind in (InputError, BrokenPipeError)}

@@ -13,7 +13,6 @@ import numpy as np
 from gradscope.cells.cell import Cell
 from gradscope.cells.stack import block_names, extents_of
 from gradscope.cells.units import Parameters
-from gradscope.flow import gate_sums
 from gradscope.linearize.budget import SEGMENT_BYTES, tangent_bytes
 from gradscope.linearize.cell_chain import NAMELESS
 from gradscope.linearize.paths import Array
@@ -25,6 +24,7 @@ from gradscope.measure.all_values import Measured
 from gradscope.problem.problem import Problem
 from gradscope.product_svd.block_pass import Operator, Window
 from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, top_spectra
+from gradscope.report.chains import gate_sums
 
 
 def measure_tops(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradscope.errors import InputError
-from gradscope.flow import Chain
+from gradscope.report.chains import Chain
 
 
 @dataclass(frozen=True)

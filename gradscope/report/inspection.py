@@ -81,6 +81,6 @@ def _layer(found: Found, matrices: Mapping[str, Mapping[str, float | None]]) -> 
 
 def inspection_schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of what ``Inspection.to_dict`` returns."""
-    text = resources.files("gradscope").joinpath("inspection.schema.json").read_text("utf-8")
+    text = resources.files("gradscope.report").joinpath("inspection.schema.json").read_text("utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded

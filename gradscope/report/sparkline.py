@@ -8,8 +8,8 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from gradscope.render.terminal import Terminal
-from gradscope.verdict import scientific
+from gradscope.report.terminal import Terminal
+from gradscope.report.verdict import scientific
 
 _BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.,-=+*#"
 

@@ -12,15 +12,15 @@ from rich.table import Table
 from rich.text import Text
 
 from gradscope.formats.tensors import shown
-from gradscope.render.lags import by_lag
-from gradscope.render.loss import loss_sections
-from gradscope.render.page import bullet, headed, page, section
-from gradscope.render.terminal import Terminal
-from gradscope.verdict import scientific, span
+from gradscope.report.loss_table import loss_sections
+from gradscope.report.page import bullet, headed, page, section
+from gradscope.report.sparkline import by_lag
+from gradscope.report.terminal import Terminal
+from gradscope.report.verdict import scientific, span
 
 if TYPE_CHECKING:
-    from gradscope.analysis import Analysis
-    from gradscope.flow import Chain, Extremes
+    from gradscope.report.analysis import Analysis
+    from gradscope.report.chains import Chain, Extremes
 
 _STYLES = {
     "vanishing": "bold blue",

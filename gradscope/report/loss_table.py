@@ -10,14 +10,14 @@ import numpy as np
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from gradscope.render.lags import by_lag
-from gradscope.render.page import headed, section
-from gradscope.render.terminal import Terminal
-from gradscope.verdict import scientific
+from gradscope.report.page import headed, section
+from gradscope.report.sparkline import by_lag
+from gradscope.report.terminal import Terminal
+from gradscope.report.verdict import scientific
 
 if TYPE_CHECKING:
-    from gradscope.flow import Chain
     from gradscope.measure.loss import LossGradient
+    from gradscope.report.chains import Chain
 
 
 _TITLES = {

@@ -11,8 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradscope.analysis import Analysis
-from gradscope.flow import chain_of, gate_statistics, mean_share, recurrent_matrices
 from gradscope.linearize.cell_chain import NAMELESS
 from gradscope.linearize.paths import Array
 from gradscope.measure.all_values import Measured
@@ -22,8 +20,10 @@ from gradscope.measure.side_by_side import together
 from gradscope.problem.problem import MOST_FOR_ALL, Problem
 from gradscope.problem.problems import Problems
 from gradscope.product_svd.spectrum import spectrum
+from gradscope.report.analysis import Analysis
+from gradscope.report.chains import chain_of, gate_statistics, mean_share, recurrent_matrices
+from gradscope.report.verdict import Policy, judge, level
 from gradscope.threads import one_blas_thread
-from gradscope.verdict import Policy, judge, level
 
 _SIDE_BY_SIDE = (
     "Layers of two directions of time, or that the file does not connect, stand side by side: the gain is "

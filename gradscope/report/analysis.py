@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import gradscope
-from gradscope.flow import Chain, Extremes, mean_share
 from gradscope.linearize.paths import Array
-from gradscope.verdict import Policy, Verdict
+from gradscope.report.chains import Chain, Extremes, mean_share
+from gradscope.report.verdict import Policy, Verdict
 
 if TYPE_CHECKING:
     from gradscope.measure.loss import LossGradient
@@ -152,6 +152,6 @@ def _plain(value: Any) -> Any:
 
 def schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of what ``Analysis.to_dict`` returns."""
-    text = resources.files("gradscope").joinpath("analysis.schema.json").read_text("utf-8")
+    text = resources.files("gradscope.report").joinpath("analysis.schema.json").read_text("utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded

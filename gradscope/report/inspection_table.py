@@ -9,12 +9,12 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from gradscope.formats.tensors import listed, shown
-from gradscope.render.page import bullet, headed, page, section
-from gradscope.render.terminal import Terminal
+from gradscope.report.page import bullet, headed, page, section
+from gradscope.report.terminal import Terminal
 
 if TYPE_CHECKING:
     from gradscope.checkpoints import Found
-    from gradscope.inspection import Inspection
+    from gradscope.report.inspection import Inspection
 
 
 def render_contents(inspection: Inspection, terminal: Terminal) -> str:

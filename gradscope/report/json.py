@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gradscope.analysis import Analysis
+    from gradscope.report.analysis import Analysis
 
 
 def render_json(analysis: Analysis, *, all_lags: bool = False) -> str:

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from gradscope.render.terminal import Terminal
+from gradscope.report.terminal import Terminal
 
 # Padding at the end of a line, before the codes that end its colours.
 _TRAILING = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
