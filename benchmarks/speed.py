@@ -40,8 +40,8 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 import gradscope  # noqa: E402
+from gradscope.machine import cores  # noqa: E402
 from gradscope.measure.all_values import Task, measure  # noqa: E402
-from gradscope.threads import cores  # noqa: E402
 
 METHODS: dict[str, Callable[[Case], Callable[[], Any]]] = {
     "(a) plain product": plain,

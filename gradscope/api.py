@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradscope.checkpoints import Live, Model, read
-from gradscope.errors import InputError
-from gradscope.formats.tensors import quoted
+from gradscope.errors import InputError, quoted
+from gradscope.machine import find_devices
 from gradscope.measure.batch import Progress
 from gradscope.problem.layers import make_problems
 from gradscope.problem.problems import Problems
 from gradscope.report.conclude import analyze as _analyze
 from gradscope.report.verdict import Policy
-from gradscope.runtime import find_devices
 
 if TYPE_CHECKING:
     from jax import Device

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 import gradscope
-from gradscope import runtime
+from gradscope import machine as runtime
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gradscope.errors import InputError
 
@@ -17,7 +16,8 @@ if TYPE_CHECKING:
     from gradscope.cells.cell import Cell
     from gradscope.cells.units import Shapes
 
-Array = npt.NDArray[np.float64]
+from gradscope.custom_types import Array
+
 Shape = tuple[int, ...]
 Parameters = dict[str, Array]
 

@@ -16,8 +16,8 @@ from gradscope.checkpoints import flax_names, native, torch_names
 from gradscope.checkpoints.found import ACTIVATIONS, Contents, Found, Named
 from gradscope.checkpoints.layer import Layer
 from gradscope.checkpoints.live import Live
-from gradscope.errors import InputError
-from gradscope.formats.tensors import Tensors, about, listed, quoted, shown
+from gradscope.errors import InputError, about, listed, quoted, shown
+from gradscope.formats.tensors import Tensors
 
 __all__ = [
     "ACTIVATIONS",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradscope.cells.cell import Cell
-from gradscope.errors import InputError
-from gradscope.formats.tensors import Array, listed, shown
+from gradscope.custom_types import Array
+from gradscope.errors import InputError, listed, shown
 
 # Sizes that no other axis of a cell will have: they tell which axis is which.
 _HIDDEN, _INPUT = 1_000_003, 2_000_003

@@ -13,8 +13,9 @@ import numpy as np
 from gradscope.checkpoints.found import SIMPLE, Contents, Found, attempt, gated, take
 from gradscope.checkpoints.onnx_tensors import tensors_of
 from gradscope.checkpoints.onnx_wiring import Operator, attributes, operators
-from gradscope.errors import InputError
-from gradscope.formats.tensors import Array, PathLike, Tensors, allowed, check_size, library, listed, opened
+from gradscope.custom_types import Array, PathLike
+from gradscope.errors import InputError, listed
+from gradscope.formats.tensors import Tensors, allowed, check_size, library, opened
 
 # W, R, B, sequence_lens, initial_h, initial_c, P follow X among the inputs of the operator.
 _INPUTS = {"W": 1, "R": 2, "B": 3, "h0": 5, "c0": 6, "P": 7}

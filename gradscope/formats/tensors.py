@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,9 @@ from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
-from gradscope.errors import InputError
-
-Array = npt.NDArray[np.float64]
-PathLike = str | os.PathLike[str]
+from gradscope.custom_types import Array, PathLike
+from gradscope.errors import InputError, about, quoted, reason, shown
 
 # A file may unpack to EXPANSION times its size plus ALLOWANCE bytes. Compressed weights shrink by
 # less than 3, a bomb of zeros by 1000; the allowance is for small files of zeros and identities.
@@ -47,7 +44,7 @@ class Tensor:
     """
 
     called: str
-    load: Callable[[], npt.NDArray[Any]]
+    load: Callable[[], Array]
     size: int = 0
 
     def values(self) -> Array:
@@ -114,37 +111,6 @@ def as_float64(values: Any, name: str) -> Array:
     return result
 
 
-def shown(text: object) -> str:
-    """Text for a one-line message: as it is if printable, else with everything else escaped."""
-    plain = str(text)
-    return plain if plain.isprintable() else repr(plain)
-
-
-def quoted(value: object) -> str:
-    """What the user gave, for a one-line message."""
-    return shown(repr(value))[:80]
-
-
-def listed(names: Sequence[str], most: int = 8) -> str:
-    """A few of the names for a one-line message: a stranger's file may hold thousands."""
-    more = f", ... ({len(names)} in all)" if len(names) > most else ""
-    return ", ".join(shown(name[:80]) for name in names[:most]) + more
-
-
-def reason(error: Exception) -> str:
-    """What an exception of someone else's says, on one short line."""
-    return shown(" ".join(str(error).split())[:200]) or type(error).__name__
-
-
-@contextmanager
-def about(path: PathLike) -> Iterator[None]:
-    """Begin the message of an InputError with the path of the file that it is about."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{shown(path)}: {error}") from error
-
-
 def allowed(size: int, max_size: int | None) -> int:
     """Bytes that a file of ``size`` bytes may unpack to."""
     return EXPANSION * size + ALLOWANCE if max_size is None else max_size
@@ -193,7 +159,7 @@ def _check_real(dtype: np.dtype[Any], name: str) -> None:
         raise InputError(f"{name} has dtype {shown(dtype)[:80]}, {EXPECTED}")
 
 
-def _array(file: IO[bytes], size: int, name: str) -> npt.NDArray[Any]:
+def _array(file: IO[bytes], size: int, name: str) -> Array:
     """The array of a .npy stream of ``size`` bytes, if its header says exactly what follows it."""
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:
@@ -219,7 +185,7 @@ def members(archive: zipfile.ZipFile, limit: int, remedy: str = "") -> list[zipf
 
 
 def _npz_tensor(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> Tensor:
-    def load() -> npt.NDArray[Any]:
+    def load() -> Array:
         # Of zip's methods only these two unpack piece by piece, within the declared size.
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise InputError(f"{name} is packed by a method NumPy does not write: save with numpy.savez")

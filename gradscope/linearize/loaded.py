@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from gradscope.linearize.paths import Array
+from gradscope.custom_types import Array
 from gradscope.product_svd.parts import Layout
 
 # Chains smaller than this are formed once.

@@ -10,7 +10,7 @@ import numpy as np
 
 from gradscope.cells.cell import Cell
 from gradscope.cells.units import Parameters
-from gradscope.linearize.paths import Array
+from gradscope.custom_types import Array
 from gradscope.linearize.sequence import blaming
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory, forward, precise
 from gradscope.problem.inputs import reversed_within

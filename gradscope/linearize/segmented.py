@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from gradscope.custom_types import Array
 from gradscope.linearize.loaded import Loaded
-from gradscope.linearize.paths import Array
 
 # Two runs over a chain may be on either side of a boundary.
 _KEPT = 2

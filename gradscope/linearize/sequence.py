@@ -13,12 +13,12 @@ import numpy as np
 
 from gradscope.cells.cell import Cell
 from gradscope.cells.units import Parameters
+from gradscope.custom_types import Array
 from gradscope.errors import InputError
 from gradscope.linearize.budget import SEGMENT_BYTES, step_bytes
 from gradscope.linearize.cell_chain import cell_view, split
 from gradscope.linearize.jacobians import linearize, link
 from gradscope.linearize.loaded import Loaded
-from gradscope.linearize.paths import Array
 from gradscope.linearize.stack_chain import blocked
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory, cast, precise
 from gradscope.problem.problem import Problem

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradscope.custom_types import Array
 from gradscope.linearize.cell_chain import Jacobians, split
 from gradscope.linearize.loaded import Loaded, nonzero, random_row
-from gradscope.linearize.paths import Array, DensePath, Path, UnitPath
+from gradscope.linearize.paths import DensePath, Path, UnitPath
 from gradscope.product_svd.parts import Layout
 
 if TYPE_CHECKING:  # a worker process reads chains, and starts without JAX

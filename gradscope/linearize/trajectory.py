@@ -17,6 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gradscope.cells.cell import Cell
 from gradscope.cells.units import Parameters
+from gradscope.custom_types import Array
 from gradscope.linearize.budget import SEGMENT_BYTES
 
 _AXIS = "batch"
@@ -92,7 +93,7 @@ class Spread:
             (len(self.devices),), (_AXIS,), devices=self.devices, axis_types=(AxisType.Auto,)
         )
 
-    def put(self, batch: np.ndarray[Any, Any]) -> Any:
+    def put(self, batch: Array) -> Any:
         """Host array (B, ...) on the devices as (B', ...): the last repeated, so that shares are equal."""
         if len(self.devices) == 1:
             return jax.device_put(batch, self.devices[0])
@@ -143,8 +144,8 @@ class Trajectory:
         self,
         cell: Cell,
         parameters: Mapping[str, Any],
-        inputs: np.ndarray[Any, Any],
-        state: np.ndarray[Any, Any],
+        inputs: Array,
+        state: Array,
         segments: Segments,
         spread: Spread,
         dtype: str = "float64",

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from gradscope.cells.units import Parameters
+from gradscope.custom_types import Array
 from gradscope.linearize.budget import SEGMENT_BYTES, tangent_bytes
-from gradscope.linearize.paths import Array
 from gradscope.linearize.tangents import tangents
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory, cast
 from gradscope.measure.backprop import ZERO, Columns, Segment, contributions, gradients, named

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from gradscope.custom_types import Array
 from gradscope.linearize.loaded import Loaded
-from gradscope.linearize.paths import Array
 from gradscope.linearize.segmented import Segmented, keeping_recent
 from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, spectrum
 from gradscope.report.chains import shares

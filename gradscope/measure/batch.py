@@ -10,14 +10,14 @@ from functools import partial
 import jax
 import numpy as np
 
-from gradscope.linearize.paths import Array
+from gradscope.custom_types import Array
 from gradscope.linearize.sequence import sequences_on
+from gradscope.machine import cores, one_blas_thread
 from gradscope.measure.all_values import Measured, Task
 from gradscope.measure.top_values import measure_tops
 from gradscope.measure.workers import measure_all
 from gradscope.problem.problem import Problem
 from gradscope.report.verdict import Policy
-from gradscope.threads import cores, one_blas_thread
 
 Progress = Callable[[float, int], None]
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradscope.linearize.paths import Array
+from gradscope.custom_types import Array
 from gradscope.linearize.sequence import blaming
 from gradscope.linearize.trajectory import Spread, cast, precise
 from gradscope.measure.adjoints import Adjoints, Total, log10
@@ -64,7 +64,7 @@ class LossGradient:
         far = np.flatnonzero(np.abs(reached[-1] - reached) > rest * reached[-1])
         return int(far[-1]) + 2 if len(far) else 1
 
-    def to_dict(self, lags: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, Any]:
+    def to_dict(self, lags: Array) -> dict[str, Any]:
         """The part ``loss`` of the JSON object, at these lags; what is between them is in the next one."""
         at = [0, *lags.tolist()]
         deltas = {name: np.nanmedian(norms, axis=0)[lags - 1] for name, norms in self.log10_deltas.items()}

@@ -13,9 +13,9 @@ import numpy as np
 from gradscope.cells.cell import Cell
 from gradscope.cells.stack import block_names, extents_of
 from gradscope.cells.units import Parameters
+from gradscope.custom_types import Array
 from gradscope.linearize.budget import SEGMENT_BYTES, tangent_bytes
 from gradscope.linearize.cell_chain import NAMELESS
-from gradscope.linearize.paths import Array
 from gradscope.linearize.sequence import blaming
 from gradscope.linearize.tangent_chain import Sweeps
 from gradscope.linearize.tangents import Tangents, tangents

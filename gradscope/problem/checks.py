@@ -7,8 +7,7 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
-from gradscope.errors import InputError
-from gradscope.formats.tensors import quoted
+from gradscope.errors import InputError, quoted
 
 
 def whole(name: str, value: Any, least: int) -> int:

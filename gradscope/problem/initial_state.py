@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.errors import InputError
-from gradscope.formats.tensors import Array, as_float64, listed, quoted, shown
+from gradscope.custom_types import Array
+from gradscope.errors import InputError, listed, quoted, shown
+from gradscope.formats.tensors import as_float64
 from gradscope.problem.inputs import read_arrays
 
 # Of a layer: its name, and where in its state each component is (Cell.extents).

@@ -13,21 +13,11 @@ from typing import Any
 import numpy as np
 
 from gradscope.checkpoints import Named
-from gradscope.errors import InputError, MisfitError
+from gradscope.custom_types import Array, PathLike
+from gradscope.errors import InputError, MisfitError, listed, quoted, shown
 from gradscope.formats.csv_table import read_csv
 from gradscope.formats.safetensors_file import open_safetensors
-from gradscope.formats.tensors import (
-    Array,
-    PathLike,
-    Tensors,
-    as_float64,
-    listed,
-    open_npz,
-    quoted,
-    read_npy,
-    shown,
-    split_key,
-)
+from gradscope.formats.tensors import Tensors, as_float64, open_npz, read_npy, split_key
 
 # Inputs that are made, not given.
 KINDS = ("normal", "zeros")

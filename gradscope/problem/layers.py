@@ -11,8 +11,8 @@ import numpy as np
 from gradscope.cells.cell import Member
 from gradscope.cells.stack import stacked
 from gradscope.checkpoints import Layer, Model, Named
-from gradscope.errors import InputError, MisfitError
-from gradscope.formats.tensors import Array, listed, shown
+from gradscope.custom_types import Array
+from gradscope.errors import InputError, MisfitError, listed, shown
 from gradscope.linearize.budget import check_memory
 from gradscope.linearize.outputs import outputs
 from gradscope.problem.checks import whole

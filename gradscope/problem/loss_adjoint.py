@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from gradscope.checkpoints import Named
-from gradscope.errors import InputError
-from gradscope.formats.tensors import Array, as_float64, quoted, shown
-from gradscope.linearize.budget import available
+from gradscope.custom_types import Array
+from gradscope.errors import InputError, quoted, shown
+from gradscope.formats.tensors import as_float64
+from gradscope.machine import available
 from gradscope.problem.checks import one_of
 from gradscope.problem.inputs import label, read_array, reversed_within
 from gradscope.problem.problem import Problem

@@ -12,8 +12,8 @@ from gradscope.cells import find
 from gradscope.cells.cell import Cell
 from gradscope.cells.initializers import initialize
 from gradscope.checkpoints import Layer, Named
-from gradscope.errors import InputError, MisfitError
-from gradscope.formats.tensors import Array, quoted
+from gradscope.custom_types import Array
+from gradscope.errors import InputError, MisfitError, quoted
 from gradscope.linearize.budget import check_memory
 from gradscope.problem.checks import one_of, real, whole
 from gradscope.problem.initial_state import initial_states

@@ -7,8 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from gradscope.checkpoints import Named
-from gradscope.errors import InputError
-from gradscope.formats.tensors import listed
+from gradscope.errors import InputError, listed
 from gradscope.problem.loss_adjoint import LOSS, with_loss, with_losses
 from gradscope.problem.problem import Problem
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gradscope.custom_types import Array
 from gradscope.product_svd.block_pass import Image, Operator, Passes
-from gradscope.product_svd.steps import Array
 
 # Columns beyond the values asked for, at least, and what their number is a multiple of: 20 columns took
 # as long as 32 (m = 512).

@@ -8,10 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
+from gradscope.custom_types import Array
 from gradscope.errors import InputError
 from gradscope.product_svd.jacobi_svd import decomposed
 from gradscope.product_svd.norm_by_lag import LOG10_2
-from gradscope.product_svd.steps import Array
 from gradscope.product_svd.triangle import Triangle
 
 Take = Callable[[Array], None]

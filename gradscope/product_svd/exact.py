@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from gradscope.custom_types import Array
 from gradscope.product_svd.graded_lu import Graded
-from gradscope.product_svd.steps import Array, Steps
+from gradscope.product_svd.steps import Steps
 
 # Multiplications of long integers that are worth the wait: half a second for the last digits, ten
 # (m = 48, T = 200) where the values are otherwise wrong in the sixth.

@@ -9,9 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
+from gradscope.custom_types import Array
 from gradscope.errors import InputError
 from gradscope.product_svd.graded_lu import Graded, factor
-from gradscope.product_svd.steps import Array
 
 RankAt = Callable[[int, Array], int]
 

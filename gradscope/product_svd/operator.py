@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from gradscope.product_svd.steps import Array, Steps
+from gradscope.custom_types import Array
+from gradscope.product_svd.steps import Steps
 
 # Powers of two up to which the entries of a step can be multiplied as they are.
 LARGEST = 900

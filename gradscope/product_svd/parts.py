@@ -6,7 +6,7 @@ from itertools import islice
 
 import numpy as np
 
-from gradscope.linearize.paths import Array
+from gradscope.custom_types import Array
 
 # Rows and columns of the parts of a step that are added to it first, and, of the blocks on its diagonal,
 # the states and how many parts they have.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradscope.product_svd.steps import Array, Steps
+from gradscope.custom_types import Array
+from gradscope.product_svd.steps import Steps
 
 
 class Perturbed(Steps):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from gradscope.custom_types import Array
 from gradscope.product_svd.block_krylov import Top, tolerance, top_values
 from gradscope.product_svd.block_pass import Operator
-from gradscope.product_svd.steps import Array
 
 # Every lag up to here, then two for every doubling, and one where a lag takes long.
 SMALL = 8

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from gradscope.custom_types import Array
 from gradscope.errors import InputError
+from gradscope.machine import cores, one_blas_thread
 from gradscope.product_svd.block_krylov import Top, top_values
 from gradscope.product_svd.block_pass import Operator
 from gradscope.product_svd.error_estimate import EPS, Run, best_run, lags_alone
 from gradscope.product_svd.norm_by_lag import LOG10_2, LagNorm
 from gradscope.product_svd.operator import Stack, tame
 from gradscope.product_svd.reach import norm_by_lag
-from gradscope.product_svd.steps import Array, Steps, checked, reachable, restricted
-from gradscope.threads import cores, one_blas_thread
+from gradscope.product_svd.steps import Steps, checked, reachable, restricted
 
 # From this size on, and from so many times the values asked for, blocks took a third of the time or
 # less (T = 200).

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 
+from gradscope.custom_types import Array
 from gradscope.errors import InputError
 from gradscope.product_svd.parts import multiplied
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 # Below 2^28: with 14-bit halves every sum of 1024 products stays below 2^53.
 PRIMES = (268435399, 268435367)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from gradscope.custom_types import Array
 from gradscope.product_svd.graded_lu import Graded
-from gradscope.product_svd.steps import Array
 
 # A pivot this many roundings below the largest column of its factor is noise.
 NOISE = 64.0

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from gradscope.custom_types import Array
 from gradscope.linearize.loaded import Loaded
-from gradscope.linearize.paths import Array
 from gradscope.linearize.segmented import Segmented
 from gradscope.product_svd.spectrum import Spectrum
 

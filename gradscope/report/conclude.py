@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from gradscope.custom_types import Array
 from gradscope.linearize.cell_chain import NAMELESS
-from gradscope.linearize.paths import Array
+from gradscope.machine import one_blas_thread
 from gradscope.measure.all_values import Measured
 from gradscope.measure.batch import Found, Progress, find
 from gradscope.measure.loss import LossGradient, loss_gradient
@@ -23,7 +24,6 @@ from gradscope.product_svd.spectrum import spectrum
 from gradscope.report.analysis import Analysis
 from gradscope.report.chains import chain_of, gate_statistics, mean_share, recurrent_matrices
 from gradscope.report.verdict import Policy, judge, level
-from gradscope.threads import one_blas_thread
 
 _SIDE_BY_SIDE = (
     "Layers of two directions of time, or that the file does not connect, stand side by side: the gain is "
