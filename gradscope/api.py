@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from gradscope.checkpoints import Live, Model, read
 from gradscope.errors import InputError, quoted
 from gradscope.machine import find_devices
-from gradscope.measure.batch import Progress
-from gradscope.problem.layers import make_problems
-from gradscope.problem.problems import Problems
+from gradscope.measure.measured import Progress
+from gradscope.problem.layers import Problems, make_problems
 from gradscope.report.conclude import analyze as _analyze
 from gradscope.report.verdict import Policy
 

@@ -17,8 +17,8 @@ from safetensors.numpy import save as safetensors_bytes
 
 from gradscope.errors import InputError
 from gradscope.formats import tensors as files
+from gradscope.formats.numpy_files import open_npz, read_jacobians, read_npy
 from gradscope.formats.safetensors_file import open_safetensors
-from gradscope.formats.tensors import open_npz, read_jacobians, read_npy
 
 
 def read_npz(path, choose=list, opened=open_npz):

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 import gradscope
+from gradscope.cells.notation import recurrent_matrices
 from gradscope.linearize.cell_chain import DensePath, Jacobians
+from gradscope.linearize.gates import gate_statistics, gate_sums
+from gradscope.measure.shares import shares
 from gradscope.product_svd.spectrum import spectrum
-from gradscope.report.chains import chain_of, gate_statistics, gate_sums, horizon, recurrent_matrices, shares
+from gradscope.report.chains import chain_of, horizon
 
 
 def random_paths(names, steps, size, seed=0):

@@ -15,7 +15,7 @@ from test_files import HOSTILE
 import gradscope
 from gradscope.checkpoints import Named, read
 from gradscope.errors import InputError
-from gradscope.problem.inputs import read_array
+from gradscope.formats.reading import read_array
 from gradscope.problem.problem import make_problem
 
 X = np.random.default_rng(6).standard_normal((2, 9, 3))

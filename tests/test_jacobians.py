@@ -10,7 +10,7 @@ import pytest
 from gradscope.cells import CELLS, find
 from gradscope.linearize.cell_chain import Jacobians, cell_view, split
 from gradscope.linearize.jacobians import definition, linearize, link
-from gradscope.product_svd.parts import multiplied
+from gradscope.product_svd.steps import multiplied
 
 N, D, T = 5, 3, 9
 PER_UNIT = [name for name in CELLS if name != "gru-reset-before"]

@@ -17,7 +17,7 @@ from gradscope.checkpoints import read
 from gradscope.cli.main import main
 from gradscope.errors import InputError
 from gradscope.linearize import budget as memory
-from gradscope.problem.inputs import reversed_within
+from gradscope.linearize.system import reversed_within
 from gradscope.problem.layers import make_problems
 from gradscope.problem.problem import make_problem
 from gradscope.report.table import render_table

@@ -17,11 +17,9 @@ from gradscope.cells.stack import stacked
 from gradscope.errors import InputError
 from gradscope.linearize.jacobians import definition, linearize
 from gradscope.linearize.stack_chain import blocked
-from gradscope.product_svd.block_pass import Window
-from gradscope.product_svd.operator import Stack
-from gradscope.product_svd.parts import multiplied
+from gradscope.product_svd.operator import Stack, Window
 from gradscope.product_svd.spectrum import top_spectra
-from gradscope.product_svd.steps import checked
+from gradscope.product_svd.steps import checked, multiplied
 
 D, T = 3, 8
 

@@ -10,9 +10,10 @@ import pytest
 import torch_cells
 
 from gradscope.cells import find
+from gradscope.linearize.system import precise
 from gradscope.linearize.tangent_chain import Sweeps
 from gradscope.linearize.tangents import tangents
-from gradscope.linearize.trajectory import Segments, Spread, Trajectory, precise
+from gradscope.linearize.trajectory import Segments, Spread, Trajectory
 from gradscope.product_svd.spectrum import Spectrum, spectrum, top_spectra
 
 N, D, T, B = 5, 3, 13, 2

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradscope.cells import find
-from gradscope.linearize.trajectory import Segments, Spread, Trajectory, precise
+from gradscope.linearize.system import precise
+from gradscope.linearize.trajectory import Segments, Spread, Trajectory
 
 N, D, T, B = 5, 3, 23, 3
 
@@ -72,7 +73,8 @@ import jax
 jax.config.update("jax_num_cpu_devices", 4)
 import numpy as np
 from gradscope.cells import find
-from gradscope.linearize.trajectory import Segments, Spread, Trajectory, precise
+from gradscope.linearize.trajectory import Segments, Spread, Trajectory
+from gradscope.linearize.system import precise
 
 cell, rng = find("gru"), np.random.default_rng(0)
 parameters = {k: rng.normal(size=s) for k, s in cell.parameters(5, 3).items()}

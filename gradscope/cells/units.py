@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from gradscope.cells.notation import key
+
 Parameters = Mapping[str, Any]
 Shapes = dict[str, tuple[int, ...]]
 
@@ -69,8 +71,3 @@ class Units:
         pre = self.pre_activations(parameters, drive, read)
         own = read(self.own) if self.own else jax.numpy.zeros_like(pre[self.gates[0]])
         return jax.vmap(self.core)(own, pre, {k: parameters[k] for k in self.constants})
-
-
-def key(kind: str, gate: str) -> str:
-    """``R_f`` for gate f; plain ``R`` for the one nameless gate of a simple RNN."""
-    return f"{kind}_{gate}" if gate else kind

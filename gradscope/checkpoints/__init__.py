@@ -34,7 +34,7 @@ __all__ = [
 
 # suffix -> module:function that opens such a file, imported when one is read.
 _TREES = {
-    ".npz": "gradscope.formats.tensors:open_npz",
+    ".npz": "gradscope.formats.numpy_files:open_npz",
     ".safetensors": "gradscope.formats.safetensors_file:open_safetensors",
     ".msgpack": "gradscope.formats.msgpack_file:open_msgpack",
 } | dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), "gradscope.formats.torch_file:open_torch")

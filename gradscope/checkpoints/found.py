@@ -10,7 +10,7 @@ import numpy as np
 
 from gradscope.cells import find
 from gradscope.cells.cell import Cell
-from gradscope.cells.units import key
+from gradscope.cells.notation import key
 from gradscope.checkpoints.layer import Layer, assemble
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, listed, quoted

@@ -142,6 +142,6 @@ def _uncollected() -> Iterator[None]:
 
 def _file_of(given: str | None) -> Path | None:
     """The file that an option reads, if it is one."""
-    from gradscope.formats.tensors import split_key
+    from gradscope.formats.numpy_files import split_key
 
     return None if given in (None, "normal", "zeros") else Path(split_key(given)[0])

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradscope.cells.notation import NAMELESS
 from gradscope.custom_types import Array
 from gradscope.linearize.loaded import Loaded, nonzero, random_row
 from gradscope.linearize.paths import DensePath, Path, UnitPath
 
 if TYPE_CHECKING:  # a worker process reads chains, and starts without JAX
     from gradscope.cells.cell import Cell
-
-# The one path of a cell that names none.
-NAMELESS = "state"
 
 
 @dataclass(frozen=True)

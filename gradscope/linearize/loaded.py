@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from gradscope.custom_types import Array
-from gradscope.product_svd.parts import Layout
+from gradscope.product_svd.steps import Layout
 
 # Chains smaller than this are formed once.
 _KEEP_BYTES = 32 * 2**20

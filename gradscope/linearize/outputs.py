@@ -11,9 +11,8 @@ import numpy as np
 from gradscope.cells.cell import Cell
 from gradscope.cells.units import Parameters
 from gradscope.custom_types import Array
-from gradscope.linearize.sequence import blaming
-from gradscope.linearize.trajectory import Segments, Spread, Trajectory, forward, precise
-from gradscope.problem.inputs import reversed_within
+from gradscope.linearize.system import blaming, precise, reversed_within
+from gradscope.linearize.trajectory import Segments, Spread, Trajectory, forward
 from gradscope.problem.problem import Problem
 
 

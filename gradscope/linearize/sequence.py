@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,15 +13,15 @@ import numpy as np
 from gradscope.cells.cell import Cell
 from gradscope.cells.units import Parameters
 from gradscope.custom_types import Array
-from gradscope.errors import InputError
 from gradscope.linearize.budget import SEGMENT_BYTES, step_bytes
 from gradscope.linearize.cell_chain import cell_view, split
+from gradscope.linearize.gates import gate_sums
 from gradscope.linearize.jacobians import linearize, link
 from gradscope.linearize.loaded import Loaded
 from gradscope.linearize.stack_chain import blocked
-from gradscope.linearize.trajectory import Segments, Spread, Trajectory, cast, precise
+from gradscope.linearize.system import blaming, cast, precise
+from gradscope.linearize.trajectory import Segments, Spread, Trajectory
 from gradscope.problem.problem import Problem
-from gradscope.report.chains import gate_sums
 
 
 class Linearized:
@@ -84,24 +83,6 @@ class Linearized:
         if "link" in found:
             self._links[i] = np.asarray(found["link"][-1], np.float64)
         return found
-
-
-@contextlib.contextmanager
-def blaming(cell: Cell, shape: tuple[int, ...]) -> Iterator[None]:
-    """Within, what fails is the step of a user's cell: it may in any way, and becomes an InputError."""
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        cells: list[tuple[Cell, tuple[int, ...]]] = [(one.cell, (one.size,)) for one in cell.members]
-        cells = cells or [(cell, shape)]
-        theirs = [one for one in cells if not one[0].step.__module__.startswith("gradscope.")]
-        if not theirs or isinstance(error, InputError):
-            raise
-        cell, shape = theirs[0]
-        raise InputError(
-            f"cell {cell.name}: its step failed with {type(error).__name__}: {error}; expected a pure JAX "
-            f"function (parameters, x, state) of states of shape {shape}"
-        ) from error
 
 
 def sequences_on(problem: Problem, numbers: Iterable[int], devices: Sequence[jax.Device]) -> list[Linearized]:

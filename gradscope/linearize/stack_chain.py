@@ -14,7 +14,7 @@ from gradscope.custom_types import Array
 from gradscope.linearize.cell_chain import Jacobians, split
 from gradscope.linearize.loaded import Loaded, nonzero, random_row
 from gradscope.linearize.paths import DensePath, Path, UnitPath
-from gradscope.product_svd.parts import Layout
+from gradscope.product_svd.steps import Layout
 
 if TYPE_CHECKING:  # a worker process reads chains, and starts without JAX
     from gradscope.cells.cell import Cell, Member

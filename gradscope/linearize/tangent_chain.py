@@ -13,9 +13,9 @@ import numpy as np
 from jax import lax
 
 from gradscope.custom_types import Array
-from gradscope.linearize.moves import Moves
-from gradscope.linearize.tangents import Tangents, every_step
-from gradscope.linearize.trajectory import Trajectory, precise
+from gradscope.linearize.system import precise
+from gradscope.linearize.tangents import Moves, Tangents, every_step
+from gradscope.linearize.trajectory import Trajectory
 
 # Numbers of triangular factors on a device at a time, for each sequence.
 _FACTORS = 2**20

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import Any
@@ -19,6 +18,7 @@ from gradscope.cells.cell import Cell
 from gradscope.cells.units import Parameters
 from gradscope.custom_types import Array
 from gradscope.linearize.budget import SEGMENT_BYTES
+from gradscope.linearize.system import cast
 
 _AXIS = "batch"
 _WHOLE, _SPLIT = PartitionSpec(), PartitionSpec(_AXIS)  # type: ignore[no-untyped-call]
@@ -33,18 +33,6 @@ def forward(cell: Cell, parameters: Parameters, inputs: Any, state: Any) -> Any:
 
     _, states = lax.scan(step, state, inputs)
     return jnp.concatenate([state[None], states])
-
-
-@contextlib.contextmanager
-def precise(dtype: str) -> Iterator[None]:
-    """Within, and in this thread alone, JAX computes in ``dtype`` and multiplies in no less."""
-    with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
-        yield
-
-
-def cast(parameters: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """Parameters in ``dtype``; what JAX holds already stays as it is."""
-    return {k: v if isinstance(v, jax.Array) else np.asarray(v, dtype) for k, v in parameters.items()}
 
 
 @dataclass(frozen=True)

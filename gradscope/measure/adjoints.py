@@ -9,12 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from gradscope.cells.notation import named
 from gradscope.cells.units import Parameters
 from gradscope.custom_types import Array
 from gradscope.linearize.budget import SEGMENT_BYTES, tangent_bytes
+from gradscope.linearize.system import cast
 from gradscope.linearize.tangents import tangents
-from gradscope.linearize.trajectory import Segments, Spread, Trajectory, cast
-from gradscope.measure.backprop import ZERO, Columns, Segment, contributions, gradients, named
+from gradscope.linearize.trajectory import Segments, Spread, Trajectory
+from gradscope.measure.backprop import ZERO, Columns, Segment, contributions, gradients
 from gradscope.problem.problem import Problem
 
 # Losses at so many steps are followed back together: their chain is linearised anew for every such group.

@@ -8,13 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from gradscope.custom_types import Array
 from gradscope.linearize.loaded import Loaded
 from gradscope.linearize.segmented import Segmented, keeping_recent
+from gradscope.measure.measured import Measured
+from gradscope.measure.shares import shares
 from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, spectrum
-from gradscope.report.chains import shares
 
 # A chain is gone through about so many times.
 _PASSES = 4
@@ -40,19 +38,6 @@ class Task:
     watched: bool = False
     top: int | None = None
     known: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Of one sequence: {chain: Spectrum}, the full one first, and {path: (T,) shares}."""
-
-    spectra: dict[str, Spectrum]
-    shares: dict[str, Array]
-
-    @property
-    def alive(self) -> bool:
-        """Whether any gradient gets through."""
-        return bool(self.spectra["full"].log10_singular_values[0] > -np.inf)
 
 
 def measure(task: Task, segment: Callable[[int], Loaded], report: Callable[[float], None]) -> Measured:

@@ -5,7 +5,7 @@ Greff et al. (arXiv 1503.04069), appendix A.2; Rumelhart, Hinton and Williams 19
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from gradscope.cells.notation import named
 from gradscope.cells.units import Parameters
 from gradscope.linearize.tangents import Tangents, steps_at
 from gradscope.linearize.trajectory import forward
@@ -26,11 +27,6 @@ ZERO = -(2**30)
 Segment = tuple[Any, Any, Any, Any]
 # Columns (m, r) and their exponents (r,).
 Columns = tuple[Any, Any]
-
-
-def named(parameters: Iterable[str], kind: str) -> list[str]:
-    """Keys of one kind: "R" recurrent matrices, "W" input weights, "b" biases."""
-    return [key for key in parameters if key.rpartition(".")[2].startswith(kind)]
 
 
 @partial(jax.jit, static_argnums=0)

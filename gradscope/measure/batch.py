@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -13,26 +12,18 @@ import numpy as np
 from gradscope.custom_types import Array
 from gradscope.linearize.sequence import sequences_on
 from gradscope.machine import cores, one_blas_thread
-from gradscope.measure.all_values import Measured, Task
+from gradscope.measure.all_values import Task
+from gradscope.measure.measured import Found, Measured, Progress
 from gradscope.measure.top_values import measure_tops
 from gradscope.measure.workers import measure_all
+from gradscope.problem.layers import Problems
 from gradscope.problem.problem import Problem
 from gradscope.report.verdict import Policy
-
-Progress = Callable[[float, int], None]
 
 # One step's Jacobian is right to a few roundings of its entries.
 _ENTRY_ROUNDINGS = 4
 # Steps of work for another process that are worth its start (0.3 s).
 _WORTH_A_WORKER = 300
-
-
-@dataclass(frozen=True)
-class Found:
-    """What was found of one sequence: of its Jacobians, and sums over its gates (flow.gate_sums)."""
-
-    measured: Measured
-    gates: Mapping[str, Array]
 
 
 @one_blas_thread()
@@ -113,3 +104,28 @@ def _summed(progress: Progress | None, count: int) -> Callable[[int, float], Non
 def _all_at_once(report: Callable[[int, float], None], numbers: Sequence[int], fraction: float) -> None:
     for number in numbers:
         report(number, fraction)
+
+
+def find_all(
+    problems: Problems,
+    policy: Policy,
+    progress: Progress | None,
+    devices: Sequence[jax.Device],
+    at_once: int | None,
+    numbers: range,
+) -> list[list[Found]]:
+    """Measure the sequences ``numbers`` of every problem; the rest as for ``analyze``."""
+    count, found = len(numbers), list[list[Found]]()
+    for number, problem in enumerate(problems.every):
+        done = number * count
+        # A layer's own chain is the same in its stack.
+        in_stack = number >= len(problems.layers)
+        known = frozenset(member.name for member in problem.cell.members if in_stack)
+
+        def report(part: float, _: int, done: int = done) -> None:
+            assert progress
+            progress(done + part, count * len(problems.every))
+
+        telling = report if progress else None
+        found.append(find(problem, policy, telling, devices, at_once, numbers, known))
+    return found

@@ -12,12 +12,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gradscope.errors import InputError
-from gradscope.measure.all_values import Measured
-from gradscope.measure.batch import Found, Progress
-from gradscope.problem.problems import Problems
+from gradscope.measure.batch import find_all
+from gradscope.measure.measured import Found, Measured, Progress
+from gradscope.problem.layers import Problems
 from gradscope.product_svd.spectrum import Spectrum
 from gradscope.report.analysis import Analysis
-from gradscope.report.conclude import conclude_all, find_all
+from gradscope.report.conclude import conclude_all
 from gradscope.report.verdict import Policy
 
 # Errors that are answered differently from a bug; by their names they go from process to process.

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from gradscope.cells.notation import named
 from gradscope.custom_types import Array
-from gradscope.linearize.sequence import blaming
-from gradscope.linearize.trajectory import Spread, cast, precise
+from gradscope.linearize.system import blaming, cast, precise
+from gradscope.linearize.trajectory import Spread
 from gradscope.measure.adjoints import Adjoints, Total, log10
-from gradscope.measure.backprop import named
 from gradscope.problem.problem import Problem
 
 

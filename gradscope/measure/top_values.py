@@ -11,20 +11,20 @@ import jax
 import numpy as np
 
 from gradscope.cells.cell import Cell
+from gradscope.cells.notation import NAMELESS
 from gradscope.cells.stack import block_names, extents_of
 from gradscope.cells.units import Parameters
 from gradscope.custom_types import Array
 from gradscope.linearize.budget import SEGMENT_BYTES, tangent_bytes
-from gradscope.linearize.cell_chain import NAMELESS
-from gradscope.linearize.sequence import blaming
+from gradscope.linearize.gates import gate_sums
+from gradscope.linearize.system import blaming, precise
 from gradscope.linearize.tangent_chain import Sweeps
 from gradscope.linearize.tangents import Tangents, tangents
-from gradscope.linearize.trajectory import Segments, Spread, Trajectory, forward, precise
-from gradscope.measure.all_values import Measured
+from gradscope.linearize.trajectory import Segments, Spread, Trajectory, forward
+from gradscope.measure.measured import Measured
 from gradscope.problem.problem import Problem
-from gradscope.product_svd.block_pass import Operator, Window
+from gradscope.product_svd.operator import Operator, Window
 from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, top_spectra
-from gradscope.report.chains import gate_sums
 
 
 def measure_tops(

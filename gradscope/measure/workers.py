@@ -23,7 +23,8 @@ from functools import partial
 from typing import Any, Protocol
 
 from gradscope.linearize.loaded import Loaded
-from gradscope.measure.all_values import Measured, Task, measure
+from gradscope.measure.all_values import Task, measure
+from gradscope.measure.measured import Measured
 
 _SERVE = "import sys; sys.path[:] = sys.argv[1:]; from gradscope.measure.workers import serve; serve()"
 

@@ -14,10 +14,12 @@ import numpy as np
 from gradscope.checkpoints import Named
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, quoted, shown
+from gradscope.formats.reading import read_array
 from gradscope.formats.tensors import as_float64
+from gradscope.linearize.system import reversed_within
 from gradscope.machine import available
 from gradscope.problem.checks import one_of
-from gradscope.problem.inputs import label, read_array, reversed_within
+from gradscope.problem.inputs import label
 from gradscope.problem.problem import Problem
 
 READOUT_AT = ("last", "every")

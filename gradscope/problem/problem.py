@@ -15,6 +15,7 @@ from gradscope.checkpoints import Layer, Named
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, MisfitError, quoted
 from gradscope.linearize.budget import check_memory
+from gradscope.linearize.system import reversed_within
 from gradscope.problem.checks import one_of, real, whole
 from gradscope.problem.initial_state import initial_states
 from gradscope.problem.inputs import (
@@ -24,7 +25,6 @@ from gradscope.problem.inputs import (
     given_lengths,
     given_sequences,
     label,
-    reversed_within,
 )
 
 VIEWS = ("state", "cell")

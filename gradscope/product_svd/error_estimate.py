@@ -11,12 +11,11 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
-from gradscope.product_svd.exact import affordable, exact_product
+from gradscope.product_svd.exact import ExactRank, affordable, exact_product
 from gradscope.product_svd.graded_lu import NOISE, Graded
 from gradscope.product_svd.jacobi_svd import decomposed
 from gradscope.product_svd.norm_by_lag import LOG10_2, LagNorm
-from gradscope.product_svd.perturbed import Perturbed
-from gradscope.product_svd.steps import ExactRank, Steps
+from gradscope.product_svd.steps import Perturbed, Steps
 from gradscope.product_svd.time_parallel import Walk, product
 
 EPS = float(np.finfo(np.float64).eps)

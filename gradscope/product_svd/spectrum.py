@@ -11,12 +11,10 @@ import numpy as np
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
 from gradscope.machine import cores, one_blas_thread
-from gradscope.product_svd.block_krylov import Top, top_values
-from gradscope.product_svd.block_pass import Operator
+from gradscope.product_svd.block_krylov import Top, norm_by_lag, top_values
 from gradscope.product_svd.error_estimate import EPS, Run, best_run, lags_alone
 from gradscope.product_svd.norm_by_lag import LOG10_2, LagNorm
-from gradscope.product_svd.operator import Stack, tame
-from gradscope.product_svd.reach import norm_by_lag
+from gradscope.product_svd.operator import Operator, Stack, tame
 from gradscope.product_svd.steps import Steps, checked, reachable, restricted
 
 # From this size on, and from so many times the values asked for, blocks took a third of the time or

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import islice
 
 import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
-from gradscope.product_svd.parts import multiplied
-
-# Below 2^28: with 14-bit halves every sum of 1024 products stays below 2^53.
-PRIMES = (268435399, 268435367)
-HALF = 14
 
 # Powers of two by which a step is scaled stay inside float64.
 MAX_EXPONENT = 1000
 MAX_SPREAD = 900
 # Steps whose rows all have sizes in here are not scaled.
 NEAR_ONE = (2.0**-6, 2.0**6)
+
+
+# Rows and columns of the parts of a step that are added to it first, and, of the blocks on its diagonal,
+# the states and how many parts they have.
+Layout = tuple[tuple[tuple[slice, slice], ...], tuple[tuple[slice, int], ...]]
 
 
 @cache
@@ -146,72 +147,55 @@ def restricted(steps: Steps, masks: list[Array]) -> Steps:
     return part
 
 
-class ExactRank:
-    """Rank of A_T ... A_t for the float64 entries as exact rationals.
+def multiplied(y: Array, parts: list[Array], layout: Layout | None = None) -> Array:
+    """y @ A for A in blocks of columns: a block is (m, n), or (m / n, n) diagonals one below the other.
 
-    Every float64 is a dyadic rational, so it has an exact image in GF(p). The rank there never
-    exceeds the true one, and falls short of it with a chance of about T m / p: two primes.
+    With a layout, A is (1 + first part) (1 + second part) ... times the blocks on its diagonal, whose parts
+    follow.
     """
-
-    def __init__(self, steps: Steps) -> None:
-        self.steps = steps
-        self.total_rank: int | None = None
-        self._at = len(steps)
-        self._products: list[Array] = []
-
-    def total(self) -> int:
-        """Rank of the whole product."""
-        if self.total_rank is None:
-            products = _start(self.steps)
-            for t in reversed(range(len(self.steps))):
-                products = _times(products, self.steps[t])
-            self.total_rank = max(map(_rank, products, PRIMES))
-        return self.total_rank
-
-    def down_to(self, t: int) -> int:
-        """Rank of A_T ... A_t (0-based t), for t falling from call to call."""
-        if not self._products:
-            self._products = _start(self.steps)
-        while self._at > t:
-            self._at -= 1
-            self._products = _times(self._products, self.steps[self._at])
-        return max(map(_rank, self._products, PRIMES))
+    if layout is not None:
+        return _in_blocks(y, parts, layout)
+    m = y.shape[1]
+    out = np.empty((len(y), sum(part.shape[1] for part in parts)))
+    start = 0
+    for part in parts:
+        n = part.shape[1]
+        block = out[:, start : start + n]
+        if len(part) == m:
+            np.matmul(y, part, out=block)
+        else:
+            np.multiply(y[:, :n], part[0], out=block)
+            for k in range(1, len(part)):
+                block += y[:, k * n : (k + 1) * n] * part[k]
+        start += n
+    return out
 
 
-def _start(steps: Steps) -> list[Array]:
-    return [np.eye(steps[len(steps) - 1].shape[0]) for _ in PRIMES]
+def _in_blocks(y: Array, parts: list[Array], layout: Layout) -> Array:
+    added, diagonal = layout
+    y, out, rest = y.copy(), np.empty_like(y), iter(parts)
+    for rows, columns in added:
+        y[:, columns] += y[:, rows] @ next(rest)
+    for own, count in diagonal:
+        out[:, own] = multiplied(y[:, own], list(islice(rest, count)))
+    return out
 
 
-def _times(products: list[Array], a: Array) -> list[Array]:
-    return [_product(y, a, p) for y, p in zip(products, PRIMES, strict=True)]
+class Perturbed(Steps):
+    """Steps with every entry multiplied by 1 + size or 1 - size, at random but always the same."""
 
+    def __init__(self, steps: Steps, size: float, draw: int = 0) -> None:
+        super().__init__(steps.source, steps.live, steps.size)
+        self.weights = steps.weights
+        rng = np.random.default_rng(20240229 + draw)
+        largest = max(len(w) for w in steps.weights) ** 2 + steps[0].size
+        self.starts = rng.integers(4096, size=len(steps))
+        self.pool = 1 + size * rng.choice([-1.0, 1.0], size=largest + 4096)
 
-def _product(y: Array, a: Array, p: int) -> Array:
-    high, low = np.divmod(_residues(a, p), 1 << HALF)
-    return np.asarray(((y @ high % p) * (1 << HALF) + y @ low) % p)
-
-
-def _residues(a: Array, p: int) -> Array:
-    """a mod p, for a = integer times a power of two."""
-    mantissa, exponent = np.frexp(a)
-    whole = (mantissa * 2.0**53).astype(np.int64) % p
-    low = int(exponent.min(initial=0))
-    powers = np.array([pow(2, e, p) for e in range(low - 53, int(exponent.max(initial=0)) - 52)], np.int64)
-    return np.asarray(whole * powers[exponent - low] % p, np.float64)
-
-
-def _rank(a: Array, p: int) -> int:
-    a = a.astype(np.int64)
-    rank = 0
-    for column in range(a.shape[1]):
-        pivots = np.flatnonzero(a[rank:, column])
-        if not len(pivots):
-            continue
-        row = rank + int(pivots[0])
-        a[[rank, row]] = a[[row, rank]]
-        a[rank] = a[rank] * pow(int(a[rank, column]), -1, p) % p
-        a[rank + 1 :] = (a[rank + 1 :] - a[rank + 1 :, column, None] * a[rank]) % p
-        rank += 1
-        if rank == a.shape[0]:
-            break
-    return rank
+    def parts(self, t: int) -> list[Array]:
+        """The parts of the step, changed."""
+        changed, at = [], int(self.starts[t])
+        for part in super().parts(t):
+            changed.append(part * self.pool[at : at + part.size].reshape(part.shape))
+            at += part.size
+        return changed

@@ -11,18 +11,19 @@ from typing import Any
 import jax
 import numpy as np
 
+from gradscope.cells.notation import NAMELESS, recurrent_matrices
 from gradscope.custom_types import Array
-from gradscope.linearize.cell_chain import NAMELESS
+from gradscope.linearize.gates import gate_statistics
 from gradscope.machine import one_blas_thread
-from gradscope.measure.all_values import Measured
-from gradscope.measure.batch import Found, Progress, find
+from gradscope.measure.batch import find_all
 from gradscope.measure.loss import LossGradient, loss_gradient
+from gradscope.measure.measured import Found, Measured, Progress
 from gradscope.measure.side_by_side import together
+from gradscope.problem.layers import Problems
 from gradscope.problem.problem import MOST_FOR_ALL, Problem
-from gradscope.problem.problems import Problems
 from gradscope.product_svd.spectrum import spectrum
 from gradscope.report.analysis import Analysis
-from gradscope.report.chains import chain_of, gate_statistics, mean_share, recurrent_matrices
+from gradscope.report.chains import chain_of, mean_share
 from gradscope.report.verdict import Policy, judge, level
 
 _SIDE_BY_SIDE = (
@@ -48,31 +49,6 @@ def analyze(
     policy, devices = policy or Policy(), devices or jax.local_devices()
     found = find_all(problems, policy, progress, devices, at_once, range(problems.batch))
     return conclude_all(problems, policy, found, devices[0], progress)
-
-
-def find_all(
-    problems: Problems,
-    policy: Policy,
-    progress: Progress | None,
-    devices: Sequence[jax.Device],
-    at_once: int | None,
-    numbers: range,
-) -> list[list[Found]]:
-    """Measure the sequences ``numbers`` of every problem; the rest as for ``analyze``."""
-    count, found = len(numbers), list[list[Found]]()
-    for number, problem in enumerate(problems.every):
-        done = number * count
-        # A layer's own chain is the same in its stack.
-        in_stack = number >= len(problems.layers)
-        known = frozenset(member.name for member in problem.cell.members if in_stack)
-
-        def report(part: float, _: int, done: int = done) -> None:
-            assert progress
-            progress(done + part, count * len(problems.every))
-
-        telling = report if progress else None
-        found.append(find(problem, policy, telling, devices, at_once, numbers, known))
-    return found
 
 
 def conclude_all(
