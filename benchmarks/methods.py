@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from gradscope.cells.cell import Cell
-from gradscope.linearize.cell_chain import Jacobians
+from gradscope.linearize.cell_chain import CellChain
 from gradscope.linearize.sequence import Linearized
 from gradscope.problem.problem import Problem, make_problem
 from gradscope.product_svd.spectrum import spectrum
@@ -28,7 +28,7 @@ class Case:
 
     name: str
     problem: Problem
-    jacobians: Jacobians
+    jacobians: CellChain
     dense: np.ndarray
 
     @classmethod

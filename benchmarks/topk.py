@@ -17,7 +17,7 @@ import numpy as np  # noqa: E402
 from methods import ENTRY_ERROR, STEPS, Case, plain  # noqa: E402
 from processes import run as run_process  # noqa: E402
 
-from gradscope.linearize.tangent_chain import Sweeps  # noqa: E402
+from gradscope.linearize.tangent_chain import TangentChain  # noqa: E402
 from gradscope.linearize.tangents import tangents  # noqa: E402
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory, precise  # noqa: E402
 from gradscope.problem.problem import make_problem  # noqa: E402
@@ -38,7 +38,7 @@ def top_of_full_chain(hidden: int, steps: int, dtype: str = "float64") -> Callab
             trajectory = Trajectory(
                 cell, problem.parameters, problem.inputs, problem.state, segments, spread, dtype
             )
-            sweeps = Sweeps(trajectory, tangents(cell, cell.paths), 1, dtype)
+            sweeps = TangentChain(trajectory, tangents(cell, cell.paths), 1, dtype)
             return top_spectra(sweeps, TOP, entry_error=ENTRY_ERROR)[0]
 
     return run
@@ -74,7 +74,7 @@ def one_pass(hidden: int, steps: int = 20) -> float:
         segments = Segments.cover(steps, 8)
         spread = Spread((jax.devices()[0],))
         trajectory = Trajectory(cell, problem.parameters, problem.inputs, problem.state, segments, spread)
-        sweeps = Sweeps(trajectory, tangents(cell, cell.paths), 1, "float64")
+        sweeps = TangentChain(trajectory, tangents(cell, cell.paths), 1, "float64")
         block = np.linalg.qr(np.random.default_rng(0).normal(size=(2 * hidden, 16)))[0][None]
         ignore = lambda factors: None  # noqa: E731
         return seconds(lambda: sweeps.backward(sweeps.forward(block, 8, ignore), 8, ignore), 3)

@@ -63,7 +63,7 @@ LINE = [
     "linearize.stack_chain",
     "linearize.segmented",
     "linearize.jacobians",
-    "linearize.moves",
+    "linearize.maps",
     "linearize.tangents",
     "measure.backprop",
     "product_svd.steps",

@@ -13,7 +13,7 @@ import pytest
 
 import gradscope
 from gradscope import memory, workers
-from gradscope.linearize.cell_chain import DensePath, Jacobians
+from gradscope.linearize.cell_chain import CellChain, DensePath
 from gradscope.linearize.sequence import Linearized
 from gradscope.measure.all_values import Task, measure
 from gradscope.problem.problem import make_problem
@@ -188,7 +188,7 @@ def test_few_segments_are_held_and_each_is_loaded_a_few_times():
 
     def segment(i):
         loads.append(i)
-        return Jacobians((DensePath("a", stacks[i]), DensePath("b", 0.1 * stacks[i])), 5, 3)
+        return CellChain((DensePath("a", stacks[i]), DensePath("b", 0.1 * stacks[i])), 5, 3)
 
     found = measure(Task(tuple(range(0, 30, 5)), 30, 2e-16, -np.inf), segment, lambda _: None)
     expected = spectrum(1.1 * stacks.reshape(30, 3, 3)).log10_singular_values

@@ -7,7 +7,7 @@ import torch
 
 import gradscope
 from gradscope.cells.notation import recurrent_matrices
-from gradscope.linearize.cell_chain import DensePath, Jacobians
+from gradscope.linearize.cell_chain import CellChain, DensePath
 from gradscope.linearize.gates import gate_statistics, gate_sums
 from gradscope.measure.shares import shares
 from gradscope.product_svd.spectrum import spectrum
@@ -17,7 +17,7 @@ from gradscope.report.chains import chain_of, horizon
 def random_paths(names, steps, size, seed=0):
     rng = np.random.default_rng(seed)
     paths = tuple(DensePath(name, rng.normal(size=(steps, size, size)) / np.sqrt(size)) for name in names)
-    return Jacobians(paths, steps, size)
+    return CellChain(paths, steps, size)
 
 
 def log_norm(jacobians, weights):
@@ -54,7 +54,7 @@ def test_shares_sum_to_one_at_every_step_however_long_the_chain(scale):
 
 
 def test_shares_of_a_dead_chain_are_unknown():
-    jacobians = Jacobians((DensePath("a", np.zeros((3, 2, 2))),), 3, 2)
+    jacobians = CellChain((DensePath("a", np.zeros((3, 2, 2))),), 3, 2)
     s = spectrum(jacobians)
     assert np.isnan(shares(jacobians, s.left, s.right, s.log10_singular_values[0])["a"]).all()
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from gradscope.custom_types import Array
-from gradscope.linearize.loaded import Loaded
+from gradscope.linearize.jacobian_chain import JacobianChain
 
 # Two runs over a chain may be on either side of a boundary.
 _KEPT = 2
 
 
-class Segmented(Sequence[Array]):
+class SegmentedChain(Sequence[Array]):
     """A chain in segments, each loaded when one of its steps is read.
 
     segment : number -> that segment's chain; starts : the first step of each; steps : T;
@@ -55,19 +55,19 @@ class Segmented(Sequence[Array]):
         return self.segment(0).window
 
     def parts(self, t: int) -> list[Array]:
-        """Step t as blocks of columns, as ``Jacobians.parts``."""
+        """Step t as blocks of columns, as ``CellChain.parts``."""
         segment, at = self._find(t)
         parts: list[Array] = segment.parts(at)
         return parts
 
     def survey(self) -> tuple[Array, bool]:
-        """Of all segments, as ``Jacobians.survey``."""
+        """Of all segments, as ``CellChain.survey``."""
         sizes, certain = zip(*(self.segment(i).survey() for i in range(len(self.starts))), strict=True)
         return np.concatenate(sizes), all(certain)
 
     @property
-    def chains(self) -> dict[str, Segmented]:
-        """The full chain and each named path's own, as those of ``Jacobians``."""
+    def chains(self) -> dict[str, SegmentedChain]:
+        """The full chain and each named path's own, as those of ``CellChain``."""
         first = self.segment(0)
         return {name: self if chain is first else self._path(name) for name, chain in first.chains.items()}
 
@@ -82,8 +82,8 @@ class Segmented(Sequence[Array]):
             found.append(part)
         return np.concatenate(found)
 
-    def _path(self, name: str) -> Segmented:
-        return Segmented(lambda i: self.segment(i).chains[name], self.starts, self.steps, self._read)
+    def _path(self, name: str) -> SegmentedChain:
+        return SegmentedChain(lambda i: self.segment(i).chains[name], self.starts, self.steps, self._read)
 
     def _find(self, t: int) -> tuple[Any, int]:
         """The segment that holds step t, and which of its steps that is."""
@@ -99,11 +99,11 @@ class Segmented(Sequence[Array]):
         return segment, t - self.starts[i]
 
 
-def keeping_recent(load: Callable[[int], Loaded]) -> Callable[[int], Loaded]:
+def keeping_recent(load: Callable[[int], JacobianChain]) -> Callable[[int], JacobianChain]:
     """``load`` with the last few segments kept; threads that want the same one load it once."""
     kept, lock = lru_cache(_KEPT)(load), threading.Lock()
 
-    def recent(i: int) -> Loaded:
+    def recent(i: int) -> JacobianChain:
         with lock:
             return kept(i)
 

@@ -16,8 +16,8 @@ from gradscope.custom_types import Array
 from gradscope.linearize.budget import SEGMENT_BYTES, step_bytes
 from gradscope.linearize.cell_chain import cell_view, split
 from gradscope.linearize.gates import gate_sums
+from gradscope.linearize.jacobian_chain import JacobianChain
 from gradscope.linearize.jacobians import linearize, link
-from gradscope.linearize.loaded import Loaded
 from gradscope.linearize.stack_chain import blocked
 from gradscope.linearize.system import blaming, cast, precise
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory
@@ -52,7 +52,7 @@ class Linearized:
         self.steps = steps - skipped
         self.starts = [max(0, i * segments.length - skipped) for i in range(segments.count)]
 
-    def segment(self, i: int) -> Loaded:
+    def segment(self, i: int) -> JacobianChain:
         """The Jacobians of segment i, computed anew."""
         problem = self._problem
         found = self._on_host(i)

@@ -17,7 +17,7 @@ from gradscope.linearize.jacobians import slopes
 from gradscope.linearize.trajectory import forward
 
 
-class Tangents(Hashable, Protocol):
+class TangentSteps(Hashable, Protocol):
     """The steps of the chain that keeps the paths ``kept`` of a cell, each J the sum of theirs.
 
     Hashable: what is compiled depends on it.
@@ -41,14 +41,14 @@ class Tangents(Hashable, Protocol):
         """What each step of this chain needs, of what ``every_step`` returned for a batch."""
 
     @property
-    def moves(self) -> Moves:
+    def maps(self) -> StepMaps:
         """How blocks go through a step."""
 
     def by_path(self, shared: Any, step: Any, cotangent: Any, tangent: Any) -> Any:
         """b^T J_g a of one step for every kept path g, (paths,); b and a are (m,)."""
 
 
-def tangents(cell: Cell, kept: Sequence[str], component: int | None = None, hidden: int = 0) -> Tangents:
+def tangents(cell: Cell, kept: Sequence[str], component: int | None = None, hidden: int = 0) -> TangentSteps:
     """The chain of the paths ``kept`` of a cell (none for one that names none).
 
     component : the part of the state that the chain stays in, as a path's own does, of a cell with
@@ -56,12 +56,12 @@ def tangents(cell: Cell, kept: Sequence[str], component: int | None = None, hidd
     """
     if cell.units is None:
         part = None if component is None else list(cell.extents(hidden).values())[component]
-        return StepTangents(cell, tuple(kept), part and (part.start, part.stop))
-    return UnitTangents(cell, tuple(kept), component)
+        return JvpSteps(cell, tuple(kept), part and (part.start, part.stop))
+    return UnitSteps(cell, tuple(kept), component)
 
 
 @dataclass(frozen=True)
-class StepTangents:
+class JvpSteps:
     """By ``jax.jvp`` and ``jax.vjp`` of the cell's step with respect to its kept copies of the state."""
 
     cell: Cell
@@ -82,7 +82,7 @@ class StepTangents:
         return steps
 
     @property
-    def moves(self) -> Moves:
+    def maps(self) -> StepMaps:
         """Itself."""
         return self
 
@@ -98,7 +98,7 @@ class StepTangents:
 
     def by_path(self, shared: Any, step: Any, cotangent: Any, tangent: Any) -> Any:
         """b^T J_g a, a jvp for each path's copy."""
-        each = [StepTangents(self.cell, (path,)) for path in self.kept] or [self]
+        each = [JvpSteps(self.cell, (path,)) for path in self.kept] or [self]
         return jnp.stack([cotangent @ one.push(shared, step, tangent[:, None])[:, 0] for one in each])
 
     def _step(self, parameters: Parameters, x: Any, before: Any, own: Any) -> Any:
@@ -114,7 +114,7 @@ class StepTangents:
 
 
 @dataclass(frozen=True)
-class UnitTangents:
+class UnitSteps:
     """For cells of units, J = diag + sum over gates of diag(d_g) R_g: one product with all R_g, stacked.
 
     Half the time of a jvp, which evaluates the gates anew (LSTM, n = 256, 16 columns).
@@ -148,14 +148,14 @@ class UnitTangents:
         return np.array([self.cell.paths.index(path) for path in paths], int)
 
     @property
-    def moves(self) -> UnitMoves:
+    def maps(self) -> UnitMaps:
         """The same for all chains of one path with a recurrent matrix."""
         count = 1 if self.component is not None else len(self.cell.components)
-        return UnitMoves(count, self._hidden, tuple(map(self._reads, self._others)))
+        return UnitMaps(count, self._hidden, tuple(map(self._reads, self._others)))
 
     def by_path(self, shared: Any, step: Any, cotangent: Any, tangent: Any) -> Any:
         """b^T J_g a."""
-        a, b = (self.moves.parts(vector[:, None])[..., 0] for vector in (tangent, cotangent))
+        a, b = (self.maps.parts(vector[:, None])[..., 0] for vector in (tangent, cotangent))
         recurrent, own = step
         carried = ((recurrent * b).sum(1) * (shared @ a[self._hidden]).reshape(-1, a.shape[1])).sum(1)
         found = dict(zip(self._recurrent, carried, strict=True))
@@ -215,7 +215,7 @@ def _take(steps: Any, paths: Any, components: Any) -> Any:
     return steps[:, :, paths][:, :, :, components]
 
 
-class Moves(Hashable, Protocol):
+class StepMaps(Hashable, Protocol):
     """How a step acts on blocks. Hashable: chains for which it is the same share what is compiled."""
 
     def push(self, shared: Any, step: Any, block: Any) -> Any:
@@ -226,7 +226,7 @@ class Moves(Hashable, Protocol):
 
 
 @dataclass(frozen=True)
-class UnitMoves:
+class UnitMaps:
     """Blocks through a step of units.
 
     components : parts of the state; hidden : which of them the recurrent matrices read; others : which

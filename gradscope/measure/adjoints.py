@@ -16,7 +16,7 @@ from gradscope.linearize.budget import SEGMENT_BYTES, tangent_bytes
 from gradscope.linearize.system import cast
 from gradscope.linearize.tangents import tangents
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory
-from gradscope.measure.backprop import ZERO, Columns, Segment, contributions, gradients
+from gradscope.measure.backprop import ZERO, Columns, LossSegment, contributions, gradients
 from gradscope.problem.problem import Problem
 
 # Losses at so many steps are followed back together: their chain is linearised anew for every such group.
@@ -129,7 +129,7 @@ class Adjoints:
         """The segments from that of step ``last`` back to the first."""
         return range(last // self._trajectory.segments.length, -1, -1)
 
-    def _segment(self, i: int) -> Segment:
+    def _segment(self, i: int) -> LossSegment:
         trajectory = self._trajectory
         length, first = trajectory.segments.length, self._steps - len(self._seeds)
         seeds = np.zeros((length, self._size), self._dtype)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gradscope.linearize.loaded import Loaded
-from gradscope.linearize.segmented import Segmented, keeping_recent
+from gradscope.linearize.jacobian_chain import JacobianChain
+from gradscope.linearize.segmented import SegmentedChain, keeping_recent
 from gradscope.measure.measured import Measured
 from gradscope.measure.shares import shares
 from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, spectrum
@@ -40,7 +40,7 @@ class Task:
     known: frozenset[str] = frozenset()
 
 
-def measure(task: Task, segment: Callable[[int], Loaded], report: Callable[[float], None]) -> Measured:
+def measure(task: Task, segment: Callable[[int], JacobianChain], report: Callable[[float], None]) -> Measured:
     """Spectra of the full chain and of every path alone, and the shares of the paths.
 
     segment : number -> the Jacobians of that segment; report : called with the fraction done.
@@ -49,7 +49,7 @@ def measure(task: Task, segment: Callable[[int], Loaded], report: Callable[[floa
     whole: Any = recent(0)
     meter = _Meter(_unknown(whole.chains, task), task.steps, report)
     if len(task.starts) > 1 or task.watched:
-        whole = Segmented(recent, task.starts, task.steps, meter.read if task.watched else None)
+        whole = SegmentedChain(recent, task.starts, task.steps, meter.read if task.watched else None)
     spectra: dict[str, Spectrum] = {}
     for name, chain in _unknown(whole.chains, task).items():
         itself = chain is whole and name != "full"

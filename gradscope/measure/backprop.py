@@ -16,7 +16,7 @@ from jax import lax
 
 from gradscope.cells.notation import named
 from gradscope.cells.units import Parameters
-from gradscope.linearize.tangents import Tangents, steps_at
+from gradscope.linearize.tangents import TangentSteps, steps_at
 from gradscope.linearize.trajectory import forward
 
 # Adjoints are columns of size about 1 and a power of two each, which for a zero column is this.
@@ -24,14 +24,14 @@ ZERO = -(2**30)
 
 # Inputs (L, d), state (m,) before the first step, how many of the steps are steps of the chain, and the
 # derivatives (L, m) of the loss by the state after each step, zero where it is padded.
-Segment = tuple[Any, Any, Any, Any]
+LossSegment = tuple[Any, Any, Any, Any]
 # Columns (m, r) and their exponents (r,).
 Columns = tuple[Any, Any]
 
 
 @partial(jax.jit, static_argnums=0)
 def gradients(
-    chain: Tangents, parameters: Parameters, segment: Segment, later: Columns
+    chain: TangentSteps, parameters: Parameters, segment: LossSegment, later: Columns
 ) -> tuple[Columns, dict[str, Any]]:
     """One segment of the backward pass of one sequence.
 
@@ -44,7 +44,7 @@ def gradients(
     """
     inputs, before, steps, seeds = _steps(chain, parameters, segment)
     every = jnp.ones((len(inputs), 1), inputs.dtype)
-    first, (columns, exponents) = _walk(chain, parameters, (steps, seeds, every, None), later, _itself)
+    first, (columns, exponents) = _backward(chain, parameters, (steps, seeds, every, None), later, _itself)
     after, exponent = columns[..., 0], exponents[:, 0]
     top = exponent.max()
 
@@ -71,10 +71,10 @@ def gradients(
 
 @partial(jax.jit, static_argnums=0)
 def contributions(
-    chain: Tangents,
+    chain: TangentSteps,
     parameters: Parameters,
     directions: Mapping[str, Any],
-    segment: Segment,
+    segment: LossSegment,
     when: Any,
     later: Columns,
 ) -> tuple[Columns, Any, Any]:
@@ -97,11 +97,11 @@ def contributions(
 
     moved = jnp.stack([along(name) for name in sorted(directions)], axis=1)
     at_every_step = steps, seeds, enters, moved
-    first, (numbers, exponents) = _walk(chain, parameters, at_every_step, later, _against)
+    first, (numbers, exponents) = _backward(chain, parameters, at_every_step, later, _against)
     return first, numbers, exponents
 
 
-def _steps(chain: Tangents, parameters: Parameters, segment: Segment) -> tuple[Any, Any, Any, Any]:
+def _steps(chain: TangentSteps, parameters: Parameters, segment: LossSegment) -> tuple[Any, Any, Any, Any]:
     """Inputs, states before, what the chain's steps need, and seeds."""
     inputs, start, valid, seeds = segment
     # In the place of padding stands the last step once more: its derivatives are finite, and nothing flows.
@@ -112,19 +112,23 @@ def _steps(chain: Tangents, parameters: Parameters, segment: Segment) -> tuple[A
     return inputs, before, jax.tree.map(lambda leaf: leaf[0], chain.chosen(batch)), seeds
 
 
-def _walk(
-    chain: Tangents, parameters: Parameters, every: Any, later: Columns, note: Callable[[Columns, Any], Any]
+def _backward(
+    chain: TangentSteps,
+    parameters: Parameters,
+    every: Any,
+    later: Columns,
+    note: Callable[[Columns, Any], Any],
 ) -> tuple[Columns, Any]:
     """From the last step to the first: a_t = e_t + J_(t+1)^T a_(t+1), and what is noted of every a_t.
 
     every : of each step what the chain needs, the seed e_t (m,), the columns that it enters, and ``note``'s.
     """
-    shared, moves = chain.shared(parameters, True), chain.moves
+    shared, maps = chain.shared(parameters, True), chain.maps
 
     def one(later: Columns, at: Any) -> tuple[Columns, Any]:
         step, seed, enters, more = at
         here = _sum(later, _scaled(seed[:, None] * enters, jnp.zeros_like(later[1])))
-        return _scaled(moves.pull(shared, step, here[0]), here[1]), note(here, more)
+        return _scaled(maps.pull(shared, step, here[0]), here[1]), note(here, more)
 
     return lax.scan(one, later, every, reverse=True)
 

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from gradscope.custom_types import Array
-from gradscope.linearize.loaded import Loaded
-from gradscope.linearize.segmented import Segmented
+from gradscope.linearize.jacobian_chain import JacobianChain
+from gradscope.linearize.segmented import SegmentedChain
 
 
-def shares(jacobians: Loaded | Segmented, left: Array, right: Array, log10_norm: float) -> dict[str, Array]:
+def shares(
+    jacobians: JacobianChain | SegmentedChain, left: Array, right: Array, log10_norm: float
+) -> dict[str, Array]:
     """Each path's share in carrying the gradient at every step, {path: (T,)}; they sum to 1.
 
     With ``left`` u and ``right`` v the top singular vectors (m,) of the chain and sigma_1 = 10 **
@@ -38,7 +40,7 @@ def shares(jacobians: Loaded | Segmented, left: Array, right: Array, log10_norm:
     return {name: np.concatenate([share[name] for share in found]) for name in found[0]}
 
 
-def _transposed(jacobians: Loaded) -> Iterator[Array]:
+def _transposed(jacobians: JacobianChain) -> Iterator[Array]:
     """The steps of the transposed chain, J_T^T first."""
     return (jacobians[t].T for t in range(len(jacobians) - 1, -1, -1))
 

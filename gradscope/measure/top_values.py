@@ -18,8 +18,8 @@ from gradscope.custom_types import Array
 from gradscope.linearize.budget import SEGMENT_BYTES, tangent_bytes
 from gradscope.linearize.gates import gate_sums
 from gradscope.linearize.system import blaming, precise
-from gradscope.linearize.tangent_chain import Sweeps
-from gradscope.linearize.tangents import Tangents, tangents
+from gradscope.linearize.tangent_chain import TangentChain
+from gradscope.linearize.tangents import TangentSteps, tangents
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory, forward
 from gradscope.measure.measured import Measured
 from gradscope.problem.problem import Problem
@@ -62,7 +62,7 @@ def measure_tops(
         chains = {name: steps for name, steps in every.items() if name not in known}
         windows = _windows(cell)
         for name, steps in chains.items():
-            sweeps = Sweeps(trajectory, steps, count, problem.dtype)
+            sweeps = TangentChain(trajectory, steps, count, problem.dtype)
             if name == "full":
                 full = sweeps
             product: Operator = Window(sweeps, windows[name]) if name in windows else sweeps
@@ -96,7 +96,7 @@ def _diagonal(factors: Array, top: int, entry_error: float) -> Spectrum:
     return replace(found, log10_singular_values=found.log10_singular_values[:top], exact_zeros=None)
 
 
-def _chains(cell: Cell, kept: tuple[str, ...], hidden: int) -> dict[str, Tangents]:
+def _chains(cell: Cell, kept: tuple[str, ...], hidden: int) -> dict[str, TangentSteps]:
     """The full chain's steps and those of every path alone, where they are not the same."""
     chains = {"full": tangents(cell, kept)}
     if len(cell.components) > 1 or len(kept) > 1:

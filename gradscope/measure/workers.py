@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from gradscope.linearize.loaded import Loaded
+from gradscope.linearize.jacobian_chain import JacobianChain
 from gradscope.measure.all_values import Task, measure
 from gradscope.measure.measured import Measured
 
@@ -32,7 +32,7 @@ _SERVE = "import sys; sys.path[:] = sys.argv[1:]; from gradscope.measure.workers
 class Source(Protocol):
     """A sequence whose Jacobians can be loaded."""
 
-    def segment(self, i: int) -> Loaded:
+    def segment(self, i: int) -> JacobianChain:
         """The Jacobians of segment i."""
 
 
@@ -149,9 +149,9 @@ def serve() -> None:
             answers.write(pickle.dumps((kind, value), pickle.HIGHEST_PROTOCOL))
             answers.flush()
 
-    def segment(i: int) -> Loaded:
+    def segment(i: int) -> JacobianChain:
         say("segment", i)
-        asked: Loaded = messages.get()
+        asked: JacobianChain = messages.get()
         return asked
 
     while True:

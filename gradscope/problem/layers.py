@@ -16,7 +16,7 @@ from gradscope.custom_types import Array
 from gradscope.errors import InputError, MisfitError, listed, shown
 from gradscope.linearize.budget import check_memory
 from gradscope.linearize.outputs import outputs
-from gradscope.problem.checks import whole
+from gradscope.problem.checks import whole_number
 from gradscope.problem.initial_state import initial_states
 from gradscope.problem.inputs import Sequences, extents, given_lengths, given_sequences, label
 from gradscope.problem.loss_adjoint import LOSS, with_loss, with_losses
@@ -95,7 +95,9 @@ def _batch_and_lengths(
 ) -> tuple[int, tuple[int, ...] | None]:
     """How many sequences there are, and their lengths, cut to the steps that are asked for."""
     asked = {
-        name: whole(name, options[name], 1) for name in ("batch", "steps") if options.get(name) is not None
+        name: whole_number(name, options[name], 1)
+        for name in ("batch", "steps")
+        if options.get(name) is not None
     }
     (batch, _, _), lengths = extents(
         asked, given if isinstance(given, Sequences) else None, options["lengths"]

@@ -16,7 +16,7 @@ from gradscope.custom_types import Array
 from gradscope.errors import InputError, MisfitError, quoted
 from gradscope.linearize.budget import check_memory
 from gradscope.linearize.system import reversed_within
-from gradscope.problem.checks import one_of, real, whole
+from gradscope.problem.checks import one_of, real, whole_number
 from gradscope.problem.initial_state import initial_states
 from gradscope.problem.inputs import (
     Sequences,
@@ -122,8 +122,8 @@ def make_problem(
     and biases still apply.
     """
     asked = {"hidden": hidden, "input_size": input_size, "steps": steps, "batch": batch}
-    sizes = {name: whole(name, value, 1) for name, value in asked.items() if value is not None}
-    seed = whole("seed", seed, 0)
+    sizes = {name: whole_number(name, value, 1) for name, value in asked.items() if value is not None}
+    seed = whole_number("seed", seed, 0)
     gain = 1.0 if gain is None else real("gain", gain, 0.0)
     biases = {key: real(f"bias {key}", value) for key, value in (biases or {}).items()}
     one_of("view", view, VIEWS)
@@ -186,7 +186,7 @@ def chosen_top(asked: int | str | None, size: int) -> int | None:
         return DEFAULT_TOP if size > MOST_FOR_ALL else None
     if asked == "all":
         return None
-    if isinstance(asked, str) or (top := whole("top", asked, 1)) > size:
+    if isinstance(asked, str) or (top := whole_number("top", asked, 1)) > size:
         raise InputError(f"top is {quoted(asked)}, expected 1 to {size} (the size of the state) or 'all'")
     return top
 

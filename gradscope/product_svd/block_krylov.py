@@ -34,7 +34,7 @@ LONG = 1024
 
 
 @dataclass(frozen=True)
-class Top:
+class TopTriplets:
     """The largest singular values of P with their vectors, as columns: P right = sigma left.
 
     log10 : (r,) descending, r <= b; the others are zero to the rounding of a step.
@@ -50,7 +50,7 @@ class Top:
 
 def top_values(
     operator: Operator, count: int, width: int | None = None, entry_error: float = 0.0
-) -> list[Top]:
+) -> list[TopTriplets]:
     """The ``count`` largest singular values of P, for every sequence.
 
     width : columns b of the first block; entry_error : relative rounding unit of the entries of the
@@ -73,7 +73,9 @@ def top_values(
         slow = passes.done > 2 and _worst(m.soon for m in missing) > enough
         block = _stacked(_next(*pair, operator.size, slow) for pair in zip(before, after, strict=True))
     return [
-        Top(values := b.log10.astype(np.float64), m.error(values, operator, entry_error), *passes.sides(b))
+        TopTriplets(
+            values := b.log10.astype(np.float64), m.error(values, operator, entry_error), *passes.sides(b)
+        )
         for b, m in zip(after, missing, strict=True)
     ]
 
@@ -181,7 +183,7 @@ def _residual(before: Image, after: Image, i: int) -> float:
     return float(np.linalg.norm(image - v + larger @ (larger.T @ v)))
 
 
-def norm_by_lag(operator: Operator, whole: list[Top], log10_threshold: float) -> tuple[Array, Array]:
+def norm_by_lag(operator: Operator, whole: list[TopTriplets], log10_threshold: float) -> tuple[Array, Array]:
     """Lags (L,), ascending, and log10 sigma_1(A_T ... A_(T-k+1)) at them, (B, L).
 
     whole : what was found for T. A lag is left out where its norm is not known to about ten digits
@@ -210,7 +212,7 @@ def norm_by_lag(operator: Operator, whole: list[Top], log10_threshold: float) ->
 class _Lags:
     """norms : {lag: (B,) log10 norms} measured so far, NaN where they are not known well."""
 
-    def __init__(self, operator: Operator, whole: list[Top]) -> None:
+    def __init__(self, operator: Operator, whole: list[TopTriplets]) -> None:
         self.operator, self.width = operator, min(whole[0].left.shape[1], 2 * SMALL)
         self.norms = {operator.steps: _norms(whole, np.inf)}
 
@@ -221,7 +223,7 @@ class _Lags:
         return self.norms[lag]
 
 
-def _norms(found: list[Top], allowed: float) -> Array:
+def _norms(found: list[TopTriplets], allowed: float) -> Array:
     norms = [top.log10[0] if len(top.log10) else -np.inf for top in found]
     right = [not len(top.error) or top.error[0] <= allowed for top in found]
     return np.where(right, norms, np.nan)

@@ -17,7 +17,7 @@ LARGEST = 900
 Take = Callable[[Array], None]
 
 
-class Stack:
+class DenseOperator:
     """A chain of (m, m) steps as an Operator (see passes)."""
 
     sequences = 1
@@ -38,9 +38,9 @@ class Stack:
         last = len(self.source) - 1
         return self._through((self.source[last - t].T for t in range(self.steps)), block, every, take)
 
-    def tail(self, lag: int) -> Stack:
+    def tail(self, lag: int) -> DenseOperator:
         """The last ``lag`` steps alone."""
-        return Stack(self.source, self.size, lag)
+        return DenseOperator(self.source, self.size, lag)
 
     def _through(
         self, steps: Iterable[Array], block: Array, every: int, take: Callable[[Array], None]

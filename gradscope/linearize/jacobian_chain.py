@@ -18,7 +18,7 @@ _KEEP_BYTES = 32 * 2**20
 _CANCELS = 1e-13
 
 
-class Loaded(Sequence[Array]):
+class JacobianChain(Sequence[Array]):
     """Steps that are in memory: item t is the (m, m) Jacobian of step t.
 
     steps : T; size : m; starts : one segment, as Segmented has them; window : rows and columns of the
@@ -62,7 +62,7 @@ class Loaded(Sequence[Array]):
 
     @property
     @abstractmethod
-    def chains(self) -> Mapping[str, Loaded]:
+    def chains(self) -> Mapping[str, JacobianChain]:
         """The full chain and each named path's own: itself again where a path is all there is."""
 
     @property
