@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-import gradscope
 from gradscope.cells import find
 from gradscope.checkpoints import Contents, Found, read_all
+from gradscope.version import __version__
 
 SCHEMA = "gradscope/inspection/1"
 
@@ -34,7 +34,7 @@ class Inspection:
         layers = zip(self.contents.layers, self.matrices, strict=True)
         return {
             "schema": SCHEMA,
-            "gradscope": gradscope.__version__,
+            "gradscope": __version__,
             "source": self.source,
             "layers": [_layer(found, matrices) for found, matrices in layers],
             "others": list(self.contents.others),
