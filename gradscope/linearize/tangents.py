@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradscope.cells.cell import Cell
+from gradscope.cells.notation import is_recurrent
 from gradscope.cells.units import Parameters
 from gradscope.linearize.jacobians import slopes
 from gradscope.linearize.trajectory import forward
@@ -170,7 +171,7 @@ class UnitSteps:
 
     @property
     def _every_recurrent(self) -> tuple[str, ...]:
-        return tuple(path for path in self.cell.paths if path.startswith("R"))
+        return tuple(path for path in self.cell.paths if is_recurrent(path))
 
     @property
     def _recurrent(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gradscope.cells.notation import is_bias
 from gradscope.checkpoints import Named
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, quoted, shown
@@ -147,7 +148,7 @@ def _from_adjoint(system: System, given: Any) -> Array:
 def _check_memory(system: System) -> None:
     """Refuse deltas that would not fit, before the work: they are kept of every step."""
     shapes = system.cell.shapes(system.hidden, system.input_size)
-    deltas = sum(math.prod(shape) for key, shape in shapes.items() if key.rpartition(".")[2].startswith("b"))
+    deltas = sum(math.prod(shape) for key, shape in shapes.items() if is_bias(key))
     need = 2 * 8 * system.batch * system.steps * deltas
     if need > (have := available()):
         raise InputError(
