@@ -66,7 +66,7 @@ class Linearized:
 
     @property
     def gate_sums(self) -> dict[str, Array]:
-        """Sums over the gates, as flow.gate_sums, of all segments loaded so far."""
+        """Sums over the gates, as gates.gate_sums, of all segments loaded so far."""
         each = list(self._gates.values())
         return {name: np.sum([sums[name] for sums in each], axis=0) for name in each[0]}
 
