@@ -19,7 +19,10 @@ from gradscope.linearize.trajectory import forward
 
 
 class StepMaps(Hashable, Protocol):
-    """How a step acts on blocks of tangents and cotangents. Hashable: chains for which it is the same share what is compiled."""
+    """How a step acts on blocks of tangents and cotangents.
+
+    Hashable: chains for which it is the same share what is compiled.
+    """
 
     def push(self, shared: Any, step: Any, block: Any) -> Any:
         """J V of one step, for V (m, b)."""
