@@ -22,6 +22,7 @@ from gradscope.problem.layers import make_problems  # noqa: E402
 from gradscope.problem.problem import make_problem  # noqa: E402
 from gradscope.product_svd.spectrum import spectrum  # noqa: E402
 from gradscope.report.conclude import analyze  # noqa: E402
+from gradscope.settings import Settings  # noqa: E402
 
 STEPS, INPUT, REPEATS = 200, 32, 3
 
@@ -30,7 +31,7 @@ def model(hidden: int) -> Model:
     """Two LSTMs as PyTorch initialises them, the second on the outputs of the first."""
     layers = []
     for number, features in enumerate((INPUT, hidden)):
-        fresh = make_problem(cell="lstm", hidden=hidden, input_size=features, seed=number)
+        fresh = make_problem(Settings(hidden=hidden, input_size=features, seed=number))
         below = (f"l{number - 1}",) if number else ()
         layers.append(Layer(find("lstm"), fresh.parameters, f"l{number}", np.zeros(2 * hidden), below=below))
     return Model(tuple(layers), ("l0", "l1"))
@@ -50,7 +51,7 @@ def seconds(run: Callable[[], Any]) -> float:
 def main() -> None:
     """Print a line for each hidden size."""
     for hidden in (64, 128):
-        problems = make_problems(model(hidden), jax.local_devices(), steps=STEPS)
+        problems = make_problems(Settings(steps=STEPS), model(hidden), jax.local_devices())
         chain = Linearized(problems.stacks[0].problem, 0, jax.local_devices()[0])
         dense = np.concatenate([np.stack(list(chain.segment(i))) for i in range(len(chain.starts))])
         whole = seconds(lambda problems=problems: analyze(problems))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gradscope.errors import GradscopeError, InputError
     from gradscope.product_svd.spectrum import Spectrum, spectrum
     from gradscope.report.analysis import Analysis, schema
-    from gradscope.report.verdict import Policy
+    from gradscope.settings import Policy
 
 __version__ = "0.1.0"
 
@@ -47,7 +47,7 @@ _HOME = {
     "Cell": "gradscope.cells.cell",
     "GradscopeError": "gradscope.errors",
     "InputError": "gradscope.errors",
-    "Policy": "gradscope.report.verdict",
+    "Policy": "gradscope.settings",
     "Spectrum": "gradscope.product_svd.spectrum",
     "analyze": "gradscope.api",
     "from_equinox": "gradscope.checkpoints.equinox_live",

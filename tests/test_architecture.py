@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "gradscope"
 LINE = [
     "gradscope",  # the version, and lazy names for users
     "errors",
+    "settings",
     "threads",
     "cells.units",
     "cells.cell",
@@ -100,6 +101,7 @@ LINE = [
     "runtime",
     "api",
     "report.terminal",
+    "report.formats",
     "report.json",
     "report.page",
     "report.sparkline",
@@ -111,7 +113,6 @@ LINE = [
     "cli.progress",
     "cli.options",
     "cli.group",
-    "cli.asked",
     "cli.analyze",
     "cli.chain",
     "cli.inspect",

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from asking import make_problem
 
 import gradscope
 from gradscope import memory, workers
 from gradscope.linearize.cell_chain import CellChain, DensePath
 from gradscope.linearize.sequence import Linearized
 from gradscope.measure.all_values import Task, measure
-from gradscope.problem.problem import make_problem
 from gradscope.product_svd.spectrum import spectrum
 
 ANALYZE = [sys.executable, "-m", "gradscope", "analyze", "--json"]

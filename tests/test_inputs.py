@@ -8,6 +8,7 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from asking import make_problem
 from models import log10_values
 from safetensors.numpy import save_file
 from test_files import HOSTILE
@@ -16,7 +17,6 @@ import gradscope
 from gradscope.checkpoints import Named, read
 from gradscope.errors import InputError
 from gradscope.formats.reading import read_array
-from gradscope.problem.problem import make_problem
 
 X = np.random.default_rng(6).standard_normal((2, 9, 3))
 

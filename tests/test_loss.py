@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch_cells
+from asking import make_problem
 from test_readme import README, run
 
 import gradscope
@@ -19,7 +20,6 @@ from gradscope.cli.main import main
 from gradscope.measure import adjoints
 from gradscope.measure.loss import LossGradient, loss_gradient
 from gradscope.problem.loss_adjoint import with_loss
-from gradscope.problem.problem import make_problem
 from gradscope.report.analysis import lags
 
 B, T, N = 2, 9, 4

@@ -8,6 +8,7 @@ import os
 
 import numpy as np
 import pytest
+from asking import make_problem
 from models import read_layer
 
 from gradscope.cells import CELLS, find
@@ -16,7 +17,6 @@ from gradscope.cells.initializers import initialize
 from gradscope.errors import InputError
 from gradscope.linearize import budget as memory
 from gradscope.problem import problem as problem_module
-from gradscope.problem.problem import make_problem
 
 SMALL = {"hidden": 4, "input_size": 3, "steps": 5}
 

@@ -18,7 +18,7 @@ from gradscope.measure.top_values import measure_tops
 from gradscope.measure.workers import measure_all
 from gradscope.problem.layers import Problems
 from gradscope.problem.problem import Problem
-from gradscope.report.verdict import Policy
+from gradscope.settings import Policy
 
 # One step's Jacobian is right to a few roundings of its entries.
 _ENTRY_ROUNDINGS = 4
@@ -32,7 +32,7 @@ def find(
     policy: Policy,
     progress: Progress | None,
     devices: Sequence[jax.Device],
-    at_once: int | None,
+    processes: int | None,
     numbers: range,
     known: frozenset[str] = frozenset(),
 ) -> list[Found]:
@@ -49,12 +49,12 @@ def find(
         measure_some = partial(measure_tops, entry_error=entry_error, floor=floor, known=known)
         return _find_tops(problem, numbers, devices, measure_some, report)
     sequences = sequences_on(problem, numbers, devices)
-    if at_once is None or devices[0].platform != "cpu":
-        at_once = cores()
-    at_once = min(at_once, cores())
+    if processes is None or devices[0].platform != "cpu":
+        processes = cores()
+    processes = min(processes, cores())
     if (len(sequences) - 1) * problem.steps < _WORTH_A_WORKER:
-        at_once = 1
-    threads = max(1, cores() // min(at_once, len(sequences)))
+        processes = 1
+    threads = max(1, cores() // min(processes, len(sequences)))
     task = partial(
         Task,
         entry_error=entry_error,
@@ -66,7 +66,7 @@ def find(
         known=known,
     )
     jobs = [(task(one.starts, one.steps), one) for one in sequences]
-    measured = measure_all(jobs, at_once, _summed(progress, len(jobs)))
+    measured = measure_all(jobs, processes, _summed(progress, len(jobs)))
     return [Found(one, sequence.gate_sums) for one, sequence in zip(measured, sequences, strict=True)]
 
 
@@ -111,7 +111,7 @@ def find_all(
     policy: Policy,
     progress: Progress | None,
     devices: Sequence[jax.Device],
-    at_once: int | None,
+    processes: int | None,
     numbers: range,
 ) -> list[list[Found]]:
     """Measure the sequences ``numbers`` of every problem; the rest as for ``analyze``."""
@@ -127,5 +127,5 @@ def find_all(
             progress(done + part, count * len(problems.every))
 
         telling = report if progress else None
-        found.append(find(problem, policy, telling, devices, at_once, numbers, known))
+        found.append(find(problem, policy, telling, devices, processes, numbers, known))
     return found

@@ -18,7 +18,7 @@ from gradscope.problem.layers import Problems
 from gradscope.product_svd.spectrum import Spectrum
 from gradscope.report.analysis import Analysis
 from gradscope.report.conclude import conclude_all
-from gradscope.report.verdict import Policy
+from gradscope.settings import Policy
 
 # Errors that are answered differently from a bug; by their names they go from process to process.
 _KNOWN: dict[str, type[Exception]] = {kind.__name__: kind for kind in (InputError, BrokenPipeError)}
@@ -100,7 +100,7 @@ def analyze(
     prepare: Callable[[], tuple[Problems, Sequence[jax.Device]]],
     policy: Policy,
     progress: Progress | None,
-    at_once: int | None,
+    processes: int | None,
 ) -> Analysis:
     """As ``pipeline.analyze``, in every process the analysis of the whole batch.
 
@@ -112,7 +112,7 @@ def analyze(
         problems, devices = prepare()
         prepared.append((problems, devices[0]))
         mine = range(jax.process_index(), problems.batch, jax.process_count())
-        found = find_all(problems, policy, progress, devices, at_once, mine)
+        found = find_all(problems, policy, progress, devices, processes, mine)
         return [[_plain(one) for one in each] for each in found]
 
     problem_by_problem = zip(*exchange(work), strict=True)

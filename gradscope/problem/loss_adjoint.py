@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -21,8 +21,8 @@ from gradscope.machine import available
 from gradscope.problem.checks import one_of
 from gradscope.problem.inputs import label
 from gradscope.problem.problem import Problem
+from gradscope.settings import READOUT_AT, ReadoutAt
 
-READOUT_AT = ("last", "every")
 # What a problem with a loss says of it.
 LOSS = ("readout", "readout_at", "adjoint")
 # How frameworks call a matrix (outputs, n), and one of (n, outputs).
@@ -58,8 +58,8 @@ def with_loss(
     elif adjoint is not None:
         raise InputError("readout and adjoint are two losses: give one of them")
     else:
-        readout_at = readout_at or "last"
-        one_of("readout_at", readout_at, READOUT_AT)
+        readout_at = readout_at or READOUT_AT
+        one_of("readout_at", readout_at, get_args(ReadoutAt))
         seeds, source = _from_readout(problem, readout, readout_at), {"readout": readout.name}
         source["readout_at"] = readout_at
     if not np.abs(seeds).max() <= np.finfo(problem.dtype).max:

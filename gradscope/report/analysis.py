@@ -15,7 +15,8 @@ import numpy as np
 import gradscope
 from gradscope.custom_types import Array
 from gradscope.report.chains import Chain, Extremes, mean_share
-from gradscope.report.verdict import Policy, Verdict
+from gradscope.report.verdict import Verdict
+from gradscope.settings import Policy
 
 if TYPE_CHECKING:
     from gradscope.measure.loss import LossGradient

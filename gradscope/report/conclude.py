@@ -20,11 +20,12 @@ from gradscope.measure.loss import LossGradient, loss_gradient
 from gradscope.measure.measured import Found, Measured, Progress
 from gradscope.measure.side_by_side import together
 from gradscope.problem.layers import Problems
-from gradscope.problem.problem import MOST_FOR_ALL, Problem
+from gradscope.problem.problem import Problem
 from gradscope.product_svd.spectrum import spectrum
 from gradscope.report.analysis import Analysis
 from gradscope.report.chains import chain_of, mean_share
-from gradscope.report.verdict import Policy, judge, level
+from gradscope.report.verdict import judge, level
+from gradscope.settings import MOST_FOR_ALL, Policy
 
 _SIDE_BY_SIDE = (
     "Layers of two directions of time, or that the file does not connect, stand side by side: the gain is "
@@ -37,17 +38,17 @@ def analyze(
     policy: Policy | None = None,
     progress: Progress | None = None,
     devices: Sequence[jax.Device] | None = None,
-    at_once: int | None = None,
+    processes: int | None = None,
 ) -> Analysis:
     """Measure how the gradient flows through every layer of ``problems``, and through all of them.
 
     progress : called with (sequences done, sequences in all), the first with a fraction, from any
     thread; devices : where states and Jacobians are computed, by default all of this process. Their
-    product is always taken on the host, in float64, of ``at_once`` sequences side by side: by default
+    product is always taken on the host, in float64, of ``processes`` sequences side by side: by default
     as many as there are cores.
     """
     policy, devices = policy or Policy(), devices or jax.local_devices()
-    found = find_all(problems, policy, progress, devices, at_once, range(problems.batch))
+    found = find_all(problems, policy, progress, devices, processes, range(problems.batch))
     return conclude_all(problems, policy, found, devices[0], progress)
 
 

@@ -9,17 +9,17 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from gradscope.errors import listed, shown
+from gradscope.report.formats import Look
 from gradscope.report.page import bullet, headed, page, section
-from gradscope.report.terminal import Terminal
 
 if TYPE_CHECKING:
     from gradscope.checkpoints import Found
     from gradscope.report.inspection import Inspection
 
 
-def render_contents(inspection: Inspection, terminal: Terminal) -> str:
+def render_contents(inspection: Inspection, look: Look) -> str:
     """The whole table as text, with ANSI codes if the terminal has colours."""
-    return page(_parts(inspection), terminal)
+    return page(_parts(inspection), look.terminal)
 
 
 def _parts(inspection: Inspection) -> Iterable[RenderableType]:

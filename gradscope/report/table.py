@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradscope.errors import shown
+from gradscope.report.formats import Look
 from gradscope.report.loss_table import loss_sections
 from gradscope.report.page import bullet, headed, page, section
 from gradscope.report.sparkline import by_lag
@@ -33,9 +34,10 @@ _BAR_WIDTH = 24
 _LOST = 0.5
 
 
-def render_table(analysis: Analysis, terminal: Terminal, *, verdict_only: bool = False) -> str:
+def render_table(analysis: Analysis, look: Look) -> str:
     """The whole table as text, with ANSI codes if the terminal has colours."""
-    return page([_headline(analysis)] if verdict_only else _parts(analysis, terminal), terminal)
+    parts = [_headline(analysis)] if look.verdict_only else _parts(analysis, look.terminal)
+    return page(parts, look.terminal)
 
 
 def _parts(analysis: Analysis, terminal: Terminal) -> Iterable[RenderableType]:
