@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from asking import make_problem
 
 import gradscope
 from gradscope import machine
@@ -20,7 +21,6 @@ from gradscope.linearize.sequence import Linearized
 from gradscope.measure import workers
 from gradscope.measure.all_values import Task, measure_sequence
 from gradscope.measure.chains import Ask
-from gradscope.problem.problem import make_problem
 from gradscope.product_svd.spectrum import spectrum
 
 ANALYZE = [sys.executable, "-m", "gradscope", "analyze", "--json"]

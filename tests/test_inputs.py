@@ -8,6 +8,7 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from asking import make_problem
 from models import log10_values
 from safetensors.numpy import save_file
 from test_files import HOSTILE
@@ -17,7 +18,6 @@ from gradscope.checkpoints import read
 from gradscope.checkpoints.found import Named
 from gradscope.errors import InputError
 from gradscope.formats.reading import read_array
-from gradscope.problem.problem import make_problem
 from gradscope.report.provenance import described
 
 X = np.random.default_rng(6).standard_normal((2, 9, 3))

@@ -9,6 +9,7 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from asking import make_problem, make_problems
 from models import compiled, log10_values, read_layer
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -18,10 +19,9 @@ from gradscope.cli.main import main
 from gradscope.errors import InputError
 from gradscope.linearize import budget
 from gradscope.linearize.system import reversed_within
-from gradscope.problem.layers import make_problems
-from gradscope.problem.problem import make_problem
 from gradscope.report.table import render_table
 from gradscope.report.terminal import Terminal
+from gradscope.report.views import Look
 
 LENGTHS = (7, 3, 5, 3)
 X = np.random.default_rng(8).standard_normal((4, 7, 3))
@@ -240,7 +240,7 @@ def test_json_and_table():
     assert result["profile"]["lag"] == list(range(1, 8))
     known = np.array([[value is not None for value in row] for row in result["profile"]["log10_norm"]])
     np.testing.assert_array_equal(known, ~BEYOND)
-    table = render_table(analysis, WIDE)
+    table = render_table(analysis, Look(WIDE))
     assert "lstm, hidden 4, 3 to 7 steps, batch 4" in table
     assert "Over 3 to 7 steps the gradient's gain (sigma_1 of the product, median of 4 sequences)" in table
     assert "(medians)" in table
@@ -258,7 +258,7 @@ def test_sequences_that_carry_nothing(tmp_path):
     np.testing.assert_array_equal(analysis.full.by_lag[0], [0, 0, *[-np.inf] * 4])
     np.testing.assert_array_equal(analysis.full.by_lag[1], [0, 0, *[np.nan] * 4])
     assert analysis.mean_shares == {"R": pytest.approx(1)}
-    table = render_table(analysis, WIDE)
+    table = render_table(analysis, Look(WIDE))
     assert "full: exactly 0 over a sequence's own length" in table
     dead = gradscope.analyze(**options, lengths=[6, 1], steps=5)
     assert dead.problem["lengths"] == [5, 1]

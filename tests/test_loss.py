@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 import torch_cells
+from asking import make_problem
 from test_readme import README, run
 
 import gradscope
 from gradscope.checkpoints.found import Named
 from gradscope.cli.main import main
 from gradscope.measure import adjoints
-from gradscope.measure.loss import LossGradient, loss_gradient
+from gradscope.measure.loss import LossGradient
 from gradscope.problem.loss_adjoint import with_loss
-from gradscope.problem.problem import make_problem
 from gradscope.report.analysis import lags
 
 B, T, N = 2, 9, 4
@@ -27,7 +27,7 @@ B, T, N = 2, 9, 4
 
 def followed(problem, adjoint, **options):
     """The gradient of the loss with these derivatives by the outputs."""
-    return loss_gradient(replace(problem, adjoint=adjoint), **options)
+    return followed(replace(problem, adjoint=adjoint), **options)
 
 
 def changed(problem, **fields):

@@ -8,6 +8,7 @@ import os
 
 import numpy as np
 import pytest
+from asking import make_problem
 from models import read_layer
 
 from gradscope import machine
@@ -16,7 +17,6 @@ from gradscope.cells.cell import Cell
 from gradscope.cells.initializers import initialize
 from gradscope.errors import InputError
 from gradscope.problem import problem as problem_module
-from gradscope.problem.problem import make_problem
 from gradscope.report.provenance import described
 
 SMALL = {"hidden": 4, "input_size": 3, "steps": 5}

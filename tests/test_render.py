@@ -20,7 +20,9 @@ from gradscope.report.chains import chain_of
 from gradscope.report.json import render_json
 from gradscope.report.table import render_table
 from gradscope.report.terminal import Terminal
-from gradscope.report.verdict import Policy, judge, level
+from gradscope.report.verdict import judge, level
+from gradscope.report.views import Look
+from gradscope.settings import Policy
 
 GOLDEN = Path(__file__).parent / "golden"
 STEPS = 40
@@ -113,7 +115,7 @@ def check(name, text):
 @pytest.mark.parametrize("name", CASES)
 def test_table(name):
     subject, terminal = CASES[name]
-    text = render_table(subject, terminal)
+    text = render_table(subject, Look(terminal))
     check(f"{name}.txt", text)
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     assert max(map(len, plain.splitlines())) <= terminal.width
@@ -123,19 +125,19 @@ def test_table(name):
 
 @pytest.mark.parametrize(("name", "subject"), [("0", "layer 0: lstm, "), ("", "lstm, ")])
 def test_the_headline_names_the_layer(name, subject):
-    text = render_table(analysis(LSTM, layer=name), Terminal(80), verdict_only=True)
+    text = render_table(analysis(LSTM, layer=name), Look(Terminal(80), verdict_only=True))
     assert text == f"VANISHING: {subject}hidden 4, 40 steps, gain 1.00e-10\n"
 
 
 def test_verdict_alone():
     subject, terminal = CASES["exploding_80"]
-    alone = render_table(subject, terminal, verdict_only=True)
-    assert alone == render_table(subject, terminal).splitlines(keepends=True)[0]
+    alone = render_table(subject, Look(terminal, verdict_only=True))
+    assert alone == render_table(subject, Look(terminal)).splitlines(keepends=True)[0]
 
 
 @pytest.mark.parametrize("name", ["vanishing_80", "batch_80", "chain_80", "dead_80", "loss_80"])
 def test_json(name):
-    text = render_json(CASES[name][0])
+    text = render_json(CASES[name][0], Look(Terminal()))
     jsonschema.validate(json.loads(text), schema())
     check(f"{name}.json", json.dumps(json.loads(text), indent=1) + "\n")
 
@@ -143,7 +145,7 @@ def test_json(name):
 def test_names_with_brackets_are_not_markup():
     subject = CASES["chain_80"][0]
     odd = dataclasses.replace(subject, problem={**subject.problem, "source": "[bold]x[/bold] [0].npy"})
-    assert "[bold]x[/bold] [0].npy" in render_table(odd, Terminal(80))
+    assert "[bold]x[/bold] [0].npy" in render_table(odd, Look(Terminal(80)))
 
 
 @pytest.mark.parametrize("width", [40, 60, 120])
@@ -152,7 +154,12 @@ def test_layers_on_a_narrow_terminal_have_whole_numbers(width):
         return analysis(LSTM, layer=name, direction="backward")
 
     several = dataclasses.replace(analysis(LSTM), layers=(layer("l0_reverse"), layer("x" * 70)))
-    rows = render_table(several, Terminal(width)).split("\nLayers\n")[1].split("\nChains\n")[0].splitlines()
+    rows = (
+        render_table(several, Look(Terminal(width)))
+        .split("\nLayers\n")[1]
+        .split("\nChains\n")[0]
+        .splitlines()
+    )
     for number in range(2):
         (row,) = (row for row in rows if row.startswith(f" layer{number} "))
         assert row.endswith("vanishing")
@@ -163,7 +170,7 @@ def test_layers_on_a_narrow_terminal_have_whole_numbers(width):
 
 
 def test_a_long_path_is_not_cut_on_a_narrow_terminal():
-    text = render_table(analysis({"full": -0.25, "x" * 70: -0.5}), Terminal(40))
+    text = render_table(analysis({"full": -0.25, "x" * 70: -0.5}), Look(Terminal(40)))
     rows = text.split("\nChains\n")[1].split("\nGain by lag")[0]
     assert rows.count("x") == 70
     assert rows.count("vanishing") == 2

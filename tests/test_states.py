@@ -8,6 +8,7 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from asking import make_problem
 from models import log10_values, read_layer
 from safetensors.numpy import save_file
 
@@ -16,7 +17,6 @@ from gradscope.cells import find
 from gradscope.cli.main import main
 from gradscope.errors import InputError
 from gradscope.problem.initial_state import initial_states
-from gradscope.problem.problem import make_problem
 from gradscope.report.provenance import described
 
 RNG = np.random.default_rng(11)

@@ -9,7 +9,8 @@ import pytest
 from gradscope.errors import InputError
 from gradscope.product_svd.spectrum import spectrum
 from gradscope.report.chains import chain_of
-from gradscope.report.verdict import Policy, judge, level, scientific
+from gradscope.report.verdict import judge, level, scientific
+from gradscope.settings import Policy
 
 
 def scalar_chain(*factors, error=None, name="full"):

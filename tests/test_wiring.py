@@ -22,6 +22,7 @@ from gradscope.errors import InputError
 from gradscope.report.inspection import inspect
 from gradscope.report.inspection_table import render_contents
 from gradscope.report.terminal import Terminal
+from gradscope.report.views import Look
 
 # Keras reads an attribute of NumPy that is on its way out.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:keras")
@@ -245,7 +246,7 @@ def test_keras_layers_that_start_from_a_state_of_the_model(tmp_path):
     assert gradscope.analyze(checkpoint=path, layer="encoder", steps=3).problem["layer"] == "encoder"
     (found,) = (one for one in inspect(path).to_dict()["layers"] if one["name"] == "decoder")
     assert found["open"] == "the initial state comes from elsewhere in the model: add --initial-state"
-    assert "decoder: the initial state comes from" in render_contents(inspect(path), Terminal(200))
+    assert "decoder: the initial state comes from" in render_contents(inspect(path), Look(Terminal(200)))
 
 
 def test_keras_configs_that_make_no_sense():
