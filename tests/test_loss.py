@@ -18,7 +18,7 @@ import gradscope
 from gradscope.checkpoints.found import Named
 from gradscope.cli.main import main
 from gradscope.measure import adjoints
-from gradscope.measure.loss import LossGradient
+from gradscope.measure.loss import LossGradient, loss_gradient
 from gradscope.problem.loss_adjoint import with_loss
 from gradscope.report.analysis import lags
 
@@ -27,7 +27,7 @@ B, T, N = 2, 9, 4
 
 def followed(problem, adjoint, **options):
     """The gradient of the loss with these derivatives by the outputs."""
-    return followed(replace(problem, adjoint=adjoint), **options)
+    return loss_gradient(replace(problem, adjoint=adjoint), **options)
 
 
 def changed(problem, **fields):

@@ -35,7 +35,6 @@ def sweeps(name: str, path: str | None = None, length: int = 4, dtype: str = "fl
     cell = find(name)
     segments = Segments(T, length, -(-T // length))
     system = System(cell, N, parameters, inputs, state, dtype=dtype)
-    system = System(cell, N, parameters, inputs, state, dtype=dtype)
     with precise(dtype):
         trajectory = Trajectory(system, segments, Spread((jax.devices("cpu")[0],)))
     if path is None:
