@@ -14,8 +14,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
 
 import numpy as np  # noqa: E402
-from chains import CHAINS  # noqa: E402
-from reference import Reference, conditioning, reference  # noqa: E402
+from oracles.chains import CHAINS  # noqa: E402
+from oracles.reference import Reference, conditioning, reference  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 

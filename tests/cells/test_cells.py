@@ -1,83 +1,41 @@
-"""Cells against PyTorch, Keras, Flax and the closed forms, in float64."""
+"""Cells against the equations of their papers and closed forms, in float64."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-import torch
-import torch_cells
+from oracles import equations
+from oracles.driving import (
+    Arrays,
+    D,
+    N,
+    T,
+    close,
+    compiled,
+    jacobians,
+    parameters,
+    path_jacobians,
+    product,
+    run,
+    sequence,
+    start,
+)
 
 from gradscope.cells import CELLS, find
-from gradscope.cells.cell import Cell
 from gradscope.errors import InputError
 
-N, D, T = 5, 3, 6
-Arrays = dict[str, np.ndarray]
 LSTMS = [name for name in CELLS if name.startswith("lstm")]
-
-
-def close(ours: Any, theirs: Any) -> None:
-    """Equal to rounding, in the precision of theirs: a few dozen operations on numbers of order one."""
-    expected = np.asarray(theirs)
-    single = expected.dtype == np.float32
-    rtol, atol = (1e-4, 1e-5) if single else (1e-12, 1e-13)
-    np.testing.assert_allclose(np.asarray(ours), expected, rtol=rtol, atol=atol)
 
 
 @pytest.fixture(autouse=True)
 def x64() -> Iterator[None]:
     with jax.enable_x64(True):
         yield
-
-
-def parameters(cell: Cell, seed: int = 0, hidden: int = N) -> Arrays:
-    """Large enough that every gate, peephole and bias matters."""
-    rng = np.random.default_rng(seed)
-    return {key: rng.normal(size=shape) for key, shape in cell.parameters(hidden, D).items()}
-
-
-def sequence(seed: int = 1, steps: int = T) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(steps, D))
-
-
-def start(cell: Cell, seed: int = 2) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=N * len(cell.components))
-
-
-@cache
-def compiled(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The step, and its Jacobian with respect to the whole state."""
-    advance = find(name).advance
-    return jax.jit(advance), jax.jit(jax.jacrev(advance, argnums=2))
-
-
-def run(name: str, p: Arrays, xs: np.ndarray, state: np.ndarray) -> np.ndarray:
-    """States 0 to T."""
-    states = [state]
-    for x in xs:
-        states.append(np.asarray(compiled(name)[0](p, x, states[-1])))
-    return np.array(states)
-
-
-def jacobians(name: str, p: Arrays, xs: np.ndarray, states: np.ndarray) -> np.ndarray:
-    return np.array([compiled(name)[1](p, x, s) for x, s in zip(xs, states, strict=False)])
-
-
-def path_jacobians(cell: Cell, p: Arrays, x: np.ndarray, state: np.ndarray) -> Arrays:
-    return jax.jacrev(lambda copies: cell.step(p, x, copies))(cell.copies(state))
-
-
-def product(chain: np.ndarray) -> np.ndarray:
-    total = np.eye(chain.shape[1])
-    for jacobian in chain:
-        total = jacobian @ total
-    return total
 
 
 def sigmoid(a: np.ndarray | float) -> Any:
@@ -88,7 +46,7 @@ def sigmoid(a: np.ndarray | float) -> Any:
 
 
 def test_table_and_oracle_name_the_same_cells() -> None:
-    assert CELLS.keys() == torch_cells.CELLS.keys()
+    assert CELLS.keys() == equations.CELLS.keys()
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -96,7 +54,7 @@ def test_cell_loads_under_its_name_with_the_parameters_of_its_equations(name: st
     cell = find(name)
     assert cell.name == name
     shapes = cell.parameters(N, D)
-    assert shapes.keys() == torch_cells.keys(name)
+    assert shapes.keys() == equations.keys(name)
     assert all(shape == {"W": (N, D), "R": (N, N)}.get(key[0], (N,)) for key, shape in shapes.items())
 
 
@@ -133,7 +91,7 @@ def test_cell_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         find("no_such_module:cell")
 
 
-# Against the equations of the papers, in PyTorch
+# Against the equations of the papers, in NumPy
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -141,7 +99,7 @@ def test_forward_pass_follows_the_equations(name: str) -> None:
     cell, xs = find(name), sequence()
     p, state = parameters(cell), start(cell)
     for x, ours in zip(xs, run(name, p, xs, state)[1:], strict=True):
-        state = torch_cells.advance(name, p, x, state)
+        state = equations.advance(name, p, x, state)
         close(ours, state)
 
 
@@ -149,7 +107,7 @@ def test_forward_pass_follows_the_equations(name: str) -> None:
 def test_jacobian_over_the_whole_state(name: str) -> None:
     cell = find(name)
     p, x, state = parameters(cell), sequence()[0], start(cell)
-    close(compiled(name)[1](p, x, state), torch_cells.jacobian(name, p, x, state))
+    close(compiled(name)[1](p, x, state), equations.jacobian(name, p, x, state))
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -158,10 +116,22 @@ def test_every_path_is_the_jacobian_with_the_other_paths_cut(name: str) -> None:
     p, x, state = parameters(cell), sequence()[0], start(cell)
     ours = path_jacobians(cell, p, x, state)
     for path in cell.paths:
-        theirs = torch_cells.jacobian(name, p, x, state, path)
+        theirs = equations.jacobian(name, p, x, state, path)
         assert np.abs(theirs).max() > 1e-3  # or the comparison would be of nothing
         close(ours[path], theirs)
     close(sum(ours.values()), compiled(name)[1](p, x, state))
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_chain_is_that_of_the_equations(name: str) -> None:
+    """States, and the Jacobian of the last state with respect to the first, over all steps in one go."""
+    cell, xs = find(name), sequence()
+    p, state = parameters(cell), start(cell)
+    expected, chain = equations.trajectory_jacobian(name, p, xs, state)
+    states = run(name, p, xs, state)
+    close(states[1:], expected)
+    ours = product(jacobians(name, p, xs, states))
+    np.testing.assert_allclose(ours, chain, rtol=0, atol=1e-12 * np.abs(chain).max())
 
 
 @pytest.mark.parametrize("name", [*LSTMS, "gru", "gru-reset-before"])
@@ -169,133 +139,21 @@ def test_gates_are_those_of_the_equations(name: str) -> None:
     cell = find(name)
     assert cell.gates is not None
     p, x, state = parameters(cell), sequence()[0], start(cell)
-    new = torch_cells.advance(name, p, x, state)
+    new = equations.advance(name, p, x, state)
     gates = cell.gates(p, x, state)
     h = state[-N:]
-    assert set(gates) == set(torch_cells.CELLS[name][1]) & set("ifor" if name in LSTMS else "rz")
+    assert set(gates) == set(equations.CELLS[name][1]) & set("ifor" if name in LSTMS else "rz")
     for gate, values in gates.items():
         seen = new[:N] if gate == "o" else state[:N]
         peep = p.get(f"p_{gate}", 0.0) * seen if name in LSTMS else 0.0
         close(values, sigmoid(p[f"W_{gate}"] @ x + p[f"R_{gate}"] @ h + p[f"b_{gate}"] + peep))
 
 
-def test_relu_has_no_slope_at_zero_as_in_torch() -> None:
+def test_relu_has_no_slope_at_zero() -> None:
     p = {"W": np.zeros((N, D)), "R": np.eye(N), "b": np.zeros(N)}
     x, state = np.zeros(D), np.array([0.0, -1.0, 1.0, 0.0, 2.0])
-    close(compiled("rnn-relu")[1](p, x, state), torch_cells.jacobian("rnn-relu", p, x, state))
+    close(compiled("rnn-relu")[1](p, x, state), equations.jacobian("rnn-relu", p, x, state))
     close(compiled("rnn-relu")[1](p, x, state), np.diag([0.0, 0.0, 1.0, 0.0, 1.0]))
-
-
-# Against the modules of the frameworks
-
-TORCH = {
-    "rnn": (torch.nn.RNN, {"nonlinearity": "tanh"}, ("",)),
-    "rnn-relu": (torch.nn.RNN, {"nonlinearity": "relu"}, ("",)),
-    "lstm": (torch.nn.LSTM, {}, ("_i", "_f", "_z", "_o")),
-    "gru": (torch.nn.GRU, {}, ("_r", "_z", "_h")),
-}
-
-
-def torch_module(name: str, p: Arrays) -> torch.nn.Module:
-    kind, options, gates = TORCH[name]
-    module = kind(D, N, dtype=torch.float64, **options)
-    bias_hh = np.zeros(N * len(gates))
-    if name == "gru":
-        bias_hh[-N:] = p["c_h"]
-    values = {
-        "weight_ih_l0": np.concatenate([p[f"W{g}"] for g in gates]),
-        "weight_hh_l0": np.concatenate([p[f"R{g}"] for g in gates]),
-        "bias_ih_l0": np.concatenate([p[f"b{g}"] for g in gates]),
-        "bias_hh_l0": bias_hh,
-    }
-    module.load_state_dict({key: torch.tensor(value) for key, value in values.items()})
-    return module
-
-
-@pytest.mark.parametrize("name", TORCH)
-def test_chain_is_that_of_the_torch_module(name: str) -> None:
-    """States and the Jacobian of the last state with respect to the first, over all steps."""
-    cell, xs = find(name), sequence()
-    p, state = parameters(cell), start(cell)
-    module = torch_module(name, p)
-    inputs = torch.tensor(xs)[:, None]
-
-    def forward(first: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        parts = [part.reshape(1, 1, N) for part in first.chunk(len(cell.components))]
-        outputs, last = module(inputs, (parts[1], parts[0]) if name == "lstm" else parts[0])
-        return outputs[:, 0], torch.cat([last[1], last[0]], -1).ravel() if name == "lstm" else last.ravel()
-
-    outputs, last = forward(torch.tensor(state))
-    states = run(name, p, xs, state)
-    close(states[1:, -N:], outputs.detach().numpy())
-    close(states[-1], last.detach().numpy())
-    chain = torch.autograd.functional.jacobian(lambda s: forward(s)[1], torch.tensor(state)).numpy()
-    close(product(jacobians(name, p, xs, states)), chain)
-
-
-# name -> (Keras layer, its options, gates in the order of its kernels)
-KERAS = {
-    "rnn": ("SimpleRNN", {}, ("",)),
-    "lstm": ("LSTM", {}, ("_i", "_f", "_z", "_o")),
-    "gru": ("GRU", {"reset_after": True}, ("_z", "_r", "_h")),
-    "gru-reset-before": ("GRU", {"reset_after": False}, ("_z", "_r", "_h")),
-}
-
-
-@pytest.mark.parametrize("name", KERAS)
-def test_forward_pass_of_keras(name: str) -> None:
-    import keras
-
-    kind, options, gates = KERAS[name]
-    cell, xs = find(name), sequence()
-    p = parameters(cell)
-    # On JAX, Keras adds two float64 numbers in float32, whatever the layer's dtype.
-    layer = getattr(keras.layers, kind)(N, return_sequences=True, dtype="float32", **options)
-    layer.build((1, T, D))
-    bias = np.concatenate([p[f"b{g}"] for g in gates])
-    if name == "gru":  # a row of biases for the kernel and one for the recurrent kernel
-        bias = np.stack([bias, np.concatenate([np.zeros(2 * N), p["c_h"]])])
-    kernels = [np.concatenate([p[f"{kind}{g}"].T for g in gates], axis=1) for kind in "WR"]
-    for variable, value in zip(layer.weights, [*kernels, bias], strict=True):
-        variable.assign(value)
-    states = run(name, p, xs, np.zeros(N * len(cell.components)))
-    close(states[1:, -N:], layer(xs[None])[0])
-
-
-def flax_dense(p: Arrays, gate: str, ours: str, hidden_bias: str | None, input_bias: str | None) -> Any:
-    """The two Dense layers of a Flax gate: ``i<gate>`` for the input, ``h<gate>`` for the state."""
-    layers = {f"i{gate}": {"kernel": p[f"W{ours}"].T}, f"h{gate}": {"kernel": p[f"R{ours}"].T}}
-    if input_bias:
-        layers[f"i{gate}"]["bias"] = p[input_bias]
-    if hidden_bias:
-        layers[f"h{gate}"]["bias"] = p[hidden_bias]
-    return layers
-
-
-def flax_cell(name: str, p: Arrays) -> tuple[Any, Any]:
-    from flax import linen
-
-    options = {"features": N, "dtype": np.float64, "param_dtype": np.float64}
-    if name == "rnn":
-        return linen.SimpleCell(**options), flax_dense(p, "", "", None, "b")
-    if name == "gru":
-        new = flax_dense(p, "n", "_h", "c_h", "b_h")
-        gates = flax_dense(p, "r", "_r", None, "b_r") | flax_dense(p, "z", "_z", None, "b_z")
-        return linen.GRUCell(**options), gates | new
-    names = {"i": "_i", "f": "_f", "g": "_z", "o": "_o"}
-    parts = [flax_dense(p, gate, ours, f"b{ours}", None) for gate, ours in names.items()]
-    return linen.LSTMCell(**options), {key: value for part in parts for key, value in part.items()}
-
-
-@pytest.mark.parametrize("name", ["rnn", "lstm", "gru"])
-def test_forward_pass_of_flax(name: str) -> None:
-    cell, xs = find(name), sequence()
-    p, state = parameters(cell), start(cell)
-    theirs, weights = flax_cell(name, p)
-    carry = (state[:N], state[N:]) if name == "lstm" else state
-    for x, ours in zip(xs, run(name, p, xs, state)[1:], strict=True):
-        carry, _ = theirs.apply({"params": weights}, carry, x)
-        close(ours, np.concatenate(carry) if name == "lstm" else carry)
 
 
 # Closed forms

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from models import both_directions, log10_values, outputs, read_layer
+from oracles.models import both_directions, log10_values, outputs, read_layer
 
 import gradscope
 from gradscope.cells import find

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from models import read_layer
+from oracles.models import read_layer
 from safetensors.numpy import save_file
 
 from gradscope.cells import CELLS, find

@@ -7,10 +7,10 @@ import random
 import subprocess
 import sys
 
-import hostile
 import numpy as np
 import pytest
-from models import read_layer
+from oracles import hostile
+from oracles.models import read_layer
 
 from gradscope import checkpoints
 from gradscope.errors import InputError

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import reference
+from oracles.reference import reference
 
 import gradscope
 from gradscope.cells import find

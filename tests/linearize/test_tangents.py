@@ -1,4 +1,4 @@
-"""Top values, lags and shares without Jacobians, against products of torch's Jacobians."""
+"""Top values, lags and shares without Jacobians, against products of the equations' Jacobians."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cache
 import jax
 import numpy as np
 import pytest
-import torch_cells
+from oracles import equations
 
 from gradscope.cells import find
 from gradscope.linearize.tangent_chain import Sweeps
@@ -44,13 +44,13 @@ def sweeps(name: str, path: str | None = None, length: int = 4, dtype: str = "fl
 
 @cache
 def jacobians(name: str, path: str | None = None) -> np.ndarray:
-    """torch's, (B, T, m, m)."""
+    """Of the equations, (B, T, m, m)."""
     parameters, inputs, states = problem(name)
     found = []
     for sequence, state in zip(inputs, states, strict=True):
         for x in sequence:
-            found.append(torch_cells.jacobian(name, parameters, x, state, path))
-            state = torch_cells.advance(name, parameters, x, state)
+            found.append(equations.jacobian(name, parameters, x, state, path))
+            state = equations.advance(name, parameters, x, state)
     return np.array(found).reshape(B, T, *found[0].shape)
 
 

@@ -9,7 +9,7 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
-from models import compiled, log10_values, read_layer
+from oracles.models import compiled, log10_values, read_layer
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import gradscope

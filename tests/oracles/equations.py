@@ -1,22 +1,38 @@
-"""The cells again, in PyTorch, straight from the equations in their papers.
+"""The cells again, in NumPy, straight from the equations in their papers.
 
 A step is ``step(p, x, state, use)``: every appearance of the previous state in the equations goes
-through ``use(path, value)``, so that a test can cut all paths but one with ``detach``.
+through ``use(path, value)``, so that a test can cut a path.
+
+Derivatives are those of complex steps: f(x + ih) = f(x) + ih f'(x) + O(h^2), of which the imaginary
+part has f' to the last digit, as nothing is subtracted (Squire and Trapp, SIAM Review 40, 1998). What is
+real has no derivative, so a path is cut by taking the real part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
-import torch
-from torch import Tensor
 
-Use = Callable[[str, Tensor], Tensor]
-Step = Callable[[dict[str, Tensor], Tensor, Tensor, Use], Tensor]
+Use = Callable[[str, np.ndarray], np.ndarray]
+Step = Callable[[dict[str, np.ndarray], np.ndarray, np.ndarray, Use], np.ndarray]
+
+H = 1e-40  # its square is lost beside anything
 
 
-def elman(phi: Callable[[Tensor], Tensor]) -> Step:
+def sigmoid(a: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-a))
+
+
+def relu(a: np.ndarray) -> np.ndarray:
+    return np.where(a.real > 0, a, 0)
+
+
+def linear(a: np.ndarray) -> np.ndarray:
+    return a
+
+
+def elman(phi: Callable[[np.ndarray], np.ndarray]) -> Step:
     """h_t = phi(W x_t + R h_(t-1) + b)."""
     return lambda p, x, h, use: phi(p["W"] @ x + p["R"] @ use("R", h) + p["b"])
 
@@ -25,55 +41,45 @@ def block(
     peepholes: str = "",
     without: str = "",
     coupled: bool = False,
-    g: Callable[[Tensor], Tensor] = torch.tanh,
-    h: Callable[[Tensor], Tensor] = torch.tanh,
+    g: Callable[[np.ndarray], np.ndarray] = np.tanh,
+    h: Callable[[np.ndarray], np.ndarray] = np.tanh,
 ) -> Step:
     """Greff et al. (arXiv 1503.04069), section 2 and the variants of section 3; y is the output."""
 
-    def step(p: dict[str, Tensor], x: Tensor, state: Tensor, use: Use) -> Tensor:
-        c, y = state.chunk(2)
+    def step(p: dict[str, np.ndarray], x: np.ndarray, state: np.ndarray, use: Use) -> np.ndarray:
+        c, y = np.split(state, 2)
 
-        def bar(gate: str) -> Tensor:
+        def bar(gate: str) -> np.ndarray:
             return p["W_" + gate] @ x + p["R_" + gate] @ use("R_" + gate, y) + p["b_" + gate]
 
-        def peep(gate: str, cell: Tensor) -> Tensor:
-            return p["p_" + gate] * cell if gate in peepholes else torch.zeros_like(cell)
+        def peep(gate: str, cell: np.ndarray) -> np.ndarray:
+            return p["p_" + gate] * cell if gate in peepholes else np.zeros_like(cell)
 
-        one = torch.ones_like(c)
+        one = np.ones_like(c)
         z = g(bar("z"))
-        i = one if "i" in without else torch.sigmoid(bar("i") + peep("i", use("p_i", c)))
-        f = (
-            one
-            if "f" in without
-            else 1 - i
-            if coupled
-            else torch.sigmoid(bar("f") + peep("f", use("p_f", c)))
-        )
+        i = one if "i" in without else sigmoid(bar("i") + peep("i", use("p_i", c)))
+        f = one if "f" in without else 1 - i if coupled else sigmoid(bar("f") + peep("f", use("p_f", c)))
         new = z * i + use("carousel", c) * f
-        o = one if "o" in without else torch.sigmoid(bar("o") + peep("o", new))
-        return torch.cat([new, h(new) * o])
+        o = one if "o" in without else sigmoid(bar("o") + peep("o", new))
+        return np.concatenate([new, h(new) * o])
 
     return step
 
 
-def gru(p: dict[str, Tensor], x: Tensor, h: Tensor, use: Use) -> Tensor:
+def gru(p: dict[str, np.ndarray], x: np.ndarray, h: np.ndarray, use: Use) -> np.ndarray:
     """As documented for torch.nn.GRU, with b_hn called c_h."""
-    r = torch.sigmoid(p["W_r"] @ x + p["b_r"] + p["R_r"] @ use("R_r", h))
-    z = torch.sigmoid(p["W_z"] @ x + p["b_z"] + p["R_z"] @ use("R_z", h))
-    n = torch.tanh(p["W_h"] @ x + p["b_h"] + r * (p["R_h"] @ use("R_h", h) + p["c_h"]))
+    r = sigmoid(p["W_r"] @ x + p["b_r"] + p["R_r"] @ use("R_r", h))
+    z = sigmoid(p["W_z"] @ x + p["b_z"] + p["R_z"] @ use("R_z", h))
+    n = np.tanh(p["W_h"] @ x + p["b_h"] + r * (p["R_h"] @ use("R_h", h) + p["c_h"]))
     return (1 - z) * n + z * use("carry", h)
 
 
-def cho(p: dict[str, Tensor], x: Tensor, h: Tensor, use: Use) -> Tensor:
+def cho(p: dict[str, np.ndarray], x: np.ndarray, h: np.ndarray, use: Use) -> np.ndarray:
     """Cho et al. 2014 (arXiv 1406.1078), equations 5 to 8, with biases."""
-    r = torch.sigmoid(p["W_r"] @ x + p["R_r"] @ use("R_r", h) + p["b_r"])
-    z = torch.sigmoid(p["W_z"] @ x + p["R_z"] @ use("R_z", h) + p["b_z"])
-    tilde = torch.tanh(p["W_h"] @ x + p["R_h"] @ (r * use("R_h", h)) + p["b_h"])
+    r = sigmoid(p["W_r"] @ x + p["R_r"] @ use("R_r", h) + p["b_r"])
+    z = sigmoid(p["W_z"] @ x + p["R_z"] @ use("R_z", h) + p["b_z"])
+    tilde = np.tanh(p["W_h"] @ x + p["R_h"] @ (r * use("R_h", h)) + p["b_h"])
     return z * use("carry", h) + (1 - z) * tilde
-
-
-def linear(a: Tensor) -> Tensor:
-    return a
 
 
 # name -> (step, gates, peepholes)
@@ -90,9 +96,9 @@ CELLS: dict[str, tuple[Step, str, str]] = {
     "gru": (gru, "rzh", ""),
     "gru-reset-before": (cho, "rzh", ""),
     "linear": (elman(linear), "", ""),
-    "rnn": (elman(torch.tanh), "", ""),
-    "rnn-relu": (elman(torch.relu), "", ""),
-    "rnn-sigmoid": (elman(torch.sigmoid), "", ""),
+    "rnn": (elman(np.tanh), "", ""),
+    "rnn-relu": (elman(relu), "", ""),
+    "rnn-sigmoid": (elman(sigmoid), "", ""),
 }
 
 
@@ -103,26 +109,92 @@ def keys(name: str) -> set[str]:
     return matrices | {f"p_{gate}" for gate in peepholes} | ({"c_h"} if name == "gru" else set())
 
 
+def whole(_: str, value: np.ndarray) -> np.ndarray:
+    """No path is cut."""
+    return value
+
+
+def without(cut: tuple[str, ...]) -> Use:
+    return lambda path, value: value.real if path in cut else value
+
+
 def advance(name: str, p: dict[str, np.ndarray], x: np.ndarray, state: np.ndarray) -> np.ndarray:
     """One step forward."""
-    step = CELLS[name][0]
-    return step(_tensors(p), torch.tensor(x), torch.tensor(state), lambda _, value: value).numpy()
+    return CELLS[name][0](p, x, state, whole)
+
+
+def nudged(array: np.ndarray) -> Iterator[np.ndarray]:
+    """The array with a complex step in each of its entries, one after the other."""
+    for index in np.ndindex(array.shape):
+        one = array.astype(complex)
+        one[index] += 1j * H
+        yield one
 
 
 def jacobian(
     name: str, p: dict[str, np.ndarray], x: np.ndarray, state: np.ndarray, path: str | None = None
 ) -> np.ndarray:
     """d(new state)/d(state), of one path alone if it is named."""
-    step, weights, inputs = CELLS[name][0], _tensors(p), torch.tensor(x)
 
-    def use(which: str, value: Tensor) -> Tensor:
-        return value if path in (None, which) else value.detach()
+    def use(which: str, value: np.ndarray) -> np.ndarray:
+        return value if path in (None, which) else value.real
 
-    def forward(old: Tensor) -> Tensor:
-        return step(weights, inputs, old, use)
-
-    return torch.autograd.functional.jacobian(forward, torch.tensor(state)).numpy()
+    step = CELLS[name][0]
+    return np.stack([step(p, x, one, use).imag / H for one in nudged(np.asarray(state, float))], axis=1)
 
 
-def _tensors(p: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    return {key: torch.tensor(value) for key, value in p.items()}
+def trajectory_jacobian(
+    name: str, p: dict[str, np.ndarray], xs: np.ndarray, state: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """States 1 to T, and d(last state)/d(first), in one go over all steps: no product of Jacobians."""
+
+    def run(start: np.ndarray) -> list[np.ndarray]:
+        states = [start]
+        for x in xs:
+            states.append(advance(name, p, x, states[-1]))
+        return states[1:]
+
+    columns = [run(one)[-1].imag / H for one in nudged(np.asarray(state, float))]
+    return np.array(run(state)), np.stack(columns, axis=1)
+
+
+class Unrolled:
+    """A cell run over a sequence: how every output h_tau hangs on every state and every step's weights."""
+
+    def __init__(
+        self,
+        name: str,
+        p: dict[str, np.ndarray],
+        inputs: np.ndarray,
+        state: np.ndarray,
+        hidden: int,
+        cut: tuple[str, ...] = (),
+    ) -> None:
+        self.step, self.use = CELLS[name][0], without(cut)
+        self.p, self.inputs, self.hidden = p, inputs, hidden
+        self.states = [np.asarray(state, float)]
+        for x in inputs:
+            self.states.append(self.step(p, x, self.states[-1], self.use))
+
+    def slopes(self, t: int, state: np.ndarray, p: dict[str, np.ndarray] | None = None) -> np.ndarray:
+        """How h_1 ... h_T move, (T, n), with a nudged s_t, or with nudged weights of step t + 1."""
+        found = np.zeros((len(self.inputs), self.hidden))
+        if p is None and t:
+            found[t - 1] = state.imag[-self.hidden :] / H
+        for tau in range(t, len(self.inputs)):
+            state = self.step(self.p if p is None or tau > t else p, self.inputs[tau], state, self.use)
+            found[tau] = np.imag(state[-self.hidden :]) / H
+        return found
+
+    def by_state(self, t: int) -> np.ndarray:
+        """dh_tau/ds_t, (m, T, n)."""
+        return np.array([self.slopes(t, one) for one in nudged(self.states[t])])
+
+    def by_weight(self, name: str) -> np.ndarray:
+        """dh_tau/d(weight as step t uses it), (T, *shape, T, n); steps by t, from 1."""
+        shape, steps = self.p[name].shape, len(self.inputs)
+        found = [
+            [self.slopes(t, self.states[t], self.p | {name: one}) for one in nudged(self.p[name])]
+            for t in range(steps)
+        ]
+        return np.array(found).reshape(steps, *shape, steps, self.hidden)

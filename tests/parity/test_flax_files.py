@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx, serialization
-from models import HIDDEN, INPUT, both_directions, check_spectrum, outputs, read_layer, sequence
+from oracles.models import HIDDEN, INPUT, both_directions, check_spectrum, outputs, read_layer, sequence
 from safetensors.numpy import save_file
 
 from gradscope import checkpoints

@@ -12,7 +12,16 @@ import jax
 import keras
 import numpy as np
 import pytest
-from models import HIDDEN, INPUT, STEPS, both_directions, check_spectrum, outputs, read_layer, sequence
+from oracles.models import (
+    HIDDEN,
+    INPUT,
+    STEPS,
+    both_directions,
+    check_spectrum,
+    outputs,
+    read_layer,
+    sequence,
+)
 
 import gradscope
 from gradscope import checkpoints

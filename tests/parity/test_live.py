@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from models import HIDDEN, INPUT, STEPS, check_spectrum, outputs, read_layer, sequence
+from oracles.models import HIDDEN, INPUT, STEPS, check_spectrum, outputs, read_layer, sequence
 
 import gradscope
 from gradscope import checkpoints

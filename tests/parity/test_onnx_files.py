@@ -10,8 +10,17 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from models import HIDDEN, INPUT, STEPS, both_directions, check_spectrum, outputs, read_layer, sequence
 from onnx import TensorProto, helper, numpy_helper
+from oracles.models import (
+    HIDDEN,
+    INPUT,
+    STEPS,
+    both_directions,
+    check_spectrum,
+    outputs,
+    read_layer,
+    sequence,
+)
 
 from gradscope import checkpoints
 from gradscope.errors import InputError

@@ -16,9 +16,9 @@ import onnx
 import pytest
 import torch
 from flax import nnx, serialization
-from models import HIDDEN, INPUT, sequence
 from onnx import numpy_helper
-from reference import reference
+from oracles.models import HIDDEN, INPUT, sequence
+from oracles.reference import reference
 from safetensors.torch import save_file
 from test_flax_files import FLAX_NAMES, Linen, flax_stored, shaken
 from test_keras_files import KERAS, double_precision, keras_saved  # noqa: F401

@@ -12,7 +12,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from models import HIDDEN, INPUT, both_directions, check_spectrum, outputs, read_layer, sequence
+from oracles.models import HIDDEN, INPUT, both_directions, check_spectrum, outputs, read_layer, sequence
 from safetensors.numpy import save_file
 
 from gradscope import checkpoints

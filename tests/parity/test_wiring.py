@@ -12,8 +12,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from models import HIDDEN, INPUT, STEPS, outputs, sequence
 from onnx import TensorProto, helper, numpy_helper
+from oracles.models import HIDDEN, INPUT, STEPS, outputs, sequence
 
 import gradscope
 from gradscope import checkpoints

@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 import pytest
-from models import read_layer
+from oracles.models import read_layer
 
 from gradscope.cells import CELLS, find
 from gradscope.cells.cell import Cell

@@ -8,7 +8,7 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
-from models import log10_values, read_layer
+from oracles.models import log10_values, read_layer
 from safetensors.numpy import save_file
 
 import gradscope

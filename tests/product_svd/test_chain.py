@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-import chains
 import flint
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import conditioning, reference
+from oracles import chains
+from oracles.reference import conditioning, reference
 from scipy.special import polygamma, psi
 
 from gradscope.errors import InputError

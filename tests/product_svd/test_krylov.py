@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import chains
 import numpy as np
 import pytest
-from reference import reference
+from oracles import chains
+from oracles.reference import reference
 
 from gradscope.errors import InputError
 from gradscope.product_svd.block_krylov import Top, top_values

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from chains import CHAINS
-from reference import conditioning, reference
+from oracles.chains import CHAINS
+from oracles.reference import conditioning, reference
 
 import gradscope
 from gradscope.product_svd.graded_lu import Graded

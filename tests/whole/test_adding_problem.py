@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models import read_layer
+from oracles.models import read_layer
 from safetensors.torch import load_file
 from test_examples import python
 
