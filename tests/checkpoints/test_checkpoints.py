@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 
+import h5py
 import jax
+import msgpack
 import numpy as np
 import pytest
-import safetensors.torch
-import torch
+from oracles import equations, layouts
 from oracles.models import read_layer
 from safetensors.numpy import save_file
 
@@ -34,122 +35,60 @@ def outputs(layer, x):
     return states[1:, -layer.hidden :]
 
 
-# PyTorch
-
-TORCH = {
-    "lstm": (torch.nn.LSTM, torch.nn.LSTMCell, {}),
-    "gru": (torch.nn.GRU, torch.nn.GRUCell, {}),
-    "rnn": (torch.nn.RNN, torch.nn.RNNCell, {}),
-    "rnn-relu": (torch.nn.RNN, torch.nn.RNNCell, {"nonlinearity": "relu"}),
-}
+# PyTorch's names
 
 
-class Model(torch.nn.Module):
-    """A layer under a name, with other tensors around it, some of them no numbers for us."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.encoder = torch.nn.ModuleDict({"recurrent": layer})
-        self.fc = torch.nn.Linear(HIDDEN, 2)
-        self.norm = torch.nn.BatchNorm1d(2)
-        self.register_buffer("mask", torch.full((2, 2), -torch.inf))
-        self.register_buffer("phase", torch.zeros(2, dtype=torch.complex64))
-
-
-def saved(folder, module):
-    path = folder / "model.safetensors"
-    safetensors.torch.save_file(module.state_dict(), path)
-    return path
-
-
-def given_cell(name):
-    """Torch's file does not say which of the two RNNs it is; the rest needs no --cell."""
-    return name if name.startswith("rnn") else None
-
-
-def sequence():
-    return torch.as_tensor(np.random.default_rng(3).standard_normal((STEPS, INPUT)))
-
-
-def run_cell(cell, x):
-    state, hs = None, []
-    for step in x:
-        state = cell(step, state)
-        hs.append(state[0] if isinstance(state, tuple) else state)
-    return torch.stack(hs)
-
-
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("name", TORCH)
-def test_torch_layer_gives_torch_outputs(name, bias, tmp_path):
-    torch.manual_seed(0)
-    module = TORCH[name][0](INPUT, HIDDEN, bias=bias, dtype=torch.float64, **TORCH[name][2])
-    expected = module(sequence())[0].detach().numpy()
-    layer = read_layer(saved(tmp_path, module), given_cell(name))
-    assert (layer.cell.name, layer.name, layer.hidden, layer.input_size) == (name, "", HIDDEN, INPUT)
-    np.testing.assert_allclose(outputs(layer, sequence().numpy()), expected, rtol=0, atol=1e-12)
+@pytest.mark.parametrize("kind", layouts.GATES)
+def test_layers_of_a_state_dict_follow_their_equations(kind, bias, suffix, tmp_path):
+    """Two layers in both directions, each on the sequence as it reads it."""
+    options = {"layers": 2, "bidirectional": True, "bias": bias, "prefix": "enc.", "dtype": "float64"}
+    state = layouts.recurrent(kind, INPUT, HIDDEN, **options, scale=2)
+    path = layouts.saved(state, tmp_path / f"x{suffix}")
+    cell = "rnn" if kind == "rnn" else None
+    for end, reads in (("0", INPUT), ("0_reverse", INPUT), ("1", 2 * HIDDEN), ("1_reverse", 2 * HIDDEN)):
+        layer = read_layer(path, cell, layer=f"enc.l{end}")
+        assert (layer.cell.name, layer.hidden, layer.input_size) == (kind, HIDDEN, reads)
+        assert layer.direction == ("backward" if "reverse" in end else "forward")
+        zero_biases = {
+            f"enc.bias_{role}_l{end}": np.zeros(len(state[f"enc.weight_ih_l{end}"])) for role in ("ih", "hh")
+        }
+        named = {key.removeprefix("enc."): a for key, a in (zero_biases | state).items()}
+        x = np.random.default_rng(3).standard_normal((STEPS, reads))
+        start = np.zeros(HIDDEN * len(layer.cell.components))
+        states, _ = equations.trajectory_jacobian(
+            kind, layouts.equations_of(kind, named, f"_l{end}"), x, start
+        )
+        np.testing.assert_allclose(outputs(layer, x), states[:, -HIDDEN:], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", TORCH)
-def test_torch_layer_inside_a_model(name, tmp_path):
-    torch.manual_seed(1)
-    module = TORCH[name][0](INPUT, HIDDEN, dtype=torch.float64, **TORCH[name][2])
-    expected = module(sequence())[0].detach().numpy()
-    layer = read_layer(saved(tmp_path, Model(module)), name)
-    assert layer.name == "encoder.recurrent"
-    np.testing.assert_allclose(outputs(layer, sequence().numpy()), expected, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("name", TORCH)
-def test_torch_cell_gives_torch_outputs(name, bias, tmp_path):
-    torch.manual_seed(2)
-    cell = TORCH[name][1](INPUT, HIDDEN, bias=bias, dtype=torch.float64, **TORCH[name][2])
-    expected = run_cell(cell, sequence()).detach().numpy()
-    layer = read_layer(saved(tmp_path, cell), given_cell(name))
-    np.testing.assert_allclose(outputs(layer, sequence().numpy()), expected, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", TORCH)
-def test_torch_layer_in_lower_precision_is_read_exactly(name, dtype, tmp_path):
-    torch.manual_seed(3)
-    module = TORCH[name][0](INPUT, HIDDEN, dtype=dtype, **TORCH[name][2])
-    path = saved(tmp_path, module)
-    expected = module.double()(sequence())[0].detach().numpy()
-    layer = read_layer(path, given_cell(name))
-    np.testing.assert_allclose(outputs(layer, sequence().numpy()), expected, rtol=0, atol=1e-12)
-
-
-def test_one_unit_with_one_input(tmp_path):
-    module = torch.nn.LSTM(1, 1, dtype=torch.float64)
-    layer = read_layer(saved(tmp_path, module))
-    expected = module(sequence()[:, :1])[0].detach().numpy()
-    np.testing.assert_allclose(outputs(layer, sequence().numpy()[:, :1]), expected, rtol=0, atol=1e-12)
-
-
-def spectral_normed():
-    return torch.nn.utils.parametrizations.spectral_norm(torch.nn.LSTM(INPUT, HIDDEN), "weight_hh_l0")
-
-
-def both(**layers):
-    return torch.nn.ModuleDict(layers)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_lower_precision_is_read_exactly(dtype, tmp_path):
+    state = layouts.recurrent("lstm", INPUT, HIDDEN, dtype=dtype)
+    layer = read_layer(layouts.saved(state, tmp_path / "x.pt"))
+    assert layer.dtype == dtype
+    np.testing.assert_array_equal(
+        layer.parameters["R_f"], state["weight_hh_l0"][HIDDEN : 2 * HIDDEN].astype(float)
+    )
 
 
 REFUSED_TORCH = {
     "one of two open": (
-        lambda: both(enc=torch.nn.LSTM(3, 5), dec=torch.nn.RNNCell(3, 5)),
+        layouts.module(
+            enc=layouts.recurrent("lstm", 3, 5),
+            dec={key.removesuffix("_l0"): a for key, a in layouts.recurrent("rnn", 3, 5).items()},
+        ),
         "layer dec: holds a torch RNN, whose nonlinearity is not in the file: add --cell rnn or --cell "
         "rnn-relu; or choose others with --layer",
     ),
-    "spectral norm": (spectral_normed, "parametrizations.weight_hh_l0.original beside"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED_TORCH)
 def test_torch_models_that_are_not_one_plain_layer(name, tmp_path):
-    make, expected = REFUSED_TORCH[name]
-    assert expected in refusal(saved(tmp_path, make()))
+    state, expected = REFUSED_TORCH[name]
+    assert expected in refusal(layouts.saved(state, tmp_path / "model.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +103,7 @@ def test_torch_models_that_are_not_one_plain_layer(name, tmp_path):
     ],
 )
 def test_cell_that_contradicts_a_torch_file(kind, cell, expected, tmp_path):
-    assert expected in refusal(saved(tmp_path, TORCH[kind][0](3, 5)), cell)
+    assert expected in refusal(layouts.saved(layouts.recurrent(kind, 3, 5), tmp_path / "x.safetensors"), cell)
 
 
 def lstm_state(**changes):
@@ -233,6 +172,49 @@ def test_state_dicts_that_do_not_fit(name, tmp_path):
     message = refusal(tmp_path / "x.safetensors")
     assert message.startswith(str(tmp_path / "x.safetensors"))
     assert expected in message
+
+
+# Names of Keras and Flax
+
+
+def test_a_layer_of_keras_follows_its_equations(tmp_path):
+    """Kernels (d, 4 n) and (n, 4 n), gates i, f, c, o, one bias."""
+    rng = np.random.default_rng(4)
+    kernel, recurrent, bias = (
+        rng.standard_normal(s) for s in ((INPUT, 4 * HIDDEN), (HIDDEN, 4 * HIDDEN), 4 * HIDDEN)
+    )
+    with h5py.File(tmp_path / "x.weights.h5", "w") as file:
+        for number, values in enumerate((kernel, recurrent, bias)):
+            file[f"layers/lstm/cell/vars/{number}"] = values
+    p = {}
+    for letter, values in (("W", kernel.T), ("R", recurrent.T), ("b", bias)):
+        p |= {f"{letter}_{gate}": part for gate, part in zip("ifzo", np.split(values, 4), strict=True)}
+    check_equations(read_layer(tmp_path / "x.weights.h5", "lstm"), "lstm", p)
+
+
+def test_a_cell_of_flax_follows_its_equations(tmp_path):
+    """A Dense layer for every gate's input (ii, if, ig, io); one, with the bias, for its state (hi, ...)."""
+    rng = np.random.default_rng(5)
+    tree, p = {}, {}
+    for gate, ours in zip("ifgo", "ifzo", strict=True):
+        w, r, b = (
+            rng.standard_normal(s).astype(np.float32) for s in ((INPUT, HIDDEN), (HIDDEN, HIDDEN), HIDDEN)
+        )
+        tree |= {f"i{gate}": {"kernel": packed(w)}, f"h{gate}": {"kernel": packed(r), "bias": packed(b)}}
+        p |= {f"{key}_{ours}": a.T.astype(float) for key, a in (("W", w), ("R", r), ("b", b))}
+    (tmp_path / "x.msgpack").write_bytes(msgpack.packb({"params": {"cell": tree}}))
+    check_equations(read_layer(tmp_path / "x.msgpack", "lstm"), "lstm", p)
+
+
+def packed(array):
+    """An array as flax.serialization packs it."""
+    return msgpack.ExtType(1, msgpack.packb((array.shape, array.dtype.name, array.tobytes())))
+
+
+def check_equations(layer, name, p):
+    x = np.random.default_rng(6).standard_normal((STEPS, INPUT))
+    states, _ = equations.trajectory_jacobian(name, p, x, np.zeros(HIDDEN * len(layer.cell.components)))
+    np.testing.assert_allclose(outputs(layer, x), states[:, -HIDDEN:], rtol=0, atol=1e-12)
 
 
 # Native files

@@ -1,17 +1,15 @@
-"""Gradients of a loss by lag, deltas and shares, held against torch's autograd and closed forms."""
+"""Gradients of a loss by lag, deltas and shares, held against complex steps and closed forms."""
 
 import json
 import re
 import subprocess
-import sys
 from dataclasses import replace
 
 import jsonschema
 import numpy as np
 import pytest
-import torch
-import torch_cells
-from test_readme import README, run
+from oracles import equations, layouts
+from oracles.program import ANALYZE, together
 
 import gradscope
 from gradscope.checkpoints import Named
@@ -27,34 +25,6 @@ B, T, N = 2, 9, 4
 
 def problem_of(cell, **options):
     return make_problem(cell=cell, hidden=N, input_size=3, steps=T, gain=1.5, **options)
-
-
-class Unrolled:
-    """A cell unrolled in torch, straight from its equations, with what gradients are wanted of as leaves."""
-
-    def __init__(self, problem, sequence, cut=()):
-        step = torch_cells.CELLS[problem.cell.name][0]
-        self.parameters = {k: torch.tensor(v, requires_grad=True) for k, v in problem.parameters.items()}
-        self.hidden = problem.hidden
-        self.initial = state = torch.tensor(problem.state[sequence], requires_grad=True)
-        self.states, self.used, self.olds = [], [], []
-        for x in torch.tensor(problem.inputs[sequence]):
-            # Every step has weights of its own, views of the same leaves: their gradients are its alone.
-            used = {k: v.clone() for k, v in self.parameters.items()}
-            state = step(used, x, state, lambda path, value: value.detach() if path in cut else value)
-            self.states.append(state)
-            self.used.append(used)
-
-    def loss(self, seeds):
-        """sum over t of e_t . h_t, h the end of the state."""
-        seeds = torch.tensor(np.broadcast_to(seeds, (len(self.states), self.hidden)).copy())
-        return sum(seed @ state[-self.hidden :] for seed, state in zip(seeds, self.states, strict=True))
-
-    def gradients(self, loss, of):
-        found = torch.autograd.grad(loss, of, retain_graph=True, allow_unused=True)
-        return [
-            np.zeros(tuple(one.shape)) if g is None else g.numpy() for g, one in zip(found, of, strict=True)
-        ]
 
 
 def last(seed, steps):
@@ -78,28 +48,29 @@ def slow(*case):
         slow("lstm", True, ("R_z", "carousel")),
         slow("gru-reset-before", True, ()),
         slow("gru-reset-before", False, ("R_z",)),
-        *(slow(cell, True, ()) for cell in torch_cells.CELLS if cell.startswith("lstm-")),
+        *(slow(cell, True, ()) for cell in equations.CELLS if cell.startswith("lstm-")),
     ],
 )
-def test_against_autograd(cell, every, cut):
+def test_against_complex_steps(cell, every, cut):
+    """Every derivative again from the equations run with that one state or weight nudged."""
     problem = problem_of(cell, batch=2, cut=cut)
     steps, n = problem.steps, problem.hidden
     seeds = np.random.default_rng(5).standard_normal((2, steps if every else 1, n))
     found = loss_gradient(problem, seeds)
     assert found.at == ("every" if every else "last")
 
-    nets = [Unrolled(problem, b, cut) for b in range(2)]
     by_step = {name: np.zeros((steps, *array.shape)) for name, array in problem.parameters.items()}
     by_lag = {name: np.zeros((steps, *array.shape)) for name, array in problem.parameters.items()}
-    for b, net in enumerate(nets):
+    for b in range(2):
+        net = equations.Unrolled(cell, problem.parameters, problem.inputs[b], problem.state[b], n, cut)
         all_seeds = seeds[b] if every else last(seeds[b, 0], steps)
-        loss = net.loss(all_seeds)
-        adjoints = net.gradients(loss, [*net.states[::-1], net.initial])
+        adjoints = [np.tensordot(net.by_state(t), all_seeds, 2) for t in range(steps, -1, -1)]
         norms = np.log10([np.linalg.norm(a) for a in adjoints])
         np.testing.assert_allclose(found.log10_norm[b], norms, rtol=0, atol=1e-12)
         for name in problem.parameters:
-            of = [used[name] for used in net.used]
-            each = net.gradients(loss, of)
+            # d(e_tau . h_tau)/d(weight as step t uses it), (t, *shape, tau).
+            parts = np.einsum("...tn,tn->...t", net.by_weight(name), all_seeds)
+            each = parts.sum(axis=-1)
             by_step[name] += each
             if name.startswith("b"):
                 gate = "d" + name[1:].strip("_")
@@ -108,9 +79,8 @@ def test_against_autograd(cell, every, cut):
                     logs = np.log10(np.linalg.norm(each, axis=1))
                 np.testing.assert_allclose(found.log10_deltas[gate][b, ::-1], logs, rtol=0, atol=1e-10)
             for tau in range(steps):
-                part = net.gradients(net.states[tau][-n:] @ torch.tensor(all_seeds[tau]), of)
                 for t in range(tau + 1):
-                    by_lag[name][tau - t] += part[t]
+                    by_lag[name][tau - t] += parts[t, ..., tau]
     for name, each in by_step.items():
         norm = np.log10(np.linalg.norm(each.sum(axis=0)))
         np.testing.assert_allclose(found.log10_gradients[name], norm, rtol=0, atol=1e-11)
@@ -317,46 +287,44 @@ def test_more_refusals(monkeypatch, tmp_path):
         with_loss(problem_of("lstm"), adjoint=np.ones(N))
 
 
-class Model(torch.nn.Module):
-    """What --readout is for: y = head(lstm(x)), and both directions of another."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(1)
-        self.lstm = torch.nn.LSTM(3, N, batch_first=True, bidirectional=True, dtype=torch.float64)
-        self.head = torch.nn.Linear(N, 2, dtype=torch.float64)
+STATE = layouts.recurrent("lstm", 3, N, bidirectional=True, prefix="lstm.", dtype="float64") | layouts.dense(
+    "head", N, 2, dtype="float64"
+)
+X = np.random.default_rng(3).standard_normal((B, T, 3))
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("loss")
-    made = Model()
-    torch.save(made.state_dict(), folder / "model.pt")
-    np.save(folder / "x.npy", np.random.default_rng(3).standard_normal((B, T, 3)))
-    return made, folder
+@pytest.fixture
+def model(tmp_path):
+    """A file of what --readout is for: y = head(lstm(x)), and both directions of another."""
+    return layouts.saved(STATE, tmp_path / "model.pt")
 
 
-def check_weights(loss, lstm, suffix):
-    """Norms of the gradients are those that torch's backward has left."""
-    for kind, array in (("R", "weight_hh_l0"), ("W", "weight_ih_l0"), ("b", "bias_hh_l0")):
-        for gate, part in zip("ifzo", getattr(lstm, array + suffix).grad.chunk(4), strict=True):
-            assert loss[f"{kind}_{gate}"] == pytest.approx(np.log10(part.norm().item()), abs=1e-11)
+def check_weights(found, end, inputs, seeds):
+    """Norms of the gradients are those of complex steps; inputs and seeds (T, .) as the layer reads them."""
+    p = layouts.equations_of("lstm", {key.removeprefix("lstm."): a for key, a in STATE.items()}, end)
+    nets = [equations.Unrolled("lstm", p, x, np.zeros(2 * N), N) for x in inputs]
+    for name in p:
+        gradient = sum(
+            np.einsum("s...tn,tn->...", net.by_weight(name), seed)
+            for net, seed in zip(nets, seeds, strict=True)
+        )
+        assert found[name] == pytest.approx(np.log10(np.linalg.norm(gradient)), abs=1e-11)
 
 
 @pytest.mark.parametrize("at", ["last", "every"])
-def test_readout_of_a_torch_model(at, model, capsys):
-    """What ``y.sum().backward()`` leaves in the weights; the JSON holds to its schema."""
-    made, folder = model
-    made.zero_grad()
-    y = made.head(made.lstm(torch.tensor(np.load(folder / "x.npy")))[0][..., :N])
-    (y[:, -1] if at == "last" else y).sum().backward()
-    files = [str(folder / "model.pt"), "--layer", "lstm.l0", "--inputs", str(folder / "x.npy")]
-    assert main(["analyze", *files, "--readout", "head", "--readout-at", at, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+def test_readout_of_a_model(at, model, run, tmp_path):
+    """The gradient of the sum of what the head puts out; the JSON holds to its schema."""
+    np.save(tmp_path / "x.npy", X)
+    given = [model, "--layer", "lstm.l0", "--inputs", tmp_path / "x.npy", "--readout", "head"]
+    code, out, _ = run("analyze", *given, "--readout-at", at, "--json")
+    assert code == 0
+    told = json.loads(out)
     jsonschema.validate(told, gradscope.schema())
     assert (told["problem"]["readout"], told["problem"]["readout_at"]) == ("head.weight", at)
     assert told["loss"]["at"] == at
-    check_weights({g["name"]: g["log10_norm"] for g in told["loss"]["gradients"]}, made.lstm, "")
+    seed = STATE["head.weight"].sum(axis=0)
+    seeds = np.tile(seed, (B, T, 1)) if at == "every" else np.stack([last(seed, T)] * B)
+    check_weights({g["name"]: g["log10_norm"] for g in told["loss"]["gradients"]}, "_l0", X, seeds)
     for kind in "RW":
         shares = [share for name, share in told["loss"]["share"].items() if name[0] == kind]
         assert np.sum(shares) == pytest.approx(1)
@@ -364,36 +332,28 @@ def test_readout_of_a_torch_model(at, model, capsys):
 
 def test_adjoint_of_a_backward_layer(model, tmp_path):
     """The time of an adjoint of every step is that of the inputs, whichever way the layer reads them."""
-    made, folder = model
-    made.zero_grad()
     seeds = np.random.default_rng(4).standard_normal((B, T, N))
-    out, _ = made.lstm(torch.tensor(np.load(folder / "x.npy")))
-    (out[..., N:] * torch.tensor(seeds)).sum().backward()
     np.save(tmp_path / "adjoint.npy", seeds)
-    analysis = gradscope.analyze(
-        checkpoint=folder / "model.pt",
-        layer="lstm.l0_reverse",
-        inputs=folder / "x.npy",
-        adjoint=tmp_path / "adjoint.npy",
-    )
-    check_weights(analysis.loss.log10_gradients, made.lstm, "_reverse")
+    given = {"checkpoint": model, "layer": "lstm.l0_reverse", "inputs": X}
+    analysis = gradscope.analyze(**given, adjoint=tmp_path / "adjoint.npy")
+    check_weights(analysis.loss.log10_gradients, "_l0_reverse", X[:, ::-1], seeds[:, ::-1])
 
 
 @pytest.mark.parametrize("every", [False, True])
 def test_each_sequence_over_its_own_length(every, model):
     """Gradients add up; lags are counted from the end of each; beyond its length nothing is known."""
-    made, folder = model
-    made.zero_grad()
     seeds = np.random.default_rng(6).standard_normal((B, T, N) if every else (B, N))
-    x, lengths = np.load(folder / "x.npy"), [T, 5]
-    for sequence, seed, length in zip(x, seeds, lengths, strict=True):
-        out = made.lstm(torch.tensor(sequence[None, :length]))[0][0, :, N:]
-        # The backward direction's own last step is the first of the sequence.
-        (out * torch.tensor(seed[:length]) if every else out[0] * torch.tensor(seed)).sum().backward()
-    options = {"checkpoint": folder / "model.pt", "layer": "lstm.l0_reverse"}
-    found = gradscope.analyze(**options, inputs=x, lengths=lengths, adjoint=seeds)
-    check_weights(found.loss.log10_gradients, made.lstm, "_reverse")
-    alone = gradscope.analyze(**options, inputs=x[1, :5], adjoint=seeds[1, :5] if every else seeds[1])
+    lengths = [T, 5]
+    options = {"checkpoint": model, "layer": "lstm.l0_reverse"}
+    found = gradscope.analyze(**options, inputs=X, lengths=lengths, adjoint=seeds)
+    # The backward direction's own last step is the first of the sequence.
+    read = [x[:length][::-1] for x, length in zip(X, lengths, strict=True)]
+    sent = [
+        seed[:length][::-1] if every else last(seed, length)
+        for seed, length in zip(seeds, lengths, strict=True)
+    ]
+    check_weights(found.loss.log10_gradients, "_l0_reverse", read, sent)
+    alone = gradscope.analyze(**options, inputs=X[1, :5], adjoint=seeds[1, :5] if every else seeds[1])
     np.testing.assert_allclose(found.loss.log10_norm[1, :6], alone.loss.log10_norm[0], rtol=0, atol=1e-12)
     assert np.isnan(found.loss.log10_norm[1, 6:]).all()
     np.testing.assert_allclose(found.loss.deltas["dz"][1, :5], alone.loss.deltas["dz"][0], rtol=1e-11)
@@ -403,8 +363,7 @@ def test_each_sequence_over_its_own_length(every, model):
 
 
 def test_wrong_readout_is_one_line(model, capsys):
-    _, folder = model
-    given = [str(folder / "model.pt"), "--layer", "lstm.l0", "--readout", "tail"]
+    given = [str(model), "--layer", "lstm.l0", "--readout", "tail"]
     assert main(["analyze", *given]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -420,25 +379,10 @@ def test_an_adjoint_is_not_written_over(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path):
-    from test_distributed import together
-
     np.save(tmp_path / "a.npy", np.ones(4))
     small = ["--hidden", "4", "--input-size", "2", "--steps", "9", "--batch", "3", "--json"]
     arguments = [*small, "--adjoint", str(tmp_path / "a.npy")]
-    command = [sys.executable, "-m", "gradscope", "analyze", *arguments]
-    alone = subprocess.run(command, capture_output=True, check=True, timeout=120)
+    alone = subprocess.run([*ANALYZE, *arguments], capture_output=True, check=True, timeout=120)
     (code, out, _), other = together(2, arguments)
     assert (code, other[0]) == (0, 0)
     assert json.loads(out) == json.loads(alone.stdout)
-
-
-def test_the_readme_follows_a_loss_back(model, tmp_path):
-    (script,) = re.findall(r"<!-- loss: sh -->\n```sh\n(.*?)```", README, re.DOTALL)
-    made, _ = model
-    one_way = torch.nn.LSTM(3, N)
-    state = {f"lstm.{k}": v for k, v in one_way.state_dict().items()}
-    torch.save(state | {f"head.{k}": v for k, v in made.head.state_dict().items()}, tmp_path / "model.pt")
-    np.save(tmp_path / "x.npy", np.ones((T, 3)))
-    np.save(tmp_path / "adjoint.npy", np.ones((T, N)))
-    out = run(["sh", "-euc", script], tmp_path)
-    assert out.count("Weight gradients") == 2

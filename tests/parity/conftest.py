@@ -1,4 +1,4 @@
-"""Comparisons with PyTorch, Keras, Flax, Equinox and ONNX: ``pytest -m parity``, with the extra ``parity``."""
+"""Comparisons with PyTorch, Keras, Flax, Equinox and ONNX: ``pytest -m parity``, extra ``parity``."""
 
 import os
 
