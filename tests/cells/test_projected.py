@@ -1,78 +1,69 @@
-"""LSTM with a projection against torch: outputs, Jacobians, paths, stacks, and its own file format."""
+"""LSTM with a projection against its equations: outputs, Jacobian, paths, and its own file format."""
 
 from __future__ import annotations
 
 import jax
 import numpy as np
 import pytest
-import torch
-from oracles.models import both_directions, log10_values, outputs, read_layer
+from oracles import equations, layouts
+from oracles.models import log10_values, outputs, read_layer
 
 import gradscope
 from gradscope.cells import find
-from gradscope.cells.cell import Cell, Member
-from gradscope.cells.stack import stacked
 from gradscope.errors import InputError
 
 D, N, P, T = 3, 5, 2, 6
 
 
-def module(layers=1, **options):
-    torch.manual_seed(5)
-    made = torch.nn.LSTM(D, N, num_layers=layers, proj_size=P, dtype=torch.float64, **options)
-    with torch.no_grad():  # far from zero, or the smallest values would be lost
-        for parameter in made.parameters():
-            parameter.mul_(2)
-    return made
+def state_dict():
+    # Far from zero, or the smallest values would be lost.
+    return layouts.recurrent("lstm", D, N, projection=P, scale=2, seed=5, dtype="float64")
 
 
-def saved(folder, made):
-    torch.save(made.state_dict(), folder / "x.pt")
-    return folder / "x.pt"
+def saved(folder, state):
+    return layouts.saved(state, folder / "x.pt")
 
 
 def sequence():
     return np.random.default_rng(4).standard_normal((T, D))
 
 
-def jacobian(made, x):
-    """d(all states at T)/d(those at 0), layer by layer, each (c, h)."""
-    count = made.num_layers
-
-    def run(state):
-        c, h = torch.split(state.reshape(count, 1, N + P), [N, P], dim=2)
-        _, (h, c) = made(torch.from_numpy(x)[:, None], (h.contiguous(), c.contiguous()))
-        return torch.cat([c, h], dim=2).reshape(-1)
-
-    start = torch.zeros(count * (N + P), dtype=torch.float64)
-    return torch.autograd.functional.jacobian(run, start).numpy()
-
-
-def test_outputs_of_two_layers_in_both_directions(tmp_path):
-    made, x = module(2, bidirectional=True), sequence()
-    path = saved(tmp_path, made)
-    layers = {name: read_layer(path, layer=name) for name in ("l0", "l0_reverse", "l1", "l1_reverse")}
-    assert {layer.cell.name for layer in layers.values()} == {"lstm-projected-2"}
-    assert (layers["l1"].hidden, layers["l1"].input_size) == (N, 2 * P)
-    below = both_directions(layers["l0"], layers["l0_reverse"], x)
-    ours = both_directions(layers["l1"], layers["l1_reverse"], below)
-    np.testing.assert_allclose(ours, made(torch.from_numpy(x))[0].detach(), rtol=0, atol=1e-12)
+def run(state, x, start):
+    """States (c, h) from 0 to T: h = M (o tanh(c)), Sak, Senior and Beaufays 2014 without peepholes."""
+    w, r, m = (state[f"weight_{role}_l0"] for role in ("ih", "hh", "hr"))
+    b = state["bias_ih_l0"] + state["bias_hh_l0"]
+    states = [start]
+    for step in x:
+        c, h = states[-1][:N], states[-1][N:]
+        i, f, z, o = np.split(w @ step + r @ h + b, 4)
+        c = equations.sigmoid(f) * c + equations.sigmoid(i) * np.tanh(z)
+        states.append(np.concatenate([c, m @ (equations.sigmoid(o) * np.tanh(c))]))
+    return np.array(states)
 
 
-def test_singular_values_are_those_of_autograd(tmp_path):
-    made, x = module(), sequence()
-    found = gradscope.analyze(checkpoint=saved(tmp_path, made), inputs=x)
-    expected = log10_values(jacobian(made, x))
+def test_outputs_follow_the_equations(tmp_path):
+    state, x = state_dict(), sequence()
+    layer = read_layer(saved(tmp_path, state))
+    assert (layer.cell.name, layer.hidden) == ("lstm-projected-2", N)
+    expected = run(state, x, np.zeros(N + P))[1:, N:]
+    np.testing.assert_allclose(outputs(layer, x), expected, rtol=0, atol=1e-12)
+
+
+def test_singular_values_are_those_of_complex_steps(tmp_path):
+    state, x = state_dict(), sequence()[:3]
+    found = gradscope.analyze(checkpoint=saved(tmp_path, state), inputs=x)
+    columns = [run(state, x, one)[-1].imag / equations.H for one in equations.nudged(np.zeros(N + P))]
+    expected = log10_values(np.stack(columns, axis=1))
     np.testing.assert_allclose(found.full.spectra[0].log10_singular_values, expected, rtol=0, atol=1e-6)
     assert found.full.size == N + P
     np.testing.assert_allclose(sum(found.shares.values()), 1, rtol=0, atol=1e-9)
 
 
 def test_paths_stay_in_their_components(tmp_path):
-    made, x = module(), sequence()
-    found = gradscope.analyze(checkpoint=saved(tmp_path, made), inputs=x)
-    w, r, m = (getattr(made, f"weight_{role}_l0").detach().numpy() for role in ("ih", "hh", "hr"))
-    b = (made.bias_ih_l0 + made.bias_hh_l0).detach().numpy()
+    state, x = state_dict(), sequence()
+    found = gradscope.analyze(checkpoint=saved(tmp_path, state), inputs=x)
+    w, r, m = (state[f"weight_{role}_l0"] for role in ("ih", "hh", "hr"))
+    b = state["bias_ih_l0"] + state["bias_hh_l0"]
     c, h, carousel, output = np.zeros(N), np.zeros(P), np.ones(N), np.eye(P)
     for step in x:
         i, f, z, o = np.split(w @ step + r @ h + b, 4)
@@ -90,7 +81,7 @@ def test_paths_stay_in_their_components(tmp_path):
 
 @pytest.mark.slow
 def test_top_values_without_jacobians_are_the_same(tmp_path):
-    path, x = saved(tmp_path, module()), sequence()
+    path, x = saved(tmp_path, state_dict()), sequence()
     every, top = (gradscope.analyze(checkpoint=path, inputs=x, top=top) for top in ("all", 1))
     for chain in every.chains:
         few = top.chain(chain.name)
@@ -99,29 +90,8 @@ def test_top_values_without_jacobians_are_the_same(tmp_path):
         np.testing.assert_allclose(few.spectra[0].log10_singular_values, expected, rtol=0, atol=1e-9)
 
 
-def test_a_stack_has_the_jacobian_of_torch(tmp_path):
-    made, x = module(2), sequence()[:2]  # over more, autograd's product loses the smallest
-    layers = [read_layer(saved(tmp_path, made), layer=f"l{k}") for k in (0, 1)]
-    first, second = (layer.cell for layer in layers)
-    cell = stacked((Member(first, N, D, 0, ((0, D),)), Member(second, N, P, 1, (0,))))
-    arrays = {f"layer{k}.{key}": a for k, layer in enumerate(layers) for key, a in layer.parameters.items()}
-    fields = {name: getattr(cell, name) for name in cell.__dataclass_fields__}
-    brought = Cell(**{**fields, "initialize": lambda *_: arrays})
-    found = gradscope.analyze(cell=brought, hidden=1, inputs=x)
-    whole = jacobian(made, x)
-    for name, block in {
-        "full": whole,
-        "layer1": whole[N + P :, N + P :],
-        "0->1": whole[N + P :, : N + P],
-    }.items():
-        values, expected = found.chain(name).spectra[0].log10_singular_values, log10_values(block)
-        some = expected > -13  # what is zero, autograd finds to its rounding
-        np.testing.assert_allclose(values[some], expected[some], rtol=0, atol=1e-6)
-        assert np.isneginf(values[~some]).all()
-
-
 def test_native_file_and_fresh_cell(tmp_path):
-    layer = read_layer(saved(tmp_path, module()))
+    layer = read_layer(saved(tmp_path, state_dict()))
     np.savez(tmp_path / "x.npz", **layer.parameters)
     again = read_layer(tmp_path / "x.npz")
     assert again.cell is find("lstm-projected-2")
@@ -136,11 +106,10 @@ def test_native_file_and_fresh_cell(tmp_path):
 def test_what_is_no_projection_is_refused(tmp_path):
     with pytest.raises(InputError, match="unknown cell 'lstm-projected-0'"):
         find("lstm-projected-0")
-    state = module().state_dict() | {"weight_hr_l0": torch.zeros(P)}
-    torch.save(state, tmp_path / "x.pt")
+    saved(tmp_path, state_dict() | {"weight_hr_l0": np.zeros(P)})
     with pytest.raises(InputError, match=r"weight_hr has shape \(2,\), expected \(P, H\)"):
         read_layer(tmp_path / "x.pt")
-    torch.save(module().state_dict() | {"weight_hr_l0": torch.zeros(P, N + 1)}, tmp_path / "x.pt")
+    saved(tmp_path, state_dict() | {"weight_hr_l0": np.zeros((P, N + 1))})
     with pytest.raises(InputError, match=r"M has shape \(2, 6\), expected \(2, 5\)"):
         read_layer(tmp_path / "x.pt")
     with pytest.raises(InputError, match="view 'cell' is the chain of an LSTM's cell state"):

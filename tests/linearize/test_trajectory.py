@@ -1,4 +1,4 @@
-"""The forward pass by segment and over devices, against PyTorch and against one scan of everything."""
+"""The forward pass by segment and over devices, against the equations and against one scan of everything."""
 
 import math
 import subprocess
@@ -7,9 +7,9 @@ import sys
 import jax
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from oracles import equations, layouts
 
 from gradscope.cells import find
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory, precise
@@ -32,20 +32,9 @@ def test_an_octave_of_lengths_is_four_shapes():
     assert lengths == {640, 768, 896, 1024}
 
 
-def torch_lstm():
-    torch.manual_seed(0)
-    model = torch.nn.LSTM(D, N, batch_first=True).double()
-    parameters = {}
-    for kind, name in (("W", "weight_ih_l0"), ("R", "weight_hh_l0")):
-        chunks = getattr(model, name).detach().numpy().reshape(4, N, -1)
-        parameters |= {f"{kind}_{gate}": chunk for gate, chunk in zip("ifzo", chunks, strict=True)}
-    biases = (model.bias_ih_l0 + model.bias_hh_l0).detach().numpy().reshape(4, N)
-    return model, parameters | {f"b_{gate}": bias for gate, bias in zip("ifzo", biases, strict=True)}
-
-
 @pytest.mark.parametrize("length", [1, 7, 23, 32])
-def test_starts_are_the_states_that_torch_has_there(length):
-    model, parameters = torch_lstm()
+def test_starts_are_the_states_of_the_equations(length):
+    parameters = layouts.equations_of("lstm", layouts.recurrent("lstm", D, N))
     rng = np.random.default_rng(0)
     inputs, state = rng.normal(size=(B, T, D)), rng.normal(size=(B, 2 * N))
     segments = Segments(T, length, math.ceil(T / length))
@@ -54,10 +43,11 @@ def test_starts_are_the_states_that_torch_has_there(length):
         trajectory = Trajectory(find("lstm"), parameters, inputs, state, segments, spread)
         for i in reversed(range(segments.count)):
             here = i * length
-            c, h = (torch.tensor(part)[None] for part in np.split(state, 2, axis=1))
-            if here:
-                _, (h, c) = model(torch.tensor(inputs[:, :here]), (h.contiguous(), c.contiguous()))
-            expected = torch.cat([c[0], h[0]], dim=1).detach().numpy()
+            nets = [
+                equations.Unrolled("lstm", parameters, x[:here], s, N)
+                for x, s in zip(inputs, state, strict=True)
+            ]
+            expected = [net.states[-1] for net in nets]
             np.testing.assert_allclose(trajectory.start(i), expected, rtol=1e-12, atol=1e-14)
             shown = np.asarray(trajectory.inputs(i))
             assert shown.shape == (B, length, D)

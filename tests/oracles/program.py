@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 README = (ROOT / "README.md").read_text("utf-8")
 ANALYZE = [sys.executable, "-m", "gradscope", "analyze"]
 # This environment's ``gradscope`` before any other.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import equinox
 import flax.linen
@@ -16,6 +15,7 @@ import pytest
 import torch
 from flax import nnx
 from oracles.models import HIDDEN, INPUT, STEPS, check_spectrum, outputs, read_layer, sequence
+from oracles.program import README
 
 import gradscope
 from gradscope import checkpoints
@@ -342,7 +342,6 @@ def test_equinox_subclass_and_a_cell_alone():
 # All of them
 
 
-README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
 RECIPES = re.findall(r"<!-- live: (\w+) -->\n```python\n(.*?)```", README, re.DOTALL)
 
 

@@ -7,13 +7,13 @@ import random
 import jsonschema
 import numpy as np
 import pytest
-import torch
+from oracles import equations, layouts
+from oracles.hostile_arrays import HOSTILE
 from oracles.models import log10_values
 from safetensors.numpy import save_file
-from test_files import HOSTILE
 
 import gradscope
-from gradscope.checkpoints import Named, read
+from gradscope.checkpoints import Named
 from gradscope.errors import InputError
 from gradscope.problem.inputs import read_array
 from gradscope.problem.problem import make_problem
@@ -176,51 +176,22 @@ IDS = np.array([[3, 0, 4, 1], [2, 2, 0, 4]])
 
 
 def language_model(folder, suffix=".pt"):
-    torch.manual_seed(0)
-    model = torch.nn.ModuleDict(
-        {"tokens": torch.nn.Embedding(5, 3), "rnn": torch.nn.LSTM(3, 4, batch_first=True)}
-    ).double()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter)
-    if suffix == ".pt":
-        torch.save(model.state_dict(), folder / "m.pt")
-    else:
-        save_file(
-            {name: tensor.numpy() for name, tensor in model.state_dict().items()}, folder / "m.safetensors"
-        )
-    return folder / f"m{suffix}", model
+    state = {"tokens.weight": np.random.default_rng(0).standard_normal((5, 3))}
+    state |= layouts.recurrent("lstm", 3, 4, prefix="rnn.", scale=4, dtype="float64")
+    return layouts.saved(state, folder / f"m{suffix}"), state
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_token_ids_go_through_the_models_own_embedding(suffix, tmp_path):
-    path, model = language_model(tmp_path, suffix)
-    ids = IDS[:, :3]  # few steps, or torch's product has no digits left of the smallest values
-
-    def last(state):  # of the second sequence
-        c, h = state[None, None].chunk(2, dim=2)
-        _, (h, c) = model["rnn"](model["tokens"](torch.as_tensor(ids[1:])), (h, c))
-        return torch.cat([c[0, 0], h[0, 0]])
-
-    jacobian = torch.autograd.functional.jacobian(last, torch.zeros(8, dtype=torch.float64))
+    path, state = language_model(tmp_path, suffix)
+    ids = IDS[:, :3]  # few steps, or float64 has no digits left of the smallest values
+    p = layouts.equations_of("lstm", {key.removeprefix("rnn."): a for key, a in state.items()})
+    _, jacobian = equations.trajectory_jacobian("lstm", p, state["tokens.weight"][ids[1]], np.zeros(8))
     analysis = gradscope.analyze(checkpoint=path, inputs=ids, embedding="tokens")
     ours = analysis.full.spectra[1].log10_singular_values
     np.testing.assert_allclose(ours, log10_values(jacobian), rtol=0, atol=1e-6)
     assert analysis.problem["embedding"] == "tokens.weight"
     jsonschema.validate(analysis.to_dict(), gradscope.schema())
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_token_ids_of_keras(tmp_path):
-    import keras
-
-    model = keras.Sequential([keras.layers.Embedding(5, 3, name="words"), keras.layers.GRU(4)])
-    model(IDS)
-    model.save(tmp_path / "m.keras")
-    table = np.asarray(model.layers[0].embeddings)
-    contents = read(tmp_path / "m.keras", also=("words", "words/vars/0"))
-    for named in contents.arrays.values():
-        np.testing.assert_array_equal(named.values, table)
 
 
 TABLE = Named("tokens.weight", np.random.default_rng(1).standard_normal((5, 3)))
@@ -271,7 +242,7 @@ def test_what_looks_like_token_ids_is_told_of_the_embedding(tmp_path):
     assert hint not in refusal(analyze, checkpoint=path, inputs=IDS + 0.5)
     message = refusal(analyze, checkpoint=path, inputs=IDS, embedding="words")
     assert message == f"{path}: holds no tensor 'words', expected one of tokens"
-    torch.save(torch.nn.LSTM(3, 4).state_dict(), tmp_path / "rnn.pt")
+    layouts.saved(layouts.recurrent("lstm", 3, 4), tmp_path / "rnn.pt")
     message = refusal(analyze, checkpoint=tmp_path / "rnn.pt", inputs=IDS, embedding="words")
     assert message.endswith("holds no tensor 'words', nor any but those of its recurrent layers")
     assert hint not in refusal(analyze, checkpoint=path, inputs=IDS[:0])

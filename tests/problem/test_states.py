@@ -1,4 +1,4 @@
-"""Initial states: as PyTorch takes them, in files or mappings, for one layer or several."""
+"""Initial states, laid out as PyTorch's: in files or mappings, for one layer or several."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import jsonschema
 import numpy as np
 import pytest
-import torch
+from oracles import equations, layouts
 from oracles.models import log10_values, read_layer
 from safetensors.numpy import save_file
 
@@ -117,23 +117,13 @@ def test_layers_of_different_kinds_and_sizes():
 
 
 @pytest.mark.parametrize("backward", [False, True])
-def test_torch_starts_there_too(backward, tmp_path):
-    torch.manual_seed(0)
-    module = torch.nn.LSTM(3, 4, bidirectional=True, batch_first=True, dtype=torch.float64)
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter)
-    torch.save(module.state_dict(), tmp_path / "m.pt")
+def test_the_chain_starts_there(backward, tmp_path):
+    state = layouts.recurrent("lstm", 3, 4, bidirectional=True, scale=4, dtype="float64")
+    layouts.saved(state, tmp_path / "m.pt")
     direction = int(backward)
-
-    def last(state):  # of the first sequence
-        h, c = (torch.as_tensor(np.stack([s, s])) for s in (H, C))
-        h, c = h.clone(), c.clone()
-        c[direction, 0], h[direction, 0] = state.chunk(2)
-        _, (h, c) = module(torch.as_tensor(X), (h, c))
-        return torch.cat([c[direction, 0], h[direction, 0]])
-
-    start = torch.as_tensor(np.concatenate([C[0], H[0]]))
-    jacobian = torch.autograd.functional.jacobian(last, start)
+    p = layouts.equations_of("lstm", state, ("_l0", "_l0_reverse")[direction])
+    x = X[0, ::-1] if backward else X[0]
+    _, jacobian = equations.trajectory_jacobian("lstm", p, x, np.concatenate([C[0], H[0]]))
     analysis = gradscope.analyze(
         checkpoint=tmp_path / "m.pt",
         layer=("l0", "l0_reverse")[direction],

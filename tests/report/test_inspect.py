@@ -8,25 +8,23 @@ import sys
 import jsonschema
 import numpy as np
 import pytest
-import torch
+from oracles import layouts
 
 import gradscope
 from gradscope.errors import InputError
 from gradscope.report.inspection import inspect, inspection_schema
 
+STATE = layouts.module(
+    encoder=layouts.recurrent("lstm", 3, 4, layers=2),
+    decoder=layouts.recurrent("rnn", 3, 5),
+    small=layouts.recurrent("lstm", 3, 6, projection=2),
+) | layouts.dense("fc", 4, 2)
+
 
 @pytest.fixture
 def model(tmp_path):
     """A file of two recurrent modules, a head and a projected layer."""
-    torch.manual_seed(0)
-    parts = {
-        "encoder": torch.nn.LSTM(3, 4, num_layers=2),
-        "decoder": torch.nn.RNN(3, 5),
-        "small": torch.nn.LSTM(3, 6, proj_size=2),
-        "fc": torch.nn.Linear(4, 2),
-    }
-    torch.save(torch.nn.ModuleDict(parts).state_dict(), tmp_path / "model.pt")
-    return tmp_path / "model.pt"
+    return layouts.saved(STATE, tmp_path / "model.pt")
 
 
 def test_json_follows_its_schema(run, model):
@@ -43,10 +41,12 @@ def test_json_follows_its_schema(run, model):
     assert [layer["below"] for layer in layers.values()] == [[], ["encoder.l0"], [], []]
     assert result["others"] == ["fc.weight", "fc.bias"]
     assert layers["small"]["matrices"][0]["spectral_radius"] is None
-    recurrent = torch.load(model)["decoder.weight_hh_l0"].double()
+    recurrent = STATE["decoder.weight_hh_l0"].astype(float)
     (matrix,) = layers["decoder"]["matrices"]
-    assert matrix["spectral_norm"] == pytest.approx(torch.linalg.matrix_norm(recurrent, 2).item(), rel=1e-12)
-    radius = torch.linalg.eigvals(recurrent).abs().max().item()
+    # The largest eigenvalue of R^T R, and of R.
+    gram = np.linalg.eigvalsh(recurrent.T @ recurrent)[-1]
+    assert matrix["spectral_norm"] == pytest.approx(np.sqrt(gram), rel=1e-12)
+    radius = np.abs(np.linalg.eigvals(recurrent)).max()
     assert matrix["spectral_radius"] == pytest.approx(radius, rel=1e-12)
 
 
@@ -72,8 +72,8 @@ def test_output_to_a_file(run, model, tmp_path):
 
 
 def test_names_that_a_terminal_would_obey(run, tmp_path):
-    state = torch.nn.LSTMCell(3, 4).state_dict()
-    torch.save({f"\x1b[31m[red].{key}": value for key, value in state.items()}, tmp_path / "x.pt")
+    state = layouts.recurrent("lstm", 3, 4)
+    layouts.saved({f"\x1b[31m[red].{key}": value for key, value in state.items()}, tmp_path / "x.pt")
     code, out, _ = run("inspect", tmp_path / "x.pt")
     assert code == 0
     assert "\x1b" not in out
@@ -149,12 +149,11 @@ def test_a_chosen_layer_is_analysed(run, model, tmp_path):
 
 
 def test_backward_layer_reads_from_the_end(tmp_path):
-    torch.manual_seed(1)
-    module = torch.nn.RNN(3, 4, bidirectional=True)
-    torch.save(module.state_dict(), tmp_path / "x.pt")
+    state = layouts.recurrent("rnn", 3, 4, bidirectional=True, seed=1)
+    layouts.saved(state, tmp_path / "x.pt")
     x = np.random.default_rng(0).standard_normal((5, 3))
-    twin = {k.replace("_reverse", ""): v for k, v in module.state_dict().items() if "reverse" in k}
-    torch.save(twin, tmp_path / "y.pt")
+    twin = {k.replace("_reverse", ""): v for k, v in state.items() if "reverse" in k}
+    layouts.saved(twin, tmp_path / "y.pt")
     backward = gradscope.analyze(checkpoint=tmp_path / "x.pt", cell="rnn", layer="l0_reverse", inputs=x)
     forward = gradscope.analyze(checkpoint=tmp_path / "y.pt", cell="rnn", inputs=x[::-1])
     np.testing.assert_array_equal(

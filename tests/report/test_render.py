@@ -22,7 +22,7 @@ from gradscope.report.table import render_table
 from gradscope.report.terminal import Terminal
 from gradscope.report.verdict import Policy, judge, level
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 STEPS = 40
 
 

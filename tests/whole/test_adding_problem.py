@@ -1,19 +1,16 @@
-"""The adding problem's networks: the README's figures are theirs, and the script that trained them runs."""
+"""The adding problem's networks: the README's figures are theirs."""
 
 import importlib.util
 import re
-from pathlib import Path
+import sys
 
 import numpy as np
 import pytest
-import torch
-from oracles.models import read_layer
-from safetensors.torch import load_file
-from test_examples import python
+from oracles.program import EXAMPLES, ROOT, run
 
 import gradscope
 
-FOLDER = Path(__file__).parent.parent / "examples" / "adding_problem"
+FOLDER = EXAMPLES / "adding_problem"
 README = (FOLDER / "README.md").read_text("utf-8")
 
 
@@ -23,11 +20,6 @@ def load(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture
-def script():
-    return load("train")
 
 
 def shown(first):
@@ -43,37 +35,7 @@ def test_adding_problem_rows_are_those_of_the_networks(name):
 
 @pytest.mark.slow
 def test_adding_problem_table_is_what_the_command_prints():
-    assert python("adding_problem/analyse.py") == shown(" +update")
-
-
-def test_adding_problem_losses_are_those_of_the_networks_kept(script):
-    inputs, answers = script.unseen()
-    np.testing.assert_array_equal(np.load(FOLDER / "sequences.npy"), inputs[:4])
-    losses = {}
-    for kind, updates in script.KEPT.items():
-        for update in updates:
-            model = script.Adder(kind)
-            model.load_state_dict(load_file(FOLDER / f"{kind}_{update}.safetensors"))
-            with torch.no_grad():
-                losses[kind, update] = script.loss(model, inputs, answers).item()
-    told = re.findall(r"(\w+) +update +(\d+) +loss (\S+)", shown("always"))
-    assert {(kind, int(update)): float(loss) for kind, update, loss in told} == {
-        key: pytest.approx(loss, abs=6e-5) for key, loss in losses.items()
-    }
-    assert float(re.search(r"answer 1: loss (\S+)", README)[1]) == pytest.approx(
-        (answers - 1).square().mean().item(), abs=6e-5
-    )
-
-
-@pytest.mark.slow
-def test_adding_problem_training_starts_from_the_first_networks(script, tmp_path):
-    for kind in script.KEPT:
-        script.train(kind, (0, 2), seed=4, folder=tmp_path)
-        first, later = (load_file(tmp_path / f"{kind}_{update}.safetensors") for update in (0, 2))
-        kept = load_file(FOLDER / f"{kind}_0.safetensors")
-        assert all(torch.equal(first[name], kept[name]) for name in kept | first)
-        assert not any(torch.equal(first[name], later[name]) for name in first)
-        assert read_layer(tmp_path / f"{kind}_2.safetensors", kind).hidden == script.HIDDEN
+    assert run([sys.executable, FOLDER / "analyse.py"], ROOT) == shown(" +update")
 
 
 def test_adding_problem_is_remembered_by_one_unit():
@@ -84,16 +46,3 @@ def test_adding_problem_is_remembered_by_one_unit():
     for name, quoted in {"full": (8.6, 4e-7), "carousel": (0.92, 6e-7)}.items():
         values = np.median([s.log10_singular_values[:2] for s in analysis.chain(name).spectra], axis=0)
         assert [float(f"{10**value:.1e}") for value in values] == pytest.approx(quoted, rel=0.2), name
-
-
-@pytest.mark.slow
-def test_adding_problem_is_learned_by_the_lstm_alone(script, monkeypatch, tmp_path, capsys):
-    """Another machine's rounding leads elsewhere, but to the same end."""
-    monkeypatch.setattr("sys.argv", ["train.py", "--to", str(tmp_path)])
-    script.main()
-    losses = dict(re.findall(r"(\w+) +update 6000 +loss (\S+)", capsys.readouterr().out))
-    assert float(losses["lstm"]) < 0.01 < 0.12 < float(losses["rnn"])
-    sequences = np.load(tmp_path / "sequences.npy")
-    after = gradscope.analyze(checkpoint=tmp_path / "lstm_6000.safetensors", inputs=sequences)
-    assert after.full.horizon.median == 100
-    assert after.mean_shares["carousel"] > 0.9

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "gradscope"
+PACKAGE = Path(__file__).parents[2] / "gradscope"
 
 # The straight line of the package, from input to surface.
 LINE = [

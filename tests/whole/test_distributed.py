@@ -4,39 +4,17 @@ import json
 import os
 import re
 import shlex
-import socket
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from oracles import layouts
+from oracles.program import ANALYZE, PATH, README, free_port, together
 
 import gradscope
 from gradscope.measure.cluster import join
 
-ANALYZE = [sys.executable, "-m", "gradscope", "analyze"]
 SMALL = ["--hidden", "4", "--input-size", "2", "--steps", "20", "--json"]
-README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def together(count, arguments, each=()):
-    """Run ``count`` processes as one cluster: [(exit code, stdout, stderr)]. ``each``: more for one."""
-    cluster = ["--distributed", "--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", str(count)]
-    processes = []
-    for number in range(count):
-        command = [*ANALYZE, *arguments, *dict(each).get(number, []), *cluster, "--process-id", str(number)]
-        pipe = subprocess.PIPE
-        processes.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True))
-    ended = [process.communicate(timeout=120) for process in processes]
-    return [(process.returncode, *texts) for process, texts in zip(processes, ended, strict=True)]
 
 
 @pytest.mark.parametrize(("count", "batch"), [(2, 5), (3, 2)])
@@ -51,8 +29,7 @@ def test_processes_of_a_cluster_find_what_one_finds(count, batch):
 
 @pytest.mark.slow
 def test_a_cluster_finds_what_one_process_finds_of_several_layers(tmp_path):
-    torch.manual_seed(0)
-    torch.save(torch.nn.LSTM(2, 3, num_layers=2).state_dict(), tmp_path / "model.pt")
+    layouts.saved(layouts.recurrent("lstm", 2, 3, layers=2), tmp_path / "model.pt")
     arguments = [str(tmp_path / "model.pt"), "--steps", "10", "--batch", "3", "--json"]
     alone = subprocess.run([*ANALYZE, *arguments], capture_output=True, check=True).stdout
     ended = together(2, arguments)
@@ -122,12 +99,11 @@ def test_options_that_are_not_enough(arguments):
 
 def test_the_shell_example_of_the_readme(tmp_path):
     (script,) = re.findall(r"```sh\n(for process in .*?)```", README, re.DOTALL)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     script = script.replace("localhost:9876", f"localhost:{free_port()}")
     done = subprocess.run(
         ["sh", "-euc", script],
         cwd=tmp_path,
-        env=os.environ | {"PATH": path},
+        env=os.environ | {"PATH": PATH},
         capture_output=True,
         text=True,
         check=True,

@@ -1,33 +1,19 @@
 """Every example runs as its docstring says, and shows what it claims."""
 
-import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
-EXAMPLES = ROOT / "examples"
+from oracles.program import EXAMPLES, ROOT, run
 
 
-def run(*command, code=0):
-    """Output of a command started in the project's root, with this environment's ``gradscope``."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=ROOT,
-        env=os.environ | {"PATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == code, done.stderr
-    return done.stdout
+def example(*command, code=0):
+    """Output of a command started in the project's root."""
+    return run(command, ROOT, code)
 
 
 def python(name):
-    return run(sys.executable, EXAMPLES / name)
+    return example(sys.executable, EXAMPLES / name)
 
 
 def test_every_example_is_tested():
@@ -90,11 +76,11 @@ def test_cut_carousel():
 
 def test_custom_cell():
     assert "leak carries" in python("custom_cell.py")
-    out = run(
+    out = example(
         sys.executable, "-m", "gradscope", "analyze", "--cell", "examples.custom_cell:leaky", "--steps", "50"
     )
     assert re.search(r"^ leak .*\n R ", out, re.MULTILINE)
-    out = run(
+    out = example(
         sys.executable,
         "-m",
         "gradscope",
@@ -116,10 +102,10 @@ def test_custom_cell():
     ],
 )
 def test_ci_check(arguments, code, words):
-    assert words in run("sh", EXAMPLES / "ci_check.sh", *arguments, code=code)
+    assert words in example("sh", EXAMPLES / "ci_check.sh", *arguments, code=code)
 
 
 def test_sunspots():
-    out = run("sh", EXAMPLES / "sunspots" / "analyse.sh")
+    out = example("sh", EXAMPLES / "sunspots" / "analyse.sh")
     assert "lstm, hidden 24, 309 steps" in out
     assert '"level"' in out

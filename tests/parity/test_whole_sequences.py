@@ -20,12 +20,12 @@ from onnx import numpy_helper
 from oracles.models import HIDDEN, INPUT, sequence
 from oracles.reference import reference
 from safetensors.torch import save_file
-from test_flax_files import FLAX_NAMES, Linen, flax_stored, shaken
-from test_keras_files import KERAS, double_precision, keras_saved  # noqa: F401
-from test_onnx_files import OPERATORS, exported, operator, specified
 
 import gradscope
 from gradscope import checkpoints
+from parity.test_flax_files import FLAX_NAMES, Linen, flax_stored, shaken
+from parity.test_keras_files import KERAS, double_precision, keras_saved  # noqa: F401
+from parity.test_onnx_files import OPERATORS, exported, operator, specified
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:keras")
 slow = pytest.mark.slow
