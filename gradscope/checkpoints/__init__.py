@@ -16,8 +16,8 @@ from gradscope.checkpoints import flax_names, native, torch_names
 from gradscope.checkpoints.found import ACTIVATIONS, Contents, Found, Named
 from gradscope.checkpoints.layer import Layer
 from gradscope.checkpoints.live import Live
-from gradscope.errors import InputError
-from gradscope.formats.tensors import Tensors, about, listed, quoted, shown
+from gradscope.errors import InputError, about, listed, quoted, shown
+from gradscope.formats.tensors import Tensors
 
 __all__ = [
     "ACTIVATIONS",
@@ -34,7 +34,7 @@ __all__ = [
 
 # suffix -> module:function that opens such a file, imported when one is read.
 _TREES = {
-    ".npz": "gradscope.formats.tensors:open_npz",
+    ".npz": "gradscope.formats.numpy_files:open_npz",
     ".safetensors": "gradscope.formats.safetensors_file:open_safetensors",
     ".msgpack": "gradscope.formats.msgpack_file:open_msgpack",
 } | dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), "gradscope.formats.torch_file:open_torch")

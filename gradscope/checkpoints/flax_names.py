@@ -9,8 +9,9 @@ from functools import partial
 import numpy as np
 
 from gradscope.checkpoints.found import SIMPLE, Found, attempt, blocks, gated, take
-from gradscope.errors import InputError
-from gradscope.formats.tensors import Array, Tensors, listed
+from gradscope.custom_types import Array
+from gradscope.errors import InputError, listed
+from gradscope.formats.tensors import Tensors
 
 # params.LSTMCell_0.hi.kernel, params/encoder/in/bias, rnn.cell.dense_h.kernel, cell.if_.kernel (nnx)
 _TENSOR = re.compile(

@@ -9,11 +9,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
 from gradscope.checkpoints import torch_names
 from gradscope.checkpoints.found import SIMPLE, Found
 from gradscope.checkpoints.live import Live, kept, source, wrong
+from gradscope.custom_types import Array
 
 
 def from_torch(module: Any) -> Live:
@@ -46,7 +46,7 @@ def _weights(module: Any, modules: Mapping[str, Any]) -> Iterator[tuple[str, Any
                 parametrization.train(training)
 
 
-def _values(tensor: Any) -> npt.NDArray[Any]:
+def _values(tensor: Any) -> Array:
     """On the CPU, in the same precision: NumPy's own conversion knows no bfloat16."""
     tensor = tensor.detach().cpu()
     if str(tensor.dtype) == "torch.bfloat16":

@@ -11,8 +11,9 @@ from functools import partial
 import numpy as np
 
 from gradscope.checkpoints.found import Found, attempt, blocks, gated, projected_name, take
-from gradscope.errors import InputError
-from gradscope.formats.tensors import Array, Tensors, listed
+from gradscope.custom_types import Array
+from gradscope.errors import InputError, listed
+from gradscope.formats.tensors import Tensors
 
 # lstm.weight_ih_l0, encoder.gru.bias_hh_l1_reverse, weight_hh (LSTMCell), lstm.weight_hr_l0 (proj_size);
 # with weight norm lstm.weight_hh_l0_g and _v, or lstm.parametrizations.weight_hh_l0.original0 and 1.

@@ -89,7 +89,7 @@ def _analyze(options: dict[str, Any], output: Output, first: First) -> int:
     with guarded_stdout(), hushed(output.quiet), progress_bar(output.quiet) as progress:
         with _uncollected():
             from gradscope.api import analyze
-            from gradscope.runtime import use_compilation_cache
+            from gradscope.machine import use_compilation_cache
         if compile_cache:
             use_compilation_cache()
         analysis = analyze(
@@ -111,8 +111,8 @@ def _together(cluster: dict[str, Any], options: dict[str, Any], output: Output) 
     from gradscope.cli.streams import guarded_stdout, hushed, silence
 
     with guarded_stdout(), hushed(output.quiet):
+        from gradscope.machine import divide_cpu
         from gradscope.measure.cluster import exchange, first, join, leads, leave
-        from gradscope.runtime import divide_cpu
 
         if options["devices"] is not None:
             divide_cpu(options["devices"])  # JAX starts when the processes meet
@@ -142,6 +142,6 @@ def _uncollected() -> Iterator[None]:
 
 def _file_of(given: str | None) -> Path | None:
     """The file that an option reads, if it is one."""
-    from gradscope.formats.tensors import split_key
+    from gradscope.formats.numpy_files import split_key
 
     return None if given in (None, "normal", "zeros") else Path(split_key(given)[0])

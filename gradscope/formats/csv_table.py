@@ -9,8 +9,9 @@ import warnings
 
 import numpy as np
 
-from gradscope.errors import InputError
-from gradscope.formats.tensors import Array, PathLike, as_float64, opened, reason
+from gradscope.custom_types import Array, PathLike
+from gradscope.errors import InputError, reason
+from gradscope.formats.tensors import as_float64, opened
 
 # Between the columns is the first of these that the first line has; else there are spaces.
 _DELIMITERS = "\t;,"

@@ -17,10 +17,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
-from gradscope.errors import InputError
-from gradscope.formats.tensors import Tensor, Tensors, quoted
+from gradscope.custom_types import Array
+from gradscope.errors import InputError, quoted
+from gradscope.formats.tensors import Tensor, Tensors
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _OTHER = "is HDF5 of a kind that Keras does not write: load the model in Keras and save it again"
@@ -182,7 +182,7 @@ class HDF5:
 
     def _load(
         self, called: str, parts: dict[int, memoryview], shape: tuple[int, ...], dtype: np.dtype[Any]
-    ) -> npt.NDArray[Any]:
+    ) -> Array:
         version, layout = parts[_LAYOUT][:2]
         if _FILTERS in parts or _EXTERNAL in parts or version not in (3, 4) or layout not in (0, 1):
             raise InputError(f"{called} is packed or kept outside the file, which Keras does not do")

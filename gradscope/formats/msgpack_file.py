@@ -15,11 +15,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
-from gradscope.errors import InputError
+from gradscope.custom_types import Array, PathLike
+from gradscope.errors import InputError, quoted
 from gradscope.formats.pickles import joined
-from gradscope.formats.tensors import PathLike, Tensor, Tensors, allowed, check_size, opened, quoted
+from gradscope.formats.tensors import Tensor, Tensors, allowed, check_size, opened
 
 _ARRAY = 1  # the extension type of an array: [shape, dtype, bytes]
 _DEEPEST, _ITEMS = 24, 2**18
@@ -107,7 +107,7 @@ def _tensor(name: str, code: int, data: memoryview) -> Tensor:
     return Tensor(called, partial(_load, called, code, data), len(data))
 
 
-def _load(called: str, code: int, data: memoryview) -> npt.NDArray[Any]:
+def _load(called: str, code: int, data: memoryview) -> Array:
     if code != _ARRAY:
         raise InputError(f"{called} has msgpack extension {code}, expected an array of Flax")
     reader = _Reader(data)

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradscope.errors import InputError
-from gradscope.formats.tensors import shown
+from gradscope.errors import InputError, shown
 
 # Ends of the opcodes that put a number or a string on the stack.
 _CONSTANTS = (

@@ -8,10 +8,10 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401  # what lets safetensors name bfloat16
 import numpy as np
-import numpy.typing as npt
 
-from gradscope.errors import InputError
-from gradscope.formats.tensors import EXPECTED, PathLike, Tensor, Tensors, allowed, check_size, opened, quoted
+from gradscope.custom_types import Array, PathLike
+from gradscope.errors import InputError, quoted
+from gradscope.formats.tensors import EXPECTED, Tensor, Tensors, allowed, check_size, opened
 
 _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
 
@@ -32,7 +32,7 @@ def open_safetensors(path: PathLike, max_size: int | None = None) -> Iterator[Te
 def _tensor(file: Any, key: str) -> Tensor:
     name = f"tensor {quoted(key)}"
 
-    def load() -> npt.NDArray[Any]:
+    def load() -> Array:
         dtype = file.get_slice(key).get_dtype()
         if dtype not in _DTYPES:
             raise InputError(f"{name} has dtype {dtype}, {EXPECTED}: convert it to float32")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import math
-import os
-import re
 import stat
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +13,9 @@ from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
-from gradscope.errors import InputError
-
-Array = npt.NDArray[np.float64]
-PathLike = str | os.PathLike[str]
+from gradscope.custom_types import Array, PathLike
+from gradscope.errors import InputError, about, reason, shown
 
 # A file may unpack to EXPANSION times its size plus ALLOWANCE bytes. Compressed weights shrink by
 # less than 3, a bomb of zeros by 1000; the allowance is for small files of zeros and identities.
@@ -29,13 +23,9 @@ EXPANSION = 16
 ALLOWANCE = 64 * 2**20
 MEMBERS = 4096
 
-# A file of several arrays and the name of one of them.
-_KEYED = re.compile(r"(.+\.(?:npz|safetensors)):(.*)", re.IGNORECASE | re.DOTALL)
 EXPECTED = "expected real numbers (float, int or bool)"
 # np.save keeps bfloat16 as two nameless bytes.
 _BFLOAT16 = (np.dtype("V2"), np.dtype(ml_dtypes.bfloat16))
-# Version 3 is for names of fields, which are no real numbers.
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 @dataclass(frozen=True)
@@ -47,7 +37,7 @@ class Tensor:
     """
 
     called: str
-    load: Callable[[], npt.NDArray[Any]]
+    load: Callable[[], Array]
     size: int = 0
 
     def values(self) -> Array:
@@ -56,44 +46,6 @@ class Tensor:
 
 
 Tensors = dict[str, Tensor]
-
-
-def read_npy(path: PathLike) -> Array:
-    """The array in a ``.npy`` file as float64; raises InputError for anything but finite numbers."""
-    with opened(path, ".npy") as (file, size):
-        return as_float64(_array(file, size, "the array"), "the array")
-
-
-@contextmanager
-def open_npz(path: PathLike, max_size: int | None = None, *, remedy: str = "") -> Iterator[Tensors]:
-    """The arrays in a ``.npz`` file by name.
-
-    max_size : bytes that the file may unpack to, by default EXPANSION times its size plus ALLOWANCE.
-    remedy : what to do where it unpacks to more, if that is not to say --max-size.
-    """
-    with opened(path, ".npz") as (file, size), zipfile.ZipFile(file) as archive:
-        names = {
-            m.filename.removesuffix(".npy"): m for m in members(archive, allowed(size, max_size), remedy)
-        }
-        if len(names) < len(archive.infolist()):
-            raise InputError("holds two arrays of the same name")
-        yield {key: _npz_tensor(archive, member, f"array {quoted(key)}") for key, member in names.items()}
-
-
-def split_key(path: PathLike) -> tuple[str, str | None]:
-    """File and name of an array: ``x.npz:key`` is the array ``key`` in ``x.npz``."""
-    match = _KEYED.fullmatch(os.fspath(path))
-    return (match[1], match[2]) if match else (os.fspath(path), None)
-
-
-def read_jacobians(path: PathLike) -> Array:
-    """A stack of one-step Jacobians (T, m, m) from a ``.npy`` file, the first step first."""
-    stack = read_npy(path)
-    if stack.ndim != 3 or stack.shape[1] != stack.shape[2] or 0 in stack.shape:
-        raise InputError(
-            f"{shown(path)}: got shape {stack.shape}, expected (T, m, m): T >= 1 Jacobians of m >= 1 states"
-        )
-    return stack
 
 
 def as_float64(values: Any, name: str) -> Array:
@@ -112,37 +64,6 @@ def as_float64(values: Any, name: str) -> Array:
         where = tuple(map(int, np.unravel_index(np.argmin(finite), result.shape)))
         raise InputError(f"{name} holds {result[where]} at index {list(where)}, expected finite numbers")
     return result
-
-
-def shown(text: object) -> str:
-    """Text for a one-line message: as it is if printable, else with everything else escaped."""
-    plain = str(text)
-    return plain if plain.isprintable() else repr(plain)
-
-
-def quoted(value: object) -> str:
-    """What the user gave, for a one-line message."""
-    return shown(repr(value))[:80]
-
-
-def listed(names: Sequence[str], most: int = 8) -> str:
-    """A few of the names for a one-line message: a stranger's file may hold thousands."""
-    more = f", ... ({len(names)} in all)" if len(names) > most else ""
-    return ", ".join(shown(name[:80]) for name in names[:most]) + more
-
-
-def reason(error: Exception) -> str:
-    """What an exception of someone else's says, on one short line."""
-    return shown(" ".join(str(error).split())[:200]) or type(error).__name__
-
-
-@contextmanager
-def about(path: PathLike) -> Iterator[None]:
-    """Begin the message of an InputError with the path of the file that it is about."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{shown(path)}: {error}") from error
 
 
 def allowed(size: int, max_size: int | None) -> int:
@@ -193,22 +114,6 @@ def _check_real(dtype: np.dtype[Any], name: str) -> None:
         raise InputError(f"{name} has dtype {shown(dtype)[:80]}, {EXPECTED}")
 
 
-def _array(file: IO[bytes], size: int, name: str) -> npt.NDArray[Any]:
-    """The array of a .npy stream of ``size`` bytes, if its header says exactly what follows it."""
-    version = np.lib.format.read_magic(file)
-    if version not in _HEADERS:
-        raise InputError(f"{name} is in version {version[0]} of .npy, expected 1 or 2")
-    shape, fortran, dtype = _HEADERS[version](file)
-    if dtype.hasobject:
-        raise InputError(f"{name} is of pickled Python objects, which are never read: save plain numbers")
-    _check_real(dtype, name)
-    declared, held = math.prod(shape) * dtype.itemsize, size - file.tell()
-    if declared != held:
-        raise InputError(f"{name} declares {declared} bytes and the file holds {held}: truncated or damaged")
-    data = np.frombuffer(file.read(declared), dtype)
-    return data.reshape(shape, order="F" if fortran else "C")
-
-
 def members(archive: zipfile.ZipFile, limit: int, remedy: str = "") -> list[zipfile.ZipInfo]:
     """The members of a zip file, if what they say of themselves is sane."""
     found = archive.infolist()
@@ -216,14 +121,3 @@ def members(archive: zipfile.ZipFile, limit: int, remedy: str = "") -> list[zipf
         raise InputError(f"holds {len(found)} arrays, expected 1 to {MEMBERS}")
     check_size(sum(member.file_size for member in found), limit, remedy)
     return found
-
-
-def _npz_tensor(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> Tensor:
-    def load() -> npt.NDArray[Any]:
-        # Of zip's methods only these two unpack piece by piece, within the declared size.
-        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise InputError(f"{name} is packed by a method NumPy does not write: save with numpy.savez")
-        with archive.open(member) as file:
-            return _array(file, member.file_size, name)
-
-    return Tensor(name, load)

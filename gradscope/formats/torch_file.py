@@ -12,21 +12,11 @@ from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
-from gradscope.errors import InputError
+from gradscope.custom_types import Array, PathLike
+from gradscope.errors import InputError, quoted
 from gradscope.formats.pickles import Call, Name, leaves, read_pickle
-from gradscope.formats.tensors import (
-    EXPECTED,
-    PathLike,
-    Tensor,
-    Tensors,
-    allowed,
-    check_size,
-    members,
-    opened,
-    quoted,
-)
+from gradscope.formats.tensors import EXPECTED, Tensor, Tensors, allowed, check_size, members, opened
 
 _STORAGES: dict[str, Any] = {
     "torch.DoubleStorage": "f8",
@@ -138,7 +128,7 @@ class _View:
         """Bytes of the tensor; one that repeats its storage has more than that."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def load(self, archive: zipfile.ZipFile) -> npt.NDArray[Any]:
+    def load(self, archive: zipfile.ZipFile) -> Array:
         size = self.dtype.itemsize
         with archive.open(self.member) as file:
             file.seek(self.offset * size)

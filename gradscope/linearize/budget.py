@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-from collections.abc import Iterator
-from pathlib import Path
 
 from gradscope.cells.cell import Cell, Member
 from gradscope.errors import InputError
-from gradscope.threads import cores
+from gradscope.machine import available, cores
 
 # What is computed at every step of one segment of a trajectory fits into this.
 SEGMENT_BYTES = 64 * 2**20
-_GROUPS = Path("/sys/fs/cgroup")
-_OWN_GROUP = Path("/proc/self/cgroup")
 
 
 def step_bytes(cell: Cell, hidden: int) -> int:
@@ -58,26 +52,3 @@ def check_memory(cell: Cell, hidden: int, shape: tuple[int, int, int], top: bool
             f"hidden {hidden}, steps {steps}, batch {batch} need about {need >> 30} GiB, this machine has "
             f"{have >> 30}: ask for less"
         )
-
-
-def available() -> int:
-    """Bytes of memory: the machine's, or what a container may have of it."""
-    return min([_physical_memory(), *_cgroup_limits()])
-
-
-def _physical_memory() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not POSIX
-        return 16 * 2**30
-
-
-def _cgroup_limits() -> Iterator[int]:
-    """Limits of this process's control group (version 2) and of those it is part of."""
-    with contextlib.suppress(OSError):
-        groups = [line[3:] for line in _OWN_GROUP.read_text("utf-8").splitlines() if line.startswith("0::")]
-        for group in groups:
-            inside = _GROUPS / group.strip("/")
-            for folder in (inside, *inside.parents):
-                with contextlib.suppress(OSError, ValueError):  # not there, or "max"
-                    yield int((folder / "memory.max").read_text("ascii"))

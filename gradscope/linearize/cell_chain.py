@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradscope.linearize.loaded import Loaded, nonzero, random_row
-from gradscope.linearize.paths import Array, DensePath, Path, UnitPath
+from gradscope.cells.notation import NAMELESS, is_recurrent
+from gradscope.custom_types import Array
+from gradscope.linearize.jacobian_chain import JacobianChain, nonzero, random_row
+from gradscope.linearize.paths import DensePath, Path, UnitPath
 
 if TYPE_CHECKING:  # a worker process reads chains, and starts without JAX
     from gradscope.cells.cell import Cell
 
-# The one path of a cell that names none.
-NAMELESS = "state"
-
 
 @dataclass(frozen=True)
-class Jacobians(Loaded):
+class CellChain(JacobianChain):
     """The chain of one cell, whose steps are the sums of their paths."""
 
     paths: tuple[Path, ...]
@@ -33,12 +32,12 @@ class Jacobians(Loaded):
         return tuple(path.name for path in self.paths)
 
     @property
-    def chains(self) -> dict[str, Jacobians]:
+    def chains(self) -> dict[str, CellChain]:
         """The full chain and each named path's own, within the component that it reads."""
         found = {"full": self}
         for path in self.paths:
             if path.name != NAMELESS:
-                chain = Jacobians((path.alone,), self.steps, path.alone.width)
+                chain = CellChain((path.alone,), self.steps, path.alone.width)
                 found[path.name] = self if chain.size == self.size and len(self.paths) == 1 else chain
         return found
 
@@ -123,7 +122,7 @@ def split(
     linearized: Mapping[str, Any],
     cut: Sequence[str] = (),
     hidden: int = 0,
-) -> Jacobians:
+) -> CellChain:
     """The full-state chain (state s_(t-1) to s_t) from what ``linearize`` returned, without ``cut``.
 
     hidden : units, where paths of a cell without a per-unit form stay in a component.
@@ -138,7 +137,7 @@ def split(
             paths.append(DensePath(name, array, part))
         else:
             paths.append(UnitPath(name, array, source or 0, _matrix(parameters, name)))
-    return Jacobians(tuple(paths), steps, size)
+    return CellChain(tuple(paths), steps, size)
 
 
 def cell_view(
@@ -147,7 +146,7 @@ def cell_view(
     linearized: Mapping[str, Any],
     cut: Sequence[str] = (),
     before: Array | None = None,
-) -> Jacobians:
+) -> CellChain:
     """The n x n chain dc_t/dc_(t-1), t = 2..T, of an LSTM, with h_(t-1) = o_(t-1) squash(c_(t-1)).
 
     linearized : what ``linearize`` returned, and what ``link`` did as ``link``; before : (n,) the link
@@ -164,7 +163,7 @@ def cell_view(
         slope = np.asarray(linearized["paths"][name], np.float64)[first:, :1]
         matrix = _matrix(parameters, name)
         paths.append(UnitPath(name, slope, 0, matrix, link if matrix is not None else None))
-    return Jacobians(tuple(paths), len(link), link.shape[1])
+    return CellChain(tuple(paths), len(link), link.shape[1])
 
 
 def _kept(linearized: Mapping[str, Any], cell: Cell, cut: Sequence[str]) -> list[str]:
@@ -174,4 +173,4 @@ def _kept(linearized: Mapping[str, Any], cell: Cell, cut: Sequence[str]) -> list
 
 def _matrix(parameters: Mapping[str, Array], path: str) -> Array | None:
     """The recurrent matrix a path goes through; a cell's own path and the peepholes have none."""
-    return np.asarray(parameters[path], np.float64) if path.startswith("R") else None
+    return np.asarray(parameters[path], np.float64) if is_recurrent(path) else None

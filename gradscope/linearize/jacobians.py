@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from gradscope.cells.cell import Cell
-from gradscope.cells.units import Parameters, Units, key
-from gradscope.linearize.cell_chain import NAMELESS
+from gradscope.cells.notation import NAMELESS, key
+from gradscope.cells.units import Parameters, Units
 from gradscope.linearize.trajectory import forward
 
 # The definition keeps one dense Jacobian per path and step; taking this many steps at a time bounds

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradscope.linearize.cell_chain import Jacobians, split
-from gradscope.linearize.loaded import Loaded, nonzero, random_row
-from gradscope.linearize.paths import Array, DensePath, Path, UnitPath
-from gradscope.product_svd.parts import Layout
+from gradscope.custom_types import Array
+from gradscope.linearize.cell_chain import CellChain, split
+from gradscope.linearize.jacobian_chain import JacobianChain, nonzero, random_row
+from gradscope.linearize.paths import DensePath, Path, UnitPath
+from gradscope.product_svd.steps import Layout
 
 if TYPE_CHECKING:  # a worker process reads chains, and starts without JAX
     from gradscope.cells.cell import Cell, Member
@@ -55,7 +56,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Blocks(Loaded):
+class StackChain(JacobianChain):
     """The chain of a stack.
 
     J is block lower triangular: with A_j the step of layer j alone and B_ji what it reads of layer i,
@@ -65,7 +66,7 @@ class Blocks(Loaded):
     window : see Loaded.
     """
 
-    layers: tuple[Jacobians, ...]
+    layers: tuple[CellChain, ...]
     readings: tuple[tuple[Reading, ...], ...]
     named: Mapping[tuple[int, int], str]
     steps: int
@@ -78,9 +79,9 @@ class Blocks(Loaded):
         return tuple(self.named.values())
 
     @property
-    def chains(self) -> dict[str, Loaded]:
+    def chains(self) -> dict[str, JacobianChain]:
         """The full chain, each layer's own, and for two layers that block of the whole product."""
-        found: dict[str, Loaded] = {"full": self}
+        found: dict[str, JacobianChain] = {"full": self}
         for (i, j), name in self.named.items():
             found[name] = self.layers[i] if i == j else self._between(i, j)
         return found
@@ -172,7 +173,7 @@ class Blocks(Loaded):
                     out[rows, columns] = 0.0
         return out
 
-    def _between(self, i: int, j: int) -> Blocks:
+    def _between(self, i: int, j: int) -> StackChain:
         """The chain of the layers through which layer i reaches layer j, for that block of its product."""
         reached = [k for k in range(i, j + 1) if k == i or i in self._below[k]]
         kept = [k for k in reached if k == j or k in self._below[j]]
@@ -185,12 +186,12 @@ class Blocks(Loaded):
         layers = tuple(self.layers[k] for k in kept)
         size = sum(layer.size for layer in layers)
         window = (slice(size - layers[-1].size, size), slice(layers[0].size))
-        return Blocks(layers, readings, named, self.steps, size, window)
+        return StackChain(layers, readings, named, self.steps, size, window)
 
 
 def blocked(
     cell: Cell, parameters: Mapping[str, Array], linearized: Mapping[str, Any], cut: Sequence[str] = ()
-) -> Blocks:
+) -> StackChain:
     """The chain of a stack from what ``linearize`` returned, without the blocks ``cut``."""
     from gradscope.cells.stack import block_names
 
@@ -203,7 +204,7 @@ def blocked(
         layers.append(split(member.cell, own, state, hidden=member.hidden))
         readings.append(tuple(_readings(cell.members, member, own, found["input"])))
     kept = {ends: name for ends, name in block_names(cell.members).items() if name not in cut}
-    return Blocks(tuple(layers), tuple(readings), kept, len(states) - 1, states.shape[1])
+    return StackChain(tuple(layers), tuple(readings), kept, len(states) - 1, states.shape[1])
 
 
 def _readings(

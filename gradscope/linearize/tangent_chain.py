@@ -12,19 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from gradscope.linearize.moves import Moves
-from gradscope.linearize.tangents import Tangents, every_step
-from gradscope.linearize.trajectory import Trajectory, precise
-from gradscope.product_svd.steps import Array
+from gradscope.custom_types import Array
+from gradscope.linearize.system import precise
+from gradscope.linearize.tangents import StepMaps, TangentSteps, every_step
+from gradscope.linearize.trajectory import Trajectory
 
 # Numbers of triangular factors on a device at a time, for each sequence.
 _FACTORS = 2**20
 
 
-class Sweeps:
+class TangentChain:
     """The chain of ``tangents`` along a trajectory of B sequences, as an Operator (see passes)."""
 
-    def __init__(self, trajectory: Trajectory, tangents: Tangents, sequences: int, dtype: str) -> None:
+    def __init__(self, trajectory: Trajectory, tangents: TangentSteps, sequences: int, dtype: str) -> None:
         self.size, self.steps = tangents.size(trajectory.start(0).shape[1]), trajectory.segments.steps
         self.columns = self.size
         self.sequences = sequences
@@ -35,7 +35,7 @@ class Sweeps:
         with precise(dtype):
             self._shared = [_shared(tangents, trajectory.parameters, back) for back in (False, True)]
 
-    def tail(self, lag: int) -> Sweeps:
+    def tail(self, lag: int) -> TangentChain:
         """The last ``lag`` steps alone."""
         part = copy.copy(self)  # what is kept serves both
         part.steps, part._first = lag, self._first + self.steps - lag
@@ -84,7 +84,7 @@ class Sweeps:
             for i, low, high in self._pieces(every * groups, back):
                 span = np.array([low, high], np.int32)
                 most = min(groups, -(-self._trajectory.segments.length // every))
-                sweep = self._trajectory.spread.lift(_sweep, self._tangents.moves, back, every, most)
+                sweep = self._trajectory.spread.lift(_sweep, self._tangents.maps, back, every, most)
                 q, factors = sweep((self._shared[back], span), self._steps(i), q)
                 take(np.asarray(factors)[: self.sequences, : -(-(high - low) // every)])
             return np.asarray(q, np.float64)[: self.sequences]
@@ -118,7 +118,7 @@ class Sweeps:
 
 
 @partial(jax.jit, static_argnums=(0, 2))
-def _shared(tangents: Tangents, parameters: Any, back: bool) -> Any:
+def _shared(tangents: TangentSteps, parameters: Any, back: bool) -> Any:
     return tangents.shared(parameters, back)
 
 
@@ -126,10 +126,10 @@ def _at(steps: Any, t: Any) -> Any:
     return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, t, keepdims=False), steps)
 
 
-def _sweep(moves: Moves, back: bool, every: int, most: int, shared: Any, steps: Any, block: Any) -> Any:
+def _sweep(maps: StepMaps, back: bool, every: int, most: int, shared: Any, steps: Any, block: Any) -> Any:
     """A block through steps low .. high - 1, from the last to the first if ``back``; and its factors."""
     common, (low, high) = shared
-    move = moves.pull if back else moves.push
+    move = maps.pull if back else maps.push
 
     def one(k: Any, block: Any) -> Any:
         return move(common, _at(steps, high - 1 - k if back else low + k), block)
@@ -145,21 +145,21 @@ def _sweep(moves: Moves, back: bool, every: int, most: int, shared: Any, steps: 
     return lax.fori_loop(0, (high - low + every - 1) // every, group, (block, factors))
 
 
-def _along(tangents: Tangents, shared: Any, steps: Any, vector: Any) -> Any:
+def _along(tangents: TangentSteps, shared: Any, steps: Any, vector: Any) -> Any:
     """A unit vector after the valid steps of a segment."""
-    return _walk(tangents.moves.push, shared, steps, vector, back=False)[0]
+    return _propagated(tangents.maps.push, shared, steps, vector, back=False)[0]
 
 
-def _shares(tangents: Tangents, shared: Any, steps: Any, start: Any, end: Any) -> Any:
+def _shares(tangents: TangentSteps, shared: Any, steps: Any, start: Any, end: Any) -> Any:
     """Shares (L, paths) at every step, and the cotangent before the first one."""
-    _, before = _walk(tangents.moves.push, shared, steps, start, back=False)
-    first, after = _walk(tangents.moves.pull, shared, steps, end, back=True)
+    _, before = _propagated(tangents.maps.push, shared, steps, start, back=False)
+    first, after = _propagated(tangents.maps.pull, shared, steps, end, back=True)
     # Together the paths carry b_t^T J_t a_(t-1), which is sigma_1 at every t.
     carried = jax.vmap(partial(tangents.by_path, shared[False]))(steps, after, before)
     return carried / carried.sum(axis=1, keepdims=True), first
 
 
-def _walk(move: Any, shared: Any, steps: Any, vector: Any, back: bool) -> Any:
+def _propagated(move: Any, shared: Any, steps: Any, vector: Any, back: bool) -> Any:
     """The last vector, and (L, m) those before each step in the direction of the walk, of norm 1."""
     common, valid = shared[back], shared[2]
 

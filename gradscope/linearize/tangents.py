@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradscope.cells.cell import Cell
+from gradscope.cells.notation import is_recurrent
 from gradscope.cells.units import Parameters
 from gradscope.linearize.jacobians import slopes
-from gradscope.linearize.moves import Moves, UnitMoves
 from gradscope.linearize.trajectory import forward
 
 
-class Tangents(Hashable, Protocol):
+class TangentSteps(Hashable, Protocol):
     """The steps of the chain that keeps the paths ``kept`` of a cell, each J the sum of theirs.
 
     Hashable: what is compiled depends on it.
@@ -42,14 +42,14 @@ class Tangents(Hashable, Protocol):
         """What each step of this chain needs, of what ``every_step`` returned for a batch."""
 
     @property
-    def moves(self) -> Moves:
+    def maps(self) -> StepMaps:
         """How blocks go through a step."""
 
     def by_path(self, shared: Any, step: Any, cotangent: Any, tangent: Any) -> Any:
         """b^T J_g a of one step for every kept path g, (paths,); b and a are (m,)."""
 
 
-def tangents(cell: Cell, kept: Sequence[str], component: int | None = None, hidden: int = 0) -> Tangents:
+def tangents(cell: Cell, kept: Sequence[str], component: int | None = None, hidden: int = 0) -> TangentSteps:
     """The chain of the paths ``kept`` of a cell (none for one that names none).
 
     component : the part of the state that the chain stays in, as a path's own does, of a cell with
@@ -57,12 +57,12 @@ def tangents(cell: Cell, kept: Sequence[str], component: int | None = None, hidd
     """
     if cell.units is None:
         part = None if component is None else list(cell.extents(hidden).values())[component]
-        return StepTangents(cell, tuple(kept), part and (part.start, part.stop))
-    return UnitTangents(cell, tuple(kept), component)
+        return JvpSteps(cell, tuple(kept), part and (part.start, part.stop))
+    return UnitSteps(cell, tuple(kept), component)
 
 
 @dataclass(frozen=True)
-class StepTangents:
+class JvpSteps:
     """By ``jax.jvp`` and ``jax.vjp`` of the cell's step with respect to its kept copies of the state."""
 
     cell: Cell
@@ -83,7 +83,7 @@ class StepTangents:
         return steps
 
     @property
-    def moves(self) -> Moves:
+    def maps(self) -> StepMaps:
         """Itself."""
         return self
 
@@ -99,7 +99,7 @@ class StepTangents:
 
     def by_path(self, shared: Any, step: Any, cotangent: Any, tangent: Any) -> Any:
         """b^T J_g a, a jvp for each path's copy."""
-        each = [StepTangents(self.cell, (path,)) for path in self.kept] or [self]
+        each = [JvpSteps(self.cell, (path,)) for path in self.kept] or [self]
         return jnp.stack([cotangent @ one.push(shared, step, tangent[:, None])[:, 0] for one in each])
 
     def _step(self, parameters: Parameters, x: Any, before: Any, own: Any) -> Any:
@@ -115,7 +115,7 @@ class StepTangents:
 
 
 @dataclass(frozen=True)
-class UnitTangents:
+class UnitSteps:
     """For cells of units, J = diag + sum over gates of diag(d_g) R_g: one product with all R_g, stacked.
 
     Half the time of a jvp, which evaluates the gates anew (LSTM, n = 256, 16 columns).
@@ -149,14 +149,14 @@ class UnitTangents:
         return np.array([self.cell.paths.index(path) for path in paths], int)
 
     @property
-    def moves(self) -> UnitMoves:
+    def maps(self) -> UnitMaps:
         """The same for all chains of one path with a recurrent matrix."""
         count = 1 if self.component is not None else len(self.cell.components)
-        return UnitMoves(count, self._hidden, tuple(map(self._reads, self._others)))
+        return UnitMaps(count, self._hidden, tuple(map(self._reads, self._others)))
 
     def by_path(self, shared: Any, step: Any, cotangent: Any, tangent: Any) -> Any:
         """b^T J_g a."""
-        a, b = (self.moves.parts(vector[:, None])[..., 0] for vector in (tangent, cotangent))
+        a, b = (self.maps.parts(vector[:, None])[..., 0] for vector in (tangent, cotangent))
         recurrent, own = step
         carried = ((recurrent * b).sum(1) * (shared @ a[self._hidden]).reshape(-1, a.shape[1])).sum(1)
         found = dict(zip(self._recurrent, carried, strict=True))
@@ -171,7 +171,7 @@ class UnitTangents:
 
     @property
     def _every_recurrent(self) -> tuple[str, ...]:
-        return tuple(path for path in self.cell.paths if path.startswith("R"))
+        return tuple(path for path in self.cell.paths if is_recurrent(path))
 
     @property
     def _recurrent(self) -> tuple[str, ...]:
@@ -214,3 +214,54 @@ def steps_at(cell: Cell, parameters: Parameters, inputs: Any, before: Any) -> An
 @jax.jit
 def _take(steps: Any, paths: Any, components: Any) -> Any:
     return steps[:, :, paths][:, :, :, components]
+
+
+class StepMaps(Hashable, Protocol):
+    """How a step acts on blocks. Hashable: chains for which it is the same share what is compiled."""
+
+    def push(self, shared: Any, step: Any, block: Any) -> Any:
+        """J V of one step, for V (m, b)."""
+
+    def pull(self, shared: Any, step: Any, block: Any) -> Any:
+        """J^T U of one step, for U (m, b)."""
+
+
+@dataclass(frozen=True)
+class UnitMaps:
+    """Blocks through a step of units.
+
+    components : parts of the state; hidden : which of them the recurrent matrices read; others : which
+    the other paths read, one by one.
+    """
+
+    components: int
+    hidden: int
+    others: tuple[int, ...]
+
+    def push(self, shared: Any, step: Any, block: Any) -> Any:
+        """J V."""
+        parts = self.parts(block)
+        recurrent, own = step
+        products = (shared @ parts[self.hidden]).reshape(-1, *parts.shape[1:])
+        read = [*products, *(parts[i] for i in self.others)]
+        slopes = [*recurrent, *own]
+
+        def written(i: int) -> Any:
+            return sum(slope[i, :, None] * r for slope, r in zip(slopes, read, strict=True))
+
+        return jnp.concatenate([written(i) for i in range(len(parts))])
+
+    def pull(self, shared: Any, step: Any, block: Any) -> Any:
+        """J^T U."""
+        parts = self.parts(block)
+        recurrent, own = step
+        written = sum(recurrent[:, i, :, None] * part for i, part in enumerate(parts))
+        new = [jnp.zeros_like(part) for part in parts]
+        new[self.hidden] = shared @ written.reshape(-1, block.shape[1])
+        for slope, i in zip(own, self.others, strict=True):
+            new[i] += (slope[..., None] * parts).sum(0)
+        return jnp.concatenate(new)
+
+    def parts(self, block: Any) -> Any:
+        """(m, b) as (components, n, b)."""
+        return block.reshape(self.components, -1, block.shape[1])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import Any
@@ -17,7 +16,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gradscope.cells.cell import Cell
 from gradscope.cells.units import Parameters
+from gradscope.custom_types import Array
 from gradscope.linearize.budget import SEGMENT_BYTES
+from gradscope.linearize.system import System, cast
 
 _AXIS = "batch"
 _WHOLE, _SPLIT = PartitionSpec(), PartitionSpec(_AXIS)  # type: ignore[no-untyped-call]
@@ -32,18 +33,6 @@ def forward(cell: Cell, parameters: Parameters, inputs: Any, state: Any) -> Any:
 
     _, states = lax.scan(step, state, inputs)
     return jnp.concatenate([state[None], states])
-
-
-@contextlib.contextmanager
-def precise(dtype: str) -> Iterator[None]:
-    """Within, and in this thread alone, JAX computes in ``dtype`` and multiplies in no less."""
-    with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
-        yield
-
-
-def cast(parameters: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """Parameters in ``dtype``; what JAX holds already stays as it is."""
-    return {k: v if isinstance(v, jax.Array) else np.asarray(v, dtype) for k, v in parameters.items()}
 
 
 @dataclass(frozen=True)
@@ -92,7 +81,7 @@ class Spread:
             (len(self.devices),), (_AXIS,), devices=self.devices, axis_types=(AxisType.Auto,)
         )
 
-    def put(self, batch: np.ndarray[Any, Any]) -> Any:
+    def put(self, batch: Array) -> Any:
         """Host array (B, ...) on the devices as (B', ...): the last repeated, so that shares are equal."""
         if len(self.devices) == 1:
             return jax.device_put(batch, self.devices[0])
@@ -135,36 +124,29 @@ class Spread:
 class Trajectory:
     """The states of a batch of sequences, kept where segments begin.
 
-    cell : what is run; parameters : its arrays, on every device; segments : how T is cut;
-    spread : the devices. Call it, and work with what it returns, within ``precise(dtype)``.
+    segments : how T is cut; spread : the devices; parameters : those of the system, on every device. Call
+    it, and work with what it returns, within ``system.running()``.
     """
 
     def __init__(
-        self,
-        cell: Cell,
-        parameters: Mapping[str, Any],
-        inputs: np.ndarray[Any, Any],
-        state: np.ndarray[Any, Any],
-        segments: Segments,
-        spread: Spread,
-        dtype: str = "float64",
+        self, system: System, segments: Segments, spread: Spread, parameters: Mapping[str, Any] | None = None
     ) -> None:
-        """Take host arrays: inputs (B, T, d), which are not copied, and state (B, m) before step 1.
+        """Take a system, whose inputs are not copied.
 
         Parameters that ``spread.replicate`` has put on the devices before are not put there again.
         """
-        self.cell = cell
+        self.cell = system.cell
         self.segments = segments
         self.spread = spread
-        self.parameters = spread.replicate(cast(parameters, dtype))
-        self._inputs, self._dtype = inputs, dtype
-        self._starts = [spread.put(np.asarray(state, dtype))]
+        self.parameters = spread.replicate(cast(parameters or system.parameters, system.dtype))
+        self._system = system
+        self._starts = [spread.put(np.asarray(system.state, system.dtype))]
 
     def inputs(self, i: int) -> Any:
         """Inputs of segment i on the devices, (B', length, d), zeros where it is padded."""
         here = i * self.segments.length
         valid = self.segments.valid(i)
-        part = np.asarray(self._inputs[:, here : here + valid], self._dtype)
+        part = np.asarray(self._system.inputs[:, here : here + valid], self._system.dtype)
         missing = self.segments.length - valid
         return self.spread.put(np.pad(part, ((0, 0), (0, missing), (0, 0))) if missing else part)
 
@@ -184,3 +166,23 @@ class Trajectory:
 def _cross(cell: Cell, parameters: Parameters, inputs: Any, state: Any) -> Any:
     """The state after a segment from that before it."""
     return lax.scan(lambda s, x: (cell.advance(parameters, x, s), None), state, inputs)[0]
+
+
+def outputs(system: System, devices: Sequence[jax.Device]) -> Array:
+    """h_1 ... h_T of every sequence, (B, T, n), in the order of the sequences also for a backward layer."""
+    cell, part = system.cell, system.output
+    segments = Segments.cover(system.steps, 8 * system.batch * system.size)
+    with system.running():
+        trajectory = Trajectory(system, segments, Spread(tuple(devices[: system.batch])))
+        run = trajectory.spread.lift(_put_out, cell, part.start, part.stop)
+        found = [
+            np.asarray(run(trajectory.parameters, trajectory.inputs(i), trajectory.start(i)), np.float64)[
+                : system.batch, : trajectory.valid(i)
+            ]
+            for i in range(segments.count)
+        ]
+    return system.as_given(np.concatenate(found, axis=1))
+
+
+def _put_out(cell: Cell, start: int, stop: int, parameters: Parameters, inputs: Any, state: Any) -> Any:
+    return forward(cell, parameters, inputs, state)[1:, start:stop]

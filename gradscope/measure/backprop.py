@@ -5,7 +5,7 @@ Greff et al. (arXiv 1503.04069), appendix A.2; Rumelhart, Hinton and Williams 19
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from gradscope.cells.notation import named
 from gradscope.cells.units import Parameters
-from gradscope.linearize.tangents import Tangents, steps_at
+from gradscope.linearize.tangents import TangentSteps, steps_at
 from gradscope.linearize.trajectory import forward
 
 # Adjoints are columns of size about 1 and a power of two each, which for a zero column is this.
@@ -23,19 +24,14 @@ ZERO = -(2**30)
 
 # Inputs (L, d), state (m,) before the first step, how many of the steps are steps of the chain, and the
 # derivatives (L, m) of the loss by the state after each step, zero where it is padded.
-Segment = tuple[Any, Any, Any, Any]
+LossSegment = tuple[Any, Any, Any, Any]
 # Columns (m, r) and their exponents (r,).
 Columns = tuple[Any, Any]
 
 
-def named(parameters: Iterable[str], kind: str) -> list[str]:
-    """Keys of one kind: "R" recurrent matrices, "W" input weights, "b" biases."""
-    return [key for key in parameters if key.rpartition(".")[2].startswith(kind)]
-
-
 @partial(jax.jit, static_argnums=0)
 def gradients(
-    chain: Tangents, parameters: Parameters, segment: Segment, later: Columns
+    chain: TangentSteps, parameters: Parameters, segment: LossSegment, later: Columns
 ) -> tuple[Columns, dict[str, Any]]:
     """One segment of the backward pass of one sequence.
 
@@ -46,9 +42,9 @@ def gradients(
     dL/d(pre-activation of its gate), which is the derivative by the bias of that step alone; ``gradients``
     {parameter: its shape}, dL/d(parameter) of these steps together, with the exponent ``top``.
     """
-    inputs, before, steps, seeds = _steps(chain, parameters, segment)
+    inputs, before, steps, adjoints = _steps(chain, parameters, segment)
     every = jnp.ones((len(inputs), 1), inputs.dtype)
-    first, (columns, exponents) = _walk(chain, parameters, (steps, seeds, every, None), later, _itself)
+    first, (columns, exponents) = _backward(chain, parameters, (steps, adjoints, every, None), later, _itself)
     after, exponent = columns[..., 0], exponents[:, 0]
     top = exponent.max()
 
@@ -75,10 +71,10 @@ def gradients(
 
 @partial(jax.jit, static_argnums=0)
 def contributions(
-    chain: Tangents,
+    chain: TangentSteps,
     parameters: Parameters,
     directions: Mapping[str, Any],
-    segment: Segment,
+    segment: LossSegment,
     when: Any,
     later: Columns,
 ) -> tuple[Columns, Any, Any]:
@@ -90,7 +86,7 @@ def contributions(
     Returns the columns before the segment, the numbers (L, matrices, r), the matrices in alphabetical
     order, and their exponents (L, r).
     """
-    inputs, before, steps, seeds = _steps(chain, parameters, segment)
+    inputs, before, steps, adjoints = _steps(chain, parameters, segment)
     enters = (jnp.arange(len(inputs))[:, None] == when).astype(inputs.dtype)
 
     def along(name: str) -> Any:
@@ -100,35 +96,39 @@ def contributions(
         return jax.jvp(run, (parameters[name],), (directions[name],))[1]
 
     moved = jnp.stack([along(name) for name in sorted(directions)], axis=1)
-    at_every_step = steps, seeds, enters, moved
-    first, (numbers, exponents) = _walk(chain, parameters, at_every_step, later, _against)
+    at_every_step = steps, adjoints, enters, moved
+    first, (numbers, exponents) = _backward(chain, parameters, at_every_step, later, _against)
     return first, numbers, exponents
 
 
-def _steps(chain: Tangents, parameters: Parameters, segment: Segment) -> tuple[Any, Any, Any, Any]:
-    """Inputs, states before, what the chain's steps need, and seeds."""
-    inputs, start, valid, seeds = segment
+def _steps(chain: TangentSteps, parameters: Parameters, segment: LossSegment) -> tuple[Any, Any, Any, Any]:
+    """Inputs, states before, what the chain's steps need, and adjoints."""
+    inputs, start, valid, adjoints = segment
     # In the place of padding stands the last step once more: its derivatives are finite, and nothing flows.
     there = jnp.minimum(jnp.arange(len(inputs)), valid - 1)
     before = forward(chain.cell, parameters, inputs, start)[there]
     inputs = inputs[there]
     batch = jax.tree.map(lambda leaf: leaf[None], steps_at(chain.cell, parameters, inputs, before))
-    return inputs, before, jax.tree.map(lambda leaf: leaf[0], chain.chosen(batch)), seeds
+    return inputs, before, jax.tree.map(lambda leaf: leaf[0], chain.chosen(batch)), adjoints
 
 
-def _walk(
-    chain: Tangents, parameters: Parameters, every: Any, later: Columns, note: Callable[[Columns, Any], Any]
+def _backward(
+    chain: TangentSteps,
+    parameters: Parameters,
+    every: Any,
+    later: Columns,
+    note: Callable[[Columns, Any], Any],
 ) -> tuple[Columns, Any]:
     """From the last step to the first: a_t = e_t + J_(t+1)^T a_(t+1), and what is noted of every a_t.
 
-    every : of each step what the chain needs, the seed e_t (m,), the columns that it enters, and ``note``'s.
+    every : of each step what the chain needs, the loss's e_t (m,), the columns it enters, and ``note``'s.
     """
-    shared, moves = chain.shared(parameters, True), chain.moves
+    shared, maps = chain.shared(parameters, True), chain.maps
 
     def one(later: Columns, at: Any) -> tuple[Columns, Any]:
-        step, seed, enters, more = at
-        here = _sum(later, _scaled(seed[:, None] * enters, jnp.zeros_like(later[1])))
-        return _scaled(moves.pull(shared, step, here[0]), here[1]), note(here, more)
+        step, entering, enters, more = at
+        here = _sum(later, _scaled(entering[:, None] * enters, jnp.zeros_like(later[1])))
+        return _scaled(maps.pull(shared, step, here[0]), here[1]), note(here, more)
 
     return lax.scan(one, later, every, reverse=True)
 

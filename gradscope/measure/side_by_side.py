@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import reduce
 from typing import Any
 
 import numpy as np
 
-from gradscope.measure.all_values import Measured
-from gradscope.problem.problems import Problems
-from gradscope.product_svd.spectrum import Spectrum
+from gradscope.measure.measured import Measured, direct_sum
+from gradscope.problem.layers import Problems
 
 _NUMBERS = re.compile(r"\d+")
 
@@ -36,15 +34,15 @@ def together(problems: Problems, measured: Sequence[Sequence[Measured]]) -> list
 
 def _with_layers(stack: Measured, layers: Sequence[Measured]) -> Measured:
     """A stack with its layers' own chains, which are measured with the layers."""
-    own = {f"layer{number}": layer.spectra["full"] for number, layer in enumerate(layers)}
+    own = {f"layer{number}": layer.full for number, layer in enumerate(layers)}
     own = {name: one for name, one in own.items() if name in stack.shares}
     between = {name: one for name, one in stack.spectra.items() if name != "full"}
-    return Measured({"full": stack.spectra["full"], **own, **between}, stack.shares)
+    return Measured({"full": stack.full, **own, **between}, stack.shares)
 
 
 def _alone(number: int, measured: Measured) -> Measured:
     """A layer that is its whole group: its only path is itself."""
-    full, name = measured.spectra["full"], f"layer{number}"
+    full, name = measured.full, f"layer{number}"
     some = np.ones_like(next(iter(measured.shares.values())))
     return Measured({"full": full, name: full}, {name: some if measured.alive else some * np.nan})
 
@@ -53,14 +51,14 @@ def _side_by_side(groups: Sequence[Measured]) -> Measured:
     """Groups of layers of which none reads another."""
     if len(groups) == 1:
         return groups[0]
-    leading = max(groups, key=lambda group: group.spectra["full"].log10_singular_values[0])
+    leading = max(groups, key=lambda group: group.full.log10_singular_values[0])
     chains = {name: one for group in groups for name, one in group.spectra.items() if name != "full"}
     shares = {
         name: share if group is leading else np.zeros_like(share)
         for group in groups
         for name, share in group.shares.items()
     }
-    full = direct_sum([group.spectra["full"] for group in groups])
+    full = direct_sum([group.full for group in groups])
     return Measured({"full": full, **_in_order(chains)}, _in_order(shares))
 
 
@@ -69,32 +67,3 @@ def _in_order(named: Mapping[str, Any]) -> dict[str, Any]:
     return dict(
         sorted(named.items(), key=lambda item: ("->" in item[0], *map(int, _NUMBERS.findall(item[0]))))
     )
-
-
-def direct_sum(spectra: Sequence[Spectrum]) -> Spectrum:
-    """The spectrum of a block diagonal product from those of its blocks."""
-    values = np.sort(np.concatenate([s.log10_singular_values for s in spectra]))[::-1]
-    largest = max(spectra, key=lambda s: s.log10_singular_values[0])
-    whole = all(s.exact_zeros is not None for s in spectra)
-    lags, norms = _norms(spectra)
-    return Spectrum(
-        # Of the top values of each, those are sure that are as many as any block was asked for.
-        values if whole else values[: max(len(s.log10_singular_values) for s in spectra)],
-        sum(s.exact_zeros or 0 for s in spectra) if whole else None,
-        max(s.log10_error for s in spectra),
-        largest.log10_norm_error,
-        np.concatenate([s.left if s is largest else np.zeros_like(s.left) for s in spectra]),
-        np.concatenate([s.right if s is largest else np.zeros_like(s.right) for s in spectra]),
-        norms,
-        lags,
-    )
-
-
-def _norms(spectra: Sequence[Spectrum]) -> tuple[Any, Any]:
-    """The largest norm at every lag that is known of all blocks; and these lags, None for all of them."""
-    each = [np.asarray(s.log10_norm_by_lag, np.float64) for s in spectra]
-    if all(s.lags is None for s in spectra):
-        return None, np.max(each, axis=0)
-    at = [np.arange(1, len(n) + 1) if s.lags is None else s.lags for s, n in zip(spectra, each, strict=True)]
-    common = reduce(np.intersect1d, at)
-    return np.asarray(common), np.max([n[np.isin(a, common)] for a, n in zip(at, each, strict=True)], axis=0)

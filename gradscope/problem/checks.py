@@ -7,11 +7,10 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
-from gradscope.errors import InputError
-from gradscope.formats.tensors import quoted
+from gradscope.errors import InputError, quoted
 
 
-def whole(name: str, value: Any, least: int) -> int:
+def whole_number(name: str, value: Any, least: int) -> int:
     """``value`` as an int of at least ``least``; raises InputError."""
     integral = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not integral or not least <= value < 2**63:

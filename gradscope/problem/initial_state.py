@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.errors import InputError
-from gradscope.formats.tensors import Array, as_float64, listed, quoted, shown
-from gradscope.problem.inputs import read_arrays
+from gradscope.custom_types import Array
+from gradscope.errors import InputError, listed, quoted, shown
+from gradscope.formats.reading import read_arrays
+from gradscope.formats.tensors import as_float64
 
 # Of a layer: its name, and where in its state each component is (Cell.extents).
 Layers = Mapping[str, Mapping[str, slice]]

@@ -3,41 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gradscope.checkpoints import Named
-from gradscope.errors import InputError, MisfitError
-from gradscope.formats.csv_table import read_csv
-from gradscope.formats.safetensors_file import open_safetensors
-from gradscope.formats.tensors import (
-    Array,
-    PathLike,
-    Tensors,
-    as_float64,
-    listed,
-    open_npz,
-    quoted,
-    read_npy,
-    shown,
-    split_key,
-)
+from gradscope.custom_types import Array
+from gradscope.errors import InputError, MisfitError, shown
+from gradscope.formats.reading import _FORMATS, read_array
+from gradscope.formats.tensors import as_float64
 
 # Inputs that are made, not given.
 KINDS = ("normal", "zeros")
-_FORMATS = "a .npy, .npz, .safetensors or .csv file"
-# Of an honest size; --max-size is about checkpoints.
-_UNPACKED = "save it with numpy.savez, which does not compress"
-_TREES: dict[str, Callable[[PathLike], AbstractContextManager[Tensors]]] = {
-    ".npz": partial(open_npz, remedy=_UNPACKED),
-    ".safetensors": open_safetensors,
-}
 # initializers.py draws the weights from stream 1 of the seed: inputs must be independent of them.
 _STREAM = 2
 
@@ -151,54 +130,11 @@ def extents(
     return (found["batch"], found["steps"], found["input_size"]), lengths
 
 
-def reversed_within(values: Array, lengths: Sequence[int] | None) -> Array:
-    """Sequences (B, T, ...), each reversed within its own length; what is beyond it stays there.
-
-    Its own inverse. lengths : (B,), None where all have T.
-    """
-    if lengths is None:
-        return values[:, ::-1]
-    turned = values.copy()
-    for sequence, length in zip(turned, lengths, strict=True):
-        sequence[:length] = sequence[:length][::-1]
-    return turned
-
-
 def drawn_sequences(kind: str, shape: tuple[int, int, int], seed: int) -> Array:
     """Sequences of shape (B, T, d): N(0, 1), or zeros."""
     if kind == "zeros":
         return np.zeros(shape)
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_STREAM,))).standard_normal(shape)
-
-
-def read_array(path: PathLike, expected: str = _FORMATS) -> Array:
-    """The array in a file as float64.
-
-    path : a ``.npy``, a ``.npz`` or ``.safetensors`` that holds nothing else or is followed by
-        ``:name``, or a ``.csv``, of shape (rows, columns); expected : what the message asks for
-        where it is none of these.
-    Raises InputError for whatever is not finite numbers.
-    """
-    file, key = split_key(path)
-    suffix = Path(file).suffix.lower()
-    if suffix in _TREES:
-        with _TREES[suffix](file) as tensors:
-            return tensors[_chosen(list(tensors), file, key)].values()
-    if suffix == ".npy":
-        return read_npy(path)
-    if suffix == ".csv":
-        return read_csv(path)
-    raise InputError(f"{quoted(os.fspath(path))}: expected {expected}")
-
-
-def read_arrays(path: PathLike, alone: str) -> dict[str, Array]:
-    """Every array in a file by its name; ``alone`` is the name of one that has none."""
-    file, key = split_key(path)
-    suffix = Path(file).suffix.lower()
-    if suffix in _TREES and key is None:
-        with _TREES[suffix](file) as tensors:
-            return {name: tensor.values() for name, tensor in tensors.items()}
-    return {alone: read_array(path)}
 
 
 def _given(given: Any, name: str, expected: str = _FORMATS) -> tuple[str, Array]:
@@ -220,15 +156,3 @@ def _check_whole(values: Array, called: str, least: int, most: int | None = None
         bound = f"at least {least}" if most is None else f"from {least} to {most}"
         got = f"{values[where]:.15g} at index {list(where)}"
         raise InputError(f"{called} hold {got}, expected whole numbers {bound}")
-
-
-def _chosen(names: list[str], file: str, key: str | None) -> str:
-    if key is not None and key not in names:
-        raise InputError(f"holds no array {quoted(key)}, expected one of {listed(names)}")
-    if not names:
-        raise InputError("holds no array")
-    if key is None and len(names) > 1:
-        raise InputError(
-            f"holds {len(names)} arrays ({listed(names)}): say which, as in {shown(file)}:{listed(names[:1])}"
-        )
-    return names[0] if key is None else key

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
+from gradscope.custom_types import Array
 from gradscope.errors import InputError
+from gradscope.product_svd.graded_lu import Graded
 from gradscope.product_svd.jacobi_svd import decomposed
 from gradscope.product_svd.norm_by_lag import LOG10_2
-from gradscope.product_svd.steps import Array
-from gradscope.product_svd.triangle import Triangle
-
-Take = Callable[[Array], None]
+from gradscope.product_svd.operator import Operator
 
 # Steps between two QRs, where the steps are not too ill-conditioned for it.
 EVERY = 8
@@ -25,60 +22,14 @@ OVERFLOW = (
 )
 
 
-class Operator(Protocol):
-    """The product P = A_T ... A_1 of each of B sequences, (r, c).
-
-    size : min(r, c); columns : c; steps : T; sequences : B; eps : rounding unit of the products.
-    """
-
-    size: int
-    columns: int
-    steps: int
-    sequences: int
-    eps: float
-
-    def forward(self, block: Array, every: int, take: Take) -> Array:
-        """P block = Q R_G ... R_1 for an orthonormal ``block`` (B, c, b); returns Q (B, r, b).
-
-        every : steps between two QRs; take : called with triangular factors (B, g, b, b), in order.
-        """
-
-    def backward(self, block: Array, every: int, take: Take) -> Array:
-        """The same for P^T."""
-
-    def tail(self, lag: int) -> Operator:
-        """The product of the last ``lag`` steps alone."""
-
-
-class Window:
-    """The block ``rows``, ``columns`` of an operator's square product, as an Operator."""
-
-    def __init__(self, whole: Operator, window: tuple[slice, slice]) -> None:
-        self.whole, self.window = whole, window
-        rows, self.columns = (len(range(whole.columns)[part]) for part in window)
-        self.size = min(rows, self.columns)
-        self.steps, self.sequences, self.eps = whole.steps, whole.sequences, whole.eps
-
-    def forward(self, block: Array, every: int, take: Take) -> Array:
-        """P block = Q R_G ... R_1, see Operator."""
-        return self._through(self.whole.forward, block, every, take, *self.window[::-1])
-
-    def backward(self, block: Array, every: int, take: Take) -> Array:
-        """The same for P^T."""
-        return self._through(self.whole.backward, block, every, take, *self.window)
-
-    def tail(self, lag: int) -> Window:
-        """The last ``lag`` steps alone."""
-        return Window(self.whole.tail(lag), self.window)
-
-    def _through(
-        self, run: Callable[..., Array], block: Array, every: int, take: Take, enter: slice, leave: slice
-    ) -> Array:
-        start = np.zeros((len(block), self.whole.columns, block.shape[2]))
-        start[:, enter] = block
-        q, r = np.linalg.qr(run(start, every, take)[:, leave])
-        take(r[:, None])
-        return np.asarray(q)
+# A pivot this many roundings below the largest column of its factor is noise.
+NOISE = 64.0
+# Below this the values of a factor span too much to be right to ten digits.
+NARROW = 1e-4
+# Numbers held at a time.
+_CHUNK = 2**20
+# Larger ratios of two entries of d than this have lost their columns' digits anyway.
+_LARGEST = 500.0
 
 
 @dataclass(frozen=True)
@@ -134,3 +85,89 @@ def _image(triangle: Triangle, image: Array, block: Array) -> Image:
 def _rotated(block: Array, rotation: Array) -> Array:
     rank = len(rotation)
     return np.concatenate([block[:, :rank] @ rotation.T, block[:, rank:]], axis=1)
+
+
+class Triangle:
+    """R_G ... R_1 = diag(d) N, with N unit upper triangular and d as logarithm.
+
+    The diagonal of a product of triangles is the product of the diagonals, and what is left,
+    N = K_G ... K_1 with K_g = D_g^-1 R_g D_(g-1), is bounded as d descends (this is the UDT form of
+    Tomas, Chang, Scalettar, Bai 2012 for factors that are triangular already).
+
+    rank : how many leading columns no factor has reduced to its own rounding; the rest is dropped.
+    narrow : no factor's pivots span too many decades; finite : no factor holds NaN or infinity.
+    """
+
+    def __init__(self, width: int, eps: float) -> None:
+        self.rank, self.eps = width, eps
+        self.narrow = self.finite = True
+        self.n = np.eye(width)
+        self.sign = np.ones(width)
+        self.exponent = np.zeros(width, np.int64)
+        self.log2 = np.zeros(width, np.longdouble)  # of the mantissas: small, so that it stays exact
+
+    def times(self, factors: Array) -> None:
+        """Multiply by factors (g, b, b) from the left, the first ones first."""
+        size = max(1, _CHUNK // factors.shape[1] ** 2)
+        for at in range(0, len(factors), size):
+            self._times(np.asarray(factors[at : at + size], np.float64))
+
+    def _times(self, r: Array) -> None:
+        if not np.isfinite(r).all():
+            self.narrow = self.finite = False
+            self._keep(0)
+        r = self._without_noise(r)
+        if self.rank == 0:
+            return
+        pivots = np.diagonal(r, axis1=1, axis2=2)
+        mantissa, exponent = np.frexp(np.abs(pivots))
+        after_exponent = self.exponent + np.cumsum(exponent, axis=0)
+        after_log2 = self.log2 + np.cumsum(np.log2(mantissa.astype(np.longdouble)), axis=0)
+        log2 = (after_exponent + after_log2).astype(np.float64)
+        before = np.vstack([(self.exponent + self.log2).astype(np.float64), log2[:-1]])
+        signs = self.sign * np.cumprod(np.sign(pivots), axis=0)
+        turned = np.vstack([self.sign, signs[:-1]])
+        ratio = (
+            turned[:, None, :]
+            * turned[:, :, None]
+            * np.exp2(np.clip(before[:, None, :] - before[:, :, None], -_LARGEST, _LARGEST))
+        )
+        self.n = _product(np.triu(r / pivots[:, :, None] * ratio)) @ self.n
+        self.exponent, self.log2, self.sign = after_exponent[-1], after_log2[-1], signs[-1]
+
+    def _without_noise(self, r: Array) -> Array:
+        """The factors on the columns that survive them."""
+        r = r[:, : self.rank, : self.rank]
+        if not self.rank:
+            return r
+        pivots = np.abs(np.diagonal(r, axis1=1, axis2=2))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            relative = pivots / np.abs(r).max(axis=(1, 2))[:, None]  # NaN where a factor is zero
+        self.narrow &= bool((relative > NARROW).all())
+        lost = ~(relative > NOISE * self.eps).all(axis=0)
+        self._keep(int(lost.argmax()) if lost.any() else self.rank)
+        return r[:, : self.rank, : self.rank]
+
+    def _keep(self, rank: int) -> None:
+        """Leading columns of a triangle depend on no others."""
+        self.rank = rank
+        self.n, self.sign = self.n[:rank, :rank], self.sign[:rank]
+        self.exponent, self.log2 = self.exponent[:rank], self.log2[:rank]
+
+    def graded(self) -> Graded:
+        """The product as X^T diag(d) Y with X the identity."""
+        whole = np.floor(self.log2)
+        mantissa = self.sign * np.exp2((self.log2 - whole).astype(np.float64))
+        return Graded(
+            np.eye(self.rank, order="F"), mantissa, self.exponent + whole.astype(np.int64), self.n.copy()
+        )
+
+
+def _product(factors: Array) -> Array:
+    """K_g ... K_1 by pairs."""
+    while len(factors) > 1:
+        if len(factors) % 2:
+            factors = np.concatenate([factors[:-2], factors[-1:] @ factors[-2:-1]])
+        else:
+            factors = factors[1::2] @ factors[::2]
+    return np.asarray(factors[0])

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from gradscope.custom_types import Array
 from gradscope.errors import InputError
-from gradscope.product_svd.exact import affordable, exact_product
+from gradscope.product_svd.exact import ExactRank, affordable, exact_product
 from gradscope.product_svd.graded_lu import NOISE, Graded
 from gradscope.product_svd.jacobi_svd import decomposed
 from gradscope.product_svd.norm_by_lag import LOG10_2, LagNorm
-from gradscope.product_svd.perturbed import Perturbed
-from gradscope.product_svd.steps import Array, ExactRank, Steps
-from gradscope.product_svd.time_parallel import Walk, product
+from gradscope.product_svd.steps import Perturbed, Steps
+from gradscope.product_svd.time_parallel import Pivoting, product
 
 EPS = float(np.finfo(np.float64).eps)
 # The difference of two runs is one draw of the error: this covers most of its spread.
@@ -39,7 +39,7 @@ WORTH_A_THREAD = 96
 GROUPED = 1e-3
 # The same for fast accuracy: 1e-6 at worst.
 GROUPED_FAST = 1e-7
-# Shorter segments are not worth a merge.
+# Shorter slices are not worth a merge.
 FEWEST_STEPS = 8
 # From this size on x loses its condition on the way.
 RESET_SIZE = 48
@@ -109,11 +109,11 @@ def _compared(
 
 
 def _run(steps: Steps, workers: int, entry_error: float, **options: Any) -> Run:
-    """A run in as many segments as there are workers, or in one where rank is in doubt."""
+    """A run in as many slices as there are workers, or in one where rank is in doubt."""
     rounded = entry_error if entry_error > EPS else 0.0
     if workers > 1 and len(steps) >= FEWEST_STEPS * workers:
         try:
-            return Run(steps, rounded=rounded, segments=workers, **options)
+            return Run(steps, rounded=rounded, slices=workers, **options)
         except DoubtError:
             pass
     return Run(steps, rounded=rounded, **options)
@@ -128,15 +128,15 @@ def _again(
     draw: int = 0,
 ) -> Run | None:
     """A run that may fail: where noise is all that is left of a pivot, the next one may overflow."""
-    segments = workers if len(steps) >= FEWEST_STEPS * workers else 1
+    slices = workers if len(steps) >= FEWEST_STEPS * workers else 1
     try:
-        return Run(steps, plan=plan, perturb=entry_error, draw=draw, segments=max(1, segments), **options)
+        return Run(steps, plan=plan, perturb=entry_error, draw=draw, slices=max(1, slices), **options)
     except InputError:
         return None
 
 
 class DoubtError(Exception):
-    """Whether a pivot is zero needs the exact rank of the product up to there: no segment knows it."""
+    """Whether a pivot is zero needs the exact rank of the product up to there: no slice knows it."""
 
 
 class Run:
@@ -157,7 +157,7 @@ class Run:
         lag_norm: LagNorm | None = None,
         rounded: float = 0.0,
         grouped: float = np.inf,
-        segments: int = 1,
+        slices: int = 1,
     ) -> None:
         self.error = self.norm_error = 0.0
         self.suspect = self.noisy = False
@@ -172,7 +172,7 @@ class Run:
                 return r
             if rounded:
                 known = r - int(ratio.min() <= UNRESOLVED * rounded)
-            elif segments > 1:
+            elif slices > 1:
                 raise DoubtError
             else:
                 known = r if exact.total() >= r else min(r, exact.down_to(t))
@@ -182,8 +182,8 @@ class Run:
             return known
 
         chain = Perturbed(steps, perturb, draw) if perturb else steps
-        walk = Walk(rank_at, plan or {}, reset, grouped)
-        graded, lags = product(chain, walk, lag_norm, segments)
+        pivoting = Pivoting(rank_at, plan or {}, reset, grouped)
+        graded, lags = product(chain, pivoting, lag_norm, slices)
         self.lags = np.array(lags)
         self.finish(graded)
 
@@ -226,5 +226,5 @@ def _floor(run: Run, entry_error: float) -> float:
 
 def lags_alone(steps: Steps, lag_norm: LagNorm) -> Array:
     """(T,) log10 sigma_1 of A_T ... A_(T-k+1), k = 1 ... T, without the other values."""
-    walk = Walk(lambda t, ratio: len(ratio), {}, False, np.inf)
-    return np.array(product(steps, walk, lag_norm, 1)[1])
+    pivoting = Pivoting(lambda t, ratio: len(ratio), {}, False, np.inf)
+    return np.array(product(steps, pivoting, lag_norm, 1)[1])

@@ -9,9 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
+from gradscope.custom_types import Array
 from gradscope.errors import InputError
 from gradscope.product_svd.graded_lu import Graded, factor
-from gradscope.product_svd.steps import Array
 
 RankAt = Callable[[int, Array], int]
 
@@ -33,7 +33,7 @@ OUT_OF_RANGE = (
 )
 
 
-class Chain(Protocol):
+class ScaledSteps(Protocol):
     """What ``prefixes`` multiplies: steps scaled by rows to about 1, as structure.Steps has them."""
 
     weights: list[Array]
@@ -43,7 +43,7 @@ class Chain(Protocol):
 
 
 def prefixes(
-    steps: Chain,
+    steps: ScaledSteps,
     start: Graded,
     rank_at: RankAt,
     forced: dict[int, int],
@@ -91,7 +91,7 @@ def _reset_due(lag: int, count: int) -> bool:
     return lag % RESET_EVERY < count or (lag < RESET_EVERY and (lag & (lag - 1)) == 0)
 
 
-def _products(steps: Chain, graded: Graded, t: int, count: int) -> Iterator[tuple[Graded, Array]]:
+def _products(steps: ScaledSteps, graded: Graded, t: int, count: int) -> Iterator[tuple[Graded, Array]]:
     """The graded form with 1, 2, ... ``count`` more steps multiplied into y, and the scale of its columns."""
     for k in range(t - 1, t - 1 - count, -1):
         rows = steps.times(graded.y, k)

@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 from scipy.linalg.lapack import dgejsv
 
+from gradscope.custom_types import Array
 from gradscope.product_svd.graded_lu import Graded, powers_of_two
-from gradscope.product_svd.steps import Array
 
 # Bits a block of columns may span: dgejsv works with squares of norms.
 SPAN = 830

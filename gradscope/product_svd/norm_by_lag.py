@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
+from gradscope.custom_types import Array
 from gradscope.product_svd.graded_lu import Graded
-from gradscope.product_svd.steps import Array
 
 MAX_STEPS = 40
 TOLERANCE = 1e-13

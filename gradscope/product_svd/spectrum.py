@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from gradscope.custom_types import Array
 from gradscope.errors import InputError
-from gradscope.product_svd.block_krylov import Top, top_values
-from gradscope.product_svd.block_pass import Operator
+from gradscope.machine import cores, one_blas_thread
+from gradscope.product_svd.block_krylov import TopTriplets, norm_by_lag, top_values
 from gradscope.product_svd.error_estimate import EPS, Run, best_run, lags_alone
 from gradscope.product_svd.norm_by_lag import LOG10_2, LagNorm
-from gradscope.product_svd.operator import Stack, tame
-from gradscope.product_svd.reach import norm_by_lag
-from gradscope.product_svd.steps import Array, Steps, checked, reachable, restricted
-from gradscope.threads import cores, one_blas_thread
+from gradscope.product_svd.operator import DenseOperator, Operator, tame
+from gradscope.product_svd.steps import Steps, checked, reachable, restricted
 
 # From this size on, and from so many times the values asked for, blocks took a third of the time or
 # less (T = 200).
@@ -92,7 +91,9 @@ def spectrum(
     if top is not None and not 1 <= top <= count:
         raise InputError(f"top is {top}, expected 1 to {count}: ask for no more values than states")
     if top is not None and window is None and _worth_blocks(steps, top):
-        found_top = top_spectra(Stack(steps, m), top, by_lag=by_lag, floor=floor, entry_error=entry_error)[0]
+        found_top = top_spectra(
+            DenseOperator(steps, m), top, by_lag=by_lag, floor=floor, entry_error=entry_error
+        )[0]
         if not np.isneginf(found_top.log10_singular_values[-1]) and found_top.log10_error <= GOOD_TOP:
             return found_top
     whole = steps
@@ -136,7 +137,7 @@ def top_spectra(
     return [_top_spectrum(one, top, of_lag, lags) for one, of_lag in zip(found, norms, strict=True)]
 
 
-def _top_spectrum(found: Top, top: int, norms: Array | None, lags: Array | None) -> Spectrum:
+def _top_spectrum(found: TopTriplets, top: int, norms: Array | None, lags: Array | None) -> Spectrum:
     log10 = np.full(top, -np.inf)
     log10[: len(found.log10)] = found.log10[:top]
     some = float(len(found.log10) > 0)

@@ -1,27 +1,72 @@
-"""What is exactly zero in a chain: live states by reachability, and rank over prime fields."""
+"""The steps of a chain: where they come from, checked, scaled, restricted to live states, perturbed."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
+from gradscope.custom_types import Array
 from gradscope.errors import InputError
-from gradscope.product_svd.parts import multiplied
-
-Array = np.ndarray[Any, np.dtype[Any]]
-
-# Below 2^28: with 14-bit halves every sum of 1024 products stays below 2^53.
-PRIMES = (268435399, 268435367)
-HALF = 14
 
 # Powers of two by which a step is scaled stay inside float64.
 MAX_EXPONENT = 1000
 MAX_SPREAD = 900
 # Steps whose rows all have sizes in here are not scaled.
 NEAR_ONE = (2.0**-6, 2.0**6)
+
+
+# Rows and columns of the parts of a step that are added to it first, and, of the blocks on its diagonal,
+# the states and how many parts they have.
+Layout = tuple[tuple[tuple[slice, slice], ...], tuple[tuple[slice, int], ...]]
+
+
+class StepSource(Sequence[Array]):
+    """Where the steps A_1 ... A_T of a chain come from: item t is the (m, m) matrix of step t, from 0.
+
+    layout : how parts make up a step, None where they are blocks of columns; window : rows and columns of the
+    product that the chain is about, None is all of it.
+    """
+
+    layout: Layout | None = None
+    window: tuple[slice, slice] | None = None
+
+    @abstractmethod
+    def parts(self, t: int) -> list[Array]:
+        """What step t is made up of, float64, see ``multiplied``."""
+
+    @abstractmethod
+    def survey(self) -> tuple[Array, bool]:
+        """Bounds on the size of every row, (T, m), and whether certainly none is zero, nor any column.
+
+        Only where that is certain the bounds are asked for. Without forming a step: where J w and J^T w of a
+        random w have no zero, neither has J.
+        """
+
+
+class DenseSteps(StepSource):
+    """Matrices as somebody gives them, which say nothing of themselves."""
+
+    def __init__(self, matrices: Sequence[Array] | Array) -> None:
+        self._matrices = matrices
+
+    def __len__(self) -> int:
+        return len(self._matrices)
+
+    def __getitem__(self, t: Any) -> Any:
+        return self._matrices[t]
+
+    def parts(self, t: int) -> list[Array]:
+        """The matrix itself."""
+        return [np.asarray(self[t], dtype=np.float64)]
+
+    def survey(self) -> tuple[Array, bool]:
+        """Nothing is known before a look at every entry."""
+        return np.zeros((len(self), 0)), False
 
 
 @cache
@@ -48,9 +93,7 @@ class Steps:
     weights[t] : (len(live[t + 1]),) exponents of the row sizes of step t.
     """
 
-    def __init__(
-        self, source: Sequence[Array] | Array, live: list[Array] | None = None, size: int = 0
-    ) -> None:
+    def __init__(self, source: StepSource, live: list[Array] | None = None, size: int = 0) -> None:
         self.source = source
         self.live = live
         self.size = size
@@ -67,19 +110,14 @@ class Steps:
         """y @ A_(t+1), the rows of A scaled by 2**-weights[t]; in parts where the chain knows them."""
         if self.weights[t].any():
             y = y * np.ldexp(1.0, -self.weights[t])
-        return multiplied(y, self.parts(t), getattr(self.source, "layout", None) if self._known(t) else None)
+        return multiplied(y, self.parts(t), self.source.layout if self._whole(t) else None)
 
     def parts(self, t: int) -> list[Array]:
-        """The step as the parts of which ``multiplied`` makes it up, where the chain knows them."""
-        if self._known(t):
-            parts: list[Array] = self.source.parts(t)  # type: ignore[union-attr]
-            return parts
-        return [self[t]]
+        """The step as the parts of which ``multiplied`` makes it up, where all states matter."""
+        return self.source.parts(t) if self._whole(t) else [self[t]]
 
-    def _known(self, t: int) -> bool:
-        """Whether the chain has parts of step t, of which all states matter."""
-        whole = self.live is None or len(self.live[t]) == len(self.live[t + 1]) == self.size
-        return whole and hasattr(self.source, "parts")
+    def _whole(self, t: int) -> bool:
+        return self.live is None or len(self.live[t]) == len(self.live[t + 1]) == self.size
 
     def width(self, t: int, size: int) -> Array:
         """Indices of the live states at time t of a chain of `size` states."""
@@ -88,8 +126,6 @@ class Steps:
 
 def surveyed(steps: Steps) -> bool:
     """Set the weights without a look at every entry, if the chain says that no row or column is zero."""
-    if not hasattr(steps.source, "survey"):
-        return False
     sizes, certain = steps.source.survey()
     # Bounds this far from the ends of float64 are of finite entries.
     if not (certain and sizes.min() > 2.0**-MAX_EXPONENT and sizes.max() < 2.0**MAX_EXPONENT):
@@ -98,10 +134,17 @@ def surveyed(steps: Steps) -> bool:
     return True
 
 
-def checked(source: Sequence[Array] | Array) -> tuple[Steps, bool]:
+def sourced(given: Sequence[Array] | Any) -> StepSource:
+    """Where steps come from, of whatever a user gives."""
+    if isinstance(given, StepSource):
+        return given
+    indexed = hasattr(given, "__len__") and hasattr(given, "__getitem__")
+    return DenseSteps(given if indexed else np.atleast_1d(given))
+
+
+def checked(given: Sequence[Array] | Any) -> tuple[Steps, bool]:
     """All steps looked at once: sizes, finite, weights; and whether any row or column is zero."""
-    if not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
-        source = np.atleast_1d(source)
+    source = sourced(given)
     if len(source) == 0:
         raise InputError("got a chain of 0 steps, expected at least one Jacobian: shape (T, m, m)")
     steps = Steps(source)
@@ -148,72 +191,55 @@ def restricted(steps: Steps, masks: list[Array]) -> Steps:
     return part
 
 
-class ExactRank:
-    """Rank of A_T ... A_t for the float64 entries as exact rationals.
+def multiplied(y: Array, parts: list[Array], layout: Layout | None = None) -> Array:
+    """y @ A for A in blocks of columns: a block is (m, n), or (m / n, n) diagonals one below the other.
 
-    Every float64 is a dyadic rational, so it has an exact image in GF(p). The rank there never
-    exceeds the true one, and falls short of it with a chance of about T m / p: two primes.
+    With a layout, A is (1 + first part) (1 + second part) ... times the blocks on its diagonal, whose parts
+    follow.
     """
-
-    def __init__(self, steps: Steps) -> None:
-        self.steps = steps
-        self.total_rank: int | None = None
-        self._at = len(steps)
-        self._products: list[Array] = []
-
-    def total(self) -> int:
-        """Rank of the whole product."""
-        if self.total_rank is None:
-            products = _start(self.steps)
-            for t in reversed(range(len(self.steps))):
-                products = _times(products, self.steps[t])
-            self.total_rank = max(map(_rank, products, PRIMES))
-        return self.total_rank
-
-    def down_to(self, t: int) -> int:
-        """Rank of A_T ... A_t (0-based t), for t falling from call to call."""
-        if not self._products:
-            self._products = _start(self.steps)
-        while self._at > t:
-            self._at -= 1
-            self._products = _times(self._products, self.steps[self._at])
-        return max(map(_rank, self._products, PRIMES))
+    if layout is not None:
+        return _in_blocks(y, parts, layout)
+    m = y.shape[1]
+    out = np.empty((len(y), sum(part.shape[1] for part in parts)))
+    start = 0
+    for part in parts:
+        n = part.shape[1]
+        block = out[:, start : start + n]
+        if len(part) == m:
+            np.matmul(y, part, out=block)
+        else:
+            np.multiply(y[:, :n], part[0], out=block)
+            for k in range(1, len(part)):
+                block += y[:, k * n : (k + 1) * n] * part[k]
+        start += n
+    return out
 
 
-def _start(steps: Steps) -> list[Array]:
-    return [np.eye(steps[len(steps) - 1].shape[0]) for _ in PRIMES]
+def _in_blocks(y: Array, parts: list[Array], layout: Layout) -> Array:
+    added, diagonal = layout
+    y, out, rest = y.copy(), np.empty_like(y), iter(parts)
+    for rows, columns in added:
+        y[:, columns] += y[:, rows] @ next(rest)
+    for own, count in diagonal:
+        out[:, own] = multiplied(y[:, own], list(islice(rest, count)))
+    return out
 
 
-def _times(products: list[Array], a: Array) -> list[Array]:
-    return [_product(y, a, p) for y, p in zip(products, PRIMES, strict=True)]
+class Perturbed(Steps):
+    """Steps with every entry multiplied by 1 + size or 1 - size, at random but always the same."""
 
+    def __init__(self, steps: Steps, size: float, draw: int = 0) -> None:
+        super().__init__(steps.source, steps.live, steps.size)
+        self.weights = steps.weights
+        rng = np.random.default_rng(20240229 + draw)
+        largest = max(len(w) for w in steps.weights) ** 2 + steps[0].size
+        self.starts = rng.integers(4096, size=len(steps))
+        self.pool = 1 + size * rng.choice([-1.0, 1.0], size=largest + 4096)
 
-def _product(y: Array, a: Array, p: int) -> Array:
-    high, low = np.divmod(_residues(a, p), 1 << HALF)
-    return np.asarray(((y @ high % p) * (1 << HALF) + y @ low) % p)
-
-
-def _residues(a: Array, p: int) -> Array:
-    """a mod p, for a = integer times a power of two."""
-    mantissa, exponent = np.frexp(a)
-    whole = (mantissa * 2.0**53).astype(np.int64) % p
-    low = int(exponent.min(initial=0))
-    powers = np.array([pow(2, e, p) for e in range(low - 53, int(exponent.max(initial=0)) - 52)], np.int64)
-    return np.asarray(whole * powers[exponent - low] % p, np.float64)
-
-
-def _rank(a: Array, p: int) -> int:
-    a = a.astype(np.int64)
-    rank = 0
-    for column in range(a.shape[1]):
-        pivots = np.flatnonzero(a[rank:, column])
-        if not len(pivots):
-            continue
-        row = rank + int(pivots[0])
-        a[[rank, row]] = a[[row, rank]]
-        a[rank] = a[rank] * pow(int(a[rank, column]), -1, p) % p
-        a[rank + 1 :] = (a[rank + 1 :] - a[rank + 1 :, column, None] * a[rank]) % p
-        rank += 1
-        if rank == a.shape[0]:
-            break
-    return rank
+    def parts(self, t: int) -> list[Array]:
+        """The parts of the step, changed."""
+        changed, at = [], int(self.starts[t])
+        for part in super().parts(t):
+            changed.append(part * self.pool[at : at + part.size].reshape(part.shape))
+            at += part.size
+        return changed

@@ -1,4 +1,4 @@
-"""Parallel in time: the chain cut into segments that run side by side and are merged in graded form."""
+"""Parallel in time: the chain cut into slices that run side by side and are merged in graded form."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from itertools import pairwise
 
 import numpy as np
 
+from gradscope.custom_types import Array
 from gradscope.product_svd.graded_chain import RankAt, factored, prefixes, scaled
 from gradscope.product_svd.graded_lu import Graded
 from gradscope.product_svd.jacobi_svd import orthonormal
 from gradscope.product_svd.norm_by_lag import LOG10_2, LagNorm
-from gradscope.product_svd.steps import MAX_SPREAD, Array, Steps
+from gradscope.product_svd.steps import MAX_SPREAD, Steps
 
 # Directions this many bits below the first are left out when the norm of longer products is sought.
 HEAD_BITS = 120
@@ -23,10 +24,10 @@ LEFT_OUT = -40.0
 
 
 @dataclass(frozen=True)
-class Walk:
-    """How a chain is gone through: the arguments of ``prefixes`` that every segment shares.
+class Pivoting:
+    """How a chain is gone through: the arguments of ``prefixes`` that every slice shares.
 
-    plan : ranks forced after a step (by its index), or after a merge with the segment that begins there
+    plan : ranks forced after a step (by its index), or after a merge with the slice that begins there
     (by -1 - index).
     """
 
@@ -36,7 +37,7 @@ class Walk:
     grouped: float
 
 
-class Segment:
+class TimeSlice:
     """The steps from ``start`` up to ``stop`` of a chain, numbered from 0."""
 
     def __init__(self, steps: Steps, start: int, stop: int) -> None:
@@ -48,44 +49,53 @@ class Segment:
         return self.steps.times(y, self.start + t)
 
 
-def product(steps: Steps, walk: Walk, lag_norm: LagNorm | None, segments: int) -> tuple[Graded, list[float]]:
+def product(
+    steps: Steps, pivoting: Pivoting, lag_norm: LagNorm | None, slices: int
+) -> tuple[Graded, list[float]]:
     """Graded form of A_T ... A_1, and log10 of its norm at every lag where ``lag_norm`` is given.
 
-    segments : how many; each but the one of the last steps has a thread of its own.
+    slices : how many; each but the one of the last steps has a thread of its own.
     """
-    cuts = np.linspace(0, len(steps), segments + 1).astype(int).tolist()
-    parts = [Segment(steps, a, b) for a, b in pairwise(cuts)][::-1]
+    cuts = np.linspace(0, len(steps), slices + 1).astype(int).tolist()
+    parts = [TimeSlice(steps, a, b) for a, b in pairwise(cuts)][::-1]
     lags: list[float] = []
-    pool = ThreadPoolExecutor(segments)  # starts no thread before it has work
+    pool = ThreadPoolExecutor(slices)  # starts no thread before it has work
     try:
-        futures = [pool.submit(_graded, part, walk) for part in parts[1:]]
-        for graded, after in _prefixes(parts[0], walk):
+        futures = [pool.submit(_graded, part, pivoting) for part in parts[1:]]
+        for graded, after in _prefixes(parts[0], pivoting):
             if lag_norm is not None:
                 lags.append(lag_norm(graded, after))
         lower = [future.result() for future in futures]
     finally:
         pool.shutdown(wait=False)  # a failure does not wait for the rest
     if lag_norm is not None and lower:
-        lags += _further_lags(graded, parts[1:], [bounds for _, bounds in lower], walk, lag_norm)
+        lags += _further_lags(graded, parts[1:], [bounds for _, bounds in lower], pivoting, lag_norm)
     for part, (low, _) in zip(parts[1:], lower, strict=True):
-        rank = partial(walk.rank_at, -1 - part.start)
-        graded = merged(graded, low, rank, walk.plan.get(-1 - part.start))
+        rank = partial(pivoting.rank_at, -1 - part.start)
+        graded = merged(graded, low, rank, pivoting.plan.get(-1 - part.start))
     return graded, lags
 
 
-def _prefixes(part: Segment, walk: Walk, start: Graded | None = None) -> Iterator[tuple[Graded, Array]]:
+def _prefixes(
+    part: TimeSlice, pivoting: Pivoting, start: Graded | None = None
+) -> Iterator[tuple[Graded, Array]]:
     """Graded forms of ``start`` times more and more of the part."""
     start = start or Graded.identity(len(part.weights[-1]))
-    plan = {t - part.start: rank for t, rank in walk.plan.items()}
+    plan = {t - part.start: rank for t, rank in pivoting.plan.items()}
     return prefixes(
-        part, start, lambda t, ratio: walk.rank_at(part.start + t, ratio), plan, walk.regularly, walk.grouped
+        part,
+        start,
+        lambda t, ratio: pivoting.rank_at(part.start + t, ratio),
+        plan,
+        pivoting.regularly,
+        pivoting.grouped,
     )
 
 
-def _graded(part: Segment, walk: Walk) -> tuple[Graded, list[float]]:
-    """A segment's product, and log2 bounds on its norm at every lag."""
+def _graded(part: TimeSlice, pivoting: Pivoting) -> tuple[Graded, list[float]]:
+    """A slice's product, and log2 bounds on its norm at every lag."""
     bounds = []
-    for graded, after in _prefixes(part, walk):
+    for graded, after in _prefixes(part, pivoting):
         bounds.append(_log2_bound(graded, after))
     return graded, bounds
 
@@ -121,9 +131,9 @@ def _factored(graded: Graded, after: Array, rank: Callable[[Array], int], forced
 
 
 def _further_lags(
-    high: Graded, parts: list[Segment], bounds: list[list[float]], walk: Walk, lag_norm: LagNorm
+    high: Graded, parts: list[TimeSlice], bounds: list[list[float]], pivoting: Pivoting, lag_norm: LagNorm
 ) -> list[float]:
-    """Norms at the lags beyond the first segment, from the directions of ``high`` that can matter.
+    """Norms at the lags beyond the first slice, from the directions of ``high`` that can matter.
 
     What is left out of high adds at most its norm times that of the steps since, which is bounded: if
     that is too much at any lag, nothing is left out.
@@ -136,18 +146,18 @@ def _further_lags(
     )
     found, so_far = [], 0.0
     for part, bound in zip(parts, bounds, strict=True):
-        for (graded, after), rest in zip(_prefixes(part, walk, head), bound, strict=True):
+        for (graded, after), rest in zip(_prefixes(part, pivoting, head), bound, strict=True):
             found.append(lag_norm(graded, after))
             if left_out + so_far + rest > found[-1] / LOG10_2 + LEFT_OUT:
-                return _all_lags(high, parts, walk, lag_norm)
+                return _all_lags(high, parts, pivoting, lag_norm)
         head, so_far = graded, so_far + bound[-1]
     return found
 
 
-def _all_lags(high: Graded, parts: list[Segment], walk: Walk, lag_norm: LagNorm) -> list[float]:
+def _all_lags(high: Graded, parts: list[TimeSlice], pivoting: Pivoting, lag_norm: LagNorm) -> list[float]:
     found = []
     for part in parts:
-        for graded, after in _prefixes(part, walk, high):
+        for graded, after in _prefixes(part, pivoting, high):
             found.append(lag_norm(graded, after))
         high = graded
     return found

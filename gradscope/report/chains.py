@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from gradscope.linearize.loaded import Loaded
-from gradscope.linearize.paths import Array
-from gradscope.linearize.segmented import Segmented
+from gradscope.custom_types import Array
 from gradscope.product_svd.spectrum import Spectrum
-
-# Karpathy, Johnson and Li 2015 (arXiv 1506.02078): a gate is saturated left of 0.1 or right of 0.9.
-SATURATED = (0.1, 0.9)
 
 
 @dataclass(frozen=True)
@@ -150,33 +145,6 @@ def horizon(log10_norm: Array, threshold: float, lags: Array | None = None) -> i
     return int([0, *known.tolist()][below[0]] if len(below) else known[-1])
 
 
-def shares(jacobians: Loaded | Segmented, left: Array, right: Array, log10_norm: float) -> dict[str, Array]:
-    """Each path's share in carrying the gradient at every step, {path: (T,)}; they sum to 1.
-
-    With ``left`` u and ``right`` v the top singular vectors (m,) of the chain and sigma_1 = 10 **
-    ``log10_norm``, a_t = J_t ... J_1 v and b_t = (J_T ... J_(t+1))^T u, the share of path g at step t
-    is b_t^T J_(g,t) a_(t-1) / sigma_1 = d log sigma_1 / d log alpha_(g,t) for J_t = sum_g alpha_g J_g.
-    Signed, and above 1 where another path works against. All NaN if sigma_1 is zero.
-    """
-    if log10_norm == -np.inf:
-        return {name: np.full(len(jacobians), np.nan) for name in jacobians.segment(0).names}
-    count = len(jacobians.starts)
-    ends = [(left, 0.0)]  # b_t and its size where each segment ends, the last first
-    for i in range(count - 1, 0, -1):
-        vectors, logs = _propagate(_transposed(jacobians.segment(i)), *ends[-1])
-        ends.append((vectors[-1], logs[-1]))
-    start, found = (right, 0.0), []
-    for i in range(count):
-        segment = jacobians.segment(i)
-        forward, forward_log = _propagate(segment, *start)
-        backward, backward_log = _propagate(_transposed(segment), *ends.pop())
-        scale = np.exp(forward_log[:-1] + backward_log[-2::-1] - log10_norm * np.log(10.0))
-        carried = segment.carried(backward[-2::-1], forward[:-1])
-        found.append({name: each * scale for name, each in carried.items()})
-        start = (forward[-1], forward_log[-1])
-    return {name: np.concatenate([share[name] for share in found]) for name in found[0]}
-
-
 def mean_share(share: Array, full: Chain) -> float:
     """Mean over the steps of all sequences whose gradient is not exactly zero, NaN if there are none.
 
@@ -189,54 +157,3 @@ def mean_share(share: Array, full: Chain) -> float:
     if not reach.any():
         return float("nan")
     return float(np.average(share[reach > 0], weights=reach[reach > 0] / reach.max()))
-
-
-def _transposed(jacobians: Loaded) -> Iterator[Array]:
-    """The steps of the transposed chain, J_T^T first."""
-    return (jacobians[t].T for t in range(len(jacobians) - 1, -1, -1))
-
-
-def _propagate(steps: Iterable[Array], vector: Array, log: float) -> tuple[Array, Array]:
-    """Unit vectors (T + 1, m) along the chain and the natural logarithm (T + 1,) of their lengths."""
-    vectors, logs = [vector], [log]
-    for step in steps:
-        vector = step @ vector
-        largest = np.abs(vector).max()
-        norm = float(np.linalg.norm(vector / largest))  # squares may not fit where the entries do
-        vector = vector / largest / norm
-        vectors.append(vector)
-        logs.append(logs[-1] + np.log(norm) + np.log(largest))
-    return np.array(vectors), np.array(logs)
-
-
-def gate_sums(gates: Mapping[str, Array]) -> dict[str, Array]:
-    """Of activations {gate: array}: their sum, how many are saturated, how many there are."""
-    low, high = SATURATED
-    return {
-        name: np.array([g.sum(), np.count_nonzero((g < low) | (g > high)), g.size], np.float64)
-        for name, g in gates.items()
-    }
-
-
-def gate_statistics(sums: Sequence[Mapping[str, Array]]) -> dict[str, dict[str, float]]:
-    """Mean activation of each gate, and the fraction saturated (below 0.1 or above 0.9)."""
-    totals = {name: np.sum([one[name] for one in sums], axis=0) for name in sums[0]}
-    return {
-        name: {"mean": float(total / count), "saturated": float(saturated / count)}
-        for name, (total, saturated, count) in totals.items()
-    }
-
-
-def recurrent_matrices(parameters: Mapping[str, Array]) -> dict[str, dict[str, Any]]:
-    """Spectral norm, radius (None of one that is not square) and singular values of every R*."""
-    result = {}
-    for name, matrix in parameters.items():
-        if name.startswith("R") and matrix.ndim == 2:
-            square = matrix.shape[0] == matrix.shape[1]
-            singular = np.linalg.svd(np.asarray(matrix, np.float64), compute_uv=False)
-            result[name] = {
-                "spectral_norm": float(singular[0]),
-                "spectral_radius": float(np.abs(np.linalg.eigvals(matrix)).max()) if square else None,
-                "singular_values": singular,
-            }
-    return result

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 from rich.text import Text
 
-from gradscope.formats.tensors import listed, shown
+from gradscope.errors import listed, shown
 from gradscope.report.page import bullet, headed, page, section
 from gradscope.report.terminal import Terminal
 

@@ -8,13 +8,14 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from gradscope.custom_types import Array
 from gradscope.report.terminal import Terminal
 from gradscope.report.verdict import scientific
 
 _BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.,-=+*#"
 
 
-def by_lag(rows: Mapping[str, tuple[np.ndarray, np.ndarray]], steps: int, terminal: Terminal) -> Table:
+def by_lag(rows: Mapping[str, tuple[Array, Array]], steps: int, terminal: Terminal) -> Table:
     """A line for each name: its first lag and value, blocks, its last value and lag.
 
     rows : {name, or "": lags (L,), the last of which is ``steps``, and log10 of the norms at them}.
@@ -36,13 +37,13 @@ def by_lag(rows: Mapping[str, tuple[np.ndarray, np.ndarray]], steps: int, termin
     return grid
 
 
-def _at(shown: np.ndarray, lags: np.ndarray, norms: np.ndarray) -> np.ndarray:
+def _at(shown: Array, lags: Array, norms: Array) -> Array:
     """Norms at the lags shown: between two that are known, the one before."""
-    found: np.ndarray = norms[np.maximum(np.searchsorted(lags, shown, side="right") - 1, 0)]
+    found: Array = norms[np.maximum(np.searchsorted(lags, shown, side="right") - 1, 0)]
     return found
 
 
-def _sparkline(values: np.ndarray, terminal: Terminal) -> str:
+def _sparkline(values: Array, terminal: Terminal) -> str:
     blocks = _BLOCKS if terminal.unicode else _ASCII_BLOCKS
     finite = values[np.isfinite(values)]
     if not len(finite):

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gradscope.formats.tensors import shown
+from gradscope.errors import shown
 from gradscope.report.loss_table import loss_sections
 from gradscope.report.page import bullet, headed, page, section
 from gradscope.report.sparkline import by_lag

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from gradscope.cells import CELLS, find
-from gradscope.linearize.cell_chain import Jacobians, cell_view, split
+from gradscope.linearize.cell_chain import CellChain, cell_view, split
 from gradscope.linearize.jacobians import definition, linearize, link
-from gradscope.product_svd.parts import multiplied
+from gradscope.product_svd.steps import multiplied
 
 N, D, T = 5, 3, 9
 PER_UNIT = [name for name in CELLS if name != "gru-reset-before"]
@@ -103,7 +103,7 @@ def test_blocks_are_the_part_of_the_path_that_stays_in_its_component(name):
 
 def of_path(jacobians, path):
     """The (m, m) Jacobians of one path."""
-    return Jacobians((path,), jacobians.steps, jacobians.size)
+    return CellChain((path,), jacobians.steps, jacobians.size)
 
 
 @pytest.mark.parametrize("cut", [(), ("R_z",)])

@@ -17,11 +17,9 @@ from gradscope.cells.stack import stacked
 from gradscope.errors import InputError
 from gradscope.linearize.jacobians import definition, linearize
 from gradscope.linearize.stack_chain import blocked
-from gradscope.product_svd.block_pass import Window
-from gradscope.product_svd.operator import Stack
-from gradscope.product_svd.parts import multiplied
+from gradscope.product_svd.operator import DenseOperator, Window
 from gradscope.product_svd.spectrum import top_spectra
-from gradscope.product_svd.steps import checked
+from gradscope.product_svd.steps import checked, multiplied
 
 D, T = 3, 8
 
@@ -212,7 +210,7 @@ def test_a_window_of_an_operator_is_that_of_the_product(sizes):
     steps, first = triangular(sizes, 40, coupling=0.3), sizes[0]
     window = (slice(first, None), slice(first))
     whole = gradscope.spectrum(steps, by_lag=True, window=window)
-    (top,) = top_spectra(Window(Stack(checked(steps)[0], sum(sizes)), window), 3, by_lag=True)
+    (top,) = top_spectra(Window(DenseOperator(checked(steps)[0], sum(sizes)), window), 3, by_lag=True)
     errors = np.abs(top.log10_singular_values - whole.log10_singular_values[:3])
     assert errors.max() <= top.log10_error + 1e-12
     assert top.log10_error < 1e-9

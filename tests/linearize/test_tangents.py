@@ -10,9 +10,10 @@ import pytest
 from oracles import equations
 
 from gradscope.cells import find
-from gradscope.linearize.tangent_chain import Sweeps
+from gradscope.linearize.system import System, precise
+from gradscope.linearize.tangent_chain import TangentChain
 from gradscope.linearize.tangents import tangents
-from gradscope.linearize.trajectory import Segments, Spread, Trajectory, precise
+from gradscope.linearize.trajectory import Segments, Spread, Trajectory
 from gradscope.product_svd.spectrum import Spectrum, spectrum, top_spectra
 
 N, D, T, B = 5, 3, 13, 2
@@ -29,17 +30,16 @@ def problem(name: str) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     return parameters, rng.normal(size=(B, T, D)), rng.normal(size=(B, N * len(cell.components)))
 
 
-def sweeps(name: str, path: str | None = None, length: int = 4, dtype: str = "float64") -> Sweeps:
+def sweeps(name: str, path: str | None = None, length: int = 4, dtype: str = "float64") -> TangentChain:
     parameters, inputs, state = problem(name)
     cell = find(name)
     segments = Segments(T, length, -(-T // length))
+    system = System(cell, N, parameters, inputs, state, dtype=dtype)
     with precise(dtype):
-        trajectory = Trajectory(
-            cell, parameters, inputs, state, segments, Spread((jax.devices("cpu")[0],)), dtype
-        )
+        trajectory = Trajectory(system, segments, Spread((jax.devices("cpu")[0],)))
     if path is None:
-        return Sweeps(trajectory, tangents(cell, cell.paths), B, dtype)
-    return Sweeps(trajectory, tangents(cell, (path,), cell.source(path)), B, dtype)
+        return TangentChain(trajectory, tangents(cell, cell.paths), B, dtype)
+    return TangentChain(trajectory, tangents(cell, (path,), cell.source(path)), B, dtype)
 
 
 @cache

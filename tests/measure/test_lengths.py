@@ -14,8 +14,8 @@ import gradscope
 from gradscope.checkpoints import read
 from gradscope.cli.main import main
 from gradscope.errors import InputError
-from gradscope.linearize import budget as memory
-from gradscope.problem.inputs import reversed_within
+from gradscope.linearize import budget
+from gradscope.linearize.system import reversed_within
 from gradscope.problem.layers import make_problems
 from gradscope.problem.problem import make_problem
 from gradscope.report.table import render_table
@@ -102,7 +102,7 @@ def test_top_values_of_sequences_of_different_length():
 def test_segments_of_sequences_of_different_length(monkeypatch):
     whole = gradscope.analyze(**SMALL, lengths=LENGTHS)
     cell = make_problem(**SMALL).cell
-    monkeypatch.setattr("gradscope.linearize.sequence.SEGMENT_BYTES", 4 * memory.step_bytes(cell, 4))
+    monkeypatch.setattr("gradscope.linearize.sequence.SEGMENT_BYTES", 4 * budget.step_bytes(cell, 4))
     cut = gradscope.analyze(**SMALL, lengths=LENGTHS)
     np.testing.assert_allclose(cut.full.by_lag, whole.full.by_lag, rtol=0, atol=1e-10)
     assert cut.gates["f"] == pytest.approx(whole.gates["f"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradscope.report.chains import recurrent_matrices
+from gradscope.cells.notation import recurrent_matrices
 
 
 def test_recurrent_matrices_against_torch():

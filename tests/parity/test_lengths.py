@@ -51,8 +51,9 @@ def test_packed_sequences_of_torch(direction, tmp_path):
     expected = pad_packed_sequence(module(packed(X))[0], batch_first=True)[0].detach().numpy()
     found = gradscope.analyze(checkpoint=tmp_path / "x.pt", layer=name, inputs=X, lengths=SHORT)
     for number, length in enumerate(SHORT):
-        x = problem.inputs[number, :length]
-        states = np.asarray(compiled("lstm")(problem.parameters, x, problem.state[number]))[1:, 4:]
+        system = problem.system
+        x = system.inputs[number, :length]
+        states = np.asarray(compiled("lstm")(system.parameters, x, system.state[number]))[1:, 4:]
         ours = states[::-1] if direction else states
         theirs = expected[number, :length, 4 * direction : 4 * direction + 4]
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)

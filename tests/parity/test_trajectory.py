@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from gradscope.cells import find
-from gradscope.linearize.trajectory import Segments, Spread, Trajectory, precise
+from gradscope.linearize.system import System, precise
+from gradscope.linearize.trajectory import Segments, Spread, Trajectory
 
 N, D, T, B = 5, 3, 23, 3
 
@@ -32,7 +33,7 @@ def test_starts_are_the_states_that_torch_has_there(length):
     segments = Segments(T, length, math.ceil(T / length))
     with precise("float64"):
         spread = Spread((jax.devices()[0],))
-        trajectory = Trajectory(find("lstm"), parameters, inputs, state, segments, spread)
+        trajectory = Trajectory(System(find("lstm"), N, parameters, inputs, state), segments, spread)
         for i in reversed(range(segments.count)):
             here = i * length
             c, h = (torch.tensor(part)[None] for part in np.split(state, 2, axis=1))

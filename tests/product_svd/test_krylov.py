@@ -8,8 +8,8 @@ from oracles import chains
 from oracles.reference import reference
 
 from gradscope.errors import InputError
-from gradscope.product_svd.block_krylov import Top, top_values
-from gradscope.product_svd.operator import Stack
+from gradscope.product_svd.block_krylov import TopTriplets, top_values
+from gradscope.product_svd.operator import DenseOperator
 from gradscope.product_svd.spectrum import Spectrum, spectrum, top_spectra
 from gradscope.product_svd.steps import checked
 
@@ -18,11 +18,11 @@ from gradscope.product_svd.steps import checked
 HARD = {"both-scaled", "column-scaled", "jordan"}
 
 
-def operator(chain: np.ndarray) -> Stack:
-    return Stack(checked(chain)[0], chain.shape[1])
+def operator(chain: np.ndarray) -> DenseOperator:
+    return DenseOperator(checked(chain)[0], chain.shape[1])
 
 
-def top_of(chain: np.ndarray, count: int, width: int | None = None) -> Top:
+def top_of(chain: np.ndarray, count: int, width: int | None = None) -> TopTriplets:
     return top_values(operator(chain), count, width)[0]
 
 
@@ -30,7 +30,7 @@ def top_spectrum(chain: np.ndarray, count: int, **options: float) -> Spectrum:
     return top_spectra(operator(chain), count, **options)[0]
 
 
-def errors(found: Top, chain: np.ndarray, count: int) -> np.ndarray:
+def errors(found: TopTriplets, chain: np.ndarray, count: int) -> np.ndarray:
     expected = np.array([float(x) for x in reference(chain).log10()[:count]])
     error = np.abs(found.log10[:count] - expected)
     assert np.all(error <= found.error + np.spacing(np.abs(expected)))

@@ -10,10 +10,10 @@ from gradscope.product_svd.graded_lu import Graded
 from gradscope.product_svd.jacobi_svd import decomposed
 from gradscope.product_svd.norm_by_lag import LagNorm
 from gradscope.product_svd.steps import checked
-from gradscope.product_svd.time_parallel import Walk, merged, product
+from gradscope.product_svd.time_parallel import Pivoting, merged, product
 
 EPS = np.finfo(float).eps
-WALK = Walk(lambda t, ratio: len(ratio), {}, False, np.inf)
+WALK = Pivoting(lambda t, ratio: len(ratio), {}, False, np.inf)
 FULL_RANK = ["tanh", "lstm", "gru", "gaussian", "orthogonal", "scaled", "clustered"]
 
 

@@ -5,15 +5,20 @@ import numpy as np
 import pytest
 
 import gradscope
-from gradscope.linearize.cell_chain import DensePath, Jacobians
+from gradscope.cells.notation import recurrent_matrices
+from gradscope.linearize.cell_chain import CellChain
+from gradscope.linearize.gates import gate_sums
+from gradscope.linearize.paths import DensePath
+from gradscope.measure.measured import Measured, gate_statistics
+from gradscope.measure.shares import shares
 from gradscope.product_svd.spectrum import spectrum
-from gradscope.report.chains import chain_of, gate_statistics, gate_sums, horizon, recurrent_matrices, shares
+from gradscope.report.chains import chain_of, horizon
 
 
 def random_paths(names, steps, size, seed=0):
     rng = np.random.default_rng(seed)
     paths = tuple(DensePath(name, rng.normal(size=(steps, size, size)) / np.sqrt(size)) for name in names)
-    return Jacobians(paths, steps, size)
+    return CellChain(paths, steps, size)
 
 
 def log_norm(jacobians, weights):
@@ -50,7 +55,7 @@ def test_shares_sum_to_one_at_every_step_however_long_the_chain(scale):
 
 
 def test_shares_of_a_dead_chain_are_unknown():
-    jacobians = Jacobians((DensePath("a", np.zeros((3, 2, 2))),), 3, 2)
+    jacobians = CellChain((DensePath("a", np.zeros((3, 2, 2))),), 3, 2)
     s = spectrum(jacobians)
     assert np.isnan(shares(jacobians, s.left, s.right, s.log10_singular_values[0])["a"]).all()
 
@@ -90,7 +95,7 @@ def test_gate_statistics():
         {"f": np.array([[0.05, 0.5], [0.95, 0.5]]), "i": np.array([[0.1]])},
         {"f": np.array([[0.5]] * 4), "i": np.array([[0.9]])},
     ]
-    assert gate_statistics([gate_sums(part) for part in parts]) == {
+    assert gate_statistics([Measured({}, {}, gate_sums(part)) for part in parts]) == {
         "f": {"mean": pytest.approx(0.5), "saturated": 0.25},
         "i": {"mean": pytest.approx(0.5), "saturated": 0.0},
     }
