@@ -110,7 +110,7 @@ def test_the_shell_example_of_the_readme(tmp_path):
         timeout=120,
     )
     assert done.stdout.startswith("VANISHING: lstm")
-    assert "8 sequences" in done.stdout or "batch" in done.stdout
+    assert ", batch 8, " in done.stdout
 
 
 def test_the_slurm_example_of_the_readme_is_a_shell_script_with_known_options():
