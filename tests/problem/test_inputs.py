@@ -80,7 +80,7 @@ def test_tables_of_numbers(name, tmp_path):
 def test_a_table_written_by_numpy_is_read_to_the_last_digit(tmp_path):
     np.savetxt(tmp_path / "x.csv", X[0], fmt="%.17g", delimiter=",", header="a,b,c")
     np.testing.assert_array_equal(read_array(tmp_path / "x.csv"), X[0])
-    assert make_problem(inputs=tmp_path / "x.csv", hidden=4).inputs.shape == (1, 9, 3)
+    assert make_problem(inputs=tmp_path / "x.csv", hidden=4).system.inputs.shape == (1, 9, 3)
 
 
 HOSTILE_TABLES = {
@@ -161,8 +161,8 @@ def test_files_that_hold_several_arrays_or_another_kind(tmp_path):
 
 def test_time_major():
     turned = X.swapaxes(0, 1)
-    np.testing.assert_array_equal(make_problem(inputs=turned, time_major=True, hidden=4).inputs, X)
-    alone = make_problem(inputs=X[0], time_major=True, hidden=4).inputs
+    np.testing.assert_array_equal(make_problem(inputs=turned, time_major=True, hidden=4).system.inputs, X)
+    alone = make_problem(inputs=X[0], time_major=True, hidden=4).system.inputs
     np.testing.assert_array_equal(alone, X[:1])
     message = refusal(make_problem, inputs=X[0, 0], time_major=True)
     assert message == "inputs have shape (3,), expected (T, d) or (T, B, d), each at least 1"

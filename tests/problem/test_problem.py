@@ -67,6 +67,7 @@ def test_defaults():
         "cut": [],
         "view": "state",
         "top": None,
+        "backend": "cpu",
     }
 
 
@@ -81,7 +82,7 @@ def test_every_cell_makes_a_problem(cell):
 
 
 def test_options_reach_the_parameters():
-    plain = make_problem(cell="gru", init="orthogonal", seed=7, **SMALL).parameters
+    plain = make_problem(cell="gru", init="orthogonal", seed=7, **SMALL).system.parameters
     changed = make_problem(cell="gru", init="orthogonal", seed=7, gain=2, biases={"b_z": 3}, **SMALL)
     np.testing.assert_array_equal(changed.system.parameters["R_z"], 2 * plain["R_z"])
     np.testing.assert_array_equal(changed.system.parameters["W_z"], plain["W_z"])
@@ -103,11 +104,11 @@ def test_random_inputs_are_normal_seeded_and_independent_of_the_weights():
     again = make_problem(hidden=64, input_size=64, steps=64, seed=3)
     np.testing.assert_array_equal(again.system.inputs, problem.system.inputs)
     other = make_problem(hidden=64, input_size=64, steps=64, seed=4)
-    assert abs(np.corrcoef(x, other.inputs.ravel())[0, 1]) < bound
+    assert abs(np.corrcoef(x, other.system.inputs.ravel())[0, 1]) < bound
 
 
 def test_zero_inputs():
-    np.testing.assert_array_equal(make_problem(inputs="zeros", **SMALL).inputs, np.zeros((1, 5, 3)))
+    np.testing.assert_array_equal(make_problem(inputs="zeros", **SMALL).system.inputs, np.zeros((1, 5, 3)))
 
 
 def test_a_checkpoint_brings_sizes_weights_and_state(tmp_path):
@@ -212,7 +213,7 @@ def test_inputs_from_a_file(form, tmp_path):
     np.testing.assert_array_equal(problem.system.inputs, X)
     assert (problem.system.batch, problem.system.steps, problem.system.input_size) == (2, 9, 3)
     assert described(problem, "cpu")["inputs"] == str(given)
-    np.testing.assert_array_equal(make_problem(inputs=str(given), hidden=4).inputs, X)
+    np.testing.assert_array_equal(make_problem(inputs=str(given), hidden=4).system.inputs, X)
 
 
 @pytest.mark.parametrize("given", [X[0], X[0].tolist(), X[0].astype(np.float32), np.asfortranarray(X[0])])
@@ -275,7 +276,7 @@ def test_files_of_several_arrays(tmp_path):
 
 def test_inputs_must_fit_the_checkpoint(tmp_path):
     path, _ = checkpoint(tmp_path)
-    np.testing.assert_array_equal(make_problem(layer=read_layer(path), inputs=X).inputs, X)
+    np.testing.assert_array_equal(make_problem(layer=read_layer(path), inputs=X).system.inputs, X)
     message = refusal(layer=read_layer(path), inputs=X[:, :, :2])
     assert "input_size is 3, but the inputs have 2: they must agree" in message
 

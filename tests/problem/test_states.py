@@ -57,12 +57,12 @@ def test_states_of_one_layer(form, tmp_path):
 def test_the_one_state_of_a_gru(h, tmp_path):
     expected = np.asarray(h, np.float64).reshape(3, 4)
     np.testing.assert_array_equal(
-        make_problem(cell="gru", inputs=X, hidden=4, initial_state=h).state, expected
+        make_problem(cell="gru", inputs=X, hidden=4, initial_state=h).system.state, expected
     )
     np.save(tmp_path / "h.npy", np.asarray(h))
     given = tmp_path / "h.npy"
     np.testing.assert_array_equal(
-        make_problem(cell="gru", inputs=X, hidden=4, initial_state=given).state, expected
+        make_problem(cell="gru", inputs=X, hidden=4, initial_state=given).system.state, expected
     )
 
 
@@ -76,9 +76,9 @@ def test_the_state_of_the_checkpoint_gives_way(tmp_path):
     arrays = {k: RNG.standard_normal(s) for k, s in find("lstm").parameters(4, 3).items()}
     np.savez(tmp_path / "x.npz", **arrays, h0=np.ones(4), c0=np.ones(4))
     own = make_problem(layer=read_layer(tmp_path / "x.npz"), inputs=X)
-    np.testing.assert_array_equal(own.state, np.ones((3, 8)))
+    np.testing.assert_array_equal(own.system.state, np.ones((3, 8)))
     given = make_problem(layer=read_layer(tmp_path / "x.npz"), inputs=X, initial_state={"h0": H, "c0": C})
-    np.testing.assert_array_equal(given.state, np.concatenate([C, H], axis=1))
+    np.testing.assert_array_equal(given.system.state, np.concatenate([C, H], axis=1))
 
 
 def test_states_of_several_layers():
