@@ -15,6 +15,7 @@ LINE = [
     "errors",
     "threads",
     "cells.units",
+    "cells.activations",
     "cells.base",
     "cells.rnn",
     "cells.lstm",
