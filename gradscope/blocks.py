@@ -12,7 +12,7 @@ import numpy as np
 
 from gradscope.loaded import Loaded, nonzero, random_row
 from gradscope.parts import Layout
-from gradscope.path import Array, DensePath, Path, UnitPath
+from gradscope.path import Array, DensePath, Path, UnitPath, span
 from gradscope.paths import Jacobians, split
 
 if TYPE_CHECKING:  # a worker process reads chains, and starts without JAX
@@ -48,6 +48,11 @@ class Reading:
     def pull(self, vectors: Array) -> Array:
         """For all t, (T, n) in the output that is read, of (T, m), where no path is dense."""
         return np.asarray(sum(path.pull(vectors) for path in self._units))
+
+    @property
+    def span(self) -> float:
+        """Bits that its entries span."""
+        return span(*(np.abs(path.slope) for path in self._units))
 
     @property
     def _units(self) -> Iterator[UnitPath]:
@@ -147,6 +152,11 @@ class Blocks(Loaded):
         for own, layer in zip(self.extents, self.layers, strict=True):
             columns[:, own] = layer.pull(columns[:, own])
         return sizes, nonzero(rows, sizes, columns)
+
+    @property
+    def span(self) -> float:
+        """As of any chain: at most those of all layers and of what is read between them."""
+        return sum(layer.span for layer in self.layers) + sum(reading.span for _, reading in self._readings)
 
     def carried(self, backward: Array, forward: Array) -> dict[str, Array]:
         """As of any chain."""

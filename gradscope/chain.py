@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +10,15 @@ from typing import Any
 import numpy as np
 
 from gradscope.errors import InputError
+from gradscope.extended import wide_lags, wide_run
+from gradscope.graded import RangeError
 from gradscope.krylov import Top, top_values
 from gradscope.lags import LOG10_2, LagNorm
 from gradscope.passes import Operator
 from gradscope.reach import norm_by_lag
 from gradscope.runs import EPS, Run, best_run, lags_alone
 from gradscope.stack import Stack, tame
-from gradscope.structure import Array, Steps, checked, reachable, restricted
+from gradscope.structure import WILD, Array, Steps, checked, reachable, restricted
 from gradscope.threads import cores, one_blas_thread
 
 # From this size on, and from so many times the values asked for, blocks took a third of the time or
@@ -39,6 +42,7 @@ class Spectrum:
     left, right : (m,) arrays, unit vectors with P right = sigma_1 left (zero vectors if P = 0).
     log10_norm_by_lag : (T,) array, log10 sigma_1(A_T ... A_(T-k+1)) for k = 1 ... T, or None.
     lags : the k that log10_norm_by_lag is for, where it is not for all of them: (L,) both.
+    lost : how many values are not exactly zero, but too small for their size to be known: NaN.
     """
 
     log10_singular_values: Array
@@ -49,6 +53,7 @@ class Spectrum:
     right: Array
     log10_norm_by_lag: Array | None
     lags: Array | None = None
+    lost: int = 0
 
 
 @one_blas_thread()
@@ -105,13 +110,28 @@ def spectrum(
             # A state that time 0 does not reach still counts at the shorter lags; and columns are counted
             # among all states.
             seen = backward if window is None else [*[np.ones(m, bool)] * len(whole), backward[-1]]
-            lagged, lag_norm = lags_alone(restricted(whole, seen), lag_norm), None
-    found = best_run(steps, entry_error, lag_norm, accuracy, workers or cores())
+            lagged, lag_norm = _lags_alone(restricted(whole, seen), lag_norm), None
+    found = _run(steps, entry_error, lag_norm, accuracy, workers or cores())
     left, right = np.zeros(m), np.zeros(m)
     left[steps.width(len(steps), m)] = found.left
     right[steps.width(0, m)] = found.right
     lags = found.lags if lagged is None else lagged
     return _assemble(found, lags if by_lag else None, count, left[rows], right[columns], top)
+
+
+def _run(steps: Steps, entry_error: float, lag_norm: LagNorm | None, accuracy: str, workers: int) -> Run:
+    """The best run over the chain, with an exponent for every entry where float64 cannot hold them."""
+    if steps.span < WILD:
+        with contextlib.suppress(RangeError):
+            return best_run(steps, entry_error, lag_norm and lag_norm.anew(), accuracy, workers)
+    return wide_run(steps, entry_error, lag_norm)
+
+
+def _lags_alone(steps: Steps, lag_norm: LagNorm) -> Array:
+    if steps.span < WILD:
+        with contextlib.suppress(RangeError):
+            return lags_alone(steps, lag_norm.anew())
+    return wide_lags(steps, lag_norm)
 
 
 def _worth_blocks(steps: Steps, top: int) -> bool:
@@ -158,9 +178,11 @@ def _assemble(
     values = found.log10.astype(np.float64)
     log10 = np.full(count, -np.inf)
     log10[: len(values)] = values
+    log10[len(values) : len(values) + found.lost] = np.nan
     if lags is not None:
         lags[-1] = log10[0]
-    return Spectrum(log10[:top], count - len(values), found.error, found.norm_error, left, right, lags)
+    zeros = count - len(values) - found.lost
+    return Spectrum(log10[:top], zeros, found.error, found.norm_error, left, right, lags, lost=found.lost)
 
 
 def diagonal_spectrum(diagonals: Any, *, by_lag: bool = False, entry_error: float = EPS) -> Spectrum:

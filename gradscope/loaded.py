@@ -81,6 +81,11 @@ class Loaded(Sequence[Array]):
         Without forming a step: where J w and J^T w of a random w have no zero, neither has J.
         """
 
+    @property
+    @abstractmethod
+    def span(self) -> float:
+        """Bits that the entries of a step span, at most; asked for after a survey that was certain."""
+
     @abstractmethod
     def carried(self, backward: Array, forward: Array) -> dict[str, Array]:
         """b_t^T J_t a_t of every path for all t, {path: (T,)}, of b and a (T, m)."""

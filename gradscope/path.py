@@ -129,3 +129,10 @@ class DensePath:
 
 
 Path = UnitPath | DensePath
+
+
+def span(*magnitudes: Array) -> float:
+    """Bits from the smallest to the largest of all that is not zero, of absolute values."""
+    largest = max((float(a.max(initial=0)) for a in magnitudes), default=0.0)
+    smallest = min((float(np.min(a, where=a > 0, initial=np.inf)) for a in magnitudes), default=np.inf)
+    return float(np.log2(largest) - np.log2(smallest)) if largest > 0 else 0.0

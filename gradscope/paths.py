@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradscope.loaded import Loaded, nonzero, random_row
-from gradscope.path import Array, DensePath, Path, UnitPath
+from gradscope.path import Array, DensePath, Path, UnitPath, span
 
 if TYPE_CHECKING:  # a worker process reads chains, and starts without JAX
     from gradscope.cells.base import Cell
@@ -71,6 +71,12 @@ class Jacobians(Loaded):
             return np.zeros((self.steps, self.size)), False
         probe = random_row(self.size)
         return self.sizes, nonzero(self.push(probe), self.sizes, self.pull(probe))
+
+    @property
+    def span(self) -> float:
+        """As of any chain, but for the recurrent matrices: their own entries are not that far apart."""
+        links = [span(np.abs(path.link)) for path in self._units if path.link is not None]
+        return span(*(np.abs(path.slope) for path in self._units)) + max(links, default=0.0)
 
     @property
     def in_units(self) -> bool:

@@ -12,7 +12,7 @@ class Perturbed(Steps):
 
     def __init__(self, steps: Steps, size: float, draw: int = 0) -> None:
         super().__init__(steps.source, steps.live, steps.size)
-        self.weights = steps.weights
+        self.weights, self.span = steps.weights, steps.span
         rng = np.random.default_rng(20240229 + draw)
         largest = max(len(w) for w in steps.weights) ** 2 + steps[0].size
         self.starts = rng.integers(4096, size=len(steps))

@@ -66,6 +66,11 @@ class Segmented(Sequence[Array]):
         return np.concatenate(sizes), all(certain)
 
     @property
+    def span(self) -> float:
+        """Of all segments, as ``Jacobians.span``."""
+        return max(float(self.segment(i).span) for i in range(len(self.starts)))
+
+    @property
     def chains(self) -> dict[str, Segmented]:
         """The full chain and each named path's own, as those of ``Jacobians``."""
         first = self.segment(0)

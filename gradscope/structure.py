@@ -10,6 +10,7 @@ import numpy as np
 
 from gradscope.errors import InputError
 from gradscope.parts import multiplied
+from gradscope.path import span
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -20,6 +21,9 @@ HALF = 14
 # Powers of two by which a step is scaled stay inside float64.
 MAX_EXPONENT = 1000
 MAX_SPREAD = 900
+# Bits that the entries of a step span from which on float64 does not hold all that becomes of them: what is
+# left of such an entry after a step and an elimination is its cube.
+WILD = 200.0
 # Steps whose rows all have sizes in here are not scaled.
 NEAR_ONE = (2.0**-6, 2.0**6)
 
@@ -45,7 +49,8 @@ class Steps:
     """The steps A_1 ... A_T of a chain, checked, each restricted to the states that matter.
 
     live[t] : indices of the states kept at time t = 0 ... T, of ``size``, or live is None where all are.
-    weights[t] : (len(live[t + 1]),) exponents of the row sizes of step t.
+    weights[t] : (len(live[t + 1]),) exponents of the row sizes of step t; span : bits that the entries of a
+    step span, at most.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class Steps:
         self.live = live
         self.size = size
         self.weights: list[Array] = []
+        self.span = 0.0
 
     def __len__(self) -> int:
         return len(self.source)
@@ -67,6 +73,13 @@ class Steps:
         """y @ A_(t+1), the rows of A scaled by 2**-weights[t]; in parts where the chain knows them."""
         if self.weights[t].any():
             y = y * np.ldexp(1.0, -self.weights[t])
+        return self._through(y, t)
+
+    def dense(self, t: int) -> Array:
+        """Step t as one matrix."""
+        return self._through(np.eye(len(self.weights[t])), t)
+
+    def _through(self, y: Array, t: int) -> Array:
         return multiplied(y, self.parts(t), getattr(self.source, "layout", None) if self._known(t) else None)
 
     def parts(self, t: int) -> list[Array]:
@@ -88,13 +101,15 @@ class Steps:
 
 def surveyed(steps: Steps) -> bool:
     """Set the weights without a look at every entry, if the chain says that no row or column is zero."""
-    if not hasattr(steps.source, "survey"):
+    source: Any = steps.source
+    if not hasattr(source, "survey"):
         return False
-    sizes, certain = steps.source.survey()
+    sizes, certain = source.survey()
     # Bounds this far from the ends of float64 are of finite entries.
     if not (certain and sizes.min() > 2.0**-MAX_EXPONENT and sizes.max() < 2.0**MAX_EXPONENT):
         return False
     steps.weights = [row_exponents(row[:, None]) for row in sizes]
+    steps.span = float(source.span)
     return True
 
 
@@ -116,6 +131,7 @@ def checked(source: Sequence[Array] | Array) -> tuple[Steps, bool]:
         magnitude = np.abs(a.astype(np.float64, copy=False))
         gaps = gaps or not (magnitude.max(axis=1).all() and magnitude.max(axis=0).all())
         steps.weights.append(row_exponents(magnitude))
+        steps.span = max(steps.span, span(magnitude))
     return steps, gaps
 
 
@@ -145,6 +161,7 @@ def restricted(steps: Steps, masks: list[Array]) -> Steps:
     """The same chain on the masked states only."""
     part = Steps(steps.source, [np.flatnonzero(mask) for mask in masks], len(masks[0]))
     part.weights = [row_exponents(part[t]) for t in range(len(part))]
+    part.span = steps.span
     return part
 
 

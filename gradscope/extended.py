@@ -1,0 +1,83 @@
+"""Runs over a chain whose entries no float64 holds side by side: values, and how many are lost."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradscope.exact import affordable, exact_product
+from gradscope.factors import Graded
+from gradscope.lags import LagNorm
+from gradscope.perturbed import Perturbed
+from gradscope.runs import EPS, SAFETY, Run, floor_of
+from gradscope.structure import Array, ExactRank, Steps
+from gradscope.wide import prefixes
+
+# Runs on changed entries to compare with: one takes long enough for a large chain.
+DRAWS = 3
+LARGE = 48
+# Decades: a value known no better is lost.
+LOST = 1.0
+# Estimated error (log10) from which on an exact product is worth its time.
+POOR = 1e-10
+
+
+class WideRun(Run):
+    """One pass over the chain with an exponent for every entry, and its finish.
+
+    lost : how many values there are beyond those found, of which rounding leaves nothing.
+    """
+
+    def __init__(self, steps: Steps, rounding: float, lag_norm: LagNorm | None = None) -> None:
+        self.error = self.norm_error = 0.0
+        self.suspect = self.noisy = False
+        lags = []
+        for graded in prefixes(steps, rounding):
+            if lag_norm is not None:
+                lags.append(_norm(lag_norm, graded))
+        self.lags = np.array(lags)
+        self.finish(graded)
+
+
+def wide_run(steps: Steps, entry_error: float, lag_norm: LagNorm | None) -> WideRun:
+    """Values with their error, from runs on entries changed by +-entry_error; those that differ are lost."""
+    rounding = max(entry_error, EPS)
+    run = WideRun(steps, rounding, lag_norm)
+    draws = DRAWS if max(map(len, steps.weights)) < LARGE else 1
+    others = [WideRun(Perturbed(steps, rounding, draw), rounding) for draw in range(draws)]
+    _compare(run, others, entry_error)
+    if entry_error <= EPS:  # as in runs.best_run
+        _settle(run, steps)
+    return run
+
+
+def _compare(run: WideRun, others: list[WideRun], entry_error: float) -> None:
+    """Keep the values on which the runs agree, and set their errors."""
+    count = min(len(run.log10), *(len(other.log10) for other in others))
+    differences = [np.abs(run.log10[:count] - other.log10[:count]) for other in others]
+    spread = SAFETY * np.max(differences, axis=0).astype(np.float64)
+    known = int(np.argmax(spread > LOST)) if (spread > LOST).any() else count
+    run.lost = len(run.log10) - known
+    run.log10 = run.log10[:known]
+    if known:
+        run.error = float(spread[:known].max()) + floor_of(run, entry_error)
+        run.norm_error = float(spread[0]) + floor_of(run, entry_error)
+
+
+def _settle(run: WideRun, steps: Steps) -> None:
+    """Count exact zeros by exact rank; small chains are taken exactly where that is worth the wait."""
+    rank, known = ExactRank(steps).total(), len(run.log10)
+    if (known != rank or run.error > POOR) and affordable(steps, hopeless=known != rank):
+        run.finish(exact_product(steps, rank))
+        run.error = run.norm_error = floor_of(run, EPS) * float(np.sqrt(rank))
+        known = len(run.log10)
+    run.log10 = run.log10[:rank]
+    run.lost = max(0, rank - known)
+
+
+def wide_lags(steps: Steps, lag_norm: LagNorm) -> Array:
+    """(T,) log10 sigma_1 of A_T ... A_(T-k+1), k = 1 ... T, without the other values."""
+    return np.array([_norm(lag_norm, graded) for graded in prefixes(steps, EPS)])
+
+
+def _norm(lag_norm: LagNorm, graded: Graded) -> float:
+    return lag_norm(graded, np.zeros(graded.y.shape[1], int))
