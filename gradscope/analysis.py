@@ -112,12 +112,14 @@ def _chain(chain: Chain, level: str) -> dict[str, Any]:
     """A chain as JSON tells it; what only all values tell is absent where there are fewer."""
     whole = {"exact_zeros": list(chain.exact_zeros)} if chain.exact_zeros else {}
     rms = {} if chain.log10_rms is None else {"log10_rms": _extremes(chain.log10_rms)}
+    unmeasured = {} if chain.unmeasured is None else {"unmeasured": chain.unmeasured}
     return {
         "name": chain.name,
         "size": chain.size,
         "verdict": level,
         "log10_singular_values": [_plain(s.log10_singular_values) for s in chain.spectra],
         **whole,
+        **unmeasured,
         "log10_norm": _extremes(chain.log10_norm),
         **rms,
         "rate": _extremes(chain.rate),

@@ -15,6 +15,8 @@ from gradscope.segmented import Segmented
 
 # Karpathy, Johnson and Li 2015 (arXiv 1506.02078): a gate is saturated left of 0.1 or right of 0.9.
 SATURATED = (0.1, 0.9)
+# Shares whose sum is further from 1 are lost in rounding.
+_ADDS_UP = 1e-3
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,17 @@ class Chain:
     def exact_zeros(self) -> tuple[int, ...]:
         """How many singular values are exactly zero, per sequence; () where only the top is known."""
         return tuple(s.exact_zeros for s in self.spectra if s.exact_zeros is not None)
+
+    @property
+    def unmeasured(self) -> str | None:
+        """What of the chain could not be measured, and why; None where all was."""
+        lost = max(s.lost for s in self.spectra)
+        if not lost:
+            return None
+        return (
+            f"{lost} of the {self.size} singular values are lost: the rounding of the Jacobians leaves "
+            "nothing of them beside larger ones"
+        )
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -130,7 +143,8 @@ def _log10_rms(spectrum: Spectrum) -> float:
     logs = spectrum.log10_singular_values
     if logs[0] == -np.inf:
         return -np.inf
-    return float(logs[0] + 0.5 * np.log10((100.0 ** (logs - logs[0])).mean()))
+    relative = np.nan_to_num(logs - logs[0], nan=-np.inf, neginf=-np.inf)  # the lost ones are the smallest
+    return float(logs[0] + 0.5 * np.log10((100.0**relative).mean()))
 
 
 def chain_of(name: str, spectra: Sequence[Spectrum], threshold: float) -> Chain:
@@ -156,7 +170,8 @@ def shares(jacobians: Loaded | Segmented, left: Array, right: Array, log10_norm:
     With ``left`` u and ``right`` v the top singular vectors (m,) of the chain and sigma_1 = 10 **
     ``log10_norm``, a_t = J_t ... J_1 v and b_t = (J_T ... J_(t+1))^T u, the share of path g at step t
     is b_t^T J_(g,t) a_(t-1) / sigma_1 = d log sigma_1 / d log alpha_(g,t) for J_t = sum_g alpha_g J_g.
-    Signed, and above 1 where another path works against. All NaN if sigma_1 is zero.
+    Signed, and above 1 where another path works against. NaN where rounding leaves nothing of a_t or b_t
+    beside a gain on the way that is 1e13 times sigma_1, and everywhere if sigma_1 is zero.
     """
     if log10_norm == -np.inf:
         return {name: np.full(len(jacobians), np.nan) for name in jacobians.segment(0).names}
@@ -170,22 +185,29 @@ def shares(jacobians: Loaded | Segmented, left: Array, right: Array, log10_norm:
         segment = jacobians.segment(i)
         forward, forward_log = _propagate(segment, *start)
         backward, backward_log = _propagate(_transposed(segment), *ends.pop())
-        scale = np.exp(forward_log[:-1] + backward_log[-2::-1] - log10_norm * np.log(10.0))
-        carried = segment.carried(backward[-2::-1], forward[:-1])
-        found.append({name: each * scale for name, each in carried.items()})
+        with np.errstate(over="ignore", invalid="ignore"):
+            scale = np.exp(forward_log[:-1] + backward_log[-2::-1] - log10_norm * np.log(10.0))
+            carried = segment.carried(backward[-2::-1], forward[:-1])
+            found.append(_certain({name: each * scale for name, each in carried.items()}))
         start = (forward[-1], forward_log[-1])
     return {name: np.concatenate([share[name] for share in found]) for name in found[0]}
 
 
+def _certain(share: Mapping[str, Array]) -> dict[str, Array]:
+    """The shares of steps where they add up to 1, NaN where they do not."""
+    wrong = ~(np.abs(np.sum(list(share.values()), axis=0) - 1) < _ADDS_UP)  # not >=, or NaN passes
+    return {name: np.where(wrong, np.nan, each) for name, each in share.items()}
+
+
 def mean_share(share: Array, full: Chain) -> float:
-    """Mean over the steps of all sequences whose gradient is not exactly zero, NaN if there are none.
+    """Mean over the known steps of all sequences whose gradient is not exactly zero, NaN if there are none.
 
     share : (T,), at every step of the longest sequence the mean over those that are as long, aligned at the
         last step; full : the chain of the whole state.
     """
     alive = [s.log10_singular_values[0] > -np.inf for s in full.spectra]
     lags = len(share) - np.arange(len(share))
-    reach = (np.array(full.lengths)[alive, None] >= lags).sum(axis=0)
+    reach = (np.array(full.lengths)[alive, None] >= lags).sum(axis=0) * np.isfinite(share)
     if not reach.any():
         return float("nan")
     return float(np.average(share[reach > 0], weights=reach[reach > 0] / reach.max()))
@@ -202,10 +224,11 @@ def _propagate(steps: Iterable[Array], vector: Array, log: float) -> tuple[Array
     for step in steps:
         vector = step @ vector
         largest = np.abs(vector).max()
-        norm = float(np.linalg.norm(vector / largest))  # squares may not fit where the entries do
-        vector = vector / largest / norm
-        vectors.append(vector)
-        logs.append(logs[-1] + np.log(norm) + np.log(largest))
+        with np.errstate(divide="ignore", invalid="ignore"):  # NaN from where it vanishes
+            norm = float(np.linalg.norm(vector / largest))  # squares may not fit where the entries do
+            vector = vector / largest / norm
+            vectors.append(vector)
+            logs.append(logs[-1] + np.log(norm) + np.log(largest))
     return np.array(vectors), np.array(logs)
 
 

@@ -73,7 +73,9 @@ def _in_order(named: Mapping[str, Any]) -> dict[str, Any]:
 
 def direct_sum(spectra: Sequence[Spectrum]) -> Spectrum:
     """The spectrum of a block diagonal product from those of its blocks."""
-    values = np.sort(np.concatenate([s.log10_singular_values for s in spectra]))[::-1]
+    values = np.concatenate([s.log10_singular_values for s in spectra])
+    # Descending; those that are lost come before the zeros.
+    values = values[np.lexsort((-values, np.isneginf(values), np.isnan(values) | np.isneginf(values)))]
     largest = max(spectra, key=lambda s: s.log10_singular_values[0])
     whole = all(s.exact_zeros is not None for s in spectra)
     lags, norms = _norms(spectra)
@@ -87,6 +89,7 @@ def direct_sum(spectra: Sequence[Spectrum]) -> Spectrum:
         np.concatenate([s.right if s is largest else np.zeros_like(s.right) for s in spectra]),
         norms,
         lags,
+        sum(s.lost for s in spectra),
     )
 
 
