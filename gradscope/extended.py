@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from gradscope.exact import affordable, exact_product
@@ -10,7 +12,7 @@ from gradscope.lags import LagNorm
 from gradscope.perturbed import Perturbed
 from gradscope.runs import EPS, SAFETY, Run, floor_of
 from gradscope.structure import Array, ExactRank, Steps
-from gradscope.wide import prefixes
+from gradscope.wide import Chain, prefixes
 
 # Runs on changed entries to compare with: one takes long enough for a large chain.
 DRAWS = 3
@@ -21,13 +23,27 @@ LOST = 1.0
 POOR = 1e-10
 
 
+class Reversed:
+    """A chain from its other end: A_1^T ... A_T^T."""
+
+    def __init__(self, steps: Steps) -> None:
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def dense(self, t: int) -> Array:
+        """Step t of it."""
+        return self.steps.dense(len(self) - 1 - t).T
+
+
 class WideRun(Run):
     """One pass over the chain with an exponent for every entry, and its finish.
 
     lost : how many values there are beyond those found, of which rounding leaves nothing.
     """
 
-    def __init__(self, steps: Steps, rounding: float, lag_norm: LagNorm | None = None) -> None:
+    def __init__(self, steps: Chain, rounding: float, lag_norm: LagNorm | None = None) -> None:
         self.error = self.norm_error = 0.0
         self.suspect = self.noisy = False
         lags = []
@@ -38,32 +54,43 @@ class WideRun(Run):
         self.finish(graded)
 
 
-def wide_run(steps: Steps, entry_error: float, lag_norm: LagNorm | None) -> WideRun:
-    """Values with their error, from runs on entries changed by +-entry_error; those that differ are lost."""
-    rounding = max(entry_error, EPS)
-    run = WideRun(steps, rounding, lag_norm)
-    draws = DRAWS if max(map(len, steps.weights)) < LARGE else 1
-    others = [WideRun(Perturbed(steps, rounding, draw), rounding) for draw in range(draws)]
-    _compare(run, others, entry_error)
+def wide_run(steps: Steps, entry_error: float, lag_norm: LagNorm | None) -> Run:
+    """Values with their error, from runs on entries changed by +-entry_error; those that differ are lost.
+
+    Neither end loses fewer values on every chain: where one lost any, the other is tried too.
+    """
+    run = _compared(steps, entry_error, lambda chain: chain, lag_norm)
+    if run.lost:
+        other = _compared(steps, entry_error, Reversed, None)
+        if len(other.log10) > len(run.log10):
+            other.left, other.right, other.lags = other.right, other.left, run.lags
+            run = other
     if entry_error <= EPS:  # as in runs.best_run
         _settle(run, steps)
     return run
 
 
-def _compare(run: WideRun, others: list[WideRun], entry_error: float) -> None:
-    """Keep the values on which the runs agree, and set their errors."""
-    count = min(len(run.log10), *(len(other.log10) for other in others))
-    differences = [np.abs(run.log10[:count] - other.log10[:count]) for other in others]
+def _compared(
+    steps: Steps, entry_error: float, turned: Callable[[Steps], Chain], lag_norm: LagNorm | None
+) -> WideRun:
+    """A run, its values that others agree on, and how many there are besides."""
+    rounding = max(entry_error, EPS)
+    run = WideRun(turned(steps), rounding, lag_norm)
+    draws = DRAWS if max(map(len, steps.weights)) < LARGE else 1
+    # These keep what rounding left: a value that depends on whether it is nothing differs, and is lost.
+    others = [WideRun(turned(Perturbed(steps, rounding, draw)), 0.0) for draw in range(draws)]
+    found = [len(other.log10) for other in (run, *others)]
+    differences = [np.abs(run.log10[: min(found)] - other.log10[: min(found)]) for other in others]
     spread = SAFETY * np.max(differences, axis=0).astype(np.float64)
-    known = int(np.argmax(spread > LOST)) if (spread > LOST).any() else count
-    run.lost = len(run.log10) - known
-    run.log10 = run.log10[:known]
+    known = int(np.argmax(spread > LOST)) if (spread > LOST).any() else len(spread)
+    run.lost, run.log10 = max(found) - known, run.log10[:known]
     if known:
-        run.error = float(spread[:known].max()) + floor_of(run, entry_error)
-        run.norm_error = float(spread[0]) + floor_of(run, entry_error)
+        floor = floor_of(run, entry_error)
+        run.error, run.norm_error = float(spread[:known].max()) + floor, float(spread[0]) + floor
+    return run
 
 
-def _settle(run: WideRun, steps: Steps) -> None:
+def _settle(run: Run, steps: Steps) -> None:
     """Count exact zeros by exact rank; small chains are taken exactly where that is worth the wait."""
     rank, known = ExactRank(steps).total(), len(run.log10)
     if (known != rank or run.error > POOR) and affordable(steps, hopeless=known != rank):

@@ -104,7 +104,7 @@ def prefixes(steps: Chain, rounding: float) -> Iterator[Graded]:
     """Graded forms of A_T, A_T A_(T-1), ..., A_T ... A_1.
 
     rounding : relative, of the entries. What is left of a sum of larger terms counts as nothing where that
-    rounding explains it.
+    rounding explains it, and never at 0.
     """
     last = len(steps) - 1
     step, sizes = _rows_of_one(steps.dense(last))
@@ -150,7 +150,7 @@ def eliminated(matrix: Wide, terms: Array, rounding: float) -> tuple[Array, Wide
     (Demmel et al., Computing the singular value decomposition with high relative accuracy, 1999).
     terms : (r, n) exponents of the largest terms that an entry is a sum of.
     """
-    lost = int(np.log2(ROUNDINGS * rounding))
+    lost = int(np.log2(ROUNDINGS * rounding)) if rounding else NOTHING
     rest, terms = _cleared(matrix, terms, lost), terms.copy()
     lowers, uppers = [], []
     for _ in range(min(rest.mantissa.shape)):
