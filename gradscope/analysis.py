@@ -112,6 +112,8 @@ def _chain(chain: Chain, level: str) -> dict[str, Any]:
     """A chain as JSON tells it; what only all values tell is absent where there are fewer."""
     whole = {"exact_zeros": list(chain.exact_zeros)} if chain.exact_zeros else {}
     rms = {} if chain.log10_rms is None else {"log10_rms": _extremes(chain.log10_rms)}
+    known = all(s.log10_largest_gain is not None for s in chain.spectra)
+    largest = {"log10_largest_gain": _extremes(chain.log10_largest_gain)} if known else {}
     unmeasured = {} if chain.unmeasured is None else {"unmeasured": chain.unmeasured}
     return {
         "name": chain.name,
@@ -121,6 +123,7 @@ def _chain(chain: Chain, level: str) -> dict[str, Any]:
         **whole,
         **unmeasured,
         "log10_norm": _extremes(chain.log10_norm),
+        **largest,
         **rms,
         "rate": _extremes(chain.rate),
         "horizon": _extremes(chain.horizon),

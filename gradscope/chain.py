@@ -25,6 +25,9 @@ from gradscope.threads import cores, one_blas_thread
 # less (T = 200).
 BLOCK_SIZE = 64
 BLOCK_FACTOR = 4
+# Rounding units (of entry_error, which is four of eps) that a slope carries per bit that it is below 1: its
+# logarithm is a pre-activation a, once or twice, that is rounded to eps a.
+SATURATION = np.log(2) / 8
 # Their estimated error, or all values are computed.
 GOOD_TOP = 1e-10
 
@@ -42,7 +45,8 @@ class Spectrum:
     left, right : (m,) arrays, unit vectors with P right = sigma_1 left (zero vectors if P = 0).
     log10_norm_by_lag : (T,) array, log10 sigma_1(A_T ... A_(T-k+1)) for k = 1 ... T, or None.
     lags : the k that log10_norm_by_lag is for, where it is not for all of them: (L,) both.
-    lost : how many values are not exactly zero, but too small for their size to be known: NaN.
+    lost : how many values the rounding of the entries leaves nothing of, or may: NaN, before the zeros.
+    log10_largest_gain : log10 of the largest sigma_1 over any stretch of the steps, None if not looked for.
     """
 
     log10_singular_values: Array
@@ -54,6 +58,7 @@ class Spectrum:
     log10_norm_by_lag: Array | None
     lags: Array | None = None
     lost: int = 0
+    log10_largest_gain: float | None = None
 
 
 @one_blas_thread()
@@ -76,7 +81,8 @@ def spectrum(
     floor : lags where it is below this, and below the largest, may get an upper bound instead; for
         the top values, the lag where it falls below this is looked for.
     entry_error : relative rounding unit of the entries, which the error estimate then covers;
-        at its default (and below) the float64 entries are taken as exact.
+        at its default (and below) the float64 entries are taken as exact. More where entries span many
+        decades, as slopes of saturated units do: they carry the rounding of large pre-activations.
     accuracy : "full", or "fast" for about 1e-6 (relative, of the smallest values): more steps are
         multiplied before they are factored, as many as their condition allows.
     workers : threads, all cores by default; the result depends on them only by rounding.
@@ -90,6 +96,8 @@ def spectrum(
     """
     steps, gaps = checked(jacobians)
     m = steps[0].shape[0]
+    if entry_error > EPS:
+        entry_error *= max(1.0, steps.span * SATURATION)
     rows, columns = window or (slice(None), slice(None))
     count = min(len(range(m)[part]) for part in (rows, columns))
     if not count:

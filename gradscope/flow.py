@@ -106,7 +106,12 @@ class Chain:
     @property
     def log10_peak(self) -> Extremes:
         """log10 sigma_1 at the lag, of those that are known, where it is largest."""
-        return self._summary(lambda s: float(np.max(np.asarray(s.log10_norm_by_lag))))
+        return self._summary(lambda s: float(np.max(_norms(s))))
+
+    @property
+    def log10_largest_gain(self) -> Extremes:
+        """log10 of the largest gain over any stretch of steps, of those up to T if no other is known."""
+        return self._summary(lambda s: np.max([np.max(_norms(s)), *_known(s.log10_largest_gain)]))
 
     @property
     def peak_lag(self) -> Extremes:
@@ -137,6 +142,14 @@ def _lags(spectrum: Spectrum) -> Any:
     if spectrum.lags is None:
         return np.arange(1, len(np.asarray(spectrum.log10_norm_by_lag)) + 1)
     return spectrum.lags
+
+
+def _known(value: float | None) -> tuple[float, ...]:
+    return () if value is None else (value,)
+
+
+def _norms(spectrum: Spectrum) -> Array:
+    return np.asarray(spectrum.log10_norm_by_lag)
 
 
 def _log10_rms(spectrum: Spectrum) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from gradscope.flow import shares
 from gradscope.loaded import Loaded
 from gradscope.path import Array
 from gradscope.segmented import Segmented, keeping_recent
+from gradscope.stretches import log10_largest_gain
 
 # A chain is gone through about so many times.
 _PASSES = 4
@@ -70,7 +71,7 @@ def measure(task: Task, segment: Callable[[int], Loaded], report: Callable[[floa
         itself = chain is whole and name != "full"
         spectra[name] = spectra["full"] if itself else _spectrum(name, chain, task)
         meter.finished(name)
-    full = spectra["full"]
+    full = spectra["full"] = replace(spectra["full"], log10_largest_gain=log10_largest_gain(whole))
     share = shares(whole, full.left, full.right, float(full.log10_singular_values[0]))
     return Measured(spectra, share)
 

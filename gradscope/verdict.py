@@ -84,12 +84,21 @@ def judge(
         sentences.append(f"{zeros} of the {full.size} singular values are {_zero(trajectory)}.")
     if len(shares) > 1 and full.log10_norm.median > -math.inf and any(map(math.isfinite, shares.values())):
         sentences.append(_carrier(chains, shares))
-    if trajectory and full.log10_peak.median > _CHAOTIC:
-        sentences.append(
-            f"A gain of {scientific(full.log10_peak.median)} amplifies the forward pass's rounding too: "
-            "the figures are exact for the computed trajectory, which another machine may not repeat."
-        )
+    if trajectory and full.log10_largest_gain.median > _CHAOTIC:
+        sentences.append(_chaos(full))
     return Verdict(level(full, policy), tuple(sentences))
+
+
+def _chaos(full: Chain) -> str:
+    """That the trajectory is one of many; on the way there may be a gain that its end does not show."""
+    largest, peak = full.log10_largest_gain.median, full.log10_peak.median
+    gain = f"A gain of {scientific(max(largest, peak))}"
+    if largest > peak + 1:
+        gain += ", over the stretch of steps where it is largest,"
+    return (
+        f"{gain} amplifies the forward pass's rounding too: "
+        "the figures are exact for the computed trajectory, which another machine may not repeat."
+    )
 
 
 def _zero(rounded: bool) -> str:

@@ -90,6 +90,7 @@ def direct_sum(spectra: Sequence[Spectrum]) -> Spectrum:
         norms,
         lags,
         sum(s.lost for s in spectra),
+        max((s.log10_largest_gain for s in spectra if s.log10_largest_gain is not None), default=None),
     )
 
 

@@ -86,6 +86,7 @@ LINE = [
     "extended",
     "chain",
     "flow",
+    "stretches",
     "measure",
     "linearized",
     "outputs",
