@@ -13,25 +13,25 @@ from typing import Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
-import jax  # noqa: E402
-from methods import ENTRY_ERROR, Case  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
+import jax
+from methods import ENTRY_ERROR, Case
+from rich.console import Console
+from rich.table import Table
 
-import gradscope.factors  # noqa: E402
-import gradscope.graded  # noqa: E402
-import gradscope.runs  # noqa: E402
-import gradscope.structure  # noqa: E402
-from gradscope.lags import LagNorm  # noqa: E402
-from gradscope.runs import GROUPED, Run  # noqa: E402
+import gradscope.product_svd.error_estimate
+import gradscope.product_svd.graded_chain
+import gradscope.product_svd.graded_lu
+import gradscope.product_svd.steps
+from gradscope.product_svd.error_estimate import GROUPED, Run
+from gradscope.product_svd.norm_by_lag import LagNorm
 
 PARTS: tuple[tuple[str, Any, str], ...] = (
-    ("form the step", gradscope.structure.Steps, "parts"),
-    ("Y times the step", gradscope.structure, "multiplied"),
-    ("LU", gradscope.factors, "dgetrf"),
-    ("N times X", gradscope.factors.Factors, "times"),
-    ("L in the order of the states", gradscope.factors.Factors, "lower"),
-    ("finish: QR and Jacobi", gradscope.runs, "decomposed"),
+    ("form the step", gradscope.product_svd.steps.Steps, "parts"),
+    ("Y times the step", gradscope.product_svd.steps, "multiplied"),
+    ("LU", gradscope.product_svd.graded_lu, "dgetrf"),
+    ("N times X", gradscope.product_svd.graded_lu.Factors, "times"),
+    ("L in the order of the states", gradscope.product_svd.graded_lu.Factors, "lower"),
+    ("finish: QR and Jacobi", gradscope.product_svd.error_estimate, "decomposed"),
     ("norm by lag", LagNorm, "__call__"),
 )
 
@@ -81,7 +81,7 @@ def main() -> None:
 
 def shares(case: Case) -> dict[str, float]:
     """The part that each has in the time of a run with the norm at every lag."""
-    steps, _ = gradscope.structure.checked(case.jacobians)
+    steps, _ = gradscope.product_svd.steps.checked(case.jacobians)
     clock = Clock()
     saved = [(owner, name, getattr(owner, name)) for _, owner, name in PARTS]
     for (label, owner, name), (*_, function) in zip(PARTS, saved, strict=True):

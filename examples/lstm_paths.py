@@ -7,7 +7,7 @@ and cutting it leaves a gradient that vanishes.
 """
 
 import gradscope
-from gradscope.verdict import scientific
+from gradscope.report.verdict import scientific
 
 # title, settings
 CASES = (

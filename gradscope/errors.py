@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the help imports no NumPy
+    from gradscope.custom_types import PathLike
 
 
 class ExitCode(IntEnum):
@@ -29,3 +35,34 @@ class InputError(GradscopeError, ValueError):
 
 class MisfitError(InputError):
     """What was asked does not fit this layer, and may fit another."""
+
+
+def shown(text: object) -> str:
+    """Text for a one-line message: as it is if printable, else with everything else escaped."""
+    plain = str(text)
+    return plain if plain.isprintable() else repr(plain)
+
+
+def quoted(value: object) -> str:
+    """What the user gave, for a one-line message."""
+    return shown(repr(value))[:80]
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """A few of the names for a one-line message: a stranger's file may hold thousands."""
+    more = f", ... ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join(shown(name[:80]) for name in names[:most]) + more
+
+
+def reason(error: Exception) -> str:
+    """What an exception of someone else's says, on one short line."""
+    return shown(" ".join(str(error).split())[:200]) or type(error).__name__
+
+
+@contextmanager
+def about(path: PathLike) -> Iterator[None]:
+    """Begin the message of an InputError with the path of the file that it is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{shown(path)}: {error}") from error

@@ -1,4 +1,7 @@
-"""The built-in cells by name, and the user's own by ``package.module:factory``."""
+"""Recurrent cells by name: step, paths, initial parameters.
+
+Public: ``find``, ``CELLS``, ``cell.Cell``, ``initializers.initialize``, ``stack.stacked``.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import TYPE_CHECKING
 from gradscope.errors import InputError
 
 if TYPE_CHECKING:
-    from gradscope.cells.base import Cell
+    from gradscope.cells.cell import Cell
 
 # name -> module:factory, so that naming a cell (help, messages) imports no JAX.
 CELLS = {
@@ -58,7 +61,7 @@ def _unknown(name: str) -> str:
 
 
 def _load(reference: str) -> Cell:
-    from gradscope.cells.base import Cell
+    from gradscope.cells.cell import Cell
 
     module_name, _, attribute = reference.partition(":")
     try:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gradscope.cells.activations import sigmoid, tanh
-from gradscope.cells.base import Cell, unit_cell
+from gradscope.cells.cell import Cell, unit_cell
 from gradscope.cells.units import Parameters, Shapes, Units
 
 _GATES = ("r", "z", "h")

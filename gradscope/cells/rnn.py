@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gradscope.cells import activations
-from gradscope.cells.base import Cell, unit_cell
+from gradscope.cells.cell import Cell, unit_cell
 from gradscope.cells.units import Parameters, Shapes, Units
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from gradscope.cells.base import Cell, Member
+from gradscope.cells.cell import Cell, Member
 from gradscope.cells.units import Parameters, Shapes
 from gradscope.errors import InputError
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from gradscope.cells.notation import is_recurrent, key
+
 Parameters = Mapping[str, Any]
 Shapes = dict[str, tuple[int, ...]]
 
@@ -47,7 +49,7 @@ class Units:
 
     def reads(self, path: str) -> str:
         """The state component that a path reads: recurrent matrices read h, a cell's own paths c."""
-        return "h" if self.squash is None or path.startswith("R") else "c"
+        return "h" if self.squash is None or is_recurrent(path) else "c"
 
     def pre_activations(
         self, parameters: Parameters, drive: Mapping[str, Any], read: Callable[[str], Any]
@@ -69,8 +71,3 @@ class Units:
         pre = self.pre_activations(parameters, drive, read)
         own = read(self.own) if self.own else jax.numpy.zeros_like(pre[self.gates[0]])
         return jax.vmap(self.core)(own, pre, {k: parameters[k] for k in self.constants})
-
-
-def key(kind: str, gate: str) -> str:
-    """``R_f`` for gate f; plain ``R`` for the one nameless gate of a simple RNN."""
-    return f"{kind}_{gate}" if gate else kind

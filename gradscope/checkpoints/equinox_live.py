@@ -9,7 +9,7 @@ import numpy as np
 
 from gradscope.checkpoints.found import Found, attempt, blocks, gated, take
 from gradscope.checkpoints.live import Live, kept, source
-from gradscope.files import Tensors
+from gradscope.formats.tensors import Tensors
 
 _CELLS = {"LSTMCell": ("lstm", ("i", "f", "z", "o")), "GRUCell": ("gru", ("r", "z", "h"))}
 _ROLES = ("weight_ih", "weight_hh", "bias", "bias_n")

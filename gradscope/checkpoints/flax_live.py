@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.checkpoints import flax_tree
+from gradscope.checkpoints import flax_names
 from gradscope.checkpoints.found import SIMPLE, Found
 from gradscope.checkpoints.live import Live, kept, source, wrong
 
@@ -36,7 +36,7 @@ def from_flax(model: Any) -> Live:
     sides = _directions(modules)
     layers = tuple(
         replace(_told(found, modules.get(found.name)), direction=sides.get(found.name, found.direction))
-        for found in flax_tree.layers(tensors)
+        for found in flax_names.layers(tensors)
     )
     return Live(source("from_flax", model), layers, tensors)
 

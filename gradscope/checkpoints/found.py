@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from gradscope.cells import find
-from gradscope.cells.base import Cell
-from gradscope.cells.units import key
+from gradscope.cells.cell import Cell
+from gradscope.cells.notation import is_input_weight, key
 from gradscope.checkpoints.layer import Layer, assemble
-from gradscope.errors import InputError
-from gradscope.files import Array, Tensors, as_float64, listed, quoted
+from gradscope.custom_types import Array
+from gradscope.errors import InputError, listed, quoted
+from gradscope.formats.tensors import Tensors, as_float64
 
 ACTIVATIONS = ("tanh", "relu", "sigmoid", "linear")
 # What the state goes through in the built-in cells; two variants of the LSTM use tanh in one place only.
@@ -73,7 +73,7 @@ class Found:
     @property
     def sizes(self) -> tuple[int, int] | None:
         """Hidden and input size, None where no input weights were read."""
-        shape = next((array.shape for name, array in self.arrays.items() if name[0] == "W"), ())
+        shape = next((array.shape for name, array in self.arrays.items() if is_input_weight(name)), ())
         return (shape[0], shape[1]) if len(shape) == 2 else None
 
     def settle(self, cell: Cell | None = None, activation: str | None = None) -> Layer:
@@ -205,7 +205,7 @@ def projected_name(projection: Array, called: str) -> str:
     return f"lstm-projected-{len(projection)}"
 
 
-def blocks(name: str, recurrent: npt.NDArray[np.float64], counts: Iterable[int]) -> int:
+def blocks(name: str, recurrent: Array, counts: Iterable[int]) -> int:
     """How many gates the rows of a recurrent matrix (G H, H) hold; raises InputError if not one of counts."""
     shape = recurrent.shape
     count = shape[0] // shape[1] if len(shape) == 2 and shape[1] else 0

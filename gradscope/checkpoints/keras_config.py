@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gradscope.checkpoints.wiring import Signal, changed, lost, side_by_side
+from gradscope.checkpoints.signals import Signal, changed, lost, side_by_side
 from gradscope.errors import InputError
 
 RECURRENT = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3, "SimpleRNN": 1, "SimpleRNNCell": 1}

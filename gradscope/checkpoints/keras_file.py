@@ -10,11 +10,12 @@ from dataclasses import replace
 from functools import partial
 
 from gradscope.checkpoints.found import SIMPLE, Contents, Found, attempt, blocks, gated, take
-from gradscope.checkpoints.hdf5 import HDF5
 from gradscope.checkpoints.keras_config import Spec, specs
 from gradscope.checkpoints.keras_names import names_by_place, place_of, users_names, whole_name
-from gradscope.errors import InputError
-from gradscope.files import Array, PathLike, Tensors, allowed, check_size, listed, members, opened
+from gradscope.custom_types import Array, PathLike
+from gradscope.errors import InputError, listed
+from gradscope.formats.hdf5 import HDF5
+from gradscope.formats.tensors import Tensors, allowed, check_size, members, opened
 
 # Keras 3: layers/lstm/cell/vars/0; Keras 2: model_weights/lstm/lstm/lstm_cell/recurrent_kernel:0
 _VARIABLE = re.compile(

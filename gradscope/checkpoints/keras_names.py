@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gradscope.checkpoints.hdf5 import HDF5
 from gradscope.checkpoints.keras_config import LONGEST, directions
 from gradscope.errors import InputError
+from gradscope.formats.hdf5 import HDF5
 
 
 def users_names(h5: HDF5) -> dict[str, str]:

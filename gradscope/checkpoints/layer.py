@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradscope.cells.base import Cell
-from gradscope.errors import InputError
-from gradscope.files import Array, listed, shown
+from gradscope.cells.cell import Cell
+from gradscope.cells.notation import is_any_bias
+from gradscope.custom_types import Array
+from gradscope.errors import InputError, listed, shown
 
 # Sizes that no other axis of a cell will have: they tell which axis is which.
 _HIDDEN, _INPUT = 1_000_003, 2_000_003
@@ -79,7 +80,7 @@ def mismatch(cell: Cell, names: Set[str]) -> str:
     Biases may be left out together (``bias=False``), one alone may not: a forgotten b_f is not zero.
     """
     every = cell.shapes(_HIDDEN, _INPUT).keys()
-    biases = {key for key in every if key.startswith("b") or key == "c_h"}
+    biases = {key for key in every if is_any_bias(key)}
     missing, unknown = every - names, names - every - set(_state_keys(cell))
     if missing == biases:
         missing = set()

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gradscope.checkpoints.found import Contents, Found
-from gradscope.errors import InputError
-from gradscope.files import Tensor, Tensors, quoted, reason
+from gradscope.custom_types import Array
+from gradscope.errors import InputError, quoted, reason
+from gradscope.formats.tensors import Tensor, Tensors
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def kept(name: str, convert: Callable[[], Any]) -> Tensor:
     return Tensor(called, lambda: values, values.nbytes)
 
 
-def _without_values(called: str, why: str) -> Callable[[], npt.NDArray[Any]]:
-    def load() -> npt.NDArray[Any]:
+def _without_values(called: str, why: str) -> Callable[[], Array]:
+    def load() -> Array:
         raise InputError(f"{called} has no values to read ({why}): give the model in float32 on the CPU")
 
     return load

@@ -7,11 +7,11 @@ from collections.abc import Set
 from functools import partial
 
 from gradscope.cells import CELLS, find
-from gradscope.cells.base import Cell
+from gradscope.cells.cell import Cell
 from gradscope.checkpoints.found import Found, attempt, projected_name, take
 from gradscope.checkpoints.layer import assemble, mismatch
-from gradscope.errors import InputError
-from gradscope.files import Tensors, listed
+from gradscope.errors import InputError, listed
+from gradscope.formats.tensors import Tensors
 
 # What looks like our notation, and is compared with that of the cells.
 _OURS = re.compile(r"[WRb](_.*)?", re.S)

@@ -10,10 +10,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
-from gradscope.errors import InputError
-from gradscope.files import Tensor, Tensors, allowed, check_size, listed, quoted
+from gradscope.custom_types import Array
+from gradscope.errors import InputError, listed, quoted
+from gradscope.formats.tensors import Tensor, Tensors, allowed, check_size
 
 # TensorProto.DataType: its dtype, and the field that has the values where raw_data has not.
 _DTYPES: dict[int, tuple[Any, str]] = {
@@ -76,7 +76,7 @@ def _beside(tensor: Any, folder: Path) -> Path:
     return path
 
 
-def _values(tensor: Any, beside: Path | None) -> npt.NDArray[Any]:
+def _values(tensor: Any, beside: Path | None) -> Array:
     dtype, field = _DTYPES[tensor.data_type]
     expected = _declared(tensor)
     if beside:

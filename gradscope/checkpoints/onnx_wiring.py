@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.checkpoints.wiring import Signal, changed, lost, side_by_side
+from gradscope.checkpoints.signals import Signal, changed, lost, side_by_side
 
 RECURRENT = ("LSTM", "GRU", "RNN")
 _IDENTITIES = ("Identity", "Dropout", "Cast")
@@ -18,7 +18,7 @@ _LONGEST = 100  # characters, of the names that are put before others
 
 
 @dataclass(frozen=True)
-class Operator:
+class OnnxOperator:
     """A recurrent operator.
 
     name : of the node, or of its output where that is not unique; sides : its directions; reads : its input.
@@ -45,7 +45,7 @@ class _Value:
     axes: str = ""
 
 
-def operators(model: Any) -> list[Operator]:
+def operators(model: Any) -> list[OnnxOperator]:
     """Every recurrent operator, those in bodies and functions at the end."""
     graph = model.graph
     count = Counter(node.name for node in graph.node if _recurrent(node))
@@ -87,16 +87,16 @@ def _called(node: Any, *, by_output: bool = False) -> str:
     return str("" if by_output else node.name) or next(iter(outputs), "")
 
 
-def _operator(node: Any, name: str, values: Mapping[str, _Value]) -> Operator:
+def _operator(node: Any, name: str, values: Mapping[str, _Value]) -> OnnxOperator:
     given = attributes(node)
     direction = given["direction"].s.decode() if "direction" in given else "forward"
     sides = {"bidirectional": ("forward", "backward"), "reverse": ("backward",)}.get(direction, ("forward",))
     x = values.get(node.input[0] if node.input else "", _Value(lost()))
     expected = "BTn" if _batch_first(node) else "TBn"
-    return Operator(node, name, sides, x.signal if x.axes in ("", expected) else lost(x.signal.depth))
+    return OnnxOperator(node, name, sides, x.signal if x.axes in ("", expected) else lost(x.signal.depth))
 
 
-def _outputs(operator: Operator) -> dict[str, _Value]:
+def _outputs(operator: OnnxOperator) -> dict[str, _Value]:
     """Y, which has every step; what else there is are last states."""
     reads, (y, *rest) = operator.reads, list(operator.node.output) or [""]
     made = Signal(operator.layers, reads.root, reads.depth + 1)
@@ -156,18 +156,18 @@ def _numbers(tensor: Any) -> list[int]:
     return [int(number) for number in whole[:8]]
 
 
-def _in_bodies(node: Any) -> Iterator[Operator]:
+def _in_bodies(node: Any) -> Iterator[OnnxOperator]:
     """The recurrent operators in the graphs that If, Loop and Scan run."""
     for attribute in node.attribute:
         for graph in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
             for inner in graph.node:
                 place = f"{_called(node)[:_LONGEST]}/{attribute.name[:_LONGEST]}"
                 if _recurrent(inner):
-                    yield Operator(inner, f"{place}/{_called(inner)}", inside=node.op_type)
+                    yield OnnxOperator(inner, f"{place}/{_called(inner)}", inside=node.op_type)
                 yield from (replace(o, name=f"{place}/{o.name}") for o in _in_bodies(inner))
 
 
-def _in_functions(model: Any) -> Iterator[Operator]:
+def _in_functions(model: Any) -> Iterator[OnnxOperator]:
     for function in model.functions:
         for node in filter(_recurrent, function.node):
-            yield Operator(node, f"{function.name[:_LONGEST]}/{_called(node)}", inside="a function")
+            yield OnnxOperator(node, f"{function.name[:_LONGEST]}/{_called(node)}", inside="a function")

@@ -9,11 +9,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
-from gradscope.checkpoints import torch_state
+from gradscope.checkpoints import torch_names
 from gradscope.checkpoints.found import SIMPLE, Found
 from gradscope.checkpoints.live import Live, kept, source, wrong
+from gradscope.custom_types import Array
 
 
 def from_torch(module: Any) -> Live:
@@ -27,7 +27,7 @@ def from_torch(module: Any) -> Live:
         raise wrong("from_torch", module, "a torch.nn.Module")
     modules = dict(module.named_modules())
     tensors = {name: kept(name, partial(_values, tensor)) for name, tensor in _weights(module, modules)}
-    layers = tuple(_told(found, modules) for found in torch_state.layers(tensors))
+    layers = tuple(_told(found, modules) for found in torch_names.layers(tensors))
     return Live(source("from_torch", module), layers, tensors)
 
 
@@ -46,7 +46,7 @@ def _weights(module: Any, modules: Mapping[str, Any]) -> Iterator[tuple[str, Any
                 parametrization.train(training)
 
 
-def _values(tensor: Any) -> npt.NDArray[Any]:
+def _values(tensor: Any) -> Array:
     """On the CPU, in the same precision: NumPy's own conversion knows no bfloat16."""
     tensor = tensor.detach().cpu()
     if str(tensor.dtype) == "torch.bfloat16":

@@ -1,0 +1,100 @@
+"""Names of Flax parameter trees, linen and nnx: LSTM, GRU and simple cells, anywhere in a model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+
+from gradscope.checkpoints.found import SIMPLE, Found, attempt, blocks, gated, take
+from gradscope.custom_types import Array
+from gradscope.errors import InputError, listed
+from gradscope.formats.tensors import Tensors
+
+# params.LSTMCell_0.hi.kernel, params/encoder/in/bias, rnn.cell.dense_h.kernel, cell.if_.kernel (nnx)
+_TENSOR = re.compile(
+    r"(?P<cell>.*[./]|)(?P<dense>i|h|ii|if_?|ig|io|hi|hf|hg|ho|ir|iz|in|hr|hz|hn|dense_i|dense_h)"
+    r"[./](?P<role>kernel|bias)",
+    re.S,
+)
+# The Dense layers whose kernels a cell has, our names of the gates in that order.
+_SPLIT = {
+    ("ii", "if", "ig", "io", "hi", "hf", "hg", "ho"): "ifzo",
+    ("ir", "iz", "in", "hr", "hz", "hn"): "rzh",
+}
+_JOINED = {4: ("i", "f", "z", "o"), 3: ("r", "z", "h"), 1: ("",)}
+_CELLS = {4: ("lstm",), 3: ("gru",), 1: tuple(SIMPLE.values())}
+
+
+def layers(tensors: Tensors) -> list[Found]:
+    """Every Flax cell among these names in the order in which they first occur, forward before backward."""
+    cells: dict[str, dict[str, str]] = {}
+    for key in tensors:
+        if match := _TENSOR.fullmatch(key):
+            name = match["dense"].rstrip("_") + "/" + match["role"]
+            cells.setdefault(match["cell"], {})[name] = key
+    # JAX sorts the names of a tree, by which the backward of two directions is the first.
+    pairs = {prefix: prefix.replace("backward_rnn", "forward_rnn") for prefix in cells}
+    first = {pair: k for k, pair in enumerate(dict.fromkeys(pairs.values()))}
+    # A Dense of the model's own may be called i or h.
+    return [
+        attempt(partial(_layer, tensors, cells[prefix], prefix), prefix.rstrip("./"), cells[prefix].values())
+        for prefix in sorted(cells, key=lambda prefix: (first[pairs[prefix]], prefix != pairs[prefix]))
+        if _recurrent(cells[prefix])
+    ]
+
+
+def _recurrent(keys: Mapping[str, str]) -> bool:
+    kernels = {name.partition("/")[0] for name in keys if name.endswith("/kernel")}
+    return any({"i" + x, "h" + x} <= kernels for x in ("", "i", "r")) or {"dense_i", "dense_h"} <= kernels
+
+
+def _layer(tensors: Tensors, keys: Mapping[str, str], prefix: str) -> Found:
+    read, dtype = take(tensors, keys.values())
+    weights = _joined({name: read[key] for name, key in keys.items()})
+    count = blocks("the recurrent kernel, transposed,", weights["R"], _JOINED)
+    rows = weights["R"].shape[0]
+    for role, array in weights.items():
+        if array.ndim != (2 if role in "WR" else 1) or array.shape[0] != rows:
+            raise InputError(f"{role} of {prefix} has shape {array.shape[::-1]}, expected {rows} at its end")
+    return Found(
+        "",
+        gated(_JOINED[count], weights, reset_after=count == 3),
+        _CELLS[count],
+        question=_question(count),
+        direction="backward" if "backward_rnn" in re.split("[./]", prefix) else "forward",
+        dtype=dtype,
+    )
+
+
+def _question(count: int) -> str:
+    what = "holds a Flax layer, whose activation functions are not in the file"
+    if count == 1:
+        return f"{what}: add --activation tanh, relu, sigmoid or linear (with residual=True there is no cell)"
+    cell = _CELLS[count][0]
+    return f"{what}: if they are Flax' own, sigmoid and tanh, add --cell {cell}"
+
+
+def _joined(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """W, R, b and c with the gates' rows in order, from one Dense per gate or one for all."""
+    for names, order in _SPLIT.items():
+        if {f"{names[0]}/kernel", f"{names[len(order)]}/kernel"} <= arrays.keys():
+            halves = names[: len(order)], names[len(order) :]
+            break
+    else:
+        halves = (("i",), ("h",)) if "i/kernel" in arrays else (("dense_i",), ("dense_h",))
+    weights = {}
+    for half, matrix, bias in zip(halves, "WR", "bc", strict=True):
+        if missing := [f"{name}/kernel" for name in half if f"{name}/kernel" not in arrays]:
+            raise InputError(f"a Flax cell without {listed(missing)}, expected a kernel of every gate")
+        kernels = [arrays[f"{name}/kernel"] for name in half]
+        if any(kernel.ndim != 2 or kernel.shape != kernels[0].shape for kernel in kernels):
+            shapes = listed([str(kernel.shape) for kernel in kernels])
+            raise InputError(f"the kernels of {listed(list(half))} have shapes {shapes}, expected them alike")
+        weights[matrix] = np.concatenate(kernels, axis=1).T
+        if any(f"{name}/bias" in arrays for name in half):
+            zero = np.zeros(kernels[0].shape[1])
+            weights[bias] = np.concatenate([arrays.get(f"{name}/bias", zero) for name in half])
+    return weights

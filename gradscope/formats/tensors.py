@@ -1,0 +1,123 @@
+"""Array files from strangers: sizes are checked before memory is taken, nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import importlib
+import stat
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import ml_dtypes
+import numpy as np
+
+from gradscope.custom_types import Array, PathLike
+from gradscope.errors import InputError, about, reason, shown
+
+# A file may unpack to EXPANSION times its size plus ALLOWANCE bytes. Compressed weights shrink by
+# less than 3, a bomb of zeros by 1000; the allowance is for small files of zeros and identities.
+EXPANSION = 16
+ALLOWANCE = 64 * 2**20
+MEMBERS = 4096
+
+EXPECTED = "expected real numbers (float, int or bool)"
+# np.save keeps bfloat16 as two nameless bytes.
+_BFLOAT16 = (np.dtype("V2"), np.dtype(ml_dtypes.bfloat16))
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An array in an open file, not read yet.
+
+    called : what messages call it; load : its values as they are stored; size : how many bytes it says
+        they are, where that is known before.
+    """
+
+    called: str
+    load: Callable[[], Array]
+    size: int = 0
+
+    def values(self) -> Array:
+        """The values as float64; raises InputError for anything but finite numbers."""
+        return as_float64(self.load(), self.called)
+
+
+Tensors = dict[str, Tensor]
+
+
+def as_float64(values: Any, name: str) -> Array:
+    """A float64 copy of real, finite numbers; else an InputError that starts with ``name``."""
+    try:
+        array = np.asarray(values)
+    except Exception as error:  # ragged lists, tensors on a device, whatever claims to be an array
+        raise InputError(f"{name} is no array ({reason(error)}), {EXPECTED}") from error
+    _check_real(array.dtype, name)
+    if array.dtype.kind == "V":
+        array = array.view(ml_dtypes.bfloat16)
+    with np.errstate(over="ignore"):  # a long double beyond float64 is found below
+        result = np.array(array, dtype=np.float64)
+    finite = np.isfinite(result)
+    if not finite.all():
+        where = tuple(map(int, np.unravel_index(np.argmin(finite), result.shape)))
+        raise InputError(f"{name} holds {result[where]} at index {list(where)}, expected finite numbers")
+    return result
+
+
+def allowed(size: int, max_size: int | None) -> int:
+    """Bytes that a file of ``size`` bytes may unpack to."""
+    return EXPANSION * size + ALLOWANCE if max_size is None else max_size
+
+
+def check_size(unpacked: int, limit: int, remedy: str = "") -> None:
+    """Raise InputError, with what to do, before so much memory is taken."""
+    if unpacked > limit:
+        remedy = remedy or f"if you trust it, say --max-size {unpacked}"
+        raise InputError(f"unpacks to {unpacked} bytes, more than the {limit} allowed: {remedy}")
+
+
+def library(name: str, extra: str, path: PathLike) -> Any:
+    """The module that reads such a file; raises InputError where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(f"{shown(path)}: {name} reads it: pip install 'gradscope[{extra}]'") from error
+
+
+@contextmanager
+def opened(path: PathLike, kind: str) -> Iterator[tuple[IO[bytes], int]]:
+    """A regular file and its size; whatever goes wrong inside becomes an InputError with its path."""
+    with about(path):
+        try:
+            info = Path(path).stat()
+            if not stat.S_ISREG(info.st_mode):  # to open a pipe would be to wait for ever
+                got = "a directory" if stat.S_ISDIR(info.st_mode) else "a pipe or a device"
+                raise InputError(f"is {got}, expected a {kind} file")
+            if not info.st_size:
+                raise InputError(f"is empty, expected a {kind} file")
+            with Path(path).open("rb") as file:
+                yield file, info.st_size
+        except InputError:
+            raise
+        except (FileNotFoundError, PermissionError) as error:
+            raise InputError(f"{error.strerror}, expected a readable {kind} file") from error
+        except MemoryError as error:
+            raise InputError("too large for the memory of this machine") from error
+        except Exception as error:  # zipfile, zlib, NumPy, safetensors fail on bad bytes in a dozen ways
+            raise InputError(f"not a sound {kind} file ({reason(error)}): save it again") from error
+
+
+def _check_real(dtype: np.dtype[Any], name: str) -> None:
+    if dtype.kind not in "fiub" and dtype not in _BFLOAT16:
+        raise InputError(f"{name} has dtype {shown(dtype)[:80]}, {EXPECTED}")
+
+
+def members(archive: zipfile.ZipFile, limit: int, remedy: str = "") -> list[zipfile.ZipInfo]:
+    """The members of a zip file, if what they say of themselves is sane."""
+    found = archive.infolist()
+    if not found or len(found) > MEMBERS:
+        raise InputError(f"holds {len(found)} arrays, expected 1 to {MEMBERS}")
+    check_size(sum(member.file_size for member in found), limit, remedy)
+    return found

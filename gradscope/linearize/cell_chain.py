@@ -1,0 +1,183 @@
+"""The one-step Jacobians on the host in float64: the sum of their paths, and each path's own chain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradscope.cells.notation import NAMELESS, is_recurrent
+from gradscope.custom_types import Array
+from gradscope.linearize.jacobian_chain import JacobianChain, nonzero, random_row
+from gradscope.linearize.paths import DensePath, Path, UnitPath
+from gradscope.product_svd.steps import span
+
+if TYPE_CHECKING:  # a worker process reads chains, and starts without JAX
+    from gradscope.cells.cell import Cell
+
+
+@dataclass(frozen=True)
+class CellChain(JacobianChain):
+    """The chain of one cell, whose steps are the sums of their paths."""
+
+    paths: tuple[Path, ...]
+    steps: int
+    size: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the paths."""
+        return tuple(path.name for path in self.paths)
+
+    @property
+    def chains(self) -> dict[str, CellChain]:
+        """The full chain and each named path's own, within the component that it reads."""
+        found = {"full": self}
+        for path in self.paths:
+            if path.name != NAMELESS:
+                chain = CellChain((path.alone,), self.steps, path.alone.width)
+                found[path.name] = self if chain.size == self.size and len(self.paths) == 1 else chain
+        return found
+
+    @property
+    def diagonal(self) -> Array | None:
+        """(T, n) where every step of the chain is diagonal."""
+        return self.paths[0].diagonal if len(self.paths) == 1 else None
+
+    def parts(self, t: int) -> list[Array]:
+        """Step t as blocks of columns, one per component: (m, n), or (m / n, n) where all is diagonal.
+
+        Of an LSTM's 2n x 2n Jacobian the half that reads c is two diagonals.
+        """
+        parts = []
+        for source in range(self.size // self.width):
+            paths = [path for path in self.paths if path.source == source]
+            diagonal = all(isinstance(path, UnitPath) and path.matrix is None for path in paths)
+            part = np.zeros((self.size // self.width if diagonal else self.size, self.width))
+            for path in paths:
+                if diagonal and isinstance(path, UnitPath):
+                    path.add_diagonals(part, t)
+                else:
+                    path.add_to(part, t)
+            parts.append(part)
+        return parts
+
+    def survey(self) -> tuple[Array, bool]:
+        """As of any chain; none is certain of a dense path."""
+        if not self.in_units:
+            return np.zeros((self.steps, self.size)), False
+        probe = random_row(self.size)
+        return self.sizes, nonzero(self.push(probe), self.sizes, self.pull(probe))
+
+    @property
+    def span(self) -> float:
+        """As of any chain, but for the recurrent matrices: their own entries are not that far apart."""
+        links = [span(np.abs(path.link)) for path in self._units if path.link is not None]
+        return span(*(np.abs(path.slope) for path in self._units)) + max(links, default=0.0)
+
+    @property
+    def in_units(self) -> bool:
+        """Whether no path is dense."""
+        return len(self._units) == len(self.paths)
+
+    @cached_property
+    def _units(self) -> list[UnitPath]:
+        return [path for path in self.paths if isinstance(path, UnitPath)]
+
+    def push(self, vectors: Array) -> Array:
+        """J_t a for all t, (T, m), of a (T, m) or (1, m)."""
+        return np.asarray(sum(path.push(vectors[:, self._columns(path)]) for path in self.paths))
+
+    def pull(self, vectors: Array) -> Array:
+        """J_t^T b for all t, (T, m), of b (T, m) or (1, m), where no path is dense."""
+        found = np.zeros((self.steps, self.size))
+        for path in self._units:
+            found[:, self._columns(path)] += path.pull(vectors)
+        return found
+
+    @cached_property
+    def sizes(self) -> Array:
+        """(T, m) bounds on the entries of every row, where no path is dense."""
+        return np.asarray(sum(path.sizes for path in self._units))
+
+    def carried(self, backward: Array, forward: Array) -> dict[str, Array]:
+        """b_t^T J_t a_t of every path for all t, {path: (T,)}, of b and a (T, m)."""
+        through = {path.name: path.push(forward[:, self._columns(path)]) for path in self.paths}
+        return {name: np.asarray((backward * pushed).sum(axis=1)) for name, pushed in through.items()}
+
+    def _columns(self, path: Path) -> slice:
+        return slice(path.source * self.width, (path.source + 1) * self.width)
+
+    @property
+    def width(self) -> int:
+        """Columns of a part: the hidden size, or the whole state for a cell without a per-unit form."""
+        return self.paths[0].width
+
+    def _sum(self, t: int) -> Array:
+        out = np.zeros((self.size, self.size))
+        for path in self.paths:
+            path.add_to(out[:, self._columns(path)], t)
+        return out
+
+
+def split(
+    cell: Cell,
+    parameters: Mapping[str, Array],
+    linearized: Mapping[str, Any],
+    cut: Sequence[str] = (),
+    hidden: int = 0,
+) -> CellChain:
+    """The full-state chain (state s_(t-1) to s_t) from what ``linearize`` returned, without ``cut``.
+
+    hidden : units, where paths of a cell without a per-unit form stay in a component.
+    """
+    steps, size = len(linearized["states"]) - 1, linearized["states"].shape[1]
+    paths: list[Path] = []
+    for name in _kept(linearized, cell, cut):
+        array = np.asarray(linearized["paths"][name], np.float64)
+        source = cell.source(name)
+        if cell.units is None:
+            part = None if source is None else list(cell.extents(hidden).values())[source]
+            paths.append(DensePath(name, array, part))
+        else:
+            paths.append(UnitPath(name, array, source or 0, _matrix(parameters, name)))
+    return CellChain(tuple(paths), steps, size)
+
+
+def cell_view(
+    cell: Cell,
+    parameters: Mapping[str, Array],
+    linearized: Mapping[str, Any],
+    cut: Sequence[str] = (),
+    before: Array | None = None,
+) -> CellChain:
+    """The n x n chain dc_t/dc_(t-1), t = 2..T, of an LSTM, with h_(t-1) = o_(t-1) squash(c_(t-1)).
+
+    linearized : what ``linearize`` returned, and what ``link`` did as ``link``; before : (n,) the link
+    of the step before the first of them, with which the chain begins at t = 1.
+    o is held fixed: what is left are the carousel, the forget gate, the input gate and the block
+    input (and the peepholes of the first two gates).
+    """
+    link = np.asarray(linearized["link"], np.float64)[:-1]
+    first = 1
+    if before is not None:
+        link, first = np.concatenate([before[None], link]), 0
+    paths: list[Path] = []
+    for name in _kept(linearized, cell, ("R_o", *cut)):  # the output gate writes h alone
+        slope = np.asarray(linearized["paths"][name], np.float64)[first:, :1]
+        matrix = _matrix(parameters, name)
+        paths.append(UnitPath(name, slope, 0, matrix, link if matrix is not None else None))
+    return CellChain(tuple(paths), len(link), link.shape[1])
+
+
+def _kept(linearized: Mapping[str, Any], cell: Cell, cut: Sequence[str]) -> list[str]:
+    """Path names in the cell's own order (JAX sorts the keys of what it returns)."""
+    return [name for name in cell.paths or linearized["paths"] if name not in cut]
+
+
+def _matrix(parameters: Mapping[str, Array], path: str) -> Array | None:
+    """The recurrent matrix a path goes through; a cell's own path and the peepholes have none."""
+    return np.asarray(parameters[path], np.float64) if is_recurrent(path) else None

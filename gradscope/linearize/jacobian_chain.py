@@ -1,0 +1,81 @@
+"""A chain whose Jacobians are in memory: what it can be asked, whatever they are made up of."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+
+from gradscope.custom_types import Array
+from gradscope.product_svd.steps import StepSource
+
+# Chains smaller than this are formed once.
+_KEEP_BYTES = 32 * 2**20
+# A row that a probe finds this much smaller than its bound may be an exact zero, rounded.
+_CANCELS = 1e-13
+
+
+class JacobianChain(StepSource):
+    """Steps that are in memory: item t is the (m, m) Jacobian of step t.
+
+    steps : T; size : m; starts : one segment, as SegmentedChain has them.
+    """
+
+    steps: int
+    size: int
+    starts: Sequence[int] = (0,)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, t: Any) -> Any:
+        if not 0 <= t < self.steps:
+            raise IndexError(t)
+        return self._kept[t] if self._kept else self._sum(t)
+
+    def segment(self, i: int) -> Self:
+        """The chain itself."""
+        return self
+
+    @cached_property
+    def _kept(self) -> list[Array]:
+        """All steps at once, if they are small: they are gone through several times."""
+        if 8 * self.steps * self.size**2 > _KEEP_BYTES:
+            return []
+        return [self._sum(t) for t in range(self.steps)]
+
+    @abstractmethod
+    def _sum(self, t: int) -> Array:
+        """Step t, formed."""
+
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """Of the paths."""
+
+    @property
+    @abstractmethod
+    def chains(self) -> Mapping[str, JacobianChain]:
+        """The full chain and each named path's own: itself again where a path is all there is."""
+
+    @property
+    def diagonal(self) -> Array | None:
+        """(T, n) where every step of the chain is diagonal."""
+        return None
+
+    @abstractmethod
+    def carried(self, backward: Array, forward: Array) -> dict[str, Array]:
+        """b_t^T J_t a_t of every path for all t, {path: (T,)}, of b and a (T, m)."""
+
+
+def random_row(size: int) -> Array:
+    """(1, m), to probe steps with."""
+    return np.random.default_rng(0).normal(size=(1, size))
+
+
+def nonzero(rows: Array, sizes: Array, columns: Array) -> bool:
+    """Whether no row or column is zero of steps by which a random vector became these, (T, m) each."""
+    return bool((np.abs(rows) > _CANCELS * sizes).all() and columns.all())

@@ -1,0 +1,132 @@
+"""One-step Jacobians by ``jax.jacrev``, split by path: the definition, and the fast per-unit form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from gradscope.cells.cell import Cell
+from gradscope.cells.notation import NAMELESS, key
+from gradscope.cells.units import Parameters, Units
+from gradscope.linearize.trajectory import forward
+
+# The definition keeps one dense Jacobian per path and step; taking this many steps at a time bounds
+# what XLA needs on top of the result.
+_STEPS_AT_ONCE = 32
+
+
+@partial(jax.jit, static_argnums=0)
+def linearize(cell: Cell, parameters: Parameters, inputs: Any, state: Any) -> dict[str, Any]:
+    """The forward pass and its one-step Jacobians, for one sequence.
+
+    inputs : (T, d); state : (m,), the state before the first step.
+
+    Returns ``states`` (T + 1, m), ``gates`` {gate: (T, n)} and ``paths`` {path: array}: slopes of
+    shape (T, components, n) where the cell has a per-unit form, else Jacobians (T, m, m). Of a stack,
+    {layer: {"own": its paths, "input": derivatives by its input, where it reads others}}.
+    """
+    states = forward(cell, parameters, inputs, state)
+    if cell.members:
+        paths, gates = _of_members(cell, parameters, inputs, states)
+    else:
+        paths, _, gates = _at(cell, parameters, inputs, states[:-1])
+    return {"states": states, "paths": paths, "gates": gates}
+
+
+def _of_members(
+    cell: Cell, parameters: Parameters, inputs: Any, states: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of every layer of a stack, what ``_at`` returns at its own inputs."""
+    paths: dict[str, Any] = {}
+    gates: dict[str, Any] = {}
+    outputs: dict[int, Any] = {}
+    for j, member in enumerate(cell.members):
+        extent = cell.extents(0)[member.name]
+        given = member.input(inputs, outputs)
+        own, entering, values = _at(member.cell, member.own(parameters), given, states[:-1, extent])
+        reads = any(isinstance(read, int) for read in member.reads)
+        paths[member.name] = {"own": own, "input": entering if reads else {}}
+        gates |= {f"{member.name}.{gate}": value for gate, value in values.items()}
+        outputs[j] = states[1:, member.output_in(extent.start)]
+    return paths, gates
+
+
+def _at(
+    cell: Cell, parameters: Parameters, inputs: Any, before: Any
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Of inputs (T, d) and the states (T, m) before: paths, derivatives by the input, and gates.
+
+    The derivatives are slopes by the pre-activations that it enters, or Jacobians (T, m, d), "input".
+    """
+    if cell.units is not None:
+        found: tuple[Any, Any, Any] = jax.vmap(partial(slopes, cell, parameters))(inputs, before)
+        return found
+    gates = jax.vmap(partial(cell.gates, parameters))(inputs, before) if cell.gates else {}
+    entering = jax.vmap(jax.jacrev(partial(cell.advance, parameters)))(inputs, before)
+    return definition(cell, parameters, inputs, before), {"input": entering}, gates
+
+
+def definition(cell: Cell, parameters: Parameters, inputs: Any, before: Any) -> dict[str, Any]:
+    """Every path's Jacobian (T, m, m): ``jacrev`` with respect to that path's copy of the state."""
+
+    def one(step: tuple[Any, Any]) -> Any:
+        x, state = step
+        return jax.jacrev(partial(cell.step, parameters, x))(cell.copies(state))
+
+    jacobians = lax.map(one, (inputs, before), batch_size=min(_STEPS_AT_ONCE, len(inputs)))
+    return jacobians if cell.paths else {NAMELESS: jacobians}
+
+
+def slopes(
+    cell: Cell, parameters: Parameters, x: Any, state: Any
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Fast form of one step: per path, the derivative (components, n) of each unit's new state.
+
+    Path R_g is then diag(slope) R_g acting on h; a cell's own path and the peepholes are diagonal.
+    Second come the same by the pre-activations that the input enters, then the gates' values {gate: (n,)}.
+    """
+    units = cell.units
+    assert units is not None
+    parts = dict(zip(cell.components, jnp.split(state, len(cell.components)), strict=True))
+
+    def read(path: str) -> Any:
+        return parts[units.reads(path)]
+
+    pre = units.pre_activations(parameters, units.drive(parameters, x), read)
+    own = read(units.own) if units.own else jnp.zeros_like(pre[units.gates[0]])
+    constants = {k: parameters[k] for k in units.constants}
+    (d_own, d_pre), gates = _core_derivatives(units, own, pre, constants)
+    result = {units.own: d_own} if units.own else {}
+    result |= {key("R", gate): d_pre[gate] for gate in units.gates}
+    result |= {key("p", g): d_pre[g] * parameters[key("p", g)][None] for g in units.peepholes}
+    return result, {name: d_pre[name] for name, _ in units.weights}, gates
+
+
+def _core_derivatives(units: Units, own: Any, pre: Mapping[str, Any], constants: Any) -> tuple[Any, Any]:
+    """``jacrev`` of the scalar core, vmapped over units: leaves (components, n); and the gates (n,)."""
+
+    def core(own: Any, pre: Any, constants: Any) -> Any:
+        state, gates = units.core(own, pre, constants)
+        return jnp.stack(state), gates
+
+    derivative = jax.jacrev(core, argnums=(0, 1), has_aux=True)
+    both: tuple[Any, Any] = jax.vmap(derivative, out_axes=(-1, 0))(own, pre, constants)
+    return both
+
+
+@partial(jax.jit, static_argnums=0)
+def link(cell: Cell, states: Any, gates: Mapping[str, Any]) -> Any:
+    """dh_t/dc_t of an LSTM with the output gate held fixed: o_t squash'(c_t), shape (T, n).
+
+    states : (T + 1, 2 n) and gates {gate: (T, n)} as ``linearize`` returns them.
+    """
+    assert cell.units is not None
+    assert cell.units.squash is not None
+    cells, _ = jnp.split(states[1:], 2, axis=1)
+    slope = jax.vmap(jax.vmap(jax.grad(cell.units.squash)))(cells)
+    return slope * gates["o"] if "o" in gates else slope

@@ -1,0 +1,130 @@
+"""One path of the one-step Jacobians on the host, in float64: as slopes of units, or dense."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from gradscope.custom_types import Array
+
+
+@dataclass(frozen=True)
+class UnitPath:
+    """A path of the fast form: step t is diag(slope_t) M diag(link_t) for each component it writes.
+
+    slope : (T, components, n); matrix : M (n, n), None is the identity; link : (T, n), None is ones;
+    source : index of the component that is read.
+    """
+
+    name: str
+    slope: Array
+    source: int
+    matrix: Array | None
+    link: Array | None = None
+
+    @property
+    def alone(self) -> UnitPath:
+        """The path within the component that it reads: what its own chain multiplies."""
+        return replace(self, slope=self.slope[:, self.source : self.source + 1], source=0)
+
+    @property
+    def width(self) -> int:
+        """Units n."""
+        return int(self.slope.shape[2])
+
+    @property
+    def diagonal(self) -> Array | None:
+        """(T, n) where every step is diagonal, as one component's without a matrix is."""
+        if self.matrix is not None or self.slope.shape[1] > 1:
+            return None
+        return self.slope[:, 0] * (1.0 if self.link is None else self.link)
+
+    @cached_property
+    def writes(self) -> tuple[int, ...]:
+        """Components that the path changes at any step: an output gate leaves c alone."""
+        return tuple(np.flatnonzero(self.slope.any(axis=(0, 2))).tolist())
+
+    def _factor(self, t: int, component: int) -> Array:
+        matrix = np.eye(self.slope.shape[-1]) if self.matrix is None else self.matrix
+        left = self.slope[t, component][:, None] * matrix
+        return np.asarray(left if self.link is None else left * self.link[t])
+
+    def add_to(self, columns: Array, t: int) -> None:
+        """Add step t to the ``columns`` (m, n) of the component that is read."""
+        n = self.slope.shape[-1]
+        for component in self.writes:
+            columns[component * n : (component + 1) * n] += self._factor(t, component)
+
+    def add_diagonals(self, diagonals: Array, t: int) -> None:
+        """The same for a path without a matrix: ``diagonals`` is (components, n)."""
+        diagonals += self.slope[t] if self.link is None else self.slope[t] * self.link[t]
+
+    def push(self, read: Array) -> Array:
+        """J_t a for all t, (T, m), of what the path reads, (T, n) or (1, n)."""
+        read = read if self.link is None else read * self.link
+        through = read if self.matrix is None else read @ self.matrix.T
+        return np.asarray((self.slope * through[:, None]).reshape(len(self.slope), -1))
+
+    def pull(self, written: Array) -> Array:
+        """J_t^T b for all t, (T, n) in the component that the path reads, of b (T, m) or (1, m)."""
+        units = (written.reshape(-1, *self.slope.shape[1:]) * self.slope).sum(axis=1)
+        read = units if self.matrix is None else units @ self.matrix
+        return np.asarray(read if self.link is None else read * self.link)
+
+    @property
+    def absolute(self) -> UnitPath:
+        """The same of absolute values."""
+        matrix = None if self.matrix is None else np.abs(self.matrix)
+        link = None if self.link is None else np.abs(self.link)
+        return replace(self, slope=np.abs(self.slope), matrix=matrix, link=link)
+
+    @property
+    def sizes(self) -> Array:
+        """(T, m) largest entry that a row can have."""
+        largest = np.ones(self.slope.shape[-1]) if self.matrix is None else np.abs(self.matrix).max(axis=1)
+        link = 1.0 if self.link is None else np.abs(self.link).max(axis=1)[:, None, None]
+        return np.asarray((np.abs(self.slope) * largest * link).reshape(len(self.slope), -1))
+
+
+@dataclass(frozen=True)
+class DensePath:
+    """A path of a cell without a per-unit form: its Jacobians as they are, (T, m, m).
+
+    component : where in the state its own chain stays, None is all of it.
+    """
+
+    name: str
+    stack: Array
+    component: slice | None = None
+
+    source = 0
+
+    def add_to(self, columns: Array, t: int) -> None:
+        """Add this path's Jacobian of step t to ``columns`` (m, m)."""
+        columns += self.stack[t]
+
+    @property
+    def alone(self) -> DensePath:
+        """The path within its component."""
+        part = self.component
+        return self if part is None else DensePath(self.name, self.stack[:, part, part])
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return int(self.stack.shape[2])
+
+    @property
+    def diagonal(self) -> Array | None:
+        """(T, m) where every step is diagonal."""
+        found = np.diagonal(self.stack, axis1=1, axis2=2)
+        return found if np.count_nonzero(self.stack) == np.count_nonzero(found) else None
+
+    def push(self, read: Array) -> Array:
+        """J_t a for all t, (T, m), of a (T, m)."""
+        return np.asarray(np.einsum("tij,tj->ti", self.stack, read))
+
+
+Path = UnitPath | DensePath

@@ -1,0 +1,107 @@
+"""One sequence of a system on a device, and its Jacobians on the host, segment by segment."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from gradscope.cells.cell import Cell
+from gradscope.cells.units import Parameters
+from gradscope.custom_types import Array
+from gradscope.linearize.budget import SEGMENT_BYTES, step_bytes
+from gradscope.linearize.cell_chain import cell_view, split
+from gradscope.linearize.gates import gate_sums
+from gradscope.linearize.jacobian_chain import JacobianChain
+from gradscope.linearize.jacobians import linearize, link
+from gradscope.linearize.stack_chain import blocked
+from gradscope.linearize.system import System, cast, precise
+from gradscope.linearize.trajectory import Segments, Spread, Trajectory
+
+
+class Linearized:
+    """The chain of one sequence: ``steps`` Jacobians in segments that begin at ``starts``.
+
+    cut : paths left out; view : "state", or "cell" for the chain of an LSTM's c alone.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        sequence: int,
+        device: jax.Device,
+        *,
+        cut: Sequence[str] = (),
+        view: str = "state",
+        parameters: Parameters | None = None,
+    ) -> None:
+        """Parameters: those of the system, where they are on the device already."""
+        self._gates: dict[int, dict[str, Array]] = {}
+        self._system, self._device, self._cut, self._view = system, device, cut, view
+        self._links: dict[int, Array] = {}  # the cell view's link after each segment
+        steps = system.length(sequence)
+        segments = Segments.cover(system.steps, step_bytes(system.cell, system.hidden), SEGMENT_BYTES)
+        segments = segments if steps == system.steps else segments.first(steps)
+        with precise(system.dtype):
+            one = system.part(slice(sequence, sequence + 1))
+            self._trajectory = Trajectory(one, segments, Spread((device,)), parameters)
+        skipped = int(view == "cell")  # it has no step 1
+        self.steps = steps - skipped
+        self.starts = [max(0, i * segments.length - skipped) for i in range(segments.count)]
+
+    def segment(self, i: int) -> JacobianChain:
+        """The Jacobians of segment i, computed anew."""
+        system = self._system
+        found = self._on_host(i)
+        given = (system.cell, system.parameters, found, self._cut)
+        if self._view != "cell":
+            return blocked(*given) if system.cell.members else split(*given, system.hidden)
+        if i and i - 1 not in self._links:
+            self._on_host(i - 1)
+        return cell_view(*given, self._links.get(i - 1))
+
+    @property
+    def gate_sums(self) -> dict[str, Array]:
+        """Sums over the gates, as gates.gate_sums, of all segments loaded so far."""
+        each = list(self._gates.values())
+        return {name: np.sum([sums[name] for sums in each], axis=0) for name in each[0]}
+
+    def _on_host(self, i: int) -> dict[str, Any]:
+        """What ``linearize`` and ``link`` return, without the padding; its sums are noted."""
+        trajectory = self._trajectory
+        with self._system.running(), jax.default_device(self._device):
+            one = (trajectory.parameters, trajectory.inputs(i), trajectory.start(i))
+            found: dict[str, Any] = jax.device_get(_linearized(trajectory.cell, self._view, *one))
+        valid = trajectory.valid(i)
+        states = found.pop("states")[: valid + 1]
+        found = jax.tree.map(lambda array: array[:valid], found) | {"states": states}
+        self._gates[i] = gate_sums(found["gates"])
+        if "link" in found:
+            self._links[i] = np.asarray(found["link"][-1], np.float64)
+        return found
+
+
+def sequences_on(
+    system: System, numbers: Iterable[int], devices: Sequence[jax.Device], cut: Sequence[str], view: str
+) -> list[Linearized]:
+    """Sequences of the batch, dealt out to the devices; each device holds the parameters once."""
+    with precise(system.dtype):
+        placed = [Spread((d,)).replicate(cast(system.parameters, system.dtype)) for d in devices]
+    turns = zip(numbers, itertools.cycle(zip(devices, placed, strict=True)), strict=False)
+    return [
+        Linearized(system, number, device, cut=cut, view=view, parameters=parameters)
+        for number, (device, parameters) in turns
+    ]
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _linearized(cell: Cell, view: str, parameters: Parameters, inputs: Any, start: Any) -> dict[str, Any]:
+    """What ``linearize`` returns of a batch of one, and ``link`` where the view needs it."""
+    found: dict[str, Any] = linearize(cell, parameters, inputs[0], start[0])
+    if view == "cell":
+        found["link"] = link(cell, found["states"], found["gates"])
+    return found

@@ -1,0 +1,243 @@
+"""A stack's one-step Jacobians on the host: those of its layers, and what outputs do to the layers above."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradscope.custom_types import Array
+from gradscope.linearize.cell_chain import CellChain, split
+from gradscope.linearize.jacobian_chain import JacobianChain, nonzero, random_row
+from gradscope.linearize.paths import DensePath, Path, UnitPath
+from gradscope.product_svd.steps import Layout, span
+
+if TYPE_CHECKING:  # a worker process reads chains, and starts without JAX
+    from gradscope.cells.cell import Cell, Member
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a layer reads of one before it: d(its state)/d(that output) within a step is the sum of paths.
+
+    source : which of the layers is read; output : where in that one's state; paths : one per gate.
+    """
+
+    source: int
+    output: slice
+    paths: tuple[Path, ...]
+
+    def at(self, t: int, rows: int) -> Array:
+        """Step t, (rows, n)."""
+        found = np.zeros((rows, self.output.stop - self.output.start))
+        for path in self.paths:
+            path.add_to(found, t)
+        return found
+
+    def push(self, vectors: Array) -> Array:
+        """For all t, (T, m) in the state of the layer, of (T, m) in that which is read."""
+        return np.asarray(sum(path.push(vectors[:, self.output]) for path in self.paths))
+
+    def bound(self, sizes: Array) -> Array:
+        """The same for bounds on rows, where no path is dense."""
+        return np.asarray(sum(path.absolute.push(sizes[:, self.output]) for path in self._units))
+
+    def pull(self, vectors: Array) -> Array:
+        """For all t, (T, n) in the output that is read, of (T, m), where no path is dense."""
+        return np.asarray(sum(path.pull(vectors) for path in self._units))
+
+    @property
+    def span(self) -> float:
+        """Bits that its entries span."""
+        return span(*(np.abs(path.slope) for path in self._units))
+
+    @property
+    def _units(self) -> Iterator[UnitPath]:
+        return (path for path in self.paths if isinstance(path, UnitPath))
+
+
+@dataclass(frozen=True)
+class StackChain(JacobianChain):
+    """The chain of a stack.
+
+    J is block lower triangular: with A_j the step of layer j alone and B_ji what it reads of layer i,
+    block row j is the sum over i of B_ji (rows of i's output of block row i), and A_j on the diagonal.
+
+    layers : A; readings : B, of each layer; named : the blocks (from, to) that are kept, the paths;
+    window : see Loaded.
+    """
+
+    layers: tuple[CellChain, ...]
+    readings: tuple[tuple[Reading, ...], ...]
+    named: Mapping[tuple[int, int], str]
+    steps: int
+    size: int
+    window: tuple[slice, slice] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the paths."""
+        return tuple(self.named.values())
+
+    @property
+    def chains(self) -> dict[str, JacobianChain]:
+        """The full chain, each layer's own, and for two layers that block of the whole product."""
+        found: dict[str, JacobianChain] = {"full": self}
+        for (i, j), name in self.named.items():
+            found[name] = self.layers[i] if i == j else self._between(i, j)
+        return found
+
+    @cached_property
+    def extents(self) -> tuple[slice, ...]:
+        """Where in the state each layer's is."""
+        ends = accumulate(layer.size for layer in self.layers)
+        return tuple(slice(end - layer.size, end) for layer, end in zip(self.layers, ends, strict=True))
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether no block is cut."""
+        return all((i, j) in self.named for j in range(len(self.layers)) for i in (*self._below[j], j))
+
+    @cached_property
+    def _below(self) -> list[list[int]]:
+        """The layers that reach each layer within a step."""
+        below: list[set[int]] = []
+        for readings in self.readings:
+            below.append({i for r in readings for i in (r.source, *below[r.source])})
+        return [sorted(sources) for sources in below]
+
+    @cached_property
+    def layout(self) -> Layout | None:  # type: ignore[override]
+        """How parts make up a step: (1 + B of the last layer) ... (1 + B of the first) A."""
+        if not self.whole:
+            return None
+        added = tuple((self.extents[j], self._read(reading)) for j, reading in self._readings)
+        own = zip(self.extents, self.layers, strict=True)
+        return added, tuple((extent, layer.size // layer.width) for extent, layer in own)
+
+    def parts(self, t: int) -> list[Array]:
+        """Step t in the parts of ``layout``, or as it is where a block is cut."""
+        if not self.whole:
+            return [self[t]]
+        added = [reading.at(t, self.layers[j].size) for j, reading in self._readings]
+        return added + [part for layer in self.layers for part in layer.parts(t)]
+
+    @property
+    def _readings(self) -> list[tuple[int, Reading]]:
+        """All of them with the layer whose they are, the last first."""
+        return [(j, reading) for j in reversed(range(len(self.layers))) for reading in self.readings[j]]
+
+    def _read(self, reading: Reading) -> slice:
+        """Where in the state what it reads is."""
+        start = self.extents[reading.source].start
+        return slice(start + reading.output.start, start + reading.output.stop)
+
+    def survey(self) -> tuple[Array, bool]:
+        """As of any chain; none is certain of a dense member, or where a block is cut."""
+        sizes = np.zeros((self.steps, self.size))
+        if not (self.whole and all(layer.in_units for layer in self.layers)):
+            return sizes, False
+        rows, columns = np.zeros_like(sizes), np.zeros_like(sizes) + (probe := random_row(self.size))
+        for own, layer, readings in zip(self.extents, self.layers, self.readings, strict=True):
+            rows[:, own], sizes[:, own] = layer.push(probe[:, own]), layer.sizes
+            for reading in readings:
+                below = self.extents[reading.source]
+                rows[:, own] += reading.push(rows[:, below])
+                sizes[:, own] += reading.bound(sizes[:, below])
+        for j, reading in self._readings:
+            columns[:, self._read(reading)] += reading.pull(columns[:, self.extents[j]])
+        for own, layer in zip(self.extents, self.layers, strict=True):
+            columns[:, own] = layer.pull(columns[:, own])
+        return sizes, nonzero(rows, sizes, columns)
+
+    @property
+    def span(self) -> float:
+        """As of any chain: at most those of all layers and of what is read between them."""
+        return sum(layer.span for layer in self.layers) + sum(reading.span for _, reading in self._readings)
+
+    def carried(self, backward: Array, forward: Array) -> dict[str, Array]:
+        """As of any chain."""
+        found: dict[tuple[int, int], Array] = {}
+        for i, own in enumerate(self.extents):
+            pushed = {i: self.layers[i].push(forward[:, own])}  # what the state of layer i makes of others
+            for j in range(i + 1, len(self.layers)):
+                if read := [r.push(pushed[r.source]) for r in self.readings[j] if r.source in pushed]:
+                    pushed[j] = np.asarray(sum(read))
+            for j, vectors in pushed.items():
+                found[i, j] = (backward[:, self.extents[j]] * vectors).sum(axis=1)
+        return {name: found[block] for block, name in self.named.items()}
+
+    def _sum(self, t: int) -> Array:
+        out = np.zeros((self.size, self.size))
+        for own, layer, readings in zip(self.extents, self.layers, self.readings, strict=True):
+            for reading in readings:
+                out[own, : own.start] += reading.at(t, layer.size) @ out[self._read(reading), : own.start]
+            out[own, own] = layer[t]
+        for j, rows in enumerate(self.extents):
+            for i, columns in enumerate(self.extents):
+                if (i, j) not in self.named:
+                    out[rows, columns] = 0.0
+        return out
+
+    def _between(self, i: int, j: int) -> StackChain:
+        """The chain of the layers through which layer i reaches layer j, for that block of its product."""
+        reached = [k for k in range(i, j + 1) if k == i or i in self._below[k]]
+        kept = [k for k in reached if k == j or k in self._below[j]]
+        number = {k: new for new, k in enumerate(kept)}
+        readings = tuple(
+            tuple(replace(r, source=number[r.source]) for r in self.readings[k] if r.source in number)
+            for k in kept
+        )
+        named = {(number[a], number[b]): n for (a, b), n in self.named.items() if {a, b} <= number.keys()}
+        layers = tuple(self.layers[k] for k in kept)
+        size = sum(layer.size for layer in layers)
+        window = (slice(size - layers[-1].size, size), slice(layers[0].size))
+        return StackChain(layers, readings, named, self.steps, size, window)
+
+
+def blocked(
+    cell: Cell, parameters: Mapping[str, Array], linearized: Mapping[str, Any], cut: Sequence[str] = ()
+) -> StackChain:
+    """The chain of a stack from what ``linearize`` returned, without the blocks ``cut``."""
+    from gradscope.cells.stack import block_names
+
+    states = linearized["states"]
+    layers, readings = [], []
+    extents = cell.extents(0)
+    for member in cell.members:
+        own, found = member.own(parameters), linearized["paths"][member.name]
+        state = {"states": states[:, extents[member.name]], "paths": found["own"]}
+        layers.append(split(member.cell, own, state, hidden=member.hidden))
+        readings.append(tuple(_readings(cell.members, member, own, found["input"])))
+    kept = {ends: name for ends, name in block_names(cell.members).items() if name not in cut}
+    return StackChain(tuple(layers), tuple(readings), kept, len(states) - 1, states.shape[1])
+
+
+def _readings(
+    members: Sequence[Member], member: Member, parameters: Mapping[str, Array], slopes: Mapping[str, Any]
+) -> Iterator[Reading]:
+    """What a member reads of those before it; slopes : derivatives by pre-activation, or by its input."""
+    start = 0
+    for read in member.reads:
+        if not isinstance(read, int):
+            start += read[1] - read[0]
+            continue
+        output = members[read].output_in(0)
+        columns = slice(start, start := start + output.stop - output.start)
+        yield Reading(read, output, tuple(_entering(member.cell, columns, parameters, slopes)))
+
+
+def _entering(
+    cell: Cell, columns: slice, parameters: Mapping[str, Array], slopes: Mapping[str, Any]
+) -> Iterator[Path]:
+    """The ways by which some columns of its input enter a layer's state."""
+    if cell.units is None:
+        yield DensePath("input", np.asarray(slopes["input"], np.float64)[:, :, columns])
+        return
+    for gate, weights in cell.units.weights:
+        matrix = np.asarray(parameters[weights], np.float64)[:, columns]
+        yield UnitPath(weights, np.asarray(slopes[gate], np.float64), 0, matrix)

@@ -1,0 +1,174 @@
+"""Passes of blocks through the chain of a trajectory, on its devices, segment by segment."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from gradscope.custom_types import Array
+from gradscope.linearize.system import precise
+from gradscope.linearize.tangents import StepMaps, TangentSteps, every_step
+from gradscope.linearize.trajectory import Trajectory
+
+# Numbers of triangular factors on a device at a time, for each sequence.
+_FACTORS = 2**20
+
+
+class TangentChain:
+    """The chain of ``tangents`` along a trajectory of B sequences, as an Operator (see operator.Operator)."""
+
+    def __init__(self, trajectory: Trajectory, tangents: TangentSteps, sequences: int, dtype: str) -> None:
+        self.size, self.steps = tangents.size(trajectory.start(0).shape[1]), trajectory.segments.steps
+        self.columns = self.size
+        self.sequences = sequences
+        self.eps = float(np.finfo(dtype).eps)
+        self._trajectory, self._tangents, self._dtype = trajectory, tangents, dtype
+        self._first = 0
+        self._kept: dict[int, Any] = {}
+        with precise(dtype):
+            self._shared = [_shared(tangents, trajectory.parameters, back) for back in (False, True)]
+
+    def tail(self, lag: int) -> TangentChain:
+        """The last ``lag`` steps alone."""
+        part = copy.copy(self)  # what is kept serves both
+        part.steps, part._first = lag, self._first + self.steps - lag
+        return part
+
+    def forward(self, block: Array, every: int, take: Callable[[Array], None]) -> Array:
+        """P block = Q R_G ... R_1, see operator.Operator."""
+        return self._through(block, every, take, back=False)
+
+    def backward(self, block: Array, every: int, take: Callable[[Array], None]) -> Array:
+        """The same for P^T."""
+        return self._through(block, every, take, back=True)
+
+    def shares(self, left: Array, right: Array) -> Array:
+        """Each path's share in carrying the gradient at every step, (B, T, paths), see measure.shares.
+
+        left, right : (B, m) top singular vectors; NaN where they are zero.
+        """
+        with precise(self._dtype):
+            starts = [self._put(right)]
+            end = self._put(left)
+            segments = range(self._trajectory.segments.count)
+            for i in segments[:-1]:
+                starts.append(self._call(_along, i, starts[-1]))
+            found = []
+            for i in reversed(segments):
+                share, end = self._call(_shares, i, starts[i], end)
+                found.append(np.asarray(share)[: self.sequences, : self._trajectory.valid(i)])
+        return np.concatenate(found[::-1], axis=1).astype(np.float64)
+
+    def diagonals(self, sequence: int) -> Array:
+        """(T, n) where every step of the chain is diagonal."""
+        found = np.empty((self.steps, self.size))
+        length = self._trajectory.segments.length
+        with precise(self._dtype):
+            for i in range(self._trajectory.segments.count):
+                valid = self._trajectory.valid(i)
+                slopes = np.asarray(self._steps(i)[1])[sequence, :valid, :, 0]
+                found[i * length : i * length + valid] = slopes.sum(axis=1)
+        return found
+
+    def _through(self, block: Array, every: int, take: Callable[[Array], None], back: bool) -> Array:
+        groups = max(1, _FACTORS // block.shape[2] ** 2)
+        with precise(self._dtype):
+            q = self._put(block)
+            for i, low, high in self._pieces(every * groups, back):
+                span = np.array([low, high], np.int32)
+                most = min(groups, -(-self._trajectory.segments.length // every))
+                sweep = self._trajectory.spread.lift(_sweep, self._tangents.maps, back, every, most)
+                q, factors = sweep((self._shared[back], span), self._steps(i), q)
+                take(np.asarray(factors)[: self.sequences, : -(-(high - low) // every)])
+            return np.asarray(q, np.float64)[: self.sequences]
+
+    def _pieces(self, longest: int, back: bool) -> Iterator[tuple[int, int, int]]:
+        """Segment, and from and up to which of its steps, in the order of a pass."""
+        length = self._trajectory.segments.length
+        pieces = [
+            (i, low, min(low + longest, self._trajectory.valid(i)))
+            for i in range(self._first // length, self._trajectory.segments.count)
+            for low in range(max(0, self._first - i * length), self._trajectory.valid(i), longest)
+        ]
+        return reversed(pieces) if back else iter(pieces)
+
+    def _steps(self, i: int) -> Any:
+        """What the steps of segment i need; the last segment asked for is kept."""
+        if i not in self._kept:
+            self._kept.clear()
+            trajectory = self._trajectory
+            run = trajectory.spread.lift(every_step, self._tangents.cell)
+            steps = run(trajectory.parameters, trajectory.inputs(i), trajectory.start(i))
+            self._kept[i] = self._tangents.chosen(steps)
+        return self._kept[i]
+
+    def _call(self, function: Callable[..., Any], i: int, *vectors: Any) -> Any:
+        run = self._trajectory.spread.lift(function, self._tangents)
+        return run((*self._shared, np.int32(self._trajectory.valid(i))), self._steps(i), *vectors)
+
+    def _put(self, batch: Array) -> Any:
+        return self._trajectory.spread.put(np.asarray(batch, self._dtype))
+
+
+@partial(jax.jit, static_argnums=(0, 2))
+def _shared(tangents: TangentSteps, parameters: Any, back: bool) -> Any:
+    return tangents.shared(parameters, back)
+
+
+def _at(steps: Any, t: Any) -> Any:
+    return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, t, keepdims=False), steps)
+
+
+def _sweep(maps: StepMaps, back: bool, every: int, most: int, shared: Any, steps: Any, block: Any) -> Any:
+    """A block through steps low .. high - 1, from the last to the first if ``back``; and its factors."""
+    common, (low, high) = shared
+    move = maps.pull if back else maps.push
+
+    def one(k: Any, block: Any) -> Any:
+        return move(common, _at(steps, high - 1 - k if back else low + k), block)
+
+    def group(g: Any, carried: Any) -> Any:
+        block, factors = carried
+        block = lax.fori_loop(g * every, jnp.minimum((g + 1) * every, high - low), one, block)
+        q, r = jnp.linalg.qr(block)
+        return q, factors.at[g].set(r)
+
+    columns = block.shape[1]
+    factors = jnp.zeros((most, columns, columns), block.dtype)
+    return lax.fori_loop(0, (high - low + every - 1) // every, group, (block, factors))
+
+
+def _along(tangents: TangentSteps, shared: Any, steps: Any, vector: Any) -> Any:
+    """A unit vector after the valid steps of a segment."""
+    return _propagated(tangents.maps.push, shared, steps, vector, back=False)[0]
+
+
+def _shares(tangents: TangentSteps, shared: Any, steps: Any, start: Any, end: Any) -> Any:
+    """Shares (L, paths) at every step, and the cotangent before the first one."""
+    _, before = _propagated(tangents.maps.push, shared, steps, start, back=False)
+    first, after = _propagated(tangents.maps.pull, shared, steps, end, back=True)
+    # Together the paths carry b_t^T J_t a_(t-1), which is sigma_1 at every t.
+    carried = jax.vmap(partial(tangents.by_path, shared[False]))(steps, after, before)
+    return carried / carried.sum(axis=1, keepdims=True), first
+
+
+def _propagated(move: Any, shared: Any, steps: Any, vector: Any, back: bool) -> Any:
+    """The last vector, and (L, m) those before each step in the direction of the walk, of norm 1."""
+    common, valid = shared[back], shared[2]
+
+    def one(vector: Any, numbered: Any) -> Any:
+        t, step = numbered
+        new = move(common, step, vector[:, None])[:, 0]
+        new /= jnp.abs(new).max()  # squares may not fit where the entries do
+        new /= jnp.linalg.norm(new)
+        return jnp.where(t < valid, new, vector), vector
+
+    length = len(jax.tree.leaves(steps)[0])
+    return lax.scan(one, vector, (jnp.arange(length), steps), reverse=back)

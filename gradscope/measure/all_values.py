@@ -1,0 +1,103 @@
+"""Every value of one sequence's chains, from its Jacobians on the host: worker processes run it too."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from gradscope.custom_types import Array
+from gradscope.linearize.jacobian_chain import JacobianChain
+from gradscope.linearize.segmented import SegmentedChain, keeping_recent
+from gradscope.measure.chains import Ask, measure
+from gradscope.measure.measured import Measured
+from gradscope.measure.progress import Fraction, Meter
+from gradscope.measure.shares import shares
+from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, spectrum
+from gradscope.product_svd.stretches import log10_largest_gain
+
+
+@dataclass(frozen=True)
+class Task:
+    """A chain of ``steps`` Jacobians in segments that begin at ``starts``, and what is asked of it.
+
+    watched : whether somebody wants to know how far it is.
+    """
+
+    starts: Sequence[int]
+    steps: int
+    ask: Ask
+    watched: bool = False
+
+
+def measure_sequence(task: Task, segment: Callable[[int], JacobianChain], report: Fraction) -> Measured:
+    """What is measured of one sequence; segment : number -> the Jacobians of that segment."""
+    meter = Meter(report, task.steps)
+    chains = JacobianChains(segment, task.starts, task.steps, meter.read if task.watched else None)
+    (found,) = measure(chains, task.ask, meter)
+    return found
+
+
+class JacobianChains:
+    """The chains of one sequence (see ``Chains``).
+
+    segment, starts, steps : as for ``SegmentedChain``; read : called at every step that is read.
+    """
+
+    sequences = 1
+
+    def __init__(
+        self,
+        segment: Callable[[int], JacobianChain],
+        starts: Sequence[int],
+        steps: int,
+        read: Callable[[], None] | None = None,
+    ) -> None:
+        recent = keeping_recent(segment)
+        first = recent(0)
+        self._sizes = {name: chain.size for name, chain in first.chains.items()}
+        self._full: JacobianChain | SegmentedChain = first
+        if len(starts) > 1 or read:
+            self._full = SegmentedChain(recent, starts, steps, read)
+        self._chains = self._full.chains
+        self._whole: list[Spectrum] = []
+        self.names = tuple(self._chains)
+
+    def cost(self, name: str) -> float:
+        """A chain costs as its size squared; the full one again costs nothing."""
+        return 0.0 if self._is_full(name) and name != "full" else float(self._sizes[name] ** 2)
+
+    def spectra(self, name: str, ask: Ask) -> list[Spectrum]:
+        """Every lag of the full chain; of a path alone, or a top, only what horizon and peak need."""
+        if not self._is_full(name):
+            return [self._spectrum(name, ask)]
+        if not self._whole:
+            found = self._spectrum("full", ask)
+            self._whole = [replace(found, log10_largest_gain=log10_largest_gain(self._full))]
+        return self._whole
+
+    def shares(self, full: Sequence[Spectrum]) -> list[Mapping[str, Array]]:
+        """See ``Chains``."""
+        (one,) = full
+        return [shares(self._full, one.left, one.right, float(one.log10_singular_values[0]))]
+
+    def _is_full(self, name: str) -> bool:
+        """Whether a path is all there is."""
+        return self._chains[name] is self._full
+
+    def _spectrum(self, name: str, ask: Ask) -> Spectrum:
+        chain = self._chains[name]
+        if ask.top is not None:
+            top = min(ask.top, len(chain[0]))
+            return spectrum(chain, top, by_lag=True, floor=ask.floor, entry_error=ask.entry_error)
+        if chain.diagonal is not None and name != "full":
+            return diagonal_spectrum(chain.diagonal, by_lag=True, entry_error=ask.entry_error)
+        return spectrum(
+            chain,
+            by_lag=True,
+            floor=-math.inf if name == "full" else ask.floor,
+            entry_error=ask.entry_error,
+            accuracy=ask.accuracy,
+            workers=ask.threads,
+            window=chain.window,
+        )

@@ -1,0 +1,172 @@
+"""The gradient that really flows back from a loss: by lag, by gate, and in the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from gradscope.cells.notation import named
+from gradscope.custom_types import Array
+from gradscope.linearize.system import cast
+from gradscope.linearize.trajectory import Spread
+from gradscope.measure.adjoints import Adjoints, Total, log10
+from gradscope.measure.progress import Progress
+from gradscope.problem.problem import Problem
+
+
+@dataclass(frozen=True)
+class LossGradient:
+    """What one loss L sends back through a recurrent layer, of B sequences of T steps.
+
+    at : "last" where the loss is at the last step, "every" where it is a sum over the steps.
+    log10_norm : (B, T + 1), log10 |dL/ds_(T-k)| at lag k = 0..T, through the paths that were kept; NaN where
+        a sequence has fewer steps T than the longest.
+    deltas : {"dz": (B, T, n)}, dL/d(pre-activation of that gate) at every step t = 1..T (Greff et al.,
+        arXiv 1503.04069, appendix A.2), which is the derivative by its bias at that step alone; 0 or inf
+        where float64 ends. log10_deltas : {"dz": (B, T)}, log10 of their norms by lag k = 1..T, that is at
+        step T - k + 1; they do not end there. 0 and NaN where a sequence has fewer steps.
+    log10_gradients : {parameter: log10 of the Frobenius norm of dL/d(parameter)}, of all steps and sequences.
+    shares : {matrix: (T,)}, the share of lag k = 1..T in dL/dR_g or dL/dW_g. BPTT sums G_p = sum_k G_(k,p)
+        over the lags from a loss back to the use of p (1 at the step of the loss itself); the share of (k, p)
+        is <G_(k,p), G_p> / sum_q |G_q|^2, with q all recurrent matrices, or all input weights: it sums to 1
+        over lags and matrices. Negative where a lag works against the whole; NaN if the whole is zero.
+    """
+
+    at: str
+    log10_norm: Array
+    deltas: Mapping[str, Array]
+    log10_deltas: Mapping[str, Array]
+    log10_gradients: Mapping[str, float]
+    shares: Mapping[str, Array]
+
+    @property
+    def kinds(self) -> dict[str, list[str]]:
+        """The matrices whose shares sum to 1 together: {"R": recurrent, "W": input weights}."""
+        kinds = {kind: named(self.shares, kind) for kind in ("R", "W")}
+        return {kind: names for kind, names in kinds.items() if names}
+
+    def share(self, matrix: str) -> float:
+        """|G_p|^2 / sum_q |G_q|^2, the share of one matrix, all lags together."""
+        return float(self.shares[matrix].sum())
+
+    def lag_within(self, rest: float, matrices: Sequence[str]) -> int | None:
+        """The lag from which on the sum over lags is within this part of the whole: 0.5 at half of it.
+
+        What BPTT truncated there gives of the gradients of these matrices, along their direction. None
+        if they are zero.
+        """
+        reached = np.cumsum(np.sum([self.shares[name] for name in matrices], axis=0))
+        if not reached[-1] > 0:
+            return None
+        far = np.flatnonzero(np.abs(reached[-1] - reached) > rest * reached[-1])
+        return int(far[-1]) + 2 if len(far) else 1
+
+    def to_dict(self, lags: Array) -> dict[str, Any]:
+        """The part ``loss`` of the JSON object, at these lags; what is between them is in the next one."""
+        at = [0, *lags.tolist()]
+        deltas = {name: np.nanmedian(norms, axis=0)[lags - 1] for name, norms in self.log10_deltas.items()}
+        starts = [0, *lags[:-1].tolist()]
+        shares = {name: np.add.reduceat(share, starts) for name, share in self.shares.items()}
+        return {
+            "at": self.at,
+            "profile": {"lag": at, "log10_norm": self.log10_norm[:, at]},
+            "lag": lags.tolist(),
+            "deltas": deltas,
+            "share": shares,
+            "reach": {kind: self._reach(names) for kind, names in self.kinds.items()},
+            "gradients": [self._gradient(name, norm) for name, norm in self.log10_gradients.items()],
+        }
+
+    def _gradient(self, name: str, norm: float) -> dict[str, Any]:
+        more = {"share": self.share(name), "reach": self._reach([name])} if name in self.shares else {}
+        return {"name": name, "log10_norm": norm, **more}
+
+    def _reach(self, matrices: Sequence[str]) -> dict[str, int | None]:
+        return {"half": self.lag_within(0.5, matrices), "most": self.lag_within(0.01, matrices)}
+
+
+def loss_gradient(
+    problem: Problem, device: jax.Device | None = None, progress: Progress | None = None
+) -> LossGradient | None:
+    """The gradient of the problem's loss, None where it has none.
+
+    progress : called with (sequences done, sequences in all), the first with a fraction. A loss at every
+    step takes O(T^2) time, as each of its T parts is followed back on its own.
+    """
+    if problem.adjoint is None:
+        return None
+    device = device or jax.local_devices()[0]
+    system = problem.system
+    with system.running():
+        parameters = Spread((device,)).replicate(cast(system.parameters, system.dtype))
+        parts = [system.part([b], system.length(b)) for b in range(system.batch)]
+        sequences = [
+            Adjoints(one, problem.kept, adjoint[: one.steps], device, parameters)
+            for one, adjoint in zip(parts, problem.adjoint, strict=True)
+        ]
+        done = _meter(sum(sequence.work for sequence in sequences), system.batch, progress)
+        total = Total(system.parameters)
+        found = [sequence.back(total, done) for sequence in sequences]
+        shares = _shares(total, sequences, system.steps, done)
+    return LossGradient(
+        at="last" if problem.adjoint.shape[1] == 1 else "every",
+        log10_norm=_together([one.log10_norm[::-1] for one in found], np.nan),
+        deltas={gate: _together([one.deltas[gate] for one in found], 0.0) for gate in found[0].deltas},
+        log10_deltas={
+            gate: _together([one.log10_deltas[gate][::-1] for one in found], np.nan)
+            for gate in found[0].deltas
+        },
+        log10_gradients={
+            name: float(log10(_norm(part), total.exponent)) for name, part in total.arrays.items()
+        },
+        shares=shares,
+    )
+
+
+def _shares(
+    total: Total, sequences: Sequence[Adjoints], steps: int, done: Callable[[int], None]
+) -> dict[str, Array]:
+    """{matrix: (T,)}, see LossGradient: <G_(k,p), G_p> is the loss's part by that lag along G_p."""
+    sizes: dict[str, float] = {}
+    for kind in ("R", "W"):
+        names = named(total.arrays, kind)
+        size = _norm(np.concatenate([total.arrays[name].ravel() for name in names])) if names else 0.0
+        sizes |= dict.fromkeys(names, size)
+    directions = {name: total.arrays[name] / size for name, size in sizes.items() if size}
+    shares = {name: np.full(steps, np.nan) for name in sizes}
+    if directions:
+        each = [one.along(directions, total.exponent, done) for one in sequences]
+        parts = _together(each, 0.0).sum(axis=0)
+        shares |= {name: parts[:, p] / sizes[name] for p, name in enumerate(sorted(directions))}
+    return shares
+
+
+def _together(each: Sequence[Array], fill: float) -> Array:
+    """One array of all sequences, the shorter ones filled up at their end."""
+    found = np.full((len(each), max(map(len, each)), *each[0].shape[1:]), fill)
+    for row, values in zip(found, each, strict=True):
+        row[: len(values)] = values
+    return found
+
+
+def _norm(array: Array) -> float:
+    """Frobenius norm; squares may not fit where the entries do."""
+    largest = float(np.abs(array).max())
+    return largest * float(np.linalg.norm(array / largest)) if largest else 0.0
+
+
+def _meter(work: int, count: int, progress: Progress | None) -> Callable[[int], None]:
+    """Progress in sequences, from steps gone through."""
+    gone = 0
+
+    def done(steps: int) -> None:
+        nonlocal gone
+        gone += steps
+        if progress:
+            progress(count * gone / work, count)
+
+    return done

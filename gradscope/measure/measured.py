@@ -1,0 +1,92 @@
+"""What is measured of one sequence: the one place that takes it apart, sums it and puts it together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+import numpy as np
+
+from gradscope.custom_types import Array
+from gradscope.product_svd.spectrum import Spectrum
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one sequence.
+
+    spectra : {chain: Spectrum}, the full one first; shares : {path: (T,)}; gates : {gate: sum of the
+        activations, how many are saturated, how many there are}.
+    """
+
+    spectra: Mapping[str, Spectrum]
+    shares: Mapping[str, Array]
+    gates: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def full(self) -> Spectrum:
+        """Of the chain of the whole state."""
+        return self.spectra["full"]
+
+    @property
+    def alive(self) -> bool:
+        """Whether any gradient gets through."""
+        return bool(self.full.log10_singular_values[0] > -np.inf)
+
+    def encode(self) -> dict[str, Any]:
+        """The same in mappings and arrays alone."""
+        return vars(self) | {"spectra": {name: vars(one) for name, one in self.spectra.items()}}
+
+    @classmethod
+    def decode(cls, plain: Mapping[str, Any]) -> Measured:
+        """From what ``encode`` returned, its arrays as lists."""
+        spectra = {name: Spectrum(**_arrays(fields)) for name, fields in plain["spectra"].items()}
+        return cls(spectra, _arrays(plain["shares"]), _arrays(plain["gates"]))
+
+
+def _arrays(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: np.array(v) if isinstance(v, list) else v for name, v in fields.items()}
+
+
+def gate_statistics(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
+    """Mean activation of each gate, and the fraction saturated (below 0.1 or above 0.9)."""
+    totals = {name: np.sum([one.gates[name] for one in measured], axis=0) for name in measured[0].gates}
+    return {
+        name: {"mean": float(total / count), "saturated": float(saturated / count)}
+        for name, (total, saturated, count) in totals.items()
+    }
+
+
+def direct_sum(spectra: Sequence[Spectrum]) -> Spectrum:
+    """The spectrum of a block diagonal product (a direct sum) from those of its blocks."""
+    values = np.concatenate([s.log10_singular_values for s in spectra])
+    # Descending; those that are lost come before the zeros.
+    values = values[np.lexsort((-values, np.isneginf(values), np.isnan(values) | np.isneginf(values)))]
+    largest = max(spectra, key=lambda s: s.log10_singular_values[0])
+    whole = all(s.exact_zeros is not None for s in spectra)
+    lags, norms = _norms(spectra)
+    return Spectrum(
+        # Of the top values of each, those are sure that are as many as any block was asked for.
+        values if whole else values[: max(len(s.log10_singular_values) for s in spectra)],
+        sum(s.exact_zeros or 0 for s in spectra) if whole else None,
+        max(s.log10_error for s in spectra),
+        largest.log10_norm_error,
+        np.concatenate([s.left if s is largest else np.zeros_like(s.left) for s in spectra]),
+        np.concatenate([s.right if s is largest else np.zeros_like(s.right) for s in spectra]),
+        norms,
+        lags,
+        sum(s.lost for s in spectra),
+        max((s.log10_largest_gain for s in spectra if s.log10_largest_gain is not None), default=None),
+    )
+
+
+def _norms(spectra: Sequence[Spectrum]) -> tuple[Any, Any]:
+    """The largest norm at every lag that is known of all blocks; and these lags, None for all of them."""
+    each = [np.asarray(s.log10_norm_by_lag, np.float64) for s in spectra]
+    if all(s.lags is None for s in spectra):
+        return None, np.max(each, axis=0)
+    at = [np.arange(1, len(n) + 1) if s.lags is None else s.lags for s, n in zip(spectra, each, strict=True)]
+    common = reduce(np.intersect1d, at)
+    return np.asarray(common), np.max([n[np.isin(a, common)] for a, n in zip(at, each, strict=True)], axis=0)

@@ -1,0 +1,69 @@
+"""The layers of a model taken together: what is connected as one chain, what is not side by side."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradscope.measure.measured import Measured, direct_sum
+from gradscope.problem.layers import Problems
+
+_NUMBERS = re.compile(r"\d+")
+
+
+def together(problems: Problems, measured: Sequence[Sequence[Measured]]) -> list[Measured]:
+    """For every sequence, the chain of all states d(all states at T)/d(all states at t) of several layers.
+
+    measured : of every problem in ``problems.every``, every sequence. Where one stack is all there
+    is, this is its chain. Otherwise (directions, or layers that do not read each other) the Jacobians
+    are block diagonal, and so is their product: its singular values are those of the blocks, its norm
+    the largest of theirs.
+    """
+    count = len(problems.layers)
+    stacked = {number for stack in problems.stacks for number in stack.members}
+    found = []
+    for each in zip(*measured, strict=True):
+        alone = [_alone(number, each[number]) for number in range(count) if number not in stacked]
+        joint = [_with_layers(one, each[:count]) for one in each[count:]]
+        found.append(_side_by_side([*alone, *joint]))
+    return found
+
+
+def _with_layers(stack: Measured, layers: Sequence[Measured]) -> Measured:
+    """A stack with its layers' own chains, which are measured with the layers."""
+    own = {f"layer{number}": layer.full for number, layer in enumerate(layers)}
+    own = {name: one for name, one in own.items() if name in stack.shares}
+    between = {name: one for name, one in stack.spectra.items() if name != "full"}
+    return Measured({"full": stack.full, **own, **between}, stack.shares)
+
+
+def _alone(number: int, measured: Measured) -> Measured:
+    """A layer that is its whole group: its only path is itself."""
+    full, name = measured.full, f"layer{number}"
+    some = np.ones_like(next(iter(measured.shares.values())))
+    return Measured({"full": full, name: full}, {name: some if measured.alive else some * np.nan})
+
+
+def _side_by_side(groups: Sequence[Measured]) -> Measured:
+    """Groups of layers of which none reads another."""
+    if len(groups) == 1:
+        return groups[0]
+    leading = max(groups, key=lambda group: group.full.log10_singular_values[0])
+    chains = {name: one for group in groups for name, one in group.spectra.items() if name != "full"}
+    shares = {
+        name: share if group is leading else np.zeros_like(share)
+        for group in groups
+        for name, share in group.shares.items()
+    }
+    full = direct_sum([group.full for group in groups])
+    return Measured({"full": full, **_in_order(chains)}, _in_order(shares))
+
+
+def _in_order(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Layers by their numbers, then what leads from one to another."""
+    return dict(
+        sorted(named.items(), key=lambda item: ("->" in item[0], *map(int, _NUMBERS.findall(item[0]))))
+    )

@@ -1,0 +1,1 @@
+"""What is asked, checked. Public: ``problem.Problem``, ``layers.Problems``, ``layers.make_problems``."""

@@ -1,0 +1,159 @@
+"""What a model is given: sequences from a file or an array, and other arrays that belong to them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradscope.checkpoints import Named
+from gradscope.custom_types import Array
+from gradscope.errors import InputError, MisfitError, shown
+from gradscope.formats.reading import _FORMATS, read_array
+from gradscope.formats.tensors import as_float64
+from gradscope.settings import BATCH, INPUT_SIZE, STEPS
+
+# Inputs that are made, not given.
+KINDS = ("normal", "zeros")
+# initializers.py draws the weights from stream 1 of the seed: inputs must be independent of them.
+_STREAM = 2
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Input sequences as they were given.
+
+    values : (B, T, d) float64, or (B, T) token ids where there is a ``table``, the (V, d) matrix of an
+        embedding; called : what messages call them; label : the file they are from.
+    """
+
+    values: Array
+    called: str
+    table: Named | None = None
+    label: str = "array"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Batch B, steps T, input size d."""
+        batch, steps, *size = (*self.values.shape, *(self.table.values.shape[1:] if self.table else ()))
+        return batch, steps, size[0]
+
+    @property
+    def hint(self) -> str:
+        """What to do where they do not fit, if they may be token ids."""
+        whole = self.table is None and self.values.size > 0 and not np.any(self.values % 1)
+        return "; if they are token ids, say which --embedding of the checkpoint" if whole else ""
+
+    def first(self, steps: int, lengths: Sequence[int] | None) -> Array:
+        """Their first steps, (B, steps, d); ids beyond a sequence's length may be any."""
+        values = self.values[:, :steps]
+        if self.table is None:
+            return values
+        if lengths:
+            values = np.where(np.arange(steps) < np.array(lengths)[:, None], values, 0)
+        _check_whole(values, self.called, 0, len(self.table.values) - 1)
+        return self.table.values[values.astype(np.int64)]
+
+
+def given_sequences(
+    inputs: Any, *, time_major: bool = False, embedding: Named | None = None
+) -> Sequences | None:
+    """The sequences in a file or an array of shape (T, d) or (B, T, d), with ``time_major`` (T, B, d).
+
+    With the matrix (V, d) of an ``embedding`` they are token ids, the shapes the same without d.
+    None where they are to be made: "normal" or "zeros". Raises InputError for what cannot be meant.
+    """
+    if embedding and embedding.values.ndim != 2:
+        shape = f"{shown(embedding.name)} has shape {embedding.values.shape}"
+        raise InputError(f"embedding {shape}, expected (V, d), a row for each token")
+    if isinstance(inputs, str) and inputs in KINDS:
+        if time_major or embedding:
+            name = "time_major" if time_major else "embedding"
+            raise InputError(f"{name} is about given inputs, but inputs are {inputs}: give --inputs FILE")
+        return None
+    called, values = _given(inputs, "inputs", f"normal, zeros, or {_FORMATS}")
+    if embedding and values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]  # a column of a table
+    axes = ("T",) if embedding else ("T", "d")
+    batch = ("T", "B", *axes[1:]) if time_major else ("B", *axes)
+    if values.ndim not in (len(axes), len(batch)) or 0 in values.shape:
+        expected = " or ".join(str(shape).replace("'", "") for shape in (axes, batch))
+        hint = "" if embedding else Sequences(values, called).hint
+        raise InputError(f"{called} have shape {values.shape}, expected {expected}, each at least 1{hint}")
+    if values.ndim == len(axes):
+        values = values[None]
+    elif time_major:
+        values = values.swapaxes(0, 1)
+    return Sequences(values, called, embedding, label(inputs))
+
+
+def given_lengths(given: Any) -> tuple[int, ...] | None:
+    """How many steps of each sequence there are: (B,) whole numbers in a file or an array; None is None."""
+    if given is None:
+        return None
+    called, values = _given(given, "lengths")
+    values = values.ravel() if values.ndim == 2 and 1 in values.shape else values  # a column of a table
+    if values.ndim != 1 or not values.size:
+        raise InputError(f"{called} have shape {values.shape}, expected (B,), one for each sequence")
+    _check_whole(values, called, 1)
+    return tuple(map(int, values))
+
+
+def extents(
+    asked: Mapping[str, int], given: Sequences | None, lengths: tuple[int, ...] | None
+) -> tuple[tuple[int, int, int], tuple[int, ...] | None]:
+    """Batch, steps and input size, and the lengths, cut to the steps that are asked for.
+
+    asked : those of batch, steps and input_size that are; else they are as the inputs or the lengths have
+        them, else the default. Raises InputError where they contradict each other.
+    """
+    default = (BATCH, STEPS, INPUT_SIZE) if lengths is None else (len(lengths), max(lengths), INPUT_SIZE)
+    there = dict(zip(("batch", "steps", "input_size"), given.shape if given else default, strict=True))
+    found = {name: asked.get(name, size) for name, size in there.items()}
+    for name, size in found.items():
+        if given and (size > there[name] or (size < there[name] and name != "steps")):
+            must = f"at most {there[name]}" if name == "steps" else "they must agree"
+            must += given.hint if name == "input_size" else ""
+            kind = MisfitError if name == "input_size" else InputError
+            raise kind(f"{name} is {size}, but the {given.called} have {there[name]}: {must}")
+    if lengths:
+        if len(lengths) != found["batch"]:
+            raise InputError(
+                f"there are {len(lengths)} lengths for {found['batch']} sequences: they must agree"
+            )
+        if max(lengths) > there["steps"]:
+            raise InputError(f"a length is {max(lengths)}, but the inputs have {there['steps']} steps")
+        lengths = tuple(min(length, found["steps"]) for length in lengths)
+        found["steps"] = max(lengths)
+    return (found["batch"], found["steps"], found["input_size"]), lengths
+
+
+def drawn_sequences(kind: str, shape: tuple[int, int, int], seed: int) -> Array:
+    """Sequences of shape (B, T, d): N(0, 1), or zeros."""
+    if kind == "zeros":
+        return np.zeros(shape)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_STREAM,))).standard_normal(shape)
+
+
+def _given(given: Any, name: str, expected: str = _FORMATS) -> tuple[str, Array]:
+    """What messages call it, and the array itself, or that in the file."""
+    if isinstance(given, str | os.PathLike):
+        return f"{name} {shown(os.fspath(given))}", read_array(given, expected)
+    return name, as_float64(given, name)
+
+
+def label(given: Any) -> str:
+    """What JSON calls what was given: the file, or "array"."""
+    return os.fspath(given) if isinstance(given, str | os.PathLike) else "array"
+
+
+def _check_whole(values: Array, called: str, least: int, most: int | None = None) -> None:
+    wrong = (values < least) | (values != np.round(values)) | (values > (2**53 if most is None else most))
+    if wrong.any():
+        where = tuple(map(int, np.unravel_index(np.argmax(wrong), values.shape)))
+        bound = f"at least {least}" if most is None else f"from {least} to {most}"
+        got = f"{values[where]:.15g} at index {list(where)}"
+        raise InputError(f"{called} hold {got}, expected whole numbers {bound}")

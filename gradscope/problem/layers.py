@@ -1,0 +1,272 @@
+"""The layers of a model as problems: each reads what those below it put out, connected ones are a stack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradscope.cells.cell import Member
+from gradscope.cells.stack import stacked
+from gradscope.checkpoints import Layer, Model, Named
+from gradscope.custom_types import Array
+from gradscope.errors import InputError, MisfitError, listed, shown
+from gradscope.linearize.budget import check_memory
+from gradscope.linearize.trajectory import outputs
+from gradscope.problem.checks import whole_number
+from gradscope.problem.initial_state import initial_states
+from gradscope.problem.inputs import Sequences, extents, given_lengths, given_sequences, label
+from gradscope.problem.loss_adjoint import with_loss, with_losses
+from gradscope.problem.problem import Problem, as_names, chosen_top, known_paths, make_problem
+from gradscope.settings import Settings, Top
+
+if TYPE_CHECKING:
+    from jax import Device
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Connected layers of one direction, by their numbers, and the problem of all their states."""
+
+    members: tuple[int, ...]
+    problem: Problem
+
+
+@dataclass(frozen=True)
+class Problems:
+    """What is analysed together: a problem for each layer, and the stacks that some of them form.
+
+    names : of the layers in their file; last : the numbers of the layers that no other reads.
+    """
+
+    layers: tuple[Problem, ...]
+    names: tuple[str, ...] = ("",)
+    stacks: tuple[Stack, ...] = ()
+    last: tuple[int, ...] = (0,)
+
+    @cached_property
+    def every(self) -> tuple[Problem, ...]:
+        """All of them, the layers first."""
+        return self.layers + tuple(stack.problem for stack in self.stacks)
+
+    @property
+    def batch(self) -> int:
+        """Input sequences B, of all the same."""
+        return self.layers[0].system.batch
+
+    @property
+    def joint(self) -> Problem | None:
+        """The problem of all states, of one layer or of one stack; None where some stand side by side."""
+        stacked = [stack.problem for stack in self.stacks if len(stack.members) == len(self.layers)]
+        return self.layers[0] if len(self.layers) == 1 else next(iter(stacked), None)
+
+    def with_loss(self, readout: Named | None, readout_at: str | None, adjoint: Any) -> Problems:
+        """The same with a loss of the outputs of ``joint``, if one is given; see ``loss_adjoint``."""
+        if readout is None and readout_at is None and adjoint is None:
+            return self
+        if self.joint is None:
+            return self._with_losses(readout, readout_at, adjoint)
+        lossy = with_loss(self.joint, readout, readout_at, adjoint)
+        if len(self.layers) == 1:
+            return replace(self, layers=(lossy,))
+        return replace(self, stacks=(replace(self.stacks[0], problem=lossy),))
+
+    def _with_losses(self, *loss: Any) -> Problems:
+        """A loss of the outputs of two directions, which is followed back in the topmost layer of each."""
+        last = {self.layers[number].system.direction: number for number in self.last}
+        if len(self.last) != 2 or last.keys() != {"forward", "backward"}:
+            names = listed(self.names)
+            raise InputError(f"a loss reads one layer or one stack of them: choose of {names} with --layer")
+        numbers = [last["forward"], last["backward"]]
+        lossy = with_losses([self.layers[number] for number in numbers], *loss)
+        found = dict(enumerate(self.layers)) | dict(zip(numbers, lossy, strict=True))
+        return replace(self, layers=tuple(found.values()))
+
+
+def make_problems(settings: Settings, model: Model | None, devices: Sequence[Device]) -> Problems:
+    """The problems of the layers chosen of a model, or of a fresh cell without one.
+
+    The inputs are what the layers read that read no others; ``devices`` run the layers below. Raises
+    InputError as ``make_problem`` does, and for layers that cannot be analysed together.
+    """
+    table = model.arrays[settings.embedding] if model and settings.embedding else None
+    given = given_sequences(settings.inputs, time_major=settings.time_major, embedding=table)
+    inputs = given or settings.inputs
+    settings = replace(settings, lengths=given_lengths(settings.lengths))
+    if model is None:
+        return Problems((make_problem(replace(settings, inputs=inputs)),))
+    _check_roots(model)
+    # Once for all: to the upper layers, the lengths are those of the outputs that they read.
+    batch, lengths = _batch_and_lengths(given, settings)
+    settings = replace(settings, lengths=lengths)
+    states = _initial_states(settings.initial_state, model, batch)
+    problems: dict[str, Problem] = {}
+    put_out: dict[str, Array] = {}
+    read = {name for layer in model.layers for name in layer.below or ()}
+    for layer in model.layers:
+        asked = replace(
+            settings, inputs=_inputs(layer, inputs, put_out), initial_state=states.get(layer.name)
+        )
+        if model.chosen != (layer.name,):  # cuts are of the one layer that is analysed, or between layers
+            asked = replace(asked, cut=(), top=_at_most(settings.top, layer))
+        problem = _problem(layer, model, asked)
+        if layer.name in states:
+            origin = replace(problem.origin, initial_state=label(settings.initial_state))
+            problem = replace(problem, origin=origin)
+        problems[layer.name] = problem
+        if layer.name in read:
+            put_out[layer.name] = outputs(problem.system, devices)
+    layers = [layer for layer in model.layers if layer.name in model.chosen]
+    chosen = tuple(problems[layer.name] for layer in layers)
+    if len(chosen) == 1:
+        return Problems(chosen)
+    # The cell view holds the output fixed, through which a layer reaches the next.
+    connected = layers if settings.view != "cell" else ()
+    are_read = {name for layer in layers for name in layer.below or ()}
+    last = tuple(number for number, layer in enumerate(layers) if layer.name not in are_read)
+    names = tuple(layer.name for layer in layers)
+    return Problems(
+        chosen, names, _stacks(model, connected, chosen, as_names(settings.cut), settings.top), last
+    )
+
+
+def _check_roots(model: Model) -> None:
+    """Raise InputError where the same inputs cannot be what all the lowest layers read."""
+    roots = [layer for layer in model.layers if not layer.below]
+    unknown = [layer.name for layer in roots if layer.below is None]
+    if 0 < len(unknown) < len(roots):
+        raise InputError(
+            f"layer {listed(unknown)} reads what other parts of the model make of the layers below it, which "
+            "gradscope does not compute: choose it with --layer and give its own --inputs, or choose others"
+        )
+
+
+def _batch_and_lengths(given: Sequences | None, settings: Settings) -> tuple[int, tuple[int, ...] | None]:
+    """How many sequences there are, and their lengths, cut to the steps that are asked for."""
+    asked = {"batch": settings.batch, "steps": settings.steps}
+    sizes = {name: whole_number(name, value, 1) for name, value in asked.items() if value is not None}
+    (batch, _, _), lengths = extents(sizes, given, settings.lengths)
+    return batch, lengths
+
+
+def _initial_states(asked: Any, model: Model, batch: int) -> dict[str, dict[str, Array]]:
+    """{layer: {"h0": (B, n), ...}} of the layers whose initial state is given."""
+    if asked is None:
+        return {}
+    parts = {layer.name: layer.cell.extents(layer.hidden) for layer in model.layers}
+    return {
+        name: {f"{part}0": state[:, place] for part, place in parts[name].items()}
+        for name, state in initial_states(asked, parts, batch).items()
+    }
+
+
+def _problem(layer: Layer, model: Model, settings: Settings) -> Problem:
+    """The layer's problem; biases are set in the layers that have them."""
+    biases = settings.biases or {}
+    everywhere = {name for other in model.layers for name in other.parameters}
+    there = {k: value for k, value in biases.items() if k in layer.parameters or k not in everywhere}
+    settings = replace(settings, biases=there)
+    if len(model.layers) == 1:
+        return make_problem(settings, layer)
+    try:
+        return make_problem(settings, layer)
+    except MisfitError as error:
+        hint = f"; or choose others of {listed(model.chosen)} with --layer" if len(model.chosen) > 1 else ""
+        raise InputError(f"layer {shown(layer.name)}: {error}{hint}") from error
+
+
+def _at_most(top: Top, layer: Layer) -> Top:
+    """A number of singular values that is asked of all layers, and not more than this one has."""
+    return min(top, layer.cell.size(layer.hidden)) if isinstance(top, int) and top > 0 else top
+
+
+def _inputs(layer: Layer, given: Sequences | str, put_out: Mapping[str, Array]) -> Sequences | str:
+    """What a layer reads: what is given to the model, or the outputs of those below it, side by side."""
+    if not layer.below:
+        return given
+    values = np.concatenate([put_out[name] for name in layer.below], axis=2)
+    called = f"outputs of {listed(layer.below)}"
+    return Sequences(values, called, label=called)
+
+
+def _stacks(
+    model: Model, layers: Sequence[Layer], problems: Sequence[Problem], cut: tuple[str, ...], top: Any
+) -> tuple[Stack, ...]:
+    """The stacks among the layers; cut : their paths to leave out."""
+    groups = sorted(sorted(group) for group in _connected(layers) if len(group) > 1)
+    made = tuple(_stack(model, group, layers, problems, cut, top) for group in groups)
+    every = [path for stack in made for path in stack.problem.system.cell.paths]
+    if wrong := [path for path in cut if path not in every]:
+        between = f"expected one of {listed(every)}, or" if every else "they have no paths between them:"
+        raise InputError(f"cut {listed(wrong)} of several layers: {between} choose one layer with --layer")
+    return made
+
+
+def _connected(layers: Sequence[Layer]) -> list[set[int]]:
+    """Numbers of the layers, together where one reads the other in its own direction of time."""
+    groups: list[set[int]] = []
+    for number, layer in enumerate(layers):
+        joining = [group for group in groups if any(_reads(layer, layers[other]) for other in group)]
+        groups = [group for group in groups if group not in joining]
+        groups.append({number}.union(*joining))
+    return groups
+
+
+def _reads(layer: Layer, other: Layer) -> bool:
+    return other.name in (layer.below or ()) and other.direction == layer.direction
+
+
+def _stack(
+    model: Model,
+    group: Sequence[int],
+    layers: Sequence[Layer],
+    problems: Sequence[Problem],
+    cut: tuple[str, ...],
+    top: Any,
+) -> Stack:
+    """The problem of all states of the layers ``group``, which share their inputs' order of time."""
+    widths = {layer.name: _width(layer) for layer in model.layers}
+    inside = {layers[number].name: place for place, number in enumerate(group)}
+    members, pieces, taken = [], [], 0
+    for number in group:
+        layer, system = layers[number], problems[number].system
+        reads: list[int | tuple[int, int]] = []
+        offset = 0
+        for name in layer.below or ("",):
+            width = widths.get(name, system.input_size)
+            if name in inside:
+                reads.append(inside[name])
+            else:  # what is given, or a layer of the other direction: held as it is
+                pieces.append(system.inputs[:, :, offset : offset + width])
+                reads.append((taken, taken + width))
+                taken += width
+            offset += width
+        members.append(Member(system.cell, system.hidden, system.input_size, number, tuple(reads)))
+    cell = stacked(tuple(members))
+    first = problems[group[0]]
+    state = np.concatenate([problems[number].system.state for number in group], axis=1)
+    size, steps = state.shape[1], first.system.steps
+    check_memory(cell, size, (first.system.batch, steps, taken), top is not None)
+    system = replace(
+        first.system,
+        cell=cell,
+        hidden=size,
+        parameters={
+            f"layer{number}.{name}": array
+            for number in group
+            for name, array in problems[number].system.parameters.items()
+        },
+        inputs=np.concatenate(pieces, axis=2),
+        state=state,
+    )
+    cut = known_paths(cell, tuple(path for path in cut if path in cell.paths), "state", steps)
+    return Stack(tuple(group), replace(first, system=system, cut=cut, top=chosen_top(top, size)))
+
+
+def _width(layer: Layer) -> int:
+    """Features that a layer puts out."""
+    part = layer.cell.output(layer.hidden)
+    return int(part.stop - part.start)

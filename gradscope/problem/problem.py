@@ -1,0 +1,176 @@
+"""What is to be analysed: cell, parameters, inputs, initial state. All checks of what the user gave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from gradscope.cells import find
+from gradscope.cells.cell import Cell
+from gradscope.cells.initializers import initialize
+from gradscope.checkpoints import Layer
+from gradscope.custom_types import Array
+from gradscope.errors import InputError, MisfitError, quoted
+from gradscope.linearize.budget import check_memory
+from gradscope.linearize.system import System, reversed_within
+from gradscope.problem.checks import check_choices, real, whole_number
+from gradscope.problem.initial_state import initial_states
+from gradscope.problem.inputs import (
+    Sequences,
+    drawn_sequences,
+    extents,
+    given_lengths,
+    given_sequences,
+    label,
+)
+from gradscope.problem.origin import Origin
+from gradscope.settings import CELL, DEFAULT_TOP, DTYPE, HIDDEN, INIT, MOST_FOR_ALL, Settings
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is asked of a driven cell, valid as it stands.
+
+    system : what runs; cut : paths left out of the Jacobians; view : "state", or "cell" for the chain of an
+        LSTM's c alone.
+    top : how many singular values to compute, without Jacobians; None is all of them.
+    accuracy : "full", or "fast" for singular values to about 1e-6.
+    adjoint : (B, S, n) float64, the derivatives of a loss by the outputs h of the last S steps (S = 1: a loss
+        at the last step, S = T: at every step); None without a loss.
+    origin : where all of it came from.
+    """
+
+    system: System
+    cut: tuple[str, ...] = ()
+    view: str = "state"
+    top: int | None = None
+    accuracy: str = "full"
+    adjoint: Array | None = None
+    origin: Origin = field(default_factory=Origin)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The paths that are not cut."""
+        return tuple(path for path in self.system.cell.paths if path not in self.cut)
+
+
+def make_problem(settings: Settings, layer: Layer | None = None) -> Problem:
+    """The problem that the user means; raises InputError with one line for what cannot be meant.
+
+    The inputs may be Sequences too, as read before. A layer of a checkpoint brings its own sizes and
+    weights, to which gain and biases still apply.
+    """
+    asked = {name: getattr(settings, name) for name in ("hidden", "input_size", "steps", "batch")}
+    sizes = {name: whole_number(name, value, 1) for name, value in asked.items() if value is not None}
+    seed = whole_number("seed", settings.seed, 0)
+    gain = 1.0 if settings.gain is None else real("gain", settings.gain, 0.0)
+    biases = {key: real(f"bias {key}", value) for key, value in (settings.biases or {}).items()}
+    check_choices(settings)
+    view, dtype, accuracy = settings.view, settings.dtype or DTYPE, settings.accuracy
+
+    inputs, initial_state = settings.inputs, settings.initial_state
+    given = inputs
+    if not isinstance(given, Sequences):
+        given = given_sequences(inputs, time_major=settings.time_major)
+    lengths = given_lengths(settings.lengths)
+    if layer:
+        _check_own({"init": settings.init, **sizes})
+    cell = layer.cell if layer else _fresh(settings.cell, settings.init)
+    init = None if layer or cell.initialize else settings.init or INIT
+    if layer:
+        sizes |= {"hidden": layer.hidden, "input_size": layer.input_size}
+        layer.check_inputs(given=given is not None)
+        layer.check_state(given=initial_state is not None)
+    n = sizes.get("hidden", HIDDEN)
+    (b, t, d), lengths = extents(sizes, given, lengths)
+    cut = known_paths(cell, as_names(settings.cut), view, min(lengths or (t,)))
+    top = chosen_top(settings.top, n if view == "cell" else cell.size(n))
+    check_memory(cell, n, (b, t, d), top is not None and view != "cell")
+
+    start = replace(cell, initialize=lambda *_: layer.parameters) if layer else cell
+    with np.errstate(over="ignore"):  # a product beyond float64 is found by _check_range
+        parameters = initialize(start, n, d, init=init or INIT, gain=gain, biases=biases, seed=seed, steps=t)
+    sequences = given.first(t, lengths) if given else drawn_sequences(inputs, (b, t, d), seed)
+    if layer and layer.direction == "backward":
+        sequences = reversed_within(sequences, lengths)
+    name, state = (layer.name, layer.state) if layer else ("", np.zeros(cell.size(n)))
+    state = np.tile(state, (b, 1))
+    if initial_state is not None:
+        state = initial_states(initial_state, {name: cell.extents(n)}, b)[name]
+    _check_range({**parameters, "inputs": sequences, "initial state": state}, dtype)
+    origin = Origin(
+        source=layer.source if layer else "initialised",
+        layer=layer.name if layer else None,
+        init=init,
+        gain=gain,
+        biases=biases,
+        seed=seed,
+        inputs=given.label if given else inputs,
+        embedding=given.table.name if given and given.table else None,
+        initial_state=None if initial_state is None else label(initial_state),
+    )
+    direction = layer.direction if layer else "forward"
+    system = System(cell, n, parameters, sequences, state, lengths, direction, dtype)
+    return Problem(system, cut, view, top, accuracy, origin=origin)
+
+
+def chosen_top(asked: int | str | None, size: int) -> int | None:
+    """How many of ``size`` singular values to compute, None for all."""
+    if asked is None:
+        return DEFAULT_TOP if size > MOST_FOR_ALL else None
+    if asked == "all":
+        return None
+    if isinstance(asked, str) or (top := whole_number("top", asked, 1)) > size:
+        raise InputError(f"top is {quoted(asked)}, expected 1 to {size} (the size of the state) or 'all'")
+    return top
+
+
+def as_names(cut: str | Iterable[str]) -> tuple[str, ...]:
+    """One name, or several, as several."""
+    return (cut,) if isinstance(cut, str) else tuple(cut)
+
+
+def _fresh(cell: str | Cell | None, init: str | None) -> Cell:
+    found = find(cell) if isinstance(cell, str) else cell or find(CELL)
+    if not isinstance(found, Cell):
+        raise InputError(f"cell is {quoted(cell)}, expected a name or a gradscope.Cell")
+    if not isinstance(init, str | None):
+        raise InputError(f"init is {quoted(init)}, expected a name such as pytorch")
+    if init is not None and found.initialize is not None:
+        raise InputError(f"init is {quoted(init)}, but cell {found.name} brings its own: leave init out")
+    return found
+
+
+def _check_own(options: Mapping[str, Any]) -> None:
+    for name in ("hidden", "input_size", "init"):
+        if (got := options.get(name)) is not None:
+            raise InputError(f"{name} is {quoted(got)}, but the checkpoint brings its own: leave {name} out")
+
+
+def known_paths(cell: Cell, cut: tuple[str, ...], view: str, steps: int) -> tuple[str, ...]:
+    """The paths to cut, each once, if this view of the cell has them and others besides."""
+    paths = cell.paths
+    if view == "cell":
+        if cell.units is None or cell.units.squash is None:
+            raise MisfitError(f"view 'cell' is the chain of an LSTM's cell state, cell {cell.name} has none")
+        if steps < 2:
+            raise InputError("view 'cell' starts at step 2: expected steps of at least 2, got 1")
+        paths = tuple(path for path in paths if path != "R_o")  # o is held fixed
+    for path in cut:
+        if path not in paths:
+            has = f"it has {', '.join(paths)}" if paths else "it has no named paths"
+            raise InputError(f"cut {quoted(path)}: not a path of cell {cell.name} in view {view!r}: {has}")
+    if cut and set(cut) == set(paths):
+        raise InputError(f"cut {', '.join(cut)}: nothing is left of cell {cell.name}, keep at least one path")
+    return tuple(dict.fromkeys(cut))
+
+
+def _check_range(arrays: Mapping[str, Array], dtype: str) -> None:
+    """What overflows would come back as NaN from the forward pass."""
+    largest = np.finfo(dtype).max
+    for name, array in arrays.items():
+        if not np.abs(array).max() <= largest:
+            raise MisfitError(f"{name} goes beyond {dtype} (at most {largest:g}): scale it or the gain down")

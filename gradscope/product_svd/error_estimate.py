@@ -1,0 +1,234 @@
+"""Runs over the chain, all but the first on slightly changed entries: values with an error estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from gradscope.custom_types import Array
+from gradscope.product_svd.exact import ExactRank, affordable, exact_product
+from gradscope.product_svd.graded_chain import RangeError
+from gradscope.product_svd.graded_lu import NOISE, Graded
+from gradscope.product_svd.jacobi_svd import decomposed
+from gradscope.product_svd.norm_by_lag import LOG10_2, LagNorm
+from gradscope.product_svd.steps import Perturbed, Steps
+from gradscope.product_svd.time_parallel import Pivoting, product
+
+EPS = float(np.finfo(np.float64).eps)
+# The difference of two runs is one draw of the error: this covers most of its spread.
+SAFETY = 8.0
+# Error estimates (log10) good enough not to try another way; the same for large chains, which cost
+# more and gain less from it; and bad enough to wait for an exact product.
+GOOD = 2e-11
+GOOD_IF_LARGE = 1e-4
+POOR = 1e-6
+# The difference of two runs on few numbers may be small by chance: small chains are run more often.
+DRAWS = 4
+# A pivot that the rounding of the entries explains, in units of that rounding.
+UNRESOLVED = 32
+# Decades: the error of values of which nothing is known.
+HOPELESS = 16.0
+# Two threads take 0.7 times as long as one at m = 128 and 1.2 times at m = 64, where they wait for
+# the interpreter's lock.
+WORTH_A_THREAD = 96
+# The smallest pivot of several steps multiplied before they are factored: 2e-13 may be lost each time.
+GROUPED = 1e-3
+# The same for fast accuracy: 1e-6 at worst.
+GROUPED_FAST = 1e-7
+# Shorter slices are not worth a merge.
+FEWEST_STEPS = 8
+# From this size on x loses its condition on the way.
+RESET_SIZE = 48
+
+
+def best_run(
+    steps: Steps, entry_error: float, lag_norm: LagNorm | None, accuracy: str = "full", workers: int = 1
+) -> Run:
+    """The first way of running the chain whose runs agree, or else the better one.
+
+    Resets cure the loss that grows with the size; without them the structure of sparse chains
+    (Jordan blocks) is kept, which is worth more there.
+    """
+    large = max(len(w) for w in steps.weights) >= RESET_SIZE
+    grouped = {"full": GROUPED, "fast": GROUPED_FAST}[accuracy]
+    enough = (GOOD_IF_LARGE if large else GOOD) + 2 * SAFETY * len(steps) * (entry_error - EPS)
+    runs: list[Run] = []
+    for reset in (large, not large):
+        options = {"reset": reset, "grouped": grouped if reset else np.inf}
+        runs.append(_compared(steps, entry_error, options, None if runs else lag_norm, workers))
+        if runs[-1].error <= enough:
+            break
+    best = min(runs, key=lambda run: run.error)
+    best.lags = runs[0].lags
+    if entry_error <= EPS:  # rounded entries have no exact rank, and do not deserve an exact product
+        _settle(best, steps, min(enough, POOR))
+    if np.isinf(best.error):
+        best.error = HOPELESS + (float(np.ptp(best.log10)) if len(best.log10) else 0.0)
+        best.norm_error = min(best.norm_error, best.error)
+    return best
+
+
+def _settle(run: Run, steps: Steps, enough: float) -> None:
+    """Make a run on exact entries agree with their rank, and exact where that is worth the wait."""
+    rank = ExactRank(steps).total() if run.suspect else len(run.log10)
+    if rank != len(run.log10):
+        run.error = np.inf  # more or fewer values than there are
+    if run.error <= enough:
+        return
+    if affordable(steps, hopeless=run.error > POOR):
+        rank = ExactRank(steps).total()
+        run.finish(exact_product(steps, rank))
+        run.error = run.norm_error = floor_of(run, EPS) * float(np.sqrt(rank))
+    else:
+        run.log10 = run.log10[:rank]
+
+
+def _compared(
+    steps: Steps, entry_error: float, options: Mapping[str, Any], lag_norm: LagNorm | None, workers: int
+) -> Run:
+    """A run with its error estimate from others on entries changed by +-entry_error."""
+    size = max(map(len, steps.weights))
+    again = partial(_again, steps, entry_error, options)
+    if size >= WORTH_A_THREAD and workers > 1:
+        pool = ThreadPoolExecutor(1)
+        try:
+            other = pool.submit(again, {}, workers // 2)
+            run = _run(steps, workers - workers // 2, entry_error, lag_norm=lag_norm, **options)
+            others = [again(run.plan, workers) if run.plan else other.result()]
+        finally:
+            pool.shutdown(wait=False)  # an interrupt does not wait for the rest
+    else:
+        run = _run(steps, 1, entry_error, lag_norm=lag_norm, **options)
+        others = [again(run.plan, 1, draw) for draw in range(DRAWS if size < RESET_SIZE else 1)]
+    _compare(run, others, entry_error)
+    return run
+
+
+def _run(steps: Steps, workers: int, entry_error: float, **options: Any) -> Run:
+    """A run in as many slices as there are workers, or in one where rank is in doubt."""
+    rounded = entry_error if entry_error > EPS else 0.0
+    if workers > 1 and len(steps) >= FEWEST_STEPS * workers:
+        try:
+            return Run(steps, rounded=rounded, slices=workers, **options)
+        except DoubtError:
+            pass
+    return Run(steps, rounded=rounded, **options)
+
+
+def _again(
+    steps: Steps,
+    entry_error: float,
+    options: Mapping[str, Any],
+    plan: dict[int, int],
+    workers: int,
+    draw: int = 0,
+) -> Run | None:
+    """A run that may fail: where noise is all that is left of a pivot, the next one may overflow."""
+    slices = workers if len(steps) >= FEWEST_STEPS * workers else 1
+    try:
+        return Run(steps, plan=plan, perturb=entry_error, draw=draw, slices=max(1, slices), **options)
+    except RangeError:
+        return None
+
+
+class DoubtError(Exception):
+    """Whether a pivot is zero needs the exact rank of the product up to there: no slice knows it."""
+
+
+class Run:
+    """One pass over the chain and its finish. plan[t]: rank forced after step t.
+
+    lost : values that are not zero and not known either, see extended;
+    error, norm_error : estimates for all log10 values and for the first, once compared;
+    suspect : whether a pivot may have been noise; noisy : whether one was, and its value is lost.
+    """
+
+    lost = 0
+
+    def __init__(
+        self,
+        steps: Steps,
+        *,
+        plan: dict[int, int] | None = None,
+        perturb: float = 0.0,
+        draw: int = 0,
+        reset: bool = False,
+        lag_norm: LagNorm | None = None,
+        rounded: float = 0.0,
+        grouped: float = np.inf,
+        slices: int = 1,
+    ) -> None:
+        self.error = self.norm_error = 0.0
+        self.suspect = self.noisy = False
+        self.plan: dict[int, int] = {} if plan is None else plan
+        exact = ExactRank(steps)
+
+        def rank_at(t: int, ratio: Array) -> int:
+            """How many directions survive step t: by exact rank, or by what the rounding leaves."""
+            self.suspect = True
+            r = len(ratio)
+            if plan is not None:
+                return r
+            if rounded:
+                known = r - int(ratio.min() <= UNRESOLVED * rounded)
+            elif slices > 1:
+                raise DoubtError
+            else:
+                known = r if exact.total() >= r else min(r, exact.down_to(t))
+            if known < r:
+                self.plan[t] = known
+            self.noisy |= known == r and float(ratio.min()) <= NOISE
+            return known
+
+        chain = Perturbed(steps, perturb, draw) if perturb else steps
+        pivoting = Pivoting(rank_at, plan or {}, reset, grouped)
+        graded, lags = product(chain, pivoting, lag_norm, slices)
+        self.lags = np.array(lags)
+        self.finish(graded)
+
+    def finish(self, graded: Graded) -> None:
+        """Values and top vectors of the whole product."""
+        graded = decomposed(graded)
+        held = graded.mantissa > 0  # what underflowed on the way is lost, not zero
+        self.suspect |= not held.all()
+        self.log10 = np.log10(graded.mantissa[held].astype(np.longdouble)) + graded.exponent[held] * LOG10_2
+        nothing = graded.rank == 0
+        self.left = np.zeros(graded.x.shape[1]) if nothing else graded.x[0]
+        self.right = np.zeros(graded.y.shape[1]) if nothing else graded.y[0]
+
+
+def _compare(run: Run, again: list[Run | None], entry_error: float) -> None:
+    """Set the run's estimated errors from others on slightly different entries.
+
+    The floor is for results so exact that runs agree by chance. Infinite where values are lost.
+    """
+    if run.noisy or any(other is None or len(other.log10) != len(run.log10) for other in again):
+        run.error = np.inf
+    found = [other.log10 for other in again if other is not None]
+    rank = min(len(run.log10), *map(len, found)) if found else 0
+    if rank:
+        differences = [np.abs(run.log10[:rank] - other[:rank]) for other in found]
+        spread = SAFETY * np.max(differences, axis=0).astype(np.float64)
+        floor = floor_of(run, entry_error)
+        run.error = max(run.error, float(spread.max()) + floor)
+        run.norm_error = float(spread[0]) + floor
+    elif len(run.log10):
+        run.norm_error = np.inf
+
+
+def floor_of(run: Run, entry_error: float) -> float:
+    """What rounding does to any log10 value, at least."""
+    if not len(run.log10):
+        return 0.0
+    rounding = float(np.spacing(np.abs(run.log10).max().astype(np.float64))) / 2
+    return (2 * EPS + entry_error) / float(np.log(10)) + rounding
+
+
+def lags_alone(steps: Steps, lag_norm: LagNorm) -> Array:
+    """(T,) log10 sigma_1 of A_T ... A_(T-k+1), k = 1 ... T, without the other values."""
+    pivoting = Pivoting(lambda t, ratio: len(ratio), {}, False, np.inf)
+    return np.array(product(steps, pivoting, lag_norm, 1)[1])

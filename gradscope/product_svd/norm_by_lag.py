@@ -1,0 +1,116 @@
+"""The norm of every partial product: Lanczos on the graded factors, started from the last lag."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gradscope.custom_types import Array
+from gradscope.product_svd.graded_lu import Graded
+
+MAX_STEPS = 40
+TOLERANCE = 1e-13
+TINY = 1e-300
+# Even a good start takes this many; looking earlier costs as much as the step.
+FEWEST_STEPS = 2
+# Rows of d this far below the largest do not change the norm.
+BELOW = 1e-19
+LOG10_2 = np.log10(np.longdouble(2))
+
+
+class LagNorm:
+    """log10 sigma_1 of one graded product after the other.
+
+    floor : where the norm is certainly below it, and below the largest so far, an upper bound will do;
+    columns : those states of the first step that count, where not all do.
+    """
+
+    def __init__(self, floor: float = -np.inf, columns: slice = slice(None)) -> None:
+        self.columns = columns
+        self.rng = np.random.default_rng(0)
+        self.vector: Array | None = None
+        self.floor, self.peak = floor, -np.inf
+
+    def anew(self) -> LagNorm:
+        """The same before its first lag."""
+        return LagNorm(self.floor, self.columns)
+
+    def __call__(self, graded: Graded, after: Array) -> float:
+        """after : (m_0,) exponents by which the columns of graded.y are scaled."""
+        if graded.rank == 0:
+            return -np.inf
+        after = after[self.columns]
+        reference = int(after.max(initial=0))
+        y = graded.y[:, self.columns] * np.ldexp(1.0, reference - after)
+        # Largest entries, not norms: rows may be so small or large that squares do not fit.
+        height = np.abs(y).max(axis=1)
+        with np.errstate(divide="ignore"):
+            parts = np.abs([np.abs(graded.x).max(axis=1), height, graded.mantissa])
+            log_size = np.log2(parts).sum(axis=0) + graded.exponent
+        keep = log_size > log_size.max() + np.log2(BELOW)
+        if np.isneginf(log_size).all():
+            return -np.inf
+        shift = int(log_size.max())
+        entries = math.sqrt(graded.x.shape[1] * y.shape[1])  # the norm is at most so many of the largest
+        bound = math.log2(np.exp2(log_size - shift).sum() * entries) + shift - reference
+        if bound * LOG10_2 < min(self.floor, self.peak):
+            return float(bound * LOG10_2)
+        height, carried = np.frexp(height[keep])
+        y = np.ldexp(y[keep], -carried[:, None]) / height[:, None]
+        d = np.ldexp(graded.mantissa[keep] * height, graded.exponent[keep] + carried - shift)
+        sigma = self._norm(graded.x[keep] * d[:, None], y)
+        norm = float(np.log10(np.longdouble(sigma)) + (shift - reference) * LOG10_2)
+        self.peak = max(self.peak, norm)
+        return norm
+
+    def _norm(self, x: Array, y: Array) -> float:
+        """Largest singular value of x.T @ y; the left vector is where the next lag starts."""
+        if len(x) == 1:
+            self.vector = x[0] / np.linalg.norm(x[0])
+            return float(np.linalg.norm(x) * np.linalg.norm(y))
+        found = None
+        if self.vector is not None and len(self.vector) == x.shape[1] and min(x.shape) > 6:
+            noise = self.rng.normal(size=len(self.vector))
+            # The random part finds a new top vector that is orthogonal to the old one.
+            found = _golub_kahan(x, y, self.vector + 0.1 * noise / np.linalg.norm(noise))
+        self.vector, sigma = found or _direct(x, y)
+        return sigma
+
+
+def _direct(x: Array, y: Array) -> tuple[Array, float]:
+    u, s, _ = np.linalg.svd(x.T @ y)
+    return u[:, 0], float(s[0])
+
+
+def _golub_kahan(x: Array, y: Array, start: Array) -> tuple[Array, float] | None:
+    """Top left vector and value of x.T @ y by Golub-Kahan-Lanczos; None if it takes too long.
+
+    Without reorthogonalisation: what is lost with it are copies of values that have converged
+    (Paige 1971), and the largest is all that is wanted.
+    """
+    us, vs = np.empty((MAX_STEPS + 1, x.shape[1])), np.empty((MAX_STEPS, y.shape[1]))
+    bidiagonal = np.zeros((MAX_STEPS + 1, MAX_STEPS))
+    us[0] = start / math.sqrt(start @ start)
+    last, still, beta = 0.0, 0, 0.0
+    for j in range(MAX_STEPS):
+        v = (x @ us[j]) @ y
+        if j:
+            v -= beta * vs[j - 1]
+        alpha = math.sqrt(v @ v)
+        if alpha <= TINY:
+            return None
+        vs[j] = v / alpha
+        u = (y @ vs[j]) @ x - alpha * us[j]
+        beta = math.sqrt(u @ u)
+        us[j + 1] = u / max(beta, TINY)
+        bidiagonal[j, j], bidiagonal[j + 1, j] = alpha, beta
+        if j < FEWEST_STEPS and beta > TINY:
+            continue
+        left, sigmas, _ = np.linalg.svd(bidiagonal[: j + 2, : j + 1], full_matrices=False)
+        sigma = float(sigmas[0])
+        still = still + 1 if sigma - last <= TOLERANCE * sigma else 0
+        last = sigma
+        if still == 2 or beta <= 1e-15 * sigma:
+            return left[:, 0] @ us[: j + 2], sigma
+    return None

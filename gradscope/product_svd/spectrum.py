@@ -1,0 +1,239 @@
+"""The spectrum of a product of Jacobians: all singular values in log scale, with an error estimate."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradscope.custom_types import Array
+from gradscope.errors import InputError
+from gradscope.machine import cores, one_blas_thread
+from gradscope.product_svd.block_krylov import TopTriplets, norm_by_lag, top_values
+from gradscope.product_svd.error_estimate import EPS, Run, best_run, lags_alone
+from gradscope.product_svd.extended import wide_lags, wide_run
+from gradscope.product_svd.graded_chain import RangeError
+from gradscope.product_svd.norm_by_lag import LOG10_2, LagNorm
+from gradscope.product_svd.operator import DenseOperator, Operator, tame
+from gradscope.product_svd.steps import WILD, Steps, checked, reachable, restricted
+
+# From this size on, and from so many times the values asked for, blocks took a third of the time or
+# less (T = 200).
+BLOCK_SIZE = 64
+BLOCK_FACTOR = 4
+# Rounding units (of entry_error, which is four of eps) that a slope carries per bit that it is below 1: its
+# logarithm is a pre-activation a, once or twice, that is rounded to eps a.
+SATURATION = np.log(2) / 8
+# Their estimated error, or all values are computed.
+GOOD_TOP = 1e-10
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Singular values of P = A_T ... A_1, in log10, and its top singular vectors.
+
+    log10_singular_values : (m,) array, descending, -inf for an exactly zero value; (top,) on request.
+    exact_zeros : number of exactly zero values among all m; for entries that are rounded themselves
+        (entry_error of spectrum) also those of which that rounding leaves nothing; None where only the
+        top values were computed, which cannot tell.
+    log10_error : estimated largest |error| of a finite log10 value.
+    log10_norm_error : estimated |error| of the first of them, log10 sigma_1.
+    left, right : (m,) arrays, unit vectors with P right = sigma_1 left (zero vectors if P = 0).
+    log10_norm_by_lag : (T,) array, log10 sigma_1(A_T ... A_(T-k+1)) for k = 1 ... T, or None.
+    lags : the k that log10_norm_by_lag is for, where it is not for all of them: (L,) both.
+    lost : how many values the rounding of the entries leaves nothing of, or may: NaN, before the zeros.
+    log10_largest_gain : log10 of the largest sigma_1 over any stretch of the steps, None if not looked for.
+    """
+
+    log10_singular_values: Array
+    exact_zeros: int | None
+    log10_error: float
+    log10_norm_error: float
+    left: Array
+    right: Array
+    log10_norm_by_lag: Array | None
+    lags: Array | None = None
+    lost: int = 0
+    log10_largest_gain: float | None = None
+
+
+@one_blas_thread()
+def spectrum(
+    jacobians: Sequence[Array] | Any,
+    top: int | None = None,
+    *,
+    by_lag: bool = False,
+    floor: float = -np.inf,
+    entry_error: float = EPS,
+    accuracy: str = "full",
+    workers: int | None = None,
+    window: tuple[slice, slice] | None = None,
+) -> Spectrum:
+    """Singular values of P = jacobians[T-1] @ ... @ jacobians[0].
+
+    jacobians : (T, m, m) array, or a sequence whose [t] gives an (m, m) array.
+    top : only that many values, by block Krylov where that is faster and as good.
+    by_lag : also log10 sigma_1 at every lag, or for the top values at some.
+    floor : lags where it is below this, and below the largest, may get an upper bound instead; for
+        the top values, the lag where it falls below this is looked for.
+    entry_error : relative rounding unit of the entries, which the error estimate then covers;
+        at its default (and below) the float64 entries are taken as exact. More where entries span many
+        decades, as slopes of saturated units do: they carry the rounding of large pre-activations.
+    accuracy : "full", or "fast" for about 1e-6 (relative, of the smallest values): more steps are
+        multiplied before they are factored, as many as their condition allows.
+    workers : threads, all cores by default; the result depends on them only by rounding.
+    window : rows and columns of the product, (r, c) of them: then all of the above is of that block of it,
+        with min(r, c) values, left (r,) and right (c,); and of that block at every lag.
+    Raises InputError for an empty, non-square, complex or non-finite chain, or top out of range.
+
+    Method: graded LU chain (the UDT form of Tomas, Chang, Scalettar, Bai 2012, with LU), then
+    preconditioned Jacobi (Drmac, Veselic 2008). The error is that of the whole computation
+    against others on entries changed by +-entry_error (stochastic arithmetic, Vignes 1993).
+    """
+    steps, gaps = checked(jacobians)
+    m = steps[0].shape[0]
+    if entry_error > EPS:
+        entry_error *= max(1.0, steps.span * SATURATION)
+    rows, columns = window or (slice(None), slice(None))
+    count = min(len(range(m)[part]) for part in (rows, columns))
+    if not count:
+        raise InputError(f"window is {window}, expected at least one row and column of the {m} states")
+    if top is not None and not 1 <= top <= count:
+        raise InputError(f"top is {top}, expected 1 to {count}: ask for no more values than states")
+    if top is not None and window is None and _worth_blocks(steps, top):
+        found_top = top_spectra(
+            DenseOperator(steps, m), top, by_lag=by_lag, floor=floor, entry_error=entry_error
+        )[0]
+        if not np.isneginf(found_top.log10_singular_values[-1]) and found_top.log10_error <= GOOD_TOP:
+            return found_top
+    whole = steps
+    lag_norm = LagNorm(floor if top is None else -np.inf, columns) if by_lag else None
+    lagged: Array | None = None
+    if gaps or window is not None:
+        forward, backward = reachable(whole, m, rows, columns)
+        steps = restricted(whole, [f & b for f, b in zip(forward, backward, strict=True)])
+        if lag_norm is not None:
+            # A state that time 0 does not reach still counts at the shorter lags; and columns are counted
+            # among all states.
+            seen = backward if window is None else [*[np.ones(m, bool)] * len(whole), backward[-1]]
+            lagged, lag_norm = _lags_alone(restricted(whole, seen), lag_norm), None
+    found = _run(steps, entry_error, lag_norm, accuracy, workers or cores())
+    left, right = np.zeros(m), np.zeros(m)
+    left[steps.width(len(steps), m)] = found.left
+    right[steps.width(0, m)] = found.right
+    lags = found.lags if lagged is None else lagged
+    return _assemble(found, lags if by_lag else None, count, left[rows], right[columns], top)
+
+
+def _run(steps: Steps, entry_error: float, lag_norm: LagNorm | None, accuracy: str, workers: int) -> Run:
+    """The best run over the chain, with an exponent for every entry where float64 cannot hold them."""
+    if steps.span < WILD:
+        with contextlib.suppress(RangeError):
+            return best_run(steps, entry_error, lag_norm and lag_norm.anew(), accuracy, workers)
+    return wide_run(steps, entry_error, lag_norm)
+
+
+def _lags_alone(steps: Steps, lag_norm: LagNorm) -> Array:
+    if steps.span < WILD:
+        with contextlib.suppress(RangeError):
+            return lags_alone(steps, lag_norm.anew())
+    return wide_lags(steps, lag_norm)
+
+
+def _worth_blocks(steps: Steps, top: int) -> bool:
+    """Whether a few passes with a block are faster than the whole, in general."""
+    return len(steps.weights[0]) >= max(BLOCK_SIZE, BLOCK_FACTOR * top) and tame(steps)
+
+
+def top_spectra(
+    operator: Operator,
+    top: int,
+    *,
+    by_lag: bool = False,
+    floor: float = -np.inf,
+    entry_error: float = EPS,
+) -> list[Spectrum]:
+    """The spectrum's top values of an operator's product, one for each of its sequences.
+
+    Values that are zero, or were reduced to its rounding by some step, are -inf. Otherwise as spectrum.
+    """
+    found = top_values(operator, top, entry_error=entry_error)
+    lags, norms = norm_by_lag(operator, found, floor) if by_lag else (None, [None] * len(found))
+    return [_top_spectrum(one, top, of_lag, lags) for one, of_lag in zip(found, norms, strict=True)]
+
+
+def _top_spectrum(found: TopTriplets, top: int, norms: Array | None, lags: Array | None) -> Spectrum:
+    log10 = np.full(top, -np.inf)
+    log10[: len(found.log10)] = found.log10[:top]
+    some = float(len(found.log10) > 0)
+    return Spectrum(
+        log10,
+        None,
+        float(found.error.max(initial=0)),
+        float(found.error[0]) if some else 0.0,
+        found.left[:, 0] * some,
+        found.right[:, 0] * some,
+        norms,
+        lags,
+    )
+
+
+def _assemble(
+    found: Run, lags: Array | None, count: int, left: Array, right: Array, top: int | None
+) -> Spectrum:
+    values = found.log10.astype(np.float64)
+    log10 = np.full(count, -np.inf)
+    log10[: len(values)] = values
+    log10[len(values) : len(values) + found.lost] = np.nan
+    if lags is not None:
+        lags[-1] = log10[0]
+    zeros = count - len(values) - found.lost
+    return Spectrum(log10[:top], zeros, found.error, found.norm_error, left, right, lags, lost=found.lost)
+
+
+def diagonal_spectrum(diagonals: Any, *, by_lag: bool = False, entry_error: float = EPS) -> Spectrum:
+    """Spectrum of the chain of diagonal matrices diag(diagonals[t]): products, no factorisation.
+
+    diagonals : (T, n) array. Raises InputError as spectrum does.
+    """
+    d = np.asarray(diagonals)
+    if d.ndim != 2 or 0 in d.shape or d.dtype.kind not in "fiub" or not np.isfinite(d).all():
+        raise InputError(
+            f"got diagonals of shape {d.shape} and dtype {d.dtype}, expected (T, n) finite real numbers"
+        )
+    mantissa, exponent = np.ones(d.shape[1]), np.zeros(d.shape[1], np.int64)
+    lags = []
+    for row in map(np.abs, d[::-1]):  # one by one: of a million steps there should be no copy
+        mantissa, carried = np.frexp(mantissa * np.frexp(row)[0])
+        exponent = exponent + carried + np.frexp(row)[1]
+        if by_lag:
+            lags.append(float(_log10(mantissa, exponent).max()))
+    logs = _log10(mantissa, exponent)
+    order = np.argsort(-logs, kind="stable")
+    vector = np.zeros(d.shape[1])
+    vector[order[0]] = float(np.isfinite(logs[order[0]]))
+    sign = np.prod(np.sign(d[:, order[0]]))
+    values = logs[order].astype(np.float64)
+    finite = values[np.isfinite(values)]
+    error = 0.0
+    if len(finite):
+        # Roundings add up like a random walk.
+        error = 2 * np.sqrt(len(d)) * (EPS + entry_error) / np.log(10)
+        error += float(np.spacing(np.abs(finite).max()))
+    return Spectrum(
+        values,
+        len(values) - len(finite),
+        float(error),
+        float(error),
+        vector * sign,
+        vector,
+        np.array(lags) if by_lag else None,
+    )
+
+
+def _log10(mantissa: Array, exponent: Array) -> Array:
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log10(mantissa.astype(np.longdouble)) + exponent * LOG10_2)

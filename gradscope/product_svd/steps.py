@@ -1,0 +1,277 @@
+"""The steps of a chain: where they come from, checked, scaled, restricted to live states, perturbed."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cache
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from gradscope.custom_types import Array
+from gradscope.errors import InputError
+
+# Powers of two by which a step is scaled stay inside float64.
+MAX_EXPONENT = 1000
+MAX_SPREAD = 900
+# Bits that the entries of a step span from which on float64 does not hold all that becomes of them: what is
+# left of such an entry after a step and an elimination is its cube.
+WILD = 200.0
+# Steps whose rows all have sizes in here are not scaled.
+NEAR_ONE = (2.0**-6, 2.0**6)
+
+
+# Rows and columns of the parts of a step that are added to it first, and, of the blocks on its diagonal,
+# the states and how many parts they have.
+Layout = tuple[tuple[tuple[slice, slice], ...], tuple[tuple[slice, int], ...]]
+
+
+class StepSource(Sequence[Array]):
+    """Where the steps A_1 ... A_T of a chain come from: item t is the (m, m) matrix of step t, from 0.
+
+    layout : how parts make up a step, None where they are blocks of columns; window : rows and columns of the
+    product that the chain is about, None is all of it.
+    """
+
+    layout: Layout | None = None
+    window: tuple[slice, slice] | None = None
+
+    @abstractmethod
+    def parts(self, t: int) -> list[Array]:
+        """What step t is made up of, float64, see ``multiplied``."""
+
+    @abstractmethod
+    def survey(self) -> tuple[Array, bool]:
+        """Bounds on the size of every row, (T, m), and whether certainly none is zero, nor any column.
+
+        Only where that is certain the bounds are asked for. Without forming a step: where J w and J^T w of a
+        random w have no zero, neither has J.
+        """
+
+    @property
+    @abstractmethod
+    def span(self) -> float:
+        """Bits that the entries of a step span, at most; only asked for after a survey that was certain."""
+
+
+class DenseSteps(StepSource):
+    """Matrices as somebody gives them, which say nothing of themselves."""
+
+    def __init__(self, matrices: Sequence[Array] | Array) -> None:
+        self._matrices = matrices
+
+    def __len__(self) -> int:
+        return len(self._matrices)
+
+    def __getitem__(self, t: Any) -> Any:
+        return self._matrices[t]
+
+    def parts(self, t: int) -> list[Array]:
+        """The matrix itself."""
+        return [np.asarray(self[t], dtype=np.float64)]
+
+    def survey(self) -> tuple[Array, bool]:
+        """Nothing is known before a look at every entry."""
+        return np.zeros((len(self), 0)), False
+
+    @property
+    def span(self) -> float:
+        """Nothing is known of it either."""
+        return np.inf
+
+
+@cache
+def _no_weights(size: int) -> Array:
+    return np.zeros(size, int)
+
+
+def row_exponents(a: Array) -> Array:
+    """(m,) integers: powers of two by which the rows of a are brought to about 1."""
+    size = np.abs(a).max(axis=1, initial=0)
+    if NEAR_ONE[0] < size.min(initial=1) and size.max(initial=1) < NEAR_ONE[1]:
+        return _no_weights(len(size))
+    exponents = np.clip(np.frexp(size)[1], -MAX_EXPONENT, MAX_EXPONENT)
+    live = exponents[size > 0]
+    # What meets a zero row is lost at the next step, but counts in the norm of this lag.
+    exponents = np.where(size > 0, exponents, live.min(initial=MAX_EXPONENT))
+    return np.asarray(np.maximum(exponents, max(live.max(initial=-MAX_EXPONENT) - MAX_SPREAD, -MAX_EXPONENT)))
+
+
+class Steps:
+    """The steps A_1 ... A_T of a chain, checked, each restricted to the states that matter.
+
+    live[t] : indices of the states kept at time t = 0 ... T, of ``size``, or live is None where all are.
+    weights[t] : (len(live[t + 1]),) exponents of the row sizes of step t; span : bits that the entries of a
+    step span, at most.
+    """
+
+    def __init__(self, source: StepSource, live: list[Array] | None = None, size: int = 0) -> None:
+        self.source = source
+        self.live = live
+        self.size = size
+        self.weights: list[Array] = []
+        self.span = 0.0
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, t: int) -> Array:
+        a = np.asarray(self.source[t], dtype=np.float64)
+        return a if self.live is None else a[np.ix_(self.live[t + 1], self.live[t])]
+
+    def times(self, y: Array, t: int) -> Array:
+        """y @ A_(t+1), the rows of A scaled by 2**-weights[t]; in parts where the chain knows them."""
+        if self.weights[t].any():
+            y = y * np.ldexp(1.0, -self.weights[t])
+        return self._through(y, t)
+
+    def dense(self, t: int) -> Array:
+        """Step t as one matrix."""
+        return self._through(np.eye(len(self.weights[t])), t)
+
+    def _through(self, y: Array, t: int) -> Array:
+        return multiplied(y, self.parts(t), self.source.layout if self._whole(t) else None)
+
+    def parts(self, t: int) -> list[Array]:
+        """The step as the parts of which ``multiplied`` makes it up, where all states matter."""
+        return self.source.parts(t) if self._whole(t) else [self[t]]
+
+    def _whole(self, t: int) -> bool:
+        return self.live is None or len(self.live[t]) == len(self.live[t + 1]) == self.size
+
+    def width(self, t: int, size: int) -> Array:
+        """Indices of the live states at time t of a chain of `size` states."""
+        return np.arange(size) if self.live is None else self.live[t]
+
+
+def surveyed(steps: Steps) -> bool:
+    """Set the weights without a look at every entry, if the chain says that no row or column is zero."""
+    sizes, certain = steps.source.survey()
+    # Bounds this far from the ends of float64 are of finite entries.
+    if not (certain and sizes.min() > 2.0**-MAX_EXPONENT and sizes.max() < 2.0**MAX_EXPONENT):
+        return False
+    steps.weights = [row_exponents(row[:, None]) for row in sizes]
+    steps.span = steps.source.span
+    return True
+
+
+def sourced(given: Sequence[Array] | Any) -> StepSource:
+    """Where steps come from, of whatever a user gives."""
+    if isinstance(given, StepSource):
+        return given
+    indexed = hasattr(given, "__len__") and hasattr(given, "__getitem__")
+    return DenseSteps(given if indexed else np.atleast_1d(given))
+
+
+def checked(given: Sequence[Array] | Any) -> tuple[Steps, bool]:
+    """All steps looked at once: sizes, finite, weights; and whether any row or column is zero."""
+    source = sourced(given)
+    if len(source) == 0:
+        raise InputError("got a chain of 0 steps, expected at least one Jacobian: shape (T, m, m)")
+    steps = Steps(source)
+    if surveyed(steps):
+        return steps, False
+    size = None
+    gaps = False
+    for t in range(len(source)):
+        a = np.asarray(source[t])
+        _check(a, t, size)
+        size = a.shape[0]
+        magnitude = np.abs(a.astype(np.float64, copy=False))
+        gaps = gaps or not (magnitude.max(axis=1).all() and magnitude.max(axis=0).all())
+        steps.weights.append(row_exponents(magnitude))
+        steps.span = max(steps.span, span(magnitude))
+    return steps, gaps
+
+
+def span(*magnitudes: Array) -> float:
+    """Bits from the smallest to the largest of all that is not zero, of absolute values."""
+    largest = max((float(a.max(initial=0)) for a in magnitudes), default=0.0)
+    smallest = min((float(np.min(a, where=a > 0, initial=np.inf)) for a in magnitudes), default=np.inf)
+    return float(np.log2(largest) - np.log2(smallest)) if largest > 0 else 0.0
+
+
+def _check(a: Array, t: int, size: int | None) -> None:
+    if a.ndim != 2 or a.shape[0] != a.shape[1] or a.shape[0] == 0:
+        raise InputError(f"step {t} has shape {a.shape}, expected (m, m): give one square Jacobian per step")
+    if size is not None and a.shape[0] != size:
+        raise InputError(f"step {t} has shape {a.shape}, expected {(size, size)}: give steps of one size")
+    if a.dtype.kind not in "fiub":
+        raise InputError(f"step {t} has dtype {a.dtype}, expected real numbers: convert it to float64")
+    if not np.isfinite(a).all():
+        raise InputError(f"step {t} holds NaN or infinity, expected finite entries: look for an overflow")
+
+
+def reachable(steps: Steps, size: int, rows: slice, columns: slice) -> tuple[list[Array], list[Array]]:
+    """Masks (T + 1 of them) of the states that ``columns`` at time 0 reach, and that reach ``rows`` at T."""
+    states = np.arange(size)
+    forward, backward = [np.isin(states, states[columns])], [np.isin(states, states[rows])]
+    for t in range(len(steps)):
+        forward.append((steps[t][:, forward[-1]] != 0).any(axis=1))
+    for t in reversed(range(len(steps))):
+        backward.append((steps[t][backward[-1]] != 0).any(axis=0))
+    return forward, backward[::-1]
+
+
+def restricted(steps: Steps, masks: list[Array]) -> Steps:
+    """The same chain on the masked states only."""
+    part = Steps(steps.source, [np.flatnonzero(mask) for mask in masks], len(masks[0]))
+    part.weights = [row_exponents(part[t]) for t in range(len(part))]
+    part.span = steps.span
+    return part
+
+
+def multiplied(y: Array, parts: list[Array], layout: Layout | None = None) -> Array:
+    """y @ A for A in blocks of columns: a block is (m, n), or (m / n, n) diagonals one below the other.
+
+    With a layout, A is (1 + first part) (1 + second part) ... times the blocks on its diagonal, whose parts
+    follow.
+    """
+    if layout is not None:
+        return _in_blocks(y, parts, layout)
+    m = y.shape[1]
+    out = np.empty((len(y), sum(part.shape[1] for part in parts)))
+    start = 0
+    for part in parts:
+        n = part.shape[1]
+        block = out[:, start : start + n]
+        if len(part) == m:
+            np.matmul(y, part, out=block)
+        else:
+            np.multiply(y[:, :n], part[0], out=block)
+            for k in range(1, len(part)):
+                block += y[:, k * n : (k + 1) * n] * part[k]
+        start += n
+    return out
+
+
+def _in_blocks(y: Array, parts: list[Array], layout: Layout) -> Array:
+    added, diagonal = layout
+    y, out, rest = y.copy(), np.empty_like(y), iter(parts)
+    for rows, columns in added:
+        y[:, columns] += y[:, rows] @ next(rest)
+    for own, count in diagonal:
+        out[:, own] = multiplied(y[:, own], list(islice(rest, count)))
+    return out
+
+
+class Perturbed(Steps):
+    """Steps with every entry multiplied by 1 + size or 1 - size, at random but always the same."""
+
+    def __init__(self, steps: Steps, size: float, draw: int = 0) -> None:
+        super().__init__(steps.source, steps.live, steps.size)
+        self.weights, self.span = steps.weights, steps.span
+        rng = np.random.default_rng(20240229 + draw)
+        largest = max(len(w) for w in steps.weights) ** 2 + steps[0].size
+        self.starts = rng.integers(4096, size=len(steps))
+        self.pool = 1 + size * rng.choice([-1.0, 1.0], size=largest + 4096)
+
+    def parts(self, t: int) -> list[Array]:
+        """The parts of the step, changed."""
+        changed, at = [], int(self.starts[t])
+        for part in super().parts(t):
+            changed.append(part * self.pool[at : at + part.size].reshape(part.shape))
+            at += part.size
+        return changed

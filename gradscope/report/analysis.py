@@ -1,0 +1,163 @@
+"""The result: one frozen dataclass of which table, JSON and exit code are views."""
+
+from __future__ import annotations
+
+import bisect
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradscope.custom_types import Array
+from gradscope.report.chains import Chain, Extremes, mean_share
+from gradscope.report.verdict import Verdict
+from gradscope.settings import Policy
+from gradscope.version import __version__
+
+if TYPE_CHECKING:
+    from gradscope.measure.loss import LossGradient
+
+SCHEMA = "gradscope/analysis/1"
+_MAX_LAGS = 1000
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What was measured of one problem.
+
+    problem : what was analysed, as JSON tells it; verdict : level and reasons; policy : thresholds;
+    chains : the full chain first, then one per path; levels : {chain name: level};
+    shares : {path: (T,) share at each step t = 1..T, mean over the batch}, empty for a bare chain; of
+        sequences of different length the last step is the same;
+    gates : {gate: {"mean", "saturated"}}; matrices : {name: spectral norm, radius, singular values};
+    layers : of several layers, the analysis of each; the rest is then about all of them together;
+    loss : what a loss sends back, None where there is none.
+    """
+
+    problem: Mapping[str, Any]
+    policy: Policy
+    verdict: Verdict
+    chains: tuple[Chain, ...]
+    levels: Mapping[str, str]
+    shares: Mapping[str, Array] = field(default_factory=dict)
+    gates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    matrices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    layers: tuple[Analysis, ...] = ()
+    loss: LossGradient | None = None
+
+    def chain(self, name: str) -> Chain:
+        """The chain called ``name``; raises KeyError."""
+        return {chain.name: chain for chain in self.chains}[name]
+
+    @property
+    def full(self) -> Chain:
+        """The chain of the full state."""
+        return self.chains[0]
+
+    @property
+    def mean_shares(self) -> dict[str, float]:
+        """Each path's share in carrying the gradient, mean over steps and sequences; they sum to 1."""
+        return {name: mean_share(share, self.full) for name, share in self.shares.items()}
+
+    @property
+    def all_levels(self) -> set[str]:
+        """The levels of the verdict and of those on the layers."""
+        return {self.verdict.level, *(layer.verdict.level for layer in self.layers)}
+
+    def to_dict(self, *, all_lags: bool = False) -> dict[str, Any]:
+        """The JSON object ``gradscope/analysis/1``: plain Python, no NaN, exact zeros as None.
+
+        all_lags : every lag of the profile, also beyond T = 1000.
+        """
+        layers = {"layers": [layer._parts(all_lags) for layer in self.layers]} if self.layers else {}
+        return {"schema": SCHEMA, "gradscope": __version__, **self._parts(all_lags), **layers}
+
+    def _parts(self, all_lags: bool) -> dict[str, Any]:
+        """What JSON tells of the whole, and of each layer."""
+        shown = lags(self.full.steps, every=all_lags)
+        loss = {} if self.loss is None else {"loss": _plain(self.loss.to_dict(shown))}
+        return {
+            "problem": dict(self.problem),
+            "verdict": {"level": self.verdict.level, "reasons": list(self.verdict.reasons)},
+            "thresholds": {
+                "vanishing_below": self.policy.vanishing_below,
+                "exploding_above": self.policy.exploding_above,
+            },
+            "chains": [_chain(chain, self.levels[chain.name]) for chain in self.chains],
+            "matrices": [{"name": name, **_plain(matrix)} for name, matrix in self.matrices.items()],
+            "profile": _profile(self.full, self.shares, all_lags),
+            "shares": _plain(self.mean_shares),
+            "gates": _plain(self.gates),
+            **loss,
+        }
+
+
+def lags(steps: int, *, every: bool = False) -> Array:
+    """Lags shown: 1..T up to T = 1000 (or ``every``), else about a thousand log-spaced ones."""
+    if every or steps <= _MAX_LAGS:
+        return np.arange(1, steps + 1)
+
+    def spaced(count: int) -> Array:
+        return np.unique(np.geomspace(1, steps, count).round().astype(np.int64))
+
+    # The small ones coincide when rounded: as many points as leave a thousand different lags.
+    enough = bisect.bisect_left(range(100 * _MAX_LAGS), _MAX_LAGS, lo=1, key=lambda n: len(spaced(n)))
+    return spaced(enough - 1)
+
+
+def _chain(chain: Chain, level: str) -> dict[str, Any]:
+    """A chain as JSON tells it; what only all values tell is absent where there are fewer."""
+    whole = {"exact_zeros": list(chain.exact_zeros)} if chain.exact_zeros else {}
+    rms = {} if chain.log10_rms is None else {"log10_rms": _extremes(chain.log10_rms)}
+    known = all(s.log10_largest_gain is not None for s in chain.spectra)
+    largest = {"log10_largest_gain": _extremes(chain.log10_largest_gain)} if known else {}
+    unmeasured = {} if chain.unmeasured is None else {"unmeasured": chain.unmeasured}
+    return {
+        "name": chain.name,
+        "size": chain.size,
+        "verdict": level,
+        "log10_singular_values": [_plain(s.log10_singular_values) for s in chain.spectra],
+        **whole,
+        **unmeasured,
+        "log10_norm": _extremes(chain.log10_norm),
+        **largest,
+        **rms,
+        "rate": _extremes(chain.rate),
+        "horizon": _extremes(chain.horizon),
+        "log10_error": [_plain(s.log10_error) for s in chain.spectra],
+    }
+
+
+def _profile(full: Chain, shares: Mapping[str, Array], all_lags: bool) -> dict[str, Any]:
+    known = full.lags
+    shown = known if len(known) < full.steps else lags(full.steps, every=all_lags)
+    norms = _plain(full.by_lag[:, np.isin(known, shown)])
+    # Lag k reaches back through step t = T - k + 1.
+    share = {name: _plain(by_step[::-1][shown - 1]) for name, by_step in shares.items()}
+    return {"lag": shown.tolist(), "log10_norm": norms, "share": share}
+
+
+def _extremes(extremes: Extremes) -> dict[str, Any]:
+    return {"median": _plain(extremes.median), "min": _plain(extremes.min), "max": _plain(extremes.max)}
+
+
+def _plain(value: Any) -> Any:
+    """Numbers, arrays and mappings as JSON knows them; what is not finite is None."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, np.ndarray | Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of what ``Analysis.to_dict`` returns."""
+    text = resources.files("gradscope.report").joinpath("analysis.schema.json").read_text("utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded

@@ -1,0 +1,106 @@
+"""From what was measured to the analysis: over the batch, over the layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from gradscope.cells.notation import NAMELESS, recurrent_matrices
+from gradscope.custom_types import Array
+from gradscope.measure.loss import LossGradient
+from gradscope.measure.measured import Measured, gate_statistics
+from gradscope.measure.side_by_side import together
+from gradscope.problem.layers import Problems
+from gradscope.problem.problem import Problem
+from gradscope.report.analysis import Analysis
+from gradscope.report.chains import chain_of, mean_share
+from gradscope.report.provenance import described, described_together
+from gradscope.report.verdict import judge, level
+from gradscope.settings import MOST_FOR_ALL, Policy
+
+_SIDE_BY_SIDE = (
+    "Layers of two directions of time, or that the file does not connect, stand side by side: the gain is "
+    "the largest of theirs."
+)
+
+
+def conclude(
+    problems: Problems,
+    policy: Policy,
+    measured: Sequence[Sequence[Measured]],
+    losses: Sequence[LossGradient | None],
+    backend: str,
+) -> Analysis:
+    """The analysis of all layers together, with that of each.
+
+    measured, losses : of every problem in ``problems.every``; backend : the platform they were run on.
+    """
+    layers = tuple(
+        _of_layer(problem, policy, each, loss, backend)
+        for problem, each, loss in zip(problems.layers, measured, losses, strict=False)
+    )
+    analysis = layers[0]
+    if len(layers) > 1:
+        source = described_together(problems, backend)
+        analysis = replace(_conclude(together(problems, measured), policy, source), layers=layers)
+    joint = problems.joint
+    if joint is None:
+        verdict = replace(analysis.verdict, reasons=(*analysis.verdict.reasons, _SIDE_BY_SIDE))
+        return replace(analysis, verdict=verdict)
+    (loss,) = (loss for problem, loss in zip(problems.every, losses, strict=True) if problem is joint)
+    return replace(analysis, loss=loss)
+
+
+def _of_layer(
+    problem: Problem,
+    policy: Policy,
+    measured: Sequence[Measured],
+    loss: LossGradient | None,
+    backend: str,
+) -> Analysis:
+    # Their spectra take longer than all else where only the top values were asked for.
+    few = problem.system.hidden <= MOST_FOR_ALL
+    return replace(
+        _conclude(measured, policy, described(problem, backend)),
+        loss=loss,
+        gates=gate_statistics(measured),
+        matrices=recurrent_matrices(problem.system.parameters) if few else {},
+    )
+
+
+def _conclude(measured: Sequence[Measured], policy: Policy, source: Mapping[str, Any]) -> Analysis:
+    """What was measured of every sequence, in one."""
+    spectra = {name: [one.spectra[name] for one in measured] for name in measured[0].spectra}
+    chains = [chain_of(name, each, policy.vanishing_below) for name, each in spectra.items()]
+    by_step = _mean_shares(measured)
+    shares = {name: mean_share(share, chains[0]) for name, share in by_step.items()}
+    return Analysis(
+        problem=source,
+        policy=policy,
+        verdict=judge(chains, shares, policy),
+        chains=tuple(chains),
+        levels={chain.name: level(chain, policy) for chain in chains},
+        shares=by_step,
+    )
+
+
+def _mean_shares(measured: Sequence[Measured]) -> dict[str, Array]:
+    """Mean over the sequences whose gradient is not exactly zero (over all if there are none).
+
+    Aligned at the last step: the mean is over those that have a step so long before it, else NaN.
+    """
+    each = [one.shares for one in measured if one.alive] or [one.shares for one in measured]
+    steps = max(len(share) for one in measured for share in one.shares.values())
+    return {name: _aligned_mean([one[name] for one in each], steps) for name in each[0] if name != NAMELESS}
+
+
+def _aligned_mean(shares: Sequence[Array], steps: int) -> Array:
+    total, count = np.zeros(steps), np.zeros(steps)
+    for share in shares:
+        total[steps - len(share) :] += share
+        count[steps - len(share) :] += 1
+    with np.errstate(invalid="ignore"):
+        return total / count

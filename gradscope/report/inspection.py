@@ -1,0 +1,79 @@
+"""What a checkpoint holds, as ``gradscope inspect`` tells it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from gradscope.cells import find
+from gradscope.cells.notation import recurrent_matrices
+from gradscope.checkpoints import Contents, Found, read_all
+from gradscope.version import __version__
+
+SCHEMA = "gradscope/inspection/1"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The recurrent layers of a file and the names of its other tensors.
+
+    matrices : per layer, {R: {"spectral_norm", "spectral_radius"}}; the radius is None of what is not square.
+    """
+
+    source: str
+    contents: Contents
+    matrices: tuple[Mapping[str, Mapping[str, float | None]], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object ``gradscope/inspection/1``: plain Python, no NaN."""
+        layers = zip(self.contents.layers, self.matrices, strict=True)
+        return {
+            "schema": SCHEMA,
+            "gradscope": __version__,
+            "source": self.source,
+            "layers": [_layer(found, matrices) for found, matrices in layers],
+            "others": list(self.contents.others),
+        }
+
+
+def inspect(path: str | os.PathLike[str], cell: str | None = None, max_size: int | None = None) -> Inspection:
+    """What is in a checkpoint; the arguments and errors are those of ``checkpoints.read_all``."""
+    contents = read_all(path, find(cell) if cell else None, max_size=max_size)
+    return Inspection(os.fspath(path), contents, tuple(map(_matrices, contents.layers)))
+
+
+def _matrices(found: Found) -> dict[str, dict[str, float | None]]:
+    norms = ("spectral_norm", "spectral_radius")
+    found_of = recurrent_matrices(found.arrays)
+    return {name: {norm: matrix[norm] for norm in norms} for name, matrix in found_of.items()}
+
+
+def _layer(found: Found, matrices: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
+    hidden, input_size = found.sizes or (None, None)
+    return {
+        "name": found.name,
+        "cells": list(found.cells),
+        "kind": found.label,
+        "hidden": hidden,
+        "input_size": input_size,
+        "direction": found.direction,
+        "depth": found.depth,
+        "below": None if found.below is None else list(found.below),
+        "dtype": found.dtype,
+        "activation": found.activations or None,
+        "open": found.open or None,
+        "problem": found.problem or None,
+        "matrices": [{"name": name, **matrix} for name, matrix in matrices.items()],
+        "tensors": list(found.keys),
+    }
+
+
+def inspection_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of what ``Inspection.to_dict`` returns."""
+    text = resources.files("gradscope.report").joinpath("inspection.schema.json").read_text("utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded

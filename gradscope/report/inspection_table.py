@@ -1,0 +1,55 @@
+"""An Inspection as a table to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from gradscope.errors import listed, shown
+from gradscope.report.page import bullet, headed, page, section
+from gradscope.report.views import Look
+
+if TYPE_CHECKING:
+    from gradscope.checkpoints import Found
+    from gradscope.report.inspection import Inspection
+
+
+def render_contents(inspection: Inspection, look: Look) -> str:
+    """The whole table as text, with ANSI codes if the terminal has colours."""
+    return page(_parts(inspection), look.terminal)
+
+
+def _parts(inspection: Inspection) -> Iterable[RenderableType]:
+    layers = inspection.contents.layers
+    count = f"{len(layers)} recurrent layer" + "s" * (len(layers) > 1)
+    yield Text.assemble((count.upper(), "bold"), f" in {shown(inspection.source)}")
+    for found in layers:
+        for sentence in filter(None, (found.open, found.problem)):
+            yield bullet(f"{shown(found.name)}: {sentence}" if found.name else sentence)
+    summary = headed("layer", "cell", "hidden", "input", "direction", "reads", "dtype", "activation")
+    for found in layers:
+        sizes = [str(size) for size in found.sizes or ("-", "-")]
+        known = found.activations + "?" * bool(found.question and found.activations)
+        row = (found.name, found.label, *sizes, found.direction, _reads(found), found.dtype, known)
+        summary.add_row(*(Text(shown(cell) or "-") for cell in row))
+    yield section("Layers", summary)
+    norms = headed("layer", "matrix", "spectral norm", "spectral radius")
+    for found, matrices in zip(layers, inspection.matrices, strict=True):
+        for name, matrix in matrices.items():
+            radius = matrix["spectral_radius"]
+            cells = (shown(found.name) or "-", name, f"{matrix['spectral_norm']:.4f}")
+            norms.add_row(*map(Text, cells), "-" if radius is None else f"{radius:.4f}")
+    if norms.row_count:
+        yield section("Recurrent matrices", norms)
+    if others := inspection.contents.others:
+        yield Text(f"\nAlso in the file: {len(others)} other tensors: {listed(list(others), 4)}", style="dim")
+
+
+def _reads(found: Found) -> str:
+    """What a layer's inputs are: those of the model, other layers' outputs, or something in between."""
+    if found.below is None:
+        return "?"
+    return ", ".join(found.below) or "inputs"

@@ -1,0 +1,228 @@
+"""An Analysis as a table to be read: verdict, chains, who carries the gradient, norm by lag."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from gradscope.errors import shown
+from gradscope.report.loss_table import loss_sections
+from gradscope.report.page import bullet, headed, page, section
+from gradscope.report.sparkline import by_lag
+from gradscope.report.terminal import Terminal
+from gradscope.report.verdict import scientific, span
+from gradscope.report.views import Look
+
+if TYPE_CHECKING:
+    from gradscope.report.analysis import Analysis
+    from gradscope.report.chains import Chain, Extremes
+
+_STYLES = {
+    "vanishing": "bold blue",
+    "stable": "bold green",
+    "exploding": "bold red",
+    "undecided": "bold yellow",
+}
+_BAR_WIDTH = 24
+# Decades: from here on an estimated error says that a value is not known.
+_LOST = 0.5
+
+
+def render_table(analysis: Analysis, look: Look) -> str:
+    """The whole table as text, with ANSI codes if the terminal has colours."""
+    parts = [_headline(analysis)] if look.verdict_only else _parts(analysis, look.terminal)
+    return page(parts, look.terminal)
+
+
+def _parts(analysis: Analysis, terminal: Terminal) -> Iterable[RenderableType]:
+    yield _headline(analysis)
+    for reason in analysis.verdict.reasons:
+        yield bullet(reason)
+    if analysis.layers:
+        yield section("Layers", _layers(analysis, terminal))
+    yield section("Chains", _chains(analysis, terminal))
+    if len(analysis.shares) > 1:
+        yield section("Who carries the gradient", _shares(analysis, terminal))
+    yield section(
+        "Gain by lag: how far back the gradient of the last step reaches", _lags(analysis, terminal)
+    )
+    if analysis.loss:
+        yield from loss_sections(analysis.loss, analysis.full, terminal)
+    if analysis.matrices:
+        yield section("Recurrent matrices", _matrices(analysis))
+    if analysis.gates:
+        yield section("Gates", _gates(analysis))
+    for number, layer in enumerate(analysis.layers):
+        yield Text(f"\nlayer{number}", style="bold underline")
+        yield from _parts(layer, terminal)
+
+
+def _headline(analysis: Analysis) -> Text:
+    level = analysis.verdict.level
+    text = Text.assemble((level.upper(), _STYLES[level]), ": ", _subject(analysis))
+    text.append(f", gain {scientific(analysis.full.log10_norm.median)}")
+    return text
+
+
+def _subject(analysis: Analysis) -> str:
+    problem, full = analysis.problem, analysis.full
+    if problem.get("cell") is None:
+        return f"{problem['source']}, {full.size} x {full.size}, {full.steps} steps"
+    if analysis.layers:
+        words = [f"{shown(problem['source'])}, {len(analysis.layers)} layers"]
+    else:
+        called = f"layer {shown(problem['layer'])}: " if problem.get("layer") else ""
+        words = [f"{called}{problem['cell']}, hidden {problem['hidden']}"]
+    words.append(f"{span(problem.get('lengths') or [problem['steps']])} steps")
+    if problem["batch"] > 1:
+        words.append(f"batch {problem['batch']}")
+    if problem.get("cut"):
+        words.append("without " + ", ".join(problem["cut"]))
+    if problem.get("view") == "cell":
+        words.append("cell view")
+    return ", ".join(words)
+
+
+def _chains(analysis: Analysis, terminal: Terminal) -> RenderableType:
+    table = _fitted(_columns(analysis), terminal, folds="chain")
+    return Group(table, *(Text(note, style="dim") for note in map(_note, analysis.chains) if note))
+
+
+def _layers(analysis: Analysis, terminal: Terminal) -> Table:
+    layers, problems = analysis.layers, [layer.problem for layer in analysis.layers]
+    columns = {
+        "": [f"layer{number}" for number in range(len(layers))],
+        "layer": [shown(problem["layer"]) for problem in problems],
+        "cell": [problem["cell"] for problem in problems],
+        "hidden": [str(problem["hidden"]) for problem in problems],
+        "direction": [problem["direction"] for problem in problems],
+        "gain": [scientific(layer.full.log10_norm.median) for layer in layers],
+        "horizon": [f"{layer.full.horizon.median:g}" for layer in layers],
+        "verdict": [layer.verdict.level for layer in layers],
+    }
+    return _fitted(columns, terminal, folds="layer")
+
+
+# What a narrow terminal can do without, first to go first: a number is never cut.
+_DISPENSABLE = (
+    *("error", "zeros", "rms gain", "lowest", "highest", "nats/step"),
+    *("direction", "hidden", "cell", "horizon"),
+)
+# Characters of a line that a name has at least, where it does not fit.
+_NAME = 10
+
+
+def _fitted(columns: dict[str, list[str]], terminal: Terminal, *, folds: str) -> Table:
+    """A table of those columns that fit; the names under ``folds`` may go over several lines."""
+    for name in _DISPENSABLE:
+        if _width(columns, folds) <= terminal.width:
+            break
+        columns.pop(name, None)
+    table = headed(*columns)
+    for column in table.columns:
+        column.no_wrap = column.header != folds
+    for cells in zip(*columns.values(), strict=True):
+        styles = (
+            _STYLES.get(cell, "") if name == "verdict" else ""
+            for name, cell in zip(columns, cells, strict=True)
+        )
+        table.add_row(*map(Text, cells, styles))
+    return table
+
+
+def _columns(analysis: Analysis) -> dict[str, list[str]]:
+    """Heading and cells of every column of the chains' table."""
+    chains = analysis.chains
+    columns = {
+        "chain": [chain.name for chain in chains],
+        "gain": [scientific(chain.log10_norm.median) for chain in chains],
+    }
+    if len(chains[0].spectra) > 1:
+        columns["lowest"] = [scientific(chain.log10_norm.min) for chain in chains]
+        columns["highest"] = [scientific(chain.log10_norm.max) for chain in chains]
+    else:
+        rms = [chain.log10_rms for chain in chains]
+        columns["rms gain"] = ["-" if one is None else scientific(one.median) for one in rms]
+    return columns | {
+        "nats/step": [_rate(chain.rate) for chain in chains],
+        "horizon": [f"{chain.horizon.median:g}" for chain in chains],
+        "zeros": [f"{np.median(chain.exact_zeros):g}" if chain.exact_zeros else "-" for chain in chains],
+        "error": [_error(chain) for chain in chains],
+        "verdict": [analysis.levels[chain.name] for chain in chains],
+    }
+
+
+def _width(columns: dict[str, list[str]], folds: str) -> int:
+    """Characters a table of these columns takes at least, with its indent and the gaps between."""
+    widths = {heading: max(map(len, [heading, *cells])) for heading, cells in columns.items()}
+    return sum(min(width, _NAME) + 2 if name == folds else width + 2 for name, width in widths.items())
+
+
+def _note(chain: Chain) -> str:
+    """The lag from which a gain is exactly zero; what is not measured; or that small values mean nothing."""
+    if chain.log10_norm.median == -math.inf:
+        if len(set(chain.lengths)) > 1:
+            return f"{chain.name}: exactly 0 over a sequence's own length"
+        return f"{chain.name}: exactly 0 from lag {chain.lags[np.argmin(np.median(chain.by_lag, axis=0))]} on"
+    if chain.unmeasured is not None:
+        return f"{chain.name}: {chain.unmeasured}"
+    if max(s.log10_error for s in chain.spectra) > _LOST:
+        return f"{chain.name}: the smallest singular values are lost in rounding, gain and rate are not"
+    return ""
+
+
+def _rate(rate: Extremes) -> str:
+    return f"{rate.median:+.4f}" if math.isfinite(rate.median) else "-"
+
+
+def _error(chain: Chain) -> str:
+    """Estimated relative error of the worst singular value (ln 10 times the error in decades)."""
+    error = max(s.log10_error for s in chain.spectra)
+    return "> 1" if error > _LOST else f"{error * math.log(10):.0e}"
+
+
+def _shares(analysis: Analysis, terminal: Terminal) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(justify="right")
+    for name, share in sorted(analysis.mean_shares.items(), key=lambda item: -abs(item[1])):
+        table.add_row(name, f"{100 * share:.1f} %", _bar(share, terminal))
+    return table
+
+
+def _bar(share: float, terminal: Terminal) -> str:
+    if not math.isfinite(share):
+        return ""
+    cells = min(round(abs(share) * _BAR_WIDTH), _BAR_WIDTH)
+    return ("█" if terminal.unicode else "#") * cells + (" against" if share < -0.005 else "")
+
+
+def _lags(analysis: Analysis, terminal: Terminal) -> Table:
+    full = analysis.full
+    return by_lag({"": (full.lags, np.nanmedian(full.by_lag, axis=0))}, full.steps, terminal)
+
+
+def _matrices(analysis: Analysis) -> Table:
+    table = headed("matrix", "spectral norm", "spectral radius", "smallest singular value")
+    for name, matrix in analysis.matrices.items():
+        radius = matrix["spectral_radius"]
+        table.add_row(
+            name,
+            f"{matrix['spectral_norm']:.4f}",
+            "-" if radius is None else f"{radius:.4f}",
+            f"{matrix['singular_values'][-1]:.2e}",
+        )
+    return table
+
+
+def _gates(analysis: Analysis) -> Table:
+    table = headed("gate", "mean", "saturated")
+    for name, gate in analysis.gates.items():
+        table.add_row(name, f"{gate['mean']:.3f}", f"{100 * gate['saturated']:.1f} %")
+    return table

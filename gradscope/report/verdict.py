@@ -1,0 +1,136 @@
+"""The level that thresholds on the gain give, and the reasons in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradscope.report.chains import Chain
+from gradscope.settings import Policy
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``level`` is vanishing, stable, exploding or undecided; ``reasons`` are sentences with numbers."""
+
+    level: str
+    reasons: tuple[str, ...]
+
+
+def level(chain: Chain, policy: Policy) -> str:
+    """The level of one chain: the median sequence decides, its error estimate may leave it open."""
+    low, high = math.log10(policy.vanishing_below), math.log10(policy.exploding_above)
+    error = chain.log10_norm_error
+    if chain.log10_peak.median - error > high:
+        return "exploding"
+    if chain.log10_peak.median + error > high:
+        return "undecided"
+    if chain.log10_norm.median + error < low:
+        return "vanishing"
+    return "undecided" if chain.log10_norm.median - error < low else "stable"
+
+
+def scientific(log10: float, digits: int = 3) -> str:
+    """``3.48e-24`` for the number whose log10 is given, however far outside float range."""
+    if log10 == -math.inf:
+        return "0"
+    exponent = math.floor(log10)
+    mantissa = f"{10.0 ** (log10 - exponent):.{digits - 1}f}"
+    if mantissa.startswith("10"):
+        mantissa, exponent = f"{1:.{digits - 1}f}", exponent + 1
+    return mantissa if exponent == 0 else f"{mantissa}e{exponent:+03d}"
+
+
+# From here on, one rounding error of a float64 state (1e-16) is seen in its fourth digit.
+_CHAOTIC = 12.0
+
+
+def judge(
+    chains: Sequence[Chain], shares: Mapping[str, float], policy: Policy, *, trajectory: bool = True
+) -> Verdict:
+    """The verdict on the first chain, the full one.
+
+    shares : {path: mean share}; trajectory : whether a forward pass was computed for it.
+    """
+    full = chains[0]
+    sentences = [_gain(full, policy, trajectory), _way(full, policy)]
+    if full.exact_zeros and (zeros := int(np.median(full.exact_zeros))):
+        sentences.append(f"{zeros} of the {full.size} singular values are {_zero(trajectory)}.")
+    if len(shares) > 1 and full.log10_norm.median > -math.inf and any(map(math.isfinite, shares.values())):
+        sentences.append(_carrier(chains, shares))
+    if trajectory and full.log10_largest_gain.median > _CHAOTIC:
+        sentences.append(_chaos(full))
+    return Verdict(level(full, policy), tuple(sentences))
+
+
+def _chaos(full: Chain) -> str:
+    """That the trajectory is one of many; on the way there may be a gain that its end does not show."""
+    largest, peak = full.log10_largest_gain.median, full.log10_peak.median
+    gain = f"A gain of {scientific(max(largest, peak))}"
+    if largest > peak + 1:
+        gain += ", over the stretch of steps where it is largest,"
+    return (
+        f"{gain} amplifies the forward pass's rounding too: "
+        "the figures are exact for the computed trajectory, which another machine may not repeat."
+    )
+
+
+def _zero(rounded: bool) -> str:
+    """Jacobians from a forward pass are right to a few roundings: smaller pivots count as zero."""
+    return "zero, exactly or to the rounding of the Jacobians" if rounded else "exactly zero"
+
+
+def _gain(full: Chain, policy: Policy, rounded: bool) -> str:
+    gain = full.log10_norm.median
+    if gain == -math.inf:
+        over = f"over {span(full.lengths)} steps"
+        zero = "zero, exactly or below what the dtype holds" if rounded else "exactly zero"
+        return f"The product {over} is {zero}: no gradient reaches its first step."
+    where = f"between the thresholds {policy.vanishing_below:g} and {policy.exploding_above:g}"
+    if gain < math.log10(policy.vanishing_below):
+        where = f"below the vanishing threshold {policy.vanishing_below:g}"
+    elif gain > math.log10(policy.exploding_above):
+        where = f"above the exploding threshold {policy.exploding_above:g}"
+    batch = f", median of {len(full.spectra)} sequences" if len(full.spectra) > 1 else ""
+    return (
+        f"Over {span(full.lengths)} steps the gradient's gain (sigma_1 of the product{batch}) is "
+        f"{scientific(gain)}, {where}; log10 error {full.log10_norm_error:.0e}."
+    )
+
+
+def _way(full: Chain, policy: Policy) -> str:
+    steps, horizon, peak = np.median(full.lengths), full.horizon.median, full.log10_peak.median
+    reach = (
+        f"at every lag up to {steps:.10g}" if horizon >= steps else f"up to lag {horizon:g} of {steps:.10g}"
+    )
+    reach += " (medians)" if len(set(full.lengths)) > 1 else ""
+    text = f"The gain stays at or above {policy.vanishing_below:g} {reach}"
+    if peak > math.log10(policy.exploding_above) and peak > full.log10_norm.median:
+        text += f", and is largest, {scientific(peak)}, at lag {full.peak_lag.median:g}"
+    return f"{_rate(full)}{text}."
+
+
+def span(lengths: Sequence[int]) -> str:
+    """How many steps, from those of the shortest sequence to those of the longest."""
+    shortest, longest = min(lengths), max(lengths)
+    return f"{longest}" if shortest == longest else f"{shortest} to {longest}"
+
+
+def _rate(full: Chain) -> str:
+    rate = full.rate.median
+    if not math.isfinite(rate):
+        return ""
+    text = f"The rate is {rate:+.4f} nats per step"
+    if abs(rate) < 1e-12:
+        return f"{text}. "
+    return f"{text}: {'halved' if rate < 0 else 'doubled'} every {math.log(2) / abs(rate):.3g} steps. "
+
+
+def _carrier(chains: Sequence[Chain], shares: Mapping[str, float]) -> str:
+    name = max(shares, key=lambda path: abs(shares[path]))
+    text = f"{name} carries {100 * shares[name]:.0f} % of the gradient"
+    alone = next(chain for chain in chains if chain.name == name)
+    return f"{text}; alone it would give a gain of {scientific(alone.log10_norm.median)}."

@@ -1,0 +1,136 @@
+"""The whole analysis from the top values alone, against the one from all Jacobians."""
+
+from __future__ import annotations
+
+import json
+
+import jsonschema
+import numpy as np
+import pytest
+
+import gradscope
+from gradscope.cli.main import main
+from gradscope.report.analysis import Analysis
+
+SMALL = {"hidden": 6, "input_size": 3, "steps": 40, "gain": 2.0}
+
+
+def both(**options: object) -> tuple[Analysis, Analysis]:
+    options = SMALL | options
+    return gradscope.analyze(**options, top=3), gradscope.analyze(**options, top="all")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cell": "rnn", "batch": 2},
+        pytest.param({"cell": "gru-reset-before"}, marks=pytest.mark.slow),
+        {"cell": "lstm", "cut": "R_o"},
+        {"cell": "lstm", "view": "cell"},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_top_tells_what_all_values_tell(options: dict[str, object]) -> None:
+    top, whole = both(**options)
+    assert [chain.name for chain in top.chains] == [chain.name for chain in whole.chains]
+    assert top.levels == whole.levels
+    for few, all_ in zip(top.chains, whole.chains, strict=True):
+        assert few.steps == all_.steps
+        assert few.horizons == all_.horizons
+        assert few.log10_rms is None
+        for one, other in zip(few.spectra, all_.spectra, strict=True):
+            expected = other.log10_singular_values[: len(one.log10_singular_values)]
+            np.testing.assert_allclose(one.log10_singular_values, expected, rtol=1e-12, atol=1e-9)
+    expected = whole.full.by_lag[:, top.full.lags - 1]
+    np.testing.assert_allclose(top.full.by_lag, expected, rtol=1e-12, atol=1e-9)
+    for path, share in whole.shares.items():
+        np.testing.assert_allclose(top.shares[path], share, atol=1e-9)
+    for gate, statistics in whole.gates.items():
+        assert top.gates[gate] == pytest.approx(statistics)
+
+
+def test_json_leaves_out_what_is_not_known() -> None:
+    top, _ = both(cell="rnn", steps=50)
+    result = json.loads(json.dumps(top.to_dict(), allow_nan=False))
+    jsonschema.validate(result, gradscope.schema())
+    assert result["problem"]["top"] == 3
+    for chain in result["chains"]:
+        assert not {"exact_zeros", "log10_rms"} & set(chain)
+        assert [len(values) for values in chain["log10_singular_values"]] == [3]
+    profile = result["profile"]
+    assert 10 < len(profile["lag"]) < 50
+    assert profile["lag"][-1] == 50
+    assert (
+        {len(profile["log10_norm"][0])}
+        == {len(s) for s in profile["share"].values()}
+        == {len(profile["lag"])}
+    )
+
+
+def test_a_sequence_of_the_batch_is_what_it_is_alone() -> None:
+    inputs = np.random.default_rng(3).normal(size=(3, 40, 3))
+    options = {"cell": "rnn", "hidden": 6, "inputs": inputs, "top": 2}
+    together = gradscope.analyze(**options).full.spectra
+    for one, sequence in zip(together, inputs, strict=True):
+        alone = gradscope.analyze(**options | {"inputs": sequence}).full.spectra[0]
+        np.testing.assert_allclose(one.log10_singular_values, alone.log10_singular_values, atol=1e-11)
+
+
+def test_long_chain_in_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"cell": "rnn", "hidden": 5, "input_size": 3, "steps": 300, "top": 2}
+    whole = gradscope.analyze(**options)
+    monkeypatch.setattr("gradscope.measure.top_values.SEGMENT_BYTES", 40_000)
+    cut = gradscope.analyze(**options)
+    np.testing.assert_allclose(cut.full.by_lag, whole.full.by_lag, atol=1e-10)
+    for path, share in whole.shares.items():
+        np.testing.assert_allclose(cut.shares[path], share, atol=1e-10)
+
+
+@pytest.mark.parametrize(("given", "said"), [((), True), (("--top", "all"), False), (("--top", "2"), False)])
+def test_large_states_get_their_top_by_default_and_are_told(
+    given: tuple[str, ...], said: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gradscope.problem.problem.MOST_FOR_ALL", 15)
+    monkeypatch.setattr("gradscope.problem.problem.DEFAULT_TOP", 4)
+    assert (
+        main(
+            [
+                "analyze",
+                "--hidden",
+                "16",
+                "--input-size",
+                "2",
+                "--steps",
+                "10",
+                "--cell",
+                "rnn",
+                "--json",
+                *given,
+            ]
+        )
+        == 0
+    )
+    out, err = capfd.readouterr()
+    assert ("top 4 of 16" in err) == said
+    counts = {"": 4, "all": 16, "2": 2}
+    assert len(json.loads(out)["chains"][0]["log10_singular_values"][0]) == counts["".join(given[1:])]
+
+
+@pytest.mark.parametrize("top", ["0", "-1", "17", "many", "2.5"])
+def test_a_top_that_cannot_be(top: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["analyze", "--hidden", "8", "--steps", "5", "--top", top]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert "top is" in err
+
+
+def test_chain_of_a_file(tmp_path, capfd: pytest.CaptureFixture[str]) -> None:
+    stack = np.random.default_rng(0).normal(size=(20, 70, 70)) / 8
+    np.save(tmp_path / "j.npy", stack)
+    assert main(["chain", str(tmp_path / "j.npy"), "--top", "2", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)["chains"][0]
+    expected = np.log10(np.linalg.svd(np.linalg.multi_dot(stack[::-1]), compute_uv=False)[:2])
+    np.testing.assert_allclose(found["log10_singular_values"][0], expected, atol=1e-11)
+    assert main(["chain", str(tmp_path / "j.npy"), "--top", "2"]) == 0
+    assert "  -  " in capfd.readouterr().out
