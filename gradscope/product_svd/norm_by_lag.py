@@ -32,6 +32,10 @@ class LagNorm:
         self.vector: Array | None = None
         self.floor, self.peak = floor, -np.inf
 
+    def anew(self) -> LagNorm:
+        """The same before its first lag."""
+        return LagNorm(self.floor, self.columns)
+
     def __call__(self, graded: Graded, after: Array) -> float:
         """after : (m_0,) exponents by which the columns of graded.y are scaled."""
         if graded.rank == 0:
