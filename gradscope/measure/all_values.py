@@ -13,8 +13,8 @@ from gradscope.measure.chains import Ask, measure
 from gradscope.measure.measured import Measured
 from gradscope.measure.progress import Fraction, Meter
 from gradscope.measure.shares import shares
+from gradscope.product_svd.largest_gain import log10_largest_gain
 from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, spectrum
-from gradscope.product_svd.stretches import log10_largest_gain
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 
 from gradscope.custom_types import Array
+from gradscope.product_svd import log_scale
 from gradscope.product_svd.exact import ExactRank, affordable, exact_product
 from gradscope.product_svd.graded_chain import RangeError
 from gradscope.product_svd.graded_lu import NOISE, Graded
 from gradscope.product_svd.jacobi_svd import decomposed
-from gradscope.product_svd.norm_by_lag import LOG10_2, LagNorm
+from gradscope.product_svd.norm_by_lag import LagNorm
 from gradscope.product_svd.steps import Perturbed, Steps
 from gradscope.product_svd.time_parallel import Pivoting, product
 
 EPS = float(np.finfo(np.float64).eps)
-# The difference of two runs is one draw of the error: this covers most of its spread.
+# The difference of two runs, or two passes, is one draw of the error: this covers most of its spread.
 SAFETY = 8.0
 # Error estimates (log10) good enough not to try another way; the same for large chains, which cost
 # more and gain less from it; and bad enough to wait for an exact product.
@@ -195,7 +196,7 @@ class Run:
         graded = decomposed(graded)
         held = graded.mantissa > 0  # what underflowed on the way is lost, not zero
         self.suspect |= not held.all()
-        self.log10 = np.log10(graded.mantissa[held].astype(np.longdouble)) + graded.exponent[held] * LOG10_2
+        self.log10 = log_scale.log10(graded.mantissa[held], graded.exponent[held])
         nothing = graded.rank == 0
         self.left = np.zeros(graded.x.shape[1]) if nothing else graded.x[0]
         self.right = np.zeros(graded.y.shape[1]) if nothing else graded.y[0]

@@ -28,7 +28,7 @@ GROWN = 1e8
 
 
 class RangeError(Exception):
-    """The steps hold numbers that do not fit side by side: see wide."""
+    """The steps hold numbers that do not fit side by side: see extended_range_chain."""
 
 
 class ScaledSteps(Protocol):

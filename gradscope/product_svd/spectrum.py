@@ -12,11 +12,12 @@ import numpy as np
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
 from gradscope.machine import cores, one_blas_thread
+from gradscope.product_svd import log_scale
 from gradscope.product_svd.block_krylov import TopTriplets, norm_by_lag, top_values
 from gradscope.product_svd.error_estimate import EPS, Run, best_run, lags_alone
-from gradscope.product_svd.extended import wide_lags, wide_run
+from gradscope.product_svd.extended_range_run import wide_lags, wide_run
 from gradscope.product_svd.graded_chain import RangeError
-from gradscope.product_svd.norm_by_lag import LOG10_2, LagNorm
+from gradscope.product_svd.norm_by_lag import LagNorm
 from gradscope.product_svd.operator import DenseOperator, Operator, tame
 from gradscope.product_svd.steps import WILD, Steps, checked, reachable, restricted
 
@@ -210,8 +211,8 @@ def diagonal_spectrum(diagonals: Any, *, by_lag: bool = False, entry_error: floa
         mantissa, carried = np.frexp(mantissa * np.frexp(row)[0])
         exponent = exponent + carried + np.frexp(row)[1]
         if by_lag:
-            lags.append(float(_log10(mantissa, exponent).max()))
-    logs = _log10(mantissa, exponent)
+            lags.append(float(log_scale.log10(mantissa, exponent).max()))
+    logs = log_scale.log10(mantissa, exponent)
     order = np.argsort(-logs, kind="stable")
     vector = np.zeros(d.shape[1])
     vector[order[0]] = float(np.isfinite(logs[order[0]]))
@@ -232,8 +233,3 @@ def diagonal_spectrum(diagonals: Any, *, by_lag: bool = False, entry_error: floa
         vector,
         np.array(lags) if by_lag else None,
     )
-
-
-def _log10(mantissa: Array, exponent: Array) -> Array:
-    with np.errstate(divide="ignore"):
-        return np.asarray(np.log10(mantissa.astype(np.longdouble)) + exponent * LOG10_2)

@@ -13,8 +13,8 @@ from gradscope.cells import CELLS, find
 from gradscope.linearize.cell_chain import split
 from gradscope.linearize.jacobians import linearize
 from gradscope.linearize.system import precise
+from gradscope.product_svd.extended_range_chain import Wide
 from gradscope.product_svd.spectrum import spectrum
-from gradscope.product_svd.wide import Wide
 
 ENTRY_ERROR = 9e-16
 

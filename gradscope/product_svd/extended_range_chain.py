@@ -2,7 +2,7 @@
 
 Saturated gates put 1e-174 beside 1, and what such an entry does is as far below: a few steps of it, or the
 elimination between two of them, leave the range of float64 long before the values do. It takes tens of times
-as long as ``graded``, and is for chains where that one cannot go.
+as long as ``graded_chain``, and is for chains where that one cannot go.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _bands(mantissa: Array, exponent: Array) -> Iterator[tuple[int, Array]]:
 
 
 class StepMatrices(Protocol):
-    """What is multiplied: structure.Steps."""
+    """What is multiplied: steps.Steps."""
 
     def __len__(self) -> int: ...
 
@@ -112,7 +112,7 @@ def prefixes(steps: StepMatrices, rounding: float) -> Iterator[Graded]:
     product = _times_columns(Wide.of(x), sizes)  # diag(d) Y in one, for steps with rows of size 1
     for lag, t in enumerate(range(last, -1, -1), 1):
         turned, terms = product @ step, (product.absolute @ step.absolute).exponent
-        # Columns count by what comes next (as in graded.scaled), or its larger rows hide what the others add.
+        # Columns count by what comes next (as in graded_chain.scaled), or its larger rows hide what the others add.
         step, sizes = _rows_of_one(steps.dense(t - 1)) if t else (step, np.zeros(step.exponent.shape[1], int))
         lower, product = eliminated(_times_columns(turned, sizes), terms + sizes, rounding)
         x = lower.T @ x

@@ -9,10 +9,10 @@ import numpy as np
 from gradscope.custom_types import Array
 from gradscope.product_svd.error_estimate import EPS, SAFETY, Run, floor_of
 from gradscope.product_svd.exact import ExactRank, affordable, exact_product
+from gradscope.product_svd.extended_range_chain import StepMatrices, prefixes
 from gradscope.product_svd.graded_lu import Graded
 from gradscope.product_svd.norm_by_lag import LagNorm
 from gradscope.product_svd.steps import Perturbed, Steps
-from gradscope.product_svd.wide import StepMatrices, prefixes
 
 # Runs on changed entries to compare with: one takes long enough for a large chain.
 DRAWS = 3
@@ -65,7 +65,7 @@ def wide_run(steps: Steps, entry_error: float, lag_norm: LagNorm | None) -> Run:
         if len(other.log10) > len(run.log10):
             other.left, other.right, other.lags = other.right, other.left, run.lags
             run = other
-    if entry_error <= EPS:  # as in runs.best_run
+    if entry_error <= EPS:  # as in error_estimate.best_run
         _settle(run, steps)
     return run
 

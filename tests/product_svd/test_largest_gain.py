@@ -7,8 +7,8 @@ import pytest
 from oracles import chains
 
 import gradscope
+from gradscope.product_svd.largest_gain import log10_largest_gain
 from gradscope.product_svd.spectrum import spectrum
-from gradscope.product_svd.stretches import log10_largest_gain
 
 
 def by_brute_force(chain):
