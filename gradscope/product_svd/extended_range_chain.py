@@ -112,7 +112,7 @@ def prefixes(steps: StepMatrices, rounding: float) -> Iterator[Graded]:
     product = _times_columns(Wide.of(x), sizes)  # diag(d) Y in one, for steps with rows of size 1
     for lag, t in enumerate(range(last, -1, -1), 1):
         turned, terms = product @ step, (product.absolute @ step.absolute).exponent
-        # Columns count by what comes next (as in graded_chain.scaled), or its larger rows hide what the others add.
+        # Columns count by what comes next (see graded_chain.scaled), or its larger rows hide what others add.
         step, sizes = _rows_of_one(steps.dense(t - 1)) if t else (step, np.zeros(step.exponent.shape[1], int))
         lower, product = eliminated(_times_columns(turned, sizes), terms + sizes, rounding)
         x = lower.T @ x
