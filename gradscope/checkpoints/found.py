@@ -36,7 +36,7 @@ class Found:
     cells : the cells it may be, none where ``problem`` says why gradscope has no such cell.
     question : what the file leaves open and how to decide it, "" where it says all.
     kind, activation : what it is, where ``cells`` does not tell.
-    direction, depth, dtype, below, given_state : as in Layer.
+    direction, depth, dtype, below, given_state, not_applied, assumed, time_major : as in Layer.
     keys : the tensors of the file that it was made of.
     """
 
@@ -53,6 +53,9 @@ class Found:
     keys: tuple[str, ...] = ()
     below: tuple[str, ...] | None = ()
     given_state: bool = False
+    not_applied: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+    time_major: bool | None = None
 
     @property
     def open(self) -> str:
@@ -88,6 +91,9 @@ class Found:
             dtype=self.dtype,
             below=self.below,
             given_state=self.given_state,
+            not_applied=self.not_applied,
+            assumed=self.assumed,
+            time_major=self.time_major,
         )
 
     def _choose(self, cell: Cell | None, activation: str | None) -> Cell:

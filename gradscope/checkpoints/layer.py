@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,9 @@ class Layer:
     below : the layers whose outputs, side by side, are its inputs; () if it reads what the model is given,
         None if the file does not say, or something that gradscope does not compute stands between.
     given_state : whether the model computes the initial state, or is given it: it is not ``state`` then.
+    not_applied : what the model does besides and the analysis does not (dropout in training), in sentences;
+    assumed : what the file does not say and was taken to be so.
+    time_major : whether the model takes sequences as (T, B, d), None where that is not known.
     """
 
     cell: Cell
@@ -39,6 +43,9 @@ class Layer:
     source: str = ""
     below: tuple[str, ...] | None = ()
     given_state: bool = False
+    not_applied: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+    time_major: bool | None = None
 
     @property
     def hidden(self) -> int:
@@ -51,9 +58,10 @@ class Layer:
         return _sizes(self.cell, self.parameters)[1]
 
     @property
-    def origin(self) -> dict[str, str]:
-        """Where it came from, as JSON tells it."""
-        return {"source": self.source, "layer": self.name, "direction": self.direction}
+    def origin(self) -> dict[str, Any]:
+        """Where it came from, and what that leaves to be said, as JSON tells it."""
+        place = {"source": self.source, "layer": self.name, "direction": self.direction}
+        return {**place, "not_applied": list(self.not_applied), "assumed": list(self.assumed)}
 
     def check_inputs(self, *, given: bool) -> None:
         """Raise InputError where made-up inputs will not do, because they come from lower layers."""

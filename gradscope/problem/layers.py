@@ -296,4 +296,16 @@ class Problems:
         cut = dict.fromkeys(path for stack in self.stacks for path in stack.problem.cut)
         common = {name: value for name, value in first.items() if name not in own}
         loss = {name: self.whole.source[name] for name in LOSS if self.whole and name in self.whole.source}
-        return common | loss | {"cell": ", ".join(cells), "cut": list(cut)}
+        said = {name: self._said(name) for name in ("not_applied", "assumed") if name in first}
+        return common | loss | said | {"cell": ", ".join(cells), "cut": list(cut)}
+
+    def _said(self, name: str) -> list[str]:
+        """The sentences of all layers, each once, with the names of the layers if it is not of all."""
+        of: dict[str, list[str]] = {}
+        for problem in self.layers:
+            for sentence in problem.source[name]:
+                of.setdefault(sentence, []).append(problem.source["layer"])
+        return [
+            sentence if len(names) == len(self.layers) else f"{listed(names)}: {sentence}"
+            for sentence, names in of.items()
+        ]

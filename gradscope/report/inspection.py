@@ -74,6 +74,8 @@ def _layer(found: Found, matrices: Mapping[str, Mapping[str, float | None]]) -> 
         "activation": found.activations or None,
         "open": found.open or None,
         "problem": found.problem or None,
+        "not_applied": list(found.not_applied),
+        "assumed": list(found.assumed),
         "matrices": [{"name": name, **matrix} for name, matrix in matrices.items()],
         "tensors": list(found.keys),
     }

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from gradscope.errors import listed, shown
-from gradscope.report.page import bullet, headed, page, section
+from gradscope.report.page import assumed, bullet, headed, not_applied, page, section
 from gradscope.report.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ def _parts(inspection: Inspection) -> Iterable[RenderableType]:
     count = f"{len(layers)} recurrent layer" + "s" * (len(layers) > 1)
     yield Text.assemble((count.upper(), "bold"), f" in {shown(inspection.source)}")
     for found in layers:
-        for sentence in filter(None, (found.open, found.problem)):
+        said = (found.open, found.problem, *map(not_applied, found.not_applied), *map(assumed, found.assumed))
+        for sentence in filter(None, said):
             yield bullet(f"{shown(found.name)}: {sentence}" if found.name else sentence)
     summary = headed("layer", "cell", "hidden", "input", "direction", "reads", "dtype", "activation")
     for found in layers:
