@@ -142,7 +142,11 @@ REFUSED_TORCH = {
         "layer dec: holds a torch RNN, whose nonlinearity is not in the file: add --cell rnn or --cell "
         "rnn-relu; or choose others with --layer",
     ),
-    "spectral norm": (spectral_normed, "parametrizations.weight_hh_l0.original beside"),
+    "spectral norm": (
+        spectral_normed,
+        "of which only the module itself can make it: give that, as in "
+        "gradscope.analyze(checkpoint=gradscope.from_torch(model))",
+    ),
 }
 
 

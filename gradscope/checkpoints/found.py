@@ -35,6 +35,7 @@ class Found:
     name : where in the file, "" if it is all of it; arrays : float64 under the names of the cells.
     cells : the cells it may be, none where ``problem`` says why gradscope has no such cell.
     question : what the file leaves open and how to decide it, "" where it says all.
+    doubt : what speaks against its being any of these cells, which only ``cell`` overrules.
     kind, activation : what it is, where ``cells`` does not tell.
     direction, depth, dtype, below, given_state, not_applied, assumed, time_major : as in Layer.
     keys : the tensors of the file that it was made of.
@@ -56,12 +57,13 @@ class Found:
     not_applied: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     time_major: bool | None = None
+    doubt: str = ""
 
     @property
     def open(self) -> str:
-        """All that is to be decided: the question, and whether the layer is to be given a state."""
+        """All that is to be decided: what it is, and whether the layer is to be given a state."""
         state = "the initial state comes from elsewhere in the model: add --initial-state"
-        return "; ".join(filter(None, (self.question, state * self.given_state)))
+        return "; ".join(filter(None, (self.doubt, self.question, state * self.given_state)))
 
     @property
     def label(self) -> str:
@@ -106,6 +108,8 @@ class Found:
             if cell.name not in fitting:
                 raise InputError(f"holds a layer that is {' or '.join(fitting)}, not --cell {cell.name}")
             return cell
+        if self.doubt:
+            raise InputError(self.doubt)
         if len(fitting) > 1 or (self.question and activation is None):
             raise InputError(self.question)
         return find(fitting[0])
