@@ -106,7 +106,7 @@ def test_a_class_of_the_users_own_is_never_read_as_torchs(name):
     live = gradscope.from_torch(nn.ModuleDict({"enc": make()}))
     assert refusal(live) == (
         f"from_torch(ModuleDict): is a {name}, which computes in its own way: if that is what torch's does "
-        f"all the same, add cell={cell!r}"
+        f"all the same, add --cell {cell}"
     )
     assert checkpoints.read_all(live).layers[0].open
     assert read_layer(live, cell).cell.name == cell
@@ -119,7 +119,7 @@ def test_an_activation_does_not_make_a_class_torchs():
 
     live = gradscope.from_torch(Own(INPUT, HIDDEN, nonlinearity="relu"))
     assert "is a Own" in refusal(live, activation="relu")
-    assert refusal(live).endswith("add cell='rnn-relu'")
+    assert refusal(live).endswith("add --cell rnn-relu")
     assert read_layer(live, "rnn-relu").cell.name == "rnn-relu"
 
 

@@ -16,8 +16,12 @@ from gradscope.checkpoints import flax_names, native, torch_names
 from gradscope.checkpoints.found import ACTIVATIONS, Contents, Found, Named
 from gradscope.checkpoints.layer import Layer
 from gradscope.checkpoints.live import Live
+from gradscope.checkpoints.model_part import model_only
+from gradscope.checkpoints.torch_told import told_by_file
 from gradscope.errors import InputError, about, listed, quoted, shown
+from gradscope.formats.content import by_content
 from gradscope.formats.tensors import Tensors
+from gradscope.formats.torch_file import Saved
 
 __all__ = [
     "ACTIVATIONS",
@@ -32,12 +36,13 @@ __all__ = [
     "read_all",
 ]
 
-# suffix -> module:function that opens such a file, imported when one is read.
+# suffix -> module:function that opens such a file, imported when one is read. What a file begins with goes
+# before its suffix, where that tells.
 _TREES = {
     ".npz": "gradscope.formats.numpy_files:open_npz",
     ".safetensors": "gradscope.formats.safetensors_file:open_safetensors",
     ".msgpack": "gradscope.formats.msgpack_file:open_msgpack",
-} | dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), "gradscope.formats.torch_file:open_torch")
+} | dict.fromkeys((".pt", ".pth", ".bin", ".ckpt", ".jit", ".pkl"), "gradscope.formats.torch_file:open_torch")
 # suffix -> module:function that reads a file which says more than the names of its tensors.
 _MODELS = {
     ".keras": "gradscope.checkpoints.keras_file:read_keras",
@@ -75,7 +80,7 @@ def read_all(
     if not isinstance(path, str | os.PathLike):
         expected = "a file, or what gradscope.from_torch and its like make of a model"
         raise InputError(f"checkpoint is {quoted(path)}, expected {expected}")
-    suffix = Path(path).suffix.lower()
+    suffix = by_content(path) or Path(path).suffix.lower()
     if suffix in _MODELS:
         contents: Contents = _load(_MODELS[suffix])(path, max_size, also)
         return contents
@@ -171,8 +176,13 @@ def _settled(found: list[Found], cell: Cell | None, activation: str | None) -> l
 
 def _layers_by_name(tensors: Tensors, cell: Cell | None, also: Iterable[str]) -> Contents:
     """Layers told by the names of their tensors: PyTorch's, Flax', else our own."""
-    found = (*torch_names.layers(tensors), *flax_names.layers(tensors)) or (native.layer(tensors, cell),)
-    return Contents.of(found, tensors, also)
+    ours, left_out = model_only(tensors)
+    found = (*torch_names.layers(ours), *flax_names.layers(ours)) or (native.layer(ours, cell),)
+    if isinstance(tensors, Saved):
+        found = tuple(told_by_file(one, tensors) for one in found)
+    if left_out:
+        found = tuple(replace(one, assumed=(*one.assumed, left_out)) for one in found)
+    return Contents.of(found, ours, also)
 
 
 def _named(name: str, names: list[str]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,11 +11,11 @@ import ml_dtypes
 import numpy as np
 
 from gradscope.checkpoints import torch_names
-from gradscope.checkpoints.found import SIMPLE, Found
+from gradscope.checkpoints.found import Found
 from gradscope.checkpoints.live import Live, kept, source, wrong
+from gradscope.checkpoints.torch_told import FACTS, OWN, module_of, told
 from gradscope.custom_types import Array
 
-_RNN = "torch.nn.modules.rnn"
 _PARAMETRIZED = "torch.nn.utils.parametrize"  # the class that it makes of a module's own
 # What a subclass may have of its own and still compute what torch's class does.
 _HARMLESS = {"__init__", "__doc__", "__module__", "__annotations__", "__constants__"}
@@ -78,23 +77,19 @@ def _values(tensor: Any) -> Array:
 
 
 def _told(found: Found, modules: Mapping[str, Any]) -> Found:
-    """A layer with what its module says: the nonlinearity, and whether it is one of torch's at all."""
-    # Weight drop as fastai does it keeps one weight in a module around that of the layer.
-    module = modules.get(max((key.rpartition(".")[0] for key in found.keys), key=len))
-    if found.problem:
-        return found
-    if nonlinearity := getattr(module, "nonlinearity", None):
-        found = replace(found, cells=(SIMPLE[nonlinearity],), question="")
-    return replace(found, doubt="" if _plain(module) else _own(module, found))
+    """A layer with what its module says, and whether that is one of torch's at all."""
+    module = modules.get(module_of(found))
+    facts = {name: getattr(module, name, None) for name in FACTS}
+    return told(found, facts, "" if _plain(module) else _class(module))
 
 
 def _plain(module: Any) -> bool:
     """Whether a module computes what torch's class of its name does."""
     if hasattr(getattr(module, "_c", None), "_type"):  # torch.jit: the name is all that is left of the class
         name = str(module._c._type().qualified_name())
-        return re.sub(r"___torch_mangle_\d+\.", "", name).startswith(f"__torch__.{_RNN}.")
+        return re.sub(r"___torch_mangle_\d+\.", "", name).startswith(f"__torch__.{OWN}.")
     kinds = [kind for kind in type(module).__mro__ if kind.__module__ != _PARAMETRIZED]
-    theirs = next((kind for kind in kinds if kind.__module__ == _RNN), None)
+    theirs = next((kind for kind in kinds if kind.__module__ == OWN), None)
     if theirs is None:
         return False
     own = {name for kind in kinds[: kinds.index(theirs)] for name in vars(kind)}
@@ -102,10 +97,7 @@ def _plain(module: Any) -> bool:
     return not changed and "forward" not in vars(module)
 
 
-def _own(module: Any, found: Found) -> str:
-    """The doubt about a module of the user's own class."""
+def _class(module: Any) -> str:
+    """What the class of a module is called."""
     kinds = [kind.__name__ for kind in type(module).__mro__ if kind.__module__ != _PARAMETRIZED]
-    cells = " or ".join(f"cell={cell!r}" for cell in found.cells)
-    name = getattr(module, "original_name", kinds[0])
-    what = f"is a {name}, which computes in its own way"
-    return f"{what}: if that is what torch's does all the same, add {cells}"
+    return str(getattr(module, "original_name", kinds[0]))
