@@ -91,11 +91,13 @@ class Model:
 
     layers : those chosen and those whose outputs they read, each after the layers that it reads.
     chosen : the names of the first; arrays : other tensors, by what they were asked for as.
+    named : those of the chosen that were asked for by name, none where all were taken.
     """
 
     layers: tuple[Layer, ...]
     chosen: tuple[str, ...]
     arrays: Mapping[str, Named] = field(default_factory=dict)
+    named: tuple[str, ...] = ()
 
 
 def read(
@@ -145,7 +147,9 @@ def choose(
             waiting += found[name].below or ()
     layers = [layer for name, layer in found.items() if name in needed]
     settled = [replace(one, source=source) for one in _settled(layers, cell, activation)]
-    return Model(tuple(settled), tuple(name for name in found if name in chosen), contents.arrays)
+    return Model(
+        tuple(settled), tuple(name for name in found if name in chosen), contents.arrays, tuple(asked)
+    )
 
 
 def _settled(found: list[Found], cell: Cell | None, activation: str | None) -> list[Layer]:

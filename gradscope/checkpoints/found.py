@@ -11,7 +11,8 @@ import numpy as np
 from gradscope.cells import find
 from gradscope.cells.cell import Cell
 from gradscope.cells.notation import key
-from gradscope.checkpoints.layer import Layer, assemble
+from gradscope.checkpoints.layer import Layer, assemble, not_computed
+from gradscope.checkpoints.signals import Mask
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, listed, quoted
 from gradscope.formats.tensors import Tensors, as_float64
@@ -36,7 +37,8 @@ class Found:
     cells : the cells it may be, none where ``problem`` says why gradscope has no such cell.
     question : what the file leaves open and how to decide it, "" where it says all.
     kind, activation : what it is, where ``cells`` does not tell.
-    direction, depth, dtype, below, given_state, not_applied, assumed, time_major : as in Layer.
+    direction, depth, dtype, below, reads, table, mask, given_state, not_applied, assumed, time_major : as in
+        Layer.
     keys : the tensors of the file that it was made of.
     """
 
@@ -52,6 +54,9 @@ class Found:
     dtype: str = "float64"
     keys: tuple[str, ...] = ()
     below: tuple[str, ...] | None = ()
+    reads: str = ""
+    table: str | None = None
+    mask: Mask | None = None
     given_state: bool = False
     not_applied: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
@@ -59,9 +64,11 @@ class Found:
 
     @property
     def open(self) -> str:
-        """All that is to be decided: the question, and whether the layer is to be given a state."""
+        """All that is to be decided: the question, and whether the layer is to be given inputs or a state."""
         state = "the initial state comes from elsewhere in the model: add --initial-state"
-        return "; ".join(filter(None, (self.question, state * self.given_state)))
+        inputs = f"reads {not_computed(self.reads)}: give that as --inputs, with --layer {self.name}"
+        said = (self.question, inputs * bool(self.reads and self.below is None), state * self.given_state)
+        return "; ".join(filter(None, said))
 
     @property
     def label(self) -> str:
@@ -90,6 +97,9 @@ class Found:
             depth=self.depth,
             dtype=self.dtype,
             below=self.below,
+            reads=self.reads,
+            table=self.table,
+            mask=self.mask,
             given_state=self.given_state,
             not_applied=self.not_applied,
             assumed=self.assumed,

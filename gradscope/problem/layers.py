@@ -17,6 +17,7 @@ from gradscope.errors import InputError, MisfitError, listed, shown
 from gradscope.linearize.budget import check_memory
 from gradscope.linearize.outputs import outputs
 from gradscope.problem.checks import whole_number
+from gradscope.problem.feeding import check_roots
 from gradscope.problem.initial_state import initial_states
 from gradscope.problem.inputs import Sequences, extents, given_lengths, given_sequences, label
 from gradscope.problem.loss_adjoint import LOSS, with_loss, with_losses
@@ -47,7 +48,7 @@ def make_problems(
     given = given_sequences(inputs, time_major=time_major, embedding=embedding) or inputs
     options["lengths"] = given_lengths(lengths)
     if model is not None:
-        _check_roots(model)
+        check_roots(model, given)
         # Once for all: to the upper layers, the lengths are those of the outputs that they read.
         batch, options["lengths"] = _batch_and_lengths(given, options)
     alone = {**options, "cut": cut, "top": top}  # what only the one layer is asked for that is analysed
@@ -77,17 +78,6 @@ def make_problems(
     are_read = {name for layer in layers for name in layer.below or ()}
     tops = tuple(number for number, layer in enumerate(layers) if layer.name not in are_read)
     return Problems(chosen, _stacks(model, connected, chosen, cut, top), tops)
-
-
-def _check_roots(model: Model) -> None:
-    """Raise InputError where the same inputs cannot be what all the lowest layers read."""
-    roots = [layer for layer in model.layers if not layer.below]
-    unknown = [layer.name for layer in roots if layer.below is None]
-    if 0 < len(unknown) < len(roots):
-        raise InputError(
-            f"layer {listed(unknown)} reads what other parts of the model make of the layers below it, which "
-            "gradscope does not compute: choose it with --layer and give its own --inputs, or choose others"
-        )
 
 
 def _batch_and_lengths(
