@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradscope.checkpoints import Live, Model, read
+from gradscope.custom_types import Array
 from gradscope.errors import InputError, quoted
-from gradscope.machine import find_devices
-from gradscope.measure.measured import Progress
+from gradscope.machine import find_devices, one_blas_thread
+from gradscope.measure.batch import Means, measure_batch
+from gradscope.measure.loss import loss_gradient
+from gradscope.measure.measured import Measured
+from gradscope.measure.progress import Progress
 from gradscope.problem.layers import Problems, make_problems
-from gradscope.report.conclude import analyze as _analyze
-from gradscope.report.verdict import Policy
+from gradscope.product_svd.spectrum import spectrum
+from gradscope.report.analysis import Analysis
+from gradscope.report.chains import chain_of
+from gradscope.report.conclude import conclude
+from gradscope.report.verdict import Policy, judge, level
 
 if TYPE_CHECKING:
     from jax import Device
 
     from gradscope.cells.cell import Cell
-    from gradscope.report.analysis import Analysis
 
 
 def analyze(
@@ -94,8 +101,9 @@ def analyze(
     Raises gradscope.InputError with one line that says what was given and what is expected.
     """
     policy = Policy(vanishing_below, exploding_above)
+    floor = math.log10(policy.vanishing_below)
 
-    def prepare() -> tuple[Problems, tuple[Device, ...]]:
+    def prepare() -> tuple[Problems, Means]:
         found = find_devices(platform, devices)
         choice = {"layer": layer, "activation": activation, "max_size": max_size}
         beside = {"readout": readout, "embedding": embedding}
@@ -124,14 +132,40 @@ def analyze(
             accuracy=accuracy,
         )
         head = model.arrays[readout] if model and readout else None
-        return problems.with_loss(head, readout_at, adjoint), found
+        return problems.with_loss(head, readout_at, adjoint), Means(found, devices)
 
-    if distributed:
-        from gradscope.measure.cluster import analyze
+    if not distributed:
+        problems, means = prepare()
+        return analyze_problems(problems, policy, progress, means)
+    from gradscope.measure.cluster import measure_shared
 
-        return analyze(prepare, policy, progress, devices)
-    problems, found = prepare()
-    return _analyze(problems, policy, progress, found, devices)
+    problems, means, measured = measure_shared(prepare, floor, progress)
+    return _concluded(problems, policy, measured, means.devices[0], progress)
+
+
+def analyze_problems(
+    problems: Problems,
+    policy: Policy | None = None,
+    progress: Progress | None = None,
+    means: Means | None = None,
+) -> Analysis:
+    """The straight line from problems to their analysis, by default on all devices of this process."""
+    policy, means = policy or Policy(), means or Means(find_devices())
+    floor = math.log10(policy.vanishing_below)
+    measured = measure_batch(problems, range(problems.batch), floor, means, progress)
+    return _concluded(problems, policy, measured, means.devices[0], progress)
+
+
+def _concluded(
+    problems: Problems,
+    policy: Policy,
+    measured: Sequence[Sequence[Measured]],
+    device: Device,
+    progress: Progress | None,
+) -> Analysis:
+    """The analysis of what was measured; losses are followed back on ``device``."""
+    losses = [loss_gradient(problem, device, progress) for problem in problems.every]
+    return conclude(problems, policy, measured, losses, device.platform)
 
 
 def _read(
@@ -151,3 +185,20 @@ def _read(
                 f"{name} is {quoted(value)}, but that is about a checkpoint: give its file as well"
             )
     return None
+
+
+@one_blas_thread()
+def analyze_chain(
+    stack: Array, source: str, policy: Policy | None = None, top: int | None = None
+) -> Analysis:
+    """The same for a bare stack of Jacobians (T, m, m), which has no paths; top : how many values."""
+    policy = policy or Policy()
+    floor = -math.inf if top is None else math.log10(policy.vanishing_below)
+    chain = chain_of("full", [spectrum(stack, top, by_lag=True, floor=floor)], policy.vanishing_below)
+    return Analysis(
+        problem={"cell": None, "size": stack.shape[1], "steps": len(stack), "batch": 1, "source": source},
+        policy=policy,
+        verdict=judge([chain], {}, policy, trajectory=False),
+        chains=(chain,),
+        levels={"full": level(chain, policy)},
+    )

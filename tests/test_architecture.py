@@ -1,4 +1,4 @@
-"""The package reads along one line: a module imports only what stands before it."""
+"""The package reads along one line: a room imports only rooms to its left."""
 
 import ast
 import subprocess
@@ -9,122 +9,29 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "gradscope"
 
-# The straight line of the package, from input to surface.
-LINE = [
-    "gradscope",  # the version, and lazy names for users
-    "errors",
-    "threads",
-    "cells.units",
-    "cells.cell",
-    "cells.rnn",
-    "cells.lstm",
-    "cells.gru",
-    "cells.stack",
-    "cells",
-    "cells.initializers",
-    "formats.tensors",
-    "checkpoints.layer",
-    "checkpoints.found",
-    "checkpoints.live",
-    "checkpoints.native",
-    "checkpoints.torch_names",
-    "checkpoints.torch_live",
-    "checkpoints.equinox_live",
-    "checkpoints.flax_names",
-    "checkpoints.flax_live",
-    "formats.safetensors_file",
-    "formats.pickles",
-    "formats.torch_file",
-    "formats.msgpack_file",
-    "formats.hdf5",
-    "checkpoints.signals",
-    "checkpoints.keras_config",
-    "checkpoints.keras_names",
-    "checkpoints.keras_file",
-    "checkpoints.keras_live",
-    "checkpoints.onnx_tensors",
-    "checkpoints.onnx_wiring",
-    "checkpoints.onnx_graph",
-    "checkpoints",
-    "problem.checks",
-    "linearize.budget",
-    "report.inspection",
-    "formats.csv_table",
-    "problem.inputs",
-    "problem.initial_state",
-    "problem.problem",
-    "problem.loss_adjoint",
-    "problem.problems",
-    "linearize.trajectory",
-    "linearize.paths",
-    "product_svd.parts",
-    "linearize.loaded",
-    "linearize.cell_chain",
-    "linearize.stack_chain",
-    "linearize.segmented",
-    "linearize.jacobians",
-    "linearize.maps",
-    "linearize.tangents",
-    "measure.backprop",
-    "product_svd.steps",
-    "product_svd.graded_lu",
-    "product_svd.graded_chain",
-    "product_svd.exact",
-    "product_svd.jacobi_svd",
-    "product_svd.norm_by_lag",
-    "product_svd.time_parallel",
-    "product_svd.perturbed",
-    "product_svd.triangle",
-    "product_svd.block_pass",
-    "product_svd.block_krylov",
-    "product_svd.reach",
-    "product_svd.operator",
-    "linearize.tangent_chain",
-    "product_svd.error_estimate",
-    "product_svd.spectrum",
-    "report.chains",
-    "measure.all_values",
-    "linearize.sequence",
-    "linearize.outputs",
-    "problem.layers",
-    "measure.adjoints",
-    "measure.loss",
-    "measure.top_values",
-    "measure.workers",
-    "measure.side_by_side",
-    "report.verdict",
-    "report.analysis",
-    "measure.batch",
-    "report.conclude",
-    "measure.cluster",
-    "runtime",
-    "api",
-    "report.terminal",
-    "report.json",
-    "report.page",
-    "report.sparkline",
-    "report.loss_table",
-    "report.table",
-    "report.inspection_table",
-    "render",
-    "cli.streams",
-    "cli.progress",
-    "cli.options",
-    "cli.group",
-    "cli.asked",
-    "cli.analyze",
-    "cli.chain",
-    "cli.inspect",
-    "cli",
-    "cli.main",
-    "__main__",
-]
-SURFACE = LINE.index("render.terminal")
+# Room -> the rooms that it may import; in the order of the straight line.
+MAY = {
+    "formats": set(),
+    "cells": set(),
+    "product_svd": set(),
+    "checkpoints": {"formats", "cells"},
+    "linearize": {"cells", "product_svd"},
+    "problem": {"formats", "cells", "checkpoints", "linearize"},
+    "measure": {"problem", "linearize", "cells", "product_svd"},
+    "report": {"measure", "problem", "checkpoints", "cells", "product_svd"},
+    "cli": {"api", "report", "measure", "cells", "formats"},
+}
+# Files of the root that every room may import, and what they may import themselves.
+LEAVES = {"custom_types": set(), "errors": {"custom_types"}, "version": set()}
+LEAVES |= {"machine": {"errors"}, "settings": {"errors", "custom_types"}}
+ROOT = LEAVES | {"api": {*MAY, *LEAVES} - {"cli"}, "__main__": {"cli"}, "__init__": {*MAY, *LEAVES, "api"}}
+RICH = {"page", "table", "loss_table", "sparkline", "inspection_table"}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def name_of(path):
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return ".".join(p for p in parts if p != "__init__") or "gradscope"
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
 def imports(path):
@@ -134,35 +41,54 @@ def imports(path):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute here"
-            for alias in node.names:  # ``from package import module`` imports the module
-                name = f"{node.module}.{alias.name}"
-                yield name if name.removeprefix("gradscope.") in LINE else node.module
+            # From the package itself come its rooms and files.
+            whole = node.module == "gradscope"
+            yield from (f"gradscope.{alias.name}" for alias in node.names) if whole else [node.module]
 
 
-FILES = sorted(PACKAGE.rglob("*.py"))
+def rooms_imported(path):
+    return {module.split(".")[1] for module in imports(path) if module.startswith("gradscope.")}
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_imports_point_backwards(path):
-    if name_of(path) == "gradscope":
-        return  # its lazy names point everywhere by design
-    here = LINE.index(name_of(path))
-    for module in imports(path):
-        if module.split(".")[0] == "gradscope":
-            target = module.removeprefix("gradscope.")
-            assert LINE.index(target) < here, f"{name_of(path)} imports {target}, which stands after it"
-
-
-@pytest.mark.parametrize("path", [p for p in FILES if LINE.index(name_of(p)) < SURFACE], ids=name_of)
-def test_library_knows_no_surface(path):
-    assert not {"click", "rich"} & {module.split(".")[0] for module in imports(path)}
+def test_every_file_is_in_a_room_or_known_in_the_root():
+    folders = {path.relative_to(PACKAGE).parts[0] for path in FILES if path.parent != PACKAGE}
+    assert folders == MAY.keys()
+    assert {path.stem for path in PACKAGE.glob("*.py")} == ROOT.keys()
+    assert all(path.parent == PACKAGE or path.parent.parent == PACKAGE for path in FILES)
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_modules_are_small_and_say_what_they_are(path):
-    text = path.read_text("utf-8")
-    assert ast.get_docstring(ast.parse(text)), "a module opens with a docstring"
-    assert len(text.splitlines()) <= 250
+def test_imports_point_to_the_left(path):
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    allowed = ROOT[room] if room in ROOT else {room, *MAY[room], *LEAVES}
+    assert rooms_imported(path) <= allowed
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_only_the_surface_knows_the_terminal(path):
+    used = {module.split(".")[0] for module in imports(path)}
+    assert "click" not in used or path.parent.name == "cli"
+    assert "rich" not in used or path.parent.name == "cli" or path.stem in RICH
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_file_says_what_it_is_and_its_functions_are_short(path):
+    tree = ast.parse(path.read_text("utf-8"))
+    assert ast.get_docstring(tree), "a file opens with a docstring"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            inside = node.body[bool(ast.get_docstring(node)) :]
+            length = node.end_lineno - inside[0].lineno if inside else 0
+            assert length < 60, f"{node.name} has {length + 1} lines"
+
+
+def test_no_two_public_things_have_one_name():
+    found = {}
+    for path in FILES:
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(name_of(path))
+    assert {name: places for name, places in found.items() if len(places) > 1} == {}
 
 
 def modules_after(code):
@@ -189,9 +115,13 @@ def test_package_imports_nothing_heavy():
     assert not HEAVY & modules_after("import gradscope")
 
 
-def test_public_names_all_load():
-    code = "import gradscope; [getattr(gradscope, n) for n in gradscope.__all__]"
-    assert "jax" in modules_after(code)
+LOAD = "for n in gradscope.__all__: assert callable(getattr(gradscope, n)), n"
+
+
+@pytest.mark.parametrize("first", ["", *(f"import gradscope.{room}; " for room in MAY)])
+def test_public_names_all_load(first):
+    """A room that is imported is bound as an attribute: none may stand in the place of a public name."""
+    assert "jax" in modules_after(f"{first}import gradscope\n{LOAD}\npass")
 
 
 def test_spectrum_needs_no_jax():

@@ -12,10 +12,14 @@ import numpy as np
 import pytest
 
 import gradscope
-from gradscope import memory, workers
-from gradscope.linearize.cell_chain import CellChain, DensePath
+from gradscope import machine
+from gradscope.linearize import budget
+from gradscope.linearize.cell_chain import CellChain
+from gradscope.linearize.paths import DensePath
 from gradscope.linearize.sequence import Linearized
-from gradscope.measure.all_values import Task, measure
+from gradscope.measure import workers
+from gradscope.measure.all_values import Task, measure_sequence
+from gradscope.measure.chains import Ask
 from gradscope.problem.problem import make_problem
 from gradscope.product_svd.spectrum import spectrum
 
@@ -86,8 +90,8 @@ def test_a_failure_in_a_worker_is_raised_here():
         def segment(self, i):
             return "no chain"
 
-    jobs = [(Task((0,), 3, 1e-16, -3.0), Broken())] * 2
-    work = workers._Work(jobs, lambda *_: None)
+    jobs = [(Task((0,), 3, Ask(1e-16, -3.0)), Broken())] * 2
+    work = workers._Work(jobs, lambda _: lambda _: None)
     with workers._processes(1) as (worker,):
         work.share(worker)
     with pytest.raises(AttributeError, match="str") as caught:
@@ -161,25 +165,27 @@ CASES = [
 def test_segments_are_one_chain(monkeypatch, options, length):
     problem = {"hidden": 4, "input_size": 3, "steps": 50, **options}
     whole = gradscope.analyze(**problem).to_dict()
-    cell = make_problem(**problem).cell
-    monkeypatch.setattr("gradscope.linearize.sequence.SEGMENT_BYTES", length * memory.step_bytes(cell, 4))
+    cell = make_problem(**problem).system.cell
+    monkeypatch.setattr("gradscope.linearize.sequence.SEGMENT_BYTES", length * budget.step_bytes(cell, 4))
     device = jax.devices()[0]
-    assert len(Linearized(make_problem(**problem), 0, device).starts) == (3 if length > 1 else 25)
+    view = problem.get("view", "state")
+    linearized = Linearized(make_problem(**problem).system, 0, device, view=view)
+    assert len(linearized.starts) == (3 if length > 1 else 25)
     same(whole, gradscope.analyze(**problem).to_dict(), 1e-10)
 
 
 def test_the_jacobians_of_a_segment_are_those_of_autodiff(monkeypatch):
-    problem = make_problem(cell="lstm", hidden=3, input_size=2, steps=20)
-    monkeypatch.setattr("gradscope.linearize.sequence.SEGMENT_BYTES", 8 * memory.step_bytes(problem.cell, 3))
-    found = Linearized(problem, 0, jax.devices()[0])
+    system = make_problem(cell="lstm", hidden=3, input_size=2, steps=20).system
+    monkeypatch.setattr("gradscope.linearize.sequence.SEGMENT_BYTES", 8 * budget.step_bytes(system.cell, 3))
+    found = Linearized(system, 0, jax.devices()[0])
     assert found.starts == [0, 7, 14]
     with jax.enable_x64(True):
         state = jnp.zeros(6)
-        for t, x in enumerate(problem.inputs[0]):
+        for t, x in enumerate(system.inputs[0]):
             segment, at = divmod(t, 7)
-            expected = jax.jacfwd(lambda s, x=x: problem.cell.advance(problem.parameters, x, s))(state)
+            expected = jax.jacfwd(lambda s, x=x: system.cell.advance(system.parameters, x, s))(state)
             np.testing.assert_allclose(found.segment(segment)[at], expected, rtol=1e-12, atol=1e-14)
-            state = problem.cell.advance(problem.parameters, x, state)
+            state = system.cell.advance(system.parameters, x, state)
 
 
 def test_few_segments_are_held_and_each_is_loaded_a_few_times():
@@ -190,7 +196,7 @@ def test_few_segments_are_held_and_each_is_loaded_a_few_times():
         loads.append(i)
         return CellChain((DensePath("a", stacks[i]), DensePath("b", 0.1 * stacks[i])), 5, 3)
 
-    found = measure(Task(tuple(range(0, 30, 5)), 30, 2e-16, -np.inf), segment, lambda _: None)
+    found = measure_sequence(Task(tuple(range(0, 30, 5)), 30, Ask(2e-16, -np.inf)), segment, lambda _: None)
     expected = spectrum(1.1 * stacks.reshape(30, 3, 3)).log10_singular_values
     np.testing.assert_allclose(found.spectra["full"].log10_singular_values, expected, atol=1e-11)
     np.testing.assert_allclose(found.shares["a"], 1 / 1.1, rtol=1e-9)
@@ -201,12 +207,12 @@ def test_memory_of_a_container(monkeypatch, tmp_path):
     inner = tmp_path / "groups" / "job" / "step"
     inner.mkdir(parents=True)
     (tmp_path / "own").write_text("0::/job/step\n")
-    monkeypatch.setattr(memory, "_OWN_GROUP", tmp_path / "own")
-    monkeypatch.setattr(memory, "_GROUPS", tmp_path / "groups")
-    physical = memory.available()
+    monkeypatch.setattr(machine, "_OWN_GROUP", tmp_path / "own")
+    monkeypatch.setattr(machine, "_GROUPS", tmp_path / "groups")
+    physical = machine.available()
     (inner / "memory.max").write_text("max\n")
-    assert memory.available() == physical
+    assert machine.available() == physical
     (inner.parent / "memory.max").write_text(f"{2**20}\n")
-    assert memory.available() == 2**20
+    assert machine.available() == 2**20
     with pytest.raises(gradscope.InputError, match="this machine has 0"):
         make_problem(hidden=64)

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save as safetensors_bytes
 
+from gradscope import errors
 from gradscope.errors import InputError
-from gradscope.formats import tensors as files
 from gradscope.formats.numpy_files import open_npz, read_jacobians, read_npy
 from gradscope.formats.safetensors_file import open_safetensors
 
@@ -384,9 +384,9 @@ def test_only_what_is_chosen_is_read(tmp_path):
 
 
 def test_lists_of_names_stay_short(tmp_path):
-    assert files.listed(["a", "b"]) == "a, b"
-    assert files.listed([str(k) for k in range(1000)]) == "0, 1, 2, 3, 4, 5, 6, 7, ... (1000 in all)"
-    assert files.listed(["a\x1b[2J", "x" * 999]) == r"'a\x1b[2J', " + "x" * 80
+    assert errors.listed(["a", "b"]) == "a, b"
+    assert errors.listed([str(k) for k in range(1000)]) == "0, 1, 2, 3, 4, 5, 6, 7, ... (1000 in all)"
+    assert errors.listed(["a\x1b[2J", "x" * 999]) == r"'a\x1b[2J', " + "x" * 80
 
 
 def test_jacobians(tmp_path):

@@ -7,8 +7,10 @@ import torch
 
 import gradscope
 from gradscope.cells.notation import recurrent_matrices
-from gradscope.linearize.cell_chain import CellChain, DensePath
-from gradscope.linearize.gates import gate_statistics, gate_sums
+from gradscope.linearize.cell_chain import CellChain
+from gradscope.linearize.gates import gate_sums
+from gradscope.linearize.paths import DensePath
+from gradscope.measure.measured import Measured, gate_statistics
 from gradscope.measure.shares import shares
 from gradscope.product_svd.spectrum import spectrum
 from gradscope.report.chains import chain_of, horizon
@@ -94,7 +96,7 @@ def test_gate_statistics():
         {"f": np.array([[0.05, 0.5], [0.95, 0.5]]), "i": np.array([[0.1]])},
         {"f": np.array([[0.5]] * 4), "i": np.array([[0.9]])},
     ]
-    assert gate_statistics([gate_sums(part) for part in parts]) == {
+    assert gate_statistics([Measured({}, {}, gate_sums(part)) for part in parts]) == {
         "f": {"mean": pytest.approx(0.5), "saturated": 0.25},
         "i": {"mean": pytest.approx(0.5), "saturated": 0.0},
     }

@@ -13,10 +13,12 @@ from safetensors.numpy import save_file
 from test_files import HOSTILE
 
 import gradscope
-from gradscope.checkpoints import Named, read
+from gradscope.checkpoints import read
+from gradscope.checkpoints.found import Named
 from gradscope.errors import InputError
 from gradscope.formats.reading import read_array
 from gradscope.problem.problem import make_problem
+from gradscope.report.provenance import described
 
 X = np.random.default_rng(6).standard_normal((2, 9, 3))
 
@@ -53,8 +55,8 @@ def test_arrays_of_every_format(form, tmp_path):
     path = saved(tmp_path, form, X)
     np.testing.assert_array_equal(read_array(path), X)
     problem = make_problem(inputs=path, hidden=4)
-    np.testing.assert_array_equal(problem.inputs, X)
-    assert problem.source["inputs"] == str(path)
+    np.testing.assert_array_equal(problem.system.inputs, X)
+    assert described(problem, "cpu")["inputs"] == str(path)
 
 
 TABLES = {
@@ -239,8 +241,8 @@ LAYOUTS = {
 def test_layouts_of_token_ids(name):
     ids, options = LAYOUTS[name]
     problem = make_problem(inputs=ids, hidden=4, embedding=TABLE, **options)
-    expected = EMBEDDED if problem.batch == 2 else EMBEDDED[:1]
-    for number, sequence in enumerate(problem.inputs):
+    expected = EMBEDDED if problem.system.batch == 2 else EMBEDDED[:1]
+    for number, sequence in enumerate(problem.system.inputs):
         length = problem.length(number)
         np.testing.assert_array_equal(sequence[:length], expected[number, :length])
 

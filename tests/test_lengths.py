@@ -16,7 +16,7 @@ import gradscope
 from gradscope.checkpoints import read
 from gradscope.cli.main import main
 from gradscope.errors import InputError
-from gradscope.linearize import budget as memory
+from gradscope.linearize import budget
 from gradscope.linearize.system import reversed_within
 from gradscope.problem.layers import make_problems
 from gradscope.problem.problem import make_problem
@@ -104,7 +104,7 @@ def test_top_values_of_sequences_of_different_length():
 def test_segments_of_sequences_of_different_length(monkeypatch):
     whole = gradscope.analyze(**SMALL, lengths=LENGTHS)
     cell = make_problem(**SMALL).cell
-    monkeypatch.setattr("gradscope.linearize.sequence.SEGMENT_BYTES", 4 * memory.step_bytes(cell, 4))
+    monkeypatch.setattr("gradscope.linearize.sequence.SEGMENT_BYTES", 4 * budget.step_bytes(cell, 4))
     cut = gradscope.analyze(**SMALL, lengths=LENGTHS)
     np.testing.assert_allclose(cut.full.by_lag, whole.full.by_lag, rtol=0, atol=1e-10)
     assert cut.gates["f"] == pytest.approx(whole.gates["f"])
@@ -157,8 +157,9 @@ def test_packed_sequences_of_torch(direction, tmp_path):
     expected = pad_packed_sequence(module(packed(X))[0], batch_first=True)[0].detach().numpy()
     found = gradscope.analyze(checkpoint=tmp_path / "x.pt", layer=name, inputs=X, lengths=SHORT)
     for number, length in enumerate(SHORT):
-        x = problem.inputs[number, :length]
-        states = np.asarray(compiled("lstm")(problem.parameters, x, problem.state[number]))[1:, 4:]
+        system = problem.system
+        x = system.inputs[number, :length]
+        states = np.asarray(compiled("lstm")(system.parameters, x, system.state[number]))[1:, 4:]
         ours = states[::-1] if direction else states
         theirs = expected[number, :length, 4 * direction : 4 * direction + 4]
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)

@@ -14,7 +14,7 @@ import torch_cells
 from test_readme import README, run
 
 import gradscope
-from gradscope.checkpoints import Named
+from gradscope.checkpoints.found import Named
 from gradscope.cli.main import main
 from gradscope.measure import adjoints
 from gradscope.measure.loss import LossGradient, loss_gradient
@@ -25,6 +25,16 @@ from gradscope.report.analysis import lags
 B, T, N = 2, 9, 4
 
 
+def followed(problem, adjoint, **options):
+    """The gradient of the loss with these derivatives by the outputs."""
+    return loss_gradient(replace(problem, adjoint=adjoint), **options)
+
+
+def changed(problem, **fields):
+    """The same question of another system."""
+    return replace(problem, system=replace(problem.system, **fields))
+
+
 def problem_of(cell, **options):
     return make_problem(cell=cell, hidden=N, input_size=3, steps=T, gain=1.5, **options)
 
@@ -33,12 +43,13 @@ class Unrolled:
     """A cell unrolled in torch, straight from its equations, with what gradients are wanted of as leaves."""
 
     def __init__(self, problem, sequence, cut=()):
-        step = torch_cells.CELLS[problem.cell.name][0]
-        self.parameters = {k: torch.tensor(v, requires_grad=True) for k, v in problem.parameters.items()}
-        self.hidden = problem.hidden
-        self.initial = state = torch.tensor(problem.state[sequence], requires_grad=True)
+        system = problem.system
+        step = torch_cells.CELLS[system.cell.name][0]
+        self.parameters = {k: torch.tensor(v, requires_grad=True) for k, v in system.parameters.items()}
+        self.hidden = system.hidden
+        self.initial = state = torch.tensor(system.state[sequence], requires_grad=True)
         self.states, self.used, self.olds = [], [], []
-        for x in torch.tensor(problem.inputs[sequence]):
+        for x in torch.tensor(system.inputs[sequence]):
             # Every step has weights of its own, views of the same leaves: their gradients are its alone.
             used = {k: v.clone() for k, v in self.parameters.items()}
             state = step(used, x, state, lambda path, value: value.detach() if path in cut else value)
@@ -83,21 +94,21 @@ def slow(*case):
 )
 def test_against_autograd(cell, every, cut):
     problem = problem_of(cell, batch=2, cut=cut)
-    steps, n = problem.steps, problem.hidden
+    steps, n = problem.system.steps, problem.system.hidden
     seeds = np.random.default_rng(5).standard_normal((2, steps if every else 1, n))
-    found = loss_gradient(problem, seeds)
+    found = followed(problem, seeds)
     assert found.at == ("every" if every else "last")
 
     nets = [Unrolled(problem, b, cut) for b in range(2)]
-    by_step = {name: np.zeros((steps, *array.shape)) for name, array in problem.parameters.items()}
-    by_lag = {name: np.zeros((steps, *array.shape)) for name, array in problem.parameters.items()}
+    by_step = {name: np.zeros((steps, *array.shape)) for name, array in problem.system.parameters.items()}
+    by_lag = {name: np.zeros((steps, *array.shape)) for name, array in problem.system.parameters.items()}
     for b, net in enumerate(nets):
         all_seeds = seeds[b] if every else last(seeds[b, 0], steps)
         loss = net.loss(all_seeds)
         adjoints = net.gradients(loss, [*net.states[::-1], net.initial])
         norms = np.log10([np.linalg.norm(a) for a in adjoints])
         np.testing.assert_allclose(found.log10_norm[b], norms, rtol=0, atol=1e-12)
-        for name in problem.parameters:
+        for name in problem.system.parameters:
             of = [used[name] for used in net.used]
             each = net.gradients(loss, of)
             by_step[name] += each
@@ -128,9 +139,9 @@ def test_against_autograd(cell, every, cut):
 def test_scalar_linear_rnn(every):
     """dL/dw = sum over the losses of t w^(t-1) x, of which every lag has w^(t-1) x."""
     steps, w, x = 51, 0.9, 3.0
-    problem = replace(scalar(steps, w), state=np.full((1, 1), x))
+    problem = changed(scalar(steps, w), state=np.full((1, 1), x))
     losses = np.arange(1, steps + 1) if every else np.array([steps])
-    found = loss_gradient(problem, np.ones((1, len(losses), 1)))
+    found = followed(problem, np.ones((1, len(losses), 1)))
     by_lag = np.array([(w ** (losses[losses >= k] - 1.0) * x).sum() for k in range(1, steps + 1)])
     assert found.log10_gradients["R"] == pytest.approx(np.log10((losses * w ** (losses - 1.0) * x).sum()))
     np.testing.assert_allclose(found.shares["R"], by_lag / by_lag.sum(), rtol=1e-12)
@@ -146,14 +157,14 @@ def test_scalar_linear_rnn(every):
 def scalar(steps, w):
     """h_t = w h_(t-1), from 0."""
     problem = make_problem(cell="linear", hidden=1, input_size=1, steps=steps, inputs="zeros")
-    return replace(problem, parameters={"W": np.ones((1, 1)), "R": np.full((1, 1), w), "b": np.zeros(1)})
+    return changed(problem, parameters={"W": np.ones((1, 1)), "R": np.full((1, 1), w), "b": np.zeros(1)})
 
 
 @pytest.mark.parametrize("w", [0.5, 2.0])
 def test_beyond_float64(w):
     """dL/ds_(T-k) = w^k; dL/db = sum_k w^k; no number on the way ends at 1e-308 or 1e308."""
     steps = 3000
-    found = loss_gradient(scalar(steps, w), np.ones((1, 1, 1)))
+    found = followed(scalar(steps, w), np.ones((1, 1, 1)))
     logs = np.arange(steps + 1) * np.log10(w)
     np.testing.assert_allclose(found.log10_norm[0], logs, rtol=1e-14)
     np.testing.assert_allclose(found.log10_deltas["d"][0], logs[:-1], rtol=1e-14)
@@ -164,13 +175,13 @@ def test_beyond_float64(w):
 @pytest.mark.parametrize("every", [True, slow(False)])
 def test_segments_and_groups_change_nothing(every, monkeypatch):
     problem = problem_of("lstm", batch=2)
-    seeds = np.random.default_rng(1).standard_normal((2, problem.steps if every else 1, 4))
-    whole = loss_gradient(problem, seeds)
+    seeds = np.random.default_rng(1).standard_normal((2, problem.system.steps if every else 1, 4))
+    whole = followed(problem, seeds)
     fours = classmethod(lambda cls, steps, *_: cls(steps, 4, -(-steps // 4)))  # the last of them padded
     monkeypatch.setattr(adjoints.Segments, "cover", fours)
     monkeypatch.setattr(adjoints, "_TOGETHER", 6)
     reports = []
-    parts = loss_gradient(problem, seeds, progress=lambda *report: reports.append(report))
+    parts = followed(problem, seeds, progress=lambda *report: reports.append(report))
     np.testing.assert_allclose(parts.log10_norm, whole.log10_norm, rtol=0, atol=1e-13)
     for name in whole.shares:
         np.testing.assert_allclose(parts.shares[name], whole.shares[name], rtol=1e-10, atol=1e-15)
@@ -206,7 +217,7 @@ def test_beside_the_top_values_alone():
 
 
 def test_a_loss_without_gradient():
-    found = loss_gradient(problem_of("lstm"), np.zeros((1, 1, 4)))
+    found = followed(problem_of("lstm"), np.zeros((1, 1, 4)))
     assert (found.log10_norm == -np.inf).all()
     assert set(found.log10_gradients.values()) == {-np.inf}
     assert json.dumps(found.to_dict(lags(9))["reach"]) == json.dumps(
@@ -217,7 +228,7 @@ def test_a_loss_without_gradient():
 def test_single_precision():
     problem = problem_of("rnn", dtype="float32")
     seeds = np.random.default_rng(2).standard_normal((1, 9, 4))
-    single, double = (loss_gradient(replace(problem, dtype=dtype), seeds) for dtype in ("float32", "float64"))
+    single, double = (followed(changed(problem, dtype=dtype), seeds) for dtype in ("float32", "float64"))
     np.testing.assert_allclose(single.log10_norm, double.log10_norm, rtol=0, atol=1e-5)
     assert sum(map(single.share, single.kinds["R"])) == pytest.approx(1, abs=1e-5)
 
@@ -226,15 +237,15 @@ def test_single_precision():
 def test_parameters_of_other_names(prefix):
     """A stack names its layers; a cell whose names say nothing has norms, and no deltas or shares."""
     problem, seeds = problem_of("rnn"), np.ones((1, 9, 4))
-    cell = problem.cell
+    cell = problem.system.cell
     renamed = gradscope.Cell(
         name="renamed",
         parameters=lambda n, d: {prefix + key: shape for key, shape in cell.parameters(n, d).items()},
         step=lambda p, x, s: cell.advance({key.removeprefix(prefix): a for key, a in p.items()}, x, s),
     )
-    arrays = {prefix + key: array for key, array in problem.parameters.items()}
+    arrays = {prefix + key: array for key, array in problem.system.parameters.items()}
     plain, found = (
-        loss_gradient(one, seeds) for one in (problem, replace(problem, cell=renamed, parameters=arrays))
+        followed(one, seeds) for one in (problem, changed(problem, cell=renamed, parameters=arrays))
     )
     assert found.log10_gradients[prefix + "R"] == pytest.approx(plain.log10_gradients["R"], abs=1e-12)
     np.testing.assert_allclose(found.log10_norm, plain.log10_norm, rtol=0, atol=1e-12)
@@ -280,7 +291,7 @@ HEAD = Named("head.weight", np.arange(8.0).reshape(2, N))  # W^T 1 = 4, 6, 8, 10
     ],
 )
 def test_seeds(batch, given, expected):
-    np.testing.assert_array_equal(with_loss(problem_of("rnn", batch=batch), **given).seeds, expected)
+    np.testing.assert_array_equal(with_loss(problem_of("rnn", batch=batch), **given).adjoint, expected)
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from models import read_layer
 
+from gradscope import machine
 from gradscope.cells import CELLS, find
 from gradscope.cells.cell import Cell
 from gradscope.cells.initializers import initialize
 from gradscope.errors import InputError
-from gradscope.linearize import budget as memory
 from gradscope.problem import problem as problem_module
 from gradscope.problem.problem import make_problem
+from gradscope.report.provenance import described
 
 SMALL = {"hidden": 4, "input_size": 3, "steps": 5}
 
@@ -42,13 +43,14 @@ def checkpoint(folder, cell="lstm", **more):
 
 def test_defaults():
     problem = make_problem()
-    assert (problem.hidden, problem.input_size, problem.steps, problem.batch) == (64, 32, 200, 1)
-    assert (problem.cell.name, problem.cut, problem.view, problem.dtype) == ("lstm", (), "state", "float64")
-    np.testing.assert_array_equal(problem.state, np.zeros((1, 128)))
-    expected = initialize(problem.cell, 64, 32)
-    for key, array in problem.parameters.items():
+    system = problem.system
+    assert (system.hidden, system.input_size, system.steps, system.batch) == (64, 32, 200, 1)
+    assert (system.cell.name, problem.cut, problem.view, system.dtype) == ("lstm", (), "state", "float64")
+    np.testing.assert_array_equal(problem.system.state, np.zeros((1, 128)))
+    expected = initialize(problem.system.cell, 64, 32)
+    for key, array in problem.system.parameters.items():
         np.testing.assert_array_equal(array, expected[key])
-    assert json.loads(json.dumps(problem.source, allow_nan=False)) == {
+    assert json.loads(json.dumps(described(problem, "cpu"), allow_nan=False)) == {
         "cell": "lstm",
         "hidden": 64,
         "input_size": 32,
@@ -71,34 +73,35 @@ def test_defaults():
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_cell_makes_a_problem(cell):
     problem = make_problem(cell=cell, batch=2, **SMALL)
-    assert problem.inputs.shape == (2, 5, 3)
-    assert problem.state.shape == (2, 4 * len(problem.cell.components))
-    assert {k: v.shape for k, v in problem.parameters.items()} == problem.cell.parameters(4, 3)
-    assert (problem.hidden, problem.input_size, problem.steps, problem.batch) == (4, 3, 5, 2)
+    assert problem.system.inputs.shape == (2, 5, 3)
+    assert problem.system.state.shape == (2, 4 * len(problem.system.cell.components))
+    assert {k: v.shape for k, v in problem.system.parameters.items()} == problem.system.cell.parameters(4, 3)
+    system = problem.system
+    assert (system.hidden, system.input_size, system.steps, system.batch) == (4, 3, 5, 2)
 
 
 def test_options_reach_the_parameters():
     plain = make_problem(cell="gru", init="orthogonal", seed=7, **SMALL).parameters
     changed = make_problem(cell="gru", init="orthogonal", seed=7, gain=2, biases={"b_z": 3}, **SMALL)
-    np.testing.assert_array_equal(changed.parameters["R_z"], 2 * plain["R_z"])
-    np.testing.assert_array_equal(changed.parameters["W_z"], plain["W_z"])
-    np.testing.assert_array_equal(changed.parameters["b_z"], np.full(4, 3.0))
-    assert changed.source["biases"] == {"b_z": 3.0}
-    assert changed.source["init"] == "orthogonal"
+    np.testing.assert_array_equal(changed.system.parameters["R_z"], 2 * plain["R_z"])
+    np.testing.assert_array_equal(changed.system.parameters["W_z"], plain["W_z"])
+    np.testing.assert_array_equal(changed.system.parameters["b_z"], np.full(4, 3.0))
+    assert described(changed, "cpu")["biases"] == {"b_z": 3.0}
+    assert described(changed, "cpu")["init"] == "orthogonal"
 
 
 def test_random_inputs_are_normal_seeded_and_independent_of_the_weights():
     problem = make_problem(hidden=64, input_size=64, steps=64, init="gaussian", seed=3)
-    x = problem.inputs.ravel()
+    x = problem.system.inputs.ravel()
     # Five standard errors of the mean, the variance and a correlation of 64 x 64 independent normals.
     bound = 5 / math.sqrt(x.size)
     assert abs(x.mean()) < bound
     assert abs(x.var() - 1) < math.sqrt(2) * bound
-    for weights in problem.parameters.values():
+    for weights in problem.system.parameters.values():
         if weights.size == x.size:
             assert abs(np.corrcoef(x, weights.ravel())[0, 1]) < bound
     again = make_problem(hidden=64, input_size=64, steps=64, seed=3)
-    np.testing.assert_array_equal(again.inputs, problem.inputs)
+    np.testing.assert_array_equal(again.system.inputs, problem.system.inputs)
     other = make_problem(hidden=64, input_size=64, steps=64, seed=4)
     assert abs(np.corrcoef(x, other.inputs.ravel())[0, 1]) < bound
 
@@ -110,13 +113,13 @@ def test_zero_inputs():
 def test_a_checkpoint_brings_sizes_weights_and_state(tmp_path):
     path, arrays = checkpoint(tmp_path, c0=np.arange(4.0), h0=-np.ones(4))
     problem = make_problem(layer=read_layer(path), batch=2, steps=6)
-    assert problem.inputs.shape == (2, 6, 3)
-    np.testing.assert_array_equal(problem.state, [[0, 1, 2, 3, -1, -1, -1, -1]] * 2)
+    assert problem.system.inputs.shape == (2, 6, 3)
+    np.testing.assert_array_equal(problem.system.state, [[0, 1, 2, 3, -1, -1, -1, -1]] * 2)
     for key, array in arrays.items():
-        np.testing.assert_array_equal(problem.parameters[key], array)
-    assert problem.source["source"] == str(path)
-    assert problem.source["init"] is None
-    assert problem.source["hidden"] == 4
+        np.testing.assert_array_equal(problem.system.parameters[key], array)
+    assert described(problem, "cpu")["source"] == str(path)
+    assert described(problem, "cpu")["init"] is None
+    assert described(problem, "cpu")["hidden"] == 4
 
 
 def test_gain_and_biases_apply_to_a_checkpoint(tmp_path):
@@ -124,8 +127,8 @@ def test_gain_and_biases_apply_to_a_checkpoint(tmp_path):
     problem = make_problem(layer=read_layer(path), gain=0.5, biases={"b_f": 2})
     for key, array in arrays.items():
         expected = 0.5 * array if key.startswith("R") else np.full(4, 2.0) if key == "b_f" else array
-        np.testing.assert_array_equal(problem.parameters[key], expected)
-    assert problem.cell.initialize is None
+        np.testing.assert_array_equal(problem.system.parameters[key], expected)
+    assert problem.system.cell.initialize is None
     assert "cell lstm has no bias b_q: its biases are b_z, b_i, b_f, b_o" in refusal(
         layer=read_layer(path), biases={"b_q": 1}
     )
@@ -135,9 +138,9 @@ def test_a_cell_and_initial_values_of_ones_own():
     rnn = find("rnn")
     mine = Cell("mine", rnn.parameters, rnn.step, rnn.paths, initialize=lambda rng, n, d: ones(rnn, n, d))
     problem = make_problem(cell=mine, **SMALL)
-    np.testing.assert_array_equal(problem.parameters["R"], np.ones((4, 4)))
-    assert problem.source["cell"] == "mine"
-    assert problem.source["init"] is None
+    np.testing.assert_array_equal(problem.system.parameters["R"], np.ones((4, 4)))
+    assert described(problem, "cpu")["cell"] == "mine"
+    assert described(problem, "cpu")["init"] is None
     assert "but cell mine brings its own: leave init out" in refusal(cell=mine, init="keras", **SMALL)
 
 
@@ -206,30 +209,30 @@ def inputs_file(folder, form):
 def test_inputs_from_a_file(form, tmp_path):
     given = inputs_file(tmp_path, form)
     problem = make_problem(inputs=given, hidden=4)
-    np.testing.assert_array_equal(problem.inputs, X)
-    assert (problem.batch, problem.steps, problem.input_size) == (2, 9, 3)
-    assert problem.source["inputs"] == str(given)
+    np.testing.assert_array_equal(problem.system.inputs, X)
+    assert (problem.system.batch, problem.system.steps, problem.system.input_size) == (2, 9, 3)
+    assert described(problem, "cpu")["inputs"] == str(given)
     np.testing.assert_array_equal(make_problem(inputs=str(given), hidden=4).inputs, X)
 
 
 @pytest.mark.parametrize("given", [X[0], X[0].tolist(), X[0].astype(np.float32), np.asfortranarray(X[0])])
 def test_inputs_from_an_array(given):
     problem = make_problem(inputs=given, hidden=4)
-    assert problem.inputs.shape == (1, 9, 3)
-    np.testing.assert_array_equal(problem.inputs[0], np.asarray(given, np.float64))
-    assert problem.source["inputs"] == "array"
+    assert problem.system.inputs.shape == (1, 9, 3)
+    np.testing.assert_array_equal(problem.system.inputs[0], np.asarray(given, np.float64))
+    assert described(problem, "cpu")["inputs"] == "array"
 
 
 def test_an_array_given_is_not_kept_by_reference():
     mine = X.copy()
     problem = make_problem(inputs=mine, hidden=4)
     mine[:] = 0
-    np.testing.assert_array_equal(problem.inputs, X)
+    np.testing.assert_array_equal(problem.system.inputs, X)
 
 
 def test_the_first_steps_of_longer_inputs():
     problem = make_problem(inputs=X, hidden=4, steps=4, batch=2, input_size=3)
-    np.testing.assert_array_equal(problem.inputs, X[:, :4])
+    np.testing.assert_array_equal(problem.system.inputs, X[:, :4])
 
 
 REFUSED_INPUTS = {
@@ -346,7 +349,7 @@ def test_options_that_a_checkpoint_settles(option, tmp_path):
 
 def test_cuts():
     assert make_problem(cut=("R_o", "carousel", "R_o"), **SMALL).cut == ("R_o", "carousel")
-    assert make_problem(cut="R_o", **SMALL).source["cut"] == ["R_o"]
+    assert make_problem(cut="R_o", **SMALL).cut == ("R_o",)
     assert make_problem(cell="lstm-peephole", view="cell", cut=("p_f", "p_i", "R_f"), **SMALL).view == "cell"
     pathless = Cell("pathless", find("rnn").parameters, lambda p, x, h: h)
     assert make_problem(cell=pathless, **SMALL).cut == ()
@@ -355,15 +358,15 @@ def test_cuts():
 
 @pytest.mark.parametrize("cell", [name for name in CELLS if name.startswith("lstm")])
 def test_cell_view_of_the_lstm_family(cell):
-    assert make_problem(cell=cell, view="cell", **SMALL).source["view"] == "cell"
+    assert make_problem(cell=cell, view="cell", **SMALL).view == "cell"
 
 
 def test_numpy_numbers_are_numbers():
     problem = make_problem(
         hidden=np.int32(4), input_size=np.uint8(3), steps=np.int64(5), gain=np.float32(0.5)
     )
-    assert json.dumps(problem.source)
-    assert problem.hidden == 4
+    assert json.dumps(described(problem, "cpu"))
+    assert problem.system.hidden == 4
 
 
 # Memory
@@ -389,10 +392,10 @@ def test_what_no_machine_can_hold_is_refused_before_memory_is_taken(options, mon
 
 
 def test_the_limit_is_the_memory_of_the_machine(monkeypatch):
-    monkeypatch.setattr(memory, "_physical_memory", lambda: 10**5)
+    monkeypatch.setattr(machine, "_physical_memory", lambda: 10**5)
     assert "GiB, this machine has 0" in refusal(hidden=64)
     monkeypatch.undo()
-    assert make_problem(hidden=256, steps=1000, inputs="zeros").hidden == 256
+    assert make_problem(hidden=256, steps=1000, inputs="zeros").system.hidden == 256
 
 
 def test_a_machine_that_does_not_tell_its_memory(monkeypatch):

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 import gradscope
-from gradscope import machine as runtime
+from gradscope import machine
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def use(folder, monkeypatch):
     """The cache folder JAX is told to use when ours is ``folder``."""
     jax.config.update("jax_compilation_cache_dir", None)
     monkeypatch.setenv("GRADSCOPE_CACHE_DIR", str(folder))
-    runtime.use_compilation_cache()
+    machine.use_compilation_cache()
     return jax.config.jax_compilation_cache_dir
 
 
@@ -58,7 +58,7 @@ def test_what_is_not_a_folder_is_not_used(tmp_path, monkeypatch):
 
 
 def test_the_oldest_entries_go_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(runtime, "_CACHE_BYTES", 250)
+    monkeypatch.setattr(machine, "_CACHE_BYTES", 250)
     folder = tmp_path / "jax"
     folder.mkdir(mode=0o700)
     for age in range(4):
@@ -70,7 +70,7 @@ def test_the_oldest_entries_go_first(tmp_path, monkeypatch):
 
 
 def test_only_entries_of_jax_are_deleted(tmp_path, monkeypatch):
-    monkeypatch.setattr(runtime, "_CACHE_BYTES", 0)
+    monkeypatch.setattr(machine, "_CACHE_BYTES", 0)
     folder = tmp_path / "jax"
     folder.mkdir(mode=0o700)
     mine = [tmp_path / "thesis.tex", tmp_path / "x-cache", folder / "notes"]
@@ -107,13 +107,13 @@ def test_where_it_is(monkeypatch, variables, expected):
     monkeypatch.setattr("sys.platform", "linux")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert str(runtime.cache_folder()) == expected
+    assert str(machine.cache_folder()) == expected
 
 
 @pytest.mark.parametrize("platform", ["gpu", "abacus"])
 def test_a_platform_that_is_not_there(platform):
     with pytest.raises(gradscope.InputError, match=platform):
-        runtime.find_devices(platform)
+        machine.find_devices(platform)
 
 
 def test_backend_is_that_of_the_device():

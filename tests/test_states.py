@@ -17,6 +17,7 @@ from gradscope.cli.main import main
 from gradscope.errors import InputError
 from gradscope.problem.initial_state import initial_states
 from gradscope.problem.problem import make_problem
+from gradscope.report.provenance import described
 
 RNG = np.random.default_rng(11)
 X = RNG.standard_normal((3, 3, 3))
@@ -48,8 +49,8 @@ def saved(folder, form, **arrays):
 def test_states_of_one_layer(form, tmp_path):
     given = {"h0": H, "c0": C} if form == "mapping" else saved(tmp_path, form, h0=H, c0=C)
     problem = make_problem(inputs=X, hidden=4, initial_state=given)
-    np.testing.assert_array_equal(problem.state, np.concatenate([C, H], axis=1))
-    assert problem.source["initial_state"] == ("array" if form == "mapping" else str(given))
+    np.testing.assert_array_equal(problem.system.state, np.concatenate([C, H], axis=1))
+    assert described(problem, "cpu")["initial_state"] == ("array" if form == "mapping" else str(given))
 
 
 @pytest.mark.parametrize("h", [H, H[None], H.tolist(), H.astype(np.float32)], ids=["2d", "3d", "list", "f4"])
@@ -67,8 +68,8 @@ def test_the_one_state_of_a_gru(h, tmp_path):
 
 def test_one_state_for_all_sequences():
     problem = make_problem(inputs=X, hidden=4, initial_state={"h0": H[0], "c0": C})
-    np.testing.assert_array_equal(problem.state[:, 4:], [H[0]] * 3)
-    np.testing.assert_array_equal(problem.state[:, :4], C)
+    np.testing.assert_array_equal(problem.system.state[:, 4:], [H[0]] * 3)
+    np.testing.assert_array_equal(problem.system.state[:, :4], C)
 
 
 def test_the_state_of_the_checkpoint_gives_way(tmp_path):

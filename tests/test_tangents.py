@@ -10,7 +10,7 @@ import pytest
 import torch_cells
 
 from gradscope.cells import find
-from gradscope.linearize.system import precise
+from gradscope.linearize.system import System, precise
 from gradscope.linearize.tangent_chain import TangentChain
 from gradscope.linearize.tangents import tangents
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory
@@ -34,10 +34,9 @@ def sweeps(name: str, path: str | None = None, length: int = 4, dtype: str = "fl
     parameters, inputs, state = problem(name)
     cell = find(name)
     segments = Segments(T, length, -(-T // length))
+    system = System(cell, N, parameters, inputs, state, dtype=dtype)
     with precise(dtype):
-        trajectory = Trajectory(
-            cell, parameters, inputs, state, segments, Spread((jax.devices("cpu")[0],)), dtype
-        )
+        trajectory = Trajectory(system, segments, Spread((jax.devices("cpu")[0],)))
     if path is None:
         return TangentChain(trajectory, tangents(cell, cell.paths), B, dtype)
     return TangentChain(trajectory, tangents(cell, (path,), cell.source(path)), B, dtype)

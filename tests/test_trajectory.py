@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradscope.cells import find
-from gradscope.linearize.system import precise
+from gradscope.linearize.system import System, precise
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory
 
 N, D, T, B = 5, 3, 23, 3
@@ -52,7 +52,7 @@ def test_starts_are_the_states_that_torch_has_there(length):
     segments = Segments(T, length, math.ceil(T / length))
     with precise("float64"):
         spread = Spread((jax.devices()[0],))
-        trajectory = Trajectory(find("lstm"), parameters, inputs, state, segments, spread)
+        trajectory = Trajectory(System(find("lstm"), N, parameters, inputs, state), segments, spread)
         for i in reversed(range(segments.count)):
             here = i * length
             c, h = (torch.tensor(part)[None] for part in np.split(state, 2, axis=1))
@@ -74,7 +74,7 @@ jax.config.update("jax_num_cpu_devices", 4)
 import numpy as np
 from gradscope.cells import find
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory
-from gradscope.linearize.system import precise
+from gradscope.linearize.system import System, precise
 
 cell, rng = find("gru"), np.random.default_rng(0)
 parameters = {k: rng.normal(size=s) for k, s in cell.parameters(5, 3).items()}
@@ -82,7 +82,7 @@ inputs, state = rng.normal(size=(6, 23, 3)), rng.normal(size=(6, 5))
 for count in (1, 2, 4):
     with precise("float64"):
         spread = Spread(tuple(jax.devices()[:count]))
-        trajectory = Trajectory(cell, parameters, inputs, state, Segments(23, 8, 3), spread)
+        trajectory = Trajectory(System(cell, 5, parameters, inputs, state), Segments(23, 8, 3), spread)
         start = trajectory.start(2)
         assert len(start) == -(-6 // count) * count
         assert len(start.devices()) == count

@@ -10,7 +10,7 @@ import numpy as np
 
 from gradscope.cells import find
 from gradscope.cells.cell import Cell
-from gradscope.cells.notation import key
+from gradscope.cells.notation import is_input_weight, key
 from gradscope.checkpoints.layer import Layer, assemble, not_computed
 from gradscope.checkpoints.signals import Mask
 from gradscope.custom_types import Array
@@ -83,7 +83,7 @@ class Found:
     @property
     def sizes(self) -> tuple[int, int] | None:
         """Hidden and input size, None where no input weights were read."""
-        shape = next((array.shape for name, array in self.arrays.items() if name[0] == "W"), ())
+        shape = next((array.shape for name, array in self.arrays.items() if is_input_weight(name)), ())
         return (shape[0], shape[1]) if len(shape) == 2 else None
 
     def settle(self, cell: Cell | None = None, activation: str | None = None) -> Layer:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradscope.cells.cell import Cell
+from gradscope.cells.notation import is_any_bias
 from gradscope.checkpoints.signals import Mask
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, listed, shown
@@ -107,7 +108,7 @@ def mismatch(cell: Cell, names: Set[str]) -> str:
     Biases may be left out together (``bias=False``), one alone may not: a forgotten b_f is not zero.
     """
     every = cell.shapes(_HIDDEN, _INPUT).keys()
-    biases = {key for key in every if key.startswith("b") or key == "c_h"}
+    biases = {key for key in every if is_any_bias(key)}
     missing, unknown = every - names, names - every - set(_state_keys(cell))
     if missing == biases:
         missing = set()

@@ -20,7 +20,7 @@ _LONGEST = 100  # characters, of the names that are put before others
 
 
 @dataclass(frozen=True)
-class Operator:
+class OnnxOperator:
     """A recurrent operator.
 
     name : of the node, or of its output where that is not unique; sides : its directions; reads : its input.
@@ -47,7 +47,7 @@ class _Value:
     axes: str = ""
 
 
-def operators(model: Any) -> list[Operator]:
+def operators(model: Any) -> list[OnnxOperator]:
     """Every recurrent operator, those in bodies and functions at the end."""
     graph = model.graph
     count = Counter(node.name for node in graph.node if _recurrent(node))
@@ -91,7 +91,7 @@ def _called(node: Any, *, by_output: bool = False) -> str:
     return str("" if by_output else node.name) or next(iter(outputs), "")
 
 
-def _operator(node: Any, name: str, values: Mapping[str, _Value]) -> Operator:
+def _operator(node: Any, name: str, values: Mapping[str, _Value]) -> OnnxOperator:
     given = attributes(node)
     direction = given["direction"].s.decode() if "direction" in given else "forward"
     sides = {"bidirectional": ("forward", "backward"), "reverse": ("backward",)}.get(direction, ("forward",))
@@ -99,10 +99,10 @@ def _operator(node: Any, name: str, values: Mapping[str, _Value]) -> Operator:
     x = values.get(source, _Value(lost()))
     expected = "BTn" if _batch_first(node) else "TBn"
     in_order = x.axes in ("", expected)
-    return Operator(node, name, sides, x.signal if in_order else lost(x.signal.depth, source))
+    return OnnxOperator(node, name, sides, x.signal if in_order else lost(x.signal.depth, source))
 
 
-def _outputs(operator: Operator) -> dict[str, _Value]:
+def _outputs(operator: OnnxOperator) -> dict[str, _Value]:
     """Y, which has every step; what else there is are last states."""
     reads, (y, *rest) = operator.reads, list(operator.node.output) or [""]
     made = replace(reads, layers=operator.layers, depth=reads.depth + 1)
@@ -170,18 +170,18 @@ def _numbers(tensor: Any) -> list[int]:
     return [int(number) for number in whole[:8]]
 
 
-def _in_bodies(node: Any) -> Iterator[Operator]:
+def _in_bodies(node: Any) -> Iterator[OnnxOperator]:
     """The recurrent operators in the graphs that If, Loop and Scan run."""
     for attribute in node.attribute:
         for graph in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
             for inner in graph.node:
                 place = f"{_called(node)[:_LONGEST]}/{attribute.name[:_LONGEST]}"
                 if _recurrent(inner):
-                    yield Operator(inner, f"{place}/{_called(inner)}", inside=node.op_type)
+                    yield OnnxOperator(inner, f"{place}/{_called(inner)}", inside=node.op_type)
                 yield from (replace(o, name=f"{place}/{o.name}") for o in _in_bodies(inner))
 
 
-def _in_functions(model: Any) -> Iterator[Operator]:
+def _in_functions(model: Any) -> Iterator[OnnxOperator]:
     for function in model.functions:
         for node in filter(_recurrent, function.node):
-            yield Operator(node, f"{function.name[:_LONGEST]}/{_called(node)}", inside="a function")
+            yield OnnxOperator(node, f"{function.name[:_LONGEST]}/{_called(node)}", inside="a function")

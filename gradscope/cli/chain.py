@@ -30,8 +30,8 @@ def chain(file: Path, top: int | None, **options: Any) -> int:
     output = take_output(options)
     check_writable(output.output, file)
     with guarded_stdout(), hushed(output.quiet):
+        from gradscope.api import analyze_chain
         from gradscope.formats.numpy_files import read_jacobians
-        from gradscope.report.conclude import analyze_chain
         from gradscope.report.verdict import Policy
 
         policy = Policy(output.vanishing_below, output.exploding_above)

@@ -15,16 +15,75 @@ from gradscope.checkpoints import Layer, Model, Named
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, MisfitError, listed, shown
 from gradscope.linearize.budget import check_memory
-from gradscope.linearize.outputs import outputs
+from gradscope.linearize.trajectory import outputs
 from gradscope.problem.checks import whole_number
 from gradscope.problem.feeding import check_roots
 from gradscope.problem.initial_state import initial_states
 from gradscope.problem.inputs import Sequences, extents, given_lengths, given_sequences, label
-from gradscope.problem.loss_adjoint import LOSS, with_loss, with_losses
+from gradscope.problem.loss_adjoint import with_loss, with_losses
 from gradscope.problem.problem import Problem, chosen_top, known_paths, make_problem
 
 if TYPE_CHECKING:
     from jax import Device
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Connected layers of one direction, by their numbers, and the problem of all their states."""
+
+    members: tuple[int, ...]
+    problem: Problem
+
+
+@dataclass(frozen=True)
+class Problems:
+    """What is analysed together: a problem for each layer, and the stacks that some of them form.
+
+    names : of the layers in their file; last : the numbers of the layers that no other reads.
+    """
+
+    layers: tuple[Problem, ...]
+    names: tuple[str, ...] = ("",)
+    stacks: tuple[Stack, ...] = ()
+    last: tuple[int, ...] = (0,)
+
+    @cached_property
+    def every(self) -> tuple[Problem, ...]:
+        """All of them, the layers first."""
+        return self.layers + tuple(stack.problem for stack in self.stacks)
+
+    @property
+    def batch(self) -> int:
+        """Input sequences B, of all the same."""
+        return self.layers[0].system.batch
+
+    @property
+    def joint(self) -> Problem | None:
+        """The problem of all states, of one layer or of one stack; None where some stand side by side."""
+        stacked = [stack.problem for stack in self.stacks if len(stack.members) == len(self.layers)]
+        return self.layers[0] if len(self.layers) == 1 else next(iter(stacked), None)
+
+    def with_loss(self, readout: Named | None, readout_at: str | None, adjoint: Any) -> Problems:
+        """The same with a loss of the outputs of ``joint``, if one is given; see ``loss_adjoint``."""
+        if readout is None and readout_at is None and adjoint is None:
+            return self
+        if self.joint is None:
+            return self._with_losses(readout, readout_at, adjoint)
+        lossy = with_loss(self.joint, readout, readout_at, adjoint)
+        if len(self.layers) == 1:
+            return replace(self, layers=(lossy,))
+        return replace(self, stacks=(replace(self.stacks[0], problem=lossy),))
+
+    def _with_losses(self, *loss: Any) -> Problems:
+        """A loss of the outputs of two directions, which is followed back in the topmost layer of each."""
+        last = {self.layers[number].system.direction: number for number in self.last}
+        if len(self.last) != 2 or last.keys() != {"forward", "backward"}:
+            names = listed(self.names)
+            raise InputError(f"a loss reads one layer or one stack of them: choose of {names} with --layer")
+        numbers = [last["forward"], last["backward"]]
+        lossy = with_losses([self.layers[number] for number in numbers], *loss)
+        found = dict(enumerate(self.layers)) | dict(zip(numbers, lossy, strict=True))
+        return replace(self, layers=tuple(found.values()))
 
 
 def make_problems(
@@ -64,10 +123,11 @@ def make_problems(
         asked = alone if only else {**options, "top": _at_most(top, layer)}
         problem = _problem(layer, model, asked, _inputs(layer, given, put_out), states.get(layer.name))
         if layer.name in states:
-            problem = replace(problem, source={**problem.source, "initial_state": label(initial_state)})
+            origin = replace(problem.origin, initial_state=label(initial_state))
+            problem = replace(problem, origin=origin)
         problems[layer.name] = problem
         if layer.name in read:
-            put_out[layer.name] = outputs(problem, devices)
+            put_out[layer.name] = outputs(problem.system, devices)
     layers = [layer for layer in model.layers if layer.name in model.chosen]
     chosen = tuple(problems[layer.name] for layer in layers)
     if len(chosen) == 1:
@@ -76,8 +136,9 @@ def make_problems(
     # The cell view holds the output fixed, through which a layer reaches the next.
     connected = layers if options.get("view") != "cell" else ()
     are_read = {name for layer in layers for name in layer.below or ()}
-    tops = tuple(number for number, layer in enumerate(layers) if layer.name not in are_read)
-    return Problems(chosen, _stacks(model, connected, chosen, cut, top), tops)
+    last = tuple(number for number, layer in enumerate(layers) if layer.name not in are_read)
+    names = tuple(layer.name for layer in layers)
+    return Problems(chosen, names, _stacks(model, connected, chosen, cut, top), last)
 
 
 def _batch_and_lengths(
@@ -143,7 +204,7 @@ def _stacks(
     """The stacks among the layers; cut : their paths to leave out."""
     groups = sorted(sorted(group) for group in _connected(layers) if len(group) > 1)
     made = tuple(_stack(model, group, layers, problems, cut, top) for group in groups)
-    every = [path for stack in made for path in stack.problem.cell.paths]
+    every = [path for stack in made for path in stack.problem.system.cell.paths]
     if wrong := [path for path in cut if path not in every]:
         between = f"expected one of {listed(every)}, or" if every else "they have no paths between them:"
         raise InputError(f"cut {listed(wrong)} of several layers: {between} choose one layer with --layer")
@@ -177,125 +238,41 @@ def _stack(
     inside = {layers[number].name: place for place, number in enumerate(group)}
     members, pieces, taken = [], [], 0
     for number in group:
-        layer, problem = layers[number], problems[number]
+        layer, system = layers[number], problems[number].system
         reads: list[int | tuple[int, int]] = []
         offset = 0
         for name in layer.below or ("",):
-            width = widths.get(name, problem.input_size)
+            width = widths.get(name, system.input_size)
             if name in inside:
                 reads.append(inside[name])
             else:  # what is given, or a layer of the other direction: held as it is
-                pieces.append(problem.inputs[:, :, offset : offset + width])
+                pieces.append(system.inputs[:, :, offset : offset + width])
                 reads.append((taken, taken + width))
                 taken += width
             offset += width
-        members.append(Member(problem.cell, problem.hidden, problem.input_size, number, tuple(reads)))
+        members.append(Member(system.cell, system.hidden, system.input_size, number, tuple(reads)))
     cell = stacked(tuple(members))
     first = problems[group[0]]
-    state = np.concatenate([problems[number].state for number in group], axis=1)
-    size = state.shape[1]
-    check_memory(cell, size, (first.batch, first.steps, taken), top is not None)
-    joint = replace(
-        first,
+    state = np.concatenate([problems[number].system.state for number in group], axis=1)
+    size, steps = state.shape[1], first.system.steps
+    check_memory(cell, size, (first.system.batch, steps, taken), top is not None)
+    system = replace(
+        first.system,
         cell=cell,
         hidden=size,
         parameters={
             f"layer{number}.{name}": array
             for number in group
-            for name, array in problems[number].parameters.items()
+            for name, array in problems[number].system.parameters.items()
         },
         inputs=np.concatenate(pieces, axis=2),
         state=state,
-        cut=known_paths(cell, tuple(path for path in cut if path in cell.paths), "state", first.steps),
-        top=chosen_top(top, size),
     )
-    return Stack(tuple(group), joint)
+    cut = known_paths(cell, tuple(path for path in cut if path in cell.paths), "state", steps)
+    return Stack(tuple(group), replace(first, system=system, cut=cut, top=chosen_top(top, size)))
 
 
 def _width(layer: Layer) -> int:
     """Features that a layer puts out."""
     part = layer.cell.output(layer.hidden)
     return int(part.stop - part.start)
-
-
-@dataclass(frozen=True)
-class Stack:
-    """Connected layers of one direction, by their numbers, and the problem of all their states."""
-
-    members: tuple[int, ...]
-    problem: Problem
-
-
-@dataclass(frozen=True)
-class Problems:
-    """What is analysed together: a problem for each layer, and the stacks that some of them form.
-
-    tops : the numbers of the layers that no other reads.
-    """
-
-    layers: tuple[Problem, ...]
-    stacks: tuple[Stack, ...] = ()
-    tops: tuple[int, ...] = (0,)
-
-    @cached_property
-    def every(self) -> tuple[Problem, ...]:
-        """All of them, the layers first."""
-        return self.layers + tuple(stack.problem for stack in self.stacks)
-
-    @property
-    def batch(self) -> int:
-        """Input sequences B, of all the same."""
-        return self.layers[0].batch
-
-    @property
-    def whole(self) -> Problem | None:
-        """The problem of all states, of one layer or of one stack; None where some stand side by side."""
-        stacked = [stack.problem for stack in self.stacks if len(stack.members) == len(self.layers)]
-        return self.layers[0] if len(self.layers) == 1 else next(iter(stacked), None)
-
-    def with_loss(self, readout: Named | None, readout_at: str | None, adjoint: Any) -> Problems:
-        """The same with a loss of the whole's outputs, as ``seeds.with_loss``, if one is given."""
-        if readout is None and readout_at is None and adjoint is None:
-            return self
-        if self.whole is None:
-            return self._with_losses(readout, readout_at, adjoint)
-        lossy = with_loss(self.whole, readout, readout_at, adjoint)
-        if len(self.layers) == 1:
-            return replace(self, layers=(lossy,))
-        return replace(self, stacks=(replace(self.stacks[0], problem=lossy),))
-
-    def _with_losses(self, *loss: Any) -> Problems:
-        """A loss of the outputs of two directions, which is followed back in the topmost layer of each."""
-        tops = {str(self.layers[number].source["direction"]): number for number in self.tops}
-        if len(self.tops) != 2 or tops.keys() != {"forward", "backward"}:
-            names = listed([str(problem.source["layer"]) for problem in self.layers])
-            raise InputError(f"a loss reads one layer or one stack of them: choose of {names} with --layer")
-        numbers = [tops["forward"], tops["backward"]]
-        lossy = with_losses([self.layers[number] for number in numbers], *loss)
-        found = dict(enumerate(self.layers)) | dict(zip(numbers, lossy, strict=True))
-        return replace(self, layers=tuple(found.values()))
-
-    @property
-    def source(self) -> dict[str, Any]:
-        """What was analysed, as JSON tells it: of several layers, what they have in common."""
-        first = self.layers[0].source
-        if len(self.layers) == 1:
-            return dict(first)
-        own = ("hidden", "input_size", "layer", "direction")
-        cells = dict.fromkeys(problem.cell.name for problem in self.layers)
-        cut = dict.fromkeys(path for stack in self.stacks for path in stack.problem.cut)
-        common = {name: value for name, value in first.items() if name not in own}
-        loss = {name: self.whole.source[name] for name in LOSS if self.whole and name in self.whole.source}
-        said = {name: self._said(name) for name in ("not_applied", "assumed") if name in first}
-        return common | loss | said | {"cell": ", ".join(cells), "cut": list(cut)}
-
-    def _said(self, name: str) -> list[str]:
-        """The sentences of all layers, each once, with the names of the layers if it is not of all."""
-        of: dict[str, list[str]] = {}
-        for problem in self.layers:
-            for sentence in problem.source[name]:
-                of.setdefault(sentence, []).append(problem.source["layer"])
-        return [
-            sentence if len(names) == len(self.layers) else f"{listed(names)}: {sentence}"
-            for sentence, names in of.items()
-        ]

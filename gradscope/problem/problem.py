@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from gradscope.checkpoints import Layer, Named
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, MisfitError, quoted
 from gradscope.linearize.budget import check_memory
-from gradscope.linearize.system import reversed_within
+from gradscope.linearize.system import System, reversed_within
 from gradscope.problem.checks import one_of, real, whole_number
 from gradscope.problem.initial_state import initial_states
 from gradscope.problem.inputs import (
@@ -26,6 +26,7 @@ from gradscope.problem.inputs import (
     given_sequences,
     label,
 )
+from gradscope.problem.origin import Origin
 
 VIEWS = ("state", "cell")
 DTYPES = ("float64", "float32")
@@ -37,58 +38,29 @@ DEFAULT_TOP = 8
 
 @dataclass(frozen=True)
 class Problem:
-    """A recurrent cell on input sequences, valid as it stands.
+    """What is asked of a driven cell, valid as it stands.
 
-    hidden : units n; parameters : float64 arrays, keys and shapes as ``cell.parameters``.
-    inputs : (B, T, d) float64; state : (B, m) float64, the states before the first step.
-    cut : paths left out of the Jacobians; view : "state", or "cell" for the chain of c alone.
-    dtype : what the forward pass and the Jacobians are computed in.
-    accuracy : "full", or "fast" for singular values to about 1e-6.
+    system : what runs; cut : paths left out of the Jacobians; view : "state", or "cell" for the chain of an
+        LSTM's c alone.
     top : how many singular values to compute, without Jacobians; None is all of them.
-    lengths : (B,), how many steps of each sequence there are; None where all have T.
-    source : where all of it came from, for JSON.
-    seeds : (B, S, n) float64, the derivatives of a loss by the outputs h of the last S steps (S = 1: a loss
+    accuracy : "full", or "fast" for singular values to about 1e-6.
+    adjoint : (B, S, n) float64, the derivatives of a loss by the outputs h of the last S steps (S = 1: a loss
         at the last step, S = T: at every step); None without a loss.
+    origin : where all of it came from.
     """
 
-    cell: Cell
-    hidden: int
-    parameters: dict[str, Array]
-    inputs: Array
-    state: Array
+    system: System
     cut: tuple[str, ...] = ()
     view: str = "state"
-    dtype: str = "float64"
-    accuracy: str = "full"
     top: int | None = None
-    lengths: tuple[int, ...] | None = None
-    source: dict[str, Any] = field(default_factory=dict)
-    seeds: Array | None = None
+    accuracy: str = "full"
+    adjoint: Array | None = None
+    origin: Origin = field(default_factory=Origin)
 
     @property
-    def input_size(self) -> int:
-        """Input features d."""
-        return int(self.inputs.shape[2])
-
-    @property
-    def steps(self) -> int:
-        """Steps T, of the longest sequence."""
-        return int(self.inputs.shape[1])
-
-    def length(self, sequence: int) -> int:
-        """Steps of one sequence."""
-        return self.lengths[sequence] if self.lengths else self.steps
-
-    def part(self, sequences: Sequence[int], steps: int) -> Problem:
-        """Some sequences alone, which all have so many steps."""
-        chosen = list(sequences)
-        inputs, state = self.inputs[chosen, :steps], self.state[chosen]
-        return replace(self, inputs=inputs, state=state, lengths=None)
-
-    @property
-    def batch(self) -> int:
-        """Input sequences B."""
-        return int(self.inputs.shape[0])
+    def kept(self) -> tuple[str, ...]:
+        """The paths that are not cut."""
+        return tuple(path for path in self.system.cell.paths if path not in self.cut)
 
 
 def make_problem(
@@ -161,23 +133,22 @@ def make_problem(
     if initial_state is not None:
         state = initial_states(initial_state, {name: cell.extents(n)}, b)[name]
     _check_range({**parameters, "inputs": sequences, "initial state": state}, dtype)
-    source = {"cell": cell.name, "hidden": n, "input_size": d, "steps": t, "batch": b, "init": init}
-    source |= {
-        "gain": gain,
-        "biases": biases,
-        "seed": seed,
-        "dtype": dtype,
-        "accuracy": accuracy,
-        "cut": list(cut),
-        "view": view,
-        "top": top,
-    }
-    source["inputs"] = given.label if given else inputs
-    source |= {"embedding": given.table.name} if given and given.table else {}
-    source |= {} if initial_state is None else {"initial_state": label(initial_state)}
-    source |= {"lengths": list(lengths)} if lengths else {}
-    source |= layer.origin if layer else {"source": "initialised"}
-    return Problem(cell, n, parameters, sequences, state, cut, view, dtype, accuracy, top, lengths, source)
+    origin = Origin(
+        source=layer.source if layer else "initialised",
+        layer=layer.name if layer else None,
+        init=init,
+        gain=gain,
+        biases=biases,
+        seed=seed,
+        inputs=given.label if given else inputs,
+        embedding=given.table.name if given and given.table else None,
+        initial_state=None if initial_state is None else label(initial_state),
+        not_applied=layer.not_applied if layer else None,
+        assumed=layer.assumed if layer else None,
+    )
+    direction = layer.direction if layer else "forward"
+    system = System(cell, n, parameters, sequences, state, lengths, direction, dtype)
+    return Problem(system, cut, view, top, accuracy, origin=origin)
 
 
 def chosen_top(asked: int | str | None, size: int) -> int | None:
