@@ -17,7 +17,7 @@ from gradscope.errors import InputError, MisfitError, listed, shown
 from gradscope.linearize.budget import check_memory
 from gradscope.linearize.trajectory import outputs
 from gradscope.problem.checks import whole_number
-from gradscope.problem.feeding import check_roots
+from gradscope.problem.feeding import Unmasked, check_roots, unmasked
 from gradscope.problem.initial_state import initial_states
 from gradscope.problem.inputs import Sequences, extents, given_lengths, given_sequences, label
 from gradscope.problem.loss_adjoint import with_loss, with_losses
@@ -109,7 +109,10 @@ def make_problems(
     if model is not None:
         check_roots(model, given)
         # Once for all: to the upper layers, the lengths are those of the outputs that they read.
-        batch, options["lengths"] = _batch_and_lengths(given, options)
+        batch, steps, options["lengths"] = _extents(given, options)
+        if left := unmasked(model, given, steps, options["lengths"]):
+            given, options["lengths"] = left.given, left.lengths
+            options.pop("steps", None)
     alone = {**options, "cut": cut, "top": top}  # what only the one layer is asked for that is analysed
     if model is None:
         return Problems((make_problem(inputs=given, initial_state=initial_state, **alone),))
@@ -125,7 +128,7 @@ def make_problems(
         if layer.name in states:
             origin = replace(problem.origin, initial_state=label(initial_state))
             problem = replace(problem, origin=origin)
-        problems[layer.name] = problem
+        problems[layer.name] = problem = _with_mask(problem, left) if left else problem
         if layer.name in read:
             put_out[layer.name] = outputs(problem.system, devices)
     layers = [layer for layer in model.layers if layer.name in model.chosen]
@@ -141,19 +144,23 @@ def make_problems(
     return Problems(chosen, names, _stacks(model, connected, chosen, cut, top), last)
 
 
-def _batch_and_lengths(
-    given: Sequences | str, options: Mapping[str, Any]
-) -> tuple[int, tuple[int, ...] | None]:
-    """How many sequences there are, and their lengths, cut to the steps that are asked for."""
+def _with_mask(problem: Problem, left: Unmasked) -> Problem:
+    """The problem of the steps that are left, with what that leaves to be said."""
+    system = replace(problem.system, mask=left.mask)
+    return replace(problem, system=system, origin=replace(problem.origin, masked=left.masked))
+
+
+def _extents(given: Sequences | str, options: Mapping[str, Any]) -> tuple[int, int, tuple[int, ...] | None]:
+    """How many sequences there are, their steps and lengths, cut to the steps that are asked for."""
     asked = {
         name: whole_number(name, options[name], 1)
         for name in ("batch", "steps")
         if options.get(name) is not None
     }
-    (batch, _, _), lengths = extents(
+    (batch, steps, _), lengths = extents(
         asked, given if isinstance(given, Sequences) else None, options["lengths"]
     )
-    return batch, lengths
+    return batch, steps, lengths
 
 
 def _initial_states(asked: Any, model: Model, batch: int) -> dict[str, dict[str, Array]]:

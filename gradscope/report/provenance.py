@@ -39,6 +39,7 @@ def described(problem: Problem, backend: str) -> dict[str, Any]:
         "embedding": origin.embedding,
         "initial_state": origin.initial_state,
         "lengths": list(system.lengths) if system.lengths else None,
+        "masked": None if origin.masked is None else list(origin.masked),
         "source": origin.source,
         **of_layer,
         **{name: None if words is None else list(words) for name, words in _said(origin).items()},

@@ -86,7 +86,9 @@ def _subject(analysis: Analysis) -> str:
     else:
         called = f"layer {shown(problem['layer'])}: " if problem.get("layer") else ""
         words = [f"{called}{problem['cell']}, hidden {problem['hidden']}"]
-    words.append(f"{span(problem.get('lengths') or [problem['steps']])} steps")
+    masked = problem.get("masked") or [0]
+    beside = f" ({span(masked)} masked)" if any(masked) else ""
+    words.append(f"{span(problem.get('lengths') or [problem['steps']])} steps{beside}")
     if problem["batch"] > 1:
         words.append(f"batch {problem['batch']}")
     if problem.get("cut"):
