@@ -14,8 +14,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
 
 import numpy as np
-from chains import CHAINS
-from reference import Reference, conditioning, reference
+from oracles.chains import CHAINS
+from oracles.reference import Reference, conditioning, reference
 from rich.console import Console
 from rich.table import Table
 

@@ -16,6 +16,7 @@ from gradscope.linearize.cell_chain import CellChain
 from gradscope.linearize.sequence import Linearized
 from gradscope.problem.problem import Problem, make_problem
 from gradscope.product_svd.spectrum import spectrum
+from gradscope.settings import Settings
 
 STEPS = 200
 # What one step's Jacobian is right to.
@@ -34,7 +35,7 @@ class Case:
     @classmethod
     def of(cls, cell: str, hidden: int, steps: int = STEPS, **options: Any) -> Case:
         """The case of ``gradscope analyze --cell CELL --hidden HIDDEN``."""
-        problem = make_problem(cell=cell, hidden=hidden, steps=steps, **options)
+        problem = make_problem(Settings(cell=cell, hidden=hidden, steps=steps, **options))
         jacobians = Linearized(problem.system, 0, jax.devices()[0]).segment(0)
         dense = np.stack([jacobians[t] for t in range(steps)])
         return cls(f"{cell}, hidden {hidden}", problem, jacobians, dense)

@@ -23,6 +23,7 @@ from gradscope.linearize.sequence import Linearized
 from gradscope.problem.layers import make_problems
 from gradscope.problem.problem import make_problem
 from gradscope.product_svd.spectrum import spectrum
+from gradscope.settings import Settings
 
 STEPS, INPUT, REPEATS = 200, 32, 3
 
@@ -31,7 +32,7 @@ def model(hidden: int) -> Model:
     """Two LSTMs as PyTorch initialises them, the second on the outputs of the first."""
     layers = []
     for number, features in enumerate((INPUT, hidden)):
-        fresh = make_problem(cell="lstm", hidden=hidden, input_size=features, seed=number)
+        fresh = make_problem(Settings(hidden=hidden, input_size=features, seed=number))
         below = (f"l{number - 1}",) if number else ()
         weights = fresh.system.parameters
         layers.append(Layer(find("lstm"), weights, f"l{number}", np.zeros(2 * hidden), below=below))
@@ -52,7 +53,7 @@ def seconds(run: Callable[[], Any]) -> float:
 def main() -> None:
     """Print a line for each hidden size."""
     for hidden in (64, 128):
-        problems = make_problems(model(hidden), jax.local_devices(), steps=STEPS)
+        problems = make_problems(Settings(steps=STEPS), model(hidden), jax.local_devices())
         chain = Linearized(problems.stacks[0].problem.system, 0, jax.local_devices()[0])
         dense = np.concatenate([np.stack(list(chain.segment(i))) for i in range(len(chain.starts))])
         whole = seconds(lambda problems=problems: analyze_problems(problems))

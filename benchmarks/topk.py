@@ -23,13 +23,14 @@ from gradscope.linearize.tangents import tangents
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory
 from gradscope.problem.problem import make_problem
 from gradscope.product_svd.spectrum import top_spectra
+from gradscope.settings import Settings
 
 TOP = 8
 
 
 def top_of_full_chain(hidden: int, steps: int, dtype: str = "float64") -> Callable[[], Any]:
     """The top values of the full chain of an LSTM, forward pass and error estimate included."""
-    problem = make_problem(cell="lstm", hidden=hidden, steps=steps, dtype=dtype, top=TOP)
+    problem = make_problem(Settings(hidden=hidden, steps=steps, dtype=dtype, top=TOP))
     cell = problem.system.cell
 
     def run() -> Any:
@@ -67,7 +68,7 @@ def growth() -> float:
 
 def one_pass(hidden: int, steps: int = 20) -> float:
     """Seconds of a forward and a backward pass with 16 columns, the slopes at hand."""
-    problem = make_problem(cell="lstm", hidden=hidden, steps=steps, top=TOP)
+    problem = make_problem(Settings(hidden=hidden, steps=steps, top=TOP))
     cell = problem.system.cell
     with precise("float64"):
         segments = Segments.cover(steps, 8)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gradscope.product_svd.spectrum import spectrum as spectrum
     from gradscope.report.analysis import Analysis as Analysis
     from gradscope.report.analysis import schema as schema
-    from gradscope.report.verdict import Policy as Policy
+    from gradscope.settings import Policy as Policy
 
 # Public name -> the module that it is imported from when it is asked for. What a type checker sees is above.
 _HOME = {
@@ -35,7 +35,7 @@ _HOME = {
     "Cell": "gradscope.cells.cell",
     "GradscopeError": "gradscope.errors",
     "InputError": "gradscope.errors",
-    "Policy": "gradscope.report.verdict",
+    "Policy": "gradscope.settings",
     "Spectrum": "gradscope.product_svd.spectrum",
     "analyze": "gradscope.api",
     "from_equinox": "gradscope.checkpoints.equinox_live",

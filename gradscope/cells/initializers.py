@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gradscope.cells.units import Shapes
 
 from gradscope.custom_types import Array
+from gradscope.settings import INIT, STEPS
 
 Shape = tuple[int, ...]
 Parameters = dict[str, Array]
@@ -181,11 +182,11 @@ def initialize(
     hidden: int,
     input_size: int,
     *,
-    init: str = "pytorch",
+    init: str = INIT,
     gain: float = 1.0,
     biases: Mapping[str, float] = {},
     seed: int = 0,
-    steps: int = 200,
+    steps: int = STEPS,
 ) -> Parameters:
     """Parameters of a fresh cell, float64, with the keys and shapes of ``cell.parameters``.
 

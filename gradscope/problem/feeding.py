@@ -15,7 +15,7 @@ from gradscope.errors import InputError, listed, shown
 from gradscope.problem.inputs import Sequences
 
 
-def check_roots(model: Model, given: Sequences | str) -> None:
+def check_roots(model: Model, given: Sequences | None) -> None:
     """Raise InputError where what is given is not what all the lowest layers read.
 
     Inputs are those of the model. What gradscope does not compute of them can be given too: it is the
@@ -29,8 +29,8 @@ def check_roots(model: Model, given: Sequences | str) -> None:
             "gradscope does not compute: choose it with --layer and give its own --inputs, or choose others"
         )
     for layer in roots:
-        layer.check_inputs(given=isinstance(given, Sequences), named=layer.name in model.named)
-    if isinstance(given, Sequences):
+        layer.check_inputs(given=given is not None, named=layer.name in model.named)
+    if given is not None:
         _check_same(roots)
         for layer in roots:
             _check_table(layer, given, named=layer.name in model.named)
@@ -95,7 +95,7 @@ class Unmasked:
 
 
 def unmasked(
-    model: Model, given: Sequences | str, steps: int, lengths: tuple[int, ...] | None
+    model: Model, given: Sequences | None, steps: int, lengths: tuple[int, ...] | None
 ) -> Unmasked | None:
     """What is given without its masked steps; None where there is no mask, or inputs are made up.
 
@@ -105,7 +105,7 @@ def unmasked(
     having: dict[Mask | None, list[str]] = {}
     for layer in model.layers:
         having.setdefault(layer.mask, []).append(layer.name)
-    if not isinstance(given, Sequences):
+    if given is None:
         return None
     if len(having) > 1:
         raise _differ(having)

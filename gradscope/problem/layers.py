@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,8 @@ from gradscope.problem.feeding import Unmasked, check_roots, unmasked
 from gradscope.problem.initial_state import initial_states
 from gradscope.problem.inputs import Sequences, extents, given_lengths, given_sequences, label
 from gradscope.problem.loss_adjoint import with_loss, with_losses
-from gradscope.problem.problem import Problem, chosen_top, known_paths, make_problem
+from gradscope.problem.problem import Problem, as_names, chosen_top, known_paths, make_problem
+from gradscope.settings import Settings, Top
 
 if TYPE_CHECKING:
     from jax import Device
@@ -86,47 +87,37 @@ class Problems:
         return replace(self, layers=tuple(found.values()))
 
 
-def make_problems(
-    model: Model | None,
-    devices: Sequence[Device],
-    *,
-    inputs: Any = "normal",
-    time_major: bool = False,
-    embedding: Named | None = None,
-    lengths: Any = None,
-    initial_state: Any = None,
-    cut: str | Iterable[str] = (),
-    top: int | str | None = None,
-    **options: Any,
-) -> Problems:
+def make_problems(settings: Settings, model: Model | None, devices: Sequence[Device]) -> Problems:
     """The problems of the layers chosen of a model, or of a fresh cell without one.
 
-    inputs : what the layers read that read no others; the rest as for ``make_problem``. Raises InputError
-    as it does, and for layers that cannot be analysed together.
+    The inputs are what the layers read that read no others; ``devices`` run the layers below. Raises
+    InputError as ``make_problem`` does, and for layers that cannot be analysed together.
     """
-    given = given_sequences(inputs, time_major=time_major, embedding=embedding) or inputs
-    options["lengths"] = given_lengths(lengths)
-    if model is not None:
-        check_roots(model, given)
-        # Once for all: to the upper layers, the lengths are those of the outputs that they read.
-        batch, steps, options["lengths"] = _extents(given, options)
-        if left := unmasked(model, given, steps, options["lengths"]):
-            given, options["lengths"] = left.given, left.lengths
-            options.pop("steps", None)
-    alone = {**options, "cut": cut, "top": top}  # what only the one layer is asked for that is analysed
+    table = model.arrays[settings.embedding] if model and settings.embedding else None
+    given = given_sequences(settings.inputs, time_major=settings.time_major, embedding=table)
+    inputs = given or settings.inputs
+    settings = replace(settings, lengths=given_lengths(settings.lengths))
     if model is None:
-        return Problems((make_problem(inputs=given, initial_state=initial_state, **alone),))
-    options.pop("cell", None)
-    states = _initial_states(initial_state, model, batch)
+        return Problems((make_problem(replace(settings, inputs=inputs)),))
+    check_roots(model, given)
+    # Once for all: to the upper layers, the lengths are those of the outputs that they read.
+    batch, steps, lengths = _extents(given, settings)
+    settings = replace(settings, lengths=lengths)
+    if left := unmasked(model, given, steps, lengths):
+        inputs, settings = left.given, replace(settings, lengths=left.lengths, steps=None)
+    states = _initial_states(settings.initial_state, model, batch)
     problems: dict[str, Problem] = {}
     put_out: dict[str, Array] = {}
     read = {name for layer in model.layers for name in layer.below or ()}
     for layer in model.layers:
-        only = model.chosen == (layer.name,)
-        asked = alone if only else {**options, "top": _at_most(top, layer)}
-        problem = _problem(layer, model, asked, _inputs(layer, given, put_out), states.get(layer.name))
+        asked = replace(
+            settings, inputs=_inputs(layer, inputs, put_out), initial_state=states.get(layer.name)
+        )
+        if model.chosen != (layer.name,):  # cuts are of the one layer that is analysed, or between layers
+            asked = replace(asked, cut=(), top=_at_most(settings.top, layer))
+        problem = _problem(layer, model, asked)
         if layer.name in states:
-            origin = replace(problem.origin, initial_state=label(initial_state))
+            origin = replace(problem.origin, initial_state=label(settings.initial_state))
             problem = replace(problem, origin=origin)
         problems[layer.name] = problem = _with_mask(problem, left) if left else problem
         if layer.name in read:
@@ -135,13 +126,14 @@ def make_problems(
     chosen = tuple(problems[layer.name] for layer in layers)
     if len(chosen) == 1:
         return Problems(chosen)
-    cut = (cut,) if isinstance(cut, str) else tuple(cut)
     # The cell view holds the output fixed, through which a layer reaches the next.
-    connected = layers if options.get("view") != "cell" else ()
+    connected = layers if settings.view != "cell" else ()
     are_read = {name for layer in layers for name in layer.below or ()}
     last = tuple(number for number, layer in enumerate(layers) if layer.name not in are_read)
     names = tuple(layer.name for layer in layers)
-    return Problems(chosen, names, _stacks(model, connected, chosen, cut, top), last)
+    return Problems(
+        chosen, names, _stacks(model, connected, chosen, as_names(settings.cut), settings.top), last
+    )
 
 
 def _with_mask(problem: Problem, left: Unmasked) -> Problem:
@@ -150,16 +142,11 @@ def _with_mask(problem: Problem, left: Unmasked) -> Problem:
     return replace(problem, system=system, origin=replace(problem.origin, masked=left.masked))
 
 
-def _extents(given: Sequences | str, options: Mapping[str, Any]) -> tuple[int, int, tuple[int, ...] | None]:
+def _extents(given: Sequences | None, settings: Settings) -> tuple[int, int, tuple[int, ...] | None]:
     """How many sequences there are, their steps and lengths, cut to the steps that are asked for."""
-    asked = {
-        name: whole_number(name, options[name], 1)
-        for name in ("batch", "steps")
-        if options.get(name) is not None
-    }
-    (batch, steps, _), lengths = extents(
-        asked, given if isinstance(given, Sequences) else None, options["lengths"]
-    )
+    asked = {"batch": settings.batch, "steps": settings.steps}
+    sizes = {name: whole_number(name, value, 1) for name, value in asked.items() if value is not None}
+    (batch, steps, _), lengths = extents(sizes, given, settings.lengths)
     return batch, steps, lengths
 
 
@@ -174,24 +161,22 @@ def _initial_states(asked: Any, model: Model, batch: int) -> dict[str, dict[str,
     }
 
 
-def _problem(
-    layer: Layer, model: Model, options: Mapping[str, Any], inputs: Any, state: Mapping[str, Array] | None
-) -> Problem:
+def _problem(layer: Layer, model: Model, settings: Settings) -> Problem:
     """The layer's problem; biases are set in the layers that have them."""
-    biases = options.get("biases") or {}
+    biases = settings.biases or {}
     everywhere = {name for other in model.layers for name in other.parameters}
     there = {k: value for k, value in biases.items() if k in layer.parameters or k not in everywhere}
-    asked = {**options, "biases": there, "inputs": inputs, "initial_state": state}
+    settings = replace(settings, biases=there)
     if len(model.layers) == 1:
-        return make_problem(layer=layer, **asked)
+        return make_problem(settings, layer)
     try:
-        return make_problem(layer=layer, **asked)
+        return make_problem(settings, layer)
     except MisfitError as error:
         hint = f"; or choose others of {listed(model.chosen)} with --layer" if len(model.chosen) > 1 else ""
         raise InputError(f"layer {shown(layer.name)}: {error}{hint}") from error
 
 
-def _at_most(top: int | str | None, layer: Layer) -> int | str | None:
+def _at_most(top: Top, layer: Layer) -> Top:
     """A number of singular values that is asked of all layers, and not more than this one has."""
     return min(top, layer.cell.size(layer.hidden)) if isinstance(top, int) and top > 0 else top
 

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -22,8 +22,8 @@ from gradscope.machine import available
 from gradscope.problem.checks import one_of
 from gradscope.problem.inputs import label
 from gradscope.problem.problem import Problem
+from gradscope.settings import READOUT_AT, ReadoutAt
 
-READOUT_AT = ("last", "every")
 # How frameworks call a matrix (outputs, n), and one of (n, outputs).
 _ROWS_ARE_OUTPUTS = re.compile(r"(^|[./])weight$")
 _ROWS_ARE_INPUTS = re.compile(r"(^|[./])(kernel|vars/0)(:0)?$")
@@ -58,8 +58,8 @@ def with_loss(
     elif adjoint is not None:
         raise InputError("readout and adjoint are two losses: give one of them")
     else:
-        readout_at = readout_at or "last"
-        one_of("readout_at", readout_at, READOUT_AT)
+        readout_at = readout_at or READOUT_AT
+        one_of("readout_at", readout_at, get_args(ReadoutAt))
         origin = replace(problem.origin, readout=readout.name, readout_at=readout_at)
         found = _from_readout(problem.system, readout, readout_at)
     dtype = problem.system.dtype

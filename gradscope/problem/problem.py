@@ -11,12 +11,12 @@ import numpy as np
 from gradscope.cells import find
 from gradscope.cells.cell import Cell
 from gradscope.cells.initializers import initialize
-from gradscope.checkpoints import Layer, Named
+from gradscope.checkpoints import Layer
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, MisfitError, quoted
 from gradscope.linearize.budget import check_memory
 from gradscope.linearize.system import System, reversed_within
-from gradscope.problem.checks import one_of, real, whole_number
+from gradscope.problem.checks import check_choices, real, whole_number
 from gradscope.problem.initial_state import initial_states
 from gradscope.problem.inputs import (
     Sequences,
@@ -27,13 +27,7 @@ from gradscope.problem.inputs import (
     label,
 )
 from gradscope.problem.origin import Origin
-
-VIEWS = ("state", "cell")
-DTYPES = ("float64", "float32")
-ACCURACIES = ("full", "fast")
-# All singular values take minutes beyond this state size (T = 200, two cores), so many of them seconds.
-MOST_FOR_ALL = 1024
-DEFAULT_TOP = 8
+from gradscope.settings import CELL, DEFAULT_TOP, DTYPE, HIDDEN, INIT, MOST_FOR_ALL, Settings
 
 
 @dataclass(frozen=True)
@@ -63,68 +57,42 @@ class Problem:
         return tuple(path for path in self.system.cell.paths if path not in self.cut)
 
 
-def make_problem(
-    *,
-    layer: Layer | None = None,
-    cell: str | Cell | None = None,
-    hidden: int | None = None,
-    input_size: int | None = None,
-    steps: int | None = None,
-    init: str | None = None,
-    gain: float | None = None,
-    biases: Mapping[str, float] | None = None,
-    seed: int = 0,
-    batch: int | None = None,
-    inputs: Any = "normal",
-    time_major: bool = False,
-    embedding: Named | None = None,
-    lengths: Any = None,
-    initial_state: Any = None,
-    cut: Iterable[str] = (),
-    view: str = "state",
-    dtype: str = "float64",
-    accuracy: str = "full",
-    top: int | str | None = None,
-) -> Problem:
+def make_problem(settings: Settings, layer: Layer | None = None) -> Problem:
     """The problem that the user means; raises InputError with one line for what cannot be meant.
 
-    None is "not given": cell "lstm", hidden 64, input_size 32 (or that of the inputs), steps 200 (or
-    all of the inputs), init "pytorch", gain 1, batch 1 (or that of the inputs), top "all", or 8 where
-    the state is larger than 1024. A Layer of a checkpoint brings its own sizes and weights, to which gain
-    and biases still apply.
+    The inputs may be Sequences too, as read before. A layer of a checkpoint brings its own sizes and
+    weights, to which gain and biases still apply.
     """
-    asked = {"hidden": hidden, "input_size": input_size, "steps": steps, "batch": batch}
+    asked = {name: getattr(settings, name) for name in ("hidden", "input_size", "steps", "batch")}
     sizes = {name: whole_number(name, value, 1) for name, value in asked.items() if value is not None}
-    seed = whole_number("seed", seed, 0)
-    gain = 1.0 if gain is None else real("gain", gain, 0.0)
-    biases = {key: real(f"bias {key}", value) for key, value in (biases or {}).items()}
-    one_of("view", view, VIEWS)
-    one_of("dtype", dtype, DTYPES)
-    one_of("accuracy", accuracy, ACCURACIES)
+    seed = whole_number("seed", settings.seed, 0)
+    gain = 1.0 if settings.gain is None else real("gain", settings.gain, 0.0)
+    biases = {key: real(f"bias {key}", value) for key, value in (settings.biases or {}).items()}
+    check_choices(settings)
+    view, dtype, accuracy = settings.view, settings.dtype or DTYPE, settings.accuracy
 
+    inputs, initial_state = settings.inputs, settings.initial_state
     given = inputs
     if not isinstance(given, Sequences):
-        given = given_sequences(inputs, time_major=time_major, embedding=embedding)
-    lengths = given_lengths(lengths)
+        given = given_sequences(inputs, time_major=settings.time_major)
+    lengths = given_lengths(settings.lengths)
     if layer:
-        _check_own({"init": init, **sizes})
-    cell = layer.cell if layer else _fresh(cell, init)
-    init = None if layer or cell.initialize else init or "pytorch"
+        _check_own({"init": settings.init, **sizes})
+    cell = layer.cell if layer else _fresh(settings.cell, settings.init)
+    init = None if layer or cell.initialize else settings.init or INIT
     if layer:
         sizes |= {"hidden": layer.hidden, "input_size": layer.input_size}
         layer.check_inputs(given=given is not None)
         layer.check_state(given=initial_state is not None)
-    n = sizes.get("hidden", 64)
+    n = sizes.get("hidden", HIDDEN)
     (b, t, d), lengths = extents(sizes, given, lengths)
-    cut = known_paths(cell, (cut,) if isinstance(cut, str) else tuple(cut), view, min(lengths or (t,)))
-    top = chosen_top(top, n if view == "cell" else cell.size(n))
+    cut = known_paths(cell, as_names(settings.cut), view, min(lengths or (t,)))
+    top = chosen_top(settings.top, n if view == "cell" else cell.size(n))
     check_memory(cell, n, (b, t, d), top is not None and view != "cell")
 
     start = replace(cell, initialize=lambda *_: layer.parameters) if layer else cell
     with np.errstate(over="ignore"):  # a product beyond float64 is found by _check_range
-        parameters = initialize(
-            start, n, d, init=init or "pytorch", gain=gain, biases=biases, seed=seed, steps=t
-        )
+        parameters = initialize(start, n, d, init=init or INIT, gain=gain, biases=biases, seed=seed, steps=t)
     sequences = given.first(t, lengths) if given else drawn_sequences(inputs, (b, t, d), seed)
     if layer and layer.direction == "backward":
         sequences = reversed_within(sequences, lengths)
@@ -162,8 +130,13 @@ def chosen_top(asked: int | str | None, size: int) -> int | None:
     return top
 
 
+def as_names(cut: str | Iterable[str]) -> tuple[str, ...]:
+    """One name, or several, as several."""
+    return (cut,) if isinstance(cut, str) else tuple(cut)
+
+
 def _fresh(cell: str | Cell | None, init: str | None) -> Cell:
-    found = find(cell) if isinstance(cell, str) else cell or find("lstm")
+    found = find(cell) if isinstance(cell, str) else cell or find(CELL)
     if not isinstance(found, Cell):
         raise InputError(f"cell is {quoted(cell)}, expected a name or a gradscope.Cell")
     if not isinstance(init, str | None):

@@ -1,4 +1,4 @@
 """The result and every view of it.
 
-Public: ``analysis.Analysis``, ``inspection.Inspection``, ``conclude.conclude``, ``formats.FORMATS``.
+Public: ``analysis.Analysis``, ``inspection.Inspection``, ``conclude.conclude``, ``views.FORMATS``.
 """

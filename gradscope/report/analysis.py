@@ -14,7 +14,8 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.report.chains import Chain, Extremes, mean_share
-from gradscope.report.verdict import Policy, Verdict
+from gradscope.report.verdict import Verdict
+from gradscope.settings import Policy
 from gradscope.version import __version__
 
 if TYPE_CHECKING:

@@ -14,11 +14,12 @@ from gradscope.measure.loss import LossGradient
 from gradscope.measure.measured import Measured, gate_statistics
 from gradscope.measure.side_by_side import together
 from gradscope.problem.layers import Problems
-from gradscope.problem.problem import MOST_FOR_ALL, Problem
+from gradscope.problem.problem import Problem
 from gradscope.report.analysis import Analysis
 from gradscope.report.chains import chain_of, mean_share
 from gradscope.report.provenance import described, described_together
-from gradscope.report.verdict import Policy, judge, level
+from gradscope.report.verdict import judge, level
+from gradscope.settings import MOST_FOR_ALL, Policy
 
 _SIDE_BY_SIDE = (
     "Layers of two directions of time, or that the file does not connect, stand side by side: the gain is "

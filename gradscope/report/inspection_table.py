@@ -10,16 +10,16 @@ from rich.text import Text
 
 from gradscope.errors import listed, shown
 from gradscope.report.page import assumed, bullet, headed, not_applied, page, section
-from gradscope.report.terminal import Terminal
+from gradscope.report.views import Look
 
 if TYPE_CHECKING:
     from gradscope.checkpoints import Found
     from gradscope.report.inspection import Inspection
 
 
-def render_contents(inspection: Inspection, terminal: Terminal) -> str:
+def render_contents(inspection: Inspection, look: Look) -> str:
     """The whole table as text, with ANSI codes if the terminal has colours."""
-    return page(_parts(inspection), terminal)
+    return page(_parts(inspection), look.terminal)
 
 
 def _parts(inspection: Inspection) -> Iterable[RenderableType]:
