@@ -3,9 +3,9 @@
 default:
     @just --list
 
-# Environment with everything, in .venv
-setup:
-    python3 -m venv .venv && .venv/bin/pip install -e '.[dev]'
+# Environment to develop in, .venv; `just setup dev,parity` has every framework too
+setup extras='dev':
+    python3 -m venv .venv && .venv/bin/pip install -e '.[{{extras}}]'
 
 # Format and fix what can be fixed
 format:
@@ -15,7 +15,7 @@ format:
 check:
     .venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 
-# The default tests; `just test -m slow` for the others
+# The default tests; `just test -m slow` and `just test -m parity` for the others
 test *arguments:
     .venv/bin/pytest -q {{arguments}}
 

@@ -13,13 +13,13 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
 
-import numpy as np  # noqa: E402
-from chains import CHAINS  # noqa: E402
-from reference import Reference, conditioning, reference  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
+import numpy as np
+from oracles.chains import CHAINS
+from oracles.reference import Reference, conditioning, reference
+from rich.console import Console
+from rich.table import Table
 
-from gradscope.product_svd.spectrum import spectrum  # noqa: E402
+from gradscope.product_svd.spectrum import spectrum
 
 EPS = np.finfo(float).eps
 SIZES = {"jordan": [(8, 200), (16, 200)], "tanh": [(16, 200), (48, 100)], "gru": [(16, 200), (48, 100)]}

@@ -16,6 +16,7 @@ from gradscope.linearize.cell_chain import CellChain
 from gradscope.linearize.sequence import Linearized
 from gradscope.problem.problem import Problem, make_problem
 from gradscope.product_svd.spectrum import spectrum
+from gradscope.settings import Settings
 
 STEPS = 200
 # What one step's Jacobian is right to.
@@ -34,8 +35,8 @@ class Case:
     @classmethod
     def of(cls, cell: str, hidden: int, steps: int = STEPS, **options: Any) -> Case:
         """The case of ``gradscope analyze --cell CELL --hidden HIDDEN``."""
-        problem = make_problem(cell=cell, hidden=hidden, steps=steps, **options)
-        jacobians = Linearized(problem, 0, jax.devices()[0]).segment(0)
+        problem = make_problem(Settings(cell=cell, hidden=hidden, steps=steps, **options))
+        jacobians = Linearized(problem.system, 0, jax.devices()[0]).segment(0)
         dense = np.stack([jacobians[t] for t in range(steps)])
         return cls(f"{cell}, hidden {hidden}", problem, jacobians, dense)
 
@@ -73,7 +74,7 @@ def naive_torch(case: Case) -> Callable[[], np.ndarray]:
     import torch
 
     step, state = _torch_lstm(case.problem)
-    inputs = torch.from_numpy(case.problem.inputs[0])
+    inputs = torch.from_numpy(case.problem.system.inputs[0])
 
     def run() -> np.ndarray:
         s, product = state, torch.eye(len(state), dtype=torch.float64)
@@ -87,7 +88,7 @@ def naive_torch(case: Case) -> Callable[[], np.ndarray]:
 
 def naive_jax(case: Case) -> Callable[[], np.ndarray]:
     """(d) The same in JAX: a jitted scan of jax.jacrev of the step, then an SVD."""
-    cell: Cell = case.problem.cell
+    cell: Cell = case.problem.system.cell
 
     @jax.jit
     def chain(parameters: Any, inputs: Any, state: Any) -> Any:
@@ -98,7 +99,8 @@ def naive_jax(case: Case) -> Callable[[], np.ndarray]:
 
         return lax.scan(step, (state, jnp.eye(len(state))), inputs)[0][1]
 
-    given = jax.device_put((case.problem.parameters, case.problem.inputs[0], case.problem.state[0]))
+    system = case.problem.system
+    given = jax.device_put((system.parameters, system.inputs[0], system.state[0]))
     return lambda: _log10(np.linalg.svd(np.asarray(chain(*given)), compute_uv=False))
 
 
@@ -127,8 +129,8 @@ def _torch_lstm(problem: Problem) -> tuple[Callable[[Any, Any], Any], Any]:
     """An LSTM step on s = (c, h) in PyTorch, with the problem's weights; and its initial state."""
     import torch
 
-    p = {name: torch.from_numpy(value) for name, value in problem.parameters.items()}
-    n = problem.hidden
+    p = {name: torch.from_numpy(value) for name, value in problem.system.parameters.items()}
+    n = problem.system.hidden
 
     def step(x: Any, s: Any) -> Any:
         c, h = s[:n], s[n:]
@@ -136,4 +138,4 @@ def _torch_lstm(problem: Problem) -> tuple[Callable[[Any, Any], Any], Any]:
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(z)
         return torch.cat([c, torch.sigmoid(o) * torch.tanh(c)])
 
-    return step, torch.from_numpy(problem.state[0])
+    return step, torch.from_numpy(problem.system.state[0])

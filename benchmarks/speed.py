@@ -21,10 +21,10 @@ from typing import Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # beside XLA's pool
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import startup  # noqa: E402
-from methods import (  # noqa: E402
+import jax
+import numpy as np
+import startup
+from methods import (
     STEPS,
     Case,
     gradscope_all,
@@ -35,13 +35,14 @@ from methods import (  # noqa: E402
     product_and_svd,
     qr_lyapunov,
 )
-from processes import batch, measured  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
+from processes import batch, measured
+from rich.console import Console
+from rich.table import Table
 
-import gradscope  # noqa: E402
-from gradscope.machine import cores  # noqa: E402
-from gradscope.measure.all_values import Task, measure  # noqa: E402
+import gradscope
+from gradscope.machine import cores
+from gradscope.measure.all_values import Task, measure_sequence
+from gradscope.measure.chains import Ask
 
 METHODS: dict[str, Callable[[Case], Callable[[], Any]]] = {
     "(a) plain product": plain,
@@ -217,8 +218,8 @@ def segments() -> float:
 def whole() -> tuple[float, float]:
     """Full chain, every path chain, lag profile and shares, as `analyze` does it; and its target."""
     case = Case.of("lstm", 128)
-    task = Task((0,), STEPS, 4 * float(np.finfo(float).eps), -3.0, workers=cores())
-    seconds = best(lambda: measure(task, lambda i: case.jacobians, lambda done: None), 3)
+    task = Task((0,), STEPS, Ask(4 * float(np.finfo(float).eps), -3.0, threads=cores()))
+    seconds = best(lambda: measure_sequence(task, lambda i: case.jacobians, lambda done: None), 3)
     return seconds / best(plain(case)), 12
 
 

@@ -12,32 +12,32 @@ from typing import Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # beside XLA's pool
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from methods import ENTRY_ERROR, STEPS, Case, plain  # noqa: E402
-from processes import run as run_process  # noqa: E402
+import jax
+import numpy as np
+from methods import ENTRY_ERROR, STEPS, Case, plain
+from processes import run as run_process
 
-from gradscope.linearize.tangent_chain import TangentChain  # noqa: E402
-from gradscope.linearize.tangents import tangents  # noqa: E402
-from gradscope.linearize.trajectory import Segments, Spread, Trajectory, precise  # noqa: E402
-from gradscope.problem.problem import make_problem  # noqa: E402
-from gradscope.product_svd.spectrum import top_spectra  # noqa: E402
+from gradscope.linearize.system import precise
+from gradscope.linearize.tangent_chain import TangentChain
+from gradscope.linearize.tangents import tangents
+from gradscope.linearize.trajectory import Segments, Spread, Trajectory
+from gradscope.problem.problem import make_problem
+from gradscope.product_svd.spectrum import top_spectra
+from gradscope.settings import Settings
 
 TOP = 8
 
 
 def top_of_full_chain(hidden: int, steps: int, dtype: str = "float64") -> Callable[[], Any]:
     """The top values of the full chain of an LSTM, forward pass and error estimate included."""
-    problem = make_problem(cell="lstm", hidden=hidden, steps=steps, dtype=dtype, top=TOP)
-    cell = problem.cell
+    problem = make_problem(Settings(hidden=hidden, steps=steps, dtype=dtype, top=TOP))
+    cell = problem.system.cell
 
     def run() -> Any:
         with precise(dtype):
             segments = Segments.cover(steps, 8 * 16 * hidden)
             spread = Spread((jax.devices()[0],))
-            trajectory = Trajectory(
-                cell, problem.parameters, problem.inputs, problem.state, segments, spread, dtype
-            )
+            trajectory = Trajectory(problem.system, segments, spread)
             sweeps = TangentChain(trajectory, tangents(cell, cell.paths), 1, dtype)
             return top_spectra(sweeps, TOP, entry_error=ENTRY_ERROR)[0]
 
@@ -68,12 +68,12 @@ def growth() -> float:
 
 def one_pass(hidden: int, steps: int = 20) -> float:
     """Seconds of a forward and a backward pass with 16 columns, the slopes at hand."""
-    problem = make_problem(cell="lstm", hidden=hidden, steps=steps, top=TOP)
-    cell = problem.cell
+    problem = make_problem(Settings(hidden=hidden, steps=steps, top=TOP))
+    cell = problem.system.cell
     with precise("float64"):
         segments = Segments.cover(steps, 8)
         spread = Spread((jax.devices()[0],))
-        trajectory = Trajectory(cell, problem.parameters, problem.inputs, problem.state, segments, spread)
+        trajectory = Trajectory(problem.system, segments, spread)
         sweeps = TangentChain(trajectory, tangents(cell, cell.paths), 1, "float64")
         block = np.linalg.qr(np.random.default_rng(0).normal(size=(2 * hidden, 16)))[0][None]
         ignore = lambda factors: None  # noqa: E731

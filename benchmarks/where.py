@@ -13,17 +13,17 @@ from typing import Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
-import jax  # noqa: E402
-from methods import ENTRY_ERROR, Case  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
+import jax
+from methods import ENTRY_ERROR, Case
+from rich.console import Console
+from rich.table import Table
 
-import gradscope.product_svd.error_estimate  # noqa: E402
-import gradscope.product_svd.graded_chain  # noqa: E402
-import gradscope.product_svd.graded_lu  # noqa: E402
-import gradscope.product_svd.steps  # noqa: E402
-from gradscope.product_svd.error_estimate import GROUPED, Run  # noqa: E402
-from gradscope.product_svd.norm_by_lag import LagNorm  # noqa: E402
+import gradscope.product_svd.error_estimate
+import gradscope.product_svd.graded_chain
+import gradscope.product_svd.graded_lu
+import gradscope.product_svd.steps
+from gradscope.product_svd.error_estimate import GROUPED, Run
+from gradscope.product_svd.norm_by_lag import LagNorm
 
 PARTS: tuple[tuple[str, Any, str], ...] = (
     ("form the step", gradscope.product_svd.steps.Steps, "parts"),

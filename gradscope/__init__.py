@@ -12,42 +12,30 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from gradscope.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from gradscope.api import analyze
-    from gradscope.cells.cell import Cell
-    from gradscope.checkpoints.equinox_live import from_equinox
-    from gradscope.checkpoints.flax_live import from_flax
-    from gradscope.checkpoints.keras_live import from_keras
-    from gradscope.checkpoints.torch_live import from_torch
-    from gradscope.errors import GradscopeError, InputError
-    from gradscope.product_svd.spectrum import Spectrum, spectrum
-    from gradscope.report.analysis import Analysis, schema
-    from gradscope.report.verdict import Policy
+    from gradscope.api import analyze as analyze
+    from gradscope.cells.cell import Cell as Cell
+    from gradscope.checkpoints.equinox_live import from_equinox as from_equinox
+    from gradscope.checkpoints.flax_live import from_flax as from_flax
+    from gradscope.checkpoints.keras_live import from_keras as from_keras
+    from gradscope.checkpoints.torch_live import from_torch as from_torch
+    from gradscope.errors import GradscopeError as GradscopeError
+    from gradscope.errors import InputError as InputError
+    from gradscope.product_svd.spectrum import Spectrum as Spectrum
+    from gradscope.product_svd.spectrum import spectrum as spectrum
+    from gradscope.report.analysis import Analysis as Analysis
+    from gradscope.report.analysis import schema as schema
+    from gradscope.settings import Policy as Policy
 
-__version__ = "0.1.0"
-
-__all__ = [
-    "Analysis",
-    "Cell",
-    "GradscopeError",
-    "InputError",
-    "Policy",
-    "Spectrum",
-    "analyze",
-    "from_equinox",
-    "from_flax",
-    "from_keras",
-    "from_torch",
-    "schema",
-    "spectrum",
-]
-
+# Public name -> the module that it is imported from when it is asked for. What a type checker sees is above.
 _HOME = {
     "Analysis": "gradscope.report.analysis",
     "Cell": "gradscope.cells.cell",
     "GradscopeError": "gradscope.errors",
     "InputError": "gradscope.errors",
-    "Policy": "gradscope.report.verdict",
+    "Policy": "gradscope.settings",
     "Spectrum": "gradscope.product_svd.spectrum",
     "analyze": "gradscope.api",
     "from_equinox": "gradscope.checkpoints.equinox_live",
@@ -57,6 +45,8 @@ _HOME = {
     "schema": "gradscope.report.analysis",
     "spectrum": "gradscope.product_svd.spectrum",
 }
+
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -9,11 +9,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from threadpoolctl import ThreadpoolController
 
 from gradscope.errors import InputError
+from gradscope.settings import Platform
 
 if TYPE_CHECKING:
     import jax
@@ -24,7 +25,7 @@ _inside = 0
 _limit = None
 
 
-PLATFORMS = ("cpu", "gpu", "tpu")
+PLATFORMS = get_args(Platform)
 _MOST_CPU_DEVICES = 256
 _CACHE_BYTES = 256 * 2**20
 _ENTRIES = ("-cache", "-atime")  # how the names of JAX's own files end

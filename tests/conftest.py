@@ -1,15 +1,25 @@
 """Settings of the whole suite, before NumPy and JAX are imported."""
 
 import os
+import re
 import signal
+from pathlib import Path
 
-os.environ["KERAS_BACKEND"] = "jax"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import pytest
 
 # A shell starts background jobs with SIGINT ignored, and every process of the suite would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+PARITY = Path(__file__).parent / "parity"
+
+
+def pytest_ignore_collect(collection_path, config):
+    """What compares with the frameworks imports them: it is left alone unless ``-m`` asks for it by name."""
+    asked = re.search(r"(?<!not )\bparity\b", config.option.markexpr)
+    return True if collection_path == PARITY and not asked else None
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,4 +1,7 @@
-"""The built-in cells by name, and the user's own by ``package.module:factory``."""
+"""Recurrent cells by name: step, paths, initial parameters.
+
+Public: ``find``, ``CELLS``, ``cell.Cell``, ``initializers.initialize``, ``stack.stacked``.
+"""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradscope.cells.notation import is_bias, is_recurrent, kind
 from gradscope.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from gradscope.cells.units import Shapes
 
 from gradscope.custom_types import Array
+from gradscope.settings import INIT, STEPS
 
 Shape = tuple[int, ...]
 Parameters = dict[str, Array]
@@ -36,14 +38,8 @@ class Draw:
     steps: int
 
     def kind(self, key: str) -> str:
-        """W, R, b or p, as cells/base.py names keys; other names are W if matrices, else b.
-
-        An R that is no matrix is a diagonal one, and drawn like a peephole.
-        """
-        matrix = len(self.shapes[key]) == 2
-        if key[0] == "R":
-            return "R" if matrix else "p"
-        return key[0] if key[0] in "Wbp" else "W" if matrix else "b"
+        """W, R, b or p, see ``notation.kind``."""
+        return kind(key, len(self.shapes[key]))
 
     def of_kind(self, kind: str) -> list[str]:
         """Keys of one kind, in the order of the cell."""
@@ -90,7 +86,7 @@ def pytorch(draw: Draw) -> Parameters:
     limit = 1.0 / math.sqrt(draw.hidden)
 
     def one(key: str) -> Array:
-        summed = key[0] == "b" and f"c{key[1:]}" not in draw.shapes
+        summed = is_bias(key) and f"c{key[1:]}" not in draw.shapes
         draws = draw.rng.uniform(-limit, limit, (1 + summed, *draw.shapes[key]))
         return np.asarray(draws.sum(axis=0))
 
@@ -186,11 +182,11 @@ def initialize(
     hidden: int,
     input_size: int,
     *,
-    init: str = "pytorch",
+    init: str = INIT,
     gain: float = 1.0,
     biases: Mapping[str, float] = {},
     seed: int = 0,
-    steps: int = 200,
+    steps: int = STEPS,
 ) -> Parameters:
     """Parameters of a fresh cell, float64, with the keys and shapes of ``cell.parameters``.
 
@@ -210,7 +206,7 @@ def initialize(
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(1,))))
     draw = Draw(rng, cell.name, cell.shapes(hidden, input_size), hidden, steps)
     parameters = INITIALIZERS[init](draw) if cell.initialize is None else _own(cell, draw, input_size)
-    scaled = {key: gain * value if key[0] == "R" else value for key, value in parameters.items()}
+    scaled = {key: gain * value if is_recurrent(key) else value for key, value in parameters.items()}
     return scaled | {key: np.full(draw.shapes[key], float(biases[key])) for key in _checked(biases, draw)}
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from gradscope.cells.cell import Cell, unit_cell
+from gradscope.cells.notation import is_recurrent
 from gradscope.cells.units import Parameters, Shapes, Units
 
 
@@ -79,13 +80,13 @@ def projected(size: int) -> Cell:
 
     def parameters(hidden: int, input_size: int) -> Shapes:
         shapes = vanilla.parameters(hidden, input_size)
-        shapes |= {key: (hidden, size) for key in shapes if key.startswith("R")}
+        shapes |= {key: (hidden, size) for key in shapes if is_recurrent(key)}
         return shapes | {"M": (size, hidden)}
 
     def advance(params: Parameters, x: Any, copies: Mapping[str, Any]) -> Any:
         def read(path: str) -> Any:
             c, h = jnp.split(copies[path], [len(params["b_z"])])
-            return h if path.startswith("R") else c
+            return h if is_recurrent(path) else c
 
         return units.advance(params, units.drive(params, x), read)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from gradscope.cells.notation import key
+from gradscope.cells.notation import is_recurrent, key
 
 Parameters = Mapping[str, Any]
 Shapes = dict[str, tuple[int, ...]]
@@ -49,7 +49,7 @@ class Units:
 
     def reads(self, path: str) -> str:
         """The state component that a path reads: recurrent matrices read h, a cell's own paths c."""
-        return "h" if self.squash is None or path.startswith("R") else "c"
+        return "h" if self.squash is None or is_recurrent(path) else "c"
 
     def pre_activations(
         self, parameters: Parameters, drive: Mapping[str, Any], read: Callable[[str], Any]

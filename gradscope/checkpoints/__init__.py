@@ -1,14 +1,14 @@
-"""Recurrent layers in files: a reader per format opens the tensors, a module per library knows the names."""
+"""Trained recurrent layers: a module for each library turns the names of its tensors into layers.
+
+Public: ``read``, ``read_all``, ``Layer``, ``Model``, and ``from_torch`` and its like.
+"""
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
 from gradscope.cells import CELLS, find
 from gradscope.cells.cell import Cell
@@ -19,7 +19,7 @@ from gradscope.checkpoints.live import Live
 from gradscope.checkpoints.model_part import model_only
 from gradscope.checkpoints.torch_told import told_by_file
 from gradscope.errors import InputError, about, listed, quoted, shown
-from gradscope.formats.content import by_content
+from gradscope.formats.reading import TENSOR_FILES, kind_of, load, open_tensors, suffix
 from gradscope.formats.tensors import Tensors
 from gradscope.formats.torch_file import Saved
 
@@ -36,13 +36,6 @@ __all__ = [
     "read_all",
 ]
 
-# suffix -> module:function that opens such a file, imported when one is read. What a file begins with goes
-# before its suffix, where that tells.
-_TREES = {
-    ".npz": "gradscope.formats.numpy_files:open_npz",
-    ".safetensors": "gradscope.formats.safetensors_file:open_safetensors",
-    ".msgpack": "gradscope.formats.msgpack_file:open_msgpack",
-} | dict.fromkeys((".pt", ".pth", ".bin", ".ckpt", ".jit", ".pkl"), "gradscope.formats.torch_file:open_torch")
 # suffix -> module:function that reads a file which says more than the names of its tensors.
 _MODELS = {
     ".keras": "gradscope.checkpoints.keras_file:read_keras",
@@ -80,13 +73,13 @@ def read_all(
     if not isinstance(path, str | os.PathLike):
         expected = "a file, or what gradscope.from_torch and its like make of a model"
         raise InputError(f"checkpoint is {quoted(path)}, expected {expected}")
-    suffix = by_content(path) or Path(path).suffix.lower()
-    if suffix in _MODELS:
-        contents: Contents = _load(_MODELS[suffix])(path, max_size, also)
+    kind = kind_of(path)
+    if kind in _MODELS:
+        contents: Contents = load(_MODELS[kind])(path, max_size, also)
         return contents
-    if suffix not in _TREES:
+    if kind not in TENSOR_FILES:
         raise _unknown_format(path)
-    with _load(_TREES[suffix])(path, max_size) as tensors:
+    with open_tensors(path, max_size) as tensors:
         return _layers_by_name(tensors, cell, also)
 
 
@@ -96,11 +89,13 @@ class Model:
 
     layers : those chosen and those whose outputs they read, each after the layers that it reads.
     chosen : the names of the first; arrays : other tensors, by what they were asked for as.
+    named : those of the chosen that were asked for by name, none where all were taken.
     """
 
     layers: tuple[Layer, ...]
     chosen: tuple[str, ...]
     arrays: Mapping[str, Named] = field(default_factory=dict)
+    named: tuple[str, ...] = ()
 
 
 def read(
@@ -150,7 +145,9 @@ def choose(
             waiting += found[name].below or ()
     layers = [layer for name, layer in found.items() if name in needed]
     settled = [replace(one, source=source) for one in _settled(layers, cell, activation)]
-    return Model(tuple(settled), tuple(name for name in found if name in chosen), contents.arrays)
+    return Model(
+        tuple(settled), tuple(name for name in found if name in chosen), contents.arrays, tuple(asked)
+    )
 
 
 def _settled(found: list[Found], cell: Cell | None, activation: str | None) -> list[Layer]:
@@ -203,16 +200,13 @@ def _named(name: str, names: list[str]) -> list[str]:
     return fitting[0]
 
 
-def _load(reference: str) -> Any:
-    module, _, name = reference.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
 def _unknown_format(path: str | os.PathLike[str]) -> InputError:
     if str(path) in CELLS:
         return InputError(f"checkpoint {path}: expected a file; for a fresh cell say --cell {path}")
     hint = _HINTS.get(
-        Path(path).suffix.lower(),
+        suffix(path),
         "of another kind, numpy.savez its arrays under the names W_z, R_z, b_z, ...",
     )
-    return InputError(f"checkpoint {shown(path)}: expected a file {', '.join(_TREES | _MODELS)}; {hint}")
+    return InputError(
+        f"checkpoint {shown(path)}: expected a file {', '.join(TENSOR_FILES | _MODELS)}; {hint}"
+    )

@@ -10,8 +10,9 @@ import numpy as np
 
 from gradscope.cells import find
 from gradscope.cells.cell import Cell
-from gradscope.cells.notation import key
-from gradscope.checkpoints.layer import Layer, assemble
+from gradscope.cells.notation import is_input_weight, key
+from gradscope.checkpoints.layer import Layer, assemble, not_computed
+from gradscope.checkpoints.signals import Mask
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, listed, quoted
 from gradscope.formats.tensors import Tensors, as_float64
@@ -37,7 +38,8 @@ class Found:
     question : what the file leaves open and how to decide it, "" where it says all.
     doubt : what speaks against its being any of these cells, which only ``cell`` overrules.
     kind, activation : what it is, where ``cells`` does not tell.
-    direction, depth, dtype, below, given_state, not_applied, assumed, time_major : as in Layer.
+    direction, depth, dtype, below, reads, table, mask, given_state, not_applied, assumed, time_major : as in
+        Layer.
     keys : the tensors of the file that it was made of.
     """
 
@@ -53,6 +55,9 @@ class Found:
     dtype: str = "float64"
     keys: tuple[str, ...] = ()
     below: tuple[str, ...] | None = ()
+    reads: str = ""
+    table: str | None = None
+    mask: Mask | None = None
     given_state: bool = False
     not_applied: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
@@ -61,9 +66,16 @@ class Found:
 
     @property
     def open(self) -> str:
-        """All that is to be decided: what it is, and whether the layer is to be given a state."""
+        """All that is to be decided: what it is, and whether the layer is to be given inputs or a state."""
         state = "the initial state comes from elsewhere in the model: add --initial-state"
-        return "; ".join(filter(None, (self.doubt, self.question, state * self.given_state)))
+        inputs = f"reads {not_computed(self.reads)}: give that as --inputs, with --layer {self.name}"
+        said = (
+            self.doubt,
+            self.question,
+            inputs * bool(self.reads and self.below is None),
+            state * self.given_state,
+        )
+        return "; ".join(filter(None, said))
 
     @property
     def label(self) -> str:
@@ -78,7 +90,7 @@ class Found:
     @property
     def sizes(self) -> tuple[int, int] | None:
         """Hidden and input size, None where no input weights were read."""
-        shape = next((array.shape for name, array in self.arrays.items() if name[0] == "W"), ())
+        shape = next((array.shape for name, array in self.arrays.items() if is_input_weight(name)), ())
         return (shape[0], shape[1]) if len(shape) == 2 else None
 
     def settle(self, cell: Cell | None = None, activation: str | None = None) -> Layer:
@@ -92,6 +104,9 @@ class Found:
             depth=self.depth,
             dtype=self.dtype,
             below=self.below,
+            reads=self.reads,
+            table=self.table,
+            mask=self.mask,
             given_state=self.given_state,
             not_applied=self.not_applied,
             assumed=self.assumed,

@@ -12,7 +12,7 @@ import numpy as np
 
 from gradscope.checkpoints.found import SIMPLE, Contents, Found, attempt, gated, take
 from gradscope.checkpoints.onnx_tensors import tensors_of
-from gradscope.checkpoints.onnx_wiring import Operator, attributes, operators
+from gradscope.checkpoints.onnx_wiring import OnnxOperator, attributes, operators
 from gradscope.custom_types import Array, PathLike
 from gradscope.errors import InputError, listed
 from gradscope.formats.tensors import Tensors, allowed, check_size, library, opened
@@ -56,7 +56,7 @@ def read_onnx(path: PathLike, max_size: int | None, also: Iterable[str] = ()) ->
         return Contents.of(_fitting(found), tensors, also)
 
 
-def _directions(operator: Operator, tensors: Tensors, makers: Mapping[str, Any]) -> list[Found]:
+def _directions(operator: OnnxOperator, tensors: Tensors, makers: Mapping[str, Any]) -> list[Found]:
     """The layer of an operator, or two where it is bidirectional; makers : the node of every value."""
     node, found = operator.node, []
     if operator.inside:
@@ -72,7 +72,8 @@ def _directions(operator: Operator, tensors: Tensors, makers: Mapping[str, Any])
         make = partial(_layer, node.op_type, inputs, attributes(node), number, tensors)
         reads = operator.reads
         layer = replace(attempt(make, name, keys), direction=side, given_state=given_state)
-        found.append(replace(layer, depth=reads.depth, below=reads.layers))
+        root = "" if reads.below else reads.root
+        found.append(replace(layer, depth=reads.depth, below=reads.below, reads=root, table=reads.table))
     return found
 
 

@@ -1,1 +1,1 @@
-"""The command line: parse, call, render, exit."""
+"""The command line: parse, call, render, exit. Public: ``main.main``."""

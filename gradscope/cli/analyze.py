@@ -6,40 +6,26 @@ import contextlib
 import gc
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 
 from gradscope.cells import CELLS
-from gradscope.cli.asked import asked_options
 from gradscope.cli.group import Command
-from gradscope.cli.options import (
-    Output,
-    find_modules_here,
-    finish,
-    output_options,
-    take_output,
-)
+from gradscope.cli.options import Output, Process, find_modules_here, finish, options, take, take_settings
 from gradscope.errors import InputError
+from gradscope.settings import Settings, flag, option_of
 
 First = Callable[[Callable[[], Any]], Any]
 
-# Option -> the bias it sets, in the notation of Greff et al. and of the GRU.
-_BIASES = {
-    "forget_bias": "b_f",
-    "input_bias": "b_i",
-    "output_bias": "b_o",
-    "update_bias": "b_z",
-    "reset_bias": "b_r",
-}
-
 
 @click.command(cls=Command, epilog=f"Cells: {', '.join(CELLS)}, lstm-projected-P.")
-@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
-@asked_options
-@output_options
-def analyze(**options: Any) -> int:
+@options(Settings)
+@options(Process)
+@options(Output)
+def analyze(**given: Any) -> int:
     """Measure how the gradient flows through a recurrent cell.
 
     \b
@@ -59,54 +45,41 @@ def analyze(**options: Any) -> int:
     with an RNN, LSTM or GRU in it (gradscope inspect lists them), or weights in gradscope's notation
     (.npz: W_z, R_z, b_z, ...). Without it the cell is freshly initialised.
     """
-    output = take_output(options)
-    cluster = {name: options.pop(name) for name in ("coordinator", "num_processes", "process_id")}
+    output, process = take(Output, given), take(Process, given)
+    settings = take_settings(given)
     find_modules_here()
-    if options["platform"] == "cpu":
+    if settings.get("platform") == "cpu":
         os.environ["JAX_PLATFORMS"] = "cpu"  # or JAX takes hold of the GPU all the same
-    if options["distributed"]:
-        return _together(cluster, options, output)
-    for name, value in cluster.items():
+    if settings.get("distributed"):
+        return _together(settings, process, output)
+    for name, value in process.place.items():
         if value is not None:
-            raise InputError(f"--{name.replace('_', '-')} is {value!r} without --distributed: give both")
-    return _analyze(options, output, lambda attempt: attempt())
+            raise InputError(f"{flag(name)} is {value!r} without --distributed: give both")
+    return _analyze(settings, process, output, lambda attempt: attempt())
 
 
-def _analyze(options: dict[str, Any], output: Output, first: First) -> int:
+def _analyze(settings: dict[str, Any], process: Process, output: Output, first: First) -> int:
     """Analyse and write. ``first`` calls what only the first process of a cluster is to do."""
     from gradscope.cli.progress import progress_bar
     from gradscope.cli.streams import check_writable, guarded_stdout, hushed
 
-    read = [_file_of(options[name]) for name in ("inputs", "lengths", "initial_state", "adjoint")]
-    first(lambda: check_writable(output.output, options["checkpoint"], *read))
-    compile_cache = options.pop("compile_cache")
-    biases = {bias: options.pop(name) for name, bias in _BIASES.items() if options[name] is not None}
-    if (options["top"] or "").isdecimal():
-        options["top"] = int(options["top"])
-    given = {
-        name: value for name, value in options.items() if name not in _BIASES and value not in (None, ())
-    }
+    first(lambda: check_writable(output.output, *_files(settings)))
     with guarded_stdout(), hushed(output.quiet), progress_bar(output.quiet) as progress:
         with _uncollected():
             from gradscope.api import analyze
             from gradscope.machine import use_compilation_cache
-        if compile_cache:
+        if process.compile_cache:
             use_compilation_cache()
-        analysis = analyze(
-            **given,
-            biases=biases,
-            vanishing_below=output.vanishing_below,
-            exploding_above=output.exploding_above,
-            progress=progress,
-        )
-    if options["top"] is None and (top := analysis.problem["top"]) is not None and not output.quiet:
+        analysis = analyze(**settings, progress=progress)
+    top = analysis.problem["top"]
+    if "top" not in settings and top is not None and not output.quiet:
         said = f"top {top} of {analysis.full.size} singular values computed; --top all computes every one"
         first(lambda: click.echo(said, err=True))
     code: int = first(lambda: finish(analysis, output))
     return code
 
 
-def _together(cluster: dict[str, Any], options: dict[str, Any], output: Output) -> int:
+def _together(settings: dict[str, Any], process: Process, output: Output) -> int:
     """The same as one of many processes, which all exit with the code of the first."""
     from gradscope.cli.streams import guarded_stdout, hushed, silence
 
@@ -114,14 +87,14 @@ def _together(cluster: dict[str, Any], options: dict[str, Any], output: Output) 
         from gradscope.machine import divide_cpu
         from gradscope.measure.cluster import exchange, first, join, leads, leave
 
-        if options["devices"] is not None:
-            divide_cpu(options["devices"])  # JAX starts when the processes meet
-        join(**cluster)
+        if "devices" in settings:
+            divide_cpu(settings["devices"])  # JAX starts when the processes meet
+        join(**process.place)
         exchange(lambda: None)  # what connects the processes prints to stdout
     try:
         if not leads():
             silence()
-        return _analyze(options, output, first)
+        return _analyze(settings, process, output, first)
     finally:
         leave()
 
@@ -140,8 +113,10 @@ def _uncollected() -> Iterator[None]:
         gc.enable()
 
 
-def _file_of(given: str | None) -> Path | None:
-    """The file that an option reads, if it is one."""
+def _files(settings: dict[str, Any]) -> list[Path]:
+    """The files that are to be read."""
     from gradscope.formats.numpy_files import split_key
 
-    return None if given in (None, "normal", "zeros") else Path(split_key(given)[0])
+    given = [settings.get(field.name) for field in fields(Settings) if option_of(field).reads]
+    named = [one for one in given if one not in (None, "normal", "zeros")]
+    return [one if isinstance(one, Path) else Path(split_key(one)[0]) for one in named]

@@ -8,14 +8,16 @@ from typing import Any
 import click
 
 from gradscope.cli.group import Command
-from gradscope.cli.options import finish, output_options, take_output
+from gradscope.cli.options import Output, finish, options, take
+from gradscope.settings import Policy
 
 
 @click.command(cls=Command, short_help="Measure the product of a stack of Jacobians.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--top", type=int, metavar="K", help="The K largest singular values only (default all).")
-@output_options
-def chain(file: Path, top: int | None, **options: Any) -> int:
+@options(Policy)
+@options(Output)
+def chain(file: Path, top: int | None, **given: Any) -> int:
     """Measure the product J_T ... J_1 of a stack of Jacobians.
 
     \b
@@ -27,13 +29,11 @@ def chain(file: Path, top: int | None, **options: Any) -> int:
     """
     from gradscope.cli.streams import check_writable, guarded_stdout, hushed
 
-    output = take_output(options)
+    policy, output = take(Policy, given), take(Output, given)
     check_writable(output.output, file)
     with guarded_stdout(), hushed(output.quiet):
+        from gradscope.api import analyze_chain
         from gradscope.formats.numpy_files import read_jacobians
-        from gradscope.report.conclude import analyze_chain
-        from gradscope.report.verdict import Policy
 
-        policy = Policy(output.vanishing_below, output.exploding_above)
         analysis = analyze_chain(read_jacobians(file), str(file), policy, top)
     return finish(analysis, output)

@@ -1,174 +1,220 @@
-"""Options that every command shares: thresholds, what comes out and how."""
+"""The options of the shell: those of ``Settings``, and what comes out, where and how."""
+
+# ruff: noqa: RUF009  (``option`` makes a dataclass field)
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from gradscope.cli.group import SectionedOption
 from gradscope.errors import ExitCode
+from gradscope.report.views import FORMATS, Look, render
+from gradscope.settings import Option, Settings, flag, option, option_of
 
 if TYPE_CHECKING:
     from gradscope.report.analysis import Analysis
+    from gradscope.report.inspection import Inspection
 
 # Opened by its name, a stdout that is a file would lose what others have written to it.
 _STDOUT = (Path("-"), Path("/dev/stdout"))
 
+LEVELS = ("vanishing", "stable", "exploding", "undecided")
+
 Command = TypeVar("Command", bound=Callable[..., Any])
+Asked = TypeVar("Asked")
 
 
-_VERDICT = (
-    click.option(
-        "--vanishing-below",
-        type=float,
-        default=1e-3,
-        show_default=True,
-        metavar="GAIN",
-        help="Gain (sigma_1 of the product) below which the verdict is vanishing.",
-    ),
-    click.option(
-        "--exploding-above",
-        type=float,
-        default=1e3,
-        show_default=True,
-        metavar="GAIN",
-        help="Gain, at the last lag or on the way, above which it is exploding.",
-    ),
-    click.option(
-        "--fail-on",
-        multiple=True,
-        type=click.Choice(["vanishing", "stable", "exploding", "undecided"]),
-        help="Exit 1 on this verdict (repeatable).",
-    ),
-)
-_PAGE = (
-    click.option(
-        "--format",
-        "output_format",
-        type=click.Choice(["table", "json"]),
-        default="table",
-        show_default=True,
-        help="A table for people or JSON for programs.",
-    ),
-    click.option("--json", "output_format", flag_value="json", help="The same as --format json."),
-    click.option(
-        "-o",
-        "--output",
-        type=click.Path(path_type=Path, allow_dash=True),
-        callback=lambda _, __, path: None if path in _STDOUT else path,
-        metavar="FILE",
-        help="Write to FILE; - is stdout.",
-    ),
-    click.option(
-        "--color",
-        type=click.Choice(["auto", "always", "never"]),
-        default="auto",
-        show_default=True,
-        help="Colour in the table; NO_COLOR and FORCE_COLOR are heeded.",
-    ),
-)
-_MORE = (
-    click.option(
-        "--lags",
-        type=click.Choice(["auto", "all"]),
-        default="auto",
-        show_default=True,
-        help="Lags in the JSON profile: about a thousand at most, or every one.",
-    ),
-    click.option("-q", "--quiet", is_flag=True, help="The verdict alone, and nothing on stderr."),
-)
+# -- options that only the shell has -----------------------------------------------------------------
 
 
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+def _file_unless_stdout(text: str) -> Path | None:
+    return None if Path(text) in _STDOUT else Path(text)
 
 
-def _bytes(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
-    match = re.fullmatch(r"(\d{1,15})([KMGT]?)i?B?", value or "0", re.IGNORECASE)
-    if not match:
-        raise click.BadParameter(f"{value!r} is no size, expected bytes or such as 500M or 2G")
-    return None if value is None else int(match[1]) * _UNITS[match[2].upper()]
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """Which process of a cluster this one is, and whether it keeps what it has compiled."""
+
+    coordinator: str | None = option(
+        None, "Machine", "Its process 0, if JAX cannot find it.", metavar="HOST:PORT"
+    )
+    num_processes: int | None = option(None, "Machine", "How many processes it has.", metavar="N", parse=int)
+    process_id: int | None = option(
+        None, "Machine", "Which of them this one is, 0 to N - 1.", metavar="I", parse=int
+    )
+    compile_cache: bool = option(
+        True, "Machine", "Keep compiled programs between runs (in GRADSCOPE_CACHE_DIR)."
+    )
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where it is in the cluster, as far as that is given."""
+        names = ("coordinator", "num_processes", "process_id")
+        return {name: getattr(self, name) for name in names}
 
 
-max_size_option = click.option(
-    "--max-size",
-    callback=_bytes,
-    metavar="SIZE",
-    help="Most that the file may unpack to, such as 2G (default: a small multiple of its size).",
-)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Output:
-    """The shared options, as the commands pass them on."""
+    """What comes out of a command, where and how."""
 
-    vanishing_below: float
-    exploding_above: float
-    fail_on: tuple[str, ...]
-    output_format: str
-    output: Path | None
-    lags: str
-    color: str
-    quiet: bool
+    fail_on: tuple[str, ...] = option(
+        (), "Verdict", "Exit 1 on this verdict (repeatable).", choices=LEVELS, repeatable=True
+    )
+    format: str = option(
+        "table",
+        "Output",
+        "A table for people or JSON for programs.",
+        choices=tuple(FORMATS),
+        shorthands={"--json": ("json", "The same as --format json.")},
+    )
+    output: Path | None = option(
+        None,
+        "Output",
+        "Write to FILE; - is stdout.",
+        flags=("-o", "--output"),
+        metavar="FILE",
+        parse=_file_unless_stdout,
+    )
+    color: str = option(
+        "auto",
+        "Output",
+        "Colour in the table; NO_COLOR and FORCE_COLOR are heeded.",
+        choices=("auto", "always", "never"),
+    )
+    lags: str = option(
+        "auto",
+        "Output",
+        "Lags in the JSON profile: about a thousand at most, or every one.",
+        choices=("auto", "all"),
+    )
+    quiet: bool = option(
+        False, "Output", "The verdict alone, and nothing on stderr.", flags=("-q", "--quiet")
+    )
+
+    @property
+    def look(self) -> Look:
+        """How the result is to be shown; asks stdout what it is."""
+        from gradscope.report.terminal import terminal_for
+
+        terminal = terminal_for(self.color, to_file=self.output is not None)
+        return Look(terminal, verdict_only=self.quiet, all_lags=self.lags == "all")
+
+    def write(self, result: Analysis | Inspection) -> None:
+        """Render the result and write it."""
+        from gradscope.cli.streams import write_result
+
+        write_result(render(result, self.format, self.look), self.output)
 
 
-def output_options(command: Command) -> Command:
-    """Decorate a click command with every shared option."""
-    return decorated(command, (section("Verdict", *_VERDICT), section("Output", *_PAGE, *_MORE)))
+# Of these, what any result can be asked for.
+PAGE = ("format", "output", "color")
 
 
-def page_options(command: Command) -> Command:
-    """Decorate a click command with the options of what comes out and where."""
-    return decorated(command, _PAGE)
+# -- from dataclasses to click and back --------------------------------------------------------------
 
 
-def section(title: str, *options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """The options as one decorator, under a heading of their own in the help."""
+def options(
+    asked: type[Any], names: Sequence[str] | None = None, section: str | None = None
+) -> Callable[[Command], Command]:
+    """Decorate a click command with the options of a dataclass's fields, or of those with these names.
+
+    section : the heading that they have in the help, else each its own; under one heading stand options of
+        all dataclasses.
+    """
+    chosen = [one for one in fields(asked) if names is None or one.name in names]
+    parameters = [parameter for one in chosen for parameter in _parameters(one, section)]
 
     def decorate(command: Command) -> Command:
-        already = len(getattr(command, "__click_params__", ()))
-        command = decorated(command, options)
-        for option in command.__click_params__[already:]:  # type: ignore[attr-defined]
-            option.section = title
+        for parameter in reversed(parameters):  # the first of them outermost
+            command = parameter(command)
         return command
 
     return decorate
 
 
-def decorated(command: Command, decorators: Sequence[Callable[[Command], Command]]) -> Command:
-    """The command with these decorators, the first of them outermost."""
-    for decorate in reversed(decorators):
-        command = decorate(command)
-    return command
+def take(asked: type[Asked], given: dict[str, Any]) -> Asked:
+    """Remove the options of a dataclass from what was ``given`` and return them as one of it."""
+    names = [one.name for one in fields(asked) if one.name in given]  # type: ignore[arg-type]
+    return asked(**{name: given.pop(name) for name in names})
 
 
-def take_output(options: dict[str, Any]) -> Output:
-    """Remove the shared options from ``options`` and return them as one object."""
-    return Output(**{field.name: options.pop(field.name) for field in fields(Output)})
+def take_settings(given: dict[str, Any]) -> dict[str, Any]:
+    """Remove the options of ``Settings``, and return as its arguments those that say anything."""
+    settings = {}
+    for one in fields(Settings):
+        keys = option_of(one).keys
+        if keys:
+            values = {key: given.pop(name) for name, (key, _) in keys.items()}
+            settings[one.name] = {key: value for key, value in values.items() if value is not None}
+        elif one.name in given:
+            settings[one.name] = given.pop(one.name)
+    return {name: value for name, value in settings.items() if value not in (None, (), {})}
+
+
+def _parameters(described: Field[Any], section: str | None) -> list[Callable[[Command], Command]]:
+    """The click decorators of one field."""
+    said, name = option_of(described), described.name
+    if said.positional:
+        return [click.argument(name, required=False, type=click.Path(path_type=Path))]
+    if not said.section:
+        return []
+    heading = {"section": section or said.section}
+    attributes = heading | _attributes(said, described.default)
+    if said.keys:
+        return [_option(key, attributes | {"help": text}) for key, (_, text) in said.keys.items()]
+    flags = said.flags or ((f"{flag(name)}/{flag(f'no_{name}')}",) if described.default is True else ())
+    shorthands = [
+        _option(name, heading | {"flag_value": value, "help": text}, shorthand)
+        for shorthand, (value, text) in said.shorthands.items()
+    ]
+    return [_option(name, attributes, *flags), *shorthands]
+
+
+def _option(name: str, attributes: dict[str, Any], *flags: str) -> Callable[[Command], Command]:
+    return click.option(*(flags or [flag(name)]), name, cls=SectionedOption, **attributes)
+
+
+def _attributes(said: Option, default: Any) -> dict[str, Any]:
+    """What click is told of an option."""
+    if isinstance(default, bool):
+        return {"is_flag": True, "default": default, "help": said.help}
+    attributes: dict[str, Any] = {"metavar": said.metavar, "multiple": said.repeatable, "help": said.help}
+    if default not in (None, ()):
+        attributes |= {"default": default, "show_default": True}
+    if not isinstance(said.parse, type):
+        attributes["callback"] = _parsing(said.parse)
+    if said.metavar == "FILE":  # the shell completes its name; whether it is there others ask
+        return attributes | {"type": click.Path(allow_dash=True, readable=False)}
+    if said.choices and not said.metavar:
+        return attributes | {"type": click.Choice(said.choices)}
+    return attributes | {"type": said.parse if isinstance(said.parse, type) else str}
+
+
+def _parsing(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """A function of a text as click calls it; its ValueError is the message."""
+
+    def parsed(_: click.Context, __: click.Parameter, text: str | None) -> Any:
+        try:
+            return None if text is None else parse(text)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from error
+
+    return parsed
+
+
+# -- what commands share -----------------------------------------------------------------------------
 
 
 def finish(analysis: Analysis, output: Output) -> int:
     """Render, write, and say how to exit."""
-    from gradscope.cli.streams import write_result
-
-    write_result(_render(analysis, output), output.output)
+    output.write(analysis)
     return ExitCode.FINDING if analysis.all_levels.intersection(output.fail_on) else ExitCode.OK
-
-
-def _render(analysis: Analysis, output: Output) -> str:
-    if output.output_format == "json":
-        from gradscope.report.json import render_json
-
-        return render_json(analysis, all_lags=output.lags == "all")
-    from gradscope.report.table import render_table
-    from gradscope.report.terminal import terminal_for
-
-    terminal = terminal_for(output.color, to_file=output.output is not None)
-    return render_table(analysis, terminal, verdict_only=output.quiet)
 
 
 def find_modules_here() -> None:

@@ -126,26 +126,21 @@ class _Machine:
                 both = isinstance(module, str) and isinstance(attribute, str)
                 text = f"{module[:_LONGEST_NAME]} {attribute[:_LONGEST_NAME]}" if both else "?"
                 stack.append(_name(text))
-            case "REDUCE" | "NEWOBJ":
+            case "REDUCE" | "NEWOBJ" | "NEWOBJ_EX":
+                if opcode == "NEWOBJ_EX":  # arguments by name
+                    stack.pop()
                 arguments, function = stack.pop(), stack.pop()
                 stack.append(self.call(function, arguments))
-            case "NEWOBJ_EX":
-                _, arguments, function = stack.pop(), stack.pop(), stack.pop()
-                stack.append(self.call(function, arguments))
-            case "OBJ":
-                function, *items = self.pop_mark()
-                self.stack.append(self.call(function, tuple(items)))
-            case "INST":
+            case "OBJ" | "INST":
                 items = self.pop_mark()
-                self.stack.append(self.call(_name(argument), tuple(items)))
+                function = _name(argument) if opcode == "INST" else items.pop(0)
+                self.stack.append(self.call(function, tuple(items)))
             case "BUILD":  # a dict has such as a state dict's _metadata
                 state = stack.pop()
                 if isinstance(stack[-1], Call):
                     stack[-1].state = state
-            case "POP":
-                stack.pop()
-            case "POP_MARK":
-                self.pop_mark()
+            case "POP" | "POP_MARK":
+                stack.pop() if opcode == "POP" else self.pop_mark()
             case "BINPERSID":
                 stack.append(self.reference(stack.pop()))
             case "BINPUT" | "LONG_BINPUT" | "PUT":

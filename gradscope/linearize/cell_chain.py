@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradscope.cells.notation import NAMELESS
+from gradscope.cells.notation import NAMELESS, is_recurrent
 from gradscope.custom_types import Array
 from gradscope.linearize.jacobian_chain import JacobianChain, nonzero, random_row
 from gradscope.linearize.paths import DensePath, Path, UnitPath
@@ -173,4 +173,4 @@ def _kept(linearized: Mapping[str, Any], cell: Cell, cut: Sequence[str]) -> list
 
 def _matrix(parameters: Mapping[str, Array], path: str) -> Array | None:
     """The recurrent matrix a path goes through; a cell's own path and the peepholes have none."""
-    return np.asarray(parameters[path], np.float64) if path.startswith("R") else None
+    return np.asarray(parameters[path], np.float64) if is_recurrent(path) else None

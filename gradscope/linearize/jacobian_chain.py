@@ -1,4 +1,4 @@
-"""Steps of a chain that are in memory: what they can be asked, whatever they are made up of."""
+"""A chain whose Jacobians are in memory: what it can be asked, whatever they are made up of."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from gradscope.custom_types import Array
-from gradscope.product_svd.steps import Layout
+from gradscope.product_svd.steps import StepSource
 
 # Chains smaller than this are formed once.
 _KEEP_BYTES = 32 * 2**20
@@ -18,19 +18,15 @@ _KEEP_BYTES = 32 * 2**20
 _CANCELS = 1e-13
 
 
-class JacobianChain(Sequence[Array]):
+class JacobianChain(StepSource):
     """Steps that are in memory: item t is the (m, m) Jacobian of step t.
 
-    steps : T; size : m; starts : one segment, as Segmented has them; window : rows and columns of the
-    product that the chain is about, None is all of it; layout : how parts make up a step, None where
-    they are blocks of columns.
+    steps : T; size : m; starts : one segment, as SegmentedChain has them.
     """
 
     steps: int
     size: int
-    starts = (0,)
-    window: tuple[slice, slice] | None = None
-    layout: Layout | None = None
+    starts: Sequence[int] = (0,)
 
     def __len__(self) -> int:
         return self.steps
@@ -69,17 +65,6 @@ class JacobianChain(Sequence[Array]):
     def diagonal(self) -> Array | None:
         """(T, n) where every step of the chain is diagonal."""
         return None
-
-    @abstractmethod
-    def parts(self, t: int) -> list[Array]:
-        """What step t is made up of, see ``layout``."""
-
-    @abstractmethod
-    def survey(self) -> tuple[Array, bool]:
-        """Bounds on the size of every row, (T, m), and whether certainly none is zero, nor any column.
-
-        Without forming a step: where J w and J^T w of a random w have no zero, neither has J.
-        """
 
     @abstractmethod
     def carried(self, backward: Array, forward: Array) -> dict[str, Array]:

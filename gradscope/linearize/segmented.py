@@ -12,12 +12,13 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.linearize.jacobian_chain import JacobianChain
+from gradscope.product_svd.steps import Layout, StepSource
 
 # Two runs over a chain may be on either side of a boundary.
 _KEPT = 2
 
 
-class SegmentedChain(Sequence[Array]):
+class SegmentedChain(StepSource):
     """A chain in segments, each loaded when one of its steps is read.
 
     segment : number -> that segment's chain; starts : the first step of each; steps : T;
@@ -26,7 +27,7 @@ class SegmentedChain(Sequence[Array]):
 
     def __init__(
         self,
-        segment: Callable[[int], Any],
+        segment: Callable[[int], JacobianChain],
         starts: Sequence[int],
         steps: int,
         read: Callable[[], None] | None = None,
@@ -35,7 +36,7 @@ class SegmentedChain(Sequence[Array]):
         self.starts = starts
         self.steps = steps
         self._read = read
-        self._last: tuple[int, Any] = (-1, None)
+        self._last: tuple[int, JacobianChain] | None = None
 
     def __len__(self) -> int:
         return self.steps
@@ -45,20 +46,19 @@ class SegmentedChain(Sequence[Array]):
         return segment[at]
 
     @cached_property  # read at every step: the first segment would be loaded again and again
-    def layout(self) -> Any:
+    def layout(self) -> Layout | None:  # type: ignore[override]
         """As of the segments."""
         return self.segment(0).layout
 
     @cached_property
-    def window(self) -> Any:
+    def window(self) -> tuple[slice, slice] | None:  # type: ignore[override]
         """As of the segments."""
         return self.segment(0).window
 
     def parts(self, t: int) -> list[Array]:
         """Step t as blocks of columns, as ``CellChain.parts``."""
         segment, at = self._find(t)
-        parts: list[Array] = segment.parts(at)
-        return parts
+        return segment.parts(at)
 
     def survey(self) -> tuple[Array, bool]:
         """Of all segments, as ``CellChain.survey``."""
@@ -85,18 +85,17 @@ class SegmentedChain(Sequence[Array]):
     def _path(self, name: str) -> SegmentedChain:
         return SegmentedChain(lambda i: self.segment(i).chains[name], self.starts, self.steps, self._read)
 
-    def _find(self, t: int) -> tuple[Any, int]:
+    def _find(self, t: int) -> tuple[JacobianChain, int]:
         """The segment that holds step t, and which of its steps that is."""
         if not 0 <= t < self.steps:
             raise IndexError(t)
         if self._read:
             self._read()
         i = bisect.bisect_right(self.starts, t) - 1
-        number, segment = self._last
-        if number != i:
-            segment = self.segment(i)
-            self._last = (i, segment)
-        return segment, t - self.starts[i]
+        last = self._last  # two threads may be at different segments
+        if last is None or last[0] != i:
+            self._last = last = (i, self.segment(i))
+        return last[1], t - self.starts[i]
 
 
 def keeping_recent(load: Callable[[int], JacobianChain]) -> Callable[[int], JacobianChain]:

@@ -1,4 +1,4 @@
-"""One sequence of a problem on a device, and its Jacobians on the host, segment by segment."""
+"""One sequence of a system on a device, and its Jacobians on the host, segment by segment."""
 
 from __future__ import annotations
 
@@ -19,63 +19,63 @@ from gradscope.linearize.gates import gate_sums
 from gradscope.linearize.jacobian_chain import JacobianChain
 from gradscope.linearize.jacobians import linearize, link
 from gradscope.linearize.stack_chain import blocked
-from gradscope.linearize.system import blaming, cast, precise
+from gradscope.linearize.system import System, cast, precise
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory
-from gradscope.problem.problem import Problem
 
 
 class Linearized:
-    """The chain of one sequence: ``steps`` Jacobians in segments that begin at ``starts``."""
+    """The chain of one sequence: ``steps`` Jacobians in segments that begin at ``starts``.
+
+    cut : paths left out; view : "state", or "cell" for the chain of an LSTM's c alone.
+    """
 
     def __init__(
-        self, problem: Problem, sequence: int, device: jax.Device, parameters: Parameters | None = None
+        self,
+        system: System,
+        sequence: int,
+        device: jax.Device,
+        *,
+        cut: Sequence[str] = (),
+        view: str = "state",
+        parameters: Parameters | None = None,
     ) -> None:
-        """Parameters: those of the problem, where they are on the device already."""
+        """Parameters: those of the system, where they are on the device already."""
         self._gates: dict[int, dict[str, Array]] = {}
-        self._problem, self._device = problem, device
+        self._system, self._device, self._cut, self._view = system, device, cut, view
         self._links: dict[int, Array] = {}  # the cell view's link after each segment
-        steps = problem.length(sequence)
-        segments = Segments.cover(problem.steps, step_bytes(problem.cell, problem.hidden), SEGMENT_BYTES)
-        segments = segments if steps == problem.steps else segments.first(steps)
-        with precise(problem.dtype):
-            one = slice(sequence, sequence + 1)
-            self._trajectory = Trajectory(
-                problem.cell,
-                parameters or problem.parameters,
-                problem.inputs[one],
-                problem.state[one],
-                segments,
-                Spread((device,)),
-                problem.dtype,
-            )
-        skipped = int(problem.view == "cell")  # it has no step 1
+        steps = system.length(sequence)
+        segments = Segments.cover(system.steps, step_bytes(system.cell, system.hidden), SEGMENT_BYTES)
+        segments = segments if steps == system.steps else segments.first(steps)
+        with precise(system.dtype):
+            one = system.part(slice(sequence, sequence + 1))
+            self._trajectory = Trajectory(one, segments, Spread((device,)), parameters)
+        skipped = int(view == "cell")  # it has no step 1
         self.steps = steps - skipped
         self.starts = [max(0, i * segments.length - skipped) for i in range(segments.count)]
 
     def segment(self, i: int) -> JacobianChain:
         """The Jacobians of segment i, computed anew."""
-        problem = self._problem
+        system = self._system
         found = self._on_host(i)
-        if problem.view != "cell":
-            cell, given = problem.cell, (problem.parameters, found, problem.cut)
-            return blocked(cell, *given) if cell.members else split(cell, *given, problem.hidden)
+        given = (system.cell, system.parameters, found, self._cut)
+        if self._view != "cell":
+            return blocked(*given) if system.cell.members else split(*given, system.hidden)
         if i and i - 1 not in self._links:
             self._on_host(i - 1)
-        return cell_view(problem.cell, problem.parameters, found, problem.cut, self._links.get(i - 1))
+        return cell_view(*given, self._links.get(i - 1))
 
     @property
     def gate_sums(self) -> dict[str, Array]:
-        """Sums over the gates, as flow.gate_sums, of all segments loaded so far."""
+        """Sums over the gates, as gates.gate_sums, of all segments loaded so far."""
         each = list(self._gates.values())
         return {name: np.sum([sums[name] for sums in each], axis=0) for name in each[0]}
 
     def _on_host(self, i: int) -> dict[str, Any]:
         """What ``linearize`` and ``link`` return, without the padding; its sums are noted."""
         trajectory = self._trajectory
-        blame = blaming(trajectory.cell, self._problem.state.shape[1:])
-        with precise(self._problem.dtype), jax.default_device(self._device), blame:
+        with self._system.running(), jax.default_device(self._device):
             one = (trajectory.parameters, trajectory.inputs(i), trajectory.start(i))
-            found: dict[str, Any] = jax.device_get(_linearized(trajectory.cell, self._problem.view, *one))
+            found: dict[str, Any] = jax.device_get(_linearized(trajectory.cell, self._view, *one))
         valid = trajectory.valid(i)
         states = found.pop("states")[: valid + 1]
         found = jax.tree.map(lambda array: array[:valid], found) | {"states": states}
@@ -85,12 +85,17 @@ class Linearized:
         return found
 
 
-def sequences_on(problem: Problem, numbers: Iterable[int], devices: Sequence[jax.Device]) -> list[Linearized]:
+def sequences_on(
+    system: System, numbers: Iterable[int], devices: Sequence[jax.Device], cut: Sequence[str], view: str
+) -> list[Linearized]:
     """Sequences of the batch, dealt out to the devices; each device holds the parameters once."""
-    with precise(problem.dtype):
-        placed = [Spread((d,)).replicate(cast(problem.parameters, problem.dtype)) for d in devices]
+    with precise(system.dtype):
+        placed = [Spread((d,)).replicate(cast(system.parameters, system.dtype)) for d in devices]
     turns = zip(numbers, itertools.cycle(zip(devices, placed, strict=True)), strict=False)
-    return [Linearized(problem, number, *place) for number, place in turns]
+    return [
+        Linearized(system, number, device, cut=cut, view=view, parameters=parameters)
+        for number, (device, parameters) in turns
+    ]
 
 
 @partial(jax.jit, static_argnums=(0, 1))

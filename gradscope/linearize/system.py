@@ -1,9 +1,10 @@
-"""What runs: a driven recurrent cell."""
+"""What runs: a recurrent cell driven by input sequences, and how it is run."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -12,6 +13,92 @@ import numpy as np
 from gradscope.cells.cell import Cell
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
+
+
+@dataclass(frozen=True)
+class System:
+    """A recurrent cell on a batch of input sequences, valid as it stands.
+
+    hidden : units n; parameters : float64 arrays, keys and shapes as ``cell.parameters``.
+    inputs : (B, T, d) float64, in the order in which the cell reads them; state : (B, m) float64, the states
+        before the first step.
+    lengths : (B,), how many steps of each sequence there are; None where all have T.
+    direction : "backward" where the cell reads the sequences that it was given from their ends.
+    dtype : what the forward pass and the Jacobians are computed in.
+    mask : (B, T'), which of the steps that were given these are; the state stays as it is at the others.
+        None where there are no others.
+    """
+
+    cell: Cell
+    hidden: int
+    parameters: dict[str, Array]
+    inputs: Array
+    state: Array
+    lengths: tuple[int, ...] | None = None
+    direction: str = "forward"
+    dtype: str = "float64"
+    mask: Array | None = None
+
+    @property
+    def batch(self) -> int:
+        """Input sequences B."""
+        return int(self.inputs.shape[0])
+
+    @property
+    def steps(self) -> int:
+        """Steps T, of the longest sequence."""
+        return int(self.inputs.shape[1])
+
+    @property
+    def input_size(self) -> int:
+        """Input features d."""
+        return int(self.inputs.shape[2])
+
+    @property
+    def size(self) -> int:
+        """States m."""
+        return int(self.state.shape[1])
+
+    @property
+    def output(self) -> slice:
+        """Where in the state the outputs are, which layers above and a readout see."""
+        return self.cell.output(self.hidden)
+
+    @property
+    def outputs(self) -> int:
+        """Features that it puts out."""
+        return int(self.output.stop - self.output.start)
+
+    def length(self, sequence: int) -> int:
+        """Steps of one sequence."""
+        return self.lengths[sequence] if self.lengths else self.steps
+
+    def part(self, sequences: slice | Sequence[int], steps: int | None = None) -> System:
+        """Some sequences alone, which all have so many steps; of a slice no copy is made."""
+        inputs, state = self.inputs[sequences, :steps], self.state[sequences]
+        return replace(self, inputs=inputs, state=state, lengths=None, mask=None)
+
+    @property
+    def given_steps(self) -> int:
+        """Steps of what was given, of the longest sequence."""
+        return self.steps if self.mask is None else int(self.mask.shape[1])
+
+    def of_given(self, values: Array) -> Array:
+        """Numbers (B, T', ...) of every step that was given, at those that are not masked, in its order."""
+        if self.mask is not None:
+            first = np.argsort(~self.mask, axis=1, kind="stable")[:, : self.steps]
+            values = np.take_along_axis(values, first.reshape(*first.shape, *[1] * (values.ndim - 2)), axis=1)
+        return self.as_given(values)
+
+    def as_given(self, values: Array) -> Array:
+        """Numbers (B, T, ...) of every step in the order that was given, or from that in its own."""
+        return reversed_within(values, self.lengths) if self.direction == "backward" else values
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Within, JAX computes in its dtype, and what fails is laid to a user's cell."""
+        with precise(self.dtype), blaming(self.cell, self.state.shape[1:]):
+            yield
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ _FACTORS = 2**20
 
 
 class TangentChain:
-    """The chain of ``tangents`` along a trajectory of B sequences, as an Operator (see passes)."""
+    """The chain of ``tangents`` along a trajectory of B sequences, as an Operator (see operator.Operator)."""
 
     def __init__(self, trajectory: Trajectory, tangents: TangentSteps, sequences: int, dtype: str) -> None:
         self.size, self.steps = tangents.size(trajectory.start(0).shape[1]), trajectory.segments.steps
@@ -42,7 +42,7 @@ class TangentChain:
         return part
 
     def forward(self, block: Array, every: int, take: Callable[[Array], None]) -> Array:
-        """P block = Q R_G ... R_1, see passes.Operator."""
+        """P block = Q R_G ... R_1, see operator.Operator."""
         return self._through(block, every, take, back=False)
 
     def backward(self, block: Array, every: int, take: Callable[[Array], None]) -> Array:
@@ -50,7 +50,7 @@ class TangentChain:
         return self._through(block, every, take, back=True)
 
     def shares(self, left: Array, right: Array) -> Array:
-        """Each path's share in carrying the gradient at every step, (B, T, paths), see flow.shares.
+        """Each path's share in carrying the gradient at every step, (B, T, paths), see measure.shares.
 
         left, right : (B, m) top singular vectors; NaN where they are zero.
         """

@@ -1,4 +1,4 @@
-"""One step of a cell as what it does to tangents and to cotangents: no Jacobian is formed."""
+"""One step of a cell as what it does to tangents and to cotangents (JVP, VJP): no Jacobian is formed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,64 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradscope.cells.cell import Cell
+from gradscope.cells.notation import is_recurrent
 from gradscope.cells.units import Parameters
 from gradscope.linearize.jacobians import slopes
 from gradscope.linearize.trajectory import forward
+
+
+class StepMaps(Hashable, Protocol):
+    """How a step acts on blocks of tangents and cotangents.
+
+    Hashable: chains for which it is the same share what is compiled.
+    """
+
+    def push(self, shared: Any, step: Any, block: Any) -> Any:
+        """J V of one step, for V (m, b)."""
+
+    def pull(self, shared: Any, step: Any, block: Any) -> Any:
+        """J^T U of one step, for U (m, b)."""
+
+
+@dataclass(frozen=True)
+class UnitMaps:
+    """Blocks through a step of units.
+
+    components : parts of the state; hidden : which of them the recurrent matrices read; others : which
+    the other paths read, one by one.
+    """
+
+    components: int
+    hidden: int
+    others: tuple[int, ...]
+
+    def push(self, shared: Any, step: Any, block: Any) -> Any:
+        """J V."""
+        parts = self.parts(block)
+        recurrent, own = step
+        products = (shared @ parts[self.hidden]).reshape(-1, *parts.shape[1:])
+        read = [*products, *(parts[i] for i in self.others)]
+        slopes = [*recurrent, *own]
+
+        def written(i: int) -> Any:
+            return sum(slope[i, :, None] * r for slope, r in zip(slopes, read, strict=True))
+
+        return jnp.concatenate([written(i) for i in range(len(parts))])
+
+    def pull(self, shared: Any, step: Any, block: Any) -> Any:
+        """J^T U."""
+        parts = self.parts(block)
+        recurrent, own = step
+        written = sum(recurrent[:, i, :, None] * part for i, part in enumerate(parts))
+        new = [jnp.zeros_like(part) for part in parts]
+        new[self.hidden] = shared @ written.reshape(-1, block.shape[1])
+        for slope, i in zip(own, self.others, strict=True):
+            new[i] += (slope[..., None] * parts).sum(0)
+        return jnp.concatenate(new)
+
+    def parts(self, block: Any) -> Any:
+        """(m, b) as (components, n, b)."""
+        return block.reshape(self.components, -1, block.shape[1])
 
 
 class TangentSteps(Hashable, Protocol):
@@ -170,7 +225,7 @@ class UnitSteps:
 
     @property
     def _every_recurrent(self) -> tuple[str, ...]:
-        return tuple(path for path in self.cell.paths if path.startswith("R"))
+        return tuple(path for path in self.cell.paths if is_recurrent(path))
 
     @property
     def _recurrent(self) -> tuple[str, ...]:
@@ -213,54 +268,3 @@ def steps_at(cell: Cell, parameters: Parameters, inputs: Any, before: Any) -> An
 @jax.jit
 def _take(steps: Any, paths: Any, components: Any) -> Any:
     return steps[:, :, paths][:, :, :, components]
-
-
-class StepMaps(Hashable, Protocol):
-    """How a step acts on blocks. Hashable: chains for which it is the same share what is compiled."""
-
-    def push(self, shared: Any, step: Any, block: Any) -> Any:
-        """J V of one step, for V (m, b)."""
-
-    def pull(self, shared: Any, step: Any, block: Any) -> Any:
-        """J^T U of one step, for U (m, b)."""
-
-
-@dataclass(frozen=True)
-class UnitMaps:
-    """Blocks through a step of units.
-
-    components : parts of the state; hidden : which of them the recurrent matrices read; others : which
-    the other paths read, one by one.
-    """
-
-    components: int
-    hidden: int
-    others: tuple[int, ...]
-
-    def push(self, shared: Any, step: Any, block: Any) -> Any:
-        """J V."""
-        parts = self.parts(block)
-        recurrent, own = step
-        products = (shared @ parts[self.hidden]).reshape(-1, *parts.shape[1:])
-        read = [*products, *(parts[i] for i in self.others)]
-        slopes = [*recurrent, *own]
-
-        def written(i: int) -> Any:
-            return sum(slope[i, :, None] * r for slope, r in zip(slopes, read, strict=True))
-
-        return jnp.concatenate([written(i) for i in range(len(parts))])
-
-    def pull(self, shared: Any, step: Any, block: Any) -> Any:
-        """J^T U."""
-        parts = self.parts(block)
-        recurrent, own = step
-        written = sum(recurrent[:, i, :, None] * part for i, part in enumerate(parts))
-        new = [jnp.zeros_like(part) for part in parts]
-        new[self.hidden] = shared @ written.reshape(-1, block.shape[1])
-        for slope, i in zip(own, self.others, strict=True):
-            new[i] += (slope[..., None] * parts).sum(0)
-        return jnp.concatenate(new)
-
-    def parts(self, block: Any) -> Any:
-        """(m, b) as (components, n, b)."""
-        return block.reshape(self.components, -1, block.shape[1])

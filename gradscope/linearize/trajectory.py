@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import Any
@@ -18,7 +18,7 @@ from gradscope.cells.cell import Cell
 from gradscope.cells.units import Parameters
 from gradscope.custom_types import Array
 from gradscope.linearize.budget import SEGMENT_BYTES
-from gradscope.linearize.system import cast
+from gradscope.linearize.system import System, cast
 
 _AXIS = "batch"
 _WHOLE, _SPLIT = PartitionSpec(), PartitionSpec(_AXIS)  # type: ignore[no-untyped-call]
@@ -124,36 +124,29 @@ class Spread:
 class Trajectory:
     """The states of a batch of sequences, kept where segments begin.
 
-    cell : what is run; parameters : its arrays, on every device; segments : how T is cut;
-    spread : the devices. Call it, and work with what it returns, within ``precise(dtype)``.
+    segments : how T is cut; spread : the devices; parameters : those of the system, on every device. Call
+    it, and work with what it returns, within ``system.running()``.
     """
 
     def __init__(
-        self,
-        cell: Cell,
-        parameters: Mapping[str, Any],
-        inputs: Array,
-        state: Array,
-        segments: Segments,
-        spread: Spread,
-        dtype: str = "float64",
+        self, system: System, segments: Segments, spread: Spread, parameters: Mapping[str, Any] | None = None
     ) -> None:
-        """Take host arrays: inputs (B, T, d), which are not copied, and state (B, m) before step 1.
+        """Take a system, whose inputs are not copied.
 
         Parameters that ``spread.replicate`` has put on the devices before are not put there again.
         """
-        self.cell = cell
+        self.cell = system.cell
         self.segments = segments
         self.spread = spread
-        self.parameters = spread.replicate(cast(parameters, dtype))
-        self._inputs, self._dtype = inputs, dtype
-        self._starts = [spread.put(np.asarray(state, dtype))]
+        self.parameters = spread.replicate(cast(parameters or system.parameters, system.dtype))
+        self._system = system
+        self._starts = [spread.put(np.asarray(system.state, system.dtype))]
 
     def inputs(self, i: int) -> Any:
         """Inputs of segment i on the devices, (B', length, d), zeros where it is padded."""
         here = i * self.segments.length
         valid = self.segments.valid(i)
-        part = np.asarray(self._inputs[:, here : here + valid], self._dtype)
+        part = np.asarray(self._system.inputs[:, here : here + valid], self._system.dtype)
         missing = self.segments.length - valid
         return self.spread.put(np.pad(part, ((0, 0), (0, missing), (0, 0))) if missing else part)
 
@@ -173,3 +166,23 @@ class Trajectory:
 def _cross(cell: Cell, parameters: Parameters, inputs: Any, state: Any) -> Any:
     """The state after a segment from that before it."""
     return lax.scan(lambda s, x: (cell.advance(parameters, x, s), None), state, inputs)[0]
+
+
+def outputs(system: System, devices: Sequence[jax.Device]) -> Array:
+    """h_1 ... h_T of every sequence, (B, T, n), in the order of the sequences also for a backward layer."""
+    cell, part = system.cell, system.output
+    segments = Segments.cover(system.steps, 8 * system.batch * system.size)
+    with system.running():
+        trajectory = Trajectory(system, segments, Spread(tuple(devices[: system.batch])))
+        run = trajectory.spread.lift(_put_out, cell, part.start, part.stop)
+        found = [
+            np.asarray(run(trajectory.parameters, trajectory.inputs(i), trajectory.start(i)), np.float64)[
+                : system.batch, : trajectory.valid(i)
+            ]
+            for i in range(segments.count)
+        ]
+    return system.as_given(np.concatenate(found, axis=1))
+
+
+def _put_out(cell: Cell, start: int, stop: int, parameters: Parameters, inputs: Any, state: Any) -> Any:
+    return forward(cell, parameters, inputs, state)[1:, start:stop]

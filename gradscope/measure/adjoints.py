@@ -13,11 +13,10 @@ from gradscope.cells.notation import named
 from gradscope.cells.units import Parameters
 from gradscope.custom_types import Array
 from gradscope.linearize.budget import SEGMENT_BYTES, tangent_bytes
-from gradscope.linearize.system import cast
+from gradscope.linearize.system import System, cast
 from gradscope.linearize.tangents import tangents
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory
 from gradscope.measure.backprop import ZERO, Columns, LossSegment, contributions, gradients
-from gradscope.problem.problem import Problem
 
 # Losses at so many steps are followed back together: their chain is linearised anew for every such group.
 _TOGETHER = 256
@@ -55,26 +54,25 @@ class Followed:
 class Adjoints:
     """The chain of one sequence, from its last step to its first. To be used within ``precise(dtype)``."""
 
-    def __init__(self, problem: Problem, seeds: Array, device: jax.Device, parameters: Parameters) -> None:
-        """Take a problem of one sequence, its seeds (S, n), and its parameters on the device."""
-        cell, steps = problem.cell, problem.steps
-        self._chain = tangents(cell, tuple(path for path in cell.paths if path not in problem.cut))
-        self._seeds, self._output, self._dtype = seeds, cell.output(problem.hidden), problem.dtype
-        self._losses = np.flatnonzero(seeds.any(axis=1)) + steps - len(seeds)  # steps, from 0
+    def __init__(
+        self,
+        system: System,
+        kept: tuple[str, ...],
+        adjoint: Array,
+        device: jax.Device,
+        parameters: Parameters,
+    ) -> None:
+        """Take a system of one sequence, the paths kept, its loss's (S, n), and parameters on the device."""
+        steps = system.steps
+        self._chain = tangents(system.cell, kept)
+        self._adjoint, self._output, self._dtype = adjoint, system.output, system.dtype
+        self._losses = np.flatnonzero(adjoint.any(axis=1)) + steps - len(adjoint)  # steps, from 0
         self._columns = 1 if len(self._losses) <= 1 else _TOGETHER
-        self._size, self._steps = problem.state.shape[1], steps
+        self._size, self._steps = system.size, steps
         matrices = len(named(parameters, "R") + named(parameters, "W"))
         numbers = 8 * matrices * (self._columns + self._size)
-        segments = Segments.cover(steps, tangent_bytes(cell, problem.hidden) + numbers, SEGMENT_BYTES)
-        self._trajectory = Trajectory(
-            cell,
-            parameters,
-            problem.inputs,
-            problem.state,
-            segments,
-            Spread((device,)),
-            problem.dtype,
-        )
+        segments = Segments.cover(steps, tangent_bytes(system.cell, system.hidden) + numbers, SEGMENT_BYTES)
+        self._trajectory = Trajectory(system, segments, Spread((device,)), parameters)
 
     @property
     def work(self) -> int:
@@ -131,11 +129,11 @@ class Adjoints:
 
     def _segment(self, i: int) -> LossSegment:
         trajectory = self._trajectory
-        length, first = trajectory.segments.length, self._steps - len(self._seeds)
-        seeds = np.zeros((length, self._size), self._dtype)
+        length, first = trajectory.segments.length, self._steps - len(self._adjoint)
+        adjoint = np.zeros((length, self._size), self._dtype)
         held = np.arange(max(first, i * length), min(self._steps, (i + 1) * length))
-        seeds[held - i * length, self._output] = self._seeds[held - first]
-        return trajectory.inputs(i)[0], trajectory.start(i)[0], np.int32(trajectory.valid(i)), seeds
+        adjoint[held - i * length, self._output] = self._adjoint[held - first]
+        return trajectory.inputs(i)[0], trajectory.start(i)[0], np.int32(trajectory.valid(i)), adjoint
 
     def _nothing(self, columns: int) -> Columns:
         nothing = np.zeros((self._size, columns), self._dtype), np.full(columns, ZERO, np.int32)

@@ -1,111 +1,100 @@
-"""All that is measured of one sequence, from its Jacobians alone: it runs in worker processes too."""
+"""Every value of one sequence's chains, from its Jacobians on the host: worker processes run it too."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from gradscope.custom_types import Array
 from gradscope.linearize.jacobian_chain import JacobianChain
 from gradscope.linearize.segmented import SegmentedChain, keeping_recent
+from gradscope.measure.chains import Ask, measure
 from gradscope.measure.measured import Measured
+from gradscope.measure.progress import Fraction, Meter
 from gradscope.measure.shares import shares
 from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, spectrum
-
-# A chain is gone through about so many times.
-_PASSES = 4
-_SECONDS_BETWEEN_REPORTS = 0.1
 
 
 @dataclass(frozen=True)
 class Task:
-    """How to measure a chain of ``steps`` Jacobians in segments that begin at ``starts``.
+    """A chain of ``steps`` Jacobians in segments that begin at ``starts``, and what is asked of it.
 
-    entry_error : rounding unit of their entries; floor : log10 gain below which the norm by lag of a
-    path alone may be an upper bound; accuracy, workers : as for ``spectrum``; watched : whether
-    somebody wants to know how far it is; top : how many values, None is all; known : paths whose own
-    chains are measured elsewhere.
+    watched : whether somebody wants to know how far it is.
     """
 
     starts: Sequence[int]
     steps: int
-    entry_error: float
-    floor: float
-    accuracy: str = "full"
-    workers: int = 1
+    ask: Ask
     watched: bool = False
-    top: int | None = None
-    known: frozenset[str] = frozenset()
 
 
-def measure(task: Task, segment: Callable[[int], JacobianChain], report: Callable[[float], None]) -> Measured:
-    """Spectra of the full chain and of every path alone, and the shares of the paths.
+def measure_sequence(task: Task, segment: Callable[[int], JacobianChain], report: Fraction) -> Measured:
+    """What is measured of one sequence; segment : number -> the Jacobians of that segment."""
+    meter = Meter(report, task.steps)
+    chains = JacobianChains(segment, task.starts, task.steps, meter.read if task.watched else None)
+    (found,) = measure(chains, task.ask, meter)
+    return found
 
-    segment : number -> the Jacobians of that segment; report : called with the fraction done.
+
+class JacobianChains:
+    """The chains of one sequence (see ``Chains``).
+
+    segment, starts, steps : as for ``SegmentedChain``; read : called at every step that is read.
     """
-    recent = keeping_recent(segment)
-    whole: Any = recent(0)
-    meter = _Meter(_unknown(whole.chains, task), task.steps, report)
-    if len(task.starts) > 1 or task.watched:
-        whole = SegmentedChain(recent, task.starts, task.steps, meter.read if task.watched else None)
-    spectra: dict[str, Spectrum] = {}
-    for name, chain in _unknown(whole.chains, task).items():
-        itself = chain is whole and name != "full"
-        spectra[name] = spectra["full"] if itself else _spectrum(name, chain, task)
-        meter.finished(name)
-    full = spectra["full"]
-    share = shares(whole, full.left, full.right, float(full.log10_singular_values[0]))
-    return Measured(spectra, share)
 
+    sequences = 1
 
-def _unknown(chains: Mapping[str, Any], task: Task) -> dict[str, Any]:
-    return {name: chain for name, chain in chains.items() if name not in task.known}
+    def __init__(
+        self,
+        segment: Callable[[int], JacobianChain],
+        starts: Sequence[int],
+        steps: int,
+        read: Callable[[], None] | None = None,
+    ) -> None:
+        recent = keeping_recent(segment)
+        first = recent(0)
+        self._sizes = {name: chain.size for name, chain in first.chains.items()}
+        self._full: JacobianChain | SegmentedChain = first
+        if len(starts) > 1 or read:
+            self._full = SegmentedChain(recent, starts, steps, read)
+        self._chains = self._full.chains
+        self._whole: list[Spectrum] = []
+        self.names = tuple(self._chains)
 
+    def cost(self, name: str) -> float:
+        """A chain costs as its size squared; the full one again costs nothing."""
+        return 0.0 if self._is_full(name) and name != "full" else float(self._sizes[name] ** 2)
 
-def _spectrum(name: str, chain: Any, task: Task) -> Spectrum:
-    """Every lag of the full chain; of a path alone, or a top, only what horizon and peak need."""
-    if task.top is not None:
-        top = min(task.top, len(chain[0]))
-        return spectrum(chain, top, by_lag=True, floor=task.floor, entry_error=task.entry_error)
-    if chain.diagonal is not None and name != "full":
-        return diagonal_spectrum(chain.diagonal, by_lag=True, entry_error=task.entry_error)
-    return spectrum(
-        chain,
-        by_lag=True,
-        floor=-math.inf if name == "full" else task.floor,
-        entry_error=task.entry_error,
-        accuracy=task.accuracy,
-        workers=task.workers,
-        window=chain.window,
-    )
+    def spectra(self, name: str, ask: Ask) -> list[Spectrum]:
+        """Every lag of the full chain; of a path alone, or a top, only what horizon and peak need."""
+        if not self._is_full(name):
+            return [self._spectrum(name, ask)]
+        self._whole = self._whole or [self._spectrum("full", ask)]
+        return self._whole
 
+    def shares(self, full: Sequence[Spectrum]) -> list[Mapping[str, Array]]:
+        """See ``Chains``."""
+        (one,) = full
+        return [shares(self._full, one.left, one.right, float(one.log10_singular_values[0]))]
 
-class _Meter:
-    """How far the work is, from the steps that were read; a chain costs as its size squared."""
+    def _is_full(self, name: str) -> bool:
+        """Whether a path is all there is."""
+        return self._chains[name] is self._full
 
-    def __init__(self, chains: Mapping[str, Any], steps: int, report: Callable[[float], None]) -> None:
-        full = chains["full"]
-        self._costs = {n: len(c[0]) ** 2 for n, c in chains.items() if n == "full" or c is not full}
-        self._total = sum(self._costs.values())
-        self._left = self._total
-        self._reads, self._expected = 0, _PASSES * steps
-        self._report, self._reported = report, time.monotonic()
-
-    def read(self) -> None:
-        """One more step was read."""
-        self._reads += 1
-        if time.monotonic() > self._reported + _SECONDS_BETWEEN_REPORTS:
-            self._tell()
-
-    def finished(self, name: str) -> None:
-        """The chain called ``name`` is done."""
-        self._left -= self._costs.pop(name, 0)
-        self._reads = 0
-        self._tell()
-
-    def _tell(self) -> None:
-        under_way = next(iter(self._costs.values()), 0) * min(1.0, self._reads / self._expected)
-        self._reported = time.monotonic()
-        self._report((self._total - self._left + under_way) / self._total)
+    def _spectrum(self, name: str, ask: Ask) -> Spectrum:
+        chain = self._chains[name]
+        if ask.top is not None:
+            top = min(ask.top, len(chain[0]))
+            return spectrum(chain, top, by_lag=True, floor=ask.floor, entry_error=ask.entry_error)
+        if chain.diagonal is not None and name != "full":
+            return diagonal_spectrum(chain.diagonal, by_lag=True, entry_error=ask.entry_error)
+        return spectrum(
+            chain,
+            by_lag=True,
+            floor=-math.inf if name == "full" else ask.floor,
+            entry_error=ask.entry_error,
+            accuracy=ask.accuracy,
+            workers=ask.threads,
+            window=chain.window,
+        )

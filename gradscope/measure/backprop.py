@@ -42,9 +42,9 @@ def gradients(
     dL/d(pre-activation of its gate), which is the derivative by the bias of that step alone; ``gradients``
     {parameter: its shape}, dL/d(parameter) of these steps together, with the exponent ``top``.
     """
-    inputs, before, steps, seeds = _steps(chain, parameters, segment)
+    inputs, before, steps, adjoints = _steps(chain, parameters, segment)
     every = jnp.ones((len(inputs), 1), inputs.dtype)
-    first, (columns, exponents) = _backward(chain, parameters, (steps, seeds, every, None), later, _itself)
+    first, (columns, exponents) = _backward(chain, parameters, (steps, adjoints, every, None), later, _itself)
     after, exponent = columns[..., 0], exponents[:, 0]
     top = exponent.max()
 
@@ -86,7 +86,7 @@ def contributions(
     Returns the columns before the segment, the numbers (L, matrices, r), the matrices in alphabetical
     order, and their exponents (L, r).
     """
-    inputs, before, steps, seeds = _steps(chain, parameters, segment)
+    inputs, before, steps, adjoints = _steps(chain, parameters, segment)
     enters = (jnp.arange(len(inputs))[:, None] == when).astype(inputs.dtype)
 
     def along(name: str) -> Any:
@@ -96,20 +96,20 @@ def contributions(
         return jax.jvp(run, (parameters[name],), (directions[name],))[1]
 
     moved = jnp.stack([along(name) for name in sorted(directions)], axis=1)
-    at_every_step = steps, seeds, enters, moved
+    at_every_step = steps, adjoints, enters, moved
     first, (numbers, exponents) = _backward(chain, parameters, at_every_step, later, _against)
     return first, numbers, exponents
 
 
 def _steps(chain: TangentSteps, parameters: Parameters, segment: LossSegment) -> tuple[Any, Any, Any, Any]:
-    """Inputs, states before, what the chain's steps need, and seeds."""
-    inputs, start, valid, seeds = segment
+    """Inputs, states before, what the chain's steps need, and adjoints."""
+    inputs, start, valid, adjoints = segment
     # In the place of padding stands the last step once more: its derivatives are finite, and nothing flows.
     there = jnp.minimum(jnp.arange(len(inputs)), valid - 1)
     before = forward(chain.cell, parameters, inputs, start)[there]
     inputs = inputs[there]
     batch = jax.tree.map(lambda leaf: leaf[None], steps_at(chain.cell, parameters, inputs, before))
-    return inputs, before, jax.tree.map(lambda leaf: leaf[0], chain.chosen(batch)), seeds
+    return inputs, before, jax.tree.map(lambda leaf: leaf[0], chain.chosen(batch)), adjoints
 
 
 def _backward(
@@ -121,13 +121,13 @@ def _backward(
 ) -> tuple[Columns, Any]:
     """From the last step to the first: a_t = e_t + J_(t+1)^T a_(t+1), and what is noted of every a_t.
 
-    every : of each step what the chain needs, the seed e_t (m,), the columns that it enters, and ``note``'s.
+    every : of each step what the chain needs, the loss's e_t (m,), the columns it enters, and ``note``'s.
     """
     shared, maps = chain.shared(parameters, True), chain.maps
 
     def one(later: Columns, at: Any) -> tuple[Columns, Any]:
-        step, seed, enters, more = at
-        here = _sum(later, _scaled(seed[:, None] * enters, jnp.zeros_like(later[1])))
+        step, entering, enters, more = at
+        here = _sum(later, _scaled(entering[:, None] * enters, jnp.zeros_like(later[1])))
         return _scaled(maps.pull(shared, step, here[0]), here[1]), note(here, more)
 
     return lax.scan(one, later, every, reverse=True)

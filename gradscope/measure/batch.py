@@ -1,24 +1,23 @@
-"""Every sequence of a problem measured: side by side in processes, or all at once without Jacobians."""
+"""Every sequence of every problem measured: side by side in processes, or all at once without Jacobians."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
 
-from gradscope.custom_types import Array
 from gradscope.linearize.sequence import sequences_on
 from gradscope.machine import cores, one_blas_thread
 from gradscope.measure.all_values import Task
-from gradscope.measure.measured import Found, Measured, Progress
-from gradscope.measure.top_values import measure_tops
+from gradscope.measure.chains import Ask
+from gradscope.measure.measured import Measured
+from gradscope.measure.progress import Fraction, Progress, Tally
+from gradscope.measure.top_values import measure_together
 from gradscope.measure.workers import measure_all
 from gradscope.problem.layers import Problems
 from gradscope.problem.problem import Problem
-from gradscope.report.verdict import Policy
 
 # One step's Jacobian is right to a few roundings of its entries.
 _ENTRY_ROUNDINGS = 4
@@ -26,106 +25,81 @@ _ENTRY_ROUNDINGS = 4
 _WORTH_A_WORKER = 300
 
 
-@one_blas_thread()
-def find(
-    problem: Problem,
-    policy: Policy,
-    progress: Progress | None,
-    devices: Sequence[jax.Device],
-    at_once: int | None,
-    numbers: range,
-    known: frozenset[str] = frozenset(),
-) -> list[Found]:
-    """Measure the sequences ``numbers`` of the batch, but for the own chains of the paths ``known``.
+@dataclass(frozen=True)
+class Means:
+    """What there is to measure with.
 
-    The rest is as for ``pipeline.analyze``.
+    devices : where states and Jacobians are computed; processes : how many sequences are measured side
+        by side on the host, in float64; by default, and where the devices are no CPU, as many as cores.
+    """
+
+    devices: Sequence[jax.Device]
+    processes: int | None = None
+
+    @property
+    def at_once(self) -> int:
+        """Sequences that are measured side by side."""
+        if self.processes is None or self.devices[0].platform != "cpu":
+            return cores()
+        return min(self.processes, cores())
+
+
+def measure_batch(
+    problems: Problems, numbers: range, floor: float, means: Means, progress: Progress | None = None
+) -> list[list[Measured]]:
+    """Measure the sequences ``numbers`` of every problem.
+
+    floor : log10 of the gain below which it vanishes; progress : called with (sequences done, sequences in
+    all), the first with a fraction, from any thread.
     """
     if not numbers:  # a cluster may have more processes than there are sequences
-        return []
-    entry_error = _ENTRY_ROUNDINGS * float(np.finfo(problem.dtype).eps)
-    floor = math.log10(policy.vanishing_below)
-    if problem.top is not None and problem.view != "cell":
-        report = _summed(progress, len(numbers))
-        measure_some = partial(measure_tops, entry_error=entry_error, floor=floor, known=known)
-        return _find_tops(problem, numbers, devices, measure_some, report)
-    sequences = sequences_on(problem, numbers, devices)
-    if at_once is None or devices[0].platform != "cpu":
-        at_once = cores()
-    at_once = min(at_once, cores())
-    if (len(sequences) - 1) * problem.steps < _WORTH_A_WORKER:
-        at_once = 1
-    threads = max(1, cores() // min(at_once, len(sequences)))
-    task = partial(
-        Task,
-        entry_error=entry_error,
-        floor=floor,
-        accuracy=problem.accuracy,
-        workers=threads,
-        watched=progress is not None,
-        top=problem.top,
-        known=known,
-    )
-    jobs = [(task(one.starts, one.steps), one) for one in sequences]
-    measured = measure_all(jobs, at_once, _summed(progress, len(jobs)))
-    return [Found(one, sequence.gate_sums) for one, sequence in zip(measured, sequences, strict=True)]
-
-
-def _find_tops(
-    problem: Problem,
-    numbers: range,
-    devices: Sequence[jax.Device],
-    measure_some: Callable[..., list[tuple[Measured, dict[str, Array]]]],
-    report: Callable[[int, float], None],
-) -> list[Found]:
-    """The same without Jacobians: all sequences of one length at once."""
-    found: dict[int, Found] = {}
-    for length in sorted({problem.length(number) for number in numbers}):
-        group = [number for number in numbers if problem.length(number) == length]
-        shared = partial(_all_at_once, report, [numbers.index(number) for number in group])
-        whole = len(group) == len(numbers) and length == problem.steps
-        part, chosen = (problem, numbers) if whole else (problem.part(group, length), range(len(group)))
-        tops = measure_some(part, chosen, devices, report=shared)
-        found |= {number: Found(*one) for number, one in zip(group, tops, strict=True)}
-    return [found[number] for number in numbers]
-
-
-def _summed(progress: Progress | None, count: int) -> Callable[[int, float], None]:
-    """Progress of all from that of each."""
-    done = [0.0] * count
-
-    def report(number: int, fraction: float) -> None:
-        done[number] = fraction
-        if progress:
-            progress(sum(done), count)
-
-    return report
-
-
-def _all_at_once(report: Callable[[int, float], None], numbers: Sequence[int], fraction: float) -> None:
-    for number in numbers:
-        report(number, fraction)
-
-
-def find_all(
-    problems: Problems,
-    policy: Policy,
-    progress: Progress | None,
-    devices: Sequence[jax.Device],
-    at_once: int | None,
-    numbers: range,
-) -> list[list[Found]]:
-    """Measure the sequences ``numbers`` of every problem; the rest as for ``analyze``."""
-    count, found = len(numbers), list[list[Found]]()
-    for number, problem in enumerate(problems.every):
-        done = number * count
+        return [[] for _ in problems.every]
+    tally = Tally(progress, len(numbers) * len(problems.every))
+    found = []
+    for place, problem in enumerate(problems.every):
         # A layer's own chain is the same in its stack.
-        in_stack = number >= len(problems.layers)
-        known = frozenset(member.name for member in problem.cell.members if in_stack)
-
-        def report(part: float, _: int, done: int = done) -> None:
-            assert progress
-            progress(done + part, count * len(problems.every))
-
-        telling = report if progress else None
-        found.append(find(problem, policy, telling, devices, at_once, numbers, known))
+        in_stack = place >= len(problems.layers)
+        known = frozenset(member.name for member in problem.system.cell.members if in_stack)
+        entry_error = _ENTRY_ROUNDINGS * float(np.finfo(problem.system.dtype).eps)
+        ask = Ask(entry_error, floor, problem.accuracy, problem.top, known)
+        found.append(_measured(problem, numbers, ask, means, tally.beyond(place * len(numbers))))
     return found
+
+
+@one_blas_thread()
+def _measured(problem: Problem, numbers: range, ask: Ask, means: Means, tally: Tally) -> list[Measured]:
+    """The sequences of one problem."""
+    if problem.top is not None and problem.view != "cell":
+        return _together(problem, numbers, ask, means, tally)
+    return _side_by_side(problem, numbers, ask, means, tally)
+
+
+def _side_by_side(problem: Problem, numbers: range, ask: Ask, means: Means, tally: Tally) -> list[Measured]:
+    """Each in a process, from its Jacobians."""
+    system = problem.system
+    sequences = sequences_on(system, numbers, means.devices, problem.cut, problem.view)
+    worth = (len(sequences) - 1) * system.steps >= _WORTH_A_WORKER
+    at_once = means.at_once if worth else 1
+    ask = replace(ask, threads=max(1, cores() // min(at_once, len(sequences))))
+    jobs = [(Task(one.starts, one.steps, ask, tally.watched), one) for one in sequences]
+
+    def report(job: int) -> Fraction:
+        return tally.of([job])
+
+    measured = measure_all(jobs, at_once, report)
+    return [replace(one, gates=sequence.gate_sums) for one, sequence in zip(measured, sequences, strict=True)]
+
+
+def _together(problem: Problem, numbers: range, ask: Ask, means: Means, tally: Tally) -> list[Measured]:
+    """Those of one length all at once, without Jacobians."""
+    system = problem.system
+    found: dict[int, Measured] = {}
+    for length in sorted({system.length(number) for number in numbers}):
+        group = [number for number in numbers if system.length(number) == length]
+        whole = len(group) == len(numbers) and length == system.steps
+        # Of a slice no copy is made: inputs may be large.
+        some = slice(numbers.start, numbers.stop, numbers.step) if whole else group
+        report = tally.of(map(numbers.index, group))
+        measured = measure_together(system.part(some, length), problem.kept, ask, means.devices, report)
+        found |= dict(zip(group, measured, strict=True))
+    return [found[number] for number in numbers]

@@ -12,13 +12,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gradscope.errors import InputError
-from gradscope.measure.batch import find_all
-from gradscope.measure.measured import Found, Measured, Progress
+from gradscope.measure.batch import Means, measure_batch
+from gradscope.measure.measured import Measured
+from gradscope.measure.progress import Progress
 from gradscope.problem.layers import Problems
-from gradscope.product_svd.spectrum import Spectrum
-from gradscope.report.analysis import Analysis
-from gradscope.report.conclude import conclude_all
-from gradscope.report.verdict import Policy
 
 # Errors that are answered differently from a bug; by their names they go from process to process.
 _KNOWN: dict[str, type[Exception]] = {kind.__name__: kind for kind in (InputError, BrokenPipeError)}
@@ -96,47 +93,27 @@ def _gather(text: bytes) -> list[bytes]:
     return [row[:size].tobytes() for row, size in zip(np.asarray(rows), sizes, strict=True)]
 
 
-def analyze(
-    prepare: Callable[[], tuple[Problems, Sequence[jax.Device]]],
-    policy: Policy,
-    progress: Progress | None,
-    at_once: int | None,
-) -> Analysis:
-    """As ``pipeline.analyze``, in every process the analysis of the whole batch.
+def measure_shared(
+    prepare: Callable[[], tuple[Problems, Means]], floor: float, progress: Progress | None
+) -> tuple[Problems, Means, list[list[Measured]]]:
+    """The problems, and what is measured of the whole batch, in every process; else as ``measure_batch``.
 
-    prepare : returns the problems, the same in all, and the devices of this process.
+    prepare : returns the problems, the same in all, and the means of this process.
     """
     prepared = []
 
     def work() -> list[list[dict[str, Any]]]:
-        problems, devices = prepare()
-        prepared.append((problems, devices[0]))
+        problems, means = prepare()
+        prepared.append((problems, means))
         mine = range(jax.process_index(), problems.batch, jax.process_count())
-        found = find_all(problems, policy, progress, devices, at_once, mine)
-        return [[_plain(one) for one in each] for each in found]
+        found = measure_batch(problems, mine, floor, means, progress)
+        return [[one.encode() for one in each] for each in found]
 
     problem_by_problem = zip(*exchange(work), strict=True)
-    problems, device = prepared[0]
-    found = [_dealt(hands) for hands in problem_by_problem]
-    return conclude_all(problems, policy, found, device, progress)
+    return (*prepared[0], [_dealt(hands) for hands in problem_by_problem])
 
 
-def _dealt(hands: Sequence[Sequence[dict[str, Any]]]) -> list[Found]:
+def _dealt(hands: Sequence[Sequence[dict[str, Any]]]) -> list[Measured]:
     """What the processes found of the sequences that were dealt out to them, in the order of the batch."""
     turns = itertools.zip_longest(*hands)
-    return [_found(plain) for turn in turns for plain in turn if plain is not None]
-
-
-def _plain(found: Found) -> dict[str, Any]:
-    measured = found.measured
-    spectra = {name: vars(spectrum) for name, spectrum in measured.spectra.items()}
-    return {"spectra": spectra, "shares": measured.shares, "gates": found.gates}
-
-
-def _found(plain: dict[str, Any]) -> Found:
-    spectra = {name: Spectrum(**_arrays(fields)) for name, fields in plain["spectra"].items()}
-    return Found(Measured(spectra, _arrays(plain["shares"])), _arrays(plain["gates"]))
-
-
-def _arrays(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: np.array(v) if isinstance(v, list) else v for name, v in fields.items()}
+    return [Measured.decode(plain) for turn in turns for plain in turn if plain is not None]

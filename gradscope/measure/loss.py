@@ -11,9 +11,10 @@ import numpy as np
 
 from gradscope.cells.notation import named
 from gradscope.custom_types import Array
-from gradscope.linearize.system import blaming, cast, precise
+from gradscope.linearize.system import cast
 from gradscope.linearize.trajectory import Spread
 from gradscope.measure.adjoints import Adjoints, Total, log10
+from gradscope.measure.progress import Progress
 from gradscope.problem.problem import Problem
 
 
@@ -89,30 +90,30 @@ class LossGradient:
 
 
 def loss_gradient(
-    problem: Problem,
-    seeds: Array,
-    device: jax.Device | None = None,
-    progress: Callable[[float, int], None] | None = None,
-) -> LossGradient:
-    """The gradient of the loss whose derivatives by the outputs are ``seeds`` (B, S, n), see Problem.
+    problem: Problem, device: jax.Device | None = None, progress: Progress | None = None
+) -> LossGradient | None:
+    """The gradient of the problem's loss, None where it has none.
 
     progress : called with (sequences done, sequences in all), the first with a fraction. A loss at every
     step takes O(T^2) time, as each of its T parts is followed back on its own.
     """
+    if problem.adjoint is None:
+        return None
     device = device or jax.local_devices()[0]
-    with precise(problem.dtype), blaming(problem.cell, problem.state.shape[1:]):
-        parameters = Spread((device,)).replicate(cast(problem.parameters, problem.dtype))
-        parts = [problem.part([b], problem.length(b)) for b in range(problem.batch)]
+    system = problem.system
+    with system.running():
+        parameters = Spread((device,)).replicate(cast(system.parameters, system.dtype))
+        parts = [system.part([b], system.length(b)) for b in range(system.batch)]
         sequences = [
-            Adjoints(one, seed[: one.steps], device, parameters)
-            for one, seed in zip(parts, seeds, strict=True)
+            Adjoints(one, problem.kept, adjoint[: one.steps], device, parameters)
+            for one, adjoint in zip(parts, problem.adjoint, strict=True)
         ]
-        done = _meter(sum(sequence.work for sequence in sequences), problem.batch, progress)
-        total = Total(problem.parameters)
+        done = _meter(sum(sequence.work for sequence in sequences), system.batch, progress)
+        total = Total(system.parameters)
         found = [sequence.back(total, done) for sequence in sequences]
-        shares = _shares(total, sequences, problem.steps, done)
+        shares = _shares(total, sequences, system.steps, done)
     return LossGradient(
-        at="last" if seeds.shape[1] == 1 else "every",
+        at="last" if problem.adjoint.shape[1] == 1 else "every",
         log10_norm=_together([one.log10_norm[::-1] for one in found], np.nan),
         deltas={gate: _together([one.deltas[gate] for one in found], 0.0) for gate in found[0].deltas},
         log10_deltas={
@@ -158,7 +159,7 @@ def _norm(array: Array) -> float:
     return largest * float(np.linalg.norm(array / largest)) if largest else 0.0
 
 
-def _meter(work: int, count: int, progress: Callable[[float, int], None] | None) -> Callable[[int], None]:
+def _meter(work: int, count: int, progress: Progress | None) -> Callable[[int], None]:
     """Progress in sequences, from steps gone through."""
     gone = 0
 

@@ -1,9 +1,9 @@
-"""What is measured of one sequence, encoded and summed in one place."""
+"""What is measured of one sequence: the one place that takes it apart, sums it and puts it together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
@@ -12,32 +12,55 @@ import numpy as np
 from gradscope.custom_types import Array
 from gradscope.product_svd.spectrum import Spectrum
 
-Progress = Callable[[float, int], None]
-
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one sequence: {chain: Spectrum}, the full one first, and {path: (T,) shares}."""
+    """Of one sequence.
 
-    spectra: dict[str, Spectrum]
-    shares: dict[str, Array]
+    spectra : {chain: Spectrum}, the full one first; shares : {path: (T,)}; gates : {gate: sum of the
+        activations, how many are saturated, how many there are}.
+    """
+
+    spectra: Mapping[str, Spectrum]
+    shares: Mapping[str, Array]
+    gates: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def full(self) -> Spectrum:
+        """Of the chain of the whole state."""
+        return self.spectra["full"]
 
     @property
     def alive(self) -> bool:
         """Whether any gradient gets through."""
-        return bool(self.spectra["full"].log10_singular_values[0] > -np.inf)
+        return bool(self.full.log10_singular_values[0] > -np.inf)
+
+    def encode(self) -> dict[str, Any]:
+        """The same in mappings and arrays alone."""
+        return vars(self) | {"spectra": {name: vars(one) for name, one in self.spectra.items()}}
+
+    @classmethod
+    def decode(cls, plain: Mapping[str, Any]) -> Measured:
+        """From what ``encode`` returned, its arrays as lists."""
+        spectra = {name: Spectrum(**_arrays(fields)) for name, fields in plain["spectra"].items()}
+        return cls(spectra, _arrays(plain["shares"]), _arrays(plain["gates"]))
 
 
-@dataclass(frozen=True)
-class Found:
-    """What was found of one sequence: of its Jacobians, and sums over its gates (flow.gate_sums)."""
+def _arrays(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: np.array(v) if isinstance(v, list) else v for name, v in fields.items()}
 
-    measured: Measured
-    gates: Mapping[str, Array]
+
+def gate_statistics(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
+    """Mean activation of each gate, and the fraction saturated (below 0.1 or above 0.9)."""
+    totals = {name: np.sum([one.gates[name] for one in measured], axis=0) for name in measured[0].gates}
+    return {
+        name: {"mean": float(total / count), "saturated": float(saturated / count)}
+        for name, (total, saturated, count) in totals.items()
+    }
 
 
 def direct_sum(spectra: Sequence[Spectrum]) -> Spectrum:
-    """The spectrum of a block diagonal product from those of its blocks."""
+    """The spectrum of a block diagonal product (a direct sum) from those of its blocks."""
     values = np.sort(np.concatenate([s.log10_singular_values for s in spectra]))[::-1]
     largest = max(spectra, key=lambda s: s.log10_singular_values[0])
     whole = all(s.exact_zeros is not None for s in spectra)

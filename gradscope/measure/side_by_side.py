@@ -34,15 +34,15 @@ def together(problems: Problems, measured: Sequence[Sequence[Measured]]) -> list
 
 def _with_layers(stack: Measured, layers: Sequence[Measured]) -> Measured:
     """A stack with its layers' own chains, which are measured with the layers."""
-    own = {f"layer{number}": layer.spectra["full"] for number, layer in enumerate(layers)}
+    own = {f"layer{number}": layer.full for number, layer in enumerate(layers)}
     own = {name: one for name, one in own.items() if name in stack.shares}
     between = {name: one for name, one in stack.spectra.items() if name != "full"}
-    return Measured({"full": stack.spectra["full"], **own, **between}, stack.shares)
+    return Measured({"full": stack.full, **own, **between}, stack.shares)
 
 
 def _alone(number: int, measured: Measured) -> Measured:
     """A layer that is its whole group: its only path is itself."""
-    full, name = measured.spectra["full"], f"layer{number}"
+    full, name = measured.full, f"layer{number}"
     some = np.ones_like(next(iter(measured.shares.values())))
     return Measured({"full": full, name: full}, {name: some if measured.alive else some * np.nan})
 
@@ -51,14 +51,14 @@ def _side_by_side(groups: Sequence[Measured]) -> Measured:
     """Groups of layers of which none reads another."""
     if len(groups) == 1:
         return groups[0]
-    leading = max(groups, key=lambda group: group.spectra["full"].log10_singular_values[0])
+    leading = max(groups, key=lambda group: group.full.log10_singular_values[0])
     chains = {name: one for group in groups for name, one in group.spectra.items() if name != "full"}
     shares = {
         name: share if group is leading else np.zeros_like(share)
         for group in groups
         for name, share in group.shares.items()
     }
-    full = direct_sum([group.spectra["full"] for group in groups])
+    full = direct_sum([group.full for group in groups])
     return Measured({"full": full, **_in_order(chains)}, _in_order(shares))
 
 

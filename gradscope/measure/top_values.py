@@ -1,11 +1,9 @@
-"""The top values of a batch's chains without Jacobians: full chain, paths, shares and gates."""
+"""The top values of the chains of a batch without Jacobians: all sequences of one length at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,81 +11,88 @@ import numpy as np
 from gradscope.cells.cell import Cell
 from gradscope.cells.notation import NAMELESS
 from gradscope.cells.stack import block_names, extents_of
-from gradscope.cells.units import Parameters
 from gradscope.custom_types import Array
 from gradscope.linearize.budget import SEGMENT_BYTES, tangent_bytes
-from gradscope.linearize.gates import gate_sums
-from gradscope.linearize.system import blaming, precise
+from gradscope.linearize.gates import gate_sums_along
+from gradscope.linearize.system import System
 from gradscope.linearize.tangent_chain import TangentChain
 from gradscope.linearize.tangents import TangentSteps, tangents
-from gradscope.linearize.trajectory import Segments, Spread, Trajectory, forward
+from gradscope.linearize.trajectory import Segments, Spread, Trajectory
+from gradscope.measure.chains import Ask, measure
 from gradscope.measure.measured import Measured
-from gradscope.problem.problem import Problem
+from gradscope.measure.progress import Fraction, Meter
 from gradscope.product_svd.operator import Operator, Window
 from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, top_spectra
 
 
-def measure_tops(
-    problem: Problem,
-    numbers: range,
-    devices: Sequence[jax.Device],
-    entry_error: float,
-    floor: float,
-    report: Callable[[float], None],
-    known: frozenset[str] = frozenset(),
-) -> list[tuple[Measured, dict[str, Array]]]:
-    """What is found of the sequences ``numbers``, all at once, and sums over their gates.
+def measure_together(
+    system: System, kept: tuple[str, ...], ask: Ask, devices: Sequence[jax.Device], report: Fraction
+) -> list[Measured]:
+    """What is measured of sequences of one length, of the chain that keeps these paths; and their gates."""
+    with system.running():
+        chains = TangentChains(system, kept, devices)
+        found = measure(chains, ask, Meter(report, system.steps))
+        return [replace(one, gates=gates) for one, gates in zip(found, chains.gate_sums(), strict=True)]
 
-    entry_error, floor : as for chain.spectrum; report : called with the fraction that is done;
-    known : paths whose own chains are measured elsewhere.
+
+class TangentChains:
+    """The chains of sequences of one length (see ``Chains``). To be used within ``system.running()``.
+
+    kept : the paths that the full chain is the sum of.
     """
-    assert problem.top is not None
-    cell, count = problem.cell, len(numbers)
-    kept = tuple(path for path in cell.paths if path not in problem.cut)
-    chosen = slice(numbers.start, numbers.stop, numbers.step)  # a view: inputs may be large
-    segments = Segments.cover(problem.steps, count * tangent_bytes(cell, problem.hidden), SEGMENT_BYTES)
-    with precise(problem.dtype), blaming(cell, problem.state.shape[1:]):
-        spread = Spread(tuple(devices[:count]))
-        trajectory = Trajectory(
-            cell,
-            problem.parameters,
-            problem.inputs[chosen],
-            problem.state[chosen],
-            segments,
-            spread,
-            problem.dtype,
-        )
-        found: dict[str, list[Spectrum]] = {}
-        every = _chains(cell, kept, problem.hidden)
-        chains = {name: steps for name, steps in every.items() if name not in known}
-        windows = _windows(cell)
-        for name, steps in chains.items():
-            sweeps = TangentChain(trajectory, steps, count, problem.dtype)
-            if name == "full":
-                full = sweeps
-            product: Operator = Window(sweeps, windows[name]) if name in windows else sweeps
-            top = min(problem.top, product.size)
-            if steps.diagonal:
-                found[name] = [_diagonal(sweeps.diagonals(i), top, entry_error) for i in range(count)]
-            else:
-                found[name] = top_spectra(product, top, by_lag=True, floor=floor, entry_error=entry_error)
-            report(len(found) / len(chains))
-        if len(kept) == len(cell.components) == 1:
-            found[kept[0]] = found["full"]
-        left, right = (np.array([getattr(s, side) for s in found["full"]]) for side in ("left", "right"))
-        shares = full.shares(left, right)
-        gates = _gates(trajectory, count)
-    names = kept or (NAMELESS,)
-    return [
-        (
-            Measured(
-                {name: each[number] for name, each in found.items()},
-                dict(zip(names, shares[number].T, strict=True)),
-            ),
-            gates[number],
-        )
-        for number in range(count)
-    ]
+
+    def __init__(self, system: System, kept: tuple[str, ...], devices: Sequence[jax.Device]) -> None:
+        cell, self.sequences = system.cell, system.batch
+        bytes_at_once = self.sequences * tangent_bytes(cell, system.hidden)
+        segments = Segments.cover(system.steps, bytes_at_once, SEGMENT_BYTES)
+        self._trajectory = Trajectory(system, segments, Spread(tuple(devices[: self.sequences])))
+        self._windows = _windows(cell)  # what one layer does to another is a block of the whole product
+        self._steps = {"full": tangents(cell, kept)}
+        self._paths, self._dtype = kept or (NAMELESS,), system.dtype
+        # The one path of a cell of one component is all there is.
+        self._same = kept if len(kept) == len(cell.components) == 1 else ()
+        for path in kept:
+            alone = path not in self._windows and path not in self._same
+            own = tangents(cell, (path,), cell.source(path), system.hidden)
+            self._steps[path] = own if alone else self._steps["full"]
+        self._full = TangentChain(self._trajectory, self._steps["full"], self.sequences, self._dtype)
+        self._whole: list[Spectrum] = []
+        self.names = tuple(self._steps)
+
+    def cost(self, name: str) -> float:
+        """About the same for all, but for the full one again."""
+        return float(name not in self._same)
+
+    def spectra(self, name: str, ask: Ask) -> list[Spectrum]:
+        """The top of them, and some lags."""
+        if name != "full" and name not in self._same:
+            return self._spectra(name, ask)
+        self._whole = self._whole or self._spectra("full", ask)
+        return self._whole
+
+    def shares(self, full: Sequence[Spectrum]) -> list[Mapping[str, Array]]:
+        """See ``Chains``."""
+        left, right = (np.array([getattr(one, side) for one in full]) for side in ("left", "right"))
+        found = self._full.shares(left, right)
+        return [dict(zip(self._paths, one.T, strict=True)) for one in found]
+
+    def gate_sums(self) -> list[dict[str, Array]]:
+        """Sums over the gates of every sequence."""
+        return gate_sums_along(self._trajectory, self.sequences)
+
+    def _spectra(self, name: str, ask: Ask) -> list[Spectrum]:
+        assert ask.top is not None
+        steps = self._steps[name]
+        chain = self._full if steps is self._steps["full"] else self._chain(steps)
+        product: Operator = Window(chain, self._windows[name]) if name in self._windows else chain
+        top = min(ask.top, product.size)
+        if steps.diagonal:
+            diagonals = map(chain.diagonals, range(self.sequences))
+            return [_diagonal(factors, top, ask.entry_error) for factors in diagonals]
+        return top_spectra(product, top, by_lag=True, floor=ask.floor, entry_error=ask.entry_error)
+
+    def _chain(self, steps: TangentSteps) -> TangentChain:
+        return TangentChain(self._trajectory, steps, self.sequences, self._dtype)
 
 
 def _diagonal(factors: Array, top: int, entry_error: float) -> Spectrum:
@@ -96,41 +101,8 @@ def _diagonal(factors: Array, top: int, entry_error: float) -> Spectrum:
     return replace(found, log10_singular_values=found.log10_singular_values[:top], exact_zeros=None)
 
 
-def _chains(cell: Cell, kept: tuple[str, ...], hidden: int) -> dict[str, TangentSteps]:
-    """The full chain's steps and those of every path alone, where they are not the same."""
-    chains = {"full": tangents(cell, kept)}
-    if len(cell.components) > 1 or len(kept) > 1:
-        windows = _windows(cell)  # what one layer does to another is a block of the whole product
-        chains |= {
-            path: chains["full"] if path in windows else tangents(cell, (path,), cell.source(path), hidden)
-            for path in kept
-        }
-    return chains
-
-
 def _windows(cell: Cell) -> dict[str, tuple[slice, slice]]:
     """Rows and columns of the whole product that the chains between two layers of a stack are."""
     part = list(extents_of(cell.members))
     names = block_names(cell.members)
     return {name: (part[j], part[i]) for (i, j), name in names.items() if i != j}
-
-
-def _gates(trajectory: Trajectory, count: int) -> list[dict[str, Array]]:
-    """Sums over the gates of every sequence, as flow.gate_sums."""
-    cell = trajectory.cell
-    if cell.gates is None:
-        return [{} for _ in range(count)]
-    run = trajectory.spread.lift(_activations, cell)
-    sums: list[dict[str, Array]] = [{} for _ in range(count)]
-    for i in range(trajectory.segments.count):
-        found = jax.device_get(run(trajectory.parameters, trajectory.inputs(i), trajectory.start(i)))
-        for number, total in enumerate(sums):
-            part = gate_sums({name: g[number, : trajectory.valid(i)] for name, g in found.items()})
-            total |= {name: total.get(name, 0) + value for name, value in part.items()}
-    return sums
-
-
-def _activations(cell: Cell, parameters: Parameters, inputs: Any, start: Any) -> Any:
-    assert cell.gates is not None
-    before = forward(cell, parameters, inputs, start)[:-1]
-    return jax.vmap(partial(cell.gates, parameters))(inputs, before)

@@ -19,12 +19,12 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, Protocol
 
 from gradscope.linearize.jacobian_chain import JacobianChain
-from gradscope.measure.all_values import Task, measure
+from gradscope.measure.all_values import Task, measure_sequence
 from gradscope.measure.measured import Measured
+from gradscope.measure.progress import Fraction
 
 _SERVE = "import sys; sys.path[:] = sys.argv[1:]; from gradscope.measure.workers import serve; serve()"
 
@@ -37,14 +37,12 @@ class Source(Protocol):
 
 
 Job = tuple[Task, Source]
-Report = Callable[[int, float], None]
+# Job -> what is told the fraction of it that is done, from any thread.
+Reports = Callable[[int], Fraction]
 
 
-def measure_all(jobs: Sequence[Job], count: int, report: Report) -> list[Measured]:
-    """Measure every job, ``count`` of them at a time, and return the results in their order.
-
-    report : called with the number of a job and the fraction of it that is done, from any thread.
-    """
+def measure_all(jobs: Sequence[Job], count: int, report: Reports) -> list[Measured]:
+    """Measure every job, ``count`` of them at a time, and return the results in their order."""
     work = _Work(jobs, report)
     with _processes(min(count, len(jobs)) - 1) as workers:
         threads = [threading.Thread(target=work.share, args=(worker,), daemon=True) for worker in workers]
@@ -59,7 +57,7 @@ def measure_all(jobs: Sequence[Job], count: int, report: Report) -> list[Measure
 class _Work:
     """Jobs that whoever is free takes the next of."""
 
-    def __init__(self, jobs: Sequence[Job], report: Report) -> None:
+    def __init__(self, jobs: Sequence[Job], report: Reports) -> None:
         self._jobs, self._report = jobs, report
         self._waiting = deque(range(len(jobs)))
         self._found: dict[int, Measured] = {}
@@ -74,13 +72,13 @@ class _Work:
         """Do jobs in this process, as long as there are any."""
         for number in self._next():
             task, source = self._jobs[number]
-            self._found[number] = measure(task, source.segment, partial(self._report, number))
+            self._found[number] = measure_sequence(task, source.segment, self._report(number))
 
     def share(self, worker: subprocess.Popen[bytes]) -> None:
         """Have a worker do jobs, as long as there are any."""
         for number in self._next():
             try:
-                self._found[number] = _ask(worker, *self._jobs[number], partial(self._report, number))
+                self._found[number] = _ask(worker, *self._jobs[number], self._report(number))
             except (EOFError, OSError, pickle.UnpicklingError):  # it could not start, or was killed
                 self._waiting.append(number)
                 return
@@ -113,9 +111,7 @@ def _processes(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
             worker.communicate()
 
 
-def _ask(
-    worker: subprocess.Popen[bytes], task: Task, source: Source, report: Callable[[float], None]
-) -> Measured:
+def _ask(worker: subprocess.Popen[bytes], task: Task, source: Source, report: Fraction) -> Measured:
     """Have a worker do a job; raises what it raised, EOFError or OSError if it is no more."""
     assert worker.stdin is not None
     assert worker.stdout is not None
@@ -157,7 +153,7 @@ def serve() -> None:
     while True:
         task = messages.get()
         try:
-            say("measured", measure(task, segment, lambda done: say("done so far", done)))
+            say("measured", measure_sequence(task, segment, lambda done: say("done so far", done)))
         except Exception as error:
             error.add_note(traceback.format_exc())
             say("failed", error)

@@ -1,1 +1,1 @@
-"""problem."""
+"""What is asked, checked. Public: ``problem.Problem``, ``layers.Problems``, ``layers.make_problems``."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from gradscope.errors import InputError, quoted
+from gradscope.settings import Settings, option_of
 
 
 def whole_number(name: str, value: Any, least: int) -> int:
@@ -34,3 +36,11 @@ def one_of(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raise InputError unless ``value`` is one of ``choices``."""
     if not isinstance(value, str) or value not in choices:
         raise InputError(f"{name} is {quoted(value)}, expected {' or '.join(choices)}")
+
+
+def check_choices(settings: Settings) -> None:
+    """Raise InputError where a setting is neither its default nor one of its choices."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if (choices := option_of(field).choices) and value is not field.default:
+            one_of(field.name, value, choices)

@@ -14,6 +14,7 @@ from gradscope.custom_types import Array
 from gradscope.errors import InputError, MisfitError, shown
 from gradscope.formats.reading import _FORMATS, read_array
 from gradscope.formats.tensors import as_float64
+from gradscope.settings import BATCH, INPUT_SIZE, STEPS
 
 # Inputs that are made, not given.
 KINDS = ("normal", "zeros")
@@ -109,7 +110,7 @@ def extents(
     asked : those of batch, steps and input_size that are; else they are as the inputs or the lengths have
         them, else the default. Raises InputError where they contradict each other.
     """
-    default = (1, 200, 32) if lengths is None else (len(lengths), max(lengths), 32)
+    default = (BATCH, STEPS, INPUT_SIZE) if lengths is None else (len(lengths), max(lengths), INPUT_SIZE)
     there = dict(zip(("batch", "steps", "input_size"), given.shape if given else default, strict=True))
     found = {name: asked.get(name, size) for name, size in there.items()}
     for name, size in found.items():

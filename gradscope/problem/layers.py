@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,94 +15,139 @@ from gradscope.checkpoints import Layer, Model, Named
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, MisfitError, listed, shown
 from gradscope.linearize.budget import check_memory
-from gradscope.linearize.outputs import outputs
+from gradscope.linearize.trajectory import outputs
 from gradscope.problem.checks import whole_number
+from gradscope.problem.feeding import Unmasked, check_roots, unmasked
 from gradscope.problem.initial_state import initial_states
 from gradscope.problem.inputs import Sequences, extents, given_lengths, given_sequences, label
-from gradscope.problem.loss_adjoint import LOSS, with_loss, with_losses
-from gradscope.problem.problem import Problem, chosen_top, known_paths, make_problem
+from gradscope.problem.loss_adjoint import with_loss, with_losses
+from gradscope.problem.problem import Problem, as_names, chosen_top, known_paths, make_problem
+from gradscope.settings import Settings, Top
 
 if TYPE_CHECKING:
     from jax import Device
 
 
-def make_problems(
-    model: Model | None,
-    devices: Sequence[Device],
-    *,
-    inputs: Any = "normal",
-    time_major: bool = False,
-    embedding: Named | None = None,
-    lengths: Any = None,
-    initial_state: Any = None,
-    cut: str | Iterable[str] = (),
-    top: int | str | None = None,
-    **options: Any,
-) -> Problems:
+@dataclass(frozen=True)
+class Stack:
+    """Connected layers of one direction, by their numbers, and the problem of all their states."""
+
+    members: tuple[int, ...]
+    problem: Problem
+
+
+@dataclass(frozen=True)
+class Problems:
+    """What is analysed together: a problem for each layer, and the stacks that some of them form.
+
+    names : of the layers in their file; last : the numbers of the layers that no other reads.
+    """
+
+    layers: tuple[Problem, ...]
+    names: tuple[str, ...] = ("",)
+    stacks: tuple[Stack, ...] = ()
+    last: tuple[int, ...] = (0,)
+
+    @cached_property
+    def every(self) -> tuple[Problem, ...]:
+        """All of them, the layers first."""
+        return self.layers + tuple(stack.problem for stack in self.stacks)
+
+    @property
+    def batch(self) -> int:
+        """Input sequences B, of all the same."""
+        return self.layers[0].system.batch
+
+    @property
+    def joint(self) -> Problem | None:
+        """The problem of all states, of one layer or of one stack; None where some stand side by side."""
+        stacked = [stack.problem for stack in self.stacks if len(stack.members) == len(self.layers)]
+        return self.layers[0] if len(self.layers) == 1 else next(iter(stacked), None)
+
+    def with_loss(self, readout: Named | None, readout_at: str | None, adjoint: Any) -> Problems:
+        """The same with a loss of the outputs of ``joint``, if one is given; see ``loss_adjoint``."""
+        if readout is None and readout_at is None and adjoint is None:
+            return self
+        if self.joint is None:
+            return self._with_losses(readout, readout_at, adjoint)
+        lossy = with_loss(self.joint, readout, readout_at, adjoint)
+        if len(self.layers) == 1:
+            return replace(self, layers=(lossy,))
+        return replace(self, stacks=(replace(self.stacks[0], problem=lossy),))
+
+    def _with_losses(self, *loss: Any) -> Problems:
+        """A loss of the outputs of two directions, which is followed back in the topmost layer of each."""
+        last = {self.layers[number].system.direction: number for number in self.last}
+        if len(self.last) != 2 or last.keys() != {"forward", "backward"}:
+            names = listed(self.names)
+            raise InputError(f"a loss reads one layer or one stack of them: choose of {names} with --layer")
+        numbers = [last["forward"], last["backward"]]
+        lossy = with_losses([self.layers[number] for number in numbers], *loss)
+        found = dict(enumerate(self.layers)) | dict(zip(numbers, lossy, strict=True))
+        return replace(self, layers=tuple(found.values()))
+
+
+def make_problems(settings: Settings, model: Model | None, devices: Sequence[Device]) -> Problems:
     """The problems of the layers chosen of a model, or of a fresh cell without one.
 
-    inputs : what the layers read that read no others; the rest as for ``make_problem``. Raises InputError
-    as it does, and for layers that cannot be analysed together.
+    The inputs are what the layers read that read no others; ``devices`` run the layers below. Raises
+    InputError as ``make_problem`` does, and for layers that cannot be analysed together.
     """
-    given = given_sequences(inputs, time_major=time_major, embedding=embedding) or inputs
-    options["lengths"] = given_lengths(lengths)
-    if model is not None:
-        _check_roots(model)
-        # Once for all: to the upper layers, the lengths are those of the outputs that they read.
-        batch, options["lengths"] = _batch_and_lengths(given, options)
-    alone = {**options, "cut": cut, "top": top}  # what only the one layer is asked for that is analysed
+    table = model.arrays[settings.embedding] if model and settings.embedding else None
+    given = given_sequences(settings.inputs, time_major=settings.time_major, embedding=table)
+    inputs = given or settings.inputs
+    settings = replace(settings, lengths=given_lengths(settings.lengths))
     if model is None:
-        return Problems((make_problem(inputs=given, initial_state=initial_state, **alone),))
-    options.pop("cell", None)
-    states = _initial_states(initial_state, model, batch)
+        return Problems((make_problem(replace(settings, inputs=inputs)),))
+    check_roots(model, given)
+    # Once for all: to the upper layers, the lengths are those of the outputs that they read.
+    batch, steps, lengths = _extents(given, settings)
+    settings = replace(settings, lengths=lengths)
+    if left := unmasked(model, given, steps, lengths):
+        inputs, settings = left.given, replace(settings, lengths=left.lengths, steps=None)
+    states = _initial_states(settings.initial_state, model, batch)
     problems: dict[str, Problem] = {}
     put_out: dict[str, Array] = {}
     read = {name for layer in model.layers for name in layer.below or ()}
     for layer in model.layers:
-        only = model.chosen == (layer.name,)
-        asked = alone if only else {**options, "top": _at_most(top, layer)}
-        problem = _problem(layer, model, asked, _inputs(layer, given, put_out), states.get(layer.name))
+        asked = replace(
+            settings, inputs=_inputs(layer, inputs, put_out), initial_state=states.get(layer.name)
+        )
+        if model.chosen != (layer.name,):  # cuts are of the one layer that is analysed, or between layers
+            asked = replace(asked, cut=(), top=_at_most(settings.top, layer))
+        problem = _problem(layer, model, asked)
         if layer.name in states:
-            problem = replace(problem, source={**problem.source, "initial_state": label(initial_state)})
-        problems[layer.name] = problem
+            origin = replace(problem.origin, initial_state=label(settings.initial_state))
+            problem = replace(problem, origin=origin)
+        problems[layer.name] = problem = _with_mask(problem, left) if left else problem
         if layer.name in read:
-            put_out[layer.name] = outputs(problem, devices)
+            put_out[layer.name] = outputs(problem.system, devices)
     layers = [layer for layer in model.layers if layer.name in model.chosen]
     chosen = tuple(problems[layer.name] for layer in layers)
     if len(chosen) == 1:
         return Problems(chosen)
-    cut = (cut,) if isinstance(cut, str) else tuple(cut)
     # The cell view holds the output fixed, through which a layer reaches the next.
-    connected = layers if options.get("view") != "cell" else ()
+    connected = layers if settings.view != "cell" else ()
     are_read = {name for layer in layers for name in layer.below or ()}
-    tops = tuple(number for number, layer in enumerate(layers) if layer.name not in are_read)
-    return Problems(chosen, _stacks(model, connected, chosen, cut, top), tops)
-
-
-def _check_roots(model: Model) -> None:
-    """Raise InputError where the same inputs cannot be what all the lowest layers read."""
-    roots = [layer for layer in model.layers if not layer.below]
-    unknown = [layer.name for layer in roots if layer.below is None]
-    if 0 < len(unknown) < len(roots):
-        raise InputError(
-            f"layer {listed(unknown)} reads what other parts of the model make of the layers below it, which "
-            "gradscope does not compute: choose it with --layer and give its own --inputs, or choose others"
-        )
-
-
-def _batch_and_lengths(
-    given: Sequences | str, options: Mapping[str, Any]
-) -> tuple[int, tuple[int, ...] | None]:
-    """How many sequences there are, and their lengths, cut to the steps that are asked for."""
-    asked = {
-        name: whole_number(name, options[name], 1)
-        for name in ("batch", "steps")
-        if options.get(name) is not None
-    }
-    (batch, _, _), lengths = extents(
-        asked, given if isinstance(given, Sequences) else None, options["lengths"]
+    last = tuple(number for number, layer in enumerate(layers) if layer.name not in are_read)
+    names = tuple(layer.name for layer in layers)
+    return Problems(
+        chosen, names, _stacks(model, connected, chosen, as_names(settings.cut), settings.top), last
     )
-    return batch, lengths
+
+
+def _with_mask(problem: Problem, left: Unmasked) -> Problem:
+    """The problem of the steps that are left, with what that leaves to be said."""
+    system = replace(problem.system, mask=left.mask)
+    return replace(problem, system=system, origin=replace(problem.origin, masked=left.masked))
+
+
+def _extents(given: Sequences | None, settings: Settings) -> tuple[int, int, tuple[int, ...] | None]:
+    """How many sequences there are, their steps and lengths, cut to the steps that are asked for."""
+    asked = {"batch": settings.batch, "steps": settings.steps}
+    sizes = {name: whole_number(name, value, 1) for name, value in asked.items() if value is not None}
+    (batch, steps, _), lengths = extents(sizes, given, settings.lengths)
+    return batch, steps, lengths
 
 
 def _initial_states(asked: Any, model: Model, batch: int) -> dict[str, dict[str, Array]]:
@@ -116,24 +161,22 @@ def _initial_states(asked: Any, model: Model, batch: int) -> dict[str, dict[str,
     }
 
 
-def _problem(
-    layer: Layer, model: Model, options: Mapping[str, Any], inputs: Any, state: Mapping[str, Array] | None
-) -> Problem:
+def _problem(layer: Layer, model: Model, settings: Settings) -> Problem:
     """The layer's problem; biases are set in the layers that have them."""
-    biases = options.get("biases") or {}
+    biases = settings.biases or {}
     everywhere = {name for other in model.layers for name in other.parameters}
     there = {k: value for k, value in biases.items() if k in layer.parameters or k not in everywhere}
-    asked = {**options, "biases": there, "inputs": inputs, "initial_state": state}
+    settings = replace(settings, biases=there)
     if len(model.layers) == 1:
-        return make_problem(layer=layer, **asked)
+        return make_problem(settings, layer)
     try:
-        return make_problem(layer=layer, **asked)
+        return make_problem(settings, layer)
     except MisfitError as error:
         hint = f"; or choose others of {listed(model.chosen)} with --layer" if len(model.chosen) > 1 else ""
         raise InputError(f"layer {shown(layer.name)}: {error}{hint}") from error
 
 
-def _at_most(top: int | str | None, layer: Layer) -> int | str | None:
+def _at_most(top: Top, layer: Layer) -> Top:
     """A number of singular values that is asked of all layers, and not more than this one has."""
     return min(top, layer.cell.size(layer.hidden)) if isinstance(top, int) and top > 0 else top
 
@@ -153,7 +196,7 @@ def _stacks(
     """The stacks among the layers; cut : their paths to leave out."""
     groups = sorted(sorted(group) for group in _connected(layers) if len(group) > 1)
     made = tuple(_stack(model, group, layers, problems, cut, top) for group in groups)
-    every = [path for stack in made for path in stack.problem.cell.paths]
+    every = [path for stack in made for path in stack.problem.system.cell.paths]
     if wrong := [path for path in cut if path not in every]:
         between = f"expected one of {listed(every)}, or" if every else "they have no paths between them:"
         raise InputError(f"cut {listed(wrong)} of several layers: {between} choose one layer with --layer")
@@ -187,125 +230,41 @@ def _stack(
     inside = {layers[number].name: place for place, number in enumerate(group)}
     members, pieces, taken = [], [], 0
     for number in group:
-        layer, problem = layers[number], problems[number]
+        layer, system = layers[number], problems[number].system
         reads: list[int | tuple[int, int]] = []
         offset = 0
         for name in layer.below or ("",):
-            width = widths.get(name, problem.input_size)
+            width = widths.get(name, system.input_size)
             if name in inside:
                 reads.append(inside[name])
             else:  # what is given, or a layer of the other direction: held as it is
-                pieces.append(problem.inputs[:, :, offset : offset + width])
+                pieces.append(system.inputs[:, :, offset : offset + width])
                 reads.append((taken, taken + width))
                 taken += width
             offset += width
-        members.append(Member(problem.cell, problem.hidden, problem.input_size, number, tuple(reads)))
+        members.append(Member(system.cell, system.hidden, system.input_size, number, tuple(reads)))
     cell = stacked(tuple(members))
     first = problems[group[0]]
-    state = np.concatenate([problems[number].state for number in group], axis=1)
-    size = state.shape[1]
-    check_memory(cell, size, (first.batch, first.steps, taken), top is not None)
-    joint = replace(
-        first,
+    state = np.concatenate([problems[number].system.state for number in group], axis=1)
+    size, steps = state.shape[1], first.system.steps
+    check_memory(cell, size, (first.system.batch, steps, taken), top is not None)
+    system = replace(
+        first.system,
         cell=cell,
         hidden=size,
         parameters={
             f"layer{number}.{name}": array
             for number in group
-            for name, array in problems[number].parameters.items()
+            for name, array in problems[number].system.parameters.items()
         },
         inputs=np.concatenate(pieces, axis=2),
         state=state,
-        cut=known_paths(cell, tuple(path for path in cut if path in cell.paths), "state", first.steps),
-        top=chosen_top(top, size),
     )
-    return Stack(tuple(group), joint)
+    cut = known_paths(cell, tuple(path for path in cut if path in cell.paths), "state", steps)
+    return Stack(tuple(group), replace(first, system=system, cut=cut, top=chosen_top(top, size)))
 
 
 def _width(layer: Layer) -> int:
     """Features that a layer puts out."""
     part = layer.cell.output(layer.hidden)
     return int(part.stop - part.start)
-
-
-@dataclass(frozen=True)
-class Stack:
-    """Connected layers of one direction, by their numbers, and the problem of all their states."""
-
-    members: tuple[int, ...]
-    problem: Problem
-
-
-@dataclass(frozen=True)
-class Problems:
-    """What is analysed together: a problem for each layer, and the stacks that some of them form.
-
-    tops : the numbers of the layers that no other reads.
-    """
-
-    layers: tuple[Problem, ...]
-    stacks: tuple[Stack, ...] = ()
-    tops: tuple[int, ...] = (0,)
-
-    @cached_property
-    def every(self) -> tuple[Problem, ...]:
-        """All of them, the layers first."""
-        return self.layers + tuple(stack.problem for stack in self.stacks)
-
-    @property
-    def batch(self) -> int:
-        """Input sequences B, of all the same."""
-        return self.layers[0].batch
-
-    @property
-    def whole(self) -> Problem | None:
-        """The problem of all states, of one layer or of one stack; None where some stand side by side."""
-        stacked = [stack.problem for stack in self.stacks if len(stack.members) == len(self.layers)]
-        return self.layers[0] if len(self.layers) == 1 else next(iter(stacked), None)
-
-    def with_loss(self, readout: Named | None, readout_at: str | None, adjoint: Any) -> Problems:
-        """The same with a loss of the whole's outputs, as ``seeds.with_loss``, if one is given."""
-        if readout is None and readout_at is None and adjoint is None:
-            return self
-        if self.whole is None:
-            return self._with_losses(readout, readout_at, adjoint)
-        lossy = with_loss(self.whole, readout, readout_at, adjoint)
-        if len(self.layers) == 1:
-            return replace(self, layers=(lossy,))
-        return replace(self, stacks=(replace(self.stacks[0], problem=lossy),))
-
-    def _with_losses(self, *loss: Any) -> Problems:
-        """A loss of the outputs of two directions, which is followed back in the topmost layer of each."""
-        tops = {str(self.layers[number].source["direction"]): number for number in self.tops}
-        if len(self.tops) != 2 or tops.keys() != {"forward", "backward"}:
-            names = listed([str(problem.source["layer"]) for problem in self.layers])
-            raise InputError(f"a loss reads one layer or one stack of them: choose of {names} with --layer")
-        numbers = [tops["forward"], tops["backward"]]
-        lossy = with_losses([self.layers[number] for number in numbers], *loss)
-        found = dict(enumerate(self.layers)) | dict(zip(numbers, lossy, strict=True))
-        return replace(self, layers=tuple(found.values()))
-
-    @property
-    def source(self) -> dict[str, Any]:
-        """What was analysed, as JSON tells it: of several layers, what they have in common."""
-        first = self.layers[0].source
-        if len(self.layers) == 1:
-            return dict(first)
-        own = ("hidden", "input_size", "layer", "direction")
-        cells = dict.fromkeys(problem.cell.name for problem in self.layers)
-        cut = dict.fromkeys(path for stack in self.stacks for path in stack.problem.cut)
-        common = {name: value for name, value in first.items() if name not in own}
-        loss = {name: self.whole.source[name] for name in LOSS if self.whole and name in self.whole.source}
-        said = {name: self._said(name) for name in ("not_applied", "assumed") if name in first}
-        return common | loss | said | {"cell": ", ".join(cells), "cut": list(cut)}
-
-    def _said(self, name: str) -> list[str]:
-        """The sentences of all layers, each once, with the names of the layers if it is not of all."""
-        of: dict[str, list[str]] = {}
-        for problem in self.layers:
-            for sentence in problem.source[name]:
-                of.setdefault(sentence, []).append(problem.source["layer"])
-        return [
-            sentence if len(names) == len(self.layers) else f"{listed(names)}: {sentence}"
-            for sentence, names in of.items()
-        ]

@@ -7,24 +7,23 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from gradscope.cells.notation import is_bias
 from gradscope.checkpoints import Named
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, quoted, shown
 from gradscope.formats.reading import read_array
 from gradscope.formats.tensors import as_float64
-from gradscope.linearize.system import reversed_within
+from gradscope.linearize.system import System
 from gradscope.machine import available
 from gradscope.problem.checks import one_of
 from gradscope.problem.inputs import label
 from gradscope.problem.problem import Problem
+from gradscope.settings import READOUT_AT, ReadoutAt
 
-READOUT_AT = ("last", "every")
-# What a problem with a loss says of it.
-LOSS = ("readout", "readout_at", "adjoint")
 # How frameworks call a matrix (outputs, n), and one of (n, outputs).
 _ROWS_ARE_OUTPUTS = re.compile(r"(^|[./])weight$")
 _ROWS_ARE_INPUTS = re.compile(r"(^|[./])(kernel|vars/0)(:0)?$")
@@ -33,7 +32,7 @@ _ROWS_ARE_INPUTS = re.compile(r"(^|[./])(kernel|vars/0)(:0)?$")
 def with_loss(
     problem: Problem, readout: Named | None = None, readout_at: str | None = None, adjoint: Any = None
 ) -> Problem:
-    """The problem with the ``seeds`` e_t = dL/dh_t of its loss; as it is where neither is given.
+    """The problem with the adjoint e_t = dL/dh_t of its loss; as it is where neither is given.
 
     readout : the matrix of a Linear or Dense layer that reads the outputs h (n,) of this one. The loss is
         the sum of what it puts out, L = sum_k (W h)_k, so that e_t = W^T 1; readout_at : "last" (default),
@@ -54,18 +53,20 @@ def with_loss(
             raise InputError(
                 "readout_at is about a readout: the shape of the adjoint says at which steps it is"
             )
-        seeds, source = _from_adjoint(problem, adjoint), {"adjoint": label(adjoint)}
+        origin = replace(problem.origin, adjoint=label(adjoint))
+        found = _from_adjoint(problem.system, adjoint)
     elif adjoint is not None:
         raise InputError("readout and adjoint are two losses: give one of them")
     else:
-        readout_at = readout_at or "last"
-        one_of("readout_at", readout_at, READOUT_AT)
-        seeds, source = _from_readout(problem, readout, readout_at), {"readout": readout.name}
-        source["readout_at"] = readout_at
-    if not np.abs(seeds).max() <= np.finfo(problem.dtype).max:
-        raise InputError(f"the loss's derivatives go beyond {problem.dtype}: scale them down")
-    _check_memory(problem)
-    return replace(problem, seeds=seeds, source=problem.source | source)
+        readout_at = readout_at or READOUT_AT
+        one_of("readout_at", readout_at, get_args(ReadoutAt))
+        origin = replace(problem.origin, readout=readout.name, readout_at=readout_at)
+        found = _from_readout(problem.system, readout, readout_at)
+    dtype = problem.system.dtype
+    if not np.abs(found).max() <= np.finfo(dtype).max:
+        raise InputError(f"the loss's derivatives go beyond {dtype}: scale them down")
+    _check_memory(problem.system)
+    return replace(problem, adjoint=found, origin=origin)
 
 
 def with_losses(
@@ -76,8 +77,8 @@ def with_losses(
     sides : the forward one and the backward one; the rest as for ``with_loss``. The loss must be at every
     step: the last step of the one direction is the first of the other.
     """
-    first = sides[0]
-    widths = [_outputs(side) for side in sides]
+    first = sides[0].system
+    widths = [side.system.outputs for side in sides]
     total, cuts = sum(widths), np.cumsum(widths)[:-1]
     at_every = "of two directions the last step of one is the first of the other"
     if readout is not None and adjoint is None:
@@ -87,21 +88,22 @@ def with_losses(
         parts = [replace(readout, values=part) for part in np.split(readout.values, cuts, axis=axis)]
         return [with_loss(side, part, "every") for side, part in zip(sides, parts, strict=True)]
     if readout is not None or adjoint is None:
-        return [with_loss(first, readout, readout_at, adjoint)]  # which says what is wrong
+        return [with_loss(sides[0], readout, readout_at, adjoint)]  # which says what is wrong
     array = read_array(adjoint) if isinstance(adjoint, str | os.PathLike) else as_float64(adjoint, "adjoint")
-    shapes = [(first.batch, first.steps, total)] + [(first.steps, total)] * (first.batch == 1)
+    steps = first.given_steps
+    shapes = [(first.batch, steps, total)] + [(steps, total)] * (first.batch == 1)
     if array.shape not in shapes:
         raise InputError(f"adjoint has shape {array.shape}, expected {shapes[-1]}: {at_every}")
     lossy = [
         with_loss(side, adjoint=part)
         for side, part in zip(sides, np.split(array, cuts, axis=-1), strict=True)
     ]
-    return [replace(side, source={**side.source, "adjoint": label(adjoint)}) for side in lossy]
+    return [replace(side, origin=replace(side.origin, adjoint=label(adjoint))) for side in lossy]
 
 
-def _from_readout(problem: Problem, readout: Named, at: str) -> Array:
-    seed = readout.values.sum(axis=_axis_of_outputs(readout, _outputs(problem)))
-    return np.tile(seed, (problem.batch, problem.steps if at == "every" else 1, 1))
+def _from_readout(system: System, readout: Named, at: str) -> Array:
+    adjoint = readout.values.sum(axis=_axis_of_outputs(readout, system.outputs))
+    return np.tile(adjoint, (system.batch, system.steps if at == "every" else 1, 1))
 
 
 def _axis_of_outputs(readout: Named, n: int) -> int:
@@ -131,33 +133,38 @@ def _rows_are_inputs(readout: Named, n: int) -> bool:
     return int(rows) == n
 
 
-def _from_adjoint(problem: Problem, given: Any) -> Array:
-    n, b, t = _outputs(problem), problem.batch, problem.steps
+def _from_adjoint(system: System, given: Any) -> Array:
+    n, b, t = system.outputs, system.batch, system.given_steps
     array = read_array(given) if isinstance(given, str | os.PathLike) else as_float64(given, "adjoint")
     if array.shape == (n,):
         return np.tile(array, (b, 1, 1))
     if array.shape == (b, n):
         return array[:, None]
     if array.shape in [(b, t, n)] + [(t, n)] * (b == 1):
-        every = array.reshape(b, t, n)
-        backward = problem.source.get("direction") == "backward"
-        return reversed_within(every, problem.lengths) if backward else every
+        return system.of_given(_unmasked(system, array.reshape(b, t, n)))
     expected = f"({n},) or {(b, n)} at the last step, {(t, n) if b == 1 else (b, t, n)} at every step"
     raise InputError(f"adjoint has shape {array.shape}, expected {expected}")
 
 
-def _outputs(problem: Problem) -> int:
-    part = problem.cell.output(problem.hidden)
-    return int(part.stop - part.start)
+def _unmasked(system: System, adjoint: Array) -> Array:
+    """The derivatives (B, T', n) by every output; InputError where one is at a masked step."""
+    if system.mask is not None:
+        wrong = ~system.mask & adjoint.any(axis=2)
+        if wrong.any():
+            b, t = np.argwhere(wrong)[0]
+            raise InputError(
+                f"adjoint is not 0 at step {t} of sequence {b}, which is masked: expected 0 there"
+            )
+    return adjoint
 
 
-def _check_memory(problem: Problem) -> None:
+def _check_memory(system: System) -> None:
     """Refuse deltas that would not fit, before the work: they are kept of every step."""
-    shapes = problem.cell.shapes(problem.hidden, problem.input_size)
-    deltas = sum(math.prod(shape) for key, shape in shapes.items() if key.rpartition(".")[2].startswith("b"))
-    need = 2 * 8 * problem.batch * problem.steps * deltas
+    shapes = system.cell.shapes(system.hidden, system.input_size)
+    deltas = sum(math.prod(shape) for key, shape in shapes.items() if is_bias(key))
+    need = 2 * 8 * system.batch * system.steps * deltas
     if need > (have := available()):
         raise InputError(
-            f"the deltas of {problem.batch} sequences of {problem.steps} steps need about {need >> 30} GiB, "
+            f"the deltas of {system.batch} sequences of {system.steps} steps need about {need >> 30} GiB, "
             f"this machine has {have >> 30}: give fewer or shorter ones"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,12 +11,12 @@ import numpy as np
 from gradscope.cells import find
 from gradscope.cells.cell import Cell
 from gradscope.cells.initializers import initialize
-from gradscope.checkpoints import Layer, Named
+from gradscope.checkpoints import Layer
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, MisfitError, quoted
 from gradscope.linearize.budget import check_memory
-from gradscope.linearize.system import reversed_within
-from gradscope.problem.checks import one_of, real, whole_number
+from gradscope.linearize.system import System, reversed_within
+from gradscope.problem.checks import check_choices, real, whole_number
 from gradscope.problem.initial_state import initial_states
 from gradscope.problem.inputs import (
     Sequences,
@@ -26,133 +26,73 @@ from gradscope.problem.inputs import (
     given_sequences,
     label,
 )
-
-VIEWS = ("state", "cell")
-DTYPES = ("float64", "float32")
-ACCURACIES = ("full", "fast")
-# All singular values take minutes beyond this state size (T = 200, two cores), so many of them seconds.
-MOST_FOR_ALL = 1024
-DEFAULT_TOP = 8
+from gradscope.problem.origin import Origin
+from gradscope.settings import CELL, DEFAULT_TOP, DTYPE, HIDDEN, INIT, MOST_FOR_ALL, Settings
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A recurrent cell on input sequences, valid as it stands.
+    """What is asked of a driven cell, valid as it stands.
 
-    hidden : units n; parameters : float64 arrays, keys and shapes as ``cell.parameters``.
-    inputs : (B, T, d) float64; state : (B, m) float64, the states before the first step.
-    cut : paths left out of the Jacobians; view : "state", or "cell" for the chain of c alone.
-    dtype : what the forward pass and the Jacobians are computed in.
-    accuracy : "full", or "fast" for singular values to about 1e-6.
+    system : what runs; cut : paths left out of the Jacobians; view : "state", or "cell" for the chain of an
+        LSTM's c alone.
     top : how many singular values to compute, without Jacobians; None is all of them.
-    lengths : (B,), how many steps of each sequence there are; None where all have T.
-    source : where all of it came from, for JSON.
-    seeds : (B, S, n) float64, the derivatives of a loss by the outputs h of the last S steps (S = 1: a loss
+    accuracy : "full", or "fast" for singular values to about 1e-6.
+    adjoint : (B, S, n) float64, the derivatives of a loss by the outputs h of the last S steps (S = 1: a loss
         at the last step, S = T: at every step); None without a loss.
+    origin : where all of it came from.
     """
 
-    cell: Cell
-    hidden: int
-    parameters: dict[str, Array]
-    inputs: Array
-    state: Array
+    system: System
     cut: tuple[str, ...] = ()
     view: str = "state"
-    dtype: str = "float64"
-    accuracy: str = "full"
     top: int | None = None
-    lengths: tuple[int, ...] | None = None
-    source: dict[str, Any] = field(default_factory=dict)
-    seeds: Array | None = None
+    accuracy: str = "full"
+    adjoint: Array | None = None
+    origin: Origin = field(default_factory=Origin)
 
     @property
-    def input_size(self) -> int:
-        """Input features d."""
-        return int(self.inputs.shape[2])
-
-    @property
-    def steps(self) -> int:
-        """Steps T, of the longest sequence."""
-        return int(self.inputs.shape[1])
-
-    def length(self, sequence: int) -> int:
-        """Steps of one sequence."""
-        return self.lengths[sequence] if self.lengths else self.steps
-
-    def part(self, sequences: Sequence[int], steps: int) -> Problem:
-        """Some sequences alone, which all have so many steps."""
-        chosen = list(sequences)
-        inputs, state = self.inputs[chosen, :steps], self.state[chosen]
-        return replace(self, inputs=inputs, state=state, lengths=None)
-
-    @property
-    def batch(self) -> int:
-        """Input sequences B."""
-        return int(self.inputs.shape[0])
+    def kept(self) -> tuple[str, ...]:
+        """The paths that are not cut."""
+        return tuple(path for path in self.system.cell.paths if path not in self.cut)
 
 
-def make_problem(
-    *,
-    layer: Layer | None = None,
-    cell: str | Cell | None = None,
-    hidden: int | None = None,
-    input_size: int | None = None,
-    steps: int | None = None,
-    init: str | None = None,
-    gain: float | None = None,
-    biases: Mapping[str, float] | None = None,
-    seed: int = 0,
-    batch: int | None = None,
-    inputs: Any = "normal",
-    time_major: bool = False,
-    embedding: Named | None = None,
-    lengths: Any = None,
-    initial_state: Any = None,
-    cut: Iterable[str] = (),
-    view: str = "state",
-    dtype: str = "float64",
-    accuracy: str = "full",
-    top: int | str | None = None,
-) -> Problem:
+def make_problem(settings: Settings, layer: Layer | None = None) -> Problem:
     """The problem that the user means; raises InputError with one line for what cannot be meant.
 
-    None is "not given": cell "lstm", hidden 64, input_size 32 (or that of the inputs), steps 200 (or
-    all of the inputs), init "pytorch", gain 1, batch 1 (or that of the inputs), top "all", or 8 where
-    the state is larger than 1024. A Layer of a checkpoint brings its own sizes and weights, to which gain
-    and biases still apply.
+    The inputs may be Sequences too, as read before. A layer of a checkpoint brings its own sizes and
+    weights, to which gain and biases still apply.
     """
-    asked = {"hidden": hidden, "input_size": input_size, "steps": steps, "batch": batch}
+    asked = {name: getattr(settings, name) for name in ("hidden", "input_size", "steps", "batch")}
     sizes = {name: whole_number(name, value, 1) for name, value in asked.items() if value is not None}
-    seed = whole_number("seed", seed, 0)
-    gain = 1.0 if gain is None else real("gain", gain, 0.0)
-    biases = {key: real(f"bias {key}", value) for key, value in (biases or {}).items()}
-    one_of("view", view, VIEWS)
-    one_of("dtype", dtype, DTYPES)
-    one_of("accuracy", accuracy, ACCURACIES)
+    seed = whole_number("seed", settings.seed, 0)
+    gain = 1.0 if settings.gain is None else real("gain", settings.gain, 0.0)
+    biases = {key: real(f"bias {key}", value) for key, value in (settings.biases or {}).items()}
+    check_choices(settings)
+    view, dtype, accuracy = settings.view, settings.dtype or DTYPE, settings.accuracy
 
+    inputs, initial_state = settings.inputs, settings.initial_state
     given = inputs
     if not isinstance(given, Sequences):
-        given = given_sequences(inputs, time_major=time_major, embedding=embedding)
-    lengths = given_lengths(lengths)
+        given = given_sequences(inputs, time_major=settings.time_major)
+    lengths = given_lengths(settings.lengths)
     if layer:
-        _check_own({"init": init, **sizes})
-    cell = layer.cell if layer else _fresh(cell, init)
-    init = None if layer or cell.initialize else init or "pytorch"
+        _check_own({"init": settings.init, **sizes})
+    cell = layer.cell if layer else _fresh(settings.cell, settings.init)
+    init = None if layer or cell.initialize else settings.init or INIT
     if layer:
         sizes |= {"hidden": layer.hidden, "input_size": layer.input_size}
         layer.check_inputs(given=given is not None)
         layer.check_state(given=initial_state is not None)
-    n = sizes.get("hidden", 64)
+    n = sizes.get("hidden", HIDDEN)
     (b, t, d), lengths = extents(sizes, given, lengths)
-    cut = known_paths(cell, (cut,) if isinstance(cut, str) else tuple(cut), view, min(lengths or (t,)))
-    top = chosen_top(top, n if view == "cell" else cell.size(n))
+    cut = known_paths(cell, as_names(settings.cut), view, min(lengths or (t,)))
+    top = chosen_top(settings.top, n if view == "cell" else cell.size(n))
     check_memory(cell, n, (b, t, d), top is not None and view != "cell")
 
     start = replace(cell, initialize=lambda *_: layer.parameters) if layer else cell
     with np.errstate(over="ignore"):  # a product beyond float64 is found by _check_range
-        parameters = initialize(
-            start, n, d, init=init or "pytorch", gain=gain, biases=biases, seed=seed, steps=t
-        )
+        parameters = initialize(start, n, d, init=init or INIT, gain=gain, biases=biases, seed=seed, steps=t)
     sequences = given.first(t, lengths) if given else drawn_sequences(inputs, (b, t, d), seed)
     if layer and layer.direction == "backward":
         sequences = reversed_within(sequences, lengths)
@@ -161,23 +101,22 @@ def make_problem(
     if initial_state is not None:
         state = initial_states(initial_state, {name: cell.extents(n)}, b)[name]
     _check_range({**parameters, "inputs": sequences, "initial state": state}, dtype)
-    source = {"cell": cell.name, "hidden": n, "input_size": d, "steps": t, "batch": b, "init": init}
-    source |= {
-        "gain": gain,
-        "biases": biases,
-        "seed": seed,
-        "dtype": dtype,
-        "accuracy": accuracy,
-        "cut": list(cut),
-        "view": view,
-        "top": top,
-    }
-    source["inputs"] = given.label if given else inputs
-    source |= {"embedding": given.table.name} if given and given.table else {}
-    source |= {} if initial_state is None else {"initial_state": label(initial_state)}
-    source |= {"lengths": list(lengths)} if lengths else {}
-    source |= layer.origin if layer else {"source": "initialised"}
-    return Problem(cell, n, parameters, sequences, state, cut, view, dtype, accuracy, top, lengths, source)
+    origin = Origin(
+        source=layer.source if layer else "initialised",
+        layer=layer.name if layer else None,
+        init=init,
+        gain=gain,
+        biases=biases,
+        seed=seed,
+        inputs=given.label if given else inputs,
+        embedding=given.table.name if given and given.table else None,
+        initial_state=None if initial_state is None else label(initial_state),
+        not_applied=layer.not_applied if layer else None,
+        assumed=layer.assumed if layer else None,
+    )
+    direction = layer.direction if layer else "forward"
+    system = System(cell, n, parameters, sequences, state, lengths, direction, dtype)
+    return Problem(system, cut, view, top, accuracy, origin=origin)
 
 
 def chosen_top(asked: int | str | None, size: int) -> int | None:
@@ -191,8 +130,13 @@ def chosen_top(asked: int | str | None, size: int) -> int | None:
     return top
 
 
+def as_names(cut: str | Iterable[str]) -> tuple[str, ...]:
+    """One name, or several, as several."""
+    return (cut,) if isinstance(cut, str) else tuple(cut)
+
+
 def _fresh(cell: str | Cell | None, init: str | None) -> Cell:
-    found = find(cell) if isinstance(cell, str) else cell or find("lstm")
+    found = find(cell) if isinstance(cell, str) else cell or find(CELL)
     if not isinstance(found, Cell):
         raise InputError(f"cell is {quoted(cell)}, expected a name or a gradscope.Cell")
     if not isinstance(init, str | None):

@@ -34,7 +34,7 @@ OUT_OF_RANGE = (
 
 
 class ScaledSteps(Protocol):
-    """What ``prefixes`` multiplies: steps scaled by rows to about 1, as structure.Steps has them."""
+    """What ``prefixes`` multiplies: steps scaled by rows to about 1, as steps.Steps has them."""
 
     weights: list[Array]
 

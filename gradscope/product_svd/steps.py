@@ -1,10 +1,12 @@
-"""What is exactly zero in a chain: live states by reachability, and rank over prime fields."""
+"""The steps of a chain: where they come from, checked, scaled, restricted to live states, perturbed."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cache
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +23,50 @@ NEAR_ONE = (2.0**-6, 2.0**6)
 # Rows and columns of the parts of a step that are added to it first, and, of the blocks on its diagonal,
 # the states and how many parts they have.
 Layout = tuple[tuple[tuple[slice, slice], ...], tuple[tuple[slice, int], ...]]
+
+
+class StepSource(Sequence[Array]):
+    """Where the steps A_1 ... A_T of a chain come from: item t is the (m, m) matrix of step t, from 0.
+
+    layout : how parts make up a step, None where they are blocks of columns; window : rows and columns of the
+    product that the chain is about, None is all of it.
+    """
+
+    layout: Layout | None = None
+    window: tuple[slice, slice] | None = None
+
+    @abstractmethod
+    def parts(self, t: int) -> list[Array]:
+        """What step t is made up of, float64, see ``multiplied``."""
+
+    @abstractmethod
+    def survey(self) -> tuple[Array, bool]:
+        """Bounds on the size of every row, (T, m), and whether certainly none is zero, nor any column.
+
+        Only where that is certain the bounds are asked for. Without forming a step: where J w and J^T w of a
+        random w have no zero, neither has J.
+        """
+
+
+class DenseSteps(StepSource):
+    """Matrices as somebody gives them, which say nothing of themselves."""
+
+    def __init__(self, matrices: Sequence[Array] | Array) -> None:
+        self._matrices = matrices
+
+    def __len__(self) -> int:
+        return len(self._matrices)
+
+    def __getitem__(self, t: Any) -> Any:
+        return self._matrices[t]
+
+    def parts(self, t: int) -> list[Array]:
+        """The matrix itself."""
+        return [np.asarray(self[t], dtype=np.float64)]
+
+    def survey(self) -> tuple[Array, bool]:
+        """Nothing is known before a look at every entry."""
+        return np.zeros((len(self), 0)), False
 
 
 @cache
@@ -47,9 +93,7 @@ class Steps:
     weights[t] : (len(live[t + 1]),) exponents of the row sizes of step t.
     """
 
-    def __init__(
-        self, source: Sequence[Array] | Array, live: list[Array] | None = None, size: int = 0
-    ) -> None:
+    def __init__(self, source: StepSource, live: list[Array] | None = None, size: int = 0) -> None:
         self.source = source
         self.live = live
         self.size = size
@@ -66,19 +110,14 @@ class Steps:
         """y @ A_(t+1), the rows of A scaled by 2**-weights[t]; in parts where the chain knows them."""
         if self.weights[t].any():
             y = y * np.ldexp(1.0, -self.weights[t])
-        return multiplied(y, self.parts(t), getattr(self.source, "layout", None) if self._known(t) else None)
+        return multiplied(y, self.parts(t), self.source.layout if self._whole(t) else None)
 
     def parts(self, t: int) -> list[Array]:
-        """The step as the parts of which ``multiplied`` makes it up, where the chain knows them."""
-        if self._known(t):
-            parts: list[Array] = self.source.parts(t)  # type: ignore[union-attr]
-            return parts
-        return [self[t]]
+        """The step as the parts of which ``multiplied`` makes it up, where all states matter."""
+        return self.source.parts(t) if self._whole(t) else [self[t]]
 
-    def _known(self, t: int) -> bool:
-        """Whether the chain has parts of step t, of which all states matter."""
-        whole = self.live is None or len(self.live[t]) == len(self.live[t + 1]) == self.size
-        return whole and hasattr(self.source, "parts")
+    def _whole(self, t: int) -> bool:
+        return self.live is None or len(self.live[t]) == len(self.live[t + 1]) == self.size
 
     def width(self, t: int, size: int) -> Array:
         """Indices of the live states at time t of a chain of `size` states."""
@@ -87,8 +126,6 @@ class Steps:
 
 def surveyed(steps: Steps) -> bool:
     """Set the weights without a look at every entry, if the chain says that no row or column is zero."""
-    if not hasattr(steps.source, "survey"):
-        return False
     sizes, certain = steps.source.survey()
     # Bounds this far from the ends of float64 are of finite entries.
     if not (certain and sizes.min() > 2.0**-MAX_EXPONENT and sizes.max() < 2.0**MAX_EXPONENT):
@@ -97,10 +134,17 @@ def surveyed(steps: Steps) -> bool:
     return True
 
 
-def checked(source: Sequence[Array] | Array) -> tuple[Steps, bool]:
+def sourced(given: Sequence[Array] | Any) -> StepSource:
+    """Where steps come from, of whatever a user gives."""
+    if isinstance(given, StepSource):
+        return given
+    indexed = hasattr(given, "__len__") and hasattr(given, "__getitem__")
+    return DenseSteps(given if indexed else np.atleast_1d(given))
+
+
+def checked(given: Sequence[Array] | Any) -> tuple[Steps, bool]:
     """All steps looked at once: sizes, finite, weights; and whether any row or column is zero."""
-    if not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
-        source = np.atleast_1d(source)
+    source = sourced(given)
     if len(source) == 0:
         raise InputError("got a chain of 0 steps, expected at least one Jacobian: shape (T, m, m)")
     steps = Steps(source)

@@ -1,1 +1,4 @@
-"""report."""
+"""The result and every view of it.
+
+Public: ``analysis.Analysis``, ``inspection.Inspection``, ``conclude.conclude``, ``views.FORMATS``.
+"""

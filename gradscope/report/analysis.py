@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import gradscope
 from gradscope.custom_types import Array
 from gradscope.report.chains import Chain, Extremes, mean_share
-from gradscope.report.verdict import Policy, Verdict
+from gradscope.report.verdict import Verdict
+from gradscope.settings import Policy
+from gradscope.version import __version__
 
 if TYPE_CHECKING:
     from gradscope.measure.loss import LossGradient
@@ -73,7 +74,7 @@ class Analysis:
         all_lags : every lag of the profile, also beyond T = 1000.
         """
         layers = {"layers": [layer._parts(all_lags) for layer in self.layers]} if self.layers else {}
-        return {"schema": SCHEMA, "gradscope": gradscope.__version__, **self._parts(all_lags), **layers}
+        return {"schema": SCHEMA, "gradscope": __version__, **self._parts(all_lags), **layers}
 
     def _parts(self, all_lags: bool) -> dict[str, Any]:
         """What JSON tells of the whole, and of each layer."""

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-import numpy as np
-
-import gradscope
 from gradscope.cells import find
+from gradscope.cells.notation import recurrent_matrices
 from gradscope.checkpoints import Contents, Found, read_all
+from gradscope.version import __version__
 
 SCHEMA = "gradscope/inspection/1"
 
@@ -34,7 +33,7 @@ class Inspection:
         layers = zip(self.contents.layers, self.matrices, strict=True)
         return {
             "schema": SCHEMA,
-            "gradscope": gradscope.__version__,
+            "gradscope": __version__,
             "source": self.source,
             "layers": [_layer(found, matrices) for found, matrices in layers],
             "others": list(self.contents.others),
@@ -48,15 +47,9 @@ def inspect(path: str | os.PathLike[str], cell: str | None = None, max_size: int
 
 
 def _matrices(found: Found) -> dict[str, dict[str, float | None]]:
-    result = {}
-    for name, matrix in found.arrays.items():
-        if name.startswith("R") and matrix.ndim == 2:
-            square = matrix.shape[0] == matrix.shape[1]
-            result[name] = {
-                "spectral_norm": float(np.linalg.norm(matrix, 2)),
-                "spectral_radius": float(np.abs(np.linalg.eigvals(matrix)).max()) if square else None,
-            }
-    return result
+    norms = ("spectral_norm", "spectral_radius")
+    found_of = recurrent_matrices(found.arrays)
+    return {name: {norm: matrix[norm] for norm in norms} for name, matrix in found_of.items()}
 
 
 def _layer(found: Found, matrices: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
@@ -70,6 +63,9 @@ def _layer(found: Found, matrices: Mapping[str, Mapping[str, float | None]]) -> 
         "direction": found.direction,
         "depth": found.depth,
         "below": None if found.below is None else list(found.below),
+        "reads": found.reads or None,
+        "embedding": found.table or None,
+        "mask": str(found.mask) if found.mask else None,
         "dtype": found.dtype,
         "activation": found.activations or None,
         "open": found.open or None,

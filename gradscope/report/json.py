@@ -1,15 +1,26 @@
-"""An Analysis as strict JSON."""
+"""A result as strict JSON."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from gradscope.report.views import Look
 
 if TYPE_CHECKING:
     from gradscope.report.analysis import Analysis
+    from gradscope.report.inspection import Inspection
 
 
-def render_json(analysis: Analysis, *, all_lags: bool = False) -> str:
+def render_json(analysis: Analysis, look: Look) -> str:
     """One object and a newline; every float to its last digit, no NaN, no Infinity."""
-    text = json.dumps(analysis.to_dict(all_lags=all_lags), allow_nan=False)
-    return text + "\n"
+    return _strict(analysis.to_dict(all_lags=look.all_lags))
+
+
+def inspection_json(inspection: Inspection, look: Look) -> str:
+    """The same of what is in a checkpoint."""
+    return _strict(inspection.to_dict())
+
+
+def _strict(told: dict[str, Any]) -> str:
+    return json.dumps(told, allow_nan=False) + "\n"

@@ -17,6 +17,7 @@ from gradscope.report.page import assumed, bullet, headed, not_applied, page, se
 from gradscope.report.sparkline import by_lag
 from gradscope.report.terminal import Terminal
 from gradscope.report.verdict import scientific, span
+from gradscope.report.views import Look
 
 if TYPE_CHECKING:
     from gradscope.report.analysis import Analysis
@@ -33,9 +34,10 @@ _BAR_WIDTH = 24
 _LOST = 0.5
 
 
-def render_table(analysis: Analysis, terminal: Terminal, *, verdict_only: bool = False) -> str:
+def render_table(analysis: Analysis, look: Look) -> str:
     """The whole table as text, with ANSI codes if the terminal has colours."""
-    return page([_headline(analysis)] if verdict_only else _parts(analysis, terminal), terminal)
+    parts = [_headline(analysis)] if look.verdict_only else _parts(analysis, look.terminal)
+    return page(parts, look.terminal)
 
 
 def _parts(analysis: Analysis, terminal: Terminal, *, part: bool = False) -> Iterable[RenderableType]:
@@ -86,7 +88,9 @@ def _subject(analysis: Analysis) -> str:
     else:
         called = f"layer {shown(problem['layer'])}: " if problem.get("layer") else ""
         words = [f"{called}{problem['cell']}, hidden {problem['hidden']}"]
-    words.append(f"{span(problem.get('lengths') or [problem['steps']])} steps")
+    masked = problem.get("masked") or [0]
+    beside = f" ({span(masked)} masked)" if any(masked) else ""
+    words.append(f"{span(problem.get('lengths') or [problem['steps']])} steps{beside}")
     if problem["batch"] > 1:
         words.append(f"batch {problem['batch']}")
     if problem.get("cut"):

@@ -1,4 +1,4 @@
-"""Thresholds on the gain, the level they give, and the reasons in words."""
+"""The level that thresholds on the gain give, and the reasons in words."""
 
 from __future__ import annotations
 
@@ -8,31 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradscope.errors import InputError
 from gradscope.report.chains import Chain
-
-
-@dataclass(frozen=True)
-class Policy:
-    """Where vanishing begins and exploding begins, as gains (sigma_1 of the product, no unit)."""
-
-    vanishing_below: float = 1e-3
-    exploding_above: float = 1e3
-
-    def __post_init__(self) -> None:
-        for name in ("vanishing_below", "exploding_above"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise InputError(f"{_option(name)} {value:g}: expected a positive, finite gain")
-        if not self.vanishing_below < self.exploding_above:
-            raise InputError(
-                f"{_option('vanishing_below')} {self.vanishing_below:g} is not below "
-                f"{_option('exploding_above')} {self.exploding_above:g}: swap or move the thresholds"
-            )
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
+from gradscope.settings import Policy
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,65 @@
+"""What can be asked of the chains of a problem, however they are computed; and the one loop that asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gradscope.custom_types import Array
+from gradscope.measure.measured import Measured
+from gradscope.measure.progress import Meter
+from gradscope.product_svd.spectrum import Spectrum
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is asked of every chain.
+
+    entry_error : rounding unit of the entries of the Jacobians; floor : log10 gain below which the norm by
+        lag of a path alone may be an upper bound, and which is looked for where some lags are known only.
+    accuracy : "full" or "fast"; top : how many values, None is all; known : chains that are measured
+        elsewhere; threads : of one sequence.
+    """
+
+    entry_error: float
+    floor: float
+    accuracy: str = "full"
+    top: int | None = None
+    known: frozenset[str] = frozenset()
+    threads: int = 1
+
+
+class Chains(Protocol):
+    """The chains of some sequences of one length.
+
+    names : "full" first, then each path or block. There are two kinds: ``JacobianChains`` (every value, on
+    the host) and ``TangentChains`` (the top values, without Jacobians, on the devices).
+    """
+
+    sequences: int
+    names: tuple[str, ...]
+
+    def cost(self, name: str) -> float:
+        """How long a chain takes, beside the others."""
+
+    def spectra(self, name: str, ask: Ask) -> list[Spectrum]:
+        """The spectrum of a chain, for every sequence."""
+
+    def shares(self, full: Sequence[Spectrum]) -> list[Mapping[str, Array]]:
+        """Each path's share in carrying the gradient at every step, {path: (T,)}, see ``measure.shares``."""
+
+
+def measure(chains: Chains, ask: Ask, meter: Meter) -> list[Measured]:
+    """Spectra of the full chain and of every path alone, and the shares of the paths, for every sequence."""
+    names = [name for name in chains.names if name not in ask.known]
+    meter.begin({name: chains.cost(name) for name in names})
+    found: dict[str, list[Spectrum]] = {}
+    for name in names:
+        found[name] = chains.spectra(name, ask)
+        meter.finished(name)
+    shares = chains.shares(found["full"])
+    return [
+        Measured({name: each[number] for name, each in found.items()}, shares[number])
+        for number in range(chains.sequences)
+    ]

@@ -1,0 +1,53 @@
+"""Output formats: what renders a result in each, imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gradscope.errors import InputError
+from gradscope.report.terminal import Terminal
+
+if TYPE_CHECKING:
+    from gradscope.report.analysis import Analysis
+    from gradscope.report.inspection import Inspection
+
+# Format -> class of the result -> the module:function (result, look) -> text that renders it.
+# A new format is a module beside these and a row here; --format then offers it.
+FORMATS: Mapping[str, Mapping[str, str]] = {
+    "table": {
+        "Analysis": "gradscope.report.table:render_table",
+        "Inspection": "gradscope.report.inspection_table:render_contents",
+    },
+    "json": {
+        "Analysis": "gradscope.report.json:render_json",
+        "Inspection": "gradscope.report.json:inspection_json",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a result is to be shown.
+
+    verdict_only : of an analysis the one line; all_lags : every lag, not a thousand of them at most.
+    """
+
+    terminal: Terminal
+    verdict_only: bool = False
+    all_lags: bool = False
+
+
+def render(result: Analysis | Inspection, name: str, look: Look) -> str:
+    """A result in the format ``name``; raises InputError where the format is not for such a result."""
+    renderers, kind = FORMATS[name], type(result).__name__
+    if kind not in renderers:
+        others = [other for other, known in FORMATS.items() if kind in known]
+        raise InputError(f"format {name} does not show an {kind.lower()}: choose {' or '.join(others)}")
+    module, _, function = renderers[kind].partition(":")
+    renderer: Callable[[Analysis | Inspection, Look], str] = getattr(
+        importlib.import_module(module), function
+    )
+    return renderer(result, look)

@@ -1,0 +1,444 @@
+"""What can be asked: every option once, for the command line and for Python, with its default and its words.
+
+The command line makes its options from the fields of ``Settings`` (cli/options.py), ``gradscope.analyze`` its
+signature and the parameters of its docstring. So this imports neither click nor NumPy nor JAX.
+"""
+
+# ruff: noqa: RUF009  (``option`` makes a dataclass field)
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import re
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, get_args
+
+from gradscope.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gradscope.cells.cell import Cell
+    from gradscope.checkpoints.live import Live
+
+P = ParamSpec("P")
+S = TypeVar("S")
+R = TypeVar("R")
+
+View = Literal["state", "cell"]
+Accuracy = Literal["full", "fast"]
+DType = Literal["float64", "float32"]
+ReadoutAt = Literal["last", "every"]
+Platform = Literal["cpu", "gpu", "tpu"]
+Top = int | Literal["all"] | None
+
+# What holds where neither an option, nor a checkpoint, nor the inputs say otherwise.
+CELL, INIT = "lstm", "pytorch"
+HIDDEN, INPUT_SIZE, STEPS, BATCH = 64, 32, 200, 1
+DTYPE: DType = "float64"
+DTYPE_ON_TPU: DType = "float32"
+READOUT_AT: ReadoutAt = "last"
+# All singular values take minutes beyond this state size (T = 200, two cores), so many of them seconds.
+MOST_FOR_ALL, DEFAULT_TOP = 1024, 8
+
+
+# -- what a field says of itself --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """How the field of a dataclass is asked for in the shell, and what is said of it.
+
+    section : the heading it stands under in the help; without one the shell has no such option.
+    help : for the shell; doc : for Python, where that is another. "" is the same.
+    choices : all that it may be, besides its default. Where it has a metavar the shell does not list them.
+    parse : the value that a text stands for; ValueError says what is wrong with it.
+    repeatable : the shell collects it; positional : it is an argument there; reads : it may be a file.
+    flags : what the shell calls it, where that is not made of the field's name; of a bool that is True by
+        default there is a --no- too.
+    shorthands : {flag: (the value it stands for, help)}.
+    keys : of a field that is a mapping, {option: (its key, help)}: an option for each of these keys.
+    """
+
+    section: str = ""
+    help: str = ""
+    doc: str = ""
+    metavar: str | None = None
+    choices: tuple[str, ...] = ()
+    parse: Callable[[str], Any] = str
+    repeatable: bool = False
+    positional: bool = False
+    reads: bool = False
+    flags: tuple[str, ...] = ()
+    shorthands: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    keys: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+
+def option(default: Any, section: str = "", help: str = "", **more: Any) -> Any:  # noqa: A002
+    """A dataclass field with a default, and the Option that describes it."""
+    return field(default=default, metadata={"option": Option(section=section, help=help, **more)})
+
+
+def option_of(described: Field[Any]) -> Option:
+    """The Option that describes a field."""
+    found: Option = described.metadata["option"]
+    return found
+
+
+def same_as(dataclass: type[Any], name: str) -> Any:
+    """A field with the default and the Option of another dataclass's field."""
+    (other,) = (other for other in fields(dataclass) if other.name == name)
+    return field(default=other.default, metadata=other.metadata)
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def size_in_bytes(text: str) -> int:
+    """``500M`` or ``2G`` as a number of bytes."""
+    match = re.fullmatch(r"(\d{1,15})([KMGT]?)i?B?", text, re.IGNORECASE)
+    if not match:
+        raise ValueError(f"{text!r} is no size, expected bytes or such as 500M or 2G")
+    return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def number_or_word(text: str) -> int | str:
+    """A whole number, or what else it says."""
+    return int(text) if text.isdecimal() else text
+
+
+_LOSS = "Loss, followed back beside the worst case"
+
+
+def flag(name: str) -> str:
+    """What the shell calls an option."""
+    return "--" + name.replace("_", "-")
+
+
+# -- the options ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Where vanishing begins and exploding begins, as gains (sigma_1 of the product, no unit)."""
+
+    vanishing_below: float = option(
+        1e-3,
+        "Verdict",
+        "Gain (sigma_1 of the product) below which the verdict is vanishing.",
+        metavar="GAIN",
+        parse=float,
+    )
+    exploding_above: float = option(
+        1e3,
+        "Verdict",
+        "Gain, at the last lag or on the way, above which it is exploding.",
+        metavar="GAIN",
+        parse=float,
+    )
+
+    def __post_init__(self) -> None:
+        for threshold in fields(self):
+            value = getattr(self, threshold.name)
+            if not (math.isfinite(value) and value > 0):
+                raise InputError(f"{flag(threshold.name)} {value:g}: expected a positive, finite gain")
+        if not self.vanishing_below < self.exploding_above:
+            raise InputError(
+                f"{flag('vanishing_below')} {self.vanishing_below:g} is not below "
+                f"{flag('exploding_above')} {self.exploding_above:g}: swap or move the thresholds"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Settings:
+    """What is asked of an analysis, as it was given: None is "not given", nothing is checked yet."""
+
+    checkpoint: str | Path | Live | None = option(
+        None,
+        "Checkpoint",
+        positional=True,
+        reads=True,
+        doc="A model's file (.pt, .safetensors, .keras, .h5, .msgpack, .onnx, .npz), or what ``from_torch``, "
+        "``from_keras``, ``from_flax`` or ``from_equinox`` return. Without it a cell is initialised.",
+    )
+    layer: str | Sequence[str] | None = option(
+        None,
+        "Checkpoint",
+        "A layer of the checkpoint, or a module with all its layers: its name or the end of it "
+        "(repeatable; default: all layers).",
+        metavar="NAME",
+        repeatable=True,
+        doc="Names of layers of the checkpoint, or of modules for all in them, or their ends (default: all).",
+    )
+    activation: str | None = option(
+        None,
+        "Checkpoint",
+        "tanh, relu, sigmoid or linear, where the checkpoint does not say.",
+        metavar="NAME",
+    )
+    max_size: int | None = option(
+        None,
+        "Checkpoint",
+        "Most that the file may unpack to, such as 2G (default: a small multiple of its size).",
+        metavar="SIZE",
+        parse=size_in_bytes,
+        doc="Bytes that the file may unpack to (default: a small multiple of its size).",
+    )
+
+    cell: str | Cell | None = option(
+        None,
+        "Cell",
+        f"A built-in cell (default {CELL}) or package.module:factory.",
+        metavar="NAME",
+        doc=f'A built-in name (default "{CELL}"), "package.module:factory", or a ``gradscope.Cell``.',
+    )
+    hidden: int | None = option(
+        None,
+        "Cell",
+        f"Hidden size (default {HIDDEN}).",
+        metavar="N",
+        parse=int,
+        doc=f"Units n (default {HIDDEN}).",
+    )
+    input_size: int | None = option(
+        None,
+        "Cell",
+        f"Input size (default {INPUT_SIZE}).",
+        metavar="D",
+        parse=int,
+        doc=f"Features d (default {INPUT_SIZE}, or those of the inputs).",
+    )
+    init: str | None = option(
+        None,
+        "Cell",
+        f"{INIT} (default), keras, flax, gaussian, orthogonal, identity or chrono.",
+        metavar="NAME",
+    )
+    gain: float | None = option(
+        None,
+        "Cell",
+        "Multiply every recurrent matrix by G.",
+        metavar="G",
+        parse=float,
+        doc="Multiplies every recurrent matrix.",
+    )
+    biases: Mapping[str, float] | None = option(
+        None,
+        "Cell",
+        metavar="B",
+        parse=float,
+        keys={
+            "forget_bias": ("b_f", "Set b_f."),
+            "input_bias": ("b_i", "Set b_i."),
+            "output_bias": ("b_o", "Set b_o."),
+            "update_bias": ("b_z", "Set b_z of a GRU."),
+            "reset_bias": ("b_r", "Set b_r of a GRU."),
+        },
+        doc='``{"b_f": 1.0}`` sets every entry of a bias.',
+    )
+    seed: int = option(0, "Cell", "Seed of weights and inputs.", parse=int)
+
+    inputs: Any = option(
+        "normal",
+        "Inputs",
+        "normal, zeros, or a .npy, .npz, .safetensors or .csv file of shape (T, d) or (B, T, d); "
+        "FILE.npz:NAME picks one of several arrays.",
+        metavar="KIND|FILE",
+        reads=True,
+        doc='"normal", "zeros", an array (T, d) or (B, T, d), or a file of one (.npy, .npz, .safetensors, '
+        ".csv; FILE.npz:NAME is one of several).",
+    )
+    steps: int | None = option(
+        None,
+        "Inputs",
+        f"Steps (default {STEPS}, or all that --inputs has).",
+        metavar="T",
+        parse=int,
+        doc=f"Steps T (default {STEPS}, or all that the inputs have).",
+    )
+    batch: int | None = option(
+        None,
+        "Inputs",
+        f"Independent input sequences (default {BATCH}).",
+        metavar="B",
+        parse=int,
+        doc=f"Independent input sequences B (default {BATCH}, or all of the inputs).",
+    )
+    time_major: bool = option(
+        False,
+        "Inputs",
+        "--inputs has the time first: (T, B, d).",
+        doc="The array of inputs is (T, B, d).",
+    )
+    embedding: str | None = option(
+        None,
+        "Inputs",
+        "--inputs are token ids, (T,) or (B, T), for this embedding of the checkpoint.",
+        metavar="NAME",
+        doc="The checkpoint's embedding (name of the tensor or its module, or the end of it) that turns "
+        "inputs of token ids, (T,) or (B, T), into (B, T, d).",
+    )
+    lengths: Any = option(
+        None,
+        "Inputs",
+        "How many steps of each sequence there are, (B,): each is analysed over its own length.",
+        metavar="FILE",
+        reads=True,
+        doc="(B,) or a file of them, how many steps of each sequence are analysed; the others are padding.",
+    )
+    initial_state: Any = option(
+        None,
+        "Inputs",
+        "h0, and c0 of an LSTM, in a .npz or .safetensors: (n,) or (B, n); of L layers (L, B, n).",
+        metavar="FILE",
+        reads=True,
+        doc='{"h0": ..., "c0": ...} or a file of them, (n,) or (B, n), of L layers (L, B, n): the state '
+        "before the first step, for a backward layer that before the last. Without it that of the "
+        "checkpoint, else zeros; an error where the model computes it, or is given it (ONNX, Keras).",
+    )
+
+    readout: str | None = option(
+        None,
+        _LOSS,
+        "A Linear or Dense layer of the checkpoint: follow back the sum of what it puts out.",
+        metavar="NAME",
+        doc="A Linear or Dense layer of the checkpoint, for ``Analysis.loss``: the loss is the sum of what "
+        "it puts out.",
+    )
+    readout_at: ReadoutAt | None = option(
+        None,
+        _LOSS,
+        f"Whether it reads the {READOUT_AT} step (default) or every step.",
+        choices=get_args(ReadoutAt),
+    )
+    adjoint: Any = option(
+        None,
+        _LOSS,
+        "Follow back a loss by its derivatives dL/dh: (n,), (B, n) at the last step or (B, T, n).",
+        metavar="FILE",
+        reads=True,
+        doc="In place of a readout the derivatives of a loss by the layer's outputs, a file or an array: "
+        "(n,) or (B, n) at the last step, (T, n) or (B, T, n) at every one.",
+    )
+
+    cut: str | Sequence[str] = option(
+        (),
+        "Measurement",
+        "Drop a path, such as R_o (repeatable).",
+        metavar="PATH",
+        repeatable=True,
+        doc="Paths dropped from the sum of Jacobians, such as R_o.",
+    )
+    view: View = option(
+        "state",
+        "Measurement",
+        "The chain of the whole state, or of an LSTM's cell state alone (dc_t/dc_(t-1)).",
+        choices=get_args(View),
+    )
+    top: int | Literal["all"] | None = option(
+        None,
+        "Measurement",
+        "Singular values to compute, without Jacobians "
+        f"(default all; {DEFAULT_TOP} where the state is above {MOST_FOR_ALL}).",
+        metavar="K|all",
+        parse=number_or_word,
+    )
+    accuracy: Accuracy = option(
+        "full",
+        "Measurement",
+        "Every singular value as right as float64 allows, or to about 1e-6, sooner if possible.",
+        choices=get_args(Accuracy),
+    )
+    dtype: DType | None = option(
+        None,
+        "Measurement",
+        f"Precision of states and Jacobians (default {DTYPE}; {DTYPE_ON_TPU} on TPU).",
+        choices=get_args(DType),
+    )
+
+    platform: Platform | None = option(
+        None,
+        "Machine",
+        "cpu, gpu or tpu (default: what JAX finds).",
+        metavar="NAME",
+        choices=get_args(Platform),
+    )
+    devices: int | None = option(
+        None,
+        "Machine",
+        "Spread the batch over N GPUs or TPUs, or N cores of a CPU (default: all).",
+        metavar="N",
+        parse=int,
+        doc="How many GPUs or TPUs, or cores of a CPU, the batch is spread over (default: all).",
+    )
+    distributed: bool = option(
+        False,
+        "Machine",
+        "Share the batch with other processes of a cluster.",
+        doc="Share the batch with the other processes of ``jax.distributed``, which has been initialised; "
+        "each returns the whole analysis.",
+    )
+
+    vanishing_below: float = same_as(Policy, "vanishing_below")
+    exploding_above: float = same_as(Policy, "exploding_above")
+    progress: Callable[[float, int], None] | None = option(
+        None,
+        doc="Called with (sequences done, sequences in all), the first with a fraction; with a loss, which "
+        "is followed back when all are done, twice over.",
+    )
+
+    @property
+    def policy(self) -> Policy:
+        """The thresholds; raises InputError where they cannot be meant."""
+        return Policy(self.vanishing_below, self.exploding_above)
+
+
+# -- the same for Python ----------------------------------------------------------------------------
+
+
+def takes(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P, R]]:
+    """Give a function of a dataclass the dataclass's fields as its arguments.
+
+    Type checkers, editors and ``help`` see every one of them: signature and docstring are made here.
+    """
+    signature = inspect.signature(settings)
+
+    def decorate(function: Callable[[S], R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def taking(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as error:  # would else be told of the dataclass
+                raise TypeError(f"{function.__name__}() {error}") from None
+            return function(settings(*args, **kwargs))
+
+        own = inspect.signature(function)
+        taking.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            return_annotation=own.return_annotation
+        )
+        taking.__annotations__ = {name: given.annotation for name, given in signature.parameters.items()}
+        taking.__annotations__["return"] = own.return_annotation
+        taking.__doc__ = _documented(function.__doc__ or "", settings)
+        return taking
+
+    return decorate
+
+
+def _documented(text: str, settings: Any) -> str:
+    """A docstring with its parameters after its first paragraph, in the form of NumPy's."""
+    summary, _, rest = inspect.cleandoc(text).partition("\n\n")
+    parameters = "\n".join(["Parameters", "----------", *map(_parameter, fields(settings))])
+    return "\n\n".join(part for part in (summary, parameters, rest) if part)
+
+
+def _parameter(described: Field[Any]) -> str:
+    said, default = option_of(described), described.default
+    kind = str(described.type).removesuffix(" | None")
+    if said.choices:
+        kind = "{" + ", ".join(map(repr, said.choices)) + "}"
+    kind += ", optional" if default in (None, ()) else f", default {default!r}"
+    return f"{described.name} : {kind}\n{textwrap.indent(textwrap.fill(said.doc or said.help, 100), '    ')}"

@@ -1,0 +1,130 @@
+"""Top values, lags and shares without Jacobians, against products of the equations' Jacobians."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import jax
+import numpy as np
+import pytest
+from oracles import equations
+
+from gradscope.cells import find
+from gradscope.linearize.system import System, precise
+from gradscope.linearize.tangent_chain import TangentChain
+from gradscope.linearize.tangents import tangents
+from gradscope.linearize.trajectory import Segments, Spread, Trajectory
+from gradscope.product_svd.spectrum import Spectrum, spectrum, top_spectra
+
+N, D, T, B = 5, 3, 13, 2
+COUNT = 3
+# With and without units, peepholes, own paths, an output gate.
+SOME = ["lstm-peephole", "lstm-nog", "gru", "gru-reset-before"]
+
+
+@cache
+def problem(name: str) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Large random weights, inputs (B, T, D), and initial states away from zero."""
+    cell, rng = find(name), np.random.default_rng(1)
+    parameters = {k: rng.normal(size=s) for k, s in cell.parameters(N, D).items()}
+    return parameters, rng.normal(size=(B, T, D)), rng.normal(size=(B, N * len(cell.components)))
+
+
+def sweeps(name: str, path: str | None = None, length: int = 4, dtype: str = "float64") -> TangentChain:
+    parameters, inputs, state = problem(name)
+    cell = find(name)
+    segments = Segments(T, length, -(-T // length))
+    system = System(cell, N, parameters, inputs, state, dtype=dtype)
+    with precise(dtype):
+        trajectory = Trajectory(system, segments, Spread((jax.devices("cpu")[0],)))
+    if path is None:
+        return TangentChain(trajectory, tangents(cell, cell.paths), B, dtype)
+    return TangentChain(trajectory, tangents(cell, (path,), cell.source(path)), B, dtype)
+
+
+@cache
+def jacobians(name: str, path: str | None = None) -> np.ndarray:
+    """Of the equations, (B, T, m, m)."""
+    parameters, inputs, states = problem(name)
+    found = []
+    for sequence, state in zip(inputs, states, strict=True):
+        for x in sequence:
+            found.append(equations.jacobian(name, parameters, x, state, path))
+            state = equations.advance(name, parameters, x, state)
+    return np.array(found).reshape(B, T, *found[0].shape)
+
+
+def own(name: str, path: str) -> np.ndarray:
+    """The path's chain in the component it reads."""
+    source = find(name).source(path)
+    part = slice(None) if source is None else slice(source * N, (source + 1) * N)
+    return jacobians(name, path)[:, :, part, part]
+
+
+def check(found: list[Spectrum], chains: np.ndarray, count: int) -> None:
+    for one, chain in zip(found, chains, strict=True):
+        true = spectrum(chain, by_lag=True)
+        np.testing.assert_allclose(
+            one.log10_singular_values, true.log10_singular_values[:count], rtol=1e-13, atol=1e-11
+        )
+        assert one.log10_error < 1e-9
+        assert one.lags is not None
+        assert true.log10_norm_by_lag is not None
+        np.testing.assert_allclose(
+            one.log10_norm_by_lag, true.log10_norm_by_lag[one.lags - 1], rtol=1e-13, atol=1e-10
+        )
+
+
+@pytest.mark.parametrize("name", ["rnn", *SOME])
+def test_top_values(name: str) -> None:
+    check(top_spectra(sweeps(name), COUNT, by_lag=True), jacobians(name), COUNT)
+
+
+@pytest.mark.parametrize("name", ["lstm-peephole", "gru", "gru-reset-before"])
+def test_top_values_of_every_path(name: str) -> None:
+    for path in find(name).paths:
+        check(top_spectra(sweeps(name, path), COUNT, by_lag=True), own(name, path), COUNT)
+
+
+@pytest.mark.parametrize("name", ["lstm-peephole", "gru-reset-before"])
+def test_shares_are_the_derivatives_of_the_norm(name: str) -> None:
+    chain = sweeps(name)
+    found = top_spectra(chain, 1)
+    shares = chain.shares(np.array([s.left for s in found]), np.array([s.right for s in found]))
+    paths = find(name).paths
+    assert shares.shape == (B, T, len(paths))
+    steps = jacobians(name)
+    for number, path in enumerate(paths):
+        for t in (0, 5, T - 1):  # d log sigma_1 / d log alpha, for J_t with alpha times the path
+            logs = []
+            for alpha in (1 + 1e-5, 1 - 1e-5):
+                changed = steps.copy()
+                changed[:, t] += (alpha - 1) * jacobians(name, path)[:, t]
+                products = [np.linalg.multi_dot(one[::-1]) for one in changed]
+                logs.append(np.log(np.linalg.norm(products, 2, axis=(1, 2))))
+            np.testing.assert_allclose(shares[:, t, number], (logs[0] - logs[1]) / 2e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("length", [1, 5, T, 32])
+def test_segments_do_not_matter(length: int) -> None:
+    whole, cut = (top_spectra(sweeps("lstm", length=n), COUNT, by_lag=True) for n in (16, length))
+    for one, other in zip(whole, cut, strict=True):
+        np.testing.assert_allclose(one.log10_singular_values, other.log10_singular_values, atol=1e-12)
+        np.testing.assert_allclose(np.asarray(one.log10_norm_by_lag), other.log10_norm_by_lag, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "gru-reset-before"])
+def test_float32_knows_its_error(name: str) -> None:
+    eps = 4 * float(np.finfo(np.float32).eps)
+    rough = top_spectra(sweeps(name, dtype="float32"), COUNT, entry_error=eps)
+    exact = top_spectra(sweeps(name), COUNT)
+    for one, other in zip(rough, exact, strict=True):
+        error = np.abs(one.log10_singular_values - other.log10_singular_values).max()
+        assert error <= one.log10_error
+        assert one.log10_error < 1e-4
+
+
+def test_a_dead_chain_has_no_shares() -> None:
+    chain = sweeps("rnn")
+    zero = np.zeros((B, N))
+    assert np.isnan(chain.shares(zero, zero)).all()

@@ -1,0 +1,1 @@
+"""A package, so that its files can share the models they make."""

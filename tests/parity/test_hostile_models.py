@@ -1,0 +1,162 @@
+"""Model files from strangers that take a framework to write: ONNX, and what torch.save itself makes."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import warnings
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from oracles.hostile import all_read, damage, refusal, stranger, truncated
+
+
+def torch_saved(value, **how):
+    buffer = io.BytesIO()
+    torch.save(value, buffer, **how)
+    return buffer.getvalue()
+
+
+def state_dict():
+    torch.manual_seed(0)
+    return torch.nn.LSTM(3, 4, num_layers=2).state_dict()
+
+
+def onnx_model(**changes):
+    """An LSTM operator with weights, one of which may be changed."""
+    rng = np.random.default_rng(1)
+    shapes = {"W": (1, 16, 3), "R": (1, 16, 4), "B": (1, 32)}
+    tensors = {
+        k: numpy_helper.from_array(rng.standard_normal(s).astype(np.float32), k) for k, s in shapes.items()
+    }
+    for tensor, change in changes.items():
+        change(tensors[tensor])
+    node = helper.make_node("LSTM", ["X", "W", "R", "B"], ["Y"], name="lstm", hidden_size=4)
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [value("X", TensorProto.FLOAT, (7, 1, 3))],
+        [value("Y", TensorProto.FLOAT, (7, 1, 1, 4))],
+        list(tensors.values()),
+    )
+    return helper.make_model(graph).SerializeToString()
+
+
+def crowded_onnx():
+    """Two thousand operators that share one set of weights."""
+    model = onnx.ModelProto.FromString(onnx_model())
+    shapes = {"W": (1, 256, 64), "R": (1, 256, 64), "B": (1, 512)}
+    tensors = [numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in shapes.items()]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(tensors)
+    model.graph.node.extend([model.graph.node[0]] * 2000)
+    return model.SerializeToString()
+
+
+def elsewhere(location, **entries):
+    def change(tensor):
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in {"location": location, **entries}.items():
+            tensor.external_data.add(key=key, value=str(value))
+
+    return change
+
+
+def dims(*sizes):
+    def change(tensor):
+        del tensor.dims[:]
+        tensor.dims.extend(sizes)
+
+    return change
+
+
+def hostile():
+    """name -> (suffix, bytes, what the message must say)."""
+    return {
+        "a tensor": (".pt", torch_saved(torch.ones(2)), "holds a single tensor, expected a state dict: save"),
+        "a parameter": (
+            ".pt",
+            torch_saved(torch.nn.Parameter(torch.ones(2))),
+            "holds a single tensor, expec",
+        ),
+        "a size": (".pt", torch_saved(torch.Size([2])), "holds a Python object torch.Size, expected"),
+        "outside the folder": (".onnx", onnx_model(W=elsewhere("../secret")), "outside the model's folder"),
+        "absolute path": (".onnx", onnx_model(W=elsewhere("/etc/passwd")), "outside the model's folder"),
+        "by a link": (".onnx", onnx_model(W=elsewhere("link")), "outside the model's folder"),
+        "absent": (".onnx", onnx_model(W=elsewhere("absent")), "no such file beside the model"),
+        "a pipe": (".onnx", onnx_model(W=elsewhere("pipe")), "no such file beside the model"),
+        "short": (".onnx", onnx_model(W=elsewhere("short")), "declares 192 bytes and has 9"),
+        "offset": (".onnx", onnx_model(W=elsewhere("short", offset=2**40)), "declares 192 bytes and has 0"),
+        "negative offset": (".onnx", onnx_model(W=elsewhere("short", offset=-5)), "not a sound .onnx file"),
+        "4 TB": (".onnx", onnx_model(W=dims(1, 10**6, 10**6)), "unpacks to 4000000000"),
+        "other dimensions": (".onnx", onnx_model(W=dims(1, 16, 4)), "declares 256 bytes and has 192"),
+        "negative dimensions": (
+            ".onnx",
+            onnx_model(W=dims(-1, -16, 3)),
+            "has dimensions -1, -16, 3: damaged",
+        ),
+        "many operators": (".onnx", crowded_onnx(), "bytes, more than the"),
+        "no operator": (
+            ".onnx",
+            onnx.ModelProto().SerializeToString() or b"\x08\x07",
+            "holds no operator LSTM",
+        ),
+        "no protobuf": (".onnx", b"\xff" * 40, "not a sound .onnx file"),
+    }
+
+
+HOSTILE = hostile()
+
+
+def compiled():
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(action="ignore"):
+        torch.jit.save(torch.jit.script(torch.nn.LSTM(3, 4)), buffer)
+    return buffer.getvalue()
+
+
+SOUND = {
+    ".pt": torch_saved({"state_dict": state_dict(), "epoch": 1}),
+    ".old.pt": torch_saved({"state_dict": state_dict()}, _use_new_zipfile_serialization=False),
+    ".module.pt": torch_saved(torch.nn.LSTM(3, 4)),
+    ".compiled.pt": compiled(),
+    ".tensors.pkl": pickle.dumps(state_dict()),
+    ".arrays.pkl": pickle.dumps({name: value.numpy() for name, value in state_dict().items()}, 3),
+    ".onnx": onnx_model(),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_hostile_model_is_refused_in_one_line(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path, words = stranger(tmp_path, HOSTILE[name])
+    assert words in refusal(path)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_hostile_models_take_little_memory_and_time(tmp_path):
+    assert not all_read(tmp_path, HOSTILE, "safetensors onnx")
+
+
+@pytest.mark.parametrize("suffix", SOUND)
+def test_models_truncated_anywhere(suffix, tmp_path):
+    truncated(SOUND[suffix], tmp_path / f"model{suffix}")
+
+
+@pytest.mark.parametrize("suffix", SOUND)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::SyntaxWarning")
+def test_damaged_models(suffix, tmp_path):
+    assert damage(SOUND[suffix], 300, 0, tmp_path / f"model{suffix}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", SOUND)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::SyntaxWarning")
+def test_thousands_of_damaged_models(suffix, tmp_path):
+    assert damage(SOUND[suffix], 10_000, 1, tmp_path / f"model{suffix}")

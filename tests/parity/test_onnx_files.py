@@ -1,0 +1,216 @@
+"""ONNX files: the layers of torch's exporters, and every form of the operators against onnxruntime."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from oracles.models import (
+    HIDDEN,
+    INPUT,
+    STEPS,
+    both_directions,
+    check_spectrum,
+    outputs,
+    read_layer,
+    sequence,
+)
+
+from gradscope import checkpoints
+from gradscope.errors import InputError
+
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+NUMBERS = {np.float32: TensorProto.FLOAT, np.float16: TensorProto.FLOAT16, np.float64: TensorProto.DOUBLE}
+
+
+def operator(kind, path, *, sides=1, bias=True, peepholes=False, state=False, dtype=np.float32, **attributes):
+    """A model of one operator with random weights, written to ``path``."""
+    rng, rows = np.random.default_rng(7), GATES[kind] * HIDDEN
+    shapes = {"W": (sides, rows, INPUT), "R": (sides, rows, HIDDEN)}
+    shapes |= {"B": (sides, 2 * rows)} if bias else {}
+    shapes |= {"h": (sides, 1, HIDDEN)} if state else {}
+    shapes |= {"P": (sides, 3 * HIDDEN)} if peepholes else {}
+    weights = {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+    inputs = ["X", "W", "R", "B" * bias, "", "h" * state, "", "P" * peepholes]
+    node = helper.make_node(
+        kind, inputs[: None if peepholes else 6], ["Y"], name="op", hidden_size=HIDDEN, **attributes
+    )
+    value, number = helper.make_tensor_value_info, NUMBERS[dtype]
+    x, y = value("X", number, (STEPS, 1, INPUT)), value("Y", number, (STEPS, sides, 1, HIDDEN))
+    initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph([node], "g", [x], [y], initializers)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8), path)
+
+
+def onnx_outputs(path, dtype=np.float32):
+    """Y (T, sides, n) as onnxruntime computes it."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {"X": sequence()[:, None].astype(dtype)})
+    return y[:, :, 0]
+
+
+OPERATORS = {
+    "lstm": ("LSTM", {}),
+    "lstm without bias": ("LSTM", {"bias": False}),
+    "lstm-peephole": ("LSTM", {"peepholes": True}),
+    "lstm-cifg": ("LSTM", {"input_forget": 1}),
+    "lstm-cifg with peepholes": ("LSTM", {"input_forget": 1, "peepholes": True}),
+    "lstm from a state": ("LSTM", {"state": True}),
+    "gru": ("GRU", {"linear_before_reset": 1}),
+    "gru without bias": ("GRU", {"linear_before_reset": 1, "bias": False}),
+    "gru-reset-before": ("GRU", {}),
+    "rnn": ("RNN", {}),
+    "rnn-relu": ("RNN", {"activations": ["Relu"]}),
+    "rnn-sigmoid": ("RNN", {"activations": ["Sigmoid"]}),
+}
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_onnx_operator(name, direction, tmp_path):
+    kind, options = OPERATORS[name]
+    sides = 2 if direction == "bidirectional" else 1
+    if "activations" in options:
+        options = options | {"activations": options["activations"] * sides}
+    operator(kind, tmp_path / "x.onnx", sides=sides, direction=direction, **options)
+    expected = onnx_outputs(tmp_path / "x.onnx")
+    names = ["op.forward", "op.backward"] if sides == 2 else ["op"]
+    for side, layer_name in enumerate(names):
+        layer = read_layer(tmp_path / "x.onnx", layer=layer_name)
+        assert layer.cell.name == name.partition(" ")[0]
+        backward = side == 1 or direction == "reverse"
+        assert layer.direction == ("backward" if backward else "forward")
+        ours = outputs(layer, sequence().astype(np.float32).astype(float))
+        np.testing.assert_allclose(ours[:: -1 if backward else 1], expected[:, side], rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["lstm", "lstm-peephole", "lstm-cifg with peepholes", "gru", "gru-reset-before"]
+)
+def test_onnx_jacobian(name, tmp_path):
+    """Against torch's autograd of the equations in the specification of ONNX, on the file's arrays."""
+    kind, options = OPERATORS[name]
+    operator(kind, tmp_path / "x.onnx", dtype=np.float64, **options)
+    model = onnx.load(tmp_path / "x.onnx")
+    arrays = {t.name: torch.tensor(numpy_helper.to_array(t)[0]) for t in model.graph.initializer}
+    parts = 2 if kind == "LSTM" else 1
+
+    def run(state):
+        for x in torch.tensor(sequence()[:2]):
+            state = specified(name, arrays, x, *state.chunk(parts))
+        return state
+
+    zeros = torch.zeros(parts * HIDDEN, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(run, zeros).numpy()
+    check_spectrum(tmp_path / "x.onnx", jacobian, inputs=sequence()[:2])
+
+
+def specified(name, arrays, x, *state):
+    """One step as the specification of the operators writes it; a state is (c, h) or (h)."""
+    h = state[-1]
+    wb, rb = arrays["B"].chunk(2)
+    w, r = (arrays["W"] @ x + wb).split(HIDDEN), arrays["R"].split(HIDDEN)
+    rb = rb.split(HIDDEN)
+    if len(state) == 2:
+        p = arrays.get("P", torch.zeros(3 * HIDDEN, dtype=torch.float64)).chunk(3)
+        i, o, f, c = (w[k] + r[k] @ h + rb[k] for k in range(4))
+        i, f = torch.sigmoid(i + p[0] * state[0]), torch.sigmoid(f + p[2] * state[0])
+        f = 1 - i if "cifg" in name else f
+        new = f * state[0] + i * torch.tanh(c)
+        return torch.cat([new, torch.sigmoid(o + p[1] * new) * torch.tanh(new)])
+    z, reset = (torch.sigmoid(w[k] + r[k] @ h + rb[k]) for k in (0, 1))
+    inside = reset * (r[2] @ h + rb[2]) if name == "gru" else r[2] @ (reset * h) + rb[2]
+    return (1 - z) * torch.tanh(w[2] + inside) + z * h
+
+
+@pytest.mark.parametrize("raw", [True, False], ids=["raw", "typed"])
+@pytest.mark.parametrize("dtype", NUMBERS, ids=lambda t: t.__name__)
+def test_onnx_numbers_are_read_exactly(dtype, raw, tmp_path):
+    operator("LSTM", tmp_path / "x.onnx", dtype=dtype)
+    model = onnx.load(tmp_path / "x.onnx")
+    tensor = next(t for t in model.graph.initializer if t.name == "R")
+    expected = numpy_helper.to_array(tensor)[0].astype(float)
+    if not raw:
+        typed = helper.make_tensor("R", tensor.data_type, tensor.dims, expected.ravel().astype(dtype))
+        tensor.CopyFrom(typed)
+        onnx.save(model, tmp_path / "x.onnx")
+    layer = read_layer(tmp_path / "x.onnx")
+    np.testing.assert_array_equal(layer.parameters["R_o"], expected[HIDDEN : 2 * HIDDEN])
+    assert layer.dtype == np.dtype(dtype).name
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "words"),
+    [
+        ("LSTM", {"clip": 3.0}, "has clip, for which gradscope has no LSTM"),
+        (
+            "LSTM",
+            {"input_forget": 1, "activations": ["Relu"] * 3},
+            "has activations relu, relu, relu, for which",
+        ),
+        (
+            "LSTM",
+            {"activations": ["HardSigmoid", "Tanh", "Tanh"]},
+            "has activations hardsigmoid, tanh, tanh, for",
+        ),
+        ("GRU", {"activations": ["Sigmoid", "Relu"]}, "has activations sigmoid, relu"),
+        ("RNN", {"activations": ["Elu"]}, "has activations elu"),
+    ],
+)
+def test_onnx_operators_without_a_cell(kind, options, words, tmp_path):
+    operator(kind, tmp_path / "x.onnx", **options)
+    (found,) = checkpoints.read_all(tmp_path / "x.onnx").layers
+    assert words in found.problem
+    with pytest.raises(InputError, match=words):
+        read_layer(tmp_path / "x.onnx")
+
+
+# torch's exporters
+
+
+class Model(torch.nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        self.head = torch.nn.Linear(HIDDEN * (2 if layer.bidirectional else 1), 2)
+
+    def forward(self, x):
+        states = self.layer(x)[0]
+        return self.head(states), states
+
+
+def exported(module, path, dynamo):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        example = torch.zeros(STEPS, 1, INPUT)
+        torch.onnx.export(Model(module), (example,), path, dynamo=dynamo, verbose=False)
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_onnx_of_a_torch_stack(kind, dynamo, tmp_path):
+    torch.manual_seed(5)
+    make = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[kind]
+    module = make(INPUT, HIDDEN, num_layers=2, bidirectional=True)
+    exported(module, tmp_path / "x.onnx", dynamo)
+    found = checkpoints.read_all(tmp_path / "x.onnx").layers
+    assert [(f.label, f.depth, f.direction) for f in found] == list(
+        itertools.product([kind], [0, 1], ["forward", "backward"])
+    )
+    x = sequence().astype(np.float32)
+    layers = [f.settle() for f in found]
+    below = both_directions(*layers[:2], x.astype(float))
+    expected = module(torch.as_tensor(x))[0].detach().numpy()
+    np.testing.assert_allclose(both_directions(*layers[2:], below), expected, rtol=0, atol=2e-6)
+
+
+def test_onnx_of_an_unrolled_rnn_is_refused(tmp_path):
+    exported(torch.nn.RNN(INPUT, HIDDEN), tmp_path / "x.onnx", dynamo=True)
+    with pytest.raises(InputError, match=r"holds no operator LSTM, GRU or RNN .*: export it with its"):
+        read_layer(tmp_path / "x.onnx")

@@ -1,0 +1,55 @@
+"""README's recipes for the models of every framework do what they say."""
+
+import re
+import sys
+
+import pytest
+from oracles.program import README, run
+
+# What each recipe needs: names it uses, and what the analysis then says.
+TORCH = "import torch, safetensors.torch\nmodel = torch.nn.Sequential(torch.nn.LSTM(3, 8))"
+MODELS = {
+    "torch": (TORCH, "lstm"),
+    "safetensors": (TORCH, "lstm"),
+    "keras": ("import keras\nmodel = keras.Sequential([keras.Input((30, 3)), keras.layers.GRU(8)])", "gru"),
+    "linen": (
+        "import jax, flax.linen as nn, flax.serialization\n"
+        "params = nn.RNN(nn.LSTMCell(8)).init(jax.random.key(0), jax.numpy.ones((30, 3)))",
+        "lstm",
+    ),
+    "nnx": (
+        "import flax.serialization\nfrom flax import nnx\n"
+        "model = nnx.RNN(nnx.GRUCell(3, 8, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1))",
+        "gru",
+    ),
+    "onnx": (f"{TORCH}\nexample = torch.zeros(30, 1, 3)", "lstm"),
+    "npz": ("W, R, b = numpy.ones((8, 3)), numpy.eye(8), numpy.zeros(8)", "rnn"),
+}
+RECIPES = re.findall(r"<!-- model: (\w+) -->\n```python\n(.*?)```\n\n```sh\n(.*?)\n```", README, re.DOTALL)
+
+
+def test_every_model_has_a_recipe():
+    assert [name for name, *_ in RECIPES] == list(MODELS)
+
+
+@pytest.mark.parametrize(("name", "save", "analyse"), RECIPES)
+def test_recipes_of_your_model(name, save, analyse, tmp_path):
+    setup, cell = MODELS[name]
+    data = "import numpy, pathlib\nnumpy.save('x.npy', numpy.random.default_rng(0).normal(size=(30, 3)))\n"
+    run([sys.executable, "-W", "ignore", "-c", data + setup + "\n" + save], tmp_path)
+    assert f"{cell}, hidden 8, 30 steps" in run(analyse.split(), tmp_path)
+
+
+TOKENS = """
+import numpy, torch
+model = torch.nn.ModuleDict({"tokens": torch.nn.Embedding(50, 3), "rnn": torch.nn.LSTM(3, 8)})
+ids, lengths = numpy.random.default_rng(0).integers(50, size=(4, 30)), [30, 12, 30, 21]
+"""
+
+
+def test_inputs_of_tokens(tmp_path):
+    ((save, analyse),) = re.findall(
+        r"<!-- inputs: tokens -->\n```python\n(.*?)```\n\n```sh\n(.*?)\n```", README, re.DOTALL
+    )
+    run([sys.executable, "-W", "ignore", "-c", TOKENS + save], tmp_path)
+    assert "lstm, hidden 8, 12 to 30 steps, batch 4" in run(analyse.split(), tmp_path)

@@ -1,0 +1,60 @@
+"""The trained LSTM on its real series, against PyTorch's own Jacobians in high precision."""
+
+import math
+from pathlib import Path
+
+import flint
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import gradscope
+
+FIXTURE = Path(__file__).parents[2] / "examples" / "sunspots"
+
+
+def torch_jacobians(steps):
+    """d(c_t, h_t)/d(c_(t-1), h_(t-1)) by autograd through torch.nn.LSTM, float64, (T, 2n, 2n)."""
+    weights = {k[5:]: v.double() for k, v in load_file(FIXTURE / "lstm.safetensors").items() if "lstm." in k}
+    n = weights["weight_hh_l0"].shape[1]
+    lstm = torch.nn.LSTM(1, n).double()
+    lstm.load_state_dict(weights)
+
+    def step(state, x):
+        c, h = state.reshape(2, 1, 1, n)
+        _, (h, c) = lstm(x.reshape(1, 1, 1), (h, c))
+        return torch.cat([c.flatten(), h.flatten()])
+
+    state, found = torch.zeros(2 * n, dtype=torch.float64), []
+    for x in torch.tensor(np.load(FIXTURE / "sunspots.npy")[:steps], dtype=torch.float64):
+        found.append(torch.autograd.functional.jacobian(lambda s, x=x: step(s, x), state).numpy())
+        state = step(state, x).detach()
+    return np.array(found)
+
+
+def log10_singular_values(jacobians, decades):
+    """log10 of the eigenvalues of P^T P, half of them, in enough digits for ``decades`` of range."""
+    precision, flint.ctx.prec = flint.ctx.prec, int(2 * decades * math.log2(10)) + 300
+    try:
+        product = flint.arb_mat(np.eye(jacobians.shape[1]).tolist())
+        for jacobian in jacobians:
+            product = flint.arb_mat(jacobian.tolist()) * product
+        eigenvalues = flint.acb_mat(product.transpose() * product).eig(algorithm="approx")
+        logs = [float(e.real.mid().log() / flint.arb(10).log()) / 2 for e in eigenvalues]
+    finally:
+        flint.ctx.prec = precision
+    return np.array(sorted(logs, reverse=True))
+
+
+@pytest.mark.parametrize(("steps", "decades"), [(60, 350), pytest.param(309, 1250, marks=pytest.mark.slow)])
+def test_singular_values_of_the_trained_lstm_are_those_of_torch(steps, decades):
+    analysis = gradscope.analyze(
+        checkpoint=FIXTURE / "lstm.safetensors", inputs=FIXTURE / "sunspots.npy", steps=steps
+    )
+    (spectrum,) = analysis.full.spectra
+    reference = log10_singular_values(torch_jacobians(steps), decades)
+    assert reference[-1] > -decades, "the reference needs more digits"
+    errors = np.abs(spectrum.log10_singular_values - reference)
+    assert errors[0] <= 1e-12
+    assert errors.max() <= min(1e-6, 10 * spectrum.log10_error)

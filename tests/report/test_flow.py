@@ -1,0 +1,173 @@
+"""Shares against finite differences, horizons against closed forms, matrices against closed forms."""
+
+import jax
+import numpy as np
+import pytest
+
+import gradscope
+from gradscope.cells.notation import recurrent_matrices
+from gradscope.linearize.cell_chain import CellChain
+from gradscope.linearize.gates import gate_sums
+from gradscope.linearize.paths import DensePath
+from gradscope.measure.measured import Measured, gate_statistics
+from gradscope.measure.shares import shares
+from gradscope.product_svd.spectrum import spectrum
+from gradscope.report.chains import chain_of, horizon
+
+
+def random_paths(names, steps, size, seed=0):
+    rng = np.random.default_rng(seed)
+    paths = tuple(DensePath(name, rng.normal(size=(steps, size, size)) / np.sqrt(size)) for name in names)
+    return CellChain(paths, steps, size)
+
+
+def log_norm(jacobians, weights):
+    """ln sigma_1 of the product of sum_g weights[g, t] J_(g, t), by plain NumPy (few steps)."""
+    product = np.eye(jacobians.size)
+    for t in range(len(jacobians)):
+        product = sum(w[t] * p.stack[t] for w, p in zip(weights, jacobians.paths, strict=True)) @ product
+    return np.log(np.linalg.norm(product, 2))
+
+
+def test_share_is_the_logarithmic_derivative_of_sigma_1():
+    steps = 4
+    jacobians = random_paths("abc", steps, 5)
+    s = spectrum(jacobians)
+    found = shares(jacobians, s.left, s.right, s.log10_singular_values[0])
+    h = 1e-6
+    for g, name in enumerate("abc"):
+        for t in range(steps):
+            up, down = np.ones((2, 3, steps))
+            up[g, t] += h
+            down[g, t] -= h
+            slope = (log_norm(jacobians, up) - log_norm(jacobians, down)) / (2 * h)
+            assert found[name][t] == pytest.approx(slope, abs=1e-8)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+def test_shares_sum_to_one_at_every_step_however_long_the_chain(scale):
+    jacobians = random_paths("ab", 150, 6)
+    for path in jacobians.paths:
+        path.stack[...] *= scale  # the product leaves the range of float64
+    s = spectrum(jacobians)
+    found = shares(jacobians, s.left, s.right, s.log10_singular_values[0])
+    np.testing.assert_allclose(found["a"] + found["b"], 1.0, rtol=1e-9)
+
+
+def test_shares_of_a_dead_chain_are_unknown():
+    jacobians = CellChain((DensePath("a", np.zeros((3, 2, 2))),), 3, 2)
+    s = spectrum(jacobians)
+    assert np.isnan(shares(jacobians, s.left, s.right, s.log10_singular_values[0])["a"]).all()
+
+
+@pytest.mark.parametrize(("w", "steps"), [(0.99, 2000), (0.9, 200), (0.5, 50), (1.0, 30), (1.01, 200)])
+def test_horizon_of_a_scalar(w, steps):
+    expected = steps if w >= 1 else min(steps, int(np.floor(np.log(1e-3) / np.log(w))))
+    chain = chain_of("full", [spectrum(np.full((steps, 1, 1), w), by_lag=True)], 1e-3)
+    assert chain.horizons == (expected,)
+    assert chain.rate.median == pytest.approx(np.log(w), abs=1e-14)
+    assert chain.log10_norm.median == pytest.approx(steps * np.log10(w), rel=1e-13, abs=1e-15)
+    assert chain.log10_rms == chain.log10_norm
+
+
+def test_horizon_ends_at_the_first_lag_below_even_if_it_recovers():
+    assert horizon(np.array([0.0, -4.0, 5.0]), 1e-3) == 1
+    assert horizon(np.array([-4.0, 5.0]), 1e-3) == 0
+    assert horizon(np.array([-np.inf]), 1e-3) == 0
+
+
+def test_rms_gain_is_the_frobenius_norm():
+    rng = np.random.default_rng(3)
+    stack = rng.normal(size=(3, 4, 4))
+    product = stack[2] @ stack[1] @ stack[0]
+    chain = chain_of("full", [spectrum(stack, by_lag=True)], 1e-3)
+    assert chain.log10_rms.median == pytest.approx(np.log10(np.linalg.norm(product) / 2), abs=1e-12)
+
+
+def test_batch_median_and_extremes():
+    spectra = [spectrum(np.full((10, 1, 1), w), by_lag=True) for w in (0.1, 10.0, 1.0)]
+    norm = chain_of("full", spectra, 1e-3).log10_norm
+    assert (norm.median, norm.min, norm.max) == pytest.approx((0.0, -10.0, 10.0))
+
+
+def test_gate_statistics():
+    parts = [
+        {"f": np.array([[0.05, 0.5], [0.95, 0.5]]), "i": np.array([[0.1]])},
+        {"f": np.array([[0.5]] * 4), "i": np.array([[0.9]])},
+    ]
+    assert gate_statistics([Measured({}, {}, gate_sums(part)) for part in parts]) == {
+        "f": {"mean": pytest.approx(0.5), "saturated": 0.25},
+        "i": {"mean": pytest.approx(0.5), "saturated": 0.0},
+    }
+
+
+def test_recurrent_matrices():
+    """A cycle of weights has them as singular values; each eigenvalue is of their geometric mean in size."""
+    weights = np.array([3.0, 0.5, 2.0, 1.25, 4.0, 0.1])
+    cycle = np.roll(np.diag(weights), 1, axis=0)
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 6)))[0]
+    parameters = {
+        "R_f": rotation @ cycle @ rotation.T,
+        "W_f": np.ones((6, 6)),
+        "R_z": np.diag([3.0, 1, 1, 1, 1, -4]),
+    }
+    found = recurrent_matrices(parameters)
+    assert list(found) == ["R_f", "R_z"]
+    values = {"R_f": (weights, np.prod(weights) ** (1 / 6)), "R_z": (np.array([3.0, 1, 1, 1, 1, 4]), 4.0)}
+    for name, (singular, radius) in values.items():
+        assert found[name]["spectral_norm"] == pytest.approx(singular.max(), rel=1e-13)
+        assert found[name]["spectral_radius"] == pytest.approx(radius, rel=1e-12)
+        np.testing.assert_allclose(found[name]["singular_values"], np.sort(singular)[::-1], rtol=1e-12)
+
+
+def test_a_dead_sequence_does_not_hide_the_shares_of_the_others():
+    rng = np.random.default_rng(0)
+    alive = np.abs(rng.normal(size=(12, 3))) + 1
+    analysis = gradscope.analyze(
+        cell=two_way_relu(), hidden=3, input_size=3, inputs=np.stack([alive, -alive])
+    )
+    assert analysis.full.exact_zeros[1] == 3 > analysis.full.exact_zeros[0]
+    assert sum(analysis.mean_shares.values()) == pytest.approx(1, abs=1e-9)
+
+
+def two_way_relu():
+    """h = relu(x + R h) with R h on two paths: dead where x is very negative."""
+
+    def step(parameters, x, copies):
+        drive = 10 * x + 0.1 * parameters["R_a"] @ copies["R_a"] + 0.1 * parameters["R_b"] @ copies["R_b"]
+        return jax.nn.relu(drive)
+
+    return gradscope.Cell(
+        "two-way", lambda n, d: {"W": (n, d), "R_a": (n, n), "R_b": (n, n)}, step, paths=("R_a", "R_b")
+    )
+
+
+@pytest.mark.parametrize("gain", [1e-200, 1e160])
+def test_shares_of_gains_whose_squares_do_not_fit(gain):
+    analysis = gradscope.analyze(cell="linear", hidden=4, input_size=2, steps=10, gain=gain)
+    assert analysis.mean_shares["R"] == pytest.approx(1, abs=1e-9)
+    assert analysis.full.rate.median == pytest.approx(np.log(gain), abs=2)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"cell": "lstm-nog"},
+        {"cut": "R_o"},
+        {"cell": "lstm-peephole", "cut": "R_o"},
+        {"biases": {"b_o": 40.0}},
+    ],
+)
+@pytest.mark.parametrize("hidden", [4, 24, 64])
+def test_an_output_that_follows_the_cell_leaves_rank_n(settings, hidden):
+    """h_t is a function of c_t alone, or but for 1e-17 of it: n of the 2 n singular values are zero."""
+    analysis = gradscope.analyze(hidden=hidden, input_size=3, steps=60, **settings)
+    assert analysis.full.exact_zeros == (hidden,)
+    assert analysis.full.spectra[0].log10_error < 1e-6
+
+
+def test_pivots_near_the_noise_do_not_end_in_an_overflow():
+    """A GRU in deep saturation: x grows by ten decades a step unless it is made orthonormal again."""
+    analysis = gradscope.analyze(cell="gru", hidden=64, input_size=8, steps=120, gain=100.0)
+    assert np.isfinite(analysis.full.log10_norm.median)
+    assert analysis.full.log10_norm_error < 1e-9

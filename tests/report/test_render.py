@@ -1,0 +1,177 @@
+"""Tables and JSON against golden files: a new case is a new entry and a new file.
+
+UPDATE_GOLDEN=1 pytest tests/test_render.py writes them anew; read the difference before committing.
+"""
+
+import dataclasses
+import json
+import os
+import re
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+
+from gradscope.measure.loss import LossGradient
+from gradscope.product_svd.spectrum import Spectrum
+from gradscope.report.analysis import Analysis, schema
+from gradscope.report.chains import chain_of
+from gradscope.report.json import render_json
+from gradscope.report.table import render_table
+from gradscope.report.terminal import Terminal
+from gradscope.report.verdict import judge, level
+from gradscope.report.views import Look
+from gradscope.settings import Policy
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+STEPS = 40
+
+
+def made_up(rate, size=4, zeros=0, error=3e-13):
+    """A Spectrum of round numbers: sigma_1 = 10 ** (rate * lag), the others a decade apart."""
+    logs = rate * STEPS - np.arange(float(size))
+    by_lag = rate * np.arange(1.0, STEPS + 1)
+    if zeros:
+        logs[-zeros:] = -np.inf
+    if zeros == size:
+        by_lag[-3:] = -np.inf
+    vector = np.eye(size)[0]
+    return Spectrum(logs, zeros, error, error / 10, vector, vector, by_lag)
+
+
+def analysis(rates, batch=1, **problem):
+    """An Analysis of made-up chains {name: rate}, the full one first."""
+    chains = []
+    for name, rate in rates.items():
+        dead = rate is None
+        spectra = [made_up(-1.0 if dead else rate + 0.01 * b, zeros=4 if dead else 0) for b in range(batch)]
+        chains.append(chain_of(name, spectra, 1e-3))
+    paths = [name for name in rates if name != "full"]
+    shares = {name: np.full(STEPS, s) for name, s in zip(paths, (0.75, 0.35, -0.1), strict=False)}
+    policy = Policy()
+    given = {
+        "cell": "lstm",
+        "hidden": 4,
+        "input_size": 3,
+        "steps": STEPS,
+        "batch": batch,
+        "source": "initialised",
+    }
+    matrix = {
+        "spectral_norm": 1.25,
+        "spectral_radius": 0.5,
+        "singular_values": np.array([1.25, 0.5, 0.25, 1e-4]),
+    }
+    return Analysis(
+        problem=given | problem,
+        policy=policy,
+        verdict=judge(chains, {name: float(s.mean()) for name, s in shares.items()}, policy),
+        chains=tuple(chains),
+        levels={chain.name: level(chain, policy) for chain in chains},
+        shares=shares,
+        gates={"f": {"mean": 0.5, "saturated": 0.125}} if paths else {},
+        matrices={"R_f": matrix} if paths else {},
+    )
+
+
+def loss(at):
+    """A made-up LossGradient: a decade a lag lost, lag 1 half of all, lag 2 a quarter ..."""
+    norms = -np.arange(STEPS + 1.0)[None]
+    shares = np.append(0.5 ** np.arange(1, STEPS), 0.5 ** (STEPS - 1))
+    return LossGradient(
+        at=at,
+        log10_norm=norms,
+        deltas={"dz": np.zeros((1, STEPS, 4))},
+        log10_deltas={"dz": norms[:, 1:] - 1, "df": np.full((1, STEPS), -np.inf)},
+        log10_gradients={"R_z": -0.25, "R_f": -0.5, "W_z": -np.inf, "b_z": 0.0},
+        shares={"R_z": 0.75 * shares, "R_f": 0.25 * shares, "W_z": np.full(STEPS, np.nan)},
+    )
+
+
+LSTM = {"full": -0.25, "carousel": -0.5, "R_z": -6.0, "R_f": None}
+CASES = {
+    "vanishing_80": (analysis(LSTM), Terminal(80)),
+    "vanishing_120": (analysis(LSTM), Terminal(120)),
+    "vanishing_ascii": (analysis(LSTM), Terminal(80, unicode=False)),
+    "vanishing_colour": (analysis(LSTM), Terminal(80, color=True)),
+    "batch_80": (analysis(LSTM, batch=3, cut=["R_o"], view="cell"), Terminal(80)),
+    "exploding_80": (analysis({"full": 0.5, "carousel": -0.5, "R_z": 0.4}), Terminal(80)),
+    "chain_80": (analysis({"full": 0.0}, cell=None, source="jacobians.npy"), Terminal(80)),
+    "dead_80": (analysis({"full": None}, cell=None, source="dead.npy"), Terminal(80)),
+    "narrow_50": (analysis(LSTM), Terminal(50)),
+    "loss_80": (dataclasses.replace(analysis(LSTM), loss=loss("last")), Terminal(80)),
+    "loss_50": (dataclasses.replace(analysis(LSTM), loss=loss("every")), Terminal(50)),
+}
+
+
+def check(name, text):
+    path = GOLDEN / name
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text, "utf-8")
+    assert text == path.read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_table(name):
+    subject, terminal = CASES[name]
+    text = render_table(subject, Look(terminal))
+    check(f"{name}.txt", text)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    assert max(map(len, plain.splitlines())) <= terminal.width
+    assert plain.isascii() or terminal.unicode
+    assert not re.search(r" $", plain, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("name", "subject"), [("0", "layer 0: lstm, "), ("", "lstm, ")])
+def test_the_headline_names_the_layer(name, subject):
+    text = render_table(analysis(LSTM, layer=name), Look(Terminal(80), verdict_only=True))
+    assert text == f"VANISHING: {subject}hidden 4, 40 steps, gain 1.00e-10\n"
+
+
+def test_verdict_alone():
+    subject, terminal = CASES["exploding_80"]
+    alone = render_table(subject, Look(terminal, verdict_only=True))
+    assert alone == render_table(subject, Look(terminal)).splitlines(keepends=True)[0]
+
+
+@pytest.mark.parametrize("name", ["vanishing_80", "batch_80", "chain_80", "dead_80", "loss_80"])
+def test_json(name):
+    text = render_json(CASES[name][0], Look(Terminal()))
+    jsonschema.validate(json.loads(text), schema())
+    check(f"{name}.json", json.dumps(json.loads(text), indent=1) + "\n")
+
+
+def test_names_with_brackets_are_not_markup():
+    subject = CASES["chain_80"][0]
+    odd = dataclasses.replace(subject, problem={**subject.problem, "source": "[bold]x[/bold] [0].npy"})
+    assert "[bold]x[/bold] [0].npy" in render_table(odd, Look(Terminal(80)))
+
+
+@pytest.mark.parametrize("width", [40, 60, 120])
+def test_layers_on_a_narrow_terminal_have_whole_numbers(width):
+    def layer(name):
+        return analysis(LSTM, layer=name, direction="backward")
+
+    several = dataclasses.replace(analysis(LSTM), layers=(layer("l0_reverse"), layer("x" * 70)))
+    rows = (
+        render_table(several, Look(Terminal(width)))
+        .split("\nLayers\n")[1]
+        .split("\nChains\n")[0]
+        .splitlines()
+    )
+    for number in range(2):
+        (row,) = (row for row in rows if row.startswith(f" layer{number} "))
+        assert row.endswith("vanishing")
+        assert "1.00e-10" in row
+    assert "".join(rows).count("x") == 70
+    assert max(map(len, rows)) <= width
+    assert ("direction" in rows[0]) == (width == 120)
+
+
+def test_a_long_path_is_not_cut_on_a_narrow_terminal():
+    text = render_table(analysis({"full": -0.25, "x" * 70: -0.5}), Look(Terminal(40)))
+    rows = text.split("\nChains\n")[1].split("\nGain by lag")[0]
+    assert rows.count("x") == 70
+    assert rows.count("vanishing") == 2
+    assert "1.00e-20" in rows

@@ -1,0 +1,48 @@
+"""The adding problem's networks: the README's figures are theirs."""
+
+import importlib.util
+import re
+import sys
+
+import numpy as np
+import pytest
+from oracles.program import EXAMPLES, ROOT, run
+
+import gradscope
+
+FOLDER = EXAMPLES / "adding_problem"
+README = (FOLDER / "README.md").read_text("utf-8")
+
+
+def load(name):
+    """A script of the example as a module."""
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def shown(first):
+    """The block of the README that begins with ``first``."""
+    return re.search(rf"```text\n({first}.*?)```", README, re.DOTALL)[1]
+
+
+@pytest.mark.parametrize("name", ["lstm_6000", "rnn_6000"])
+def test_adding_problem_rows_are_those_of_the_networks(name):
+    row = load("analyse").row(FOLDER / f"{name}.safetensors", np.load(FOLDER / "sequences.npy"))
+    assert row in shown(" +update").splitlines()
+
+
+@pytest.mark.slow
+def test_adding_problem_table_is_what_the_command_prints():
+    assert run([sys.executable, FOLDER / "analyse.py"], ROOT) == shown(" +update")
+
+
+def test_adding_problem_is_remembered_by_one_unit():
+    """The figures of the README that stand outside its table."""
+    analysis = gradscope.analyze(
+        checkpoint=FOLDER / "lstm_6000.safetensors", inputs=np.load(FOLDER / "sequences.npy")
+    )
+    for name, quoted in {"full": (8.6, 4e-7), "carousel": (0.92, 6e-7)}.items():
+        values = np.median([s.log10_singular_values[:2] for s in analysis.chain(name).spectra], axis=0)
+        assert [float(f"{10**value:.1e}") for value in values] == pytest.approx(quoted, rel=0.2), name

@@ -1,0 +1,129 @@
+"""The package reads along one line: a room imports only rooms to its left."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "gradscope"
+
+# Room -> the rooms that it may import; in the order of the straight line.
+MAY = {
+    "formats": set(),
+    "cells": set(),
+    "product_svd": set(),
+    "checkpoints": {"formats", "cells"},
+    "linearize": {"cells", "product_svd"},
+    "problem": {"formats", "cells", "checkpoints", "linearize"},
+    "measure": {"problem", "linearize", "cells", "product_svd"},
+    "report": {"measure", "problem", "checkpoints", "cells", "product_svd"},
+    "cli": {"api", "report", "measure", "cells", "formats"},
+}
+# Files of the root that every room may import, and what they may import themselves.
+LEAVES = {"custom_types": set(), "errors": {"custom_types"}, "version": set()}
+# Of cells and checkpoints the settings know types alone.
+LEAVES |= {"machine": {"errors", "settings"}, "settings": {"errors", "cells", "checkpoints"}}
+ROOT = LEAVES | {"api": {*MAY, *LEAVES} - {"cli"}, "__main__": {"cli"}, "__init__": {*MAY, *LEAVES, "api"}}
+RICH = {"page", "table", "loss_table", "sparkline", "inspection_table"}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path):
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def imports(path):
+    """Modules imported anywhere in a file, also within functions and for types."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute here"
+            # From the package itself come its rooms and files.
+            whole = node.module == "gradscope"
+            yield from (f"gradscope.{alias.name}" for alias in node.names) if whole else [node.module]
+
+
+def rooms_imported(path):
+    return {module.split(".")[1] for module in imports(path) if module.startswith("gradscope.")}
+
+
+def test_every_file_is_in_a_room_or_known_in_the_root():
+    folders = {path.relative_to(PACKAGE).parts[0] for path in FILES if path.parent != PACKAGE}
+    assert folders == MAY.keys()
+    assert {path.stem for path in PACKAGE.glob("*.py")} == ROOT.keys()
+    assert all(path.parent == PACKAGE or path.parent.parent == PACKAGE for path in FILES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_point_to_the_left(path):
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    allowed = ROOT[room] if room in ROOT else {room, *MAY[room], *LEAVES}
+    assert rooms_imported(path) <= allowed
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_only_the_surface_knows_the_terminal(path):
+    used = {module.split(".")[0] for module in imports(path)}
+    assert "click" not in used or path.parent.name == "cli"
+    assert "rich" not in used or path.parent.name == "cli" or path.stem in RICH
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_file_says_what_it_is_and_its_functions_are_short(path):
+    tree = ast.parse(path.read_text("utf-8"))
+    assert ast.get_docstring(tree), "a file opens with a docstring"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            inside = node.body[bool(ast.get_docstring(node)) :]
+            length = node.end_lineno - inside[0].lineno if inside else 0
+            assert length < 60, f"{node.name} has {length + 1} lines"
+
+
+def test_no_two_public_things_have_one_name():
+    found = {}
+    for path in FILES:
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(name_of(path))
+    assert {name: places for name, places in found.items() if len(places) > 1} == {}
+
+
+def modules_after(code):
+    """Names of the modules loaded after ``code`` ran in a new interpreter."""
+    code += "; import sys; print(*sorted(sys.modules), sep='\\n', file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+HEAVY = {"jax", "numpy", "scipy", "safetensors"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["-h"], ["--version"], ["analyze", "--help"], ["chain", "-h"], ["inspect", "-h"]],
+)
+def test_help_imports_no_jax(arguments):
+    loaded = modules_after(f"from gradscope.cli.main import main; assert main({arguments!r}) == 0")
+    assert not HEAVY & loaded
+    assert "rich" not in loaded
+
+
+def test_package_imports_nothing_heavy():
+    assert not HEAVY & modules_after("import gradscope")
+
+
+LOAD = "for n in gradscope.__all__: assert callable(getattr(gradscope, n)), n"
+
+
+@pytest.mark.parametrize("first", ["", *(f"import gradscope.{room}; " for room in MAY)])
+def test_public_names_all_load(first):
+    """A room that is imported is bound as an attribute: none may stand in the place of a public name."""
+    assert "jax" in modules_after(f"{first}import gradscope\n{LOAD}\npass")
+
+
+def test_spectrum_needs_no_jax():
+    assert "jax" not in modules_after("import gradscope; gradscope.spectrum([[[2.0]]])")

@@ -1,0 +1,123 @@
+"""Several real processes of jax.distributed against one: the same JSON, the same exit code, no hanging."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+
+import numpy as np
+import pytest
+from oracles import layouts
+from oracles.program import ANALYZE, PATH, README, free_port, together
+
+import gradscope
+from gradscope.measure.cluster import join
+
+SMALL = ["--hidden", "4", "--input-size", "2", "--steps", "20", "--json"]
+
+
+@pytest.mark.parametrize(("count", "batch"), [(2, 5), (3, 2)])
+def test_processes_of_a_cluster_find_what_one_finds(count, batch):
+    arguments = [*SMALL, "--batch", str(batch), "--devices", "2", "--gain", "0.01", "--fail-on", "vanishing"]
+    alone = subprocess.run([*ANALYZE, *arguments], capture_output=True, text=True, check=False)
+    (code, out, _), *others = together(count, arguments)
+    assert json.loads(out) == json.loads(alone.stdout)
+    assert code == alone.returncode == 1
+    assert [(code, out) for code, out, _ in others] == [(1, "")] * (count - 1)
+
+
+@pytest.mark.slow
+def test_a_cluster_finds_what_one_process_finds_of_several_layers(tmp_path):
+    layouts.saved(layouts.recurrent("lstm", 2, 3, layers=2), tmp_path / "model.pt")
+    arguments = [str(tmp_path / "model.pt"), "--steps", "10", "--batch", "3", "--json"]
+    alone = subprocess.run([*ANALYZE, *arguments], capture_output=True, check=True).stdout
+    ended = together(2, arguments)
+    assert json.loads(ended[0][1]) == json.loads(alone)
+    assert ended[1][:2] == (0, "")
+
+
+def test_a_cluster_finds_the_top_values_that_one_process_finds():
+    """More processes than sequences; side by side they are multiplied in another order."""
+    arguments = [*SMALL, "--batch", "2", "--top", "2"]
+    alone = json.loads(subprocess.run([*ANALYZE, *arguments], capture_output=True, check=True).stdout)
+    found = json.loads(together(3, arguments)[0][1])
+    assert found["verdict"]["level"] == alone["verdict"]["level"]
+    for one, other in zip(found["chains"], alone["chains"], strict=True):
+        for name in ("log10_singular_values", "log10_norm", "horizon"):
+            np.testing.assert_allclose(*(flat(chain[name]) for chain in (one, other)), rtol=0, atol=1e-10)
+
+
+def flat(value):
+    """The numbers of a JSON value; null is a zero, -inf in log10."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return np.array([flat(v) if isinstance(v, list) else -np.inf if v is None else v for v in value])
+
+
+def test_what_fails_in_one_process_ends_all_of_them(tmp_path):
+    (code, out, err), other = together(2, SMALL, {1: ["--inputs", str(tmp_path / "missing.npy")]})
+    assert (code, out) == (2, "")
+    last = err.splitlines()[-1]
+    assert last.startswith("gradscope: error: process 1: ")
+    assert "missing.npy" in last
+    assert other[:2] == (2, "")
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+    (code, _, err), other = together(2, [*SMALL, "-o", str(tmp_path / "no" / "result.json")])
+    assert (code, other[0]) == (2, 2)
+    assert "does not exist" in err
+
+
+@pytest.mark.parametrize(
+    ("cluster", "expected"),
+    [
+        (("h:1", None, None), "--num-processes and --process-id not given"),
+        ((None, 2, 0), "--coordinator not given"),
+        (("h", 2, 0), "coordinator is 'h', expected HOST:PORT"),
+        (("h:x", 2, 0), "coordinator is 'h:x', expected HOST:PORT"),
+        (("h:1", 2, 2), "process-id is 2, expected 0 to 1"),
+        (("h:1", 0, 0), "num-processes is 0, expected at least 1"),
+    ],
+)
+def test_clusters_that_cannot_be_meant(cluster, expected):
+    with pytest.raises(gradscope.InputError, match=re.escape(expected)):
+        join(*cluster)
+
+
+@pytest.mark.parametrize("arguments", [["--distributed"], ["--num-processes", "2"]])
+def test_options_that_are_not_enough(arguments):
+    environment = {name: v for name, v in os.environ.items() if not name.startswith(("SLURM", "OMPI"))}
+    done = subprocess.run(
+        [*ANALYZE, *SMALL, *arguments], capture_output=True, text=True, check=False, env=environment
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert "--num-processes" in done.stderr
+
+
+def test_the_shell_example_of_the_readme(tmp_path):
+    (script,) = re.findall(r"```sh\n(for process in .*?)```", README, re.DOTALL)
+    script = script.replace("localhost:9876", f"localhost:{free_port()}")
+    done = subprocess.run(
+        ["sh", "-euc", script],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": PATH},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert done.stdout.startswith("VANISHING: lstm")
+    assert ", batch 8, " in done.stdout
+
+
+def test_the_slurm_example_of_the_readme_is_a_shell_script_with_known_options():
+    (script,) = re.findall(r"```sh\n(#!/bin/sh\n#SBATCH.*?)```", README, re.DOTALL)
+    subprocess.run(["sh", "-n"], input=script, text=True, check=True)
+    (command,) = [line for line in script.splitlines() if line.startswith("srun ")]
+    from gradscope.cli.analyze import analyze
+
+    words = shlex.split(command)
+    analyze.make_context("analyze", words[words.index("analyze") + 1 :])

@@ -1,0 +1,84 @@
+"""What README says is what happens: its blocks run, its output is the program's."""
+
+import re
+import sys
+
+import numpy as np
+import pytest
+from oracles import layouts
+from oracles.program import README, ROOT, blocks, run
+
+# Estimated errors depend on the machine's last digit.
+ERRORS = re.compile(r"(?<=log10 error )\S+(?=\.)|(?<= )\de[-+]\d\d(?= )")
+
+
+def test_the_output_shown_is_the_output(tmp_path):
+    (command, shown), *others = re.findall(r"<!-- output: (.*?) -->\n```text\n(.*?)```", README, re.DOTALL)
+    assert not others
+    assert f"{command}\n```" in README, "the set-up command ends with it"
+    assert ERRORS.sub("#", run(command.split(), tmp_path)) == ERRORS.sub("#", shown)
+
+
+@pytest.mark.parametrize("code", blocks("run: python", "python"))
+def test_python_blocks(code, tmp_path):
+    assert "stable" in run([sys.executable, "-c", code], tmp_path)
+
+
+@pytest.mark.parametrize("script", blocks("run: sh", "sh"))
+def test_shell_blocks(script, tmp_path):
+    assert run(["sh", "-euc", script], tmp_path).startswith("STABLE")
+
+
+RECIPES = re.findall(r"<!-- model: (\w+) -->\n```python\n(.*?)```\n\n```sh\n(.*?)\n```", README, re.DOTALL)
+
+
+def test_a_recipe_for_weights_of_ones_own(tmp_path):
+    """The other recipes need their frameworks: tests/parity/test_readme.py."""
+    ((save, analyse),) = [rest for name, *rest in RECIPES if name == "npz"]
+    setup = "import numpy\nW, R, b = numpy.ones((8, 3)), numpy.eye(8), numpy.zeros(8)\n"
+    data = "numpy.save('x.npy', numpy.random.default_rng(0).normal(size=(30, 3)))\n"
+    run([sys.executable, "-c", setup + data + save], tmp_path)
+    assert "rnn, hidden 8, 30 steps" in run(analyse.split(), tmp_path)
+
+
+def test_a_loss_is_followed_back(tmp_path):
+    (script,) = blocks("loss: sh", "sh")
+    layouts.saved(
+        layouts.recurrent("lstm", 3, 4, prefix="lstm.") | layouts.dense("head", 4, 2), tmp_path / "model.pt"
+    )
+    np.save(tmp_path / "x.npy", np.ones((9, 3)))
+    np.save(tmp_path / "adjoint.npy", np.ones((9, 4)))
+    assert run(["sh", "-euc", script], tmp_path).count("Weight gradients") == 2
+
+
+def test_every_cell_and_initialiser_is_named():
+    from gradscope.cells import CELLS
+    from gradscope.cells.initializers import INITIALIZERS
+
+    for name in [*CELLS, *INITIALIZERS]:
+        short = name.removeprefix("lstm")
+        assert f"`{name}`" in README or f"`{short}`" in README, name
+
+
+def test_every_option_of_the_first_lines_exists():
+    from gradscope.cli.analyze import analyze
+    from gradscope.cli.inspect import inspect
+
+    known = {
+        name
+        for parameter in (*analyze.params, *inspect.params)
+        for name in parameter.opts + parameter.secondary_opts
+    }
+    used = set(re.findall(r"(?<=[ `(])--[a-z-]+", re.sub(r"`?--from.*|#SBATCH.*", "", README)))
+    assert used <= known, used - known
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!https?:)(.*?)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_version_is_in_the_changelog():
+    import gradscope
+
+    assert f"## {gradscope.__version__}" in (ROOT / "CHANGELOG.md").read_text("utf-8")

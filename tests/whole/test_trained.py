@@ -1,0 +1,66 @@
+"""The trained LSTM on its real series, against Jacobians by complex steps, in high precision."""
+
+import math
+from pathlib import Path
+
+import flint
+import numpy as np
+import pytest
+from oracles import equations, layouts
+from safetensors.numpy import load_file
+
+import gradscope
+
+FIXTURE = Path(__file__).parents[2] / "examples" / "sunspots"
+
+
+def jacobians(steps):
+    """d(c_t, h_t)/d(c_(t-1), h_(t-1)) by complex steps over the equations of an LSTM, (T, 2n, 2n)."""
+    state = {k[5:]: v for k, v in load_file(FIXTURE / "lstm.safetensors").items() if "lstm." in k}
+    p = layouts.equations_of("lstm", state)
+    state, found = np.zeros(2 * len(p["b_z"])), []
+    for x in np.load(FIXTURE / "sunspots.npy")[:steps].astype(float):
+        found.append(equations.jacobian("lstm", p, x, state))
+        state = equations.advance("lstm", p, x, state)
+    return np.array(found)
+
+
+def log10_singular_values(jacobians, decades):
+    """log10 of the eigenvalues of P^T P, half of them, in enough digits for ``decades`` of range."""
+    precision, flint.ctx.prec = flint.ctx.prec, int(2 * decades * math.log2(10)) + 300
+    try:
+        product = flint.arb_mat(np.eye(jacobians.shape[1]).tolist())
+        for jacobian in jacobians:
+            product = flint.arb_mat(jacobian.tolist()) * product
+        eigenvalues = flint.acb_mat(product.transpose() * product).eig(algorithm="approx")
+        logs = [float(e.real.mid().log() / flint.arb(10).log()) / 2 for e in eigenvalues]
+    finally:
+        flint.ctx.prec = precision
+    return np.array(sorted(logs, reverse=True))
+
+
+@pytest.mark.parametrize(("steps", "decades"), [(60, 350), pytest.param(309, 1250, marks=pytest.mark.slow)])
+def test_singular_values_of_the_trained_lstm(steps, decades):
+    analysis = gradscope.analyze(
+        checkpoint=FIXTURE / "lstm.safetensors", inputs=FIXTURE / "sunspots.npy", steps=steps
+    )
+    (spectrum,) = analysis.full.spectra
+    reference = log10_singular_values(jacobians(steps), decades)
+    assert reference[-1] > -decades, "the reference needs more digits"
+    errors = np.abs(spectrum.log10_singular_values - reference)
+    assert errors[0] <= 1e-12
+    assert errors.max() <= min(1e-6, 10 * spectrum.log10_error)
+
+
+def test_what_training_did():
+    """The figures that the example's README quotes."""
+    inputs = np.load(FIXTURE / "sunspots.npy")
+    before = gradscope.analyze(checkpoint=FIXTURE / "untrained.safetensors", inputs=inputs)
+    after = gradscope.analyze(checkpoint=FIXTURE / "lstm.safetensors", inputs=inputs)
+    assert (before.full.horizon.median, after.full.horizon.median) == (20, 89)
+    assert (before.full.rate.median, after.full.rate.median) == pytest.approx((-0.370, -0.097), abs=5e-4)
+    assert after.chain("carousel").horizon.median == 43
+    assert 10 ** after.full.by_lag[0, [10, 21]] == pytest.approx([1.2, 0.31], abs=0.03)
+    shares = before.mean_shares | {f"{k} after": v for k, v in after.mean_shares.items()}
+    quoted = {"carousel": 0.80, "R_z": 0.19, "carousel after": 0.48, "R_z after": 0.43}
+    assert {k: round(shares[k], 2) for k in quoted} == quoted
