@@ -250,7 +250,7 @@ class Settings:
         metavar="KIND|FILE",
         reads=True,
         doc='"normal", "zeros", an array (T, d) or (B, T, d), or a file of one (.npy, .npz, .safetensors, '
-        ".csv; FILE.npz:NAME is one of several).",
+        ".csv; FILE.npz:NAME is one of several). A model that is known to take (T, B, d) is given that.",
     )
     steps: int | None = option(
         None,

@@ -19,9 +19,10 @@ from gradscope.linearize.trajectory import outputs
 from gradscope.problem.checks import whole_number
 from gradscope.problem.feeding import Unmasked, check_roots, unmasked
 from gradscope.problem.initial_state import initial_states
-from gradscope.problem.inputs import Sequences, extents, given_lengths, given_sequences, label
+from gradscope.problem.inputs import Sequences, extents, given_lengths, given_sequences, is_made, label
 from gradscope.problem.loss_adjoint import with_loss, with_losses
 from gradscope.problem.problem import Problem, as_names, chosen_top, known_paths, make_problem
+from gradscope.problem.time_axis import assumption, known_time_major, time_major
 from gradscope.settings import Settings, Top
 
 if TYPE_CHECKING:
@@ -94,11 +95,15 @@ def make_problems(settings: Settings, model: Model | None, devices: Sequence[Dev
     InputError as ``make_problem`` does, and for layers that cannot be analysed together.
     """
     table = model.arrays[settings.embedding] if model and settings.embedding else None
-    given = given_sequences(settings.inputs, time_major=settings.time_major, embedding=table)
+    known = None if is_made(settings.inputs) else known_time_major(model)
+    turned = time_major(known, asked=settings.time_major)
+    given = given_sequences(settings.inputs, time_major=turned, embedding=table)
     inputs = given or settings.inputs
     settings = replace(settings, lengths=given_lengths(settings.lengths))
+    assumed = assumption(given, asked=settings.time_major, known=known)
     if model is None:
-        return Problems((make_problem(replace(settings, inputs=inputs)),))
+        problem = make_problem(replace(settings, inputs=inputs))
+        return Problems((_assuming(problem, assumed),))
     check_roots(model, given)
     # Once for all: to the upper layers, the lengths are those of the outputs that they read.
     batch, steps, lengths = _extents(given, settings)
@@ -119,6 +124,7 @@ def make_problems(settings: Settings, model: Model | None, devices: Sequence[Dev
         if layer.name in states:
             origin = replace(problem.origin, initial_state=label(settings.initial_state))
             problem = replace(problem, origin=origin)
+        problem = _assuming(problem, assumed)
         problems[layer.name] = problem = _with_mask(problem, left) if left else problem
         if layer.name in read:
             put_out[layer.name] = outputs(problem.system, devices)
@@ -134,6 +140,12 @@ def make_problems(settings: Settings, model: Model | None, devices: Sequence[Dev
     return Problems(
         chosen, names, _stacks(model, connected, chosen, as_names(settings.cut), settings.top), last
     )
+
+
+def _assuming(problem: Problem, sentence: str) -> Problem:
+    """The problem with what was assumed of its inputs, if anything was."""
+    assumed = (*(problem.origin.assumed or ()), sentence)
+    return replace(problem, origin=replace(problem.origin, assumed=assumed)) if sentence else problem
 
 
 def _with_mask(problem: Problem, left: Unmasked) -> Problem:
