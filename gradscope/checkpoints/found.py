@@ -26,6 +26,8 @@ _ACTIVATION = {
     "lstm-niaf": "mixed",
     "lstm-noaf": "mixed",
 }
+# Of a layer in a module of several.
+_PLACE = re.compile(r"(^|[.])l\d+(_reverse)?$")
 SIMPLE = {"tanh": "rnn", "relu": "rnn-relu", "sigmoid": "rnn-sigmoid", "linear": "linear"}
 
 
@@ -38,8 +40,8 @@ class Found:
     question : what the file leaves open and how to decide it, "" where it says all.
     doubt : what speaks against its being any of these cells, which only ``cell`` overrules.
     kind, activation : what it is, where ``cells`` does not tell.
-    direction, depth, dtype, below, reads, table, mask, given_state, not_applied, assumed, time_major : as in
-        Layer.
+    direction, depth, dtype, below, reads, table, mask, given_state, not_applied, assumed, time_major,
+        alone : as in Layer.
     keys : the tensors of the file that it was made of.
     """
 
@@ -63,6 +65,7 @@ class Found:
     assumed: tuple[str, ...] = ()
     time_major: bool | None = None
     doubt: str = ""
+    alone: bool = False
 
     @property
     def open(self) -> str:
@@ -93,6 +96,16 @@ class Found:
         shape = next((array.shape for name, array in self.arrays.items() if is_input_weight(name)), ())
         return (shape[0], shape[1]) if len(shape) == 2 else None
 
+    @property
+    def width(self) -> int | None:
+        """Features that it puts out, None where its weights were not read."""
+        return len(self.arrays["M"]) if "M" in self.arrays else self.sizes and self.sizes[0]
+
+    @property
+    def module(self) -> str:
+        """The module that it is in: of several layers of one the same."""
+        return _PLACE.sub("", self.name)
+
     def settle(self, cell: Cell | None = None, activation: str | None = None) -> Layer:
         """The Layer, what the file leaves open decided by ``cell`` or ``activation``; or InputError."""
         if self.problem:
@@ -111,6 +124,7 @@ class Found:
             not_applied=self.not_applied,
             assumed=self.assumed,
             time_major=self.time_major,
+            alone=self.alone,
         )
 
     def _choose(self, cell: Cell | None, activation: str | None) -> Cell:
@@ -128,6 +142,24 @@ class Found:
         if len(fitting) > 1 or (self.question and activation is None):
             raise InputError(self.question)
         return find(fitting[0])
+
+
+def named(name: str, names: list[str]) -> list[str]:
+    """The layer of this name or all of the module of this name; of one alone, the end of its name will do."""
+    if name in names:
+        return [name]
+    # Whole parts go before any end: encoder is the module model.encoder rather than the layer text_encoder.
+    parts = re.compile(rf"(|.*?[./]){re.escape(name)}(?=[./]|\Z)", re.S)
+    groups: dict[str, list[str]] = {}
+    for full in names:
+        if name and (match := parts.match(full)):
+            groups.setdefault(match[0], []).append(full)
+    fitting = [groups[name]] if name in groups else list(groups.values())
+    fitting = fitting or [[full] for full in names if full.endswith(name)]
+    if len(fitting) != 1:
+        several = "is the end of several" if fitting else "is no recurrent layer"
+        raise InputError(f"layer {quoted(name)} {several}, expected one of {listed(names)}")
+    return fitting[0]
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,8 @@ def layers(tensors: Tensors) -> list[Found]:
         make = partial(_layer, tensors, places[place], place, beside.get(place[0], []))
         below = tuple(at_depth.get((place[0], _depth(place) - 1), ()))
         layer = attempt(make, name, places[place].values())
-        found.append(replace(layer, depth=_depth(place), below=below or (None if _depth(place) else ())))
+        lower = below or (None if _depth(place) else ())
+        found.append(replace(layer, depth=_depth(place), below=lower, alone=not below))
     return found
 
 

@@ -185,7 +185,16 @@ def _problem(layer: Layer, model: Model, settings: Settings) -> Problem:
         return make_problem(settings, layer)
     except MisfitError as error:
         hint = f"; or choose others of {listed(model.chosen)} with --layer" if len(model.chosen) > 1 else ""
-        raise InputError(f"layer {shown(layer.name)}: {error}{hint}") from error
+        raise InputError(f"layer {shown(layer.name)}: {error}{_below(layer, model)}{hint}") from error
+
+
+def _below(layer: Layer, model: Model) -> str:
+    """What to do for a layer that may read another, which the file does not say."""
+    fitting = [other for other in model.layers if other is not layer and _width(other) == layer.input_size]
+    if not layer.alone or not fitting:
+        return ""
+    pair = f"{shown(layer.name)}={shown(fitting[0].name)}"
+    return f"; if it reads what {shown(fitting[0].name)} puts out, add --reads {pair}"
 
 
 def _at_most(top: Top, layer: Layer) -> Top:
