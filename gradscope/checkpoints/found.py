@@ -104,7 +104,7 @@ class Found:
     @property
     def module(self) -> str:
         """The module that it is in: of several layers of one the same."""
-        return _PLACE.sub("", self.name)
+        return _PLACE.sub("", self.name).replace("backward_rnn", "forward_rnn")
 
     def settle(self, cell: Cell | None = None, activation: str | None = None) -> Layer:
         """The Layer, what the file leaves open decided by ``cell`` or ``activation``; or InputError."""

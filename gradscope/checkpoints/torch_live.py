@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -80,7 +81,17 @@ def _told(found: Found, modules: Mapping[str, Any]) -> Found:
     """A layer with what its module says, and whether that is one of torch's at all."""
     module = modules.get(module_of(found))
     facts = {name: getattr(module, name, None) for name in FACTS}
-    return told(found, facts, "" if _plain(module) else _class(module))
+    found = told(found, facts, "" if _plain(module) else _class(module))
+    said = (
+        (f"the hooks on it ({count}) change nothing that it computes",) if (count := _hooks(module)) else ()
+    )
+    return replace(found, assumed=found.assumed + said)
+
+
+def _hooks(module: Any) -> int:
+    """How many functions of the user's own are called with what a module reads or puts out."""
+    before, after = (getattr(module, f"_forward{name}_hooks", {}).values() for name in ("_pre", ""))
+    return len(after) + sum(not type(hook).__module__.startswith("torch.nn.utils.") for hook in before)
 
 
 def _plain(module: Any) -> bool:

@@ -27,8 +27,9 @@ def told(found: Found, facts: Mapping[str, Any], own: str) -> Found:
     """
     if found.problem:
         return found
-    nonlinearity = facts.get("nonlinearity") or _MODES.get(facts.get("mode", ""))
-    if nonlinearity in SIMPLE and SIMPLE[nonlinearity] in found.cells:
+    mode, nonlinearity = facts.get("mode"), facts.get("nonlinearity")
+    nonlinearity = nonlinearity or (_MODES.get(mode) if isinstance(mode, str) else None)
+    if isinstance(nonlinearity, str) and SIMPLE.get(nonlinearity) in found.cells:
         found = replace(found, cells=(SIMPLE[nonlinearity],), question="")
     first, dropout = facts.get("batch_first"), facts.get("dropout")
     if isinstance(first, bool):

@@ -29,7 +29,7 @@ class Tree:
 
     tensors : as the pickle describes them; modules : the objects that are modules, by name in the model.
     settings : the numbers among the hyper-parameters; taken : the key of the file that the model is under,
-        if it is; beside : the other keys that have tensors.
+        if it is; beside : the other keys that have matrices.
     """
 
     tensors: dict[str, Call] = field(default_factory=dict)
@@ -48,7 +48,11 @@ def tree_of(whole: Any) -> Tree:
     settings = {k: v for name in _SETTINGS for k, v in _numbers(entries.get(name)).items()}
     for key in _NESTED:
         if key in parts and parts[key].tensors:
-            beside = tuple(str(name) for name, part in parts.items() if name != key and part.tensors)
+            beside = tuple(
+                str(name)
+                for name, part in parts.items()
+                if name != key and any(map(_is_matrix, part.tensors.values()))
+            )
             return Tree(parts[key].tensors, parts[key].modules, settings, key, beside)
     every = _walked(whole, left)
     return Tree(every.tensors, every.modules, settings)
@@ -113,6 +117,14 @@ def _entries(value: Any) -> Iterable[tuple[Any, Any]]:
         return ((key, part) for key, part in state.items() if isinstance(part, Call))
     holders = (state.get(name) for name in ("_parameters", "_buffers", "_modules"))
     return itertools.chain.from_iterable(held.items() for held in holders if isinstance(held, dict))
+
+
+def _is_matrix(tensor: Call) -> bool:
+    """Whether a tensor has several axes: scores and states of random numbers have not."""
+    match tensor.arguments:
+        case (_, _, tuple(shape), *_):
+            return len(shape) > 1
+    return False
 
 
 def _numbers(settings: Any) -> Mapping[str, Any]:

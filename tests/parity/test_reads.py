@@ -96,7 +96,7 @@ WRONG = {
     "no sign": (["b"], "reads is 'b', expected LAYER=BELOW, as in c=a.l0"),
     "nobody": (["b="], "expected LAYER=BELOW"),
     "unknown": (["b=x"], "layer 'x' is no recurrent layer, expected one of a.l0, a.l1, b, c"),
-    "twice": (["b=a", "b=c"], "reads says twice what b reads"),
+    "twice": (["b=c", "b=c"], "reads says twice what b reads"),
     "sizes": (["b=a,c"], "layer b has 2 inputs, and a.l1, c put out 3 + 2: they must agree"),
     "known": (["a.l1=c"], "the file says what layer a.l1 reads: a.l0; leave it out of --reads"),
     "circle": (["b=c", "c=b"], "layers b, c read one another in a circle"),

@@ -37,6 +37,7 @@ def refusal(**asked):
     return str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("kind", ["live", "whole", "compiled"])
 def test_the_module_says_which_axis_is_time(kind, first, tmp_path):

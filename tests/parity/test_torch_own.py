@@ -150,6 +150,15 @@ def test_compiled_modules(loaded):
     np.testing.assert_allclose(outputs(layer, sequence()), theirs(gru, sequence()), rtol=0, atol=1e-12)
 
 
+def test_hooks_are_said_to_change_nothing():
+    model = nn.Sequential(nn.GRU(INPUT, HIDDEN), nn.GRU(HIDDEN, HIDDEN))
+    model[1].register_forward_hook(lambda *_: None)
+    model[1].register_forward_pre_hook(lambda *_: None)
+    prune.l1_unstructured(model[0], "weight_hh_l0", 0.5)
+    said = [found.assumed for found in checkpoints.read_all(gradscope.from_torch(model)).layers]
+    assert said == [(), ("the hooks on it (2) change nothing that it computes",)]
+
+
 def test_a_module_in_two_places():
     gru = nn.GRU(INPUT, HIDDEN)
     live = gradscope.from_torch(nn.ModuleDict({"a": gru, "b": gru}))

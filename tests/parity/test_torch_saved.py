@@ -322,6 +322,15 @@ MODELS = {
         "",
         "of models in the file (state_dict, critic) state_dict is read",
     ),
+    "scores and random states beside": (
+        {
+            "state_dict": weights(1),
+            "callbacks": {"best_model_score": torch.tensor(0.5)},
+            "rng": torch.zeros(9, dtype=torch.uint8),
+        },
+        "",
+        "",
+    ),
     "ema alone": ({"params_ema": named("gru", weights(1))}, "params_ema.gru", ""),
     "ema of a wrapper": (
         named("online.gru", weights(1)) | named("ema_model.module.gru", weights(2)),
