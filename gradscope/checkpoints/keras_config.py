@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gradscope.checkpoints.signals import Signal, changed, lost, side_by_side
+from gradscope.checkpoints.keras_masks import given_mask, made_mask
+from gradscope.checkpoints.signals import Mask, Signal, changed, embedded, lost, side_by_side
 from gradscope.errors import InputError
 
 RECURRENT = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3, "SimpleRNN": 1, "SimpleRNNCell": 1}
@@ -21,7 +23,14 @@ _IDENTITIES = {
     "Identity",
     "InputLayer",
     "SpatialDropout1D",
+    "SpatialDropout2D",
+    "SpatialDropout3D",
 }
+# Through which no mask goes.
+_MASKLESS = re.compile(
+    r"(Separable|Depthwise)?Conv(olution)?\d.*|.*Pool(ing)?\dD|Cropping.*|Embedding|Flatten|Permute|"
+    r"RepeatVector|Reshape|UpSampling.*|ZeroPadding.*"
+)
 _DEEPEST = 50
 # Characters, of a config and of the names on the way to a layer.
 _MOST, LONGEST = 2**23, 1024
@@ -33,7 +42,8 @@ class Spec:
     """One recurrent layer or cell in a config.
 
     gates : how many; reset_after : None where there is none; reverse : whether it reads the sequence from
-    its end; depth, below, given_state : as in Layer, the layers by their keys in ``specs``.
+    its end; depth, below, reads, table, mask, given_state : as in Layer, the layers by their keys in
+    ``specs``.
     """
 
     gates: int
@@ -44,6 +54,9 @@ class Spec:
     depth: int = 0
     below: tuple[str, ...] | None = ()
     given_state: bool = False
+    reads: str = ""
+    table: str | None = ""
+    mask: Mask | None = None
 
 
 def specs(text: str) -> dict[str, Spec]:
@@ -56,8 +69,9 @@ def specs(text: str) -> dict[str, Spec]:
         raise InputError(f"has a config of {len(text)} characters, expected at most {_MOST}")
     walk, root = _Walk(), json.loads(text)
     config = _config(root)
-    inputs = _references(config.get("input_layers"), 0) if "input_layers" in config else [("", 0, 0)]
-    walk.inside(root, [Signal((), f"input {k}") for k in range(len(list(inputs)))], ())
+    inputs = list(_references(config.get("input_layers"), 0)) or [("", 0, 0)]
+    # The only input needs no name.
+    walk.inside(root, [Signal((), name if len(inputs) > 1 else "") for name, _, _ in inputs], ())
     return {path: spec for path, spec in walk.found.items() if spec}
 
 
@@ -108,13 +122,14 @@ class _Walk:
                 "expected a model of Keras"
             )
         kind, config = _kind(node), _config(node)
-        if kind in _IDENTITIES:
-            return list(given)
+        if (left := _leaf(node, given, "/".join(path))) is not None:
+            return left
         if kind == "Concatenate" and config.get("axis") in (-1, 2):
             return [side_by_side("/".join(path), given)]
         if kind in RECURRENT or kind == "RNN":
             signal, in_order = self._recurrent(node, given, path)
-            return [signal if in_order and not config.get("go_backwards") else lost(signal.depth)]
+            name, usual = "/".join(path), in_order and not config.get("go_backwards")
+            return [signal if usual else lost(signal.depth, name, signal.mask if in_order else None)]
         if kind == "Bidirectional" and _kind(config.get("layer")) in (*RECURRENT, "RNN"):
             return [self._both(config, given, path)]
         return self.inside(node, given, path)
@@ -129,11 +144,15 @@ class _Walk:
             for layer in layers:
                 given = self.layer(layer, given, path)
             return list(given)
-        result, met = changed("/".join(path), given), len(self.order)
+        name, met = "/".join(path), len(self.order)
+        result = _masked(node, changed(name, given))
         for part in (*layers, *_nodes(config.get("cells")), config.get("layer"), config.get("cell")):
             if isinstance(part, dict):  # what becomes of the input on its way there is in the code
-                self.layer(part, [replace(result, root="/".join((*path, _name(part))))], path)
-        return [result if len(self.order) == met else lost(result.depth + 1)]
+                root = "/".join((*path, _name(part)))
+                self.layer(
+                    part, [Signal((), f"the input of {root}", front=True, table=None, mask=result.mask)], path
+                )
+        return [result if len(self.order) == met else lost(result.depth + 1, name, result.mask)]
 
     def _graph(self, config: Node, given: Sequence[Signal], path: tuple[str, ...]) -> list[Signal]:
         """What a functional model puts out; a layer that comes before what it reads reads the unknown."""
@@ -141,39 +160,46 @@ class _Walk:
         values = dict(zip(inputs, given, strict=True)) if len(inputs) == len(given) else {}
         for layer in _nodes(config.get("layers")):
             met, place = len(self.order), str(layer.get("name", _name(layer)))
-            calls = [list(_references(call, 0)) for call in _nodes(layer.get("inbound_nodes"))]
-            signals = [[values.get(reference, lost()) for reference in call] for call in calls]
-            if signals:
-                outputs = self.layer(layer, signals[0], path)
+            calls = [_call(call, values) for call in _nodes(layer.get("inbound_nodes"))]
+            if calls:
+                outputs = self.layer(layer, calls[0], path)
+                if mask := made_mask(_kind(layer), place, layer["inbound_nodes"][0], calls[0]):
+                    outputs = [replace(outputs[0], tells=mask)]
                 values |= {(place, 0, k): output for k, output in enumerate(outputs)}
-                again = self._again(place, signals[1:], self.order[met:])
+                again = self._again(layer, (*path, place), calls[1:], self.order[met:])
                 values |= {(place, number, 0): output for number, output in enumerate(again, 1)}
         return [values.get(reference, lost()) for reference in _references(config.get("output_layers"), 0)]
 
-    def _again(self, name: str, calls: Sequence[Sequence[Signal]], inner: Sequence[str]) -> list[Signal]:
-        """What a layer that holds these recurrent layers puts out when it is called again.
+    def _again(
+        self, node: Any, path: tuple[str, ...], calls: Sequence[Sequence[Signal]], inner: Sequence[str]
+    ) -> list[Signal]:
+        """What a layer, that holds the recurrent layers ``inner``, puts out when it is called again.
 
         Those inside that read what it is given then read different things, and put out different ones.
         """
-        results = [changed(name, given) for given in calls]
+        name, results = "/".join(path), []
+        for number, given in enumerate(calls, 1):
+            left = _leaf(node, given, name)
+            results.append(left[0] if left else changed(f"{name} (call {number + 1})", given))
         if not results or not inner:
             return results
         inside, untouched = set(inner), all(result.layers == () for result in results)
-        for path in inner:
-            spec = self.found[path]
+        for path_inside in inner:
+            spec = self.found[path_inside]
             if spec and not (set(spec.below) <= inside if spec.below else untouched):
-                self.found[path] = replace(spec, below=None)
-        return [lost(result.depth + 1) for result in results]
+                self.found[path_inside] = replace(spec, below=None)
+        return [lost(result.depth + 1, result.root) for result in results]
 
     def _both(self, config: Node, given: Sequence[Signal], path: tuple[str, ...]) -> Signal:
         """The two directions side by side; Keras turns the outputs of the backward one round."""
-        outputs, usual = [], config.get("merge_mode") == "concat"
+        outputs, usual, steps = [], config.get("merge_mode") == "concat", True
         for backward, (layer, name) in enumerate(directions(config)):
             signal, in_order = self._recurrent(layer, given, (*path, name))
+            steps &= in_order
             usual &= in_order and bool(_config(layer).get("go_backwards")) == bool(backward)
             outputs.append(signal)
-        merged = side_by_side("/".join(path), outputs)
-        return merged if usual else lost(merged.depth)
+        merged = side_by_side(name := "/".join(path), outputs)
+        return merged if usual else lost(merged.depth, name, merged.mask if steps else None)
 
     def _recurrent(self, node: Any, given: Sequence[Signal], path: tuple[str, ...]) -> tuple[Signal, bool]:
         """What a recurrent layer puts out in the order of time, and whether it puts out every step."""
@@ -190,7 +216,7 @@ class _Walk:
                 self.order.append(name)
                 signal = signal.through(name)
             else:
-                signal = lost(signal.depth + 1)
+                signal = lost(signal.depth + 1, name, signal.mask)
         return signal, config.get("return_sequences") is True
 
 
@@ -204,7 +230,10 @@ def _spec(node: Any, given: Signal, *, reverse: bool) -> Spec:
         reset_after if isinstance(reset_after, bool) else None,
         reverse,
         given.depth,
-        given.layers,
+        given.below,
+        reads="" if given.below else given.root,
+        table=given.table,
+        mask=given.own_mask,
     )
 
 
@@ -213,6 +242,61 @@ def _activation(activation: Any) -> str:
     if isinstance(activation, dict):
         activation = activation.get("config")
     return "linear" if activation is None else str(activation)
+
+
+def _leaf(node: Any, given: Sequence[Signal], name: str) -> list[Signal] | None:
+    """What a layer puts out that leaves its input as it is, masks it or looks it up; None of another."""
+    kind, config = _kind(node), _config(node)
+    if not given:
+        return [] if kind in _IDENTITIES else None
+    if kind == "TimeDistributed":
+        return list(given) if _kind(config.get("layer")) in _IDENTITIES else None
+    if kind in _IDENTITIES or (kind == "Activation" and config.get("activation") == "linear"):
+        return list(given)
+    if kind == "Embedding":
+        mask = Mask("ids", 0.0, name, given[0].root) if config.get("mask_zero") else None
+        return [replace(embedded(name, given[0]), mask=mask)]
+    if kind == "Masking":
+        return [replace(given[0], mask=_masking(config, name, given[0]))]
+    return None
+
+
+def _masking(config: Node, name: str, given: Signal) -> Mask:
+    value = config.get("mask_value", 0.0)
+    if given.layers != () or not isinstance(value, int | float):
+        return Mask(by=name)
+    return Mask("features", float(value), name, given.root, _dtype(config))
+
+
+def _dtype(config: Node) -> str:
+    """In which a layer computes: float64 or, which is all that matters to a mask, less."""
+    return "float64" if "float64" in json.dumps(config.get("dtype")) else "float32"
+
+
+def _masked(node: Any, signal: Signal) -> Signal:
+    """What an operation, or a layer with code of its own, has made of a value, and of its mask."""
+    if isinstance(_kind(node), str) and _MASKLESS.fullmatch(_kind(node)):
+        return replace(signal, mask=None)
+    parts = _nodes(_config(node).get("layers"))
+    masks = any(_kind(part) == "Masking" or _config(part).get("mask_zero") is True for part in parts)
+    return replace(signal, mask=Mask()) if masks else signal
+
+
+def _call(call: Any, values: Mapping[tuple[str, int, int], Signal]) -> list[Signal]:
+    """The values that a call is given, the first with the mask that is given beside them, if one is."""
+    signals = [values.get(reference, lost()) for reference in _references(call, 0)]
+    masks = list(_references(_spelled_out(call), 0))
+    return [given_mask(signals[0], masks, values), *signals[1:]] if signals else []
+
+
+def _spelled_out(call: Any) -> Any:
+    """The argument ``mask`` of a call."""
+    match call:
+        case {"kwargs": {"mask": mask}}:
+            return mask
+        case [[_, _, _, {"mask": mask}], *_]:  # in Keras 2
+            return mask
+    return None
 
 
 def _references(value: Any, depth: int) -> Iterator[tuple[str, int, int]]:

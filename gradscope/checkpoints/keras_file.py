@@ -153,6 +153,9 @@ def _layer(tensors: Tensors, keys: Mapping[str, str], spec: Spec | None) -> Foun
         depth=spec.depth if spec else 0,
         below=spec.below if spec else (),
         given_state=spec.given_state if spec else False,
+        reads=spec.reads if spec else "",
+        table=spec.table if spec else None,
+        mask=spec.mask if spec else None,
         dtype=dtype,
     )
 

@@ -16,14 +16,15 @@ def from_keras(model: Any) -> Live:
     """The LSTM, GRU and SimpleRNN layers and cells anywhere in a model of Keras, for ``gradscope.analyze``.
 
     model : or a layer, as it is now. What reads what is known of Sequential and functional models; in one
-        with code of its own, each recurrent layer is on its own.
+        with code of its own, each recurrent layer is on its own, and is to be given what it reads.
     Raises InputError where it is neither, has no weights yet, or holds no such layer.
     """
     if isinstance(model, type) or not all(hasattr(model, n) for n in ("get_config", "_flatten_layers")):
         raise wrong("from_keras", model, "a model or a layer of Keras")
     config, parts = _config(model), [(part.name, part) for part in _parts(model)]
     if not hasattr(model, "layers"):
-        config, parts = {"config": {"layers": [config]}}, [(model.name, model)]
+        config = {"class_name": "Sequential", "config": {"layers": [config]}}
+        parts = [(model.name, model)]
     weights = {name: value for path, part in parts for name, value in _weights(part, path)}
     if not weights:
         raise wrong("from_keras", model, "one that has its weights: call it once on a batch")

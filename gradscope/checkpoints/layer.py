@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from gradscope.cells.cell import Cell
 from gradscope.cells.notation import is_any_bias
+from gradscope.checkpoints.signals import Mask
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, listed, shown
 
@@ -27,7 +29,15 @@ class Layer:
         of its stack its input goes through before; dtype : of the numbers in the file; source : its path.
     below : the layers whose outputs, side by side, are its inputs; () if it reads what the model is given,
         None if the file does not say, or something that gradscope does not compute stands between.
+    reads : where it reads no layers, what the value that it reads is called, "" if it is the model's only
+        input, or not known; table : the embedding that makes it of token ids, "" if none does, None if the
+        file does not say.
+    mask : at which steps it leaves its state as it is, None where at none.
     given_state : whether the model computes the initial state, or is given it: it is not ``state`` then.
+    not_applied : what the model does besides and the analysis does not (dropout in training), in sentences;
+    assumed : what the file does not say and was taken to be so.
+    time_major : whether the model takes sequences as (T, B, d), None where that is not known.
+    alone : whether the file does not say what it reads, which is then taken to be the inputs.
     """
 
     cell: Cell
@@ -39,7 +49,14 @@ class Layer:
     dtype: str = "float64"
     source: str = ""
     below: tuple[str, ...] | None = ()
+    reads: str = ""
+    table: str | None = None
+    mask: Mask | None = None
     given_state: bool = False
+    not_applied: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+    time_major: bool | None = None
+    alone: bool = False
 
     @property
     def hidden(self) -> int:
@@ -52,17 +69,24 @@ class Layer:
         return _sizes(self.cell, self.parameters)[1]
 
     @property
-    def origin(self) -> dict[str, str]:
-        """Where it came from, as JSON tells it."""
-        return {"source": self.source, "layer": self.name, "direction": self.direction}
+    def origin(self) -> dict[str, Any]:
+        """Where it came from, and what that leaves to be said, as JSON tells it."""
+        place = {"source": self.source, "layer": self.name, "direction": self.direction}
+        return {**place, "not_applied": list(self.not_applied), "assumed": list(self.assumed)}
 
-    def check_inputs(self, *, given: bool) -> None:
-        """Raise InputError where made-up inputs will not do, because they come from lower layers."""
-        if self.below is None and not given:
+    def check_inputs(self, *, given: bool, named: bool = True) -> None:
+        """Raise InputError where only the user knows what the layer reads, and has not given it.
+
+        given : whether there are inputs; named : whether they are said to be this layer's own, by its name.
+        """
+        if self.below is None and not (given and named):
             raise InputError(
-                f"layer {shown(self.name)} reads what other parts of the model make of the layers below it, "
-                f"{self.input_size} features: give that as --inputs, shape (T, d) or (B, T, d)"
+                f"layer {shown(self.name)} reads {not_computed(self.reads)}: give that, {self.input_size} "
+                f"features, as --inputs of shape (T, d) or (B, T, d){self._by_name(named)}"
             )
+
+    def _by_name(self, named: bool) -> str:
+        return "" if named or not self.name else f", and say that it is by --layer {shown(self.name)}"
 
     def check_state(self, *, given: bool) -> None:
         """Raise InputError where the layer starts from a state that only the user can know."""
@@ -72,6 +96,12 @@ class Layer:
                 "the initial state comes from elsewhere in the model, which gradscope does not compute: give "
                 f"{listed(keys)} as --initial-state"
             )
+
+
+def not_computed(reads: str) -> str:
+    """What a layer reads that gradscope does not compute; reads : as in Layer."""
+    what = shown(reads) if reads else "what other parts of the model make of their inputs"
+    return f"{what}, which gradscope does not compute"
 
 
 def mismatch(cell: Cell, names: Set[str]) -> str:

@@ -72,7 +72,8 @@ def _directions(operator: OnnxOperator, tensors: Tensors, makers: Mapping[str, A
         make = partial(_layer, node.op_type, inputs, attributes(node), number, tensors)
         reads = operator.reads
         layer = replace(attempt(make, name, keys), direction=side, given_state=given_state)
-        found.append(replace(layer, depth=reads.depth, below=reads.layers))
+        root = "" if reads.below else reads.root
+        found.append(replace(layer, depth=reads.depth, below=reads.below, reads=root, table=reads.table))
     return found
 
 

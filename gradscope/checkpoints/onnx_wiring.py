@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.checkpoints.signals import Signal, changed, lost, side_by_side
+from gradscope.checkpoints.signals import Signal, changed, embedded, lost, side_by_side
 
 RECURRENT = ("LSTM", "GRU", "RNN")
 _IDENTITIES = ("Identity", "Dropout", "Cast")
-_INT64 = 7  # of TensorProto.DataType
+# What moves the axes of the inputs: that layers take them in another order is no other model.
+_TURNS = ("Squeeze", "Transpose", "Unsqueeze")
+_INT64, _FLOATS = 7, (1, 10, 11, 16)  # of TensorProto.DataType
 _LONGEST = 100  # characters, of the names that are put before others
 
 
@@ -53,7 +55,9 @@ def operators(model: Any) -> list[OnnxOperator]:
     stored |= {
         node.output[0]: _tensor(node) for node in graph.node if node.op_type == "Constant" and node.output
     }
-    values = {v.name: _Value(Signal((), v.name)) for v in graph.input if v.name not in stored}
+    inputs = [value.name for value in graph.input if value.name not in stored]
+    # The only input needs no name.
+    values = {name: _Value(Signal((), name if len(inputs) > 1 else "")) for name in inputs}
     found = []
     hidden = any(_recurrent(node) for function in model.functions for node in function.node)
     for node in graph.node:  # in the order in which they are computed
@@ -91,15 +95,17 @@ def _operator(node: Any, name: str, values: Mapping[str, _Value]) -> OnnxOperato
     given = attributes(node)
     direction = given["direction"].s.decode() if "direction" in given else "forward"
     sides = {"bidirectional": ("forward", "backward"), "reverse": ("backward",)}.get(direction, ("forward",))
-    x = values.get(node.input[0] if node.input else "", _Value(lost()))
+    source = node.input[0] if node.input else ""
+    x = values.get(source, _Value(lost()))
     expected = "BTn" if _batch_first(node) else "TBn"
-    return OnnxOperator(node, name, sides, x.signal if x.axes in ("", expected) else lost(x.signal.depth))
+    in_order = x.axes in ("", expected)
+    return OnnxOperator(node, name, sides, x.signal if in_order else lost(x.signal.depth, source))
 
 
 def _outputs(operator: OnnxOperator) -> dict[str, _Value]:
     """Y, which has every step; what else there is are last states."""
     reads, (y, *rest) = operator.reads, list(operator.node.output) or [""]
-    made = Signal(operator.layers, reads.root, reads.depth + 1)
+    made = replace(reads, layers=operator.layers, depth=reads.depth + 1)
     values = dict.fromkeys(rest, _Value(lost(made.depth)))
     return values | {y: _Value(made, "BTDn" if _batch_first(operator.node) else "TDBn")}
 
@@ -113,8 +119,10 @@ def _followed(node: Any, given: Sequence[_Value], stored: Mapping[str, Any]) -> 
     """The first output of a node that leaves the numbers as they are, None of one that may not."""
     if node.domain not in ("", "ai.onnx") or not given:
         return None
-    if node.op_type in _IDENTITIES:
+    if node.op_type in _IDENTITIES or (node.op_type in _TURNS and given[0].signal.layers == ()):
         return given[0]
+    if node.op_type == "Gather" and _is_table(stored.get(node.input[0]), attributes(node)):
+        return _Value(embedded(node.input[0], given[0].signal))
     if node.op_type == "Concat":
         axes = {value.axes for value in given}
         last = attributes(node)["axis"].i in (-1, 2) and len(given) == len(node.input)
@@ -123,6 +131,12 @@ def _followed(node: Any, given: Sequence[_Value], stored: Mapping[str, Any]) -> 
         return replace(given[0], signal=side_by_side(_called(node), [value.signal for value in given]))
     axes_now = _moved(node, given[0], stored)
     return replace(given[0], axes=axes_now) if axes_now else None
+
+
+def _is_table(table: Any, options: Mapping[str, Any]) -> bool:
+    """Whether these are rows, one for each token."""
+    rows = "axis" not in options or options["axis"].i == 0
+    return table is not None and table.data_type in _FLOATS and len(table.dims) == 2 and rows
 
 
 def _moved(node: Any, value: _Value, stored: Mapping[str, Any]) -> str:

@@ -25,6 +25,8 @@ class System:
     lengths : (B,), how many steps of each sequence there are; None where all have T.
     direction : "backward" where the cell reads the sequences that it was given from their ends.
     dtype : what the forward pass and the Jacobians are computed in.
+    mask : (B, T'), which of the steps that were given these are; the state stays as it is at the others.
+        None where there are no others.
     """
 
     cell: Cell
@@ -35,6 +37,7 @@ class System:
     lengths: tuple[int, ...] | None = None
     direction: str = "forward"
     dtype: str = "float64"
+    mask: Array | None = None
 
     @property
     def batch(self) -> int:
@@ -73,7 +76,19 @@ class System:
     def part(self, sequences: slice | Sequence[int], steps: int | None = None) -> System:
         """Some sequences alone, which all have so many steps; of a slice no copy is made."""
         inputs, state = self.inputs[sequences, :steps], self.state[sequences]
-        return replace(self, inputs=inputs, state=state, lengths=None)
+        return replace(self, inputs=inputs, state=state, lengths=None, mask=None)
+
+    @property
+    def given_steps(self) -> int:
+        """Steps of what was given, of the longest sequence."""
+        return self.steps if self.mask is None else int(self.mask.shape[1])
+
+    def of_given(self, values: Array) -> Array:
+        """Numbers (B, T', ...) of every step that was given, at those that are not masked, in its order."""
+        if self.mask is not None:
+            first = np.argsort(~self.mask, axis=1, kind="stable")[:, : self.steps]
+            values = np.take_along_axis(values, first.reshape(*first.shape, *[1] * (values.ndim - 2)), axis=1)
+        return self.as_given(values)
 
     def as_given(self, values: Array) -> Array:
         """Numbers (B, T, ...) of every step in the order that was given, or from that in its own."""

@@ -17,10 +17,12 @@ from gradscope.errors import InputError, MisfitError, listed, shown
 from gradscope.linearize.budget import check_memory
 from gradscope.linearize.trajectory import outputs
 from gradscope.problem.checks import whole_number
+from gradscope.problem.feeding import Unmasked, check_roots, unmasked
 from gradscope.problem.initial_state import initial_states
-from gradscope.problem.inputs import Sequences, extents, given_lengths, given_sequences, label
+from gradscope.problem.inputs import Sequences, extents, given_lengths, given_sequences, is_made, label
 from gradscope.problem.loss_adjoint import with_loss, with_losses
 from gradscope.problem.problem import Problem, as_names, chosen_top, known_paths, make_problem
+from gradscope.problem.time_axis import assumption, known_time_major, time_major
 from gradscope.settings import Settings, Top
 
 if TYPE_CHECKING:
@@ -93,15 +95,21 @@ def make_problems(settings: Settings, model: Model | None, devices: Sequence[Dev
     InputError as ``make_problem`` does, and for layers that cannot be analysed together.
     """
     table = model.arrays[settings.embedding] if model and settings.embedding else None
-    given = given_sequences(settings.inputs, time_major=settings.time_major, embedding=table)
+    known = None if is_made(settings.inputs) else known_time_major(model)
+    turned = time_major(known, asked=settings.time_major)
+    given = given_sequences(settings.inputs, time_major=turned, embedding=table)
     inputs = given or settings.inputs
     settings = replace(settings, lengths=given_lengths(settings.lengths))
+    assumed = assumption(given, asked=settings.time_major, known=known)
     if model is None:
-        return Problems((make_problem(replace(settings, inputs=inputs)),))
-    _check_roots(model)
+        problem = make_problem(replace(settings, inputs=inputs))
+        return Problems((_assuming(problem, assumed),))
+    check_roots(model, given)
     # Once for all: to the upper layers, the lengths are those of the outputs that they read.
-    batch, lengths = _batch_and_lengths(given, settings)
+    batch, steps, lengths = _extents(given, settings)
     settings = replace(settings, lengths=lengths)
+    if left := unmasked(model, given, steps, lengths):
+        inputs, settings = left.given, replace(settings, lengths=left.lengths, steps=None)
     states = _initial_states(settings.initial_state, model, batch)
     problems: dict[str, Problem] = {}
     put_out: dict[str, Array] = {}
@@ -116,7 +124,8 @@ def make_problems(settings: Settings, model: Model | None, devices: Sequence[Dev
         if layer.name in states:
             origin = replace(problem.origin, initial_state=label(settings.initial_state))
             problem = replace(problem, origin=origin)
-        problems[layer.name] = problem
+        problem = _assuming(problem, assumed)
+        problems[layer.name] = problem = _with_mask(problem, left) if left else problem
         if layer.name in read:
             put_out[layer.name] = outputs(problem.system, devices)
     layers = [layer for layer in model.layers if layer.name in model.chosen]
@@ -133,23 +142,24 @@ def make_problems(settings: Settings, model: Model | None, devices: Sequence[Dev
     )
 
 
-def _check_roots(model: Model) -> None:
-    """Raise InputError where the same inputs cannot be what all the lowest layers read."""
-    roots = [layer for layer in model.layers if not layer.below]
-    unknown = [layer.name for layer in roots if layer.below is None]
-    if 0 < len(unknown) < len(roots):
-        raise InputError(
-            f"layer {listed(unknown)} reads what other parts of the model make of the layers below it, which "
-            "gradscope does not compute: choose it with --layer and give its own --inputs, or choose others"
-        )
+def _assuming(problem: Problem, sentence: str) -> Problem:
+    """The problem with what was assumed of its inputs, if anything was."""
+    assumed = (*(problem.origin.assumed or ()), sentence)
+    return replace(problem, origin=replace(problem.origin, assumed=assumed)) if sentence else problem
 
 
-def _batch_and_lengths(given: Sequences | None, settings: Settings) -> tuple[int, tuple[int, ...] | None]:
-    """How many sequences there are, and their lengths, cut to the steps that are asked for."""
+def _with_mask(problem: Problem, left: Unmasked) -> Problem:
+    """The problem of the steps that are left, with what that leaves to be said."""
+    system = replace(problem.system, mask=left.mask)
+    return replace(problem, system=system, origin=replace(problem.origin, masked=left.masked))
+
+
+def _extents(given: Sequences | None, settings: Settings) -> tuple[int, int, tuple[int, ...] | None]:
+    """How many sequences there are, their steps and lengths, cut to the steps that are asked for."""
     asked = {"batch": settings.batch, "steps": settings.steps}
     sizes = {name: whole_number(name, value, 1) for name, value in asked.items() if value is not None}
-    (batch, _, _), lengths = extents(sizes, given, settings.lengths)
-    return batch, lengths
+    (batch, steps, _), lengths = extents(sizes, given, settings.lengths)
+    return batch, steps, lengths
 
 
 def _initial_states(asked: Any, model: Model, batch: int) -> dict[str, dict[str, Array]]:
@@ -175,7 +185,16 @@ def _problem(layer: Layer, model: Model, settings: Settings) -> Problem:
         return make_problem(settings, layer)
     except MisfitError as error:
         hint = f"; or choose others of {listed(model.chosen)} with --layer" if len(model.chosen) > 1 else ""
-        raise InputError(f"layer {shown(layer.name)}: {error}{hint}") from error
+        raise InputError(f"layer {shown(layer.name)}: {error}{_below(layer, model)}{hint}") from error
+
+
+def _below(layer: Layer, model: Model) -> str:
+    """What to do for a layer that may read another, which the file does not say."""
+    fitting = [other for other in model.layers if other is not layer and _width(other) == layer.input_size]
+    if not layer.alone or not fitting:
+        return ""
+    pair = f"{shown(layer.name)}={shown(fitting[0].name)}"
+    return f"; if it reads what {shown(fitting[0].name)} puts out, add --reads {pair}"
 
 
 def _at_most(top: Top, layer: Layer) -> Top:

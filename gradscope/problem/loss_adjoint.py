@@ -90,7 +90,8 @@ def with_losses(
     if readout is not None or adjoint is None:
         return [with_loss(sides[0], readout, readout_at, adjoint)]  # which says what is wrong
     array = read_array(adjoint) if isinstance(adjoint, str | os.PathLike) else as_float64(adjoint, "adjoint")
-    shapes = [(first.batch, first.steps, total)] + [(first.steps, total)] * (first.batch == 1)
+    steps = first.given_steps
+    shapes = [(first.batch, steps, total)] + [(steps, total)] * (first.batch == 1)
     if array.shape not in shapes:
         raise InputError(f"adjoint has shape {array.shape}, expected {shapes[-1]}: {at_every}")
     lossy = [
@@ -133,16 +134,28 @@ def _rows_are_inputs(readout: Named, n: int) -> bool:
 
 
 def _from_adjoint(system: System, given: Any) -> Array:
-    n, b, t = system.outputs, system.batch, system.steps
+    n, b, t = system.outputs, system.batch, system.given_steps
     array = read_array(given) if isinstance(given, str | os.PathLike) else as_float64(given, "adjoint")
     if array.shape == (n,):
         return np.tile(array, (b, 1, 1))
     if array.shape == (b, n):
         return array[:, None]
     if array.shape in [(b, t, n)] + [(t, n)] * (b == 1):
-        return system.as_given(array.reshape(b, t, n))
+        return system.of_given(_unmasked(system, array.reshape(b, t, n)))
     expected = f"({n},) or {(b, n)} at the last step, {(t, n) if b == 1 else (b, t, n)} at every step"
     raise InputError(f"adjoint has shape {array.shape}, expected {expected}")
+
+
+def _unmasked(system: System, adjoint: Array) -> Array:
+    """The derivatives (B, T', n) by every output; InputError where one is at a masked step."""
+    if system.mask is not None:
+        wrong = ~system.mask & adjoint.any(axis=2)
+        if wrong.any():
+            b, t = np.argwhere(wrong)[0]
+            raise InputError(
+                f"adjoint is not 0 at step {t} of sequence {b}, which is masked: expected 0 there"
+            )
+    return adjoint
 
 
 def _check_memory(system: System) -> None:

@@ -14,6 +14,8 @@ class Origin:
     init, gain, biases, seed : how the parameters were made, or changed.
     inputs, initial_state, adjoint : the file, "array", or how they were made; embedding, readout : their
         names in the checkpoint; readout_at : at which steps; None where there is none.
+    masked : how many steps of each sequence are left out, None where none is masked.
+    not_applied, assumed : as in Layer; None without a checkpoint.
     """
 
     source: str = "initialised"
@@ -28,3 +30,6 @@ class Origin:
     readout: str | None = None
     readout_at: str | None = None
     adjoint: str | None = None
+    masked: tuple[int, ...] | None = None
+    not_applied: tuple[str, ...] | None = None
+    assumed: tuple[str, ...] | None = None

@@ -111,6 +111,8 @@ def make_problem(settings: Settings, layer: Layer | None = None) -> Problem:
         inputs=given.label if given else inputs,
         embedding=given.table.name if given and given.table else None,
         initial_state=None if initial_state is None else label(initial_state),
+        not_applied=layer.not_applied if layer else None,
+        assumed=layer.assumed if layer else None,
     )
     direction = layer.direction if layer else "forward"
     system = System(cell, n, parameters, sequences, state, lengths, direction, dtype)

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from gradscope.errors import listed, shown
-from gradscope.report.page import bullet, headed, page, section
+from gradscope.report.page import assumed, bullet, headed, not_applied, page, section
 from gradscope.report.views import Look
 
 if TYPE_CHECKING:
@@ -27,7 +27,14 @@ def _parts(inspection: Inspection) -> Iterable[RenderableType]:
     count = f"{len(layers)} recurrent layer" + "s" * (len(layers) > 1)
     yield Text.assemble((count.upper(), "bold"), f" in {shown(inspection.source)}")
     for found in layers:
-        for sentence in filter(None, (found.open, found.problem)):
+        said = (
+            found.open,
+            found.problem,
+            str(found.mask or ""),
+            *map(not_applied, found.not_applied),
+            *map(assumed, found.assumed),
+        )
+        for sentence in filter(None, said):
             yield bullet(f"{shown(found.name)}: {sentence}" if found.name else sentence)
     summary = headed("layer", "cell", "hidden", "input", "direction", "reads", "dtype", "activation")
     for found in layers:
@@ -51,5 +58,5 @@ def _parts(inspection: Inspection) -> Iterable[RenderableType]:
 def _reads(found: Found) -> str:
     """What a layer's inputs are: those of the model, other layers' outputs, or something in between."""
     if found.below is None:
-        return "?"
-    return ", ".join(found.below) or "inputs"
+        return f"{found.reads}?" if found.reads else "?"
+    return ", ".join(found.below) or found.reads or "inputs"

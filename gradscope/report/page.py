@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from gradscope.errors import shown
 from gradscope.report.terminal import Terminal
 
 # Padding at the end of a line, before the codes that end its colours.
@@ -44,6 +45,16 @@ def bullet(sentence: str) -> RenderableType:
     grid = Table.grid(padding=(0, 1))
     grid.add_row(" •", Text(sentence))
     return grid
+
+
+def not_applied(sentence: str) -> str:
+    """What a model does besides, as every table says it."""
+    return f"Not applied: {shown(sentence)}"
+
+
+def assumed(sentence: str) -> str:
+    """What the file leaves out and was taken to be so, as every table says it."""
+    return f"Assumed: {shown(sentence)}"
 
 
 def section(title: str, body: RenderableType) -> RenderableType:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from gradscope.errors import listed
 from gradscope.problem.layers import Problems
+from gradscope.problem.origin import Origin
 from gradscope.problem.problem import Problem
 
 # What a layer has of its own, of several that are analysed together.
@@ -36,8 +39,10 @@ def described(problem: Problem, backend: str) -> dict[str, Any]:
         "embedding": origin.embedding,
         "initial_state": origin.initial_state,
         "lengths": list(system.lengths) if system.lengths else None,
+        "masked": None if origin.masked is None else list(origin.masked),
         "source": origin.source,
         **of_layer,
+        **{name: None if words is None else list(words) for name, words in _said(origin).items()},
         **_loss(problem),
     }
     return said | {name: value for name, value in given.items() if value is not None} | {"backend": backend}
@@ -51,9 +56,26 @@ def described_together(problems: Problems, backend: str) -> dict[str, Any]:
     loss = _loss(problems.joint) if problems.joint else {}
     common = {name: value for name, value in first.items() if name not in _OWN}
     common |= {name: value for name, value in loss.items() if value is not None}
+    said = [_said(problem.origin) for problem in problems.layers]
+    common |= {
+        name: _of_all(problems.names, [one[name] or () for one in said]) for name in said[0] if name in first
+    }
     return common | {"cell": ", ".join(cells), "cut": list(cut)}
 
 
 def _loss(problem: Problem) -> dict[str, str | None]:
     origin = problem.origin
     return {"readout": origin.readout, "readout_at": origin.readout_at, "adjoint": origin.adjoint}
+
+
+def _said(origin: Origin) -> dict[str, tuple[str, ...] | None]:
+    return {"not_applied": origin.not_applied, "assumed": origin.assumed}
+
+
+def _of_all(names: Sequence[str], sentences: Sequence[Sequence[str]]) -> list[str]:
+    """The sentences of all layers, each once, with the names of the layers if it is not of all."""
+    of: dict[str, list[str]] = {}
+    for name, each in zip(names, sentences, strict=True):
+        for sentence in each:
+            of.setdefault(sentence, []).append(name)
+    return [s if len(having) == len(names) else f"{listed(having)}: {s}" for s, having in of.items()]

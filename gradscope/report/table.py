@@ -13,7 +13,7 @@ from rich.text import Text
 
 from gradscope.errors import shown
 from gradscope.report.loss_table import loss_sections
-from gradscope.report.page import bullet, headed, page, section
+from gradscope.report.page import assumed, bullet, headed, not_applied, page, section
 from gradscope.report.sparkline import by_lag
 from gradscope.report.terminal import Terminal
 from gradscope.report.verdict import scientific, span
@@ -40,10 +40,13 @@ def render_table(analysis: Analysis, look: Look) -> str:
     return page(parts, look.terminal)
 
 
-def _parts(analysis: Analysis, terminal: Terminal) -> Iterable[RenderableType]:
+def _parts(analysis: Analysis, terminal: Terminal, *, part: bool = False) -> Iterable[RenderableType]:
+    """The sections of the whole, or of a ``part`` whose own words the whole has said."""
     yield _headline(analysis)
     for reason in analysis.verdict.reasons:
         yield bullet(reason)
+    if not part:
+        yield from _said(analysis)
     if analysis.layers:
         yield section("Layers", _layers(analysis, terminal))
     yield section("Chains", _chains(analysis, terminal))
@@ -60,7 +63,13 @@ def _parts(analysis: Analysis, terminal: Terminal) -> Iterable[RenderableType]:
         yield section("Gates", _gates(analysis))
     for number, layer in enumerate(analysis.layers):
         yield Text(f"\nlayer{number}", style="bold underline")
-        yield from _parts(layer, terminal)
+        yield from _parts(layer, terminal, part=True)
+
+
+def _said(analysis: Analysis) -> Iterable[RenderableType]:
+    """What the checkpoint leaves to be said beside the verdict."""
+    for name, words in (("not_applied", not_applied), ("assumed", assumed)):
+        yield from (bullet(words(sentence)) for sentence in analysis.problem.get(name, ()))
 
 
 def _headline(analysis: Analysis) -> Text:
@@ -79,7 +88,9 @@ def _subject(analysis: Analysis) -> str:
     else:
         called = f"layer {shown(problem['layer'])}: " if problem.get("layer") else ""
         words = [f"{called}{problem['cell']}, hidden {problem['hidden']}"]
-    words.append(f"{span(problem.get('lengths') or [problem['steps']])} steps")
+    masked = problem.get("masked") or [0]
+    beside = f" ({span(masked)} masked)" if any(masked) else ""
+    words.append(f"{span(problem.get('lengths') or [problem['steps']])} steps{beside}")
     if problem["batch"] > 1:
         words.append(f"batch {problem['batch']}")
     if problem.get("cut"):

@@ -131,9 +131,10 @@ def test_keras_bidirectional_stack(tmp_path):
         odd = {found.direction: found.name for found in second}
         assert odd["backward"].startswith("odd/forward_")  # as it was asked to
         assert odd["forward"].startswith("odd/gru")
-        analysis = gradscope.analyze(checkpoint=path, layer=odd["forward"], steps=3)
-        below = ", ".join(layers[side].name for side in ("forward", "backward"))
-        assert analysis.problem["inputs"] == f"outputs of {below}"
+        lower = [layers[side].name for side in ("forward", "backward")]
+        chosen = [*lower, odd["forward"]]
+        analysis = gradscope.analyze(checkpoint=path, layer=chosen, inputs=states[0])
+        assert analysis.layers[-1].problem["inputs"] == f"outputs of {', '.join(lower)}"
 
 
 def test_keras_models_in_models_and_stacked_cells(tmp_path):
