@@ -9,23 +9,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gradscope.checkpoints.keras_masks import given_mask, made_mask
+from gradscope.checkpoints.keras_training import besides, clipping
 from gradscope.checkpoints.signals import Mask, Signal, changed, embedded, lost, side_by_side
-from gradscope.errors import InputError
+from gradscope.errors import InputError, listed
 
 RECURRENT = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3, "SimpleRNN": 1, "SimpleRNNCell": 1}
-# What leaves its input as it is when the model is not being trained.
-_IDENTITIES = {
-    "ActivityRegularization",
+# What leaves its input as it is when the model is not being trained, and what does so even then.
+_IN_TRAINING = {
     "AlphaDropout",
     "Dropout",
     "GaussianDropout",
     "GaussianNoise",
-    "Identity",
-    "InputLayer",
     "SpatialDropout1D",
     "SpatialDropout2D",
     "SpatialDropout3D",
 }
+_IDENTITIES = {"ActivityRegularization", "Identity", "InputLayer", *_IN_TRAINING}
 # Through which no mask goes.
 _MASKLESS = re.compile(
     r"(Separable|Depthwise)?Conv(olution)?\d.*|.*Pool(ing)?\dD|Cropping.*|Embedding|Flatten|Permute|"
@@ -42,8 +41,8 @@ class Spec:
     """One recurrent layer or cell in a config.
 
     gates : how many; reset_after : None where there is none; reverse : whether it reads the sequence from
-    its end; depth, below, reads, table, mask, given_state : as in Layer, the layers by their keys in
-    ``specs``.
+    its end; depth, below, reads, table, mask, given_state, not_applied : as in Layer, the layers by their
+    keys in ``specs``.
     """
 
     gates: int
@@ -57,22 +56,30 @@ class Spec:
     reads: str = ""
     table: str | None = ""
     mask: Mask | None = None
+    not_applied: tuple[str, ...] = ()
 
 
-def specs(text: str) -> dict[str, Spec]:
+def specs(text: str, compiled: str | None = None) -> dict[str, Spec]:
     """The recurrent layers of a model by the names of all that holds them: ``encoder/both/forward_lstm``.
 
+    compiled : what it was compiled with, where that is not in the config.
     A name that stands for several different layers is left out. Raises InputError for a config that
     is longer, or nests deeper, than one of Keras.
     """
     if len(text) > _MOST:
         raise InputError(f"has a config of {len(text)} characters, expected at most {_MOST}")
     walk, root = _Walk(), json.loads(text)
+    root = root if isinstance(root, dict) else {}
     config = _config(root)
     inputs = list(_references(config.get("input_layers"), 0)) or [("", 0, 0)]
     # The only input needs no name.
     walk.inside(root, [Signal((), name if len(inputs) > 1 else "") for name, _, _ in inputs], ())
-    return {path: spec for path, spec in walk.found.items() if spec}
+    clips = clipping(json.loads(compiled) if compiled else root.get("compile_config"))
+    return {
+        path: replace(spec, not_applied=(*spec.not_applied, *clips))
+        for path, spec in walk.found.items()
+        if spec
+    }
 
 
 def _config(node: Any) -> Node:
@@ -211,7 +218,8 @@ class _Walk:
             name = "/".join(path if one is cell else (*path, _name(one)))
             if _kind(one) in RECURRENT:
                 spec = _spec(one, signal, reverse=config.get("go_backwards") is True)
-                spec = replace(spec, given_state=bool(state))
+                said = besides(config, _config(one))
+                spec = replace(spec, given_state=bool(state), not_applied=(*spec.not_applied, *said))
                 self.found[name] = spec if self.found.get(name, spec) == spec else None
                 self.order.append(name)
                 signal = signal.through(name)
@@ -234,7 +242,15 @@ def _spec(node: Any, given: Signal, *, reverse: bool) -> Spec:
         reads="" if given.below else given.root,
         table=given.table,
         mask=given.own_mask,
+        not_applied=_on_the_way(given),
     )
+
+
+def _on_the_way(given: Signal) -> tuple[str, ...]:
+    """What training does to the value that a layer reads."""
+    if not given.training:
+        return ()
+    return (f"in training, {listed(given.training)} on what it reads: other inputs, no factor of its gain",)
 
 
 def _activation(activation: Any) -> str:
@@ -250,7 +266,9 @@ def _leaf(node: Any, given: Sequence[Signal], name: str) -> list[Signal] | None:
     if not given:
         return [] if kind in _IDENTITIES else None
     if kind == "TimeDistributed":
-        return list(given) if _kind(config.get("layer")) in _IDENTITIES else None
+        return _leaf(inner, given, name) if _kind(inner := config.get("layer")) in _IDENTITIES else None
+    if kind in _IN_TRAINING:
+        return [given[0].trained(f"{kind} {name}"), *given[1:]]
     if kind in _IDENTITIES or (kind == "Activation" and config.get("activation") == "linear"):
         return list(given)
     if kind == "Embedding":

@@ -52,7 +52,7 @@ def _contents(data: bytes, config: str | None, limit: int, also: Iterable[str]) 
     tensors = h5.tensors()
     check_size(sum(tensor.size for tensor in tensors.values()), limit)
     config = config or h5.text("", "model_config")
-    known = specs(config) if config else None
+    known = specs(config, h5.text("", "training_config")) if config else None
     places = names_by_place(config) if config else {}
 
     names = users_names(h5)
@@ -156,6 +156,7 @@ def _layer(tensors: Tensors, keys: Mapping[str, str], spec: Spec | None) -> Foun
         reads=spec.reads if spec else "",
         table=spec.table if spec else None,
         mask=spec.mask if spec else None,
+        not_applied=spec.not_applied if spec else (),
         dtype=dtype,
     )
 

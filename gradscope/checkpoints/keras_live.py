@@ -22,6 +22,7 @@ def from_keras(model: Any) -> Live:
     if isinstance(model, type) or not all(hasattr(model, n) for n in ("get_config", "_flatten_layers")):
         raise wrong("from_keras", model, "a model or a layer of Keras")
     config, parts = _config(model), [(part.name, part) for part in _parts(model)]
+    optimizer = getattr(model, "optimizer", None)
     if not hasattr(model, "layers"):
         config = {"class_name": "Sequential", "config": {"layers": [config]}}
         parts = [(model.name, model)]
@@ -29,6 +30,8 @@ def from_keras(model: Any) -> Live:
     if not weights:
         raise wrong("from_keras", model, "one that has its weights: call it once on a batch")
     tensors = {name: kept(name, partial(_values, value)) for name, value in weights.items()}
+    if optimizer is not None and hasattr(optimizer, "get_config"):
+        config["compile_config"] = {"optimizer": {"config": optimizer.get_config()}}
     found = tuple(layers(tensors, specs(json.dumps(config, default=str)), str))
     return Live(source("from_keras", model), found, tensors)
 

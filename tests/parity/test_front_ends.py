@@ -11,8 +11,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from oracles.models import HIDDEN, INPUT, STEPS, read_layer, sequence
 from onnx import TensorProto, helper, numpy_helper
+from oracles.models import HIDDEN, INPUT, STEPS, read_layer, sequence
 
 import gradscope
 from gradscope import checkpoints
