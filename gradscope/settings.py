@@ -35,6 +35,8 @@ DType = Literal["float64", "float32"]
 ReadoutAt = Literal["last", "every"]
 Platform = Literal["cpu", "gpu", "tpu"]
 Top = int | Literal["all"] | None
+# What a verdict may say.
+Level = Literal["vanishing", "stable", "exploding", "undecided"]
 
 # What holds where neither an option, nor a checkpoint, nor the inputs say otherwise.
 CELL, INIT = "lstm", "pytorch"

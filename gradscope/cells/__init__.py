@@ -31,12 +31,13 @@ CELLS = {
     "lstm-niaf": "gradscope.cells.lstm:niaf",
     "lstm-noaf": "gradscope.cells.lstm:noaf",
     "lstm-cifg": "gradscope.cells.lstm:cifg",
-    # and lstm-projected-P, of which there is one for every size P of the output
     "gru": "gradscope.cells.gru:gru",
     "gru-reset-before": "gradscope.cells.gru:reset_before",
 }
 
-_PROJECTED = re.compile(r"lstm-projected-([1-9]\d{0,5})")
+# Of these there is one for every number that follows: lstm-projected-P has an output of P features.
+FAMILIES = {"lstm-projected": "gradscope.cells.lstm:projected"}
+_MEMBER = re.compile(r"(.+)-([1-9]\d{0,5})")
 
 
 def find(name: str) -> Cell:
@@ -47,10 +48,9 @@ def find(name: str) -> Cell:
 @cache
 def _built_in(name: str) -> Cell:
     """One object for one name: JAX compiles for a cell once."""
-    if size := _PROJECTED.fullmatch(name):
-        from gradscope.cells.lstm import projected
-
-        return projected(int(size[1]))
+    member = _MEMBER.fullmatch(name)
+    if member and member[1] in FAMILIES:
+        return _load(FAMILIES[member[1]], int(member[2]))
     return _load(CELLS.get(name) or _unknown(name))
 
 
@@ -60,12 +60,12 @@ def _unknown(name: str) -> str:
     raise InputError(f"unknown cell {name!r}: {hint} (a cell of your own: --cell package.module:factory)")
 
 
-def _load(reference: str) -> Cell:
+def _load(reference: str, *number: int) -> Cell:
     from gradscope.cells.cell import Cell
 
     module_name, _, attribute = reference.partition(":")
     try:
-        made = getattr(importlib.import_module(module_name), attribute)()
+        made = getattr(importlib.import_module(module_name), attribute)(*number)
     except (Exception, SystemExit) as error:  # the user's module may fail in any way
         raise InputError(
             f"cell {reference!r}: {type(error).__name__}: {error}; expected package.module:factory "

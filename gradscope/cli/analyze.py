@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from gradscope.cells import CELLS
+from gradscope.cells import CELLS, FAMILIES
 from gradscope.cli.group import Command
 from gradscope.cli.options import Output, Process, find_modules_here, finish, options, take, take_settings
 from gradscope.errors import InputError
@@ -21,7 +21,7 @@ from gradscope.settings import Settings, flag, option_of
 First = Callable[[Callable[[], Any]], Any]
 
 
-@click.command(cls=Command, epilog=f"Cells: {', '.join(CELLS)}, lstm-projected-P.")
+@click.command(cls=Command, epilog=f"Cells: {', '.join([*CELLS, *(f'{family}-P' for family in FAMILIES)])}.")
 @options(Settings)
 @options(Process)
 @options(Output)

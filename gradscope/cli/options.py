@@ -8,14 +8,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
 from gradscope.cli.group import SectionedOption
 from gradscope.errors import ExitCode
 from gradscope.report.views import FORMATS, Look, render
-from gradscope.settings import Option, Settings, flag, option, option_of
+from gradscope.settings import Level, Option, Settings, flag, option, option_of
 
 if TYPE_CHECKING:
     from gradscope.report.analysis import Analysis
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 # Opened by its name, a stdout that is a file would lose what others have written to it.
 _STDOUT = (Path("-"), Path("/dev/stdout"))
-
-LEVELS = ("vanishing", "stable", "exploding", "undecided")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Asked = TypeVar("Asked")
@@ -64,7 +62,7 @@ class Output:
     """What comes out of a command, where and how."""
 
     fail_on: tuple[str, ...] = option(
-        (), "Verdict", "Exit 1 on this verdict (repeatable).", choices=LEVELS, repeatable=True
+        (), "Verdict", "Exit 1 on this verdict (repeatable).", choices=get_args(Level), repeatable=True
     )
     format: str = option(
         "table",

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradscope.report.chains import Chain
-from gradscope.settings import Policy
+from gradscope.settings import Level, Policy
 
 
 @dataclass(frozen=True)
 class Verdict:
     """``level`` is vanishing, stable, exploding or undecided; ``reasons`` are sentences with numbers."""
 
-    level: str
+    level: Level
     reasons: tuple[str, ...]
 
 
-def level(chain: Chain, policy: Policy) -> str:
+def level(chain: Chain, policy: Policy) -> Level:
     """The level of one chain: the median sequence decides, its error estimate may leave it open."""
     low, high = math.log10(policy.vanishing_below), math.log10(policy.exploding_above)
     error = chain.log10_norm_error
