@@ -10,6 +10,7 @@ from typing import Any
 
 from gradscope.checkpoints.keras_masks import given_mask, made_mask
 from gradscope.checkpoints.keras_training import besides, clipping
+from gradscope.checkpoints.keras_weights import usual_gate
 from gradscope.checkpoints.signals import Mask, Signal, changed, embedded, lost, side_by_side
 from gradscope.errors import InputError, listed
 
@@ -59,16 +60,16 @@ class Spec:
     not_applied: tuple[str, ...] = ()
 
 
-def specs(text: str, compiled: str | None = None) -> dict[str, Spec]:
+def specs(text: str, compiled: str | None = None, version: str = "") -> dict[str, Spec]:
     """The recurrent layers of a model by the names of all that holds them: ``encoder/both/forward_lstm``.
 
-    compiled : what it was compiled with, where that is not in the config.
+    compiled : what it was compiled with, where that is not in the config; version : of Keras, where known.
     A name that stands for several different layers is left out. Raises InputError for a config that
     is longer, or nests deeper, than one of Keras.
     """
     if len(text) > _MOST:
         raise InputError(f"has a config of {len(text)} characters, expected at most {_MOST}")
-    walk, root = _Walk(), json.loads(text)
+    walk, root = _Walk(usual_gate(version)), json.loads(text)
     root = root if isinstance(root, dict) else {}
     config = _config(root)
     inputs = list(_references(config.get("input_layers"), 0)) or [("", 0, 0)]
@@ -88,7 +89,13 @@ def _config(node: Any) -> Node:
 
 
 def _kind(node: Any) -> Any:
-    return node.get("class_name") if isinstance(node, dict) else None
+    """The class of Keras; of another package's, whatever it is called, that it is none."""
+    if not isinstance(node, dict):
+        return None
+    module, registered = node.get("module"), node.get("registered_name")
+    own = isinstance(module, str) and module.split(".")[0] not in ("keras", "tensorflow", "tf_keras")
+    own = own or (isinstance(registered, str) and ">" in registered)
+    return f"own {node.get('class_name')}" if own else node.get("class_name")
 
 
 def _name(node: Any) -> str:
@@ -114,9 +121,11 @@ def directions(config: Node) -> tuple[tuple[Any, str], tuple[Any, str]]:
 class _Walk:
     """Goes through a model in the order in which it computes.
 
+    gate : the recurrent activation where a config has none.
     found : what it has met, by path; order : the paths as it met them.
     """
 
+    gate: str = "sigmoid"
     found: dict[str, Spec | None] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
 
@@ -217,7 +226,7 @@ class _Walk:
         for one in cells:
             name = "/".join(path if one is cell else (*path, _name(one)))
             if _kind(one) in RECURRENT:
-                spec = _spec(one, signal, reverse=config.get("go_backwards") is True)
+                spec = _spec(one, signal, self.gate, reverse=config.get("go_backwards") is True)
                 said = besides(config, _config(one))
                 spec = replace(spec, given_state=bool(state), not_applied=(*spec.not_applied, *said))
                 self.found[name] = spec if self.found.get(name, spec) == spec else None
@@ -228,13 +237,13 @@ class _Walk:
         return signal, config.get("return_sequences") is True
 
 
-def _spec(node: Any, given: Signal, *, reverse: bool) -> Spec:
-    gates, config = RECURRENT[node["class_name"]], _config(node)
+def _spec(node: Any, given: Signal, gate: str, *, reverse: bool) -> Spec:
+    gates, config = RECURRENT[_kind(node)], _config(node)
     reset_after = config.get("reset_after") if gates == 3 else None
     return Spec(
         gates,
         _activation(config.get("activation", "tanh")),
-        _activation(config.get("recurrent_activation", "sigmoid")) if gates > 1 else "",
+        _activation(config.get("recurrent_activation", gate)) if gates > 1 else "",
         reset_after if isinstance(reset_after, bool) else None,
         reverse,
         given.depth,
