@@ -42,6 +42,7 @@ def same(one, other, tolerance):
         assert one == other
 
 
+@pytest.mark.slow  # three processes; linearize/test_trajectory.py spreads a batch in one
 def test_a_batch_does_not_depend_on_the_number_of_devices():
     arguments = ["--cell", "gru", "--hidden", "5", "--steps", "101", "--batch", "4"]
     results = []
@@ -161,7 +162,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("options", CASES, ids=str)
-@pytest.mark.parametrize("length", [1, 24])
+@pytest.mark.parametrize("length", [pytest.param(1, marks=pytest.mark.slow), 24])
 def test_segments_are_one_chain(monkeypatch, options, length):
     problem = {"hidden": 4, "input_size": 3, "steps": 50, **options}
     whole = gradscope.analyze(**problem).to_dict()

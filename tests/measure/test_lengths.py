@@ -101,7 +101,7 @@ def test_top_values_of_sequences_of_different_length():
 
 def test_segments_of_sequences_of_different_length(monkeypatch):
     whole = gradscope.analyze(**SMALL, lengths=LENGTHS)
-    cell = make_problem(**SMALL).cell
+    cell = make_problem(**SMALL).system.cell
     monkeypatch.setattr("gradscope.linearize.sequence.SEGMENT_BYTES", 4 * budget.step_bytes(cell, 4))
     cut = gradscope.analyze(**SMALL, lengths=LENGTHS)
     np.testing.assert_allclose(cut.full.by_lag, whole.full.by_lag, rtol=0, atol=1e-10)
@@ -120,7 +120,7 @@ def test_steps_cut_the_lengths_of_all_layers(tmp_path):
     )
     cut = make_problems(model, jax.devices(), inputs=X, lengths=LENGTHS, steps=4).every
     whole = make_problems(model, jax.devices(), inputs=X[:, :4], lengths=[4, 3, 4, 3]).every
-    for one, other in zip(cut, whole, strict=True):
+    for one, other in zip((p.system for p in cut), (p.system for p in whole), strict=True):
         assert one.lengths == other.lengths == (4, 3, 4, 3)
         for number, length in enumerate(one.lengths):
             np.testing.assert_array_equal(one.inputs[number, :length], other.inputs[number, :length])
@@ -188,13 +188,14 @@ def test_lengths_from_a_file_on_the_command_line(tmp_path, capfd):
 
 
 def test_lengths_and_steps():
-    assert make_problem(inputs=X, hidden=4, lengths=LENGTHS, steps=4).lengths == (4, 3, 4, 3)
-    shorter = make_problem(inputs=X, hidden=4, lengths=[2, 3, 1, 3])
+    assert make_problem(inputs=X, hidden=4, lengths=LENGTHS, steps=4).system.lengths == (4, 3, 4, 3)
+    shorter = make_problem(inputs=X, hidden=4, lengths=[2, 3, 1, 3]).system
     assert (shorter.steps, shorter.lengths) == (3, (2, 3, 1, 3))
-    drawn = make_problem(hidden=4, lengths=LENGTHS)
+    drawn = make_problem(hidden=4, lengths=LENGTHS).system
     assert (drawn.batch, drawn.steps, drawn.lengths) == (4, 7, LENGTHS)
-    assert make_problem(hidden=4, lengths=LENGTHS, steps=6).lengths == (6, 3, 5, 3)
-    assert make_problem(inputs=X.swapaxes(0, 1), time_major=True, hidden=4, lengths=LENGTHS).steps == 7
+    assert make_problem(hidden=4, lengths=LENGTHS, steps=6).system.lengths == (6, 3, 5, 3)
+    turned = make_problem(inputs=X.swapaxes(0, 1), time_major=True, hidden=4, lengths=LENGTHS)
+    assert turned.system.steps == 7
 
 
 REFUSED = {

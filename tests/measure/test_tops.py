@@ -25,7 +25,7 @@ def both(**options: object) -> tuple[Analysis, Analysis]:
     [
         {"cell": "rnn", "batch": 2},
         pytest.param({"cell": "gru-reset-before"}, marks=pytest.mark.slow),
-        {"cell": "lstm", "cut": "R_o"},
+        pytest.param({"cell": "lstm", "cut": "R_o"}, marks=pytest.mark.slow),
         {"cell": "lstm", "view": "cell"},
     ],
     ids=lambda options: "-".join(map(str, options.values())),

@@ -213,7 +213,7 @@ def test_layouts_of_token_ids(name):
     problem = make_problem(inputs=ids, hidden=4, embedding=TABLE, **options)
     expected = EMBEDDED if problem.system.batch == 2 else EMBEDDED[:1]
     for number, sequence in enumerate(problem.system.inputs):
-        length = problem.length(number)
+        length = problem.system.length(number)
         np.testing.assert_array_equal(sequence[:length], expected[number, :length])
 
 

@@ -17,7 +17,7 @@ from gradscope.measure.cluster import join
 SMALL = ["--hidden", "4", "--input-size", "2", "--steps", "20", "--json"]
 
 
-@pytest.mark.parametrize(("count", "batch"), [(2, 5), (3, 2)])
+@pytest.mark.parametrize(("count", "batch"), [(2, 5), pytest.param(3, 2, marks=pytest.mark.slow)])
 def test_processes_of_a_cluster_find_what_one_finds(count, batch):
     arguments = [*SMALL, "--batch", str(batch), "--devices", "2", "--gain", "0.01", "--fail-on", "vanishing"]
     alone = subprocess.run([*ANALYZE, *arguments], capture_output=True, text=True, check=False)
@@ -37,6 +37,7 @@ def test_a_cluster_finds_what_one_process_finds_of_several_layers(tmp_path):
     assert ended[1][:2] == (0, "")
 
 
+@pytest.mark.slow  # three processes compile it all
 def test_a_cluster_finds_the_top_values_that_one_process_finds():
     """More processes than sequences; side by side they are multiplied in another order."""
     arguments = [*SMALL, "--batch", "2", "--top", "2"]
@@ -97,6 +98,7 @@ def test_options_that_are_not_enough(arguments):
     assert "--num-processes" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_shell_example_of_the_readme(tmp_path):
     (script,) = re.findall(r"```sh\n(for process in .*?)```", README, re.DOTALL)
     script = script.replace("localhost:9876", f"localhost:{free_port()}")

@@ -23,6 +23,7 @@ def test_every_example_is_tested():
     assert names - tested == {"train", "analyse"}
 
 
+@pytest.mark.slow
 def test_tanh_transition():
     rows = [line.split() for line in python("tanh_transition.py").splitlines()[2:]]
     verdicts = {float(row[0]): row[-1] for row in rows}
@@ -42,6 +43,7 @@ def test_scalar_powers():
         assert float(gain) == pytest.approx(float(w) ** 200, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_lstm_paths():
     blocks = python("lstm_paths.py").strip().split("\n\n")
     table = [dict(re.findall(r"^ +(\w+) +gain +\S+ +(\w+)", block, re.MULTILINE)) for block in blocks]
@@ -58,6 +60,7 @@ def test_lstm_paths():
     assert "R_z" not in cut
 
 
+@pytest.mark.slow
 def test_forget_bias_horizon():
     lines = python("forget_bias_horizon.py").splitlines()
     rows = [[int(n) for n in line.split()] for line in lines[2:-1]]
@@ -67,6 +70,7 @@ def test_forget_bias_horizon():
     assert [row[3] for row in rows[:4]] == [9, 22, 54, 142]  # ln 1e-3 / ln sigmoid(b)
 
 
+@pytest.mark.slow
 def test_cut_carousel():
     rows = {line[:22].strip(): line[22:].split() for line in python("cut_carousel.py").splitlines()[1:]}
     assert rows["lstm"][-1] == "stable"
@@ -105,6 +109,7 @@ def test_ci_check(arguments, code, words):
     assert words in example("sh", EXAMPLES / "ci_check.sh", *arguments, code=code)
 
 
+@pytest.mark.slow
 def test_sunspots():
     out = example("sh", EXAMPLES / "sunspots" / "analyse.sh")
     assert "lstm, hidden 24, 309 steps" in out
