@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gradscope.checkpoints.equinox_live import from_equinox as from_equinox
     from gradscope.checkpoints.flax_live import from_flax as from_flax
     from gradscope.checkpoints.keras_live import from_keras as from_keras
+    from gradscope.checkpoints.recording_file import record as record
     from gradscope.checkpoints.torch_live import from_torch as from_torch
     from gradscope.errors import GradscopeError as GradscopeError
     from gradscope.errors import InputError as InputError
@@ -42,6 +43,7 @@ _HOME = {
     "from_flax": "gradscope.checkpoints.flax_live",
     "from_keras": "gradscope.checkpoints.keras_live",
     "from_torch": "gradscope.checkpoints.torch_live",
+    "record": "gradscope.checkpoints.recording_file",
     "schema": "gradscope.report.analysis",
     "spectrum": "gradscope.product_svd.spectrum",
 }

@@ -9,8 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from gradscope.checkpoints import Model, read
+from gradscope.checkpoints.recording_file import read_recorded
 from gradscope.custom_types import Array
-from gradscope.errors import InputError, quoted
+from gradscope.errors import InputError, quoted, shown
 from gradscope.machine import find_devices, one_blas_thread
 from gradscope.measure.batch import Means, measure_batch
 from gradscope.measure.loss import loss_gradient
@@ -97,7 +98,12 @@ def _prepare(settings: Settings) -> tuple[Problems, Means]:
 
 def _read(settings: Settings) -> Model | None:
     """The layers of a checkpoint, if one is given, and what else of it is asked for."""
+    recorded = read_recorded(settings.inputs)
     if settings.checkpoint is None:
+        if recorded:
+            raise InputError(
+                f"{shown(recorded.label)} is a recording of a model's layers: give its checkpoint as well"
+            )
         for name in ("layer", "reads", "activation", "max_size", "readout", "embedding"):
             if (value := getattr(settings, name)) is not None:
                 raise InputError(
@@ -113,6 +119,7 @@ def _read(settings: Settings) -> Model | None:
         max_size=settings.max_size,
         reads=(reads,) if isinstance(reads, str) else reads or (),
         also=[name for name in (settings.readout, settings.embedding) if name is not None],
+        recorded=recorded,
     )
 
 

@@ -17,6 +17,7 @@ from gradscope.checkpoints.layer import Layer
 from gradscope.checkpoints.live import Live
 from gradscope.checkpoints.model_part import model_only
 from gradscope.checkpoints.reads import connected
+from gradscope.checkpoints.recording import Recorded, Recording
 from gradscope.checkpoints.torch_told import told_by_file
 from gradscope.errors import InputError, about, listed, quoted, shown
 from gradscope.formats.reading import TENSOR_FILES, kind_of, load, open_tensors, suffix
@@ -31,6 +32,8 @@ __all__ = [
     "Live",
     "Model",
     "Named",
+    "Recorded",
+    "Recording",
     "choose",
     "read",
     "read_all",
@@ -92,12 +95,14 @@ class Model:
     layers : those chosen and those whose outputs they read, each after the layers that it reads.
     chosen : the names of the first; arrays : other tensors, by what they were asked for as.
     named : those of the chosen that were asked for by name, none where all were taken.
+    recorded : what the layers read and put out in a forward pass of the model's own, if that is known.
     """
 
     layers: tuple[Layer, ...]
     chosen: tuple[str, ...]
     arrays: Mapping[str, Named] = field(default_factory=dict)
     named: tuple[str, ...] = ()
+    recorded: Recorded | None = None
 
 
 def read(
@@ -109,6 +114,7 @@ def read(
     max_size: int | None = None,
     also: Iterable[str] = (),
     reads: Iterable[str] = (),
+    recorded: Recorded | None = None,
 ) -> Model:
     """The recurrent layers of a checkpoint, by default all of them.
 
@@ -117,12 +123,15 @@ def read(
     cell : a built-in name, ``package.module:factory`` or a Cell; activation : one of ACTIVATIONS. They
         decide what the file leaves open, and must not contradict it.
     also : other tensors wanted, as for ``read_all``; reads : LAYER=BELOW, as for ``connected``.
+    recorded : from a file of ``gradscope.record``, where the checkpoint does not bring its own.
     Raises InputError for what ``read_all`` refuses, and for a layer that gradscope has no cell for.
     """
     wanted = find(cell) if isinstance(cell, str) else cell
     contents = read_all(path, wanted, max_size=max_size, also=also)
+    if isinstance(path, Live) and path.recorded:
+        recorded = path.recorded
     with about(str(path)):
-        return choose(contents, wanted, layers or (), activation, str(path), reads)
+        return choose(contents, wanted, layers or (), activation, str(path), reads, recorded)
 
 
 def choose(
@@ -132,11 +141,14 @@ def choose(
     activation: str | None,
     source: str,
     reads: Iterable[str] = (),
+    recorded: Recorded | None = None,
 ) -> Model:
     """The layers of these names, or all, and those below them, with what is open decided; as ``read``."""
     if activation is not None and activation not in ACTIVATIONS:
         raise InputError(f"activation is {quoted(activation)}, expected one of {', '.join(ACTIVATIONS)}")
     found = connected({layer.name: layer for layer in contents.layers}, reads)
+    if recorded:
+        found = {name: recorded.told(layer) for name, layer in found.items()}
     asked = dict.fromkeys(full for name in names for full in named(name, list(found)))
     chosen = tuple(asked) or tuple(found)
     if len(chosen) > MOST_LAYERS:
@@ -154,7 +166,11 @@ def choose(
     layers = [layer for name, layer in found.items() if name in needed]
     settled = [replace(one, source=source) for one in _settled(_assuming(layers), cell, activation)]
     return Model(
-        tuple(settled), tuple(name for name in found if name in chosen), contents.arrays, tuple(asked)
+        tuple(settled),
+        tuple(name for name in found if name in chosen),
+        contents.arrays,
+        tuple(asked),
+        recorded,
     )
 
 

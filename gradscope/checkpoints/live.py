@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradscope.checkpoints.found import Contents, Found
+from gradscope.checkpoints.recording import Recorded
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, quoted, reason
 from gradscope.formats.tensors import Tensor, Tensors
@@ -19,12 +20,14 @@ class Live:
     """A model in memory, its weights as they were when this was made: a checkpoint for ``gradscope.analyze``.
 
     source : how messages and JSON call it; layers : its recurrent layers; tensors : all its tensors by name.
+    recorded : what the layers read and put out in a forward pass of the model's own, if there was one.
     Raises InputError where there is no recurrent layer.
     """
 
     source: str
     layers: tuple[Found, ...]
     tensors: Tensors
+    recorded: Recorded | None = None
 
     def __post_init__(self) -> None:
         if not self.layers:

@@ -14,6 +14,7 @@ import numpy as np
 from gradscope.checkpoints import torch_names
 from gradscope.checkpoints.found import Found
 from gradscope.checkpoints.live import Live, kept, source, wrong
+from gradscope.checkpoints.torch_recording import recorded
 from gradscope.checkpoints.torch_told import FACTS, OWN, module_of, told
 from gradscope.custom_types import Array
 
@@ -23,20 +24,32 @@ _HARMLESS = {"__init__", "__doc__", "__module__", "__annotations__", "__constant
 _HARMLESS |= {"__dict__", "__weakref__", "__repr__", "extra_repr", "reset_parameters", "flatten_parameters"}
 
 
-def from_torch(module: Any) -> Live:
+def from_torch(module: Any, batch: Any = None) -> Live:
     """The LSTM, GRU and RNN layers and cells anywhere in a ``torch.nn.Module``, for ``gradscope.analyze``.
 
     module : as it is now, on any device and in any precision, compiled by ``torch.jit`` or not;
         parametrisations, pruning and norms are applied. The tanh or relu of an RNN is read from it.
-    Raises InputError where it is no module, or holds no such layer; a class of the user's own that computes
-    something else than torch's is a question.
+    batch : what its forward takes: a tensor, a tuple of arguments, or a dict of them by name. The module runs
+        over it once, in eval mode, and is as before afterwards: every layer is then analysed on the inputs,
+        states and lengths that it had itself, whatever stands before it, and ``analyze`` compares what
+        gradscope computes with what the layer put out. Calls in a row (a loop over a cell) are one sequence.
+    Raises InputError where it is no module, holds no such layer, or fails on the batch; without a batch a
+    class of the user's own that computes something else than torch's is a question.
     """
+    return read_module("from_torch", module, batch)
+
+
+def read_module(function: str, module: Any, batch: Any) -> Live:
+    """What ``from_torch`` returns; function : whose name messages begin with."""
     if isinstance(module, type) or not all(hasattr(module, n) for n in ("state_dict", "named_modules")):
-        raise wrong("from_torch", module, "a torch.nn.Module")
+        raise wrong(function, module, "a torch.nn.Module")
     modules = dict(module.named_modules(remove_duplicate=False))
     tensors = {name: kept(name, partial(_values, tensor)) for name, tensor in _weights(module, modules)}
-    layers = tuple(_told(found, modules) for found in torch_names.layers(tensors))
-    return Live(source("from_torch", module), layers, tensors)
+    layers = tuple(_told(found, modules, checked=batch is not None) for found in torch_names.layers(tensors))
+    live = Live(source(function, module), layers, tensors)
+    if batch is None:
+        return live
+    return replace(live, recorded=recorded(live.source, module, batch, layers))
 
 
 def _weights(module: Any, modules: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -77,13 +90,18 @@ def _values(tensor: Any) -> Array:
     return np.asarray(tensor)
 
 
-def _told(found: Found, modules: Mapping[str, Any]) -> Found:
-    """A layer with what its module says, and whether that is one of torch's at all."""
+def _told(found: Found, modules: Mapping[str, Any], *, checked: bool) -> Found:
+    """A layer with what its module says, and whether that is one of torch's at all.
+
+    checked : whether what it puts out will be compared, so that nothing need be said of hooks.
+    """
     module = modules.get(module_of(found))
     facts = {name: getattr(module, name, None) for name in FACTS}
     found = told(found, facts, "" if _plain(module) else _class(module))
     said = (
-        (f"the hooks on it ({count}) change nothing that it computes",) if (count := _hooks(module)) else ()
+        (f"the hooks on it ({count}) change nothing that it computes",)
+        if (count := _hooks(module)) and not checked
+        else ()
     )
     return replace(found, assumed=found.assumed + said)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from gradscope.cells.cell import Member
 from gradscope.cells.stack import stacked
-from gradscope.checkpoints import Layer, Model, Named
+from gradscope.checkpoints import Layer, Model, Named, Recorded
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, MisfitError, listed, shown
 from gradscope.linearize.budget import check_memory
@@ -22,8 +22,10 @@ from gradscope.problem.initial_state import initial_states
 from gradscope.problem.inputs import Sequences, extents, given_lengths, given_sequences, is_made, label
 from gradscope.problem.loss_adjoint import with_loss, with_losses
 from gradscope.problem.problem import Problem, as_names, chosen_top, known_paths, make_problem
+from gradscope.problem.recorded import on_recorded
+from gradscope.problem.self_check import check_recorded
 from gradscope.problem.time_axis import assumption, known_time_major, time_major
-from gradscope.settings import Settings, Top
+from gradscope.settings import DTYPE, Settings, Top
 
 if TYPE_CHECKING:
     from jax import Device
@@ -94,6 +96,8 @@ def make_problems(settings: Settings, model: Model | None, devices: Sequence[Dev
     The inputs are what the layers read that read no others; ``devices`` run the layers below. Raises
     InputError as ``make_problem`` does, and for layers that cannot be analysed together.
     """
+    if model is not None and model.recorded is not None:
+        return _recorded(settings, model, model.recorded, devices)
     table = model.arrays[settings.embedding] if model and settings.embedding else None
     known = None if is_made(settings.inputs) else known_time_major(model)
     turned = time_major(known, asked=settings.time_major)
@@ -111,23 +115,49 @@ def make_problems(settings: Settings, model: Model | None, devices: Sequence[Dev
     if left := unmasked(model, given, steps, lengths):
         inputs, settings = left.given, replace(settings, lengths=left.lengths, steps=None)
     states = _initial_states(settings.initial_state, model, batch)
+    fed = {
+        layer.name: replace(settings, inputs=inputs, initial_state=states.get(layer.name))
+        for layer in model.layers
+    }
+    problems = _each(model, fed, label(settings.initial_state), devices)
+    problems = {name: _assuming(problem, assumed) for name, problem in problems.items()}
+    if left:
+        problems = {name: _with_mask(problem, left) for name, problem in problems.items()}
+    return _together(settings, model, problems)
+
+
+def _recorded(settings: Settings, model: Model, recorded: Recorded, devices: Sequence[Device]) -> Problems:
+    """The problems of layers on what they read themselves, after the self-check."""
+    fed = on_recorded(settings, model, recorded)
+    sentences = check_recorded(model, recorded, settings.dtype or DTYPE, devices)
+    problems = _each(model, fed, recorded.label, devices)
+    problems = {name: _assuming(problem, sentences.get(name, "")) for name, problem in problems.items()}
+    return _together(settings, model, problems)
+
+
+def _each(
+    model: Model, fed: Mapping[str, Settings], state_label: str, devices: Sequence[Device]
+) -> dict[str, Problem]:
+    """The problem of every layer; fed : its settings, with the inputs that it reads if it reads no others."""
     problems: dict[str, Problem] = {}
     put_out: dict[str, Array] = {}
     read = {name for layer in model.layers for name in layer.below or ()}
     for layer in model.layers:
-        asked = replace(
-            settings, inputs=_inputs(layer, inputs, put_out), initial_state=states.get(layer.name)
-        )
+        asked = fed[layer.name]
+        asked = replace(asked, inputs=_inputs(layer, asked.inputs, put_out))
         if model.chosen != (layer.name,):  # cuts are of the one layer that is analysed, or between layers
-            asked = replace(asked, cut=(), top=_at_most(settings.top, layer))
+            asked = replace(asked, cut=(), top=_at_most(asked.top, layer))
         problem = _problem(layer, model, asked)
-        if layer.name in states:
-            origin = replace(problem.origin, initial_state=label(settings.initial_state))
-            problem = replace(problem, origin=origin)
-        problem = _assuming(problem, assumed)
-        problems[layer.name] = problem = _with_mask(problem, left) if left else problem
+        if asked.initial_state is not None:
+            problem = replace(problem, origin=replace(problem.origin, initial_state=state_label))
+        problems[layer.name] = problem
         if layer.name in read:
             put_out[layer.name] = outputs(problem.system, devices)
+    return problems
+
+
+def _together(settings: Settings, model: Model, problems: Mapping[str, Problem]) -> Problems:
+    """The problems of the layers that were chosen, with those of the stacks that they form."""
     layers = [layer for layer in model.layers if layer.name in model.chosen]
     chosen = tuple(problems[layer.name] for layer in layers)
     if len(chosen) == 1:

@@ -1,0 +1,65 @@
+"""What the recurrent layers of a model read and put out in one forward pass of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from gradscope.checkpoints.found import Found
+from gradscope.custom_types import Array
+from gradscope.errors import listed
+
+_FED_BACK = (
+    "what it reads depends on what it put out at steps before, by other parts of the model: its inputs are "
+    "held as they were, so that way back is not in the gain"
+)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Of one layer, in the order of the sequences also for a backward one; all float64.
+
+    inputs : (B, T, d), None of a layer within a module of several, which reads the others.
+    outputs : (B, T, n), None where another layer of its module has them.
+    state : {"h0": (B, n), "c0": ...}, before the first step that it reads; empty where it is zero.
+    last : (B, n), the output at the last step that it reads, where the module tells.
+    lengths : (B,), steps of each sequence, None where all have T.
+    rounding : relative, of the numbers that it computes with (eps).
+    fed_back : whether its inputs depend on its own outputs at earlier steps.
+    """
+
+    inputs: Array | None = None
+    outputs: Array | None = None
+    state: Mapping[str, Array] = field(default_factory=dict)
+    last: Array | None = None
+    lengths: tuple[int, ...] | None = None
+    rounding: float = 2.0**-23
+    fed_back: bool = False
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Of the layers of a model.
+
+    layers : by their names; problems : {name: why there is none of it}; label : the file, or "recorded".
+    """
+
+    layers: Mapping[str, Recording]
+    problems: Mapping[str, str] = field(default_factory=dict)
+    label: str = "recorded"
+
+    def told(self, found: Found) -> Found:
+        """A layer with what its recording says.
+
+        Whether it computes what its class does is no question any more: that is compared. A layer of which
+        there is no recording cannot be analysed.
+        """
+        recording = self.layers.get(found.name)
+        if recording is None:
+            return replace(found, problem=found.problem or self._why(found.name))
+        said = (_FED_BACK,) if recording.fed_back else ()
+        return replace(found, doubt="", alone=False, not_applied=(*found.not_applied, *said))
+
+    def _why(self, name: str) -> str:
+        having = f"is not in the recording, which has {listed(list(self.layers)) or 'no layer at all'}"
+        return self.problems.get(name, having)

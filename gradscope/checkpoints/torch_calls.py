@@ -1,0 +1,172 @@
+"""Calls of PyTorch's recurrent modules, as hooks see them, put together to sequences."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradscope.custom_types import Array
+from gradscope.errors import InputError, quoted
+
+_CALLED = "a layer is recorded where it is called as torch's own, (input, state)"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module, or several in a row that are one sequence.
+
+    inputs : (B, T, d); outputs : (B, T, n); lengths : (B,) or None.
+    before, after : the states, (L, B, n) each, h and of an LSTM c, () where not given or not put out.
+    rounding : eps of the outputs' dtype; reads, makes : nodes of the autograd graph.
+    """
+
+    inputs: Array
+    outputs: Array
+    before: tuple[Array, ...]
+    after: tuple[Array, ...]
+    lengths: tuple[int, ...] | None
+    rounding: float
+    reads: tuple[Any, ...]
+    makes: tuple[Any, ...]
+
+
+def call_of(
+    args: Sequence[Any], keywords: Mapping[str, Any], output: Any, *, cell: bool, batch_first: bool
+) -> Call:
+    """What a module was called with and put out; raises InputError where that is not as torch's own do."""
+    given = args[0] if args else keywords.get("input")
+    state = args[1] if len(args) > 1 else keywords.get("hx")
+    out, end = (output[0], output if cell else output[1]) if _is_pair(output) else (output, None)
+    inputs, lengths, single = _sequence(given, "reads", cell=cell, batch_first=batch_first)
+    outputs, *_ = _sequence(out, "puts out", cell=cell, batch_first=batch_first)
+    if outputs.shape[:2] != inputs.shape[:2]:
+        raise InputError(
+            f"reads {inputs.shape[:2]} sequences and steps and puts out {outputs.shape[:2]}, expected as many"
+        )
+    after = _states(out if cell and end is None else end, cell=cell, single=single)
+    return Call(
+        inputs,
+        outputs,
+        _states(state, cell=cell, single=single),
+        after,
+        lengths,
+        _rounding(out),
+        _nodes([given]),
+        _nodes([output]),
+    )
+
+
+def _is_pair(output: Any) -> bool:
+    return isinstance(output, tuple) and len(output) == 2 and not hasattr(output, "_fields")
+
+
+def _sequence(
+    value: Any, does: str, *, cell: bool, batch_first: bool
+) -> tuple[Array, tuple[int, ...] | None, bool]:
+    """(B, T, d), the lengths, and whether it was a sequence alone."""
+    lengths = None
+    if hasattr(value, "batch_sizes"):  # a PackedSequence
+        unpack = importlib.import_module("torch.nn.utils.rnn").pad_packed_sequence
+        value, counts = unpack(value, batch_first=True)
+        lengths, batch_first = tuple(map(int, counts)), True
+        lengths = None if min(lengths) == max(lengths) else lengths
+    elif not hasattr(value, "detach"):
+        raise InputError(f"{does} {quoted(value)}, expected a tensor or a PackedSequence: {_CALLED}")
+    array = _array(value)
+    axes = 1 if cell else 2
+    if array.ndim not in (axes, axes + 1) or 0 in array.shape:
+        raise InputError(f"{does} a tensor of shape {array.shape}, expected {axes} or {axes + 1} axes")
+    single = array.ndim == axes
+    if single:
+        return (array[None, None] if cell else array[None]), None, True
+    if cell:
+        return array[:, None], None, False
+    return (array if batch_first else array.swapaxes(0, 1)), lengths, False
+
+
+def _states(state: Any, *, cell: bool, single: bool) -> tuple[Array, ...]:
+    """h, and c of an LSTM, as (L, B, n); () where there are none."""
+    if state is None:
+        return ()
+    parts = state if isinstance(state, tuple | list) else (state,)
+    if not all(hasattr(part, "detach") for part in parts):
+        raise InputError(f"has the state {quoted(state)}, expected a tensor or two: {_CALLED}")
+    arrays = [_array(part) for part in parts]
+    arrays = [a[None] if cell else a for a in arrays]
+    arrays = [a[:, None] if single and a.ndim == 2 else a for a in arrays]
+    if any(a.ndim != 3 for a in arrays):
+        shapes = " and ".join(str(_array(part).shape) for part in parts)
+        raise InputError(f"has a state of shape {shapes}, expected one of torch's own: {_CALLED}")
+    return tuple(arrays)
+
+
+def _array(tensor: Any) -> Array:
+    """A copy in float64, before anything changes it in place."""
+    array = np.asarray(tensor.detach().to("cpu").double()).copy()
+    if not np.isfinite(array).all():
+        raise InputError("reads or puts out numbers that are not finite")
+    return array
+
+
+def _rounding(value: Any) -> float:
+    """The eps of a tensor's dtype."""
+    dtype = (value.data if hasattr(value, "batch_sizes") else value).dtype
+    return float(importlib.import_module("torch").finfo(dtype).eps)
+
+
+def _nodes(values: Iterable[Any]) -> tuple[Any, ...]:
+    """Where tensors, also within tuples, come from in the graph."""
+    found: list[Any] = []
+    for value in values:
+        if isinstance(value, tuple | list):  # a PackedSequence too
+            found += _nodes(value)
+        elif (node := getattr(value, "grad_fn", None)) is not None:
+            found.append(node)
+    return tuple(found)
+
+
+def joined(calls: Sequence[Call], *, both_ways: bool) -> Call:
+    """The calls as one sequence; raises InputError unless each goes on from where the one before ended."""
+    first, last = calls[0], calls[-1]
+    if len(calls) == 1:
+        return first
+    for number, (one, following) in enumerate(itertools.pairwise(calls), 2):
+        if both_ways or one.lengths or following.lengths or not _goes_on(one.after, following.before):
+            raise InputError(
+                f"is called {len(calls)} times in the forward pass, and call {number} does not start from "
+                "the state where the one before ended: expected one call, or one sequence in several; record "
+                "the part of the model that makes one, or choose other layers with --layer"
+            )
+    return Call(
+        np.concatenate([one.inputs for one in calls], axis=1),
+        np.concatenate([one.outputs for one in calls], axis=1),
+        first.before,
+        last.after,
+        None,
+        max(one.rounding for one in calls),
+        tuple(node for one in calls[1:] for node in one.reads),
+        tuple(node for one in calls[:-1] for node in one.makes),
+    )
+
+
+def _goes_on(after: Sequence[Array], before: Sequence[Array]) -> bool:
+    return 0 < len(after) == len(before) and all(map(np.array_equal, after, before))
+
+
+def reaches(start: Iterable[Any], wanted: Iterable[Any]) -> bool:
+    """Whether the autograd graph leads from nodes back to any of others."""
+    targets, seen = set(wanted), set[Any]()
+    waiting = list(start) if targets else []
+    while waiting:
+        node = waiting.pop()
+        if node in targets:
+            return True
+        if node not in seen:
+            seen.add(node)
+            waiting += [other for other, _ in node.next_functions if other is not None]
+    return False

@@ -1,0 +1,150 @@
+"""One forward pass of a PyTorch model, in which hooks record what its recurrent modules read and put out."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from gradscope.checkpoints.found import Found
+from gradscope.checkpoints.recording import Recorded, Recording
+from gradscope.checkpoints.torch_calls import Call, call_of, joined, reaches
+from gradscope.checkpoints.torch_told import module_of
+from gradscope.errors import InputError, reason
+
+_OF_LAYER = re.compile(r"\w+_l\d+(_reverse)?(_\w+)?")
+_BATCH = "batch is what its forward takes: a tensor, a tuple of arguments, or a dict of them by name"
+
+
+@dataclass
+class _Heard:
+    """What the hook on a module has noted: calls, or why one was none."""
+
+    calls: list[Call] = field(default_factory=list)
+    problem: str = ""
+
+
+def recorded(source: str, model: Any, batch: Any, layers: Sequence[Found]) -> Recorded:
+    """What the layers found in a model read and put out as it runs over a batch, in eval mode.
+
+    Raises InputError where the forward pass fails. What is wrong with one layer alone is a problem of it.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    owners = {found.name: modules.get(module_of(found)) for found in layers if not found.problem}
+    heard = {id(owner): _Heard() for owner in owners.values()}
+    cells = {id(owners[f.name]): not any(map(_is_of_layer, f.keys)) for f in layers if f.name in owners}
+    with _evaluating(model, owners.values()), _listening(owners.values(), heard, cells):
+        try:
+            _run(model, batch)
+        except InputError:
+            raise
+        except Exception as error:  # the user's code may fail in any way
+            why = f"{type(error).__name__}: {reason(error)}"
+            raise InputError(f"{source}: its forward pass fails on the batch ({why}): {_BATCH}") from error
+    found, problems = dict[str, Recording](), dict[str, str]()
+    for layer in layers:
+        if layer.name in owners:
+            mates = [mate for mate in layers if module_of(mate) == module_of(layer)]
+            try:
+                found[layer.name] = _recording(layer, mates, heard[id(owners[layer.name])])
+            except InputError as error:
+                problems[layer.name] = str(error)
+    return Recorded(found, problems)
+
+
+def _is_of_layer(key: str) -> bool:
+    """Whether a tensor is one of a module of layers, not of a cell."""
+    return _OF_LAYER.fullmatch(key.rpartition(".")[2]) is not None
+
+
+def _run(model: Any, batch: Any) -> None:
+    if hasattr(batch, "keys"):
+        model(**batch)
+    elif isinstance(batch, tuple | list) and not hasattr(batch, "_fields"):  # a PackedSequence is one value
+        model(*batch)
+    else:
+        model(batch)
+
+
+@contextmanager
+def _evaluating(model: Any, owners: Any) -> Iterator[None]:
+    """Within, the model is in eval mode, rounds as its dtype does, and its cells are in the graph.
+
+    The graph tells whether a loop feeds its outputs back. All is as it was afterwards.
+    """
+    torch = importlib.import_module("torch")
+    modes = [(part, part.training) for part in model.modules()]
+    frozen = {
+        p for owner in owners for p in owner.parameters() if p.is_floating_point() and not p.requires_grad
+    }
+    cudnn = torch.backends.cudnn
+    coarse = cudnn.allow_tf32
+    try:
+        model.eval()
+        cudnn.allow_tf32 = False
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            yield
+    finally:
+        cudnn.allow_tf32 = coarse
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        for part, training in modes:
+            part.training = training
+
+
+@contextmanager
+def _listening(owners: Any, heard: Mapping[int, _Heard], cells: Mapping[int, bool]) -> Iterator[None]:
+    """Within, every call of a module is noted, after all other hooks of it."""
+    handles = []
+    try:
+        for owner in {id(owner): owner for owner in owners}.values():
+            first = getattr(owner, "batch_first", False) is True
+            read = partial(call_of, cell=cells[id(owner)], batch_first=first)
+            hook = partial(_note, heard[id(owner)], read)
+            handles.append(owner.register_forward_hook(hook, with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _note(heard: _Heard, read: Callable[..., Call], _: Any, args: Any, keywords: Any, output: Any) -> None:
+    """The hook: what is wrong with a call must not end the forward pass of the others."""
+    try:
+        heard.calls.append(read(args, keywords, output))
+    except Exception as error:  # tensors of any kind, from a forward of any kind
+        heard.problem = heard.problem or (str(error) if isinstance(error, InputError) else reason(error))
+
+
+def _recording(found: Found, mates: Sequence[Found], heard: _Heard) -> Recording:
+    """Of one layer; mates : all layers of its module."""
+    if heard.problem:
+        raise InputError(heard.problem)
+    if not heard.calls:
+        raise InputError("is not called in the forward pass of the batch (compiled code calls no hooks)")
+    ways = 2 if any(mate.direction == "backward" for mate in mates) else 1
+    call = joined(heard.calls, both_ways=ways == 2)
+    count, index = len(mates), found.depth * ways + (found.direction == "backward")
+    width = found.width or 0
+    if call.outputs.shape[2] != ways * width:
+        raise InputError(f"puts out {call.outputs.shape[2]} features, expected {ways} x {width}")
+    names = ("h0", "c0") if found.label.startswith("lstm") else ("h0",)
+    for states in (call.before, call.after):
+        if states and (len(states) != len(names) or any(len(state) != count for state in states)):
+            raise InputError(f"has {len(states)} states of {len(states[0])} layers, expected {len(names)}")
+    here = slice(width, None) if found.direction == "backward" else slice(width)
+    return Recording(
+        inputs=None if found.depth else call.inputs,
+        outputs=call.outputs[:, :, here] if found.depth == max(mate.depth for mate in mates) else None,
+        state={name: state[index] for name, state in zip(names, call.before, strict=False)},
+        last=call.after[0][index] if call.after else None,
+        lengths=call.lengths,
+        rounding=call.rounding,
+        fed_back=len(heard.calls) > 1 and reaches(call.reads, call.makes),
+    )
