@@ -258,11 +258,12 @@ class Settings:
         "normal",
         "Inputs",
         "normal, zeros, or a .npy, .npz, .safetensors or .csv file of shape (T, d) or (B, T, d); "
-        "FILE.npz:NAME picks one of several arrays.",
+        "FILE.npz:NAME picks one of several arrays; a file of gradscope.record has those of every layer.",
         metavar="KIND|FILE",
         reads=True,
         doc='"normal", "zeros", an array (T, d) or (B, T, d), or a file of one (.npy, .npz, .safetensors, '
-        ".csv; FILE.npz:NAME is one of several). A model that is known to take (T, B, d) is given that.",
+        ".csv; FILE.npz:NAME is one of several). A model that is known to take (T, B, d) is given that. "
+        "A file of ``gradscope.record`` has those of every layer.",
     )
     steps: int | None = option(
         None,

@@ -75,7 +75,7 @@ def _key(name: str, field: str) -> str:
 
 def read_recorded(path: Any) -> Recorded | None:
     """What is in a file that ``record`` wrote, None where it is another, or none; InputError if damaged."""
-    if not isinstance(path, str | os.PathLike) or suffix(path) != ".npz" or not Path(path).is_file():
+    if not isinstance(path, str | os.PathLike) or suffix(path) != ".npz":
         return None
     try:
         with open_npz(path) as tensors:

@@ -17,7 +17,7 @@ _CALLED = "a layer is recorded where it is called as torch's own, (input, state)
 
 
 @dataclass(frozen=True)
-class Call:
+class ModuleCall:
     """One call of a module, or several in a row that are one sequence.
 
     inputs : (B, T, d); outputs : (B, T, n); lengths : (B,) or None.
@@ -37,7 +37,7 @@ class Call:
 
 def call_of(
     args: Sequence[Any], keywords: Mapping[str, Any], output: Any, *, cell: bool, batch_first: bool
-) -> Call:
+) -> ModuleCall:
     """What a module was called with and put out; raises InputError where that is not as torch's own do."""
     given = args[0] if args else keywords.get("input")
     state = args[1] if len(args) > 1 else keywords.get("hx")
@@ -49,7 +49,7 @@ def call_of(
             f"reads {inputs.shape[:2]} sequences and steps and puts out {outputs.shape[:2]}, expected as many"
         )
     after = _states(out if cell and end is None else end, cell=cell, single=single)
-    return Call(
+    return ModuleCall(
         inputs,
         outputs,
         _states(state, cell=cell, single=single),
@@ -130,7 +130,7 @@ def _nodes(values: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def joined(calls: Sequence[Call], *, both_ways: bool) -> Call:
+def joined(calls: Sequence[ModuleCall], *, both_ways: bool) -> ModuleCall:
     """The calls as one sequence; raises InputError unless each goes on from where the one before ended."""
     first, last = calls[0], calls[-1]
     if len(calls) == 1:
@@ -142,7 +142,7 @@ def joined(calls: Sequence[Call], *, both_ways: bool) -> Call:
                 "the state where the one before ended: expected one call, or one sequence in several; record "
                 "the part of the model that makes one, or choose other layers with --layer"
             )
-    return Call(
+    return ModuleCall(
         np.concatenate([one.inputs for one in calls], axis=1),
         np.concatenate([one.outputs for one in calls], axis=1),
         first.before,

@@ -12,7 +12,7 @@ from typing import Any
 
 from gradscope.checkpoints.found import Found
 from gradscope.checkpoints.recording import Recorded, Recording
-from gradscope.checkpoints.torch_calls import Call, call_of, joined, reaches
+from gradscope.checkpoints.torch_calls import ModuleCall, call_of, joined, reaches
 from gradscope.checkpoints.torch_told import module_of
 from gradscope.errors import InputError, reason
 
@@ -24,7 +24,7 @@ _BATCH = "batch is what its forward takes: a tensor, a tuple of arguments, or a 
 class _Heard:
     """What the hook on a module has noted: calls, or why one was none."""
 
-    calls: list[Call] = field(default_factory=list)
+    calls: list[ModuleCall] = field(default_factory=list)
     problem: str = ""
 
 
@@ -34,17 +34,19 @@ def recorded(source: str, model: Any, batch: Any, layers: Sequence[Found]) -> Re
     Raises InputError where the forward pass fails. What is wrong with one layer alone is a problem of it.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    owners = {found.name: modules.get(module_of(found)) for found in layers if not found.problem}
+    owners = {
+        found.name: modules[module_of(found)]
+        for found in layers
+        if not found.problem and module_of(found) in modules
+    }
     heard = {id(owner): _Heard() for owner in owners.values()}
     cells = {id(owners[f.name]): not any(map(_is_of_layer, f.keys)) for f in layers if f.name in owners}
-    with _evaluating(model, owners.values()), _listening(owners.values(), heard, cells):
-        try:
+    try:
+        with _evaluating(model, owners.values()), _listening(owners.values(), heard, cells):
             _run(model, batch)
-        except InputError:
-            raise
-        except Exception as error:  # the user's code may fail in any way
-            why = f"{type(error).__name__}: {reason(error)}"
-            raise InputError(f"{source}: its forward pass fails on the batch ({why}): {_BATCH}") from error
+    except Exception as error:  # the user's code may fail in any way
+        why = f"{type(error).__name__}: {reason(error)}"
+        raise InputError(f"{source}: its forward pass fails on the batch ({why}): {_BATCH}") from error
     found, problems = dict[str, Recording](), dict[str, str]()
     for layer in layers:
         if layer.name in owners:
@@ -72,7 +74,7 @@ def _run(model: Any, batch: Any) -> None:
 
 @contextmanager
 def _evaluating(model: Any, owners: Any) -> Iterator[None]:
-    """Within, the model is in eval mode, rounds as its dtype does, and its cells are in the graph.
+    """Within, the model is in eval mode, and what its layers put out is in the graph, of frozen weights too.
 
     The graph tells whether a loop feeds its outputs back. All is as it was afterwards.
     """
@@ -81,21 +83,31 @@ def _evaluating(model: Any, owners: Any) -> Iterator[None]:
     frozen = {
         p for owner in owners for p in owner.parameters() if p.is_floating_point() and not p.requires_grad
     }
-    cudnn = torch.backends.cudnn
-    coarse = cudnn.allow_tf32
     try:
         model.eval()
-        cudnn.allow_tf32 = False
         for parameter in frozen:
             parameter.requires_grad_(True)
-        with torch.enable_grad():
+        with torch.enable_grad(), _without_tf32(torch.backends.cudnn):
             yield
     finally:
-        cudnn.allow_tf32 = coarse
         for parameter in frozen:
             parameter.requires_grad_(False)
         for part, training in modes:
             part.training = training
+
+
+@contextmanager
+def _without_tf32(cudnn: Any) -> Iterator[None]:
+    """Within, a GPU rounds float32 as float32, if that is not said by torch's newer names for it."""
+    try:
+        before, cudnn.allow_tf32 = cudnn.allow_tf32, False
+    except RuntimeError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
 
 
 @contextmanager
@@ -107,14 +119,21 @@ def _listening(owners: Any, heard: Mapping[int, _Heard], cells: Mapping[int, boo
             first = getattr(owner, "batch_first", False) is True
             read = partial(call_of, cell=cells[id(owner)], batch_first=first)
             hook = partial(_note, heard[id(owner)], read)
-            handles.append(owner.register_forward_hook(hook, with_kwargs=True))
+            try:
+                handles.append(owner.register_forward_hook(hook, with_kwargs=True))
+            except RuntimeError:
+                heard[
+                    id(owner)
+                ].problem = "is compiled by torch.jit, which takes no hooks: record it as it was"
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _note(heard: _Heard, read: Callable[..., Call], _: Any, args: Any, keywords: Any, output: Any) -> None:
+def _note(
+    heard: _Heard, read: Callable[..., ModuleCall], _: Any, args: Any, keywords: Any, output: Any
+) -> None:
     """The hook: what is wrong with a call must not end the forward pass of the others."""
     try:
         heard.calls.append(read(args, keywords, output))
@@ -138,10 +157,13 @@ def _recording(found: Found, mates: Sequence[Found], heard: _Heard) -> Recording
     for states in (call.before, call.after):
         if states and (len(states) != len(names) or any(len(state) != count for state in states)):
             raise InputError(f"has {len(states)} states of {len(states[0])} layers, expected {len(names)}")
+    top = found.depth == max(mate.depth for mate in mates)
+    if not (top or call.after):
+        raise InputError("is within a module that puts out no last states, with which it could be compared")
     here = slice(width, None) if found.direction == "backward" else slice(width)
     return Recording(
         inputs=None if found.depth else call.inputs,
-        outputs=call.outputs[:, :, here] if found.depth == max(mate.depth for mate in mates) else None,
+        outputs=call.outputs[:, :, here] if top else None,
         state={name: state[index] for name, state in zip(names, call.before, strict=False)},
         last=call.after[0][index] if call.after else None,
         lengths=call.lengths,

@@ -150,8 +150,8 @@ def _compare(layer: Layer, one: Recording, ours: Compared, system: System) -> st
         return ""
     first = int(np.argmax(blind.any(axis=0))) + 1
     return (
-        f"what the layer put out tells nothing of what gradscope computes from step {first} of the {steps} that "
-        "it reads: rounding has grown as large as the outputs"
+        f"what the layer put out tells nothing of what gradscope computes from step {first} of {steps} on: "
+        "rounding has grown as large as the outputs"
     )
 
 

@@ -53,3 +53,15 @@ def test_inputs_of_tokens(tmp_path):
     )
     run([sys.executable, "-W", "ignore", "-c", TOKENS + save], tmp_path)
     assert "lstm, hidden 8, 12 to 30 steps, batch 4" in run(analyse.split(), tmp_path)
+
+
+def test_a_recording(tmp_path):
+    (live,) = re.findall(r"<!-- recorded: live -->\n```python\n(.*?)```", README, re.DOTALL)
+    ((save, analyse),) = re.findall(
+        r"<!-- recorded: file -->\n```python\n(.*?)```\n\n```sh\n(.*?)\n```", README, re.DOTALL
+    )
+    setup = TORCH.replace("(3, 8)", "(3, 8, batch_first=True)")
+    setup += "\nimport gradscope\nbatch = torch.randn(4, 30, 3)\n"
+    code = f"{setup}{live}\nprint(analysis.problem['inputs'])\n{save}"
+    assert run([sys.executable, "-W", "ignore", "-c", code], tmp_path) == "recorded\n"
+    assert "lstm, hidden 8, 30 steps, batch 4" in run(analyse.split(), tmp_path)

@@ -496,6 +496,15 @@ def test_a_layer_that_is_not_called():
     assert gradscope.analyze(checkpoint=live, layer="cell").problem["steps"] == 1
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_compiled_modules():
+    module = nn.Sequential(nn.LSTM(D, N, batch_first=True, **DOUBLE))
+    live = gradscope.from_torch(torch.jit.script(module), batch())
+    assert "is compiled by torch.jit, which takes no hooks" in refusal(live)
+    for wrapped in (torch.compile(module, backend="eager"), nn.DataParallel(module)):
+        check(gradscope.from_torch(wrapped, batch()), [jacobian(module[0], one) for one in batch()])
+
+
 def test_a_forward_pass_that_fails(tmp_path):
     model = nn.Sequential(nn.LSTM(D, N, **DOUBLE)).train()
     with pytest.raises(InputError, match=r"^from_torch\(Sequential\): its forward pass fails on the batch"):
