@@ -15,7 +15,8 @@ from gradscope.checkpoints import Layer, Model, Named
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, MisfitError, listed, shown
 from gradscope.linearize.budget import check_memory
-from gradscope.linearize.trajectory import outputs
+from gradscope.linearize.system import System
+from gradscope.linearize.trajectory import outputs, states_of
 from gradscope.problem.checks import whole_number
 from gradscope.problem.feeding import Unmasked, check_roots, unmasked
 from gradscope.problem.initial_state import initial_states
@@ -119,9 +120,14 @@ def make_problems(settings: Settings, model: Model | None, devices: Sequence[Dev
         if layer.name in states:
             origin = replace(problem.origin, initial_state=label(settings.initial_state))
             problem = replace(problem, origin=origin)
-        problems[layer.name] = problem = _with_mask(problem, left) if left else problem
+        problem = _with_mask(problem, left) if left else problem
+        if layer.name in read or layer.below:
+            # Kept: in chaos another program, as that of the stack, would go another way.
+            along = states_of(problem.system, devices)
+            problem = replace(problem, system=replace(problem.system, states=along))
         if layer.name in read:
-            put_out[layer.name] = outputs(problem.system, devices)
+            put_out[layer.name] = outputs(problem.system)
+        problems[layer.name] = problem
     layers = [layer for layer in model.layers if layer.name in model.chosen]
     chosen = tuple(problems[layer.name] for layer in layers)
     if len(chosen) == 1:
@@ -247,7 +253,8 @@ def _stack(
     first = problems[group[0]]
     state = np.concatenate([problems[number].system.state for number in group], axis=1)
     size, steps = state.shape[1], first.system.steps
-    check_memory(cell, size, (first.system.batch, steps, taken), top is not None)
+    # The states, of the layers and side by side, beside what is read.
+    check_memory(cell, size, (first.system.batch, steps, taken + size), top is not None)
     system = replace(
         first.system,
         cell=cell,
@@ -259,9 +266,16 @@ def _stack(
         },
         inputs=np.concatenate(pieces, axis=2),
         state=state,
+        states=np.concatenate([_states(problems[number].system) for number in group], axis=2),
     )
     cut = known_paths(cell, tuple(path for path in cut if path in cell.paths), "state", steps)
     return Stack(tuple(group), replace(first, system=system, cut=cut, top=chosen_top(top, size)))
+
+
+def _states(system: System) -> Array:
+    """Those that a layer of a stack goes along."""
+    assert system.states is not None
+    return system.states
 
 
 def _width(layer: Layer) -> int:
