@@ -98,19 +98,20 @@ def _prepare(settings: Settings) -> tuple[Problems, Means]:
 def _read(settings: Settings) -> Model | None:
     """The layers of a checkpoint, if one is given, and what else of it is asked for."""
     if settings.checkpoint is None:
-        for name in ("layer", "activation", "max_size", "readout", "embedding"):
+        for name in ("layer", "reads", "activation", "max_size", "readout", "embedding"):
             if (value := getattr(settings, name)) is not None:
                 raise InputError(
                     f"{name} is {quoted(value)}, but that is about a checkpoint: give its file as well"
                 )
         return None
-    layer = settings.layer
+    layer, reads = settings.layer, settings.reads
     return read(
         settings.checkpoint,
         settings.cell,
         layers=(layer,) if isinstance(layer, str) else layer,
         activation=settings.activation,
         max_size=settings.max_size,
+        reads=(reads,) if isinstance(reads, str) else reads or (),
         also=[name for name in (settings.readout, settings.embedding) if name is not None],
     )
 

@@ -176,6 +176,16 @@ class Settings:
         repeatable=True,
         doc="Names of layers of the checkpoint, or of modules for all in them, or their ends (default: all).",
     )
+    reads: str | Sequence[str] | None = option(
+        None,
+        "Checkpoint",
+        "LAYER reads what BELOW puts out, where the file does not say it (BELOW,BELOW: side by side; "
+        "repeatable).",
+        metavar="LAYER=BELOW",
+        repeatable=True,
+        doc='"LAYER=BELOW", or several: what a layer reads where the checkpoint does not say it; '
+        '"LAYER=BELOW,BELOW" reads their outputs side by side.',
+    )
     activation: str | None = option(
         None,
         "Checkpoint",
@@ -252,7 +262,7 @@ class Settings:
         metavar="KIND|FILE",
         reads=True,
         doc='"normal", "zeros", an array (T, d) or (B, T, d), or a file of one (.npy, .npz, .safetensors, '
-        ".csv; FILE.npz:NAME is one of several).",
+        ".csv; FILE.npz:NAME is one of several). A model that is known to take (T, B, d) is given that.",
     )
     steps: int | None = option(
         None,

@@ -6,19 +6,22 @@ Public: ``read``, ``read_all``, ``Layer``, ``Model``, and ``from_torch`` and its
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from gradscope.cells import CELLS, find
 from gradscope.cells.cell import Cell
 from gradscope.checkpoints import flax_names, native, torch_names
-from gradscope.checkpoints.found import ACTIVATIONS, Contents, Found, Named
+from gradscope.checkpoints.found import ACTIVATIONS, Contents, Found, Named, named
 from gradscope.checkpoints.layer import Layer
 from gradscope.checkpoints.live import Live
+from gradscope.checkpoints.model_part import model_only
+from gradscope.checkpoints.reads import connected
+from gradscope.checkpoints.torch_told import told_by_file
 from gradscope.errors import InputError, about, listed, quoted, shown
-from gradscope.formats.reading import TENSOR_FILES, load, open_tensors, suffix
+from gradscope.formats.reading import TENSOR_FILES, kind_of, load, open_tensors, suffix
 from gradscope.formats.tensors import Tensors
+from gradscope.formats.torch_file import Saved
 
 __all__ = [
     "ACTIVATIONS",
@@ -45,6 +48,8 @@ _HINTS = {
     ".pb": "a SavedModel: load it in TensorFlow and model.save_weights('model.weights.h5')",
 }
 
+_UNCONNECTED = "reads the inputs, for the file does not say what reads what: --reads LAYER=BELOW does"
+
 # Nobody wants to read more verdicts.
 MOST_LAYERS = 64
 
@@ -70,10 +75,11 @@ def read_all(
     if not isinstance(path, str | os.PathLike):
         expected = "a file, or what gradscope.from_torch and its like make of a model"
         raise InputError(f"checkpoint is {quoted(path)}, expected {expected}")
-    if suffix(path) in _MODELS:
-        contents: Contents = load(_MODELS[suffix(path)])(path, max_size, also)
+    kind = kind_of(path)
+    if kind in _MODELS:
+        contents: Contents = load(_MODELS[kind])(path, max_size, also)
         return contents
-    if suffix(path) not in TENSOR_FILES:
+    if kind not in TENSOR_FILES:
         raise _unknown_format(path)
     with open_tensors(path, max_size) as tensors:
         return _layers_by_name(tensors, cell, also)
@@ -102,6 +108,7 @@ def read(
     activation: str | None = None,
     max_size: int | None = None,
     also: Iterable[str] = (),
+    reads: Iterable[str] = (),
 ) -> Model:
     """The recurrent layers of a checkpoint, by default all of them.
 
@@ -109,23 +116,28 @@ def read(
         is all.
     cell : a built-in name, ``package.module:factory`` or a Cell; activation : one of ACTIVATIONS. They
         decide what the file leaves open, and must not contradict it.
-    also : other tensors wanted, as for ``read_all``.
+    also : other tensors wanted, as for ``read_all``; reads : LAYER=BELOW, as for ``connected``.
     Raises InputError for what ``read_all`` refuses, and for a layer that gradscope has no cell for.
     """
     wanted = find(cell) if isinstance(cell, str) else cell
     contents = read_all(path, wanted, max_size=max_size, also=also)
     with about(str(path)):
-        return choose(contents, wanted, layers or (), activation, str(path))
+        return choose(contents, wanted, layers or (), activation, str(path), reads)
 
 
 def choose(
-    contents: Contents, cell: Cell | None, names: Iterable[str], activation: str | None, source: str
+    contents: Contents,
+    cell: Cell | None,
+    names: Iterable[str],
+    activation: str | None,
+    source: str,
+    reads: Iterable[str] = (),
 ) -> Model:
     """The layers of these names, or all, and those below them, with what is open decided; as ``read``."""
     if activation is not None and activation not in ACTIVATIONS:
         raise InputError(f"activation is {quoted(activation)}, expected one of {', '.join(ACTIVATIONS)}")
-    found = {layer.name: layer for layer in contents.layers}
-    asked = dict.fromkeys(full for name in names for full in _named(name, list(found)))
+    found = connected({layer.name: layer for layer in contents.layers}, reads)
+    asked = dict.fromkeys(full for name in names for full in named(name, list(found)))
     chosen = tuple(asked) or tuple(found)
     if len(chosen) > MOST_LAYERS:
         raise InputError(
@@ -140,10 +152,18 @@ def choose(
             needed.add(name)
             waiting += found[name].below or ()
     layers = [layer for name, layer in found.items() if name in needed]
-    settled = [replace(one, source=source) for one in _settled(layers, cell, activation)]
+    settled = [replace(one, source=source) for one in _settled(_assuming(layers), cell, activation)]
     return Model(
         tuple(settled), tuple(name for name in found if name in chosen), contents.arrays, tuple(asked)
     )
+
+
+def _assuming(layers: list[Found]) -> list[Found]:
+    """The layers, with what is taken to be so where several modules stand unconnected in a file."""
+    alone = [layer.module for layer in layers if layer.alone]
+    if len(set(alone)) < 2:
+        return layers
+    return [replace(one, assumed=(*one.assumed, _UNCONNECTED)) if one.alone else one for one in layers]
 
 
 def _settled(found: list[Found], cell: Cell | None, activation: str | None) -> list[Layer]:
@@ -173,26 +193,13 @@ def _settled(found: list[Found], cell: Cell | None, activation: str | None) -> l
 
 def _layers_by_name(tensors: Tensors, cell: Cell | None, also: Iterable[str]) -> Contents:
     """Layers told by the names of their tensors: PyTorch's, Flax', else our own."""
-    found = (*torch_names.layers(tensors), *flax_names.layers(tensors)) or (native.layer(tensors, cell),)
-    return Contents.of(found, tensors, also)
-
-
-def _named(name: str, names: list[str]) -> list[str]:
-    """The layer of this name or all of the module of this name; of one alone, the end of its name will do."""
-    if name in names:
-        return [name]
-    # Whole parts go before any end: encoder is the module model.encoder rather than the layer text_encoder.
-    parts = re.compile(rf"(|.*?[./]){re.escape(name)}(?=[./]|\Z)", re.S)
-    groups: dict[str, list[str]] = {}
-    for full in names:
-        if name and (match := parts.match(full)):
-            groups.setdefault(match[0], []).append(full)
-    fitting = [groups[name]] if name in groups else list(groups.values())
-    fitting = fitting or [[full] for full in names if full.endswith(name)]
-    if len(fitting) != 1:
-        several = "is the end of several" if fitting else "is no recurrent layer"
-        raise InputError(f"layer {quoted(name)} {several}, expected one of {listed(names)}")
-    return fitting[0]
+    ours, left_out = model_only(tensors)
+    found = (*torch_names.layers(ours), *flax_names.layers(ours)) or (native.layer(ours, cell),)
+    if isinstance(tensors, Saved):
+        found = tuple(told_by_file(one, tensors) for one in found)
+    if left_out:
+        found = tuple(replace(one, assumed=(*one.assumed, left_out)) for one in found)
+    return Contents.of(found, ours, also)
 
 
 def _unknown_format(path: str | os.PathLike[str]) -> InputError:

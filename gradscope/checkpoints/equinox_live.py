@@ -57,4 +57,4 @@ def _layer(tensors: Tensors, keys: dict[str, str], kind: str) -> Found:
     if "bias_n" in arrays:  # inside the reset product
         zero = np.zeros_like(arrays["bias_n"])
         weights["c"] = np.concatenate([zero, zero, arrays["bias_n"]])
-    return Found("", gated(gates, weights, reset_after=cell == "gru"), (cell,), dtype=dtype)
+    return Found("", gated(gates, weights, reset_after=cell == "gru"), (cell,), dtype=dtype, alone=True)

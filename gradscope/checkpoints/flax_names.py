@@ -66,6 +66,7 @@ def _layer(tensors: Tensors, keys: Mapping[str, str], prefix: str) -> Found:
         question=_question(count),
         direction="backward" if "backward_rnn" in re.split("[./]", prefix) else "forward",
         dtype=dtype,
+        alone=True,
     )
 
 

@@ -26,6 +26,8 @@ _ACTIVATION = {
     "lstm-niaf": "mixed",
     "lstm-noaf": "mixed",
 }
+# Of a layer in a module of several.
+_PLACE = re.compile(r"(^|[.])l\d+(_reverse)?$")
 SIMPLE = {"tanh": "rnn", "relu": "rnn-relu", "sigmoid": "rnn-sigmoid", "linear": "linear"}
 
 
@@ -36,9 +38,10 @@ class Found:
     name : where in the file, "" if it is all of it; arrays : float64 under the names of the cells.
     cells : the cells it may be, none where ``problem`` says why gradscope has no such cell.
     question : what the file leaves open and how to decide it, "" where it says all.
+    doubt : what speaks against its being any of these cells, which only ``cell`` overrules.
     kind, activation : what it is, where ``cells`` does not tell.
-    direction, depth, dtype, below, reads, table, mask, given_state, not_applied, assumed, time_major : as in
-        Layer.
+    direction, depth, dtype, below, reads, table, mask, given_state, not_applied, assumed, time_major,
+        alone : as in Layer.
     keys : the tensors of the file that it was made of.
     """
 
@@ -61,13 +64,20 @@ class Found:
     not_applied: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     time_major: bool | None = None
+    doubt: str = ""
+    alone: bool = False
 
     @property
     def open(self) -> str:
-        """All that is to be decided: the question, and whether the layer is to be given inputs or a state."""
+        """All that is to be decided: what it is, and whether the layer is to be given inputs or a state."""
         state = "the initial state comes from elsewhere in the model: add --initial-state"
         inputs = f"reads {not_computed(self.reads)}: give that as --inputs, with --layer {self.name}"
-        said = (self.question, inputs * bool(self.reads and self.below is None), state * self.given_state)
+        said = (
+            self.doubt,
+            self.question,
+            inputs * bool(self.reads and self.below is None),
+            state * self.given_state,
+        )
         return "; ".join(filter(None, said))
 
     @property
@@ -85,6 +95,16 @@ class Found:
         """Hidden and input size, None where no input weights were read."""
         shape = next((array.shape for name, array in self.arrays.items() if is_input_weight(name)), ())
         return (shape[0], shape[1]) if len(shape) == 2 else None
+
+    @property
+    def width(self) -> int | None:
+        """Features that it puts out, None where its weights were not read."""
+        return len(self.arrays["M"]) if "M" in self.arrays else self.sizes and self.sizes[0]
+
+    @property
+    def module(self) -> str:
+        """The module that it is in: of several layers of one the same."""
+        return _PLACE.sub("", self.name).replace("backward_rnn", "forward_rnn")
 
     def settle(self, cell: Cell | None = None, activation: str | None = None) -> Layer:
         """The Layer, what the file leaves open decided by ``cell`` or ``activation``; or InputError."""
@@ -104,6 +124,7 @@ class Found:
             not_applied=self.not_applied,
             assumed=self.assumed,
             time_major=self.time_major,
+            alone=self.alone,
         )
 
     def _choose(self, cell: Cell | None, activation: str | None) -> Cell:
@@ -116,9 +137,29 @@ class Found:
             if cell.name not in fitting:
                 raise InputError(f"holds a layer that is {' or '.join(fitting)}, not --cell {cell.name}")
             return cell
+        if self.doubt:
+            raise InputError(self.doubt)
         if len(fitting) > 1 or (self.question and activation is None):
             raise InputError(self.question)
         return find(fitting[0])
+
+
+def named(name: str, names: list[str]) -> list[str]:
+    """The layer of this name or all of the module of this name; of one alone, the end of its name will do."""
+    if name in names:
+        return [name]
+    # Whole parts go before any end: encoder is the module model.encoder rather than the layer text_encoder.
+    parts = re.compile(rf"(|.*?[./]){re.escape(name)}(?=[./]|\Z)", re.S)
+    groups: dict[str, list[str]] = {}
+    for full in names:
+        if name and (match := parts.match(full)):
+            groups.setdefault(match[0], []).append(full)
+    fitting = [groups[name]] if name in groups else list(groups.values())
+    fitting = fitting or [[full] for full in names if full.endswith(name)]
+    if len(fitting) != 1:
+        several = "is the end of several" if fitting else "is no recurrent layer"
+        raise InputError(f"layer {quoted(name)} {several}, expected one of {listed(names)}")
+    return fitting[0]
 
 
 @dataclass(frozen=True)

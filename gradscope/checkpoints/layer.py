@@ -37,6 +37,7 @@ class Layer:
     not_applied : what the model does besides and the analysis does not (dropout in training), in sentences;
     assumed : what the file does not say and was taken to be so.
     time_major : whether the model takes sequences as (T, B, d), None where that is not known.
+    alone : whether the file does not say what it reads, which is then taken to be the inputs.
     """
 
     cell: Cell
@@ -55,6 +56,7 @@ class Layer:
     not_applied: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     time_major: bool | None = None
+    alone: bool = False
 
     @property
     def hidden(self) -> int:

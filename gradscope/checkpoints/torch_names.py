@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -16,15 +17,17 @@ from gradscope.errors import InputError, listed
 from gradscope.formats.tensors import Tensors
 
 # lstm.weight_ih_l0, encoder.gru.bias_hh_l1_reverse, weight_hh (LSTMCell), lstm.weight_hr_l0 (proj_size);
-# with weight norm lstm.weight_hh_l0_g and _v, or lstm.parametrizations.weight_hh_l0.original0 and 1.
+# with weight norm lstm.weight_hh_l0_g and _v, or lstm.parametrizations.weight_hh_l0.original0 and 1; with
+# weight drop lstm.weight_hh_l0_raw.
+_ROLE = r"(?P<role>(weight|bias)_(ih|hh|hr))(?P<place>(_l(?P<depth>\d{1,3}))?(_reverse)?)"
 _TENSOR = re.compile(
-    r"(?P<prefix>(.*?\.)??)(parametrizations\.)?(?P<role>(weight|bias)_(ih|hh|hr))"
-    r"(?P<place>(_l(?P<depth>\d{1,3}))?(_reverse)?)(?P<part>_[gv]|\.original[01])?",
-    re.S,
+    rf"(?P<prefix>(.*?\.)??)(parametrizations\.)?{_ROLE}(?P<part>_[gv]|\.original[01]|_raw)?", re.S
 )
-_PART = {None: "", "_g": "/g", ".original0": "/g", "_v": "/v", ".original1": "/v"}
-# Weights and biases of the same module: to leave one out that is not the layer's own must not be silent.
-_BESIDE = re.compile(r"(?P<prefix>(.*?\.)??)(parametrizations\.)?(weight|bias)[^.]*(\.original\d?)?", re.S)
+_PART = {None: "", "_g": "/g", ".original0": "/g", "_v": "/v", ".original1": "/v", "_raw": "/raw"}
+# What a parametrisation or a hook makes a weight of: weight_hh_l0_orig, parametrizations.weight_hh_l0.0.base.
+_MADE_OF = re.compile(rf"(parametrizations\.)?{_ROLE}[._].*", re.S)
+# No module is nested deeper, and to look at every prefix of a long name takes the square of its length.
+_DEEPEST = 64
 
 # By how many blocks of H rows weight_hh (G H, H) has: the gates in that order, the cells it may be.
 _FAMILIES: dict[int, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -34,6 +37,10 @@ _FAMILIES: dict[int, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 _WHICH_RNN = "holds a torch RNN, whose nonlinearity is not in the file: add --cell rnn or --cell rnn-relu"
 
+# A bias that is not in two, as torch's are: to leave it out must not be silent.
+_BIAS = re.compile(r"bias[^.]*", re.S)
+_DROPPED = "{} is read, as it is before weight drop: what training drops out of it is not dropped"
+
 Place = tuple[str, str]  # of a layer: the prefix of its module, the suffix of its tensors
 
 
@@ -42,27 +49,56 @@ def layers(tensors: Tensors) -> list[Found]:
 
     Those of a module of several are told apart by ``.l0``, ``.l0_reverse``, ``.l1``, and are in that order.
     """
-    places: dict[Place, dict[str, str]] = {}
-    left_over: dict[str, list[str]] = {}
-    for key in tensors:
-        if match := _TENSOR.fullmatch(key):
-            place = match["prefix"], match["place"] or ""
-            places.setdefault(place, {})[match["role"] + _PART[match["part"]]] = key
-        elif match := _BESIDE.fullmatch(key):
-            left_over.setdefault(match["prefix"], []).append(key)
+    places = _places(tensors)
+    beside = _beside(tensors, places)
     count = Counter(prefix for prefix, _ in places)
     first = {prefix: k for k, prefix in enumerate(dict.fromkeys(prefix for prefix, _ in places))}
     names = {
         place: place[0].rstrip(".") if count[place[0]] == 1 else place[0] + place[1].lstrip("_")
         for place in sorted(places, key=lambda place: (first[place[0]], _depth(place), place[1]))
     }
+    at_depth: dict[tuple[str, int], list[str]] = {}
+    for place, name in names.items():
+        at_depth.setdefault((place[0], _depth(place)), []).append(name)
     found = []
     for place, name in names.items():
-        make = partial(_layer, tensors, places[place], place, left_over.get(place[0], []))
-        below = tuple(n for p, n in names.items() if p[0] == place[0] and _depth(p) == _depth(place) - 1)
+        make = partial(_layer, tensors, places[place], place, beside.get(place[0], []))
+        below = tuple(at_depth.get((place[0], _depth(place) - 1), ()))
         layer = attempt(make, name, places[place].values())
-        found.append(replace(layer, depth=_depth(place), below=below or (None if _depth(place) else ())))
+        lower = below or (None if _depth(place) else ())
+        found.append(replace(layer, depth=_depth(place), below=lower, alone=not below))
     return found
+
+
+def _places(names: Iterable[str]) -> dict[Place, dict[str, str]]:
+    """{role: name of the tensor} of every layer; a weight before its weight drop has the role ``.../raw``."""
+    places: dict[Place, dict[str, str]] = {}
+    raw: list[tuple[Place, str, str]] = []
+    for key in names:
+        if match := _TENSOR.fullmatch(key):
+            place, role = (match["prefix"], match["place"] or ""), match["role"] + _PART[match["part"]]
+            if match["part"] == "_raw":
+                raw.append((place, role, key))
+            else:
+                places.setdefault(place, {})[role] = key
+    for (prefix, suffix), role, key in raw:
+        # fastai keeps it in the module that wraps the layer, Salesforce in the layer itself.
+        inner = f"{prefix}module.", suffix
+        places.setdefault(inner if inner in places else (prefix, suffix), {})[role] = key
+    return places
+
+
+def _beside(names: Iterable[str], places: Mapping[Place, Mapping[str, str]]) -> dict[str, list[str]]:
+    """By the prefix of a module that has layers' weights: the other tensors in it and in what it holds."""
+    owner = {key: prefix for (prefix, _), roles in places.items() for key in roles.values()}
+    prefixes = {prefix for prefix, _ in places}
+    beside: dict[str, list[str]] = {}
+    for key in names:
+        ends = [0, *itertools.islice((dot.end() for dot in re.finditer(r"\.", key)), _DEEPEST)]
+        for prefix in prefixes.intersection(key[:end] for end in ends):
+            if owner.get(key) != prefix:
+                beside.setdefault(prefix, []).append(key)
+    return beside
 
 
 def _depth(place: Place) -> int:
@@ -71,14 +107,12 @@ def _depth(place: Place) -> int:
     return int(digits[0]) if digits else 0
 
 
-def _layer(tensors: Tensors, roles: Mapping[str, str], place: Place, left_over: list[str]) -> Found:
-    if left_over:
-        raise InputError(
-            f"{listed(left_over)} beside {listed(list(roles.values())[:1])}: expected weight_ih, weight_hh, "
-            "bias_ih and bias_hh of a torch layer, or their weight norm: remove what else there is"
-        )
-    read, dtype = take(tensors, roles.values())
-    arrays = _without_norm({role: read[key] for role, key in roles.items()})
+def _layer(tensors: Tensors, roles: Mapping[str, str], place: Place, beside: Sequence[str]) -> Found:
+    raw = {role.removesuffix("/raw") for role in roles if role.endswith("/raw")}
+    kept = {role.removesuffix("/raw"): key for role, key in roles.items() if role not in raw}
+    foreign = _check_whole(kept, place, beside)
+    read, dtype = take(tensors, kept.values())
+    arrays = _without_norm({role: read[key] for role, key in kept.items()})
     if {"weight_ih", "weight_hh"} - arrays.keys() or ("bias_ih" in arrays) != ("bias_hh" in arrays):
         raise InputError(
             f"holds {listed(list(roles.values()))} alone, expected weight_ih and weight_hh, "
@@ -101,7 +135,46 @@ def _layer(tensors: Tensors, roles: Mapping[str, str], place: Place, left_over: 
         question=_WHICH_RNN if len(cells) > 1 else "",
         direction="backward" if place[1].endswith("_reverse") else "forward",
         dtype=dtype,
+        not_applied=(_DROPPED.format(listed([kept[role] for role in sorted(raw)])),) if raw else (),
+        doubt=_own(next(iter(kept.values())), foreign, cells) if foreign else "",
     )
+
+
+def _own(key: str, foreign: Sequence[str], cells: Sequence[str]) -> str:
+    """The doubt about a layer that has tensors which no layer of torch's has."""
+    options = " or ".join(f"--cell {cell}" for cell in cells)
+    return (
+        f"beside {listed([key])} there are {listed(foreign)}, which no layer of torch's has: it may be of a "
+        f"class of the user's own; if it computes what torch's does all the same, add {options}"
+    )
+
+
+def _check_whole(roles: Mapping[str, str], place: Place, beside: Sequence[str]) -> list[str]:
+    """What is beside a layer and is no part of any layer's weights.
+
+    Raises InputError where parts of its own weights are, or a bias that is not in two, as torch's are.
+    """
+    made: dict[str, list[str]] = {}
+    foreign = []
+    for key in beside:
+        part = _MADE_OF.fullmatch(key, len(place[0]))
+        if part is None or ((part["place"] or "") == place[1] and part["role"] in roles):
+            foreign.append(key)
+        elif (part["place"] or "") == place[1]:
+            made.setdefault(place[0] + part["role"] + place[1], []).append(key)
+    if made:
+        name, parts = next(iter(made.items()))
+        raise InputError(
+            f"keeps {listed([name])} as {listed(parts)}, of which only the module itself can make it: "
+            "give that, as in gradscope.analyze(checkpoint=gradscope.from_torch(model))"
+        )
+    biases = [key for key in foreign if _BIAS.fullmatch(key, len(place[0]))]
+    if biases and "bias_ih" not in roles:
+        raise InputError(
+            f"{listed(biases)} beside {listed([*roles.values()][:1])}: expected bias_ih and bias_hh of a "
+            "torch layer, or neither: numpy.savez the arrays as W_z, R_z, b_z, ..."
+        )
+    return foreign
 
 
 def _check_rows(arrays: Mapping[str, Array], count: int) -> None:

@@ -25,7 +25,7 @@ def inspect(file: Path, cell: str | None, max_size: int | None, **given: Any) ->
       gradscope inspect model.pt
       gradscope inspect model.keras --json | jq -r '.layers[].name'
 
-    FILE is a model of PyTorch (.pt, .pth, .bin, .ckpt, .safetensors), Keras (.keras, .h5), Flax
+    FILE is a model of PyTorch (.pt, .pth, .bin, .ckpt, .jit, .pkl, .safetensors), Keras (.keras, .h5), Flax
     (.msgpack, .npz, .safetensors) or ONNX, or weights in gradscope's notation. Nothing in it is run.
     """
     from gradscope.cli.streams import check_writable, guarded_stdout

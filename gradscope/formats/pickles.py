@@ -1,29 +1,32 @@
 """A pickle as plain data: nothing that it names is imported or called.
 
-Of pickle's opcodes these build numbers, strings, lists and dicts; a call that the pickle asks for
-becomes a ``Call``, which is only looked at. The standard unpickler, even with its classes restricted,
-lets a small file take the machine's memory (a memo index) or hang it (the hash of a nested tuple).
+Of pickle's opcodes these build numbers, strings, lists and dicts; a class, and a call that the pickle
+asks for, become a ``Name`` and a ``Call``, which are only looked at. The standard unpickler, even with
+its classes restricted, lets a small file take the machine's memory (a memo index) or hang it (the hash
+of a nested tuple).
 """
 
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any, cast
 
-from gradscope.errors import InputError, shown
+from gradscope.errors import InputError
 
 # Ends of the opcodes that put a number or a string on the stack.
 _CONSTANTS = (
     *("INT", "INT1", "INT2", "LONG", "LONG1", "LONG4", "FLOAT"),
-    *("STRING", "UNICODE", "UNICODE8", "BYTES", "BYTES8"),
+    *("STRING", "UNICODE", "UNICODE8", "BYTES", "BYTES8", "BYTEARRAY8"),
 )
 
 
 # A tensor takes some forty; each may make an object of sixty bytes.
 _OPCODES = 2**21
 _LONGEST_NAME = 1024
+# Bits of the largest number of ours, the first of the old PyTorch files: to hash a long one takes its length.
+_LARGEST = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,39 +36,62 @@ class Name:
     text: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Call:
-    """A call that the pickle asks for; a persistent reference is a call of ``""``."""
+    """A call that the pickle asks for, or an object of a class; a persistent reference is a call of ``""``.
+
+    state : what the object is to be built of; items : the entries of one that is a mapping.
+    """
 
     function: str
     arguments: tuple[Any, ...]
+    state: Any = None
+    items: dict[Any, Any] | None = None
 
 
 @dataclass
 class _Machine:
     """Pickle's stack machine: ``marks`` holds the stacks below each open mark."""
 
-    allow: Callable[[str], bool]
     stack: list[Any] = field(default_factory=list)
     marks: list[list[Any]] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
+    references: list[Call] = field(default_factory=list)
+    work: int = 0
+    copied: int = 0
 
     def pop_mark(self) -> list[Any]:
         items, self.stack = self.stack, self.marks.pop()
         return items
 
-    def name(self, text: str) -> Name:
-        if not self.allow(text):
-            raise InputError(
-                f"holds the Python object {shown(text[:80])}, which is never loaded: expected a state dict, "
-                "torch.save(model.state_dict(), 'model.pt')"
-            )
-        return Name(text)
-
     def call(self, function: Any, arguments: Any) -> Any:
         text = function.text if isinstance(function, Name) else "?"
         given = arguments if isinstance(arguments, tuple) else ()
-        return _ordered(given) if text == "collections.OrderedDict" else Call(text, given)
+        if text == "collections.OrderedDict":
+            return self.ordered(given)
+        if text == "copyreg._reconstructor" and given:
+            return self.call(given[0], ())
+        return Call(text, given)
+
+    def ordered(self, arguments: tuple[Any, ...]) -> dict[Any, Any]:
+        """An OrderedDict of pairs, as Python 2 wrote it."""
+        pairs = arguments[0] if arguments and isinstance(arguments[0], list) else []
+        self.copied += len(pairs)
+        if self.copied > self.work:  # each took an opcode, but many dicts may be made of one list
+            raise InputError("makes many dicts of one list, which nothing writes")
+        made: dict[Any, Any] = {}
+        for pair in pairs:
+            if isinstance(pair, list | tuple) and len(pair) == 2:
+                _pairs(pair, made)
+        return made
+
+    def reference(self, what: Any) -> Any:
+        """What a persistent reference stands for: of a class, which old files keep so, itself."""
+        given = what if isinstance(what, tuple) else (what,)
+        if given[:1] == ("module",) and len(given) > 1:
+            return given[1]
+        self.references.append(Call("", given))
+        return self.references[-1]
 
     def step(self, opcode: str, argument: Any) -> None:  # noqa: C901  # one case per kind of opcode
         stack = self.stack
@@ -94,17 +120,29 @@ class _Machine:
                 items = [stack.pop(-2), stack.pop()] if opcode == "SETITEM" else self.pop_mark()
                 _pairs(items, self.stack[-1])
             case "GLOBAL":
-                stack.append(self.name(argument.replace(" ", ".", 1)))
+                stack.append(_name(argument))
             case "STACK_GLOBAL":
                 attribute, module = stack.pop(), stack.pop()
-                stack.append(self.name(f"{module}.{attribute}"))
-            case "REDUCE" | "NEWOBJ":
+                both = isinstance(module, str) and isinstance(attribute, str)
+                text = f"{module[:_LONGEST_NAME]} {attribute[:_LONGEST_NAME]}" if both else "?"
+                stack.append(_name(text))
+            case "REDUCE" | "NEWOBJ" | "NEWOBJ_EX":
+                if opcode == "NEWOBJ_EX":  # arguments by name
+                    stack.pop()
                 arguments, function = stack.pop(), stack.pop()
                 stack.append(self.call(function, arguments))
-            case "BUILD":  # attributes of an object, such as a state dict's _metadata
-                stack.pop()
+            case "OBJ" | "INST":
+                items = self.pop_mark()
+                function = _name(argument) if opcode == "INST" else items.pop(0)
+                self.stack.append(self.call(function, tuple(items)))
+            case "BUILD":  # a dict has such as a state dict's _metadata
+                state = stack.pop()
+                if isinstance(stack[-1], Call):
+                    stack[-1].state = state
+            case "POP" | "POP_MARK":
+                stack.pop() if opcode == "POP" else self.pop_mark()
             case "BINPERSID":
-                stack.append(Call("", stack.pop()))
+                stack.append(self.reference(stack.pop()))
             case "BINPUT" | "LONG_BINPUT" | "PUT":
                 self.memo[argument] = stack[-1]
             case "MEMOIZE":
@@ -112,49 +150,46 @@ class _Machine:
             case "BINGET" | "LONG_BINGET" | "GET":
                 stack.append(self.memo[argument])
             case _ if opcode.endswith(_CONSTANTS):
-                stack.append(argument)
+                large = isinstance(argument, int) and argument.bit_length() > _LARGEST
+                stack.append(None if large else argument)
             case _:
                 raise InputError(f"has the pickle opcode {opcode}, which torch.save does not write")
 
 
-def read_pickle(data: bytes, allow: Callable[[str], bool]) -> Any:
-    """What a pickle says, as numbers, strings, lists, tuples, dicts, Name and Call.
+def read_pickle(file: IO[bytes] | Clipped, references: list[Call] | None = None) -> Any:
+    """What the pickle at this place of a file says, as numbers, strings, lists, tuples, dicts, Name and Call.
 
-    allow : whether ``module.name`` may occur at all; raises InputError where one may not, and any of
-    Python's exceptions where the bytes are no pickle.
+    references : gets every persistent reference in it, in their order.
+    Raises InputError where it is too large, and any of Python's exceptions where the bytes are no pickle.
     """
-    machine = _Machine(allow)
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+    machine = _Machine(references=[] if references is None else references)
+    for opcode, argument, _ in pickletools.genops(cast(IO[bytes], file)):
         if opcode.name == "STOP":
             break
-        if count > _OPCODES:
+        machine.work += 1
+        if machine.work > _OPCODES:
             raise InputError(f"holds more than {_OPCODES} pickle opcodes")
         machine.step(opcode.name, argument)
     return machine.stack.pop()
 
 
-def leaves(tree: Any, most: int, deepest: int = 24) -> Iterator[tuple[str, Any]]:
-    """What is in nested dicts and lists, each under its keys joined by dots.
+class Clipped:
+    """A file for ``read_pickle``, of which no more is read than there is: an opcode may claim gigabytes."""
 
-    Raises InputError beyond ``most`` of them or ``deepest`` levels: containers that hold one another
-    many times over, or themselves, are small in a file and endless to walk.
-    """
-    waiting, seen = [("", tree, 0)], 0
-    while waiting:
-        name, value, depth = waiting.pop()
-        seen += 1
-        if seen > most or depth > deepest:
-            raise InputError(f"nests more than {deepest} deep or holds more than {most} values")
-        if isinstance(value, dict):
-            items = list(value.items())
-        elif isinstance(value, list | tuple):
-            items = list(enumerate(value))
-        else:
-            yield name, value
-            continue
-        if len(items) > most:
-            raise InputError(f"holds more than {most} values")
-        waiting += [(joined(name, key), item, depth + 1) for key, item in reversed(items)]
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self.file, self.size = file, size
+
+    def read(self, count: int) -> bytes:
+        """So many bytes, or what is left."""
+        return self.file.read(max(0, min(count, self.size - self.file.tell())))
+
+    def readline(self) -> bytes:
+        """The rest of the line."""
+        return self.file.readline(self.size)
+
+    def tell(self) -> int:
+        """The place in the file."""
+        return self.file.tell()
 
 
 def joined(name: str, key: object) -> str:
@@ -165,17 +200,18 @@ def joined(name: str, key: object) -> str:
     return result
 
 
-def _pairs(items: list[Any], target: Any) -> Any:
-    """Keys and values in turn, into a dict; what is no plain key is of no use to us."""
+def _name(text: str) -> Name:
+    """The class or function that is called "module name"."""
+    return Name(text.replace(" ", ".", 1))
+
+
+def _pairs(items: Sequence[Any], target: Any) -> Any:
+    """Keys and values in turn, into a dict or an object; what is no plain key is of no use to us."""
+    if isinstance(target, Call):
+        target.items = {} if target.items is None else target.items
+        target = target.items
     if isinstance(target, dict):
         for key, value in zip(items[::2], items[1::2], strict=True):
             if isinstance(key, str | int | float):
                 target[key] = value
     return target
-
-
-def _ordered(arguments: tuple[Any, ...]) -> dict[Any, Any]:
-    made: dict[Any, Any] = {}
-    for pair in arguments[0] if arguments and isinstance(arguments[0], list) else ():
-        _pairs(list(pair), made)
-    return made

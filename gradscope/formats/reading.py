@@ -10,6 +10,7 @@ from typing import Any
 
 from gradscope.custom_types import Array, PathLike
 from gradscope.errors import InputError, listed, quoted, shown
+from gradscope.formats.content import by_content
 from gradscope.formats.numpy_files import split_key
 from gradscope.formats.tensors import Tensors
 
@@ -18,7 +19,7 @@ TENSOR_FILES = {
     ".npz": "gradscope.formats.numpy_files:open_npz",
     ".safetensors": "gradscope.formats.safetensors_file:open_safetensors",
     ".msgpack": "gradscope.formats.msgpack_file:open_msgpack",
-} | dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), "gradscope.formats.torch_file:open_torch")
+} | dict.fromkeys((".pt", ".pth", ".bin", ".ckpt", ".jit", ".pkl"), "gradscope.formats.torch_file:open_torch")
 # The same for files of one array.
 ARRAY_FILES = {
     ".npy": "gradscope.formats.numpy_files:read_npy",
@@ -38,6 +39,11 @@ def suffix(path: PathLike) -> str:
     return Path(path).suffix.lower()
 
 
+def kind_of(path: PathLike) -> str:
+    """The suffix that a checkpoint should have: what it begins with goes before the one that it has."""
+    return by_content(path) or suffix(path)
+
+
 def load(reference: str) -> Any:
     """The function of a ``module:function``, imported now."""
     module, _, name = reference.partition(":")
@@ -46,7 +52,7 @@ def load(reference: str) -> Any:
 
 def open_tensors(path: PathLike, max_size: int | None = None) -> AbstractContextManager[Tensors]:
     """The tensors of a file of ``TENSOR_FILES`` by name; max_size : bytes that it may unpack to."""
-    opened: AbstractContextManager[Tensors] = load(TENSOR_FILES[suffix(path)])(path, max_size)
+    opened: AbstractContextManager[Tensors] = load(TENSOR_FILES[kind_of(path)])(path, max_size)
     return opened
 
 

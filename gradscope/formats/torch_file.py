@@ -1,154 +1,157 @@
-"""PyTorch's own files (``.pt``, ``.pth``, ``.bin``, ``.ckpt``), read without PyTorch."""
+"""PyTorch's own files (``.pt``, ``.pth``, ``.bin``, ``.ckpt``, any pickle), read without PyTorch.
+
+State dicts, whole modules and the programs of torch.jit, in today's archives and in the format before
+PyTorch 1.6. Classes are names and code is text: nothing in a file is run.
+"""
 
 from __future__ import annotations
 
-import math
+import io
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import IO, Any
+from typing import Any
 
-import ml_dtypes
-import numpy as np
+from gradscope.custom_types import PathLike
+from gradscope.errors import InputError, quoted, shown
+from gradscope.formats.pickles import Call, Name, read_pickle
+from gradscope.formats.tensors import Tensor, Tensors, allowed, check_size, members, opened
+from gradscope.formats.torch_tree import COMPILED, Tree, rebuilt, tree_of
+from gradscope.formats.torch_views import SAVE, Embedded, Storage, Storages, check_order, read_old, view
 
-from gradscope.custom_types import Array, PathLike
-from gradscope.errors import InputError, quoted
-from gradscope.formats.pickles import Call, Name, leaves, read_pickle
-from gradscope.formats.tensors import EXPECTED, Tensor, Tensors, allowed, check_size, members, opened
+# Of the code of a compiled class: what it keeps as constants.
+_CONSTANT = re.compile(r"^  (\w+) : Final\[\w+\] = (\S+)$", re.M)
+# What a traced RNN, which has no constants, calls.
+_CALLED = re.compile(r"torch\.(?:rnn_)?(tanh|relu)\(")
+_CODE = 2**20
 
-_STORAGES: dict[str, Any] = {
-    "torch.DoubleStorage": "f8",
-    "torch.FloatStorage": "f4",
-    "torch.HalfStorage": "f2",
-    "torch.BFloat16Storage": ml_dtypes.bfloat16,
-    "torch.LongStorage": "i8",
-    "torch.IntStorage": "i4",
-    "torch.ShortStorage": "i2",
-    "torch.CharStorage": "i1",
-    "torch.ByteStorage": "u1",
-    "torch.BoolStorage": "?",
-    "torch.ComplexFloatStorage": "c8",  # no weight of ours, but not the fault of the file
-    "torch.ComplexDoubleStorage": "c16",
-}
-_TENSOR, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
-# Data that training scripts keep beside the weights: named, never made. What else there may be is not
-# made either, but a file that asks for it is no state dict, and is refused.
-_HARMLESS = re.compile(
-    r"torch\.(\w+Storage|Size|device|u?int\d+|b?float\d+|bool|double|half|long|strided)"
-    r"|torch\.(storage\.\w*Storage|serialization\._get_layout)"
-    r"|collections\.(OrderedDict|defaultdict|Counter|deque)|argparse\.Namespace|_codecs\.encode"
-    r"|(builtins|__builtin__)\.(set|frozenset|list|dict|tuple|int|float|complex|bytearray|slice|range)"
-    r"|numpy\.(dtype|ndarray|dtypes\.\w+)|numpy\.(_core|core)\.multiarray\.(scalar|_reconstruct)"
-    r"|(pytorch_)?lightning(_fabric|_utilities)?(\.\w+)+"
-    r"|pathlib\.\w*Path|datetime\.(datetime|date|timedelta)|torch\._utils\._rebuild_(tensor_v[23]|parameter)"
-)
-# Under these keys training scripts and Lightning keep the weights, beside those of the optimiser.
-_NESTED = ("state_dict", "model_state_dict", "model")
-_SAVE = "save torch.save(model.state_dict(), 'model.pt') in PyTorch 1.6 or later"
-_VALUES = 2**16
+
+class Saved(dict[str, Tensor]):
+    """The tensors of a PyTorch file by name, and what else it says.
+
+    tree : the objects that they are in; module : class and attributes of the module of a name in the model.
+    """
+
+    def __init__(self, tensors: Tensors, tree: Tree, module: Callable[[str], Module | None]) -> None:
+        super().__init__(tensors)
+        self.tree, self.module = tree, module
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module as a file has it: its class, such as ``torch.nn.modules.rnn.LSTM``, and its attributes."""
+
+    kind: str
+    attributes: Mapping[str, Any]
 
 
 @contextmanager
-def open_torch(path: PathLike, max_size: int | None = None) -> Iterator[Tensors]:
-    """The tensors of a state dict by name, wherever in the file it is.
+def open_torch(path: PathLike, max_size: int | None = None) -> Iterator[Saved]:
+    """The tensors of a state dict, a module or a compiled program by name, wherever in the file they are.
 
     max_size : bytes the tensors may have together, by default a small multiple of the file's size.
     """
     with opened(path, "PyTorch") as (file, size):
         limit = allowed(size, max_size)
-        with _archive(file) as archive:
-            yield _tensors(archive, limit)
+        start = file.read(2)
+        file.seek(0)
+        if start == b"PK":
+            with zipfile.ZipFile(file) as archive:
+                yield _from_zip(archive, limit)
+        elif start[:1] == b"\x80":
+            whole, storages = read_old(file, size)
+            yield _saved(whole, storages, size, limit)
+        else:
+            raise InputError(f"is no PyTorch file, or damaged: {SAVE}")
 
 
-def _archive(file: IO[bytes]) -> zipfile.ZipFile:
-    if not zipfile.is_zipfile(file):
-        raise InputError(f"is a pickle of an old PyTorch, or damaged, or no PyTorch file: {_SAVE}")
-    return zipfile.ZipFile(file)
-
-
-def _tensors(archive: zipfile.ZipFile, limit: int) -> Tensors:
+def _from_zip(archive: zipfile.ZipFile, limit: int) -> Saved:
     found = {member.filename: member for member in members(archive, limit)}
     roots = [name.removesuffix("data.pkl") for name in found if re.fullmatch(r"[^/]*/data\.pkl", name)]
     if len(roots) != 1:
-        raise InputError(f"holds {len(roots)} state dicts (data.pkl), expected one: {_SAVE}")
-    if any(name.startswith((f"{roots[0]}code/", f"{roots[0]}constants.pkl")) for name in found):
-        raise InputError(f"is a TorchScript program: torch.jit.load it and {_SAVE}")
-    if any(member.compress_type != zipfile.ZIP_STORED for member in found.values()):
-        raise InputError(f"is compressed, which PyTorch does not do: {_SAVE}")
-    order = archive.read(f"{roots[0]}byteorder") if f"{roots[0]}byteorder" in found else b"little"
-    if order != b"little":
-        raise InputError(f"has byte order {quoted(order)}, expected little: {_SAVE} on another machine")
-    tree = read_pickle(archive.read(f"{roots[0]}data.pkl"), lambda name: bool(_HARMLESS.fullmatch(name)))
-    if not isinstance(tree, dict):
-        raise InputError(f"holds {_in_words(tree)}, expected a state dict: {_SAVE}")
-    storages = {name.removeprefix(f"{roots[0]}data/"): member for name, member in found.items()}
-    views = {name: view for name, value in _weights(tree) if (view := _view(value, storages, name))}
-    check_size(sum(view.size for view in views.values()), limit)
-    return {n: Tensor(view.called, partial(view.load, archive), view.size) for n, view in views.items()}
+        raise InputError(f"holds {len(roots)} state dicts (data.pkl), expected one: {SAVE}")
+    root = roots[0]
+    ours = {name: m for name, m in found.items() if name.startswith((f"{root}data.pkl", f"{root}data/"))}
+    if any(member.compress_type != zipfile.ZIP_STORED for member in ours.values()):
+        raise InputError(f"is compressed, which PyTorch does not do: {SAVE}")
+    order = archive.read(f"{root}byteorder") if f"{root}byteorder" in found else b"little"
+    check_order(order == b"little")
+    storages = {n.removeprefix(f"{root}data/"): _in_zip(archive, member) for n, member in ours.items()}
+    pickled = archive.read(f"{root}data.pkl")
+    whole = read_pickle(io.BytesIO(pickled))
+    return _saved(whole, storages, len(pickled), limit, partial(_constants, archive, f"{root}code/"))
 
 
-def _weights(tree: dict[Any, Any]) -> list[tuple[str, Any]]:
-    """The leaves of the model's own state dict where there are others as well, else of all."""
-    for key in _NESTED:
-        nested = tree.get(key)
-        if isinstance(nested, dict) and any(isinstance(value, Call) for _, value in leaves(nested, _VALUES)):
-            return list(leaves(nested, _VALUES))
-    return list(leaves(tree, _VALUES))
+def _in_zip(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Storage:
+    def read(start: int, count: int) -> bytes:
+        with archive.open(member) as file:
+            file.seek(start)
+            return file.read(count)
+
+    return Storage(member.file_size, read)
+
+
+def _saved(
+    whole: Any,
+    storages: Storages,
+    size: int,
+    limit: int,
+    constants: Callable[[str], Mapping[str, Any]] = lambda _: {},
+) -> Saved:
+    """The tensors in the objects of a file of ``size`` bytes, checked to lie in its storages."""
+    tree = tree_of(whole)
+    if not tree.tensors.keys() - {""}:
+        raise InputError(f"holds {_in_words(whole)}, expected a state dict: {SAVE}")
+    embedded = Embedded(size)
+    views = {
+        name: view(call, storages, embedded, f"tensor {quoted(name)}") for name, call in tree.tensors.items()
+    }
+    check_size(sum(one.size for one in views.values()), limit)
+    tensors = {name: Tensor(one.called, one.load, one.size) for name, one in views.items()}
+
+    def module(path: str) -> Module | None:
+        there = tree.modules.get(path)
+        if there is None:
+            return None
+        kind = re.sub(r"___torch_mangle_\d+\.", "", there.function).removeprefix(COMPILED)
+        plain = {k: v for k, v in there.state.items() if isinstance(v, str | int | float)}
+        return Module(kind, {**constants(there.function), **plain})
+
+    return Saved(tensors, tree, module)
+
+
+def _constants(archive: zipfile.ZipFile, folder: str, kind: str) -> dict[str, Any]:
+    """What the code of a compiled class keeps as constants; it is read as text."""
+    module, _, name = kind.rpartition(".")
+    try:
+        with archive.open(f"{folder}{module.replace('.', '/')}.py") as file:
+            text = file.read(_CODE).decode()
+    except KeyError:  # not a compiled program
+        return {}
+    _, _, code = text.partition(f"class {name}(Module):\n")
+    code = code.partition("\nclass ")[0]
+    found = {key: _literal(value) for key, value in _CONSTANT.findall(code)}
+    called = set(_CALLED.findall(code))
+    return {"nonlinearity": called.pop(), **found} if len(called) == 1 else found
+
+
+def _literal(text: str) -> Any:
+    """A word or a number of a program."""
+    if text in ("True", "False"):
+        return text == "True"
+    try:
+        return float(text)
+    except ValueError:
+        return text.strip('"')
 
 
 def _in_words(value: Any) -> str:
-    """What a file holds in place of a dict."""
-    if isinstance(value, Call) and value.function in (_TENSOR, _PARAMETER):
+    """What a file holds in place of a dict of tensors."""
+    if rebuilt(value):
         return "a single tensor"
-    return "a list" if isinstance(value, list | tuple) else "a single Python object"
-
-
-class _View:
-    """A strided view into a storage, checked to lie within it."""
-
-    def __init__(self, called: str, member: zipfile.ZipInfo, dtype: Any, place: tuple[Any, ...]) -> None:
-        offset, shape, strides = place
-        whole = (offset, *shape, *strides)
-        if len(shape) != len(strides) or len(shape) > 32 or any(type(n) is not int or n < 0 for n in whole):
-            raise InputError(f"{called} has shape {shape!r:.80} and strides {strides!r:.80}: damaged")
-        self.called, self.member = called, member
-        self.dtype: np.dtype[Any] = np.dtype(dtype)
-        self.offset: int = offset
-        self.shape: tuple[int, ...] = shape
-        self.strides: tuple[int, ...] = strides
-        steps = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-        self.extent = 0 if 0 in shape else steps + 1
-        if (offset + self.extent) * self.dtype.itemsize > member.file_size:
-            raise InputError(f"{called} reaches beyond its storage of {member.file_size} bytes: damaged")
-
-    @property
-    def size(self) -> int:
-        """Bytes of the tensor; one that repeats its storage has more than that."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def load(self, archive: zipfile.ZipFile) -> Array:
-        size = self.dtype.itemsize
-        with archive.open(self.member) as file:
-            file.seek(self.offset * size)
-            data = np.frombuffer(file.read(self.extent * size), self.dtype)
-        strides = tuple(stride * size for stride in self.strides)
-        return np.lib.stride_tricks.as_strided(data, self.shape, strides, writeable=False)
-
-
-def _view(value: Any, storages: dict[str, zipfile.ZipInfo], name: str) -> _View | None:
-    """The tensor that a call in the pickle stands for, None if it stands for none."""
-    if isinstance(value, Call) and value.function == _PARAMETER and value.arguments:
-        value = value.arguments[0]
-    if not isinstance(value, Call) or value.function != _TENSOR:
-        return None
-    called = f"tensor {quoted(name)}"
-    match value.arguments:
-        case (Call("", ("storage", Name(kind), str(key), *_)), offset, tuple(shape), tuple(strides), *_):
-            if kind not in _STORAGES:
-                raise InputError(f"{called} has {quoted(kind)}, {EXPECTED}: convert it to float32")
-            if key not in storages:
-                raise InputError(f"{called} has no data in the file: truncated or damaged")
-            return _View(called, storages[key], _STORAGES[kind], (offset, shape, strides))
-    raise InputError(f"{called} is described in a way torch.save does not write: {_SAVE}")
+    if isinstance(value, Call | Name):
+        return f"a Python object {shown((value.function if isinstance(value, Call) else value.text)[:80])}"
+    return "a list" if isinstance(value, list | tuple) else "no tensors"

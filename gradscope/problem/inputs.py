@@ -28,12 +28,15 @@ class Sequences:
 
     values : (B, T, d) float64, or (B, T) token ids where there is a ``table``, the (V, d) matrix of an
         embedding; called : what messages call them; label : the file they are from.
+    batched, time_major : whether they were given as more than one, and that with the time first.
     """
 
     values: Array
     called: str
     table: Named | None = None
     label: str = "array"
+    batched: bool = False
+    time_major: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -46,6 +49,15 @@ class Sequences:
         """What to do where they do not fit, if they may be token ids."""
         whole = self.table is None and self.values.size > 0 and not np.any(self.values % 1)
         return "; if they are token ids, say which --embedding of the checkpoint" if whole else ""
+
+    def other_order(self, lengths: Sequence[int]) -> str:
+        """What to do where lengths do not fit, if they would with axes 0 and 1 of a batch swapped."""
+        batch, steps, _ = self.shape
+        if not self.batched or len(lengths) != steps or max(lengths) > batch:
+            return ""
+        if self.time_major:
+            return "; if axis 0 of the inputs is the batch, swap axes 0 and 1: they were read as (T, B, d)"
+        return "; if axis 0 of the inputs is time, add --time-major"
 
     def first(self, steps: int, lengths: Sequence[int] | None) -> Array:
         """Their first steps, (B, steps, d); ids beyond a sequence's length may be any."""
@@ -69,7 +81,7 @@ def given_sequences(
     if embedding and embedding.values.ndim != 2:
         shape = f"{shown(embedding.name)} has shape {embedding.values.shape}"
         raise InputError(f"embedding {shape}, expected (V, d), a row for each token")
-    if isinstance(inputs, str) and inputs in KINDS:
+    if is_made(inputs):
         if time_major or embedding:
             name = "time_major" if time_major else "embedding"
             raise InputError(f"{name} is about given inputs, but inputs are {inputs}: give --inputs FILE")
@@ -83,11 +95,17 @@ def given_sequences(
         expected = " or ".join(str(shape).replace("'", "") for shape in (axes, batch))
         hint = "" if embedding else Sequences(values, called).hint
         raise InputError(f"{called} have shape {values.shape}, expected {expected}, each at least 1{hint}")
-    if values.ndim == len(axes):
+    batched = values.ndim > len(axes)
+    if not batched:
         values = values[None]
     elif time_major:
         values = values.swapaxes(0, 1)
-    return Sequences(values, called, embedding, label(inputs))
+    return Sequences(values, called, embedding, label(inputs), batched, time_major)
+
+
+def is_made(inputs: Any) -> bool:
+    """Whether inputs are to be made, "normal" or "zeros"."""
+    return isinstance(inputs, str) and inputs in KINDS
 
 
 def given_lengths(given: Any) -> tuple[int, ...] | None:
@@ -120,12 +138,13 @@ def extents(
             kind = MisfitError if name == "input_size" else InputError
             raise kind(f"{name} is {size}, but the {given.called} have {there[name]}: {must}")
     if lengths:
+        other = given.other_order(lengths) if given else ""
         if len(lengths) != found["batch"]:
             raise InputError(
-                f"there are {len(lengths)} lengths for {found['batch']} sequences: they must agree"
+                f"there are {len(lengths)} lengths for {found['batch']} sequences: they must agree{other}"
             )
         if max(lengths) > there["steps"]:
-            raise InputError(f"a length is {max(lengths)}, but the inputs have {there['steps']} steps")
+            raise InputError(f"a length is {max(lengths)}, but the inputs have {there['steps']} steps{other}")
         lengths = tuple(min(length, found["steps"]) for length in lengths)
         found["steps"] = max(lengths)
     return (found["batch"], found["steps"], found["input_size"]), lengths

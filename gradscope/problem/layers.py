@@ -20,9 +20,10 @@ from gradscope.linearize.trajectory import outputs, states_of
 from gradscope.problem.checks import whole_number
 from gradscope.problem.feeding import Unmasked, check_roots, unmasked
 from gradscope.problem.initial_state import initial_states
-from gradscope.problem.inputs import Sequences, extents, given_lengths, given_sequences, label
+from gradscope.problem.inputs import Sequences, extents, given_lengths, given_sequences, is_made, label
 from gradscope.problem.loss_adjoint import with_loss, with_losses
 from gradscope.problem.problem import Problem, as_names, chosen_top, known_paths, make_problem
+from gradscope.problem.time_axis import assumption, known_time_major, time_major
 from gradscope.settings import Settings, Top
 
 if TYPE_CHECKING:
@@ -95,16 +96,21 @@ def make_problems(settings: Settings, model: Model | None, devices: Sequence[Dev
     InputError as ``make_problem`` does, and for layers that cannot be analysed together.
     """
     table = model.arrays[settings.embedding] if model and settings.embedding else None
-    given = given_sequences(settings.inputs, time_major=settings.time_major, embedding=table)
+    known = None if is_made(settings.inputs) else known_time_major(model)
+    turned = time_major(known, asked=settings.time_major)
+    given = given_sequences(settings.inputs, time_major=turned, embedding=table)
     inputs = given or settings.inputs
     settings = replace(settings, lengths=given_lengths(settings.lengths))
+    assumed = assumption(given, asked=settings.time_major, known=known)
     if model is None:
-        return Problems((make_problem(replace(settings, inputs=inputs)),))
+        problem = make_problem(replace(settings, inputs=inputs))
+        return Problems((_assuming(problem, assumed),))
     check_roots(model, given)
     # Once for all: to the upper layers, the lengths are those of the outputs that they read.
     batch, steps, lengths = _extents(given, settings)
     settings = replace(settings, lengths=lengths)
-    if left := unmasked(model, given, steps, lengths):
+    left = unmasked(model, given, steps, lengths)
+    if left:
         inputs, settings = left.given, replace(settings, lengths=left.lengths, steps=None)
     states = _initial_states(settings.initial_state, model, batch)
     problems: dict[str, Problem] = {}
@@ -120,11 +126,9 @@ def make_problems(settings: Settings, model: Model | None, devices: Sequence[Dev
         if layer.name in states:
             origin = replace(problem.origin, initial_state=label(settings.initial_state))
             problem = replace(problem, origin=origin)
-        problem = _with_mask(problem, left) if left else problem
+        problem = _with_mask(_assuming(problem, assumed), left)
         if layer.name in read or layer.below:
-            # Kept: in chaos another program, as that of the stack, would go another way.
-            along = states_of(problem.system, devices)
-            problem = replace(problem, system=replace(problem.system, states=along))
+            problem = _held(problem, devices)
         if layer.name in read:
             put_out[layer.name] = outputs(problem.system)
         problems[layer.name] = problem
@@ -142,8 +146,22 @@ def make_problems(settings: Settings, model: Model | None, devices: Sequence[Dev
     )
 
 
-def _with_mask(problem: Problem, left: Unmasked) -> Problem:
+def _assuming(problem: Problem, sentence: str) -> Problem:
+    """The problem with what was assumed of its inputs, if anything was."""
+    assumed = (*(problem.origin.assumed or ()), sentence)
+    return replace(problem, origin=replace(problem.origin, assumed=assumed)) if sentence else problem
+
+
+def _held(problem: Problem, devices: Sequence[Device]) -> Problem:
+    """The problem along states that are computed once: in chaos, that of the stack would go another way."""
+    states = states_of(problem.system, devices)
+    return replace(problem, system=replace(problem.system, states=states))
+
+
+def _with_mask(problem: Problem, left: Unmasked | None) -> Problem:
     """The problem of the steps that are left, with what that leaves to be said."""
+    if left is None:
+        return problem
     system = replace(problem.system, mask=left.mask)
     return replace(problem, system=system, origin=replace(problem.origin, masked=left.masked))
 
@@ -179,7 +197,16 @@ def _problem(layer: Layer, model: Model, settings: Settings) -> Problem:
         return make_problem(settings, layer)
     except MisfitError as error:
         hint = f"; or choose others of {listed(model.chosen)} with --layer" if len(model.chosen) > 1 else ""
-        raise InputError(f"layer {shown(layer.name)}: {error}{hint}") from error
+        raise InputError(f"layer {shown(layer.name)}: {error}{_below(layer, model)}{hint}") from error
+
+
+def _below(layer: Layer, model: Model) -> str:
+    """What to do for a layer that may read another, which the file does not say."""
+    fitting = [other for other in model.layers if other is not layer and _width(other) == layer.input_size]
+    if not layer.alone or not fitting:
+        return ""
+    pair = f"{shown(layer.name)}={shown(fitting[0].name)}"
+    return f"; if it reads what {shown(fitting[0].name)} puts out, add --reads {pair}"
 
 
 def _at_most(top: Top, layer: Layer) -> Top:

@@ -164,30 +164,57 @@ PARAMETER = Global("torch._utils", "_rebuild_parameter")(
 )
 
 
+def text(value):
+    encoded = value.encode()
+    return b"X" + struct.pack("<I", len(encoded)) + encoded
+
+
+def old_torch(pickled=None, keys=("0",), **system):
+    """A file of PyTorch before 1.6 up to its storages: a reference to one, or what is given."""
+    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"K\x01tQ"
+    head = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True} | system)
+    whole = b"\x80\x02" + storage + b"." if pickled is None else pickled
+    return b"".join(pickle.dumps(part, 2) for part in head) + whole + pickle.dumps(list(keys), 2)
+
+
+def ordered(count):
+    """OrderedDicts of one list of many pairs, or one of a list of many references to a long list."""
+    pairs = b"](" + b"](K\x01K\x02e" * count + b"eq\x00"
+    many = b"\x80\x02(" + pairs + b"ccollections\nOrderedDict\nq\x01" + b"h\x01h\x00\x85R" * count + b"l."
+    return many, b"\x80\x02" + pairs + b"ccollections\nOrderedDict\n](" + b"h\x00" * count + b"e\x85R."
+
+
+def within(count, packed):
+    """Tensors in a plain pickle, each of whose storages is packed anew from the same text."""
+    rebuild, load = b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch.storage\n_load_from_bytes\n"
+    data = text(packed.decode("latin1"))
+    one = b"h\x00(h\x01h\x02h\x03h\x04\x86R\x85RK\x00K\x01\x85K\x01\x85tR"
+    memo = rebuild + b"q\x00" + load + b"q\x01" + b"c_codecs\nencode\nq\x02" + data + b"q\x03"
+    each = b"".join(text(f"{k}.w") + one for k in range(count))
+    return b"\x80\x02(" + memo + text("latin1") + b"q\x04}(" + each + b"ut."
+
+
+def array_pickle(shape=b"K\x01\x85", dtype="f4", data=bytes(4)):
+    """An array of NumPy as a plain pickle has it."""
+    head = b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01" + shape
+    packed = b"cnumpy\ndtype\n" + text(dtype) + b"\x85R\x89B" + struct.pack("<I", len(data)) + data
+    return b"\x80\x03}" + text("weight_hh_l0") + head + packed + b"tbs."
+
+
 def hostile():
     """name -> (suffix, bytes, what the message must say)."""
-    never = "which is never loaded: expected a state dict, torch.save(model.state_dict(), 'model.pt')"
+    expected = "expected a state dict: save torch.save(model.state_dict(), 'model.pt')"
+    system = f"holds a Python object posix.system, {expected}"
     no_layer = "holds no LSTM, GRU or RNN of PyTorch or Flax, nor one under gradscope's names, but "
     outside = "kept outside the file, which Keras does not do"
     yield from {
-        "os.system": (".pt", torch_zip(pickle.dumps(Evil(), 2)), f"posix.system, {never}"),
-        "os.system beside weights": (
+        "os.system": (".pt", torch_zip(pickle.dumps(Evil(), 2)), system),
+        "eval by stack global": (
             ".pt",
-            torch_bytes({"w": state_dict(), "evil": Evil()}),
-            f"posix.system, {never}",
+            torch_zip(pickle.dumps(eval, 4)),
+            f"holds a Python object builtins.eval, {expected}",
         ),
-        "eval by stack global": (".pt", torch_zip(pickle.dumps(eval, 4)), f"builtins.eval, {never}"),
-        "whole module": (
-            ".pth",
-            torch_bytes(Global("torch.nn.modules.rnn", "LSTM")()),
-            f"torch.nn.modules.rnn.LSTM, {never}",
-        ),
-        "torchscript": (
-            ".pt",
-            torch_zip(b"\x80\x02}.", **{"code/x.py": b"", "constants.pkl": b""}),
-            "is a TorchScript",
-        ),
-        "bare pickle": (".bin", pickle.dumps(Evil()), "is a pickle of an old PyTorch"),
+        "bare pickle": (".bin", pickle.dumps(Evil()), system),
         "no dict": (".pt", torch_bytes([1, 2]), "holds a list, expected a state dict"),
         "a tensor": (
             ".pt",
@@ -202,20 +229,20 @@ def hostile():
         "a size": (
             ".pt",
             torch_bytes(Global("torch", "Size")((2,))),
-            "holds a single Python object, expected",
+            "holds a Python object torch.Size, expected",
         ),
         "no layer": (
             ".ckpt",
             torch_bytes({"w": np.ones(2, np.float32)}),
             f"{no_layer}w: save the model",
         ),
-        "nothing": (".pt", torch_bytes({}), f"{no_layer}no tensors: save the model"),
+        "nothing": (".pt", torch_bytes({}), "holds no tensors, expected a state dict: save"),
         "two state dicts": (".pt", zipped({"a/data.pkl": b"", "b/data.pkl": b""}), "holds 2 state dicts"),
-        "memo of 4 G": (".pt", torch_zip(b"\x80\x02}r\xff\xff\xff\xff."), no_layer),
+        "memo of 4 G": (".pt", torch_zip(b"\x80\x02}r\xff\xff\xff\xff."), "holds no tensors"),
         "endless hash": (
             ".pt",
             torch_zip(b"\x80\x02})" + DOUBLED + b"K\x00s."),
-            no_layer,
+            "holds no tensors",
         ),
         "endless lists": (
             ".pt",
@@ -225,7 +252,7 @@ def hostile():
         "list in itself": (
             ".pt",
             torch_zip(b"\x80\x02}X\x01\x00\x00\x00a]q\x00h\x00as."),
-            "nests more than 24 deep",
+            "holds no tensors",
         ),
         "long integer": (".pt", torch_zip(b"\x80\x02L" + b"9" * 10**6 + b"L\n."), "not a sound PyTorch file"),
         "millions of dicts": (
@@ -277,7 +304,83 @@ def hostile():
             torch_zip(tensor_pickle(kind="QInt8Storage"), **STORAGE),
             "'torch.QInt8Storage', expected",
         ),
-        "big endian": (".pt", torch_zip(b"\x80\x02}.", byteorder=b"big"), "has byte order b'big'"),
+        "dicts of one list": (".pt", torch_zip(ordered(4000)[0]), "makes many dicts of one list"),
+        "dict of long lists": (".pt", torch_zip(ordered(4000)[1]), "holds no tensors"),
+        "long number as a key": (
+            ".pt",
+            torch_zip(b"\x80\x02}(\x8b" + struct.pack("<I", 10**5) + b"\x7f" * 10**5 + b"K\x01u."),
+            "holds no tensors",
+        ),
+        "name of tuples": (
+            ".pt",
+            torch_zip(b"\x80\x04})" + DOUBLED + text("x") + b"\x93" + b"0."),
+            "holds no tensors",
+        ),
+        "shape of tuples": (
+            ".pt",
+            torch_zip(
+                tensor_pickle().replace(b"(\x8a\x08" + bytes([1]) + bytes(7) + b"t", b")" + DOUBLED, 1),
+                **STORAGE,
+            ),
+            "has a shape that is not of numbers",
+        ),
+        "objects by the hundred thousand": (
+            ".pt",
+            torch_zip(b"\x80\x02ca\nb\nq\x00(" + b"h\x00)\x81}b" * 3 * 10**5 + b"l."),
+            "holds a list, expected",
+        ),
+        "long name above many": (
+            ".pt",
+            torch_zip(b"\x80\x02}" + text("k" * 1000) + b"](" + b")\x85" * 6 * 10**5 + b"es."),
+            "1048576 values",
+        ),
+        "module in itself": (
+            ".pt",
+            torch_zip(
+                b"\x80\x02cx\ny\n)\x81q\x00}("
+                + text("_parameters")
+                + b"}"
+                + text("_modules")
+                + b"}"
+                + text("m")
+                + b"h\x00sub."
+            ),
+            "holds a Python object x.y",
+        ),
+        "module of no dicts": (
+            ".pt",
+            torch_zip(
+                b"\x80\x02cx\ny\n)\x81}(" + text("_parameters") + b"K\x01" + text("_modules") + b"Nub."
+            ),
+            "holds a Python object x.y",
+        ),
+        "old, storage of 2^62": (".pt", old_torch() + b"\xff" * 7 + b"\x3f", "has a storage of"),
+        "old, storage of less than nothing": (".pt", old_torch() + b"\xff" * 8, "has a storage of -1"),
+        "old, no storage": (".pt", old_torch(), "holds a Python object"),
+        "old, unknown storages": (".pt", old_torch(keys=["1"]), "has a storage of 0 numbers"),
+        "old, keys of tuples": (
+            ".pt",
+            old_torch()[: -len(pickle.dumps(["0"], 2))] + b"\x80\x02])" + DOUBLED + b"a.",
+            "has a storage of 0 numbers",
+        ),
+        "old, big endian": (".pt", old_torch(little_endian=False), "has byte order big"),
+        "old, tensor beyond its storage": (
+            ".pt",
+            old_torch(tensor_pickle(shape=(9,))) + struct.pack("<q", 1) + bytes(4),
+            "reaches beyond its storage of 4",
+        ),
+        "pickled string of 1 TB": (".pkl", b"\x80\x04\x8d" + struct.pack("<Q", 2**40), "but only 0 remain"),
+        "pickled line": (".pkl", b"\x80\x02c" + b"a" * 10**6, "not a sound PyTorch file"),
+        "storage many times over": (
+            ".pkl",
+            within(3000, old_torch() + struct.pack("<q", 1) + bytes(4)),
+            "holds the same storage many times over",
+        ),
+        "array of too little": (".pkl", array_pickle(b"K\x02\x85"), "reaches beyond its storage of 4"),
+        "array of tuples": (".pkl", array_pickle(b")" + DOUBLED), "has a shape that is not of numbers"),
+        "array of objects": (".pkl", array_pickle(dtype="O8"), "has 'a dtype of its own', expected real"),
+        "array of negative size": (".pkl", array_pickle(b"J\xff\xff\xff\xff\x85"), "has shape (-1,)"),
+        "big endian": (".pt", torch_zip(b"\x80\x02}.", byteorder=b"big"), "has byte order big"),
         "bomb": (
             ".pt",
             zipped({"x/data.pkl": bytes(10**8)}, zipfile.ZIP_DEFLATED),

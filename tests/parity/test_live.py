@@ -145,7 +145,7 @@ def test_torch_module_of_the_users_own_is_a_question():
             self.weight_hh = torch.nn.Parameter(torch.ones(4 * HIDDEN, HIDDEN))
 
     live = gradscope.from_torch(Own())
-    with pytest.raises(InputError, match=r"^from_torch\(Own\): is a Own, not torch's: .* add cell='lstm'$"):
+    with pytest.raises(InputError, match=r"^from_torch\(Own\): is a Own, which .* add --cell lstm$"):
         read_layer(live)
     assert read_layer(live, "lstm").hidden == HIDDEN
 

@@ -122,7 +122,7 @@ def test_torch_parameters_buffers_and_views(tmp_path):
         module.bias_hh_l0.copy_(state["bias_hh_l0"])
     state |= {"phase": torch.zeros(2, dtype=torch.complex64), "ids": torch.arange(3), "loss": np.float64(1.5)}
     torch.save(state, tmp_path / "x.pt")
-    layer = read_layer(tmp_path / "x.pt")
+    layer = read_layer(tmp_path / "x.pt", "gru")
     expected = module(torch.as_tensor(sequence()))[0].detach().numpy()
     np.testing.assert_allclose(outputs(layer, sequence()), expected, rtol=0, atol=1e-12)
 

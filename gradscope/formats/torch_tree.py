@@ -1,0 +1,135 @@
+"""What a PyTorch file holds: the tensors in its pickled objects by name, and the modules that they are in."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gradscope.errors import InputError
+from gradscope.formats.pickles import Call, Name, joined
+
+_REBUILD = {f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2")}
+_PARAMETER, _SUBCLASS = "torch._utils._rebuild_parameter", "torch._tensor._rebuild_from_type_v2"
+_ARRAY = {f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")}
+_ARRAY |= {f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")}
+# Under these keys training scripts and Lightning keep the weights, beside those of the optimiser.
+_NESTED = ("state_dict", "model_state_dict", "model")
+_SETTINGS = ("hyper_parameters", "hparams", "args", "config")
+# Containers that hold one another many times over, or themselves, are small in a file and endless to walk.
+_VALUES, _DEEPEST = 2**20, 24
+# What torch.jit names a class by.
+COMPILED = "__torch__."
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What is in the objects of a file.
+
+    tensors : as the pickle describes them; modules : the objects that are modules, by name in the model.
+    settings : the numbers among the hyper-parameters; taken : the key of the file that the model is under,
+        if it is; beside : the other keys that have matrices.
+    """
+
+    tensors: dict[str, Call] = field(default_factory=dict)
+    modules: dict[str, Call] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    taken: str = ""
+    beside: tuple[str, ...] = ()
+
+
+def tree_of(whole: Any) -> Tree:
+    """The model among what a training script keeps, else all that there is."""
+    left = iter(range(_VALUES))
+    entries = (whole.items if isinstance(whole, Call) else whole) or {}
+    entries = entries if isinstance(entries, dict) else {}
+    parts = {key: _walked(value, left) for key, value in entries.items()}
+    settings = {k: v for name in _SETTINGS for k, v in _numbers(entries.get(name)).items()}
+    for key in _NESTED:
+        if key in parts and parts[key].tensors:
+            beside = tuple(
+                str(name)
+                for name, part in parts.items()
+                if name != key and any(map(_is_matrix, part.tensors.values()))
+            )
+            return Tree(parts[key].tensors, parts[key].modules, settings, key, beside)
+    every = _walked(whole, left)
+    return Tree(every.tensors, every.modules, settings)
+
+
+def rebuilt(value: Any) -> Call | None:
+    """The call that makes a tensor or an array, without what is put around it; None if it is neither."""
+    for _ in range(3):
+        match value:
+            case Call(function, (Call() as inner, *_)) if function == _PARAMETER:
+                value = inner
+            case Call(function, (Name(text), _, tuple(arguments), *_)) if function == _SUBCLASS:
+                value = Call(text, arguments)
+    if isinstance(value, Call) and value.function in _REBUILD | _ARRAY:
+        return value
+    return None
+
+
+def is_module(value: Call) -> bool:
+    """Whether an object is a torch.nn.Module, compiled or not."""
+    if not isinstance(value.state, dict):
+        return False
+    return value.function.startswith(COMPILED) or {"_parameters", "_modules"} <= value.state.keys()
+
+
+def _walked(whole: Any, left: Iterator[int]) -> Tree:
+    """All tensors and modules in nested objects, each object once, under its keys joined by dots."""
+    tree, seen = Tree(), set()
+    waiting = [("", iter([("", whole)]))]
+    while waiting:
+        above, entries = waiting[-1]
+        key, value = next(entries, (None, None))
+        if key is None:
+            waiting.pop()
+            continue
+        if not isinstance(value, Call | dict | list | tuple):
+            continue
+        if next(left, None) is None or len(waiting) > _DEEPEST:
+            raise InputError(f"nests more than {_DEEPEST} deep or holds more than {_VALUES} values")
+        name = joined(above, key)
+        if tensor := rebuilt(value):
+            tree.tensors.setdefault(name, tensor)
+        elif id(value) not in seen:
+            seen.add(id(value))
+            if isinstance(value, Call) and is_module(value):
+                tree.modules.setdefault(name, value)
+            waiting.append((name, iter(_entries(value))))
+    return tree
+
+
+def _entries(value: Any) -> Iterable[tuple[Any, Any]]:
+    """What is in an object, with the keys that a state dict has for it."""
+    if isinstance(value, dict):
+        return value.items()
+    if not isinstance(value, Call):
+        return enumerate(value)
+    state = value.state[0] if isinstance(value.state, tuple) and value.state else value.state
+    state = state if isinstance(state, dict) else {}
+    if not is_module(value):
+        return itertools.chain((value.items or {}).items(), state.items())
+    if value.function.startswith(COMPILED):  # its lists hold the same tensors again
+        return ((key, part) for key, part in state.items() if isinstance(part, Call))
+    holders = (state.get(name) for name in ("_parameters", "_buffers", "_modules"))
+    return itertools.chain.from_iterable(held.items() for held in holders if isinstance(held, dict))
+
+
+def _is_matrix(tensor: Call) -> bool:
+    """Whether a tensor has several axes: scores and states of random numbers have not."""
+    match tensor.arguments:
+        case (_, _, tuple(shape), *_):
+            return len(shape) > 1
+    return False
+
+
+def _numbers(settings: Any) -> Mapping[str, Any]:
+    """The numbers under names, in a dict or an object such as a Namespace."""
+    if isinstance(settings, Call):
+        settings = settings.items or settings.state
+    entries = settings.items() if isinstance(settings, dict) else ()
+    return {k: v for k, v in entries if isinstance(k, str) and isinstance(v, int | float)}

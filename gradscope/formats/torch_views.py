@@ -1,0 +1,229 @@
+"""Tensors of PyTorch as views into storages, which lie in archives, in old files or in a pickle itself."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import ml_dtypes
+import numpy as np
+
+from gradscope.custom_types import Array
+from gradscope.errors import InputError, quoted
+from gradscope.formats.pickles import Call, Clipped, Name, read_pickle
+from gradscope.formats.tensors import EXPECTED
+
+_STORAGES: dict[str, Any] = {
+    "torch.DoubleStorage": "f8",
+    "torch.FloatStorage": "f4",
+    "torch.HalfStorage": "f2",
+    "torch.BFloat16Storage": ml_dtypes.bfloat16,
+    "torch.LongStorage": "i8",
+    "torch.IntStorage": "i4",
+    "torch.ShortStorage": "i2",
+    "torch.CharStorage": "i1",
+    "torch.ByteStorage": "u1",
+    "torch.BoolStorage": "?",
+    "torch.ComplexFloatStorage": "c8",  # no weight of ours, but not the fault of the file
+    "torch.ComplexDoubleStorage": "c16",
+}
+# Of those that are no numbers of ours only the size matters: what follows them in a file is found by it.
+_SIZES = {name: np.dtype(dtype).itemsize for name, dtype in _STORAGES.items()}
+_SIZES |= {"torch.QInt32Storage": 4}
+_SIZES |= dict.fromkeys(("torch.QInt8Storage", "torch.QUInt8Storage", "torch.UntypedStorage"), 1)
+# What is to be done with a file that is not read.
+SAVE = "save torch.save(model.state_dict(), 'model.pt')"
+# What an old file begins with, as a pickle of its own.
+_MAGIC = 0x1950A86A20F9469CFC6C
+_FROM_BYTES = "torch.storage._load_from_bytes"
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Bytes in a file: how many there are, and how to read so many from a place on."""
+
+    size: int
+    read: Callable[[int, int], bytes]
+
+
+# By key, the storage that a persistent reference stands for.
+Storages = Mapping[str, Storage]
+
+
+def check_order(little: bool) -> None:
+    """Raise InputError for a file of a machine whose numbers have their bytes in another order."""
+    if not little:
+        raise InputError(f"has byte order big, expected little: {SAVE} on another machine")
+
+
+def read_old(file: IO[bytes], size: int) -> tuple[Any, Storages]:
+    """What a file from before PyTorch 1.6 holds, pickles and then the storages, or any other pickle."""
+    clipped, references = Clipped(file, size), list[Call]()
+    first = read_pickle(clipped)
+    if first != _MAGIC:
+        return first, {}
+    read_pickle(clipped)  # the version of the protocol
+    system = read_pickle(clipped)
+    check_order(not isinstance(system, dict) or system.get("little_endian", True) is True)
+    whole, keys = read_pickle(clipped, references), read_pickle(clipped)
+    sizes: dict[str, int] = {}
+    for reference in references:
+        match reference.arguments:
+            case ("storage", Name(kind), str(key), *_) if kind in _SIZES:
+                sizes[key] = _SIZES[kind]
+    storages = {}
+    for key in keys if isinstance(keys, list) else ():
+        each = sizes.get(key) if isinstance(key, str) else None
+        count = int.from_bytes(clipped.read(8), "little", signed=True)
+        if each is None or not 0 <= count * each <= size - file.tell():
+            raise InputError(f"has a storage of {count} numbers: truncated or damaged")
+        storages[key] = _in_file(file, file.tell(), count * each)
+        file.seek(count * each, io.SEEK_CUR)
+    return whole, storages
+
+
+def _in_file(file: IO[bytes], place: int, size: int) -> Storage:
+    def read(start: int, count: int) -> bytes:
+        file.seek(place + start)
+        return file.read(count)
+
+    return Storage(size, read)
+
+
+@dataclass(frozen=True)
+class View:
+    """A strided view into a storage, checked to lie within it."""
+
+    called: str
+    storage: Storage
+    dtype: np.dtype[Any]
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        whole = (self.offset, *self.shape, *self.strides)
+        if not all(type(n) is int for n in whole):
+            raise InputError(f"{self.called} has a shape that is not of numbers: damaged")
+        if len(self.shape) != len(self.strides) or len(self.shape) > 32 or min(whole) < 0:
+            kinds = f"shape {self.shape!r:.80} and strides {self.strides!r:.80}"
+            raise InputError(f"{self.called} has {kinds}: damaged")
+        if (self.offset + self.extent) * self.dtype.itemsize > self.storage.size:
+            held = f"its storage of {self.storage.size} bytes"
+            raise InputError(f"{self.called} reaches beyond {held}: damaged")
+
+    @property
+    def extent(self) -> int:
+        """Numbers of the storage from the first to the last of the tensor."""
+        steps = sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
+        return 0 if 0 in self.shape else steps + 1
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tensor; one that repeats its storage has more than that."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def load(self) -> Array:
+        """The numbers."""
+        size = self.dtype.itemsize
+        data = np.frombuffer(self.storage.read(self.offset * size, self.extent * size), self.dtype)
+        strides = tuple(stride * size for stride in self.strides)
+        return np.lib.stride_tricks.as_strided(data, self.shape, strides, writeable=False)
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A tensor of numbers that are none of ours, which is an error where it is asked for."""
+
+    called: str
+    kind: str
+    size: int = 0
+
+    def load(self) -> Array:
+        """The error."""
+        raise InputError(f"{self.called} has {quoted(self.kind)}, {EXPECTED}: convert it to float32")
+
+
+@dataclass
+class Embedded:
+    """Files within a file, as which plain pickles keep storages; room : bytes that they may have together."""
+
+    room: int
+    done: dict[int, tuple[Call, Storages]] = field(default_factory=dict)
+
+    def storage(self, packed: Any) -> tuple[Call, Storages]:
+        """The reference to the one storage that is packed so; many tensors may have one."""
+        if id(packed) not in self.done:
+            data = _bytes(packed) or b""
+            self.room -= len(data)
+            if self.room < 0:
+                raise InputError("holds the same storage many times over, which nothing writes")
+            whole, storages = read_old(io.BytesIO(data), len(data))
+            self.done[id(packed)] = (whole if isinstance(whole, Call) else Call("", ()), storages)
+        return self.done[id(packed)]
+
+
+def view(call: Call, storages: Storages, embedded: Embedded, called: str) -> View | Unread:
+    """What a call that makes a tensor or an array stands for."""
+    if call.function.startswith("numpy."):
+        return _array(call, called)
+    match call.arguments:
+        case (Call(_, _) as reference, offset, tuple(shape), tuple(strides), *_):
+            pass
+        case _:
+            raise InputError(f"{called} is described in a way torch.save does not write: {SAVE}")
+    if reference.function == _FROM_BYTES and reference.arguments:
+        reference, storages = embedded.storage(reference.arguments[0])
+    match reference.arguments:
+        case ("storage", Name(kind), str(key), *rest):
+            if kind not in _STORAGES:
+                return Unread(called, kind)
+            if key not in storages:
+                raise InputError(f"{called} has no data in the file: truncated or damaged")
+            match rest:  # old files know views of storages
+                case (_, _, (_, int(start), _)):
+                    offset = offset + start
+            return View(called, storages[key], np.dtype(_STORAGES[kind]), offset, shape, strides)
+    raise InputError(f"{called} is described in a way torch.save does not write: {SAVE}")
+
+
+def _array(call: Call, called: str) -> View | Unread:
+    """An array of NumPy, of which a pickle has bytes, dtype, shape and order."""
+    match call:
+        case Call(_, _, (_, tuple(shape), Call() as dtype, fortran, packed)):  # multiarray._reconstruct
+            pass
+        case Call(_, (packed, Call() as dtype, tuple(shape), str(order))):  # numeric._frombuffer
+            fortran = order == "F"
+        case _:
+            return Unread(called, "an array of Python objects")
+    data = _bytes(packed)
+    if data is None:
+        return Unread(called, "an array of Python objects")
+    match dtype:
+        case Call("numpy.dtype", (str(kind), *_), state) if re.fullmatch(r"[fiub]\d", kind):
+            swapped = isinstance(state, tuple) and state[1:2] == (">",)
+        case _:
+            return Unread(called, "a dtype of its own")
+    read = np.dtype((">" if swapped else "<") + kind)
+    sizes = shape[::-1] if fortran else shape
+    strides = tuple(math.prod(sizes[k + 1 :]) for k in range(len(sizes))) if _sound(shape) else ()
+    storage = Storage(len(data), lambda start, count: data[start : start + count])
+    return View(called, storage, read, 0, shape, strides[::-1] if fortran else strides)
+
+
+def _bytes(value: Any) -> bytes | None:
+    """The bytes that a pickle holds, before protocol 3 as a text to encode; None of anything else."""
+    match value:
+        case bytes(data) | bytearray(data):
+            return bytes(data)
+        case Call("_codecs.encode", (str(text), "latin1")):
+            return text.encode("latin1")
+    return None
+
+
+def _sound(shape: tuple[Any, ...]) -> bool:
+    return len(shape) <= 32 and all(type(n) is int and n >= 0 for n in shape)
