@@ -15,7 +15,8 @@ from gradscope.checkpoints import Layer, Model, Named
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, MisfitError, listed, shown
 from gradscope.linearize.budget import check_memory
-from gradscope.linearize.trajectory import outputs
+from gradscope.linearize.system import System
+from gradscope.linearize.trajectory import outputs, states_of
 from gradscope.problem.checks import whole_number
 from gradscope.problem.feeding import Unmasked, check_roots, unmasked
 from gradscope.problem.initial_state import initial_states
@@ -108,7 +109,8 @@ def make_problems(settings: Settings, model: Model | None, devices: Sequence[Dev
     # Once for all: to the upper layers, the lengths are those of the outputs that they read.
     batch, steps, lengths = _extents(given, settings)
     settings = replace(settings, lengths=lengths)
-    if left := unmasked(model, given, steps, lengths):
+    left = unmasked(model, given, steps, lengths)
+    if left:
         inputs, settings = left.given, replace(settings, lengths=left.lengths, steps=None)
     states = _initial_states(settings.initial_state, model, batch)
     problems: dict[str, Problem] = {}
@@ -124,10 +126,12 @@ def make_problems(settings: Settings, model: Model | None, devices: Sequence[Dev
         if layer.name in states:
             origin = replace(problem.origin, initial_state=label(settings.initial_state))
             problem = replace(problem, origin=origin)
-        problem = _assuming(problem, assumed)
-        problems[layer.name] = problem = _with_mask(problem, left) if left else problem
+        problem = _with_mask(_assuming(problem, assumed), left)
+        if layer.name in read or layer.below:
+            problem = _held(problem, devices)
         if layer.name in read:
-            put_out[layer.name] = outputs(problem.system, devices)
+            put_out[layer.name] = outputs(problem.system)
+        problems[layer.name] = problem
     layers = [layer for layer in model.layers if layer.name in model.chosen]
     chosen = tuple(problems[layer.name] for layer in layers)
     if len(chosen) == 1:
@@ -148,8 +152,16 @@ def _assuming(problem: Problem, sentence: str) -> Problem:
     return replace(problem, origin=replace(problem.origin, assumed=assumed)) if sentence else problem
 
 
-def _with_mask(problem: Problem, left: Unmasked) -> Problem:
+def _held(problem: Problem, devices: Sequence[Device]) -> Problem:
+    """The problem along states that are computed once: in chaos, that of the stack would go another way."""
+    states = states_of(problem.system, devices)
+    return replace(problem, system=replace(problem.system, states=states))
+
+
+def _with_mask(problem: Problem, left: Unmasked | None) -> Problem:
     """The problem of the steps that are left, with what that leaves to be said."""
+    if left is None:
+        return problem
     system = replace(problem.system, mask=left.mask)
     return replace(problem, system=system, origin=replace(problem.origin, masked=left.masked))
 
@@ -268,7 +280,8 @@ def _stack(
     first = problems[group[0]]
     state = np.concatenate([problems[number].system.state for number in group], axis=1)
     size, steps = state.shape[1], first.system.steps
-    check_memory(cell, size, (first.system.batch, steps, taken), top is not None)
+    # The states, of the layers and side by side, beside what is read.
+    check_memory(cell, size, (first.system.batch, steps, taken + size), top is not None)
     system = replace(
         first.system,
         cell=cell,
@@ -280,9 +293,16 @@ def _stack(
         },
         inputs=np.concatenate(pieces, axis=2),
         state=state,
+        states=np.concatenate([_states(problems[number].system) for number in group], axis=2),
     )
     cut = known_paths(cell, tuple(path for path in cut if path in cell.paths), "state", steps)
     return Stack(tuple(group), replace(first, system=system, cut=cut, top=chosen_top(top, size)))
+
+
+def _states(system: System) -> Array:
+    """Those that a layer of a stack goes along."""
+    assert system.states is not None
+    return system.states
 
 
 def _width(layer: Layer) -> int:
