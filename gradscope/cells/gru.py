@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
+from gradscope.cells.activations import sigmoid, tanh
 from gradscope.cells.cell import Cell, unit_cell
 from gradscope.cells.units import Parameters, Shapes, Units
 
@@ -32,9 +30,9 @@ def gru() -> Cell:
         return {"r": outside["r"], "z": outside["z"], "x": outside["h"], "h": params["c_h"]}
 
     def core(h: Any, pre: Mapping[str, Any], _: Mapping[str, Any]) -> Any:
-        r, z = jax.nn.sigmoid(pre["r"]), jax.nn.sigmoid(pre["z"])
-        candidate = jnp.tanh(pre["x"] + r * pre["h"])
-        return ((1.0 - z) * candidate + z * h,), {"r": r, "z": z}
+        r, z = sigmoid(pre["r"]), sigmoid(pre["z"])
+        candidate = tanh(pre["x"] + r * pre["h"])
+        return (sigmoid(-pre["z"]) * candidate + z * h,), {"r": r, "z": z}
 
     weights = (("r", "W_r"), ("z", "W_z"), ("x", "W_h"))
     units = Units(gates=_GATES, drive=drive, weights=weights, core=core, own="carry")
@@ -51,13 +49,13 @@ def reset_before() -> Cell:
         return params[f"W_{g}"] @ x + params[f"R_{g}"] @ h + params[f"b_{g}"]
 
     def step(params: Parameters, x: Any, copies: Mapping[str, Any]) -> Any:
-        r = jax.nn.sigmoid(gate(params, "r", x, copies["R_r"]))
-        z = jax.nn.sigmoid(gate(params, "z", x, copies["R_z"]))
-        candidate = jnp.tanh(gate(params, "h", x, r * copies["R_h"]))
-        return (1.0 - z) * candidate + z * copies["carry"]
+        r = sigmoid(gate(params, "r", x, copies["R_r"]))
+        z = gate(params, "z", x, copies["R_z"])
+        candidate = tanh(gate(params, "h", x, r * copies["R_h"]))
+        return sigmoid(-z) * candidate + sigmoid(z) * copies["carry"]
 
     def gates(params: Parameters, x: Any, h: Any) -> dict[str, Any]:
-        return {g: jax.nn.sigmoid(gate(params, g, x, h)) for g in ("r", "z")}
+        return {g: sigmoid(gate(params, g, x, h)) for g in ("r", "z")}
 
     return Cell(
         name="gru-reset-before",

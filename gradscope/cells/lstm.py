@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
+from gradscope.cells.activations import sigmoid, tanh
 from gradscope.cells.cell import Cell, unit_cell
 from gradscope.cells.notation import is_recurrent
 from gradscope.cells.units import Parameters, Shapes, Units
@@ -21,8 +21,8 @@ class _Variant:
     gates: tuple[str, ...] = ("z", "i", "f", "o")
     coupled: bool = False
     peepholes: bool = True
-    block_input: Callable[[Any], Any] = jnp.tanh
-    squash: Callable[[Any], Any] = jnp.tanh
+    block_input: Callable[[Any], Any] = tanh
+    squash: Callable[[Any], Any] = tanh
 
     @property
     def looks_back(self) -> tuple[str, ...]:
@@ -47,12 +47,12 @@ def _lstm(name: str, variant: _Variant) -> Cell:
 
     def core(c: Any, pre: Mapping[str, Any], p: Mapping[str, Any]) -> Any:
         z = variant.block_input(pre["z"])
-        gate = {g: jax.nn.sigmoid(pre[g]) for g in variant.gates if g in ("i", "f")}
+        gate = {g: sigmoid(pre[g]) for g in variant.gates if g in ("i", "f")}
         i = gate.get("i", 1.0)
-        f = 1.0 - i if variant.coupled else gate.get("f", 1.0)
+        f = sigmoid(-pre["i"]) if variant.coupled else gate.get("f", 1.0)  # 1 - i, without cancellation
         new = f * c + i * z
         if "o" in variant.gates:
-            gate["o"] = jax.nn.sigmoid(pre["o"] + p.get("p_o", 0.0) * new)
+            gate["o"] = sigmoid(pre["o"] + p.get("p_o", 0.0) * new)
         return (new, gate.get("o", 1.0) * variant.squash(new)), gate
 
     units = Units(

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
+from gradscope.cells import activations
 from gradscope.cells.cell import Cell, unit_cell
 from gradscope.cells.units import Parameters, Shapes, Units
 
@@ -35,14 +33,14 @@ def linear() -> Cell:
 
 def tanh() -> Cell:
     """The plain tanh RNN of PyTorch and Keras."""
-    return _rnn("rnn", jnp.tanh)
+    return _rnn("rnn", activations.tanh)
 
 
 def relu() -> Cell:
     """ReLU RNN (Le, Jaitly and Hinton 2015, arXiv 1504.00941); the slope at 0 is 0, as in PyTorch."""
-    return _rnn("rnn-relu", jax.nn.relu)
+    return _rnn("rnn-relu", activations.relu)
 
 
 def sigmoid() -> Cell:
     """Logistic RNN."""
-    return _rnn("rnn-sigmoid", jax.nn.sigmoid)
+    return _rnn("rnn-sigmoid", activations.sigmoid)

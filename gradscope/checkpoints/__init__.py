@@ -178,12 +178,16 @@ def _settled(found: list[Found], cell: Cell | None, activation: str | None) -> l
         if name is not None and not any(fit[taken] for fit in fits):
             labels = [one.label for one in found]
             raise InputError(f"holds {listed(labels)}: --{given} {name} is of none of these layers")
-    layers = []
+    layers, refused = [], list[tuple[str, InputError]]()
     for one, is_cell, is_activation in fits:
         try:
             layers.append(one.settle(cell if is_cell else None, activation if is_activation else None))
         except InputError as error:
-            raise InputError(f"layer {shown(one.name)}: {error}; or choose others with --layer") from error
+            refused.append((one.name, error))
+    if refused:
+        name, why = refused[0]
+        others = "; or choose others with --layer" * bool(layers)
+        raise InputError(f"layer {shown(name)}: {why}{others}") from why
     return layers
 
 

@@ -9,23 +9,23 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gradscope.checkpoints.keras_masks import given_mask, made_mask
+from gradscope.checkpoints.keras_training import besides, clipping
+from gradscope.checkpoints.keras_weights import usual_gate
 from gradscope.checkpoints.signals import Mask, Signal, changed, embedded, lost, side_by_side
-from gradscope.errors import InputError
+from gradscope.errors import InputError, listed
 
 RECURRENT = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3, "SimpleRNN": 1, "SimpleRNNCell": 1}
-# What leaves its input as it is when the model is not being trained.
-_IDENTITIES = {
-    "ActivityRegularization",
+# What leaves its input as it is when the model is not being trained, and what does so even then.
+_IN_TRAINING = {
     "AlphaDropout",
     "Dropout",
     "GaussianDropout",
     "GaussianNoise",
-    "Identity",
-    "InputLayer",
     "SpatialDropout1D",
     "SpatialDropout2D",
     "SpatialDropout3D",
 }
+_IDENTITIES = {"ActivityRegularization", "Identity", "InputLayer", *_IN_TRAINING}
 # Through which no mask goes.
 _MASKLESS = re.compile(
     r"(Separable|Depthwise)?Conv(olution)?\d.*|.*Pool(ing)?\dD|Cropping.*|Embedding|Flatten|Permute|"
@@ -42,8 +42,8 @@ class Spec:
     """One recurrent layer or cell in a config.
 
     gates : how many; reset_after : None where there is none; reverse : whether it reads the sequence from
-    its end; depth, below, reads, table, mask, given_state : as in Layer, the layers by their keys in
-    ``specs``.
+    its end; depth, below, reads, table, mask, given_state, not_applied : as in Layer, the layers by their
+    keys in ``specs``.
     """
 
     gates: int
@@ -57,22 +57,30 @@ class Spec:
     reads: str = ""
     table: str | None = ""
     mask: Mask | None = None
+    not_applied: tuple[str, ...] = ()
 
 
-def specs(text: str) -> dict[str, Spec]:
+def specs(text: str, compiled: str | None = None, version: str = "") -> dict[str, Spec]:
     """The recurrent layers of a model by the names of all that holds them: ``encoder/both/forward_lstm``.
 
+    compiled : what it was compiled with, where that is not in the config; version : of Keras, where known.
     A name that stands for several different layers is left out. Raises InputError for a config that
     is longer, or nests deeper, than one of Keras.
     """
     if len(text) > _MOST:
         raise InputError(f"has a config of {len(text)} characters, expected at most {_MOST}")
-    walk, root = _Walk(), json.loads(text)
+    walk, root = _Walk(usual_gate(version)), json.loads(text)
+    root = root if isinstance(root, dict) else {}
     config = _config(root)
     inputs = list(_references(config.get("input_layers"), 0)) or [("", 0, 0)]
     # The only input needs no name.
     walk.inside(root, [Signal((), name if len(inputs) > 1 else "") for name, _, _ in inputs], ())
-    return {path: spec for path, spec in walk.found.items() if spec}
+    clips = clipping(json.loads(compiled) if compiled else root.get("compile_config"))
+    return {
+        path: replace(spec, not_applied=(*spec.not_applied, *clips))
+        for path, spec in walk.found.items()
+        if spec
+    }
 
 
 def _config(node: Any) -> Node:
@@ -81,7 +89,13 @@ def _config(node: Any) -> Node:
 
 
 def _kind(node: Any) -> Any:
-    return node.get("class_name") if isinstance(node, dict) else None
+    """The class of Keras; of another package's, whatever it is called, that it is none."""
+    if not isinstance(node, dict):
+        return None
+    module, registered = node.get("module"), node.get("registered_name")
+    own = isinstance(module, str) and module.split(".")[0] not in ("keras", "tensorflow", "tf_keras")
+    own = own or (isinstance(registered, str) and ">" in registered)
+    return f"own {node.get('class_name')}" if own else node.get("class_name")
 
 
 def _name(node: Any) -> str:
@@ -107,9 +121,11 @@ def directions(config: Node) -> tuple[tuple[Any, str], tuple[Any, str]]:
 class _Walk:
     """Goes through a model in the order in which it computes.
 
+    gate : the recurrent activation where a config has none.
     found : what it has met, by path; order : the paths as it met them.
     """
 
+    gate: str = "sigmoid"
     found: dict[str, Spec | None] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
 
@@ -210,8 +226,9 @@ class _Walk:
         for one in cells:
             name = "/".join(path if one is cell else (*path, _name(one)))
             if _kind(one) in RECURRENT:
-                spec = _spec(one, signal, reverse=config.get("go_backwards") is True)
-                spec = replace(spec, given_state=bool(state))
+                spec = _spec(one, signal, self.gate, reverse=config.get("go_backwards") is True)
+                said = besides(config, _config(one))
+                spec = replace(spec, given_state=bool(state), not_applied=(*spec.not_applied, *said))
                 self.found[name] = spec if self.found.get(name, spec) == spec else None
                 self.order.append(name)
                 signal = signal.through(name)
@@ -220,13 +237,13 @@ class _Walk:
         return signal, config.get("return_sequences") is True
 
 
-def _spec(node: Any, given: Signal, *, reverse: bool) -> Spec:
-    gates, config = RECURRENT[node["class_name"]], _config(node)
+def _spec(node: Any, given: Signal, gate: str, *, reverse: bool) -> Spec:
+    gates, config = RECURRENT[_kind(node)], _config(node)
     reset_after = config.get("reset_after") if gates == 3 else None
     return Spec(
         gates,
         _activation(config.get("activation", "tanh")),
-        _activation(config.get("recurrent_activation", "sigmoid")) if gates > 1 else "",
+        _activation(config.get("recurrent_activation", gate)) if gates > 1 else "",
         reset_after if isinstance(reset_after, bool) else None,
         reverse,
         given.depth,
@@ -234,7 +251,15 @@ def _spec(node: Any, given: Signal, *, reverse: bool) -> Spec:
         reads="" if given.below else given.root,
         table=given.table,
         mask=given.own_mask,
+        not_applied=_on_the_way(given),
     )
+
+
+def _on_the_way(given: Signal) -> tuple[str, ...]:
+    """What training does to the value that a layer reads."""
+    if not given.training:
+        return ()
+    return (f"in training, {listed(given.training)} on what it reads: other inputs, no factor of its gain",)
 
 
 def _activation(activation: Any) -> str:
@@ -250,7 +275,9 @@ def _leaf(node: Any, given: Sequence[Signal], name: str) -> list[Signal] | None:
     if not given:
         return [] if kind in _IDENTITIES else None
     if kind == "TimeDistributed":
-        return list(given) if _kind(config.get("layer")) in _IDENTITIES else None
+        return _leaf(inner, given, name) if _kind(inner := config.get("layer")) in _IDENTITIES else None
+    if kind in _IN_TRAINING:
+        return [given[0].trained(f"{kind} {name}"), *given[1:]]
     if kind in _IDENTITIES or (kind == "Activation" and config.get("activation") == "linear"):
         return list(given)
     if kind == "Embedding":

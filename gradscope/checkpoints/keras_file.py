@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
 from collections import Counter
@@ -12,6 +13,7 @@ from functools import partial
 from gradscope.checkpoints.found import SIMPLE, Contents, Found, attempt, blocks, gated, take
 from gradscope.checkpoints.keras_config import Spec, specs
 from gradscope.checkpoints.keras_names import names_by_place, place_of, users_names, whole_name
+from gradscope.checkpoints.keras_weights import of_model, question, spelled_out, unconnected
 from gradscope.custom_types import Array, PathLike
 from gradscope.errors import InputError, listed
 from gradscope.formats.hdf5 import HDF5
@@ -22,6 +24,7 @@ _VARIABLE = re.compile(
     r"(?P<cell>.+)/(vars/(?P<index>[012])|(?P<role>kernel|recurrent_kernel|bias)(:0)?)", re.S
 )
 _CELL = re.compile(r"(.*/)?(cell(/cells/[^/]+)?|(lstm|gru|simple_rnn)_cell(_\d+)?)", re.S)
+_LONGEST_VERSION = 64
 _ROLES = ("kernel", "recurrent_kernel", "bias")
 _ORDER = {4: ("i", "f", "z", "o"), 3: ("z", "r", "h"), 1: ("",)}
 
@@ -36,7 +39,8 @@ def read_keras(path: PathLike, max_size: int | None, also: Iterable[str] = ()) -
                 f"lacks {listed(sorted(missing))}, expected what model.save('model.keras') writes"
             )
         config = archive.read("config.json").decode("utf-8")
-        return _contents(archive.read("model.weights.h5"), config, limit, also)
+        version = _version(archive.read("metadata.json")) if "metadata.json" in there else ""
+        return _contents(archive.read("model.weights.h5"), limit, also, config, version)
 
 
 def read_hdf5(path: PathLike, max_size: int | None, also: Iterable[str] = ()) -> Contents:
@@ -44,15 +48,25 @@ def read_hdf5(path: PathLike, max_size: int | None, also: Iterable[str] = ()) ->
     with opened(path, ".h5") as (file, size):
         limit = allowed(size, max_size)
         check_size(size, limit)
-        return _contents(file.read(), None, limit, also)
+        return _contents(file.read(), limit, also)
 
 
-def _contents(data: bytes, config: str | None, limit: int, also: Iterable[str]) -> Contents:
+def _version(metadata: bytes) -> str:
+    told = json.loads(metadata)
+    return str(told.get("keras_version", ""))[:_LONGEST_VERSION] if isinstance(told, dict) else ""
+
+
+def _contents(
+    data: bytes, limit: int, also: Iterable[str], config: str | None = None, version: str = ""
+) -> Contents:
+    """Of weights, with the config and the version of Keras that wrote them, or what they say of these."""
     h5 = HDF5(data)
     tensors = h5.tensors()
     check_size(sum(tensor.size for tensor in tensors.values()), limit)
+    tensors = of_model(tensors)
     config = config or h5.text("", "model_config")
-    known = specs(config) if config else None
+    version = version or (h5.text("", "keras_version") or "")[:_LONGEST_VERSION]
+    known = specs(config, h5.text("", "training_config"), version) if config else None
     places = names_by_place(config) if config else {}
 
     names = users_names(h5)
@@ -60,7 +74,8 @@ def _contents(data: bytes, config: str | None, limit: int, also: Iterable[str]) 
     def name(path: str) -> str:
         return whole_name(path, names) or places.get(place_of(path), "")
 
-    found = layers(tensors, known, lambda path: name(path) or _by_scope(path))
+    found = layers(tensors, known, lambda path: name(path) or _by_scope(path), version)
+    found = found if config else unconnected(found, tensors, h5.headers)
     if not found:
         raise InputError(f"holds no LSTM, GRU or SimpleRNN of Keras ({listed(list(tensors)) or 'nothing'})")
     # Other variables too go by what the user calls their layer: readout/vars/0 of layers/dense/vars/0.
@@ -73,10 +88,13 @@ def _contents(data: bytes, config: str | None, limit: int, also: Iterable[str]) 
     return Contents.of(found, named, also)
 
 
-def layers(tensors: Tensors, known: dict[str, Spec] | None, name: Callable[[str], str]) -> list[Found]:
+def layers(
+    tensors: Tensors, known: dict[str, Spec] | None, name: Callable[[str], str], version: str = ""
+) -> list[Found]:
     """The recurrent layers among these tensors, each after those that it reads, forward before backward.
 
-    known : what the config says of them, None where there is none; name : of a cell's layer, by its path.
+    known : what the config says of them, None where there is none; name : of a cell's layer, by its path;
+    version : of Keras, "" where it is not known.
     """
     cells: dict[str, dict[str, str]] = {}
     for key in tensors:
@@ -89,7 +107,10 @@ def layers(tensors: Tensors, known: dict[str, Spec] | None, name: Callable[[str]
     found = []
     for path, keys in cells.items():
         spec = told.get(called[path])
-        layer = attempt(partial(_layer, tensors, keys, spec), called[path], keys.values())
+        make = partial(_layer, tensors, keys, spec, version)
+        layer = attempt(make, called[path], keys.values())
+        if known is not None and spec is None and not layer.problem:
+            layer = replace(layer, question=_unknown(layer), below=None)
         # Bidirectional makes a backward layer from the one it is given, and calls it so.
         made = any(part.startswith("backward_") for part in path.split("/"))
         found.append(replace(layer, direction="backward" if (spec.reverse if spec else made) else "forward"))
@@ -137,16 +158,22 @@ def _by_scope(path: str) -> str:
     return "/".join([layer, *scope[:-1]])
 
 
-def _layer(tensors: Tensors, keys: Mapping[str, str], spec: Spec | None) -> Found:
+def _unknown(layer: Found) -> str:
+    """The question of a layer that the config does not have as one of Keras'."""
+    choice = f"--cell {' or '.join(layer.cells)}"
+    return f"is no layer of Keras' own in the config: if it computes the same as one, add {choice}"
+
+
+def _layer(tensors: Tensors, keys: Mapping[str, str], spec: Spec | None, version: str) -> Found:
     read, dtype = take(tensors, keys.values())
     weights = {role: read[key] for role, key in keys.items()}
     arrays, count, reset_after = _native(weights, spec)
-    cells, question, problem = _cells(count, reset_after, spec)
+    cells, open_, problem = _cells(count, reset_after, spec, version)
     return Found(
         "",
         arrays,
         cells,
-        question,
+        open_,
         problem,
         kind=_KINDS[count],
         activation=spec.activation if spec and not cells else "",
@@ -156,6 +183,7 @@ def _layer(tensors: Tensors, keys: Mapping[str, str], spec: Spec | None) -> Foun
         reads=spec.reads if spec else "",
         table=spec.table if spec else None,
         mask=spec.mask if spec else None,
+        not_applied=spec.not_applied if spec else (),
         dtype=dtype,
     )
 
@@ -185,7 +213,9 @@ def _native(weights: dict[str, Array], spec: Spec | None) -> tuple[dict[str, Arr
     return gated(_ORDER[count], ours, reset_after=bool(reset_after)), count, reset_after
 
 
-def _cells(count: int, reset_after: bool | None, spec: Spec | None) -> tuple[tuple[str, ...], str, str]:
+def _cells(
+    count: int, reset_after: bool | None, spec: Spec | None, version: str
+) -> tuple[tuple[str, ...], str, str]:
     """The cells it may be, what is open, and why there is none."""
     if count == 1:
         cells = tuple(SIMPLE.values()) if spec is None else tuple(filter(None, [SIMPLE.get(spec.activation)]))
@@ -194,13 +224,12 @@ def _cells(count: int, reset_after: bool | None, spec: Spec | None) -> tuple[tup
     else:
         cells = {True: ("gru",), False: ("gru-reset-before",), None: ("gru", "gru-reset-before")}[reset_after]
     if spec is None:
-        how = "--activation tanh, relu, sigmoid or linear"
-        if count > 1:
-            how = f"--cell {' or '.join(cells)} if these are tanh and sigmoid"
-        what = "weights without the config that says its activations and direction"
-        return cells, f"holds {what}: add {how}, where it reads forward", ""
+        return cells, question(_KINDS[count], cells, version), ""
     if not cells or (count > 1 and (spec.activation, spec.recurrent_activation) != ("tanh", "sigmoid")):
-        gate = f" and recurrent activation {spec.recurrent_activation}" if count > 1 else ""
-        return (), "", f"has activation {spec.activation}{gate}, for which gradscope has no {_KINDS[count]}"
+        activation, recurrent = (
+            spelled_out(n, version) for n in (spec.activation, spec.recurrent_activation)
+        )
+        gate = f" and recurrent activation {recurrent}" if count > 1 else ""
+        return (), "", f"has activation {activation}{gate}, for which gradscope has no {_KINDS[count]}"
     open_ = "does not say whether the GRU resets after the product: add --cell gru or --cell gru-reset-before"
     return cells, open_ if len(cells) > 1 else "", ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ def from_keras(model: Any) -> Live:
     if isinstance(model, type) or not all(hasattr(model, n) for n in ("get_config", "_flatten_layers")):
         raise wrong("from_keras", model, "a model or a layer of Keras")
     config, parts = _config(model), [(part.name, part) for part in _parts(model)]
+    optimizer = getattr(model, "optimizer", None)
     if not hasattr(model, "layers"):
         config = {"class_name": "Sequential", "config": {"layers": [config]}}
         parts = [(model.name, model)]
@@ -29,7 +31,10 @@ def from_keras(model: Any) -> Live:
     if not weights:
         raise wrong("from_keras", model, "one that has its weights: call it once on a batch")
     tensors = {name: kept(name, partial(_values, value)) for name, value in weights.items()}
-    found = tuple(layers(tensors, specs(json.dumps(config, default=str)), str))
+    if optimizer is not None and hasattr(optimizer, "get_config"):
+        config["compile_config"] = {"optimizer": {"config": optimizer.get_config()}}
+    version = _version(model)
+    found = tuple(layers(tensors, specs(json.dumps(config, default=str), version=version), str, version))
     return Live(source("from_keras", model), found, tensors)
 
 
@@ -41,10 +46,24 @@ def _parts(layer: Any) -> list[Any]:
     return list(layer._flatten_layers(include_self=False, recursive=False))
 
 
+def _of_keras(kind: type) -> bool:
+    return kind.__module__.split(".")[0] in ("keras", "tf_keras")
+
+
+def _version(model: Any) -> str:
+    """Of the Keras that a model is of, "" where that does not say."""
+    package = next((k.__module__.split(".")[0] for k in type(model).__mro__ if _of_keras(k)), "")
+    return str(getattr(sys.modules.get(package), "__version__", ""))
+
+
 def _kind(layer: Any) -> str:
-    """The class of Keras that a layer is of, or derives from."""
-    kinds = (k for k in type(layer).__mro__ if k.__module__.split(".")[0] in ("keras", "tf_keras"))
-    return next((kind.__name__ for kind in kinds), "")
+    """The class of Keras that a layer is of, or derives from; none where it computes otherwise."""
+    for kind in type(layer).__mro__:
+        if _of_keras(kind):
+            return kind.__name__
+        if "call" in vars(kind) or "inner_loop" in vars(kind):
+            break
+    return ""
 
 
 def _config(layer: Any) -> dict[str, Any]:
@@ -55,7 +74,7 @@ def _config(layer: Any) -> dict[str, Any]:
         config = {}
     kind, parts = _kind(layer), _parts(layer)
     told = kind in RECURRENT or any(
-        isinstance(config.get(n), list | dict) for n in ("layers", "layer", "cell", "cells")
+        kind and isinstance(config.get(n), list | dict) for n in ("layers", "layer", "cell", "cells")
     )
     if parts and not told:
         kind, config = "", {"layers": [_config(part) for part in parts]}

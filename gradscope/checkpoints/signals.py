@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 # To put a value beside itself, and the result beside itself, and so on, doubles it each time.
 _MOST = 256
+# Names that are listed.
+_MOST_NAMES = 8
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Signal:
     table : the embedding whose rows the root is, "" of none, None where that is not known; ids : the root of
         what that embedding reads.
     mask : of the layers that read it; tells : the mask that this value is itself.
+    training : layers on its way, since the root or the last recurrent layers, that do something in training.
     """
 
     layers: tuple[str, ...] | None
@@ -53,10 +56,15 @@ class Signal:
     ids: str = ""
     mask: Mask | None = None
     tells: Mask | None = None
+    training: tuple[str, ...] = ()
 
     def through(self, layer: str) -> Signal:
         """What a recurrent layer that reads this puts out."""
-        return replace(self, layers=(layer,), depth=self.depth + 1)
+        return replace(self, layers=(layer,), depth=self.depth + 1, training=())
+
+    def trained(self, layer: str) -> Signal:
+        """What a layer puts out that leaves it as it is, but for training."""
+        return replace(self, training=(*self.training, layer)[:_MOST_NAMES])
 
     @property
     def below(self) -> tuple[str, ...] | None:
@@ -104,4 +112,5 @@ def side_by_side(name: str, signals: Sequence[Signal]) -> Signal:
     layers = tuple(layer for signal in signals for layer in signal.layers or ())
     masks = {signal.mask for signal in signals}
     first = replace(signals[0], mask=signals[0].mask if len(masks) == 1 else Mask(by=name))
-    return replace(first, layers=layers, depth=max(signal.depth for signal in signals))
+    training = tuple(dict.fromkeys(name for signal in signals for name in signal.training))[:_MOST_NAMES]
+    return replace(first, layers=layers, depth=max(signal.depth for signal in signals), training=training)

@@ -13,6 +13,7 @@ from gradscope.cells.notation import NAMELESS, is_recurrent
 from gradscope.custom_types import Array
 from gradscope.linearize.jacobian_chain import JacobianChain, nonzero, random_row
 from gradscope.linearize.paths import DensePath, Path, UnitPath
+from gradscope.product_svd.steps import span
 
 if TYPE_CHECKING:  # a worker process reads chains, and starts without JAX
     from gradscope.cells.cell import Cell
@@ -70,6 +71,12 @@ class CellChain(JacobianChain):
             return np.zeros((self.steps, self.size)), False
         probe = random_row(self.size)
         return self.sizes, nonzero(self.push(probe), self.sizes, self.pull(probe))
+
+    @property
+    def span(self) -> float:
+        """As of any chain, but for the recurrent matrices: their own entries are not that far apart."""
+        links = [span(np.abs(path.link)) for path in self._units if path.link is not None]
+        return span(*(np.abs(path.slope) for path in self._units)) + max(links, default=0.0)
 
     @property
     def in_units(self) -> bool:

@@ -66,6 +66,11 @@ class SegmentedChain(StepSource):
         return np.concatenate(sizes), all(certain)
 
     @property
+    def span(self) -> float:
+        """Of all segments, as ``CellChain.span``."""
+        return max(float(self.segment(i).span) for i in range(len(self.starts)))
+
+    @property
     def chains(self) -> dict[str, SegmentedChain]:
         """The full chain and each named path's own, as those of ``CellChain``."""
         first = self.segment(0)

@@ -14,7 +14,7 @@ from gradscope.custom_types import Array
 from gradscope.linearize.cell_chain import CellChain, split
 from gradscope.linearize.jacobian_chain import JacobianChain, nonzero, random_row
 from gradscope.linearize.paths import DensePath, Path, UnitPath
-from gradscope.product_svd.steps import Layout
+from gradscope.product_svd.steps import Layout, span
 
 if TYPE_CHECKING:  # a worker process reads chains, and starts without JAX
     from gradscope.cells.cell import Cell, Member
@@ -49,6 +49,11 @@ class Reading:
     def pull(self, vectors: Array) -> Array:
         """For all t, (T, n) in the output that is read, of (T, m), where no path is dense."""
         return np.asarray(sum(path.pull(vectors) for path in self._units))
+
+    @property
+    def span(self) -> float:
+        """Bits that its entries span."""
+        return span(*(np.abs(path.slope) for path in self._units))
 
     @property
     def _units(self) -> Iterator[UnitPath]:
@@ -148,6 +153,11 @@ class StackChain(JacobianChain):
         for own, layer in zip(self.extents, self.layers, strict=True):
             columns[:, own] = layer.pull(columns[:, own])
         return sizes, nonzero(rows, sizes, columns)
+
+    @property
+    def span(self) -> float:
+        """As of any chain: at most those of all layers and of what is read between them."""
+        return sum(layer.span for layer in self.layers) + sum(reading.span for _, reading in self._readings)
 
     def carried(self, backward: Array, forward: Array) -> dict[str, Array]:
         """As of any chain."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gradscope.custom_types import Array
 from gradscope.linearize.jacobian_chain import JacobianChain
@@ -13,6 +13,7 @@ from gradscope.measure.chains import Ask, measure
 from gradscope.measure.measured import Measured
 from gradscope.measure.progress import Fraction, Meter
 from gradscope.measure.shares import shares
+from gradscope.product_svd.largest_gain import log10_largest_gain
 from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, spectrum
 
 
@@ -70,7 +71,9 @@ class JacobianChains:
         """Every lag of the full chain; of a path alone, or a top, only what horizon and peak need."""
         if not self._is_full(name):
             return [self._spectrum(name, ask)]
-        self._whole = self._whole or [self._spectrum("full", ask)]
+        if not self._whole:
+            found = self._spectrum("full", ask)
+            self._whole = [replace(found, log10_largest_gain=log10_largest_gain(self._full))]
         return self._whole
 
     def shares(self, full: Sequence[Spectrum]) -> list[Mapping[str, Array]]:

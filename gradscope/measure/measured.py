@@ -61,7 +61,9 @@ def gate_statistics(measured: Sequence[Measured]) -> dict[str, dict[str, float]]
 
 def direct_sum(spectra: Sequence[Spectrum]) -> Spectrum:
     """The spectrum of a block diagonal product (a direct sum) from those of its blocks."""
-    values = np.sort(np.concatenate([s.log10_singular_values for s in spectra]))[::-1]
+    values = np.concatenate([s.log10_singular_values for s in spectra])
+    # Descending; those that are lost come before the zeros.
+    values = values[np.lexsort((-values, np.isneginf(values), np.isnan(values) | np.isneginf(values)))]
     largest = max(spectra, key=lambda s: s.log10_singular_values[0])
     whole = all(s.exact_zeros is not None for s in spectra)
     lags, norms = _norms(spectra)
@@ -75,6 +77,8 @@ def direct_sum(spectra: Sequence[Spectrum]) -> Spectrum:
         np.concatenate([s.right if s is largest else np.zeros_like(s.right) for s in spectra]),
         norms,
         lags,
+        sum(s.lost for s in spectra),
+        max((s.log10_largest_gain for s in spectra if s.log10_largest_gain is not None), default=None),
     )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.linearize.jacobian_chain import JacobianChain
 from gradscope.linearize.segmented import SegmentedChain
+
+# Shares whose sum is further from 1 are lost in rounding.
+_ADDS_UP = 1e-3
 
 
 def shares(
@@ -19,7 +22,8 @@ def shares(
     With ``left`` u and ``right`` v the top singular vectors (m,) of the chain and sigma_1 = 10 **
     ``log10_norm``, a_t = J_t ... J_1 v and b_t = (J_T ... J_(t+1))^T u, the share of path g at step t
     is b_t^T J_(g,t) a_(t-1) / sigma_1 = d log sigma_1 / d log alpha_(g,t) for J_t = sum_g alpha_g J_g.
-    Signed, and above 1 where another path works against. All NaN if sigma_1 is zero.
+    Signed, and above 1 where another path works against. NaN where rounding leaves nothing of a_t or b_t
+    beside a gain on the way that is 1e13 times sigma_1, and everywhere if sigma_1 is zero.
     """
     if log10_norm == -np.inf:
         return {name: np.full(len(jacobians), np.nan) for name in jacobians.segment(0).names}
@@ -33,11 +37,18 @@ def shares(
         segment = jacobians.segment(i)
         forward, forward_log = _propagate(segment, *start)
         backward, backward_log = _propagate(_transposed(segment), *ends.pop())
-        scale = np.exp(forward_log[:-1] + backward_log[-2::-1] - log10_norm * np.log(10.0))
-        carried = segment.carried(backward[-2::-1], forward[:-1])
-        found.append({name: each * scale for name, each in carried.items()})
+        with np.errstate(over="ignore", invalid="ignore"):
+            scale = np.exp(forward_log[:-1] + backward_log[-2::-1] - log10_norm * np.log(10.0))
+            carried = segment.carried(backward[-2::-1], forward[:-1])
+            found.append(_certain({name: each * scale for name, each in carried.items()}))
         start = (forward[-1], forward_log[-1])
     return {name: np.concatenate([share[name] for share in found]) for name in found[0]}
+
+
+def _certain(share: Mapping[str, Array]) -> dict[str, Array]:
+    """The shares of steps where they add up to 1, NaN where they do not."""
+    wrong = ~(np.abs(np.sum(list(share.values()), axis=0) - 1) < _ADDS_UP)  # not >=, or NaN passes
+    return {name: np.where(wrong, np.nan, each) for name, each in share.items()}
 
 
 def _transposed(jacobians: JacobianChain) -> Iterator[Array]:
@@ -51,8 +62,9 @@ def _propagate(steps: Iterable[Array], vector: Array, log: float) -> tuple[Array
     for step in steps:
         vector = step @ vector
         largest = np.abs(vector).max()
-        norm = float(np.linalg.norm(vector / largest))  # squares may not fit where the entries do
-        vector = vector / largest / norm
-        vectors.append(vector)
-        logs.append(logs[-1] + np.log(norm) + np.log(largest))
+        with np.errstate(divide="ignore", invalid="ignore"):  # NaN from where it vanishes
+            norm = float(np.linalg.norm(vector / largest))  # squares may not fit where the entries do
+            vector = vector / largest / norm
+            vectors.append(vector)
+            logs.append(logs[-1] + np.log(norm) + np.log(largest))
     return np.array(vectors), np.array(logs)

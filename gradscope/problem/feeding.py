@@ -44,10 +44,10 @@ def _check_same(roots: Sequence[Layer]) -> None:
         key = layer.name if layer.below is None and not layer.reads else layer.reads
         readers.setdefault(key, []).append(layer.name)
     if len(readers) > 1:
-        each = [f"{listed(names)} (of {shown(key)})" for key, names in readers.items()]
+        each = [f"{listed(names)} read {shown(key) or 'an input'}" for key, names in readers.items()]
         raise InputError(
-            f"layers read different things, {listed(each)}, and the inputs are one: choose those of one with "
-            "--layer"
+            f"the inputs are one, and layers read different ones: {listed(each)}: choose with --layer those "
+            "of one, and give what they read"
         )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.product_svd.block_pass import Image, Passes
+from gradscope.product_svd.error_estimate import SAFETY
 from gradscope.product_svd.operator import Operator
 
 # Columns beyond the values asked for, at least, and what their number is a multiple of: 20 columns took
@@ -20,8 +21,6 @@ MULTIPLE = 16
 PASSES = 30
 # The block grows up to here, by doubling: every new width is compiled anew.
 WIDEST = 64
-# A difference of two passes is one draw of the rounding error: this covers most of its spread.
-SAFETY = 8.0
 # Spacings of a log10 value by which it is rounded on its way, where two passes agree by chance.
 ROUNDINGS = 2
 # What a space may leave out of a value, relative.

@@ -8,9 +8,9 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
+from gradscope.product_svd import log_scale
 from gradscope.product_svd.graded_lu import Graded
 from gradscope.product_svd.jacobi_svd import decomposed
-from gradscope.product_svd.norm_by_lag import LOG10_2
 from gradscope.product_svd.operator import Operator
 
 # Steps between two QRs, where the steps are not too ill-conditioned for it.
@@ -77,8 +77,7 @@ def _image(triangle: Triangle, image: Array, block: Array) -> Image:
     with np.errstate(invalid="ignore"):  # a column may underflow
         graded = decomposed(triangle.graded())
     held = graded.mantissa > 0
-    mantissa, exponent = graded.mantissa[held].astype(np.longdouble), graded.exponent[held]
-    log10 = np.log10(mantissa) + exponent * LOG10_2
+    log10 = log_scale.log10(graded.mantissa[held], graded.exponent[held])
     return Image(log10, input=_rotated(block, graded.y[held]), output=_rotated(image, graded.x[held]))
 
 

@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 
 from gradscope.custom_types import Array
-from gradscope.errors import InputError
+from gradscope.product_svd import log_scale
 from gradscope.product_svd.exact import ExactRank, affordable, exact_product
+from gradscope.product_svd.graded_chain import RangeError
 from gradscope.product_svd.graded_lu import NOISE, Graded
 from gradscope.product_svd.jacobi_svd import decomposed
-from gradscope.product_svd.norm_by_lag import LOG10_2, LagNorm
+from gradscope.product_svd.norm_by_lag import LagNorm
 from gradscope.product_svd.steps import Perturbed, Steps
 from gradscope.product_svd.time_parallel import Pivoting, product
 
 EPS = float(np.finfo(np.float64).eps)
-# The difference of two runs is one draw of the error: this covers most of its spread.
+# The difference of two runs, or two passes, is one draw of the error: this covers most of its spread.
 SAFETY = 8.0
 # Error estimates (log10) good enough not to try another way; the same for large chains, which cost
 # more and gain less from it; and bad enough to wait for an exact product.
@@ -82,7 +83,7 @@ def _settle(run: Run, steps: Steps, enough: float) -> None:
     if affordable(steps, hopeless=run.error > POOR):
         rank = ExactRank(steps).total()
         run.finish(exact_product(steps, rank))
-        run.error = run.norm_error = _floor(run, EPS) * float(np.sqrt(rank))
+        run.error = run.norm_error = floor_of(run, EPS) * float(np.sqrt(rank))
     else:
         run.log10 = run.log10[:rank]
 
@@ -131,7 +132,7 @@ def _again(
     slices = workers if len(steps) >= FEWEST_STEPS * workers else 1
     try:
         return Run(steps, plan=plan, perturb=entry_error, draw=draw, slices=max(1, slices), **options)
-    except InputError:
+    except RangeError:
         return None
 
 
@@ -142,9 +143,12 @@ class DoubtError(Exception):
 class Run:
     """One pass over the chain and its finish. plan[t]: rank forced after step t.
 
+    lost : values that are not zero and not known either, see extended;
     error, norm_error : estimates for all log10 values and for the first, once compared;
     suspect : whether a pivot may have been noise; noisy : whether one was, and its value is lost.
     """
+
+    lost = 0
 
     def __init__(
         self,
@@ -192,7 +196,7 @@ class Run:
         graded = decomposed(graded)
         held = graded.mantissa > 0  # what underflowed on the way is lost, not zero
         self.suspect |= not held.all()
-        self.log10 = np.log10(graded.mantissa[held].astype(np.longdouble)) + graded.exponent[held] * LOG10_2
+        self.log10 = log_scale.log10(graded.mantissa[held], graded.exponent[held])
         nothing = graded.rank == 0
         self.left = np.zeros(graded.x.shape[1]) if nothing else graded.x[0]
         self.right = np.zeros(graded.y.shape[1]) if nothing else graded.y[0]
@@ -210,14 +214,15 @@ def _compare(run: Run, again: list[Run | None], entry_error: float) -> None:
     if rank:
         differences = [np.abs(run.log10[:rank] - other[:rank]) for other in found]
         spread = SAFETY * np.max(differences, axis=0).astype(np.float64)
-        floor = _floor(run, entry_error)
+        floor = floor_of(run, entry_error)
         run.error = max(run.error, float(spread.max()) + floor)
         run.norm_error = float(spread[0]) + floor
     elif len(run.log10):
         run.norm_error = np.inf
 
 
-def _floor(run: Run, entry_error: float) -> float:
+def floor_of(run: Run, entry_error: float) -> float:
+    """What rounding does to any log10 value, at least."""
     if not len(run.log10):
         return 0.0
     rounding = float(np.spacing(np.abs(run.log10).max().astype(np.float64))) / 2

@@ -25,7 +25,7 @@ HALF = 14
 def affordable(steps: Steps, *, hopeless: bool) -> bool:
     """Whether exact_product takes no longer than it is worth; hopeless : the values are wrong without."""
     work = sum(len(w) ** 3 for w in steps.weights)
-    return work <= (LARGE_BUDGET if hopeless else BUDGET) and 64 * len(steps) <= MAX_BITS
+    return work <= (LARGE_BUDGET if hopeless else BUDGET) and (64 + steps.span) * len(steps) <= MAX_BITS
 
 
 def exact_product(steps: Steps, rank: int) -> Graded:

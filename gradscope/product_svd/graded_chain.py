@@ -10,7 +10,6 @@ from typing import Protocol
 import numpy as np
 
 from gradscope.custom_types import Array
-from gradscope.errors import InputError
 from gradscope.product_svd.graded_lu import Graded, factor
 
 RankAt = Callable[[int, Array], int]
@@ -27,10 +26,9 @@ LARGEST = 1e140
 # Pivots near the noise make x grow by as much, step after step.
 GROWN = 1e8
 
-OUT_OF_RANGE = (
-    "the steps mix entries more than 1e150 apart, expected fewer decades within one step: "
-    "rescale the states or set the smallest entries to zero"
-)
+
+class RangeError(Exception):
+    """The steps hold numbers that do not fit side by side: see extended_range_chain."""
 
 
 class ScaledSteps(Protocol):
@@ -76,7 +74,7 @@ def prefixes(
         graded, worst = found
         growth = np.abs(graded.x).max(initial=0)
         if not growth < LARGEST:  # not >=, or NaN passes
-            raise InputError(OUT_OF_RANGE)
+            raise RangeError
         yield from products[:-1]
         lag, t = len(steps.weights) - t + count, t - count
         if t and (growth > GROWN or (regularly and _reset_due(lag, count))):

@@ -7,7 +7,9 @@ import math
 import numpy as np
 
 from gradscope.custom_types import Array
+from gradscope.product_svd import log_scale
 from gradscope.product_svd.graded_lu import Graded
+from gradscope.product_svd.log_scale import LOG10_2
 
 MAX_STEPS = 40
 TOLERANCE = 1e-13
@@ -16,7 +18,6 @@ TINY = 1e-300
 FEWEST_STEPS = 2
 # Rows of d this far below the largest do not change the norm.
 BELOW = 1e-19
-LOG10_2 = np.log10(np.longdouble(2))
 
 
 class LagNorm:
@@ -31,6 +32,10 @@ class LagNorm:
         self.rng = np.random.default_rng(0)
         self.vector: Array | None = None
         self.floor, self.peak = floor, -np.inf
+
+    def anew(self) -> LagNorm:
+        """The same before its first lag."""
+        return LagNorm(self.floor, self.columns)
 
     def __call__(self, graded: Graded, after: Array) -> float:
         """after : (m_0,) exponents by which the columns of graded.y are scaled."""
@@ -56,7 +61,7 @@ class LagNorm:
         y = np.ldexp(y[keep], -carried[:, None]) / height[:, None]
         d = np.ldexp(graded.mantissa[keep] * height, graded.exponent[keep] + carried - shift)
         sigma = self._norm(graded.x[keep] * d[:, None], y)
-        norm = float(np.log10(np.longdouble(sigma)) + (shift - reference) * LOG10_2)
+        norm = float(log_scale.log10(sigma, shift - reference))
         self.peak = max(self.peak, norm)
         return norm
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,16 +12,22 @@ import numpy as np
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
 from gradscope.machine import cores, one_blas_thread
+from gradscope.product_svd import log_scale
 from gradscope.product_svd.block_krylov import TopTriplets, norm_by_lag, top_values
 from gradscope.product_svd.error_estimate import EPS, Run, best_run, lags_alone
-from gradscope.product_svd.norm_by_lag import LOG10_2, LagNorm
+from gradscope.product_svd.extended_range_run import wide_lags, wide_run
+from gradscope.product_svd.graded_chain import RangeError
+from gradscope.product_svd.norm_by_lag import LagNorm
 from gradscope.product_svd.operator import DenseOperator, Operator, tame
-from gradscope.product_svd.steps import Steps, checked, reachable, restricted
+from gradscope.product_svd.steps import WILD, Steps, checked, reachable, restricted
 
 # From this size on, and from so many times the values asked for, blocks took a third of the time or
 # less (T = 200).
 BLOCK_SIZE = 64
 BLOCK_FACTOR = 4
+# Rounding units (of entry_error, which is four of eps) that a slope carries per bit that it is below 1: its
+# logarithm is a pre-activation a, once or twice, that is rounded to eps a.
+SATURATION = np.log(2) / 8
 # Their estimated error, or all values are computed.
 GOOD_TOP = 1e-10
 
@@ -38,6 +45,8 @@ class Spectrum:
     left, right : (m,) arrays, unit vectors with P right = sigma_1 left (zero vectors if P = 0).
     log10_norm_by_lag : (T,) array, log10 sigma_1(A_T ... A_(T-k+1)) for k = 1 ... T, or None.
     lags : the k that log10_norm_by_lag is for, where it is not for all of them: (L,) both.
+    lost : how many values the rounding of the entries leaves nothing of, or may: NaN, before the zeros.
+    log10_largest_gain : log10 of the largest sigma_1 over any stretch of the steps, None if not looked for.
     """
 
     log10_singular_values: Array
@@ -48,6 +57,8 @@ class Spectrum:
     right: Array
     log10_norm_by_lag: Array | None
     lags: Array | None = None
+    lost: int = 0
+    log10_largest_gain: float | None = None
 
 
 @one_blas_thread()
@@ -70,7 +81,8 @@ def spectrum(
     floor : lags where it is below this, and below the largest, may get an upper bound instead; for
         the top values, the lag where it falls below this is looked for.
     entry_error : relative rounding unit of the entries, which the error estimate then covers;
-        at its default (and below) the float64 entries are taken as exact.
+        at its default (and below) the float64 entries are taken as exact. More where entries span many
+        decades, as slopes of saturated units do: they carry the rounding of large pre-activations.
     accuracy : "full", or "fast" for about 1e-6 (relative, of the smallest values): more steps are
         multiplied before they are factored, as many as their condition allows.
     workers : threads, all cores by default; the result depends on them only by rounding.
@@ -84,6 +96,8 @@ def spectrum(
     """
     steps, gaps = checked(jacobians)
     m = steps[0].shape[0]
+    if entry_error > EPS:
+        entry_error *= max(1.0, steps.span * SATURATION)
     rows, columns = window or (slice(None), slice(None))
     count = min(len(range(m)[part]) for part in (rows, columns))
     if not count:
@@ -106,13 +120,28 @@ def spectrum(
             # A state that time 0 does not reach still counts at the shorter lags; and columns are counted
             # among all states.
             seen = backward if window is None else [*[np.ones(m, bool)] * len(whole), backward[-1]]
-            lagged, lag_norm = lags_alone(restricted(whole, seen), lag_norm), None
-    found = best_run(steps, entry_error, lag_norm, accuracy, workers or cores())
+            lagged, lag_norm = _lags_alone(restricted(whole, seen), lag_norm), None
+    found = _run(steps, entry_error, lag_norm, accuracy, workers or cores())
     left, right = np.zeros(m), np.zeros(m)
     left[steps.width(len(steps), m)] = found.left
     right[steps.width(0, m)] = found.right
     lags = found.lags if lagged is None else lagged
     return _assemble(found, lags if by_lag else None, count, left[rows], right[columns], top)
+
+
+def _run(steps: Steps, entry_error: float, lag_norm: LagNorm | None, accuracy: str, workers: int) -> Run:
+    """The best run over the chain, with an exponent for every entry where float64 cannot hold them."""
+    if steps.span < WILD:
+        with contextlib.suppress(RangeError):
+            return best_run(steps, entry_error, lag_norm and lag_norm.anew(), accuracy, workers)
+    return wide_run(steps, entry_error, lag_norm)
+
+
+def _lags_alone(steps: Steps, lag_norm: LagNorm) -> Array:
+    if steps.span < WILD:
+        with contextlib.suppress(RangeError):
+            return lags_alone(steps, lag_norm.anew())
+    return wide_lags(steps, lag_norm)
 
 
 def _worth_blocks(steps: Steps, top: int) -> bool:
@@ -159,9 +188,11 @@ def _assemble(
     values = found.log10.astype(np.float64)
     log10 = np.full(count, -np.inf)
     log10[: len(values)] = values
+    log10[len(values) : len(values) + found.lost] = np.nan
     if lags is not None:
         lags[-1] = log10[0]
-    return Spectrum(log10[:top], count - len(values), found.error, found.norm_error, left, right, lags)
+    zeros = count - len(values) - found.lost
+    return Spectrum(log10[:top], zeros, found.error, found.norm_error, left, right, lags, lost=found.lost)
 
 
 def diagonal_spectrum(diagonals: Any, *, by_lag: bool = False, entry_error: float = EPS) -> Spectrum:
@@ -180,8 +211,8 @@ def diagonal_spectrum(diagonals: Any, *, by_lag: bool = False, entry_error: floa
         mantissa, carried = np.frexp(mantissa * np.frexp(row)[0])
         exponent = exponent + carried + np.frexp(row)[1]
         if by_lag:
-            lags.append(float(_log10(mantissa, exponent).max()))
-    logs = _log10(mantissa, exponent)
+            lags.append(float(log_scale.log10(mantissa, exponent).max()))
+    logs = log_scale.log10(mantissa, exponent)
     order = np.argsort(-logs, kind="stable")
     vector = np.zeros(d.shape[1])
     vector[order[0]] = float(np.isfinite(logs[order[0]]))
@@ -202,8 +233,3 @@ def diagonal_spectrum(diagonals: Any, *, by_lag: bool = False, entry_error: floa
         vector,
         np.array(lags) if by_lag else None,
     )
-
-
-def _log10(mantissa: Array, exponent: Array) -> Array:
-    with np.errstate(divide="ignore"):
-        return np.asarray(np.log10(mantissa.astype(np.longdouble)) + exponent * LOG10_2)

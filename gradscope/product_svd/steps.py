@@ -16,6 +16,9 @@ from gradscope.errors import InputError
 # Powers of two by which a step is scaled stay inside float64.
 MAX_EXPONENT = 1000
 MAX_SPREAD = 900
+# Bits that the entries of a step span from which on float64 does not hold all that becomes of them: what is
+# left of such an entry after a step and an elimination is its cube.
+WILD = 200.0
 # Steps whose rows all have sizes in here are not scaled.
 NEAR_ONE = (2.0**-6, 2.0**6)
 
@@ -47,6 +50,11 @@ class StepSource(Sequence[Array]):
         random w have no zero, neither has J.
         """
 
+    @property
+    @abstractmethod
+    def span(self) -> float:
+        """Bits that the entries of a step span, at most; only asked for after a survey that was certain."""
+
 
 class DenseSteps(StepSource):
     """Matrices as somebody gives them, which say nothing of themselves."""
@@ -67,6 +75,11 @@ class DenseSteps(StepSource):
     def survey(self) -> tuple[Array, bool]:
         """Nothing is known before a look at every entry."""
         return np.zeros((len(self), 0)), False
+
+    @property
+    def span(self) -> float:
+        """Nothing is known of it either."""
+        return np.inf
 
 
 @cache
@@ -90,7 +103,8 @@ class Steps:
     """The steps A_1 ... A_T of a chain, checked, each restricted to the states that matter.
 
     live[t] : indices of the states kept at time t = 0 ... T, of ``size``, or live is None where all are.
-    weights[t] : (len(live[t + 1]),) exponents of the row sizes of step t.
+    weights[t] : (len(live[t + 1]),) exponents of the row sizes of step t; span : bits that the entries of a
+    step span, at most.
     """
 
     def __init__(self, source: StepSource, live: list[Array] | None = None, size: int = 0) -> None:
@@ -98,6 +112,7 @@ class Steps:
         self.live = live
         self.size = size
         self.weights: list[Array] = []
+        self.span = 0.0
 
     def __len__(self) -> int:
         return len(self.source)
@@ -110,6 +125,13 @@ class Steps:
         """y @ A_(t+1), the rows of A scaled by 2**-weights[t]; in parts where the chain knows them."""
         if self.weights[t].any():
             y = y * np.ldexp(1.0, -self.weights[t])
+        return self._through(y, t)
+
+    def dense(self, t: int) -> Array:
+        """Step t as one matrix."""
+        return self._through(np.eye(len(self.weights[t])), t)
+
+    def _through(self, y: Array, t: int) -> Array:
         return multiplied(y, self.parts(t), self.source.layout if self._whole(t) else None)
 
     def parts(self, t: int) -> list[Array]:
@@ -131,6 +153,7 @@ def surveyed(steps: Steps) -> bool:
     if not (certain and sizes.min() > 2.0**-MAX_EXPONENT and sizes.max() < 2.0**MAX_EXPONENT):
         return False
     steps.weights = [row_exponents(row[:, None]) for row in sizes]
+    steps.span = steps.source.span
     return True
 
 
@@ -159,7 +182,15 @@ def checked(given: Sequence[Array] | Any) -> tuple[Steps, bool]:
         magnitude = np.abs(a.astype(np.float64, copy=False))
         gaps = gaps or not (magnitude.max(axis=1).all() and magnitude.max(axis=0).all())
         steps.weights.append(row_exponents(magnitude))
+        steps.span = max(steps.span, span(magnitude))
     return steps, gaps
+
+
+def span(*magnitudes: Array) -> float:
+    """Bits from the smallest to the largest of all that is not zero, of absolute values."""
+    largest = max((float(a.max(initial=0)) for a in magnitudes), default=0.0)
+    smallest = min((float(np.min(a, where=a > 0, initial=np.inf)) for a in magnitudes), default=np.inf)
+    return float(np.log2(largest) - np.log2(smallest)) if largest > 0 else 0.0
 
 
 def _check(a: Array, t: int, size: int | None) -> None:
@@ -188,6 +219,7 @@ def restricted(steps: Steps, masks: list[Array]) -> Steps:
     """The same chain on the masked states only."""
     part = Steps(steps.source, [np.flatnonzero(mask) for mask in masks], len(masks[0]))
     part.weights = [row_exponents(part[t]) for t in range(len(part))]
+    part.span = steps.span
     return part
 
 
@@ -230,7 +262,7 @@ class Perturbed(Steps):
 
     def __init__(self, steps: Steps, size: float, draw: int = 0) -> None:
         super().__init__(steps.source, steps.live, steps.size)
-        self.weights = steps.weights
+        self.weights, self.span = steps.weights, steps.span
         rng = np.random.default_rng(20240229 + draw)
         largest = max(len(w) for w in steps.weights) ** 2 + steps[0].size
         self.starts = rng.integers(4096, size=len(steps))

@@ -14,7 +14,8 @@ from gradscope.custom_types import Array
 from gradscope.product_svd.graded_chain import RankAt, factored, prefixes, scaled
 from gradscope.product_svd.graded_lu import Graded
 from gradscope.product_svd.jacobi_svd import orthonormal
-from gradscope.product_svd.norm_by_lag import LOG10_2, LagNorm
+from gradscope.product_svd.log_scale import LOG10_2
+from gradscope.product_svd.norm_by_lag import LagNorm
 from gradscope.product_svd.steps import MAX_SPREAD, Steps
 
 # Directions this many bits below the first are left out when the norm of longer products is sought.

@@ -113,13 +113,18 @@ def _chain(chain: Chain, level: str) -> dict[str, Any]:
     """A chain as JSON tells it; what only all values tell is absent where there are fewer."""
     whole = {"exact_zeros": list(chain.exact_zeros)} if chain.exact_zeros else {}
     rms = {} if chain.log10_rms is None else {"log10_rms": _extremes(chain.log10_rms)}
+    known = all(s.log10_largest_gain is not None for s in chain.spectra)
+    largest = {"log10_largest_gain": _extremes(chain.log10_largest_gain)} if known else {}
+    unmeasured = {} if chain.unmeasured is None else {"unmeasured": chain.unmeasured}
     return {
         "name": chain.name,
         "size": chain.size,
         "verdict": level,
         "log10_singular_values": [_plain(s.log10_singular_values) for s in chain.spectra],
         **whole,
+        **unmeasured,
         "log10_norm": _extremes(chain.log10_norm),
+        **largest,
         **rms,
         "rate": _extremes(chain.rate),
         "horizon": _extremes(chain.horizon),

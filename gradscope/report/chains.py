@@ -50,6 +50,17 @@ class Chain:
         return tuple(s.exact_zeros for s in self.spectra if s.exact_zeros is not None)
 
     @property
+    def unmeasured(self) -> str | None:
+        """What of the chain could not be measured, and why; None where all was."""
+        lost = max(s.lost for s in self.spectra)
+        if not lost:
+            return None
+        return (
+            f"{lost} of the {self.size} singular values are lost: the rounding of the Jacobians leaves "
+            "nothing of them beside larger ones"
+        )
+
+    @property
     def lengths(self) -> tuple[int, ...]:
         """Steps of each sequence's chain."""
         return tuple(int(_lags(s)[-1]) for s in self.spectra)
@@ -88,7 +99,12 @@ class Chain:
     @property
     def log10_peak(self) -> Extremes:
         """log10 sigma_1 at the lag, of those that are known, where it is largest."""
-        return self._summary(lambda s: float(np.max(np.asarray(s.log10_norm_by_lag))))
+        return self._summary(lambda s: float(np.max(_norms(s))))
+
+    @property
+    def log10_largest_gain(self) -> Extremes:
+        """log10 of the largest gain over any stretch of steps, of those up to T if no other is known."""
+        return self._summary(lambda s: np.max([np.max(_norms(s)), *_known(s.log10_largest_gain)]))
 
     @property
     def peak_lag(self) -> Extremes:
@@ -121,11 +137,20 @@ def _lags(spectrum: Spectrum) -> Any:
     return spectrum.lags
 
 
+def _known(value: float | None) -> tuple[float, ...]:
+    return () if value is None else (value,)
+
+
+def _norms(spectrum: Spectrum) -> Array:
+    return np.asarray(spectrum.log10_norm_by_lag)
+
+
 def _log10_rms(spectrum: Spectrum) -> float:
     logs = spectrum.log10_singular_values
     if logs[0] == -np.inf:
         return -np.inf
-    return float(logs[0] + 0.5 * np.log10((100.0 ** (logs - logs[0])).mean()))
+    relative = np.nan_to_num(logs - logs[0], nan=-np.inf, neginf=-np.inf)  # the lost ones are the smallest
+    return float(logs[0] + 0.5 * np.log10((100.0**relative).mean()))
 
 
 def chain_of(name: str, spectra: Sequence[Spectrum], threshold: float) -> Chain:
@@ -146,14 +171,14 @@ def horizon(log10_norm: Array, threshold: float, lags: Array | None = None) -> i
 
 
 def mean_share(share: Array, full: Chain) -> float:
-    """Mean over the steps of all sequences whose gradient is not exactly zero, NaN if there are none.
+    """Mean over the known steps of all sequences whose gradient is not exactly zero, NaN if there are none.
 
     share : (T,), at every step of the longest sequence the mean over those that are as long, aligned at the
         last step; full : the chain of the whole state.
     """
     alive = [s.log10_singular_values[0] > -np.inf for s in full.spectra]
     lags = len(share) - np.arange(len(share))
-    reach = (np.array(full.lengths)[alive, None] >= lags).sum(axis=0)
+    reach = (np.array(full.lengths)[alive, None] >= lags).sum(axis=0) * np.isfinite(share)
     if not reach.any():
         return float("nan")
     return float(np.average(share[reach > 0], weights=reach[reach > 0] / reach.max()))

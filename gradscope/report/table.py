@@ -176,11 +176,13 @@ def _width(columns: dict[str, list[str]], folds: str) -> int:
 
 
 def _note(chain: Chain) -> str:
-    """The lag from which a gain is exactly zero; or that the smallest values mean nothing."""
+    """The lag from which a gain is exactly zero; what is not measured; or that small values mean nothing."""
     if chain.log10_norm.median == -math.inf:
         if len(set(chain.lengths)) > 1:
             return f"{chain.name}: exactly 0 over a sequence's own length"
         return f"{chain.name}: exactly 0 from lag {chain.lags[np.argmin(np.median(chain.by_lag, axis=0))]} on"
+    if chain.unmeasured is not None:
+        return f"{chain.name}: {chain.unmeasured}"
     if max(s.log10_error for s in chain.spectra) > _LOST:
         return f"{chain.name}: the smallest singular values are lost in rounding, gain and rate are not"
     return ""

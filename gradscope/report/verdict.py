@@ -56,17 +56,26 @@ def judge(
     shares : {path: mean share}; trajectory : whether a forward pass was computed for it.
     """
     full = chains[0]
-    sentences = [_gain(full, policy), _way(full, policy)]
+    sentences = [_gain(full, policy, trajectory), _way(full, policy)]
     if full.exact_zeros and (zeros := int(np.median(full.exact_zeros))):
         sentences.append(f"{zeros} of the {full.size} singular values are {_zero(trajectory)}.")
-    if len(shares) > 1 and full.log10_norm.median > -math.inf:
+    if len(shares) > 1 and full.log10_norm.median > -math.inf and any(map(math.isfinite, shares.values())):
         sentences.append(_carrier(chains, shares))
-    if trajectory and full.log10_peak.median > _CHAOTIC:
-        sentences.append(
-            f"A gain of {scientific(full.log10_peak.median)} amplifies the forward pass's rounding too: "
-            "the figures are exact for the computed trajectory, which another machine may not repeat."
-        )
+    if trajectory and full.log10_largest_gain.median > _CHAOTIC:
+        sentences.append(_chaos(full))
     return Verdict(level(full, policy), tuple(sentences))
+
+
+def _chaos(full: Chain) -> str:
+    """That the trajectory is one of many; on the way there may be a gain that its end does not show."""
+    largest, peak = full.log10_largest_gain.median, full.log10_peak.median
+    gain = f"A gain of {scientific(max(largest, peak))}"
+    if largest > peak + 1:
+        gain += ", over the stretch of steps where it is largest,"
+    return (
+        f"{gain} amplifies the forward pass's rounding too: "
+        "the figures are exact for the computed trajectory, which another machine may not repeat."
+    )
 
 
 def _zero(rounded: bool) -> str:
@@ -74,11 +83,12 @@ def _zero(rounded: bool) -> str:
     return "zero, exactly or to the rounding of the Jacobians" if rounded else "exactly zero"
 
 
-def _gain(full: Chain, policy: Policy) -> str:
+def _gain(full: Chain, policy: Policy, rounded: bool) -> str:
     gain = full.log10_norm.median
     if gain == -math.inf:
         over = f"over {span(full.lengths)} steps"
-        return f"The product {over} is exactly zero: no gradient reaches its first step."
+        zero = "zero, exactly or below what the dtype holds" if rounded else "exactly zero"
+        return f"The product {over} is {zero}: no gradient reaches its first step."
     where = f"between the thresholds {policy.vanishing_below:g} and {policy.exploding_above:g}"
     if gain < math.log10(policy.vanishing_below):
         where = f"below the vanishing threshold {policy.vanishing_below:g}"

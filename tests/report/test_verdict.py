@@ -102,7 +102,7 @@ def test_reasons_name_the_path_that_carries():
 def test_reasons_of_a_dead_chain():
     verdict = judge([scalar_chain(0.0, 1.0)], {"a": math.nan, "b": math.nan}, Policy())
     assert verdict.level == "vanishing"
-    assert verdict.reasons[0].startswith("The product over 2 steps is exactly zero")
+    assert verdict.reasons[0].startswith("The product over 2 steps is zero, exactly or below what")
 
 
 def test_reasons_warn_when_the_trajectory_itself_is_not_repeatable():

@@ -1,0 +1,110 @@
+"""Runs over a chain whose entries no float64 holds side by side: values, and how many are lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from gradscope.custom_types import Array
+from gradscope.product_svd.error_estimate import EPS, SAFETY, Run, floor_of
+from gradscope.product_svd.exact import ExactRank, affordable, exact_product
+from gradscope.product_svd.extended_range_chain import StepMatrices, prefixes
+from gradscope.product_svd.graded_lu import Graded
+from gradscope.product_svd.norm_by_lag import LagNorm
+from gradscope.product_svd.steps import Perturbed, Steps
+
+# Runs on changed entries to compare with: one takes long enough for a large chain.
+DRAWS = 3
+LARGE = 48
+# Decades: a value known no better is lost.
+LOST = 1.0
+# Estimated error (log10) from which on an exact product is worth its time.
+POOR = 1e-10
+
+
+class Reversed:
+    """A chain from its other end: A_1^T ... A_T^T."""
+
+    def __init__(self, steps: Steps) -> None:
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def dense(self, t: int) -> Array:
+        """Step t of it."""
+        return self.steps.dense(len(self) - 1 - t).T
+
+
+class WideRun(Run):
+    """One pass over the chain with an exponent for every entry, and its finish.
+
+    lost : how many values there are beyond those found, of which rounding leaves nothing.
+    """
+
+    def __init__(self, steps: StepMatrices, rounding: float, lag_norm: LagNorm | None = None) -> None:
+        self.error = self.norm_error = 0.0
+        self.suspect = self.noisy = False
+        lags = []
+        for graded in prefixes(steps, rounding):
+            if lag_norm is not None:
+                lags.append(_norm(lag_norm, graded))
+        self.lags = np.array(lags)
+        self.finish(graded)
+
+
+def wide_run(steps: Steps, entry_error: float, lag_norm: LagNorm | None) -> Run:
+    """Values with their error, from runs on entries changed by +-entry_error; those that differ are lost.
+
+    Neither end loses fewer values on every chain: where one lost any, the other is tried too.
+    """
+    run = _compared(steps, entry_error, lambda chain: chain, lag_norm)
+    if run.lost:
+        other = _compared(steps, entry_error, Reversed, None)
+        if len(other.log10) > len(run.log10):
+            other.left, other.right, other.lags = other.right, other.left, run.lags
+            run = other
+    if entry_error <= EPS:  # as in error_estimate.best_run
+        _settle(run, steps)
+    return run
+
+
+def _compared(
+    steps: Steps, entry_error: float, turned: Callable[[Steps], StepMatrices], lag_norm: LagNorm | None
+) -> WideRun:
+    """A run, its values that others agree on, and how many there are besides."""
+    rounding = max(entry_error, EPS)
+    run = WideRun(turned(steps), rounding, lag_norm)
+    draws = DRAWS if max(map(len, steps.weights)) < LARGE else 1
+    # These keep what rounding left: a value that depends on whether it is nothing differs, and is lost.
+    others = [WideRun(turned(Perturbed(steps, rounding, draw)), 0.0) for draw in range(draws)]
+    found = [len(other.log10) for other in (run, *others)]
+    differences = [np.abs(run.log10[: min(found)] - other.log10[: min(found)]) for other in others]
+    spread = SAFETY * np.max(differences, axis=0).astype(np.float64)
+    known = int(np.argmax(spread > LOST)) if (spread > LOST).any() else len(spread)
+    run.lost, run.log10 = max(found) - known, run.log10[:known]
+    if known:
+        floor = floor_of(run, entry_error)
+        run.error, run.norm_error = float(spread[:known].max()) + floor, float(spread[0]) + floor
+    return run
+
+
+def _settle(run: Run, steps: Steps) -> None:
+    """Count exact zeros by exact rank; small chains are taken exactly where that is worth the wait."""
+    rank, known = ExactRank(steps).total(), len(run.log10)
+    if (known != rank or run.error > POOR) and affordable(steps, hopeless=known != rank):
+        run.finish(exact_product(steps, rank))
+        run.error = run.norm_error = floor_of(run, EPS) * float(np.sqrt(rank))
+        known = len(run.log10)
+    run.log10 = run.log10[:rank]
+    run.lost = max(0, rank - known)
+
+
+def wide_lags(steps: Steps, lag_norm: LagNorm) -> Array:
+    """(T,) log10 sigma_1 of A_T ... A_(T-k+1), k = 1 ... T, without the other values."""
+    return np.array([_norm(lag_norm, graded) for graded in prefixes(steps, EPS)])
+
+
+def _norm(lag_norm: LagNorm, graded: Graded) -> float:
+    return lag_norm(graded, np.zeros(graded.y.shape[1], int))

@@ -1,0 +1,196 @@
+"""Slopes of every activation and cell against quotients of hundreds of digits, however saturated."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradscope.cells import CELLS, activations, find
+from gradscope.linearize.cell_chain import split
+from gradscope.linearize.jacobians import definition, linearize, link
+
+# exp(-1400), the slope of tanh at 700, is still seen beside 1, with 60 digits of its own.
+DIGITS = 700
+STEP = mpmath.mpf(10) ** -40
+ROUNDINGS = 24
+
+
+def tanh(a):
+    e = mpmath.exp(-2 * abs(a))
+    return mpmath.sign(a) * (1 - e) / (1 + e)
+
+
+def sigmoid(a):
+    return 1 / (1 + mpmath.exp(-a))
+
+
+def relu(a):
+    return max(a, mpmath.mpf(0))
+
+
+def slope(f, at):
+    return (f(at + STEP) - f(at - STEP)) / (2 * STEP)
+
+
+# --- the cells' equations, of one unit: {path: copy of the state} -> new state -----------------
+
+
+def rnn(phi):
+    def step(p, copies):
+        return [phi(p["R"] * copies["R"][0] + p["b"])]
+
+    return step
+
+
+def gru(p, copies):
+    r = sigmoid(p["R_r"] * copies["R_r"][0] + p["b_r"])
+    z = sigmoid(p["R_z"] * copies["R_z"][0] + p["b_z"])
+    n = tanh(p["b_h"] + r * (p["R_h"] * copies["R_h"][0] + p["c_h"]))
+    return [(1 - z) * n + z * copies["carry"][0]]
+
+
+def gru_before(p, copies):
+    r = sigmoid(p["R_r"] * copies["R_r"][0] + p["b_r"])
+    z = sigmoid(p["R_z"] * copies["R_z"][0] + p["b_z"])
+    n = tanh(p["b_h"] + p["R_h"] * (r * copies["R_h"][0]))
+    return [(1 - z) * n + z * copies["carry"][0]]
+
+
+def lstm(p, copies, name=""):
+    def pre(g, new=None):
+        seen = 0
+        if f"p_{g}" in p:
+            seen = p[f"p_{g}"] * (copies[f"p_{g}"][0] if new is None else new)
+        return p[f"R_{g}"] * copies[f"R_{g}"][1] + p[f"b_{g}"] + seen
+
+    z = pre("z") if name == "lstm-niaf" else tanh(pre("z"))
+    i = sigmoid(pre("i")) if "R_i" in p else 1
+    f = 1 - i if name == "lstm-cifg" else sigmoid(pre("f")) if "R_f" in p else 1
+    c = f * copies["carousel"][0] + i * z
+    o = sigmoid(pre("o", c)) if "R_o" in p else 1
+    h = o * (c if name == "lstm-noaf" else tanh(c))
+    return [c, p["M"] * h] if "M" in p else [c, h]
+
+
+STEPS = {
+    "linear": rnn(lambda a: a),
+    "rnn": rnn(tanh),
+    "rnn-relu": rnn(relu),
+    "rnn-sigmoid": rnn(sigmoid),
+    "gru": gru,
+    "gru-reset-before": gru_before,
+    "lstm-projected-1": lstm,
+} | {name: partial(lstm, name=name) for name in CELLS if name.startswith("lstm")}
+
+
+def test_every_cell_is_tried():
+    assert set(CELLS) < set(STEPS)
+
+
+def derivatives(name, parameters, state):
+    """{path: J (m, m)} by difference quotients."""
+    cell = find(name)
+    p = {key: mpmath.mpf(float(np.ravel(value)[0])) for key, value in parameters.items()}
+    at = [mpmath.mpf(float(s)) for s in state]
+    found = {}
+    for path in cell.paths:
+        columns = []
+        for j in range(len(at)):
+            ends = []
+            for sign in (1, -1):
+                moved = [s + sign * STEP * (k == j) for k, s in enumerate(at)]
+                ends.append(STEPS[name](p, {other: moved if other == path else at for other in cell.paths}))
+            columns.append([(up - down) / (2 * STEP) for up, down in zip(*ends, strict=True)])
+        found[path] = np.array(columns, dtype=object).T
+    return found
+
+
+def check(found, true, allowed, tiny):
+    for value, expected in zip(np.ravel(found), np.ravel(true), strict=True):
+        error = abs(mpmath.mpf(float(value)) - expected)
+        assert error <= allowed * abs(expected) + tiny, (float(value), mpmath.nstr(expected, 20))
+
+
+eighths = st.integers(0, 5600).map(lambda n: n / 8)  # exact in every sum with the rest of a pre-activation
+signed = st.builds(lambda a, sign: a * sign, eighths, st.sampled_from([-1, 1]))
+# Where c = f c + i z or h - n cancels, what is left of them is the trajectory's rounding, not a slope's.
+SIGNS = {"lstm": {"b_z": eighths}, "gru": {"b_h": eighths.map(lambda a: -a)}}
+FORMATS = {"float64": 2.0**-1022, "float32": 2.0**-126}
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("name", ["tanh", "sigmoid", "relu"])
+@settings(max_examples=100, deadline=None)
+@given(a=signed)
+def test_slopes_of_activations(name, dtype, a):
+    with mpmath.workdps(DIGITS), jax.enable_x64(dtype == "float64"):
+        a = a or 1.0  # relu's own slope at 0 is a convention
+        found = slopes_of(name)(jnp.asarray(a, dtype))
+        expected = slope(globals()[name], mpmath.mpf(a))
+        for value in found:
+            assert value.dtype == dtype
+            check(value, [expected], ROUNDINGS * np.finfo(dtype).eps, FORMATS[dtype])
+
+
+@cache
+def slopes_of(name):
+    """By forward and by reverse mode, as JAX compiles it for one and for a batch."""
+    phi = getattr(activations, name)
+    return jax.jit(lambda a: (jax.grad(phi)(a), jax.jacfwd(phi)(a), jax.vmap(jax.grad(phi))(a[None])[0]))
+
+
+def test_slope_of_relu_at_zero_is_zero():
+    assert jax.grad(activations.relu)(0.0) == 0.0
+
+
+@cache
+def compiled(name):
+    cell = find(name)
+    return jax.jit(lambda *given: (definition(cell, *given), linearize(cell, *given[:2], given[2][0])))
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("name", STEPS)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_slopes_of_cells(name, dtype, data):
+    cell = find(name)
+    parameters = {key: np.full(shape, 0.25, dtype) for key, shape in cell.shapes(1, 1).items()}
+    signs = SIGNS.get(name.split("-")[0], {})
+    biases = {key: data.draw(signs.get(key, signed), key) for key in parameters if key.startswith("b")}
+    parameters |= {key: np.full((1,), value, dtype) for key, value in biases.items()}
+    state = np.array([0.75, 0.5625][-len(cell.components) :], dtype)
+    with mpmath.workdps(DIGITS), jax.enable_x64(dtype == "float64"):
+        given = (parameters, np.zeros((1, 1), dtype), state[None])
+        by_path, fast = jax.device_get(compiled(name)(*given))
+        true = derivatives(name, parameters, state)
+        # What the step computes on the way to a pre-activation is rounded beside its bias.
+        inner = {"gru": "b_h", "gru-reset-before": "b_h", "lstm-peephole": "b_o"}
+        carried = abs(biases.get(inner.get(name, "b_o" if "p_o" in parameters else ""), 0))
+        if name == "lstm-niaf":  # c itself is as large as the bias, and multiplies slopes that ended as 0
+            carried = 4 * max(map(abs, biases.values()))
+        allowed = (ROUNDINGS + 8 * carried) * np.finfo(dtype).eps
+        tiny = FORMATS[dtype] * (1 + carried)
+        paths = {} if cell.units is None else {p.name: p for p in split(cell, parameters, fast).paths}
+        for path, expected in true.items():
+            check(by_path[path][0], expected, allowed, tiny)
+            if path in paths:
+                m = len(state)
+                dense = np.zeros((m, m))
+                paths[path].add_to(dense[:, paths[path].source : paths[path].source + 1], 0)
+                check(dense, expected, allowed, tiny)
+
+
+@settings(max_examples=50, deadline=None)
+@given(c=signed)
+def test_slope_of_the_output_of_an_lstm_in_cell_view(c):
+    with mpmath.workdps(DIGITS), jax.enable_x64(True):
+        found = link(find("lstm"), np.array([[0, 0], [c, 0]], float), {"o": np.full((1, 1), 0.5)})
+        check(found, [slope(tanh, mpmath.mpf(c)) / 2], ROUNDINGS * np.finfo(float).eps, FORMATS["float64"])

@@ -1,0 +1,116 @@
+"""Chains that float64 cannot hold: against exact arithmetic, from both ends, and what is lost is counted."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from oracles import chains
+from oracles.reference import reference
+
+import gradscope
+from gradscope.cells import CELLS, find
+from gradscope.linearize.cell_chain import split
+from gradscope.linearize.jacobians import linearize
+from gradscope.linearize.system import precise
+from gradscope.product_svd.extended_range_chain import Wide
+from gradscope.product_svd.spectrum import spectrum
+
+ENTRY_ERROR = 9e-16
+
+
+def saturated(name, n, steps, size, seed=0, weights=1.0):
+    """Jacobians of a cell on inputs of that size."""
+    rng, cell = np.random.default_rng(seed), find(name)
+    parameters = {
+        key: weights * rng.normal(size=shape) / np.sqrt(shape[-1]) for key, shape in cell.shapes(n, 3).items()
+    }
+    inputs = size * rng.normal(size=(steps, 3))
+    with precise("float64"):
+        found = jax.device_get(linearize(cell, parameters, inputs, np.zeros(cell.size(n))))
+    jacobians = split(cell, parameters, found)
+    return np.array([jacobians[t] for t in range(steps)])
+
+
+def check(found, true, entry_error):
+    """Every known value is right, and with those lost and the zeros they are all."""
+    values = found.log10_singular_values
+    known = int(np.isfinite(values).sum())
+    assert known >= 1
+    assert np.isnan(values[known : known + found.lost]).all()
+    assert known + found.lost + found.exact_zeros == len(values)
+    errors = np.abs(values[:known] - np.array([float(v) for v in true.log10()[:known]]))
+    assert errors[0] <= max(10 * found.log10_norm_error, 1e-12)
+    assert errors.max() <= max(10 * found.log10_error, 1e-12)
+    if entry_error is None:
+        assert found.exact_zeros == true.exact_zeros
+
+
+@pytest.mark.parametrize("entry_error", [None, ENTRY_ERROR])
+@pytest.mark.parametrize(
+    ("name", "n", "size", "seed"),
+    [
+        ("rnn", 4, 300, 0),
+        ("lstm", 3, 100, 0),
+        ("lstm", 3, 300, 1),
+        ("lstm", 4, 1000, 1),
+        ("lstm-peephole", 3, 100, 0),
+        ("lstm-cifg", 4, 100, 1),
+        ("gru", 6, 300, 0),
+    ],
+)
+def test_saturated_cells_from_both_ends(name, n, size, seed, entry_error):
+    chain = saturated(name, n, 20, size, seed)
+    true = reference(chain, bits=8192)
+    options = {} if entry_error is None else {"entry_error": entry_error}
+    here, back = (spectrum(c, by_lag=True, **options) for c in (chain, chain[::-1].transpose(0, 2, 1)))
+    check(here, true, entry_error)
+    check(back, true, entry_error)
+    np.testing.assert_allclose(here.log10_singular_values[0], back.log10_singular_values[0], atol=1e-12)
+    for lag in (1, 2, 7, 20):
+        expected = float(reference(chain[20 - lag :]).log10()[0])
+        assert here.log10_norm_by_lag[lag - 1] == pytest.approx(expected, abs=1e-10)
+
+
+@pytest.mark.parametrize("name", ["tanh", "gru", "row-scaled", "both-scaled", "clustered", "dead both"])
+def test_ordinary_chains_by_the_way_of_wide_ones(name, monkeypatch):
+    monkeypatch.setattr("gradscope.product_svd.spectrum.WILD", 0.0)
+    chain = chains.CHAINS[name](8, 40, 0)
+    found, true = spectrum(chain, entry_error=ENTRY_ERROR), reference(chain)
+    rank = len(true.sigma)
+    np.testing.assert_allclose(
+        found.log10_singular_values[:rank], [float(v) for v in true.log10()], atol=1e-10, rtol=0
+    )
+    assert found.exact_zeros + found.lost == 8 - rank
+
+
+def test_products_of_numbers_far_apart():
+    rng = np.random.default_rng(0)
+    exponents = rng.integers(-3000, 3000, size=(2, 5, 5))
+    a, b = (Wide.of(rng.normal(size=(5, 5)), e) for e in exponents)
+
+    def exact(wide):
+        # Fractions of integers: exact for any exponent.
+        return [
+            [int(m * 2**53) << int(e + 20000) for m, e in zip(*row, strict=True)]
+            for row in zip(wide.mantissa, wide.exponent, strict=True)
+        ]
+
+    found = exact(a @ b)
+    left, right = exact(a), exact(b)
+    for i in range(5):
+        for j in range(5):
+            true = sum(left[i][k] * right[k][j] for k in range(5)) >> (20000 + 53)
+            assert abs(found[i][j] - true) * 10**14 <= abs(true)
+
+
+@pytest.mark.parametrize("size", [1.0, 300.0, 1e6])
+@pytest.mark.parametrize("name", CELLS)
+def test_no_analysis_of_unnormalised_inputs_ends_without_gain_and_lags(name, size):
+    inputs = size * np.random.default_rng(0).normal(size=(1, 20, 3))
+    found = gradscope.analyze(cell=name, hidden=3, input_size=3, inputs=inputs)
+    assert not np.isnan(found.full.log10_norm.median)
+    assert not np.isnan(found.full.by_lag).any()
+    assert found.full.by_lag.shape == (1, 20)
+    told = found.to_dict()["chains"][0]
+    assert ("unmeasured" in told) == (found.full.spectra[0].lost > 0)
