@@ -61,7 +61,7 @@ def test_all_values_and_the_top_are_of_one_trajectory():
 def test_held_states_cut_to_lengths_and_segments(monkeypatch):
     """Of two directions and two layers, in segments of a few steps, as in one."""
     torch.manual_seed(0)
-    module = torch.nn.LSTM(3, 2, 2, bidirectional=True, dtype=torch.float64)
+    module = torch.nn.LSTM(3, 2, 2, bidirectional=True, batch_first=True, dtype=torch.float64)
     live = gradscope.from_torch(module)
     x = np.stack([sequence(), sequence(seed=4)])
     options = {"checkpoint": live, "inputs": x, "lengths": [5, 7], "top": 1}
