@@ -23,6 +23,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from gradscope.cells import CELLS
+from gradscope.cli.main import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 CLOSE = 1e-12
@@ -88,7 +89,7 @@ COMMANDS = {
     "negative": "analyze --hidden -4",
     "misspelt": "analyze --hiden 4",
     "version": "--version",
-    **{f"help {name}": f"{name} --help" for name in ("", "analyze", "chain", "inspect")},
+    **{f"help {name}": f"{name} --help" for name in ("", *cli.list_commands(None))},
 }
 
 

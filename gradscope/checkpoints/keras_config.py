@@ -42,8 +42,8 @@ class Spec:
     """One recurrent layer or cell in a config.
 
     gates : how many; reset_after : None where there is none; reverse : whether it reads the sequence from
-    its end; depth, below, reads, table, mask, given_state, not_applied : as in Layer, the layers by their
-    keys in ``specs``.
+    its end; depth, below, reads, table, mask, given_state, not_applied, time_major : as in Layer, the
+    layers by their keys in ``specs``.
     """
 
     gates: int
@@ -58,6 +58,7 @@ class Spec:
     table: str | None = ""
     mask: Mask | None = None
     not_applied: tuple[str, ...] = ()
+    time_major: bool | None = None
 
 
 def specs(text: str, compiled: str | None = None, version: str = "") -> dict[str, Spec]:
@@ -229,6 +230,7 @@ class _Walk:
                 spec = _spec(one, signal, self.gate, reverse=config.get("go_backwards") is True)
                 said = besides(config, _config(one))
                 spec = replace(spec, given_state=bool(state), not_applied=(*spec.not_applied, *said))
+                spec = replace(spec, time_major=config.get("time_major") is True or None)
                 self.found[name] = spec if self.found.get(name, spec) == spec else None
                 self.order.append(name)
                 signal = signal.through(name)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from gradscope.checkpoints.found import SIMPLE, Contents, Found, attempt, blocks, gated, take
 from gradscope.checkpoints.keras_config import Spec, specs
@@ -169,25 +170,15 @@ def _layer(tensors: Tensors, keys: Mapping[str, str], spec: Spec | None, version
     weights = {role: read[key] for role, key in keys.items()}
     arrays, count, reset_after = _native(weights, spec)
     cells, open_, problem = _cells(count, reset_after, spec, version)
-    return Found(
-        "",
-        arrays,
-        cells,
-        open_,
-        problem,
-        kind=_KINDS[count],
-        activation=spec.activation if spec and not cells else "",
-        depth=spec.depth if spec else 0,
-        below=spec.below if spec else (),
-        given_state=spec.given_state if spec else False,
-        reads=spec.reads if spec else "",
-        table=spec.table if spec else None,
-        mask=spec.mask if spec else None,
-        not_applied=spec.not_applied if spec else (),
-        dtype=dtype,
-    )
+    found = Found("", arrays, cells, open_, problem, kind=_KINDS[count], dtype=dtype)
+    if spec is None:
+        return found
+    said: dict[str, Any] = {name: getattr(spec, name) for name in _SAID}
+    return replace(found, activation="" if cells else spec.activation, **said)
 
 
+# What a Spec says that is the same of a Found.
+_SAID = ("depth", "below", "reads", "table", "mask", "given_state", "not_applied", "time_major")
 _KINDS = {4: "lstm", 3: "gru", 1: "rnn"}
 
 

@@ -14,7 +14,7 @@ from gradscope.checkpoints.found import SIMPLE, Contents, Found, attempt, gated,
 from gradscope.checkpoints.onnx_tensors import tensors_of
 from gradscope.checkpoints.onnx_wiring import OnnxOperator, attributes, operators
 from gradscope.custom_types import Array, PathLike
-from gradscope.errors import InputError, listed
+from gradscope.errors import InputError, listed, shown
 from gradscope.formats.tensors import Tensors, allowed, check_size, library, opened
 
 # W, R, B, sequence_lens, initial_h, initial_c, P follow X among the inputs of the operator.
@@ -35,6 +35,8 @@ _MOVES = (
     "Unsqueeze",
 )
 _LONGEST = 64
+# The place among an operator's inputs of the steps that each sequence has.
+_LENGTHS = 4
 _DEFAULTS = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "RNN": ("tanh",)}
 
 
@@ -67,11 +69,14 @@ def _directions(operator: OnnxOperator, tensors: Tensors, makers: Mapping[str, A
     inputs = {role: node.input[k] for role, k in _INPUTS.items() if len(node.input) > k and node.input[k]}
     keys = [key for key in inputs.values() if key in tensors]
     computed = [inputs[role] for role in ("h0", "c0") if role in inputs and inputs[role] not in tensors]
+    told = node.input[_LENGTHS] if len(node.input) > _LENGTHS else ""
+    lengths = f"{shown(told)} of the graph says how many steps each sequence has: give these as --lengths"
     given_state = not all(_is_zero(name, tensors, makers) for name in computed)
     for number, (name, side) in enumerate(zip(operator.layers, operator.sides, strict=True)):
         make = partial(_layer, node.op_type, inputs, attributes(node), number, tensors)
         reads = operator.reads
         layer = replace(attempt(make, name, keys), direction=side, given_state=given_state)
+        layer = replace(layer, not_applied=(lengths,) if told else ())
         root = "" if reads.below else reads.root
         found.append(replace(layer, depth=reads.depth, below=reads.below, reads=root, table=reads.table))
     return found

@@ -10,6 +10,7 @@ from gradscope.custom_types import PathLike
 _HEAD = 512
 # The first member of an archive of each kind; PyTorch puts all of its in one folder.
 _KERAS = ("metadata.json", "config.json", "model.weights.h5")
+_TORCH = ("data.pkl", "data/", "version", "byteorder", "code/", "constants", "bytecode", "extra/", ".")
 
 
 def by_content(path: PathLike) -> str:
@@ -41,4 +42,4 @@ def _of_zip(head: bytes) -> str:
     if name in _KERAS:
         return ".keras"
     folder, _, inside = name.partition("/")
-    return ".pt" if folder and inside else ""
+    return ".pt" if folder and inside.startswith(_TORCH) else ""

@@ -57,8 +57,9 @@ def open_torch(path: PathLike, max_size: int | None = None) -> Iterator[Saved]:
     with opened(path, "PyTorch") as (file, size):
         limit = allowed(size, max_size)
         start = file.read(2)
+        archived = start == b"PK" and zipfile.is_zipfile(file)
         file.seek(0)
-        if start == b"PK":
+        if archived:
             with zipfile.ZipFile(file) as archive:
                 yield _from_zip(archive, limit)
         elif start[:1] == b"\x80":

@@ -27,6 +27,8 @@ class System:
     dtype : what the forward pass and the Jacobians are computed in.
     mask : (B, T'), which of the steps that were given these are; the state stays as it is at the others.
         None where there are no others.
+    states : (B, T + 1, m) in its dtype, those before and after every step where something else runs along the
+        very same ones (a layer and its stack); None where every program may run on its own.
     """
 
     cell: Cell
@@ -38,6 +40,7 @@ class System:
     direction: str = "forward"
     dtype: str = "float64"
     mask: Array | None = None
+    states: Array | None = None
 
     @property
     def batch(self) -> int:
@@ -76,7 +79,10 @@ class System:
     def part(self, sequences: slice | Sequence[int], steps: int | None = None) -> System:
         """Some sequences alone, which all have so many steps; of a slice no copy is made."""
         inputs, state = self.inputs[sequences, :steps], self.state[sequences]
-        return replace(self, inputs=inputs, state=state, lengths=None, mask=None)
+        states = (
+            None if self.states is None else self.states[sequences, : steps if steps is None else steps + 1]
+        )
+        return replace(self, inputs=inputs, state=state, lengths=None, mask=None, states=states)
 
     @property
     def given_steps(self) -> int:

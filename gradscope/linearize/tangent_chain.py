@@ -25,7 +25,7 @@ class TangentChain:
     """The chain of ``tangents`` along a trajectory of B sequences, as an Operator (see operator.Operator)."""
 
     def __init__(self, trajectory: Trajectory, tangents: TangentSteps, sequences: int, dtype: str) -> None:
-        self.size, self.steps = tangents.size(trajectory.start(0).shape[1]), trajectory.segments.steps
+        self.size, self.steps = tangents.size(trajectory.start(0).shape[-1]), trajectory.segments.steps
         self.columns = self.size
         self.sequences = sequences
         self.eps = float(np.finfo(dtype).eps)

@@ -25,7 +25,12 @@ _WHOLE, _SPLIT = PartitionSpec(), PartitionSpec(_AXIS)  # type: ignore[no-untype
 
 
 def forward(cell: Cell, parameters: Parameters, inputs: Any, state: Any) -> Any:
-    """States s_0 ... s_T, shape (T + 1, m), of ``inputs`` (T, d) from the initial ``state`` (m,)."""
+    """States s_0 ... s_T, shape (T + 1, m), of ``inputs`` (T, d) from the initial ``state`` (m,).
+
+    Where ``state`` is all of them already (see ``System.states``), they are these.
+    """
+    if state.ndim == 2:
+        return state
 
     def step(state: Any, x: Any) -> tuple[Any, Any]:
         new = cell.advance(parameters, x, state)
@@ -151,12 +156,24 @@ class Trajectory:
         return self.spread.put(np.pad(part, ((0, 0), (0, missing), (0, 0))) if missing else part)
 
     def start(self, i: int) -> Any:
-        """States before segment i, (B', m). Segments before it are run through once, if they were not."""
+        """States before segment i, (B', m). Segments before it are run through once, if they were not.
+
+        Where the system has them all, (B', length + 1, m): those before it and after each of its steps.
+        """
+        if self._system.states is not None:
+            return self._held(self._system.states, i)
         while len(self._starts) <= i:
             last = len(self._starts) - 1
             cross = self.spread.lift(_cross, self.cell)
             self._starts.append(cross(self.parameters, self.inputs(last), self._starts[last]))
         return self._starts[i]
+
+    def _held(self, states: Array, i: int) -> Any:
+        here, valid = i * self.segments.length, self.segments.valid(i)
+        missing = self.segments.length - valid
+        return self.spread.put(
+            np.pad(states[:, here : here + valid + 1], ((0, 0), (0, missing), (0, 0)), "edge")
+        )
 
     def valid(self, i: int) -> int:
         """How many steps of segment i are steps of the chain."""
@@ -168,21 +185,20 @@ def _cross(cell: Cell, parameters: Parameters, inputs: Any, state: Any) -> Any:
     return lax.scan(lambda s, x: (cell.advance(parameters, x, s), None), state, inputs)[0]
 
 
-def outputs(system: System, devices: Sequence[jax.Device]) -> Array:
-    """h_1 ... h_T of every sequence, (B, T, n), in the order of the sequences also for a backward layer."""
-    cell, part = system.cell, system.output
+def states_of(system: System, devices: Sequence[jax.Device]) -> Array:
+    """s_0 ... s_T of every sequence, (B, T + 1, m), in the order in which the cell reads it, in its dtype."""
     segments = Segments.cover(system.steps, 8 * system.batch * system.size)
     with system.running():
         trajectory = Trajectory(system, segments, Spread(tuple(devices[: system.batch])))
-        run = trajectory.spread.lift(_put_out, cell, part.start, part.stop)
-        found = [
-            np.asarray(run(trajectory.parameters, trajectory.inputs(i), trajectory.start(i)), np.float64)[
-                : system.batch, : trajectory.valid(i)
-            ]
-            for i in range(segments.count)
-        ]
-    return system.as_given(np.concatenate(found, axis=1))
+        run = trajectory.spread.lift(forward, system.cell)
+        found = [np.asarray(system.state[:, None], system.dtype)]
+        for i in range(segments.count):
+            part = run(trajectory.parameters, trajectory.inputs(i), trajectory.start(i))
+            found.append(np.asarray(part)[: system.batch, 1 : 1 + trajectory.valid(i)])
+    return np.concatenate(found, axis=1)
 
 
-def _put_out(cell: Cell, start: int, stop: int, parameters: Parameters, inputs: Any, state: Any) -> Any:
-    return forward(cell, parameters, inputs, state)[1:, start:stop]
+def outputs(system: System) -> Array:
+    """h_1 ... h_T (B, T, n) of a system with its states, in the order of the sequences if backward too."""
+    assert system.states is not None
+    return system.as_given(system.states[:, 1:, system.output].astype(np.float64))

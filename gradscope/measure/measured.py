@@ -43,7 +43,8 @@ class Measured:
     def decode(cls, plain: Mapping[str, Any]) -> Measured:
         """From what ``encode`` returned, its arrays as lists."""
         spectra = {name: Spectrum(**_arrays(fields)) for name, fields in plain["spectra"].items()}
-        return cls(spectra, _arrays(plain["shares"]), _arrays(plain["gates"]))
+        rest = {name: _arrays(value) for name, value in plain.items() if name != "spectra"}
+        return cls(spectra, **rest)
 
 
 def _arrays(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,14 +38,15 @@ def _with_layers(stack: Measured, layers: Sequence[Measured]) -> Measured:
     own = {f"layer{number}": layer.full for number, layer in enumerate(layers)}
     own = {name: one for name, one in own.items() if name in stack.shares}
     between = {name: one for name, one in stack.spectra.items() if name != "full"}
-    return Measured({"full": stack.full, **own, **between}, stack.shares)
+    return replace(stack, spectra={"full": stack.full, **own, **between})
 
 
 def _alone(number: int, measured: Measured) -> Measured:
     """A layer that is its whole group: its only path is itself."""
     full, name = measured.full, f"layer{number}"
     some = np.ones_like(next(iter(measured.shares.values())))
-    return Measured({"full": full, name: full}, {name: some if measured.alive else some * np.nan})
+    share = some if measured.alive else some * np.nan
+    return replace(measured, spectra={"full": full, name: full}, shares={name: share})
 
 
 def _side_by_side(groups: Sequence[Measured]) -> Measured:

@@ -15,7 +15,8 @@ from gradscope.checkpoints import Layer, Model, Named, Recorded
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, MisfitError, listed, shown
 from gradscope.linearize.budget import check_memory
-from gradscope.linearize.trajectory import outputs
+from gradscope.linearize.system import System
+from gradscope.linearize.trajectory import outputs, states_of
 from gradscope.problem.checks import whole_number
 from gradscope.problem.feeding import Unmasked, check_roots, unmasked
 from gradscope.problem.initial_state import initial_states
@@ -112,7 +113,8 @@ def make_problems(settings: Settings, model: Model | None, devices: Sequence[Dev
     # Once for all: to the upper layers, the lengths are those of the outputs that they read.
     batch, steps, lengths = _extents(given, settings)
     settings = replace(settings, lengths=lengths)
-    if left := unmasked(model, given, steps, lengths):
+    left = unmasked(model, given, steps, lengths)
+    if left:
         inputs, settings = left.given, replace(settings, lengths=left.lengths, steps=None)
     states = _initial_states(settings.initial_state, model, batch)
     fed = {
@@ -120,9 +122,7 @@ def make_problems(settings: Settings, model: Model | None, devices: Sequence[Dev
         for layer in model.layers
     }
     problems = _each(model, fed, label(settings.initial_state), devices)
-    problems = {name: _assuming(problem, assumed) for name, problem in problems.items()}
-    if left:
-        problems = {name: _with_mask(problem, left) for name, problem in problems.items()}
+    problems = {name: _with_mask(_assuming(one, assumed), left) for name, one in problems.items()}
     return _together(settings, model, problems)
 
 
@@ -150,9 +150,11 @@ def _each(
         problem = _problem(layer, model, asked)
         if asked.initial_state is not None:
             problem = replace(problem, origin=replace(problem.origin, initial_state=state_label))
-        problems[layer.name] = problem
+        if layer.name in read or layer.below:
+            problem = _held(problem, devices)
         if layer.name in read:
-            put_out[layer.name] = outputs(problem.system, devices)
+            put_out[layer.name] = outputs(problem.system)
+        problems[layer.name] = problem
     return problems
 
 
@@ -178,8 +180,16 @@ def _assuming(problem: Problem, sentence: str) -> Problem:
     return replace(problem, origin=replace(problem.origin, assumed=assumed)) if sentence else problem
 
 
-def _with_mask(problem: Problem, left: Unmasked) -> Problem:
+def _held(problem: Problem, devices: Sequence[Device]) -> Problem:
+    """The problem along states that are computed once: in chaos, that of the stack would go another way."""
+    states = states_of(problem.system, devices)
+    return replace(problem, system=replace(problem.system, states=states))
+
+
+def _with_mask(problem: Problem, left: Unmasked | None) -> Problem:
     """The problem of the steps that are left, with what that leaves to be said."""
+    if left is None:
+        return problem
     system = replace(problem.system, mask=left.mask)
     return replace(problem, system=system, origin=replace(problem.origin, masked=left.masked))
 
@@ -298,7 +308,8 @@ def _stack(
     first = problems[group[0]]
     state = np.concatenate([problems[number].system.state for number in group], axis=1)
     size, steps = state.shape[1], first.system.steps
-    check_memory(cell, size, (first.system.batch, steps, taken), top is not None)
+    # The states, of the layers and side by side, beside what is read.
+    check_memory(cell, size, (first.system.batch, steps, taken + size), top is not None)
     system = replace(
         first.system,
         cell=cell,
@@ -310,9 +321,16 @@ def _stack(
         },
         inputs=np.concatenate(pieces, axis=2),
         state=state,
+        states=np.concatenate([_states(problems[number].system) for number in group], axis=2),
     )
     cut = known_paths(cell, tuple(path for path in cut if path in cell.paths), "state", steps)
     return Stack(tuple(group), replace(first, system=system, cut=cut, top=chosen_top(top, size)))
+
+
+def _states(system: System) -> Array:
+    """Those that a layer of a stack goes along."""
+    assert system.states is not None
+    return system.states
 
 
 def _width(layer: Layer) -> int:

@@ -17,7 +17,7 @@ from gradscope.checkpoints import Layer, Model, Recorded, Recording
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, listed, shown
 from gradscope.linearize.system import System, reversed_within
-from gradscope.linearize.trajectory import outputs
+from gradscope.linearize.trajectory import outputs, states_of
 
 if TYPE_CHECKING:
     from jax import Device
@@ -67,7 +67,7 @@ def check_recorded(model: Model, recorded: Recorded, dtype: str, devices: Sequen
         rounding = max(one.rounding, float(np.finfo(dtype).eps))
         systems = [_system(layer, one, values, dtype) for values in _read(layer, one, found, rounding)]
         systems = systems[:1] + [_shaken(system, rounding, generator) for system in systems[1:]]
-        found[layer.name] = [outputs(system, devices) for system in systems]
+        found[layer.name] = [_outputs(system, devices) for system in systems]
         exact, *shaken = map(systems[0].as_given, found[layer.name])
         if sentence := _compare(layer, one, Compared(exact, tuple(shaken), rounding), systems[0]):
             sentences[layer.name] = sentence
@@ -119,6 +119,11 @@ def _system(layer: Layer, one: Recording, inputs: Array, dtype: str) -> System:
     return System(
         layer.cell, layer.hidden, layer.parameters, inputs, state, one.lengths, layer.direction, dtype
     )
+
+
+def _outputs(system: System, devices: Sequence[Device]) -> Array:
+    """(B, T, n), in the order of the sequences."""
+    return outputs(replace(system, states=states_of(system, devices)))
 
 
 def _shaken(system: System, rounding: float, generator: np.random.Generator) -> System:

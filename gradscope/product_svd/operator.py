@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -84,31 +84,56 @@ class DenseOperator:
         self.columns = size
         self.steps = len(source) if steps is None else steps
 
-    def forward(self, block: Array, every: int, take: Callable[[Array], None]) -> Array:
+    def forward(self, block: Array, every: int, take: Take) -> Array:
         """P block = Q R_G ... R_1, see operator.Operator."""
-        first = len(self.source) - self.steps
-        return self._through((self.source[first + t] for t in range(self.steps)), block, every, take)
+        q, first = block[0], len(self.source) - self.steps
+        with np.errstate(over="ignore", invalid="ignore"):
+            for done in range(1, self.steps + 1):
+                q = self.source[first + done - 1] @ q
+                q = self._factored(q, done, every, take)
+        return np.asarray(q[None])
 
-    def backward(self, block: Array, every: int, take: Callable[[Array], None]) -> Array:
-        """The same for P^T."""
-        last = len(self.source) - 1
-        return self._through((self.source[last - t].T for t in range(self.steps)), block, every, take)
+    def backward(self, block: Array, every: int, take: Take) -> Array:
+        """The same for P^T.
+
+        Of rows that differ much in size, A = D B, A^T = B^T D is two steps, with a QR between them.
+        """
+        q, last = block[0], len(self.source) - 1
+        with np.errstate(over="ignore", invalid="ignore"):
+            for done in range(1, self.steps + 1):
+                step, weights = self.source[last + 1 - done], self.source.weights[last + 1 - done]
+                if weights.any():
+                    q = _weighted(q, weights, take)
+                    step = step * np.ldexp(1.0, -weights)[:, None]
+                q = self._factored(step.T @ q, done, every, take)
+        return np.asarray(q[None])
 
     def tail(self, lag: int) -> DenseOperator:
         """The last ``lag`` steps alone."""
         return DenseOperator(self.source, self.size, lag)
 
-    def _through(
-        self, steps: Iterable[Array], block: Array, every: int, take: Callable[[Array], None]
-    ) -> Array:
-        q = block[0]
-        with np.errstate(over="ignore", invalid="ignore"):
-            for done, a in enumerate(steps, 1):
-                q = a @ q
-                if done % every == 0 or done == self.steps:
-                    q, r = np.linalg.qr(q)
-                    take(r[None, None])
-        return np.asarray(q[None])
+    def _factored(self, q: Array, done: int, every: int, take: Take) -> Array:
+        """Orthonormal again where it is time for that."""
+        if done % every and done != self.steps:
+            return q
+        q, r = np.linalg.qr(q)
+        take(r[None, None])
+        return np.asarray(q)
+
+
+def _weighted(q: Array, weights: Array, take: Take) -> Array:
+    """Q of diag(2**weights) q = Q R.
+
+    Large rows first: only so is a Householder QR right to every row's own size (Cox, Higham, Stability of
+    Householder QR factorization for weighted least squares problems, 1998). Otherwise a large row that comes
+    later leaves of the small ones what rounding leaves beside it.
+    """
+    order, largest = np.argsort(-weights, kind="stable"), int(weights.max())
+    rows = q * np.ldexp(1.0, weights - largest)[:, None]
+    found = np.empty_like(q)
+    found[order], r = np.linalg.qr(rows[order])
+    take(np.ldexp(r, largest)[None, None])
+    return found
 
 
 def tame(source: Steps) -> bool:

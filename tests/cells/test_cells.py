@@ -30,6 +30,8 @@ from gradscope.cells import CELLS, find
 from gradscope.errors import InputError
 
 LSTMS = [name for name in CELLS if name.startswith("lstm")]
+# The path by which a unit reads its own state.
+OWN = {**dict.fromkeys(LSTMS, "carousel"), "gru": "carry", "gru-reset-before": "carry"}
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +63,7 @@ def test_cell_loads_under_its_name_with_the_parameters_of_its_equations(name: st
 @pytest.mark.parametrize("name", CELLS)
 def test_paths_are_the_recurrent_matrices_the_own_state_and_the_peepholes(name: str) -> None:
     cell = find(name)
-    own = {"carousel"} if name in LSTMS else {"carry"} if name.startswith("gru") else set()
+    own = {OWN[name]} if name in OWN else set()
     back = {key for key in cell.parameters(N, D) if key[0] == "R" or key in ("p_i", "p_f")}
     assert set(cell.paths) == own | back
     assert cell.components == (("c", "h") if name in LSTMS else ("h",))

@@ -219,12 +219,8 @@ def check_equations(layer, name, p):
 
 # Native files
 
-# By their keys alone these are one of several; the rest tell themselves.
-AMBIGUOUS = [
-    {"linear", "rnn", "rnn-relu", "rnn-sigmoid"},
-    {"lstm-peephole", "lstm-niaf", "lstm-noaf"},
-    {"lstm-nfg", "lstm-cifg"},
-]
+# By their keys alone some are one of several; the rest tell themselves.
+AMBIGUOUS = [{name for name in CELLS if equations.keys(name) == keys} for keys in map(equations.keys, CELLS)]
 
 
 def native(name, seed=0):

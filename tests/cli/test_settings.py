@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 import gradscope
+from gradscope.cells.initializers import INITIALIZERS
 from gradscope.cli import analyze, chain
+from gradscope.cli.main import cli
 from gradscope.cli.options import Output, Process, take, take_settings
 from gradscope.errors import InputError
 from gradscope.problem.checks import check_choices
@@ -25,7 +27,10 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 PYTHON_ONLY = {"progress"}
 
 
-@pytest.mark.parametrize("command", ["", "analyze", "chain", "inspect"])
+COMMANDS = cli.list_commands(None)
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help(run, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "80")
     code, text, err = run(*command.split(), "--help")
@@ -156,3 +161,8 @@ def test_type_checkers_see_every_argument(tmp_path):
     for (line, text), (expected_line, expected) in zip(said, wrong, strict=True):
         assert line == expected_line
         assert text.startswith(expected)
+
+
+def test_the_help_of_init_names_every_initialisation():
+    (init,) = (one for one in fields(Settings) if one.name == "init")
+    assert set(re.findall(r"\w+", option_of(init).help)) >= INITIALIZERS.keys()

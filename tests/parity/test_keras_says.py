@@ -190,6 +190,14 @@ def test_a_config_that_does_not_say_its_gates():
     assert specs(text, version="2.4.0")["a"].recurrent_activation == "sigmoid"
 
 
+def test_keras_2_says_whether_time_comes_first():
+    for given, expected in ((True, True), (False, None), (None, None)):
+        config = {"name": "a", "activation": "tanh", "recurrent_activation": "sigmoid", "time_major": given}
+        layers = {"layers": [{"class_name": "LSTM", "config": config}]}
+        (spec,) = specs(json.dumps({"class_name": "Sequential", "config": layers})).values()
+        assert spec.time_major is expected
+
+
 # Layers of another's own
 
 

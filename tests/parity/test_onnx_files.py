@@ -214,3 +214,15 @@ def test_onnx_of_an_unrolled_rnn_is_refused(tmp_path):
     exported(torch.nn.RNN(INPUT, HIDDEN), tmp_path / "x.onnx", dynamo=True)
     with pytest.raises(InputError, match=r"holds no operator LSTM, GRU or RNN .*: export it with its"):
         read_layer(tmp_path / "x.onnx")
+
+
+def test_onnx_lengths_that_the_graph_gives(tmp_path):
+    """sequence_lens: which of the steps there are, the user says; that the graph does is said."""
+    operator("GRU", tmp_path / "x.onnx")
+    model = onnx.load(tmp_path / "x.onnx")
+    assert read_layer(tmp_path / "x.onnx").not_applied == ()
+    model.graph.node[0].input[4] = "lengths"
+    model.graph.input.append(helper.make_tensor_value_info("lengths", TensorProto.INT32, (1,)))
+    onnx.save(model, tmp_path / "x.onnx")
+    words = "lengths of the graph says how many steps each sequence has: give these as --lengths"
+    assert read_layer(tmp_path / "x.onnx").not_applied == (words,)

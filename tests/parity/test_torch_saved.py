@@ -8,6 +8,7 @@ import functools
 import os
 import pickle
 import warnings
+import zipfile
 
 import keras
 import numpy as np
@@ -287,6 +288,12 @@ def test_keras_formats_by_their_content(tmp_path):
         )
         path = (tmp_path / f"a{suffix}").rename(tmp_path / other)
         assert read_layer(path, "gru").hidden == HIDDEN
+
+
+def test_an_archive_of_another_kind_goes_by_its_suffix(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.keras", "w") as archive:
+        archive.writestr("assets/words.txt", "a")
+    assert "lacks config.json, model.weights.h5" in refusal(tmp_path / "x.keras")
 
 
 # Only the model is a model

@@ -1,6 +1,6 @@
 """Tables and JSON against golden files: a new case is a new entry and a new file.
 
-UPDATE_GOLDEN=1 pytest tests/test_render.py writes them anew; read the difference before committing.
+UPDATE_GOLDEN=1 pytest tests/report/test_render.py writes them anew; read the difference before committing.
 """
 
 import dataclasses

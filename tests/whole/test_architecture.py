@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from gradscope.cli.main import cli
+
 PACKAGE = Path(__file__).parents[2] / "gradscope"
 
 # Room -> the rooms that it may import; in the order of the straight line.
@@ -29,6 +31,7 @@ ROOT = LEAVES | {"api": {*MAY, *LEAVES} - {"cli"}, "__main__": {"cli"}, "__init_
 RICH = {"page", "table", "loss_table", "sparkline", "inspection_table"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
+COMMANDS = cli.list_commands(None)
 
 
 def name_of(path):
@@ -104,7 +107,7 @@ HEAVY = {"jax", "numpy", "scipy", "safetensors"}
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["-h"], ["--version"], ["analyze", "--help"], ["chain", "-h"], ["inspect", "-h"]],
+    [["--help"], ["-h"], ["--version"], *([command, "--help"] for command in COMMANDS), ["chain", "-h"]],
 )
 def test_help_imports_no_jax(arguments):
     loaded = modules_after(f"from gradscope.cli.main import main; assert main({arguments!r}) == 0")

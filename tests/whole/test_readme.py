@@ -74,8 +74,11 @@ def test_every_option_of_the_first_lines_exists():
 
 
 def test_links_lead_somewhere():
+    headings = {line.strip("# ").lower().replace(" ", "-") for line in re.findall(r"^#+ .*", README, re.M)}
     for target in re.findall(r"\]\((?!https?:)(.*?)\)", README):
-        assert (ROOT / target).exists(), target
+        file, _, heading = target.partition("#")
+        assert (ROOT / file).exists(), target
+        assert file or heading in headings, target
 
 
 def test_version_is_in_the_changelog():
