@@ -25,6 +25,10 @@ DOUBLE = {"dtype": torch.float64}
 B, T, D, N = 2, 4, 3, 4
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def batch(*shape, seed=0):
     return torch.as_tensor(np.random.default_rng(seed).standard_normal(shape or (B, T, D)))
 
@@ -259,8 +263,8 @@ def test_a_loop_over_a_layer():
         np.testing.assert_allclose(one.log10_singular_values, other.log10_singular_values, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
-@pytest.mark.parametrize("enforce_sorted", [False, True])
+@pytest.mark.parametrize("kind", ["LSTM", *map(slow, ["GRU", "RNN"])])
+@pytest.mark.parametrize("enforce_sorted", [False, slow(True)])
 def test_packed_sequences_of_both_directions(kind, enforce_sorted, tmp_path):
     torch.manual_seed(3)
     module = getattr(nn, kind)(D, N, bidirectional=True, **DOUBLE)
@@ -292,7 +296,7 @@ def test_a_packed_sequence_as_the_whole_batch():
     )
 
 
-@pytest.mark.parametrize("projection", [0, 2])
+@pytest.mark.parametrize("projection", [0, slow(2)])
 def test_both_directions_of_two_layers_with_the_time_first(projection):
     torch.manual_seed(4)
     module = nn.LSTM(D, N, 2, bidirectional=True, proj_size=projection, **DOUBLE)
@@ -424,7 +428,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", ["weight_norm", *map(slow, ["orthogonal", "spectral", "pruned"])])
 def test_weights_in_parts_are_those_that_it_runs_with(change):
     torch.manual_seed(6)
     module = nn.LSTM(D, N, batch_first=True, **DOUBLE)
@@ -524,8 +528,8 @@ def test_numbers_that_are_not_finite():
 # Rounding
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, slow(torch.float16)], ids=str)
+@pytest.mark.parametrize("kind", ["LSTM", *map(slow, ["GRU", "RNN"])])
 def test_rounding_is_no_disagreement(kind, dtype):
     for seed in range(3):
         torch.manual_seed(seed)
