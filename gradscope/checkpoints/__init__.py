@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from gradscope.cells import CELLS, find
 from gradscope.cells.cell import Cell
 from gradscope.checkpoints import flax_names, native, torch_names
-from gradscope.checkpoints.found import ACTIVATIONS, Contents, Found, Named, named
+from gradscope.checkpoints.found import ACTIVATIONS, Contents, Found, Named, names_of
 from gradscope.checkpoints.layer import Layer
 from gradscope.checkpoints.live import Live
 from gradscope.checkpoints.model_part import model_only
@@ -149,7 +149,7 @@ def choose(
     found = connected({layer.name: layer for layer in contents.layers}, reads)
     if recorded:
         found = {name: recorded.told(layer) for name, layer in found.items()}
-    asked = dict.fromkeys(full for name in names for full in named(name, list(found)))
+    asked = dict.fromkeys(full for name in names for full in names_of(name, list(found)))
     chosen = tuple(asked) or tuple(found)
     if len(chosen) > MOST_LAYERS:
         raise InputError(

@@ -144,7 +144,7 @@ class Found:
         return find(fitting[0])
 
 
-def named(name: str, names: list[str]) -> list[str]:
+def names_of(name: str, names: list[str]) -> list[str]:
     """The layer of this name or all of the module of this name; of one alone, the end of its name will do."""
     if name in names:
         return [name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from gradscope.checkpoints.found import Found, named
+from gradscope.checkpoints.found import Found, names_of
 from gradscope.errors import InputError, listed, quoted, shown
 
 
@@ -36,7 +36,7 @@ def _example(names: list[str]) -> str:
 
 def _ends(name: str, found: Mapping[str, Found], *, top: bool) -> list[str]:
     """The layers of this name, of a module the lowest or the topmost."""
-    full = named(name, list(found))
+    full = names_of(name, list(found))
     depths = [found[one].depth for one in full]
     return [one for one in full if found[one].depth == (max(depths) if top else min(depths))]
 

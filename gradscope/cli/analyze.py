@@ -14,7 +14,7 @@ import click
 
 from gradscope.cells import CELLS, FAMILIES
 from gradscope.cli.group import Command
-from gradscope.cli.options import Output, Process, find_modules_here, finish, options, take, take_settings
+from gradscope.cli.options import Output, Process, find_modules_here, finish, options, pick, pick_settings
 from gradscope.errors import InputError
 from gradscope.settings import Settings, flag, option_of
 
@@ -45,8 +45,8 @@ def analyze(**given: Any) -> int:
     with an RNN, LSTM or GRU in it (gradscope inspect lists them), or weights in gradscope's notation
     (.npz: W_z, R_z, b_z, ...). Without it the cell is freshly initialised.
     """
-    output, process = take(Output, given), take(Process, given)
-    settings = take_settings(given)
+    output, process = pick(Output, given), pick(Process, given)
+    settings = pick_settings(given)
     find_modules_here()
     if settings.get("platform") == "cpu":
         os.environ["JAX_PLATFORMS"] = "cpu"  # or JAX takes hold of the GPU all the same

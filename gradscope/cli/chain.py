@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from gradscope.cli.group import Command
-from gradscope.cli.options import Output, finish, options, take
+from gradscope.cli.options import Output, finish, options, pick
 from gradscope.settings import Policy
 
 
@@ -29,7 +29,7 @@ def chain(file: Path, top: int | None, **given: Any) -> int:
     """
     from gradscope.cli.streams import check_writable, guarded_stdout, hushed
 
-    policy, output = take(Policy, given), take(Output, given)
+    policy, output = pick(Policy, given), pick(Output, given)
     check_writable(output.output, file)
     with guarded_stdout(), hushed(output.quiet):
         from gradscope.api import analyze_chain

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from gradscope.cli.group import Command
-from gradscope.cli.options import PAGE, Output, find_modules_here, options, take
+from gradscope.cli.options import PAGE, Output, find_modules_here, options, pick
 from gradscope.settings import Settings
 
 
@@ -30,7 +30,7 @@ def inspect(file: Path, cell: str | None, max_size: int | None, **given: Any) ->
     """
     from gradscope.cli.streams import check_writable, guarded_stdout
 
-    output = take(Output, given)
+    output = pick(Output, given)
     check_writable(output.output, file)
     with guarded_stdout():
         find_modules_here()

@@ -136,13 +136,13 @@ def options(
     return decorate
 
 
-def take(asked: type[Asked], given: dict[str, Any]) -> Asked:
+def pick(asked: type[Asked], given: dict[str, Any]) -> Asked:
     """Remove the options of a dataclass from what was ``given`` and return them as one of it."""
     names = [one.name for one in fields(asked) if one.name in given]  # type: ignore[arg-type]
     return asked(**{name: given.pop(name) for name in names})
 
 
-def take_settings(given: dict[str, Any]) -> dict[str, Any]:
+def pick_settings(given: dict[str, Any]) -> dict[str, Any]:
     """Remove the options of ``Settings``, and return as its arguments those that say anything."""
     settings = {}
     for one in fields(Settings):

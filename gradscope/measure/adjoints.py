@@ -17,6 +17,7 @@ from gradscope.linearize.system import System, cast
 from gradscope.linearize.tangents import tangents
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory
 from gradscope.measure.backprop import ZERO, Columns, LossSegment, contributions, gradients
+from gradscope.product_svd.log_scale import decades
 
 # Losses at so many steps are followed back together: their chain is linearised anew for every such group.
 _TOGETHER = 256
@@ -91,7 +92,7 @@ class Adjoints:
             found.append(_followed(segment, valid))
             done(valid)
         column, exponent = jax.device_get(later)
-        return _joined([log10(np.linalg.norm(column, axis=0), exponent)], found[::-1])
+        return _joined([decades(np.linalg.norm(column, axis=0), exponent)], found[::-1])
 
     def along(self, directions: Mapping[str, Array], exponent: int, done: Callable[[int], None]) -> Array:
         """dL/dp along each direction {p: D_p} by lag, over 2^exponent: (T, matrices), these sorted."""
@@ -148,8 +149,8 @@ def _followed(segment: Mapping[str, Any], valid: int) -> Followed:
     parts = {_delta(key): part[:valid].astype(np.float64) for key, part in segment["deltas"].items()}
     with np.errstate(over="ignore"):
         deltas = {gate: np.ldexp(part, exponent[:, None]) for gate, part in parts.items()}
-    logs = {gate: log10(np.linalg.norm(part, axis=1), exponent) for gate, part in parts.items()}
-    return Followed(log10(segment["norm"][:valid], exponent), deltas, logs)
+    logs = {gate: decades(np.linalg.norm(part, axis=1), exponent) for gate, part in parts.items()}
+    return Followed(decades(segment["norm"][:valid], exponent), deltas, logs)
 
 
 def _joined(first: list[Array], found: list[Followed]) -> Followed:
@@ -165,9 +166,3 @@ def _delta(bias: str) -> str:
     """``df`` for ``b_f``, ``d`` for ``b``, ``layer0.dz`` for ``layer0.b_z``."""
     module, dot, name = bias.rpartition(".")
     return f"{module}{dot}d{name[1:].removeprefix('_')}"
-
-
-def log10(numbers: Any, exponents: Any) -> Array:
-    """log10 of numbers times powers of two."""
-    with np.errstate(divide="ignore"):
-        return np.asarray(np.log10(np.asarray(numbers, np.float64)) + exponents * np.log10(2.0))

@@ -13,9 +13,10 @@ from gradscope.cells.notation import named
 from gradscope.custom_types import Array
 from gradscope.linearize.system import cast
 from gradscope.linearize.trajectory import Spread
-from gradscope.measure.adjoints import Adjoints, Total, log10
+from gradscope.measure.adjoints import Adjoints, Total
 from gradscope.measure.progress import Progress
 from gradscope.problem.problem import Problem
+from gradscope.product_svd.log_scale import decades
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def loss_gradient(
             for gate in found[0].deltas
         },
         log10_gradients={
-            name: float(log10(_norm(part), total.exponent)) for name, part in total.arrays.items()
+            name: float(decades(_norm(part), total.exponent)) for name, part in total.arrays.items()
         },
         shares=shares,
     )

@@ -100,7 +100,7 @@ class StepMatrices(Protocol):
         """Step t."""
 
 
-def prefixes(steps: StepMatrices, rounding: float) -> Iterator[Graded]:
+def wide_prefixes(steps: StepMatrices, rounding: float) -> Iterator[Graded]:
     """Graded forms of A_T, A_T A_(T-1), ..., A_T ... A_1.
 
     rounding : relative, of the entries. What is left of a sum of larger terms counts as nothing where that

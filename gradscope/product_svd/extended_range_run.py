@@ -9,7 +9,7 @@ import numpy as np
 from gradscope.custom_types import Array
 from gradscope.product_svd.error_estimate import EPS, SAFETY, Run, floor_of
 from gradscope.product_svd.exact import ExactRank, affordable, exact_product
-from gradscope.product_svd.extended_range_chain import StepMatrices, prefixes
+from gradscope.product_svd.extended_range_chain import StepMatrices, wide_prefixes
 from gradscope.product_svd.graded_lu import Graded
 from gradscope.product_svd.norm_by_lag import LagNorm
 from gradscope.product_svd.steps import Perturbed, Steps
@@ -47,7 +47,7 @@ class WideRun(Run):
         self.error = self.norm_error = 0.0
         self.suspect = self.noisy = False
         lags = []
-        for graded in prefixes(steps, rounding):
+        for graded in wide_prefixes(steps, rounding):
             if lag_norm is not None:
                 lags.append(_norm(lag_norm, graded))
         self.lags = np.array(lags)
@@ -103,7 +103,7 @@ def _settle(run: Run, steps: Steps) -> None:
 
 def wide_lags(steps: Steps, lag_norm: LagNorm) -> Array:
     """(T,) log10 sigma_1 of A_T ... A_(T-k+1), k = 1 ... T, without the other values."""
-    return np.array([_norm(lag_norm, graded) for graded in prefixes(steps, EPS)])
+    return np.array([_norm(lag_norm, graded) for graded in wide_prefixes(steps, EPS)])
 
 
 def _norm(lag_norm: LagNorm, graded: Graded) -> float:

@@ -15,3 +15,8 @@ def log10(mantissa: Any, exponent: Any) -> Array:
     """log10 of mantissa * 2**exponent, in long double; -inf of zero."""
     with np.errstate(divide="ignore"):
         return np.asarray(np.log10(np.asarray(mantissa, np.longdouble)) + exponent * LOG10_2)
+
+
+def decades(mantissa: Any, exponent: Any) -> Array:
+    """The same in float64."""
+    return log10(mantissa, exponent).astype(np.float64)

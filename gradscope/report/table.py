@@ -16,7 +16,7 @@ from gradscope.report.loss_table import loss_sections
 from gradscope.report.page import assumed, bullet, headed, not_applied, page, section
 from gradscope.report.sparkline import by_lag
 from gradscope.report.terminal import Terminal
-from gradscope.report.verdict import scientific, span
+from gradscope.report.verdict import scientific, steps_of
 from gradscope.report.views import Look
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ def _subject(analysis: Analysis) -> str:
         called = f"layer {shown(problem['layer'])}: " if problem.get("layer") else ""
         words = [f"{called}{problem['cell']}, hidden {problem['hidden']}"]
     masked = problem.get("masked") or [0]
-    beside = f" ({span(masked)} masked)" if any(masked) else ""
-    words.append(f"{span(problem.get('lengths') or [problem['steps']])} steps{beside}")
+    beside = f" ({steps_of(masked)} masked)" if any(masked) else ""
+    words.append(f"{steps_of(problem.get('lengths') or [problem['steps']])} steps{beside}")
     if problem["batch"] > 1:
         words.append(f"batch {problem['batch']}")
     if problem.get("cut"):

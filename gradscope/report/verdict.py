@@ -86,7 +86,7 @@ def _zero(rounded: bool) -> str:
 def _gain(full: Chain, policy: Policy, rounded: bool) -> str:
     gain = full.log10_norm.median
     if gain == -math.inf:
-        over = f"over {span(full.lengths)} steps"
+        over = f"over {steps_of(full.lengths)} steps"
         zero = "zero, exactly or below what the dtype holds" if rounded else "exactly zero"
         return f"The product {over} is {zero}: no gradient reaches its first step."
     where = f"between the thresholds {policy.vanishing_below:g} and {policy.exploding_above:g}"
@@ -96,7 +96,7 @@ def _gain(full: Chain, policy: Policy, rounded: bool) -> str:
         where = f"above the exploding threshold {policy.exploding_above:g}"
     batch = f", median of {len(full.spectra)} sequences" if len(full.spectra) > 1 else ""
     return (
-        f"Over {span(full.lengths)} steps the gradient's gain (sigma_1 of the product{batch}) is "
+        f"Over {steps_of(full.lengths)} steps the gradient's gain (sigma_1 of the product{batch}) is "
         f"{scientific(gain)}, {where}; log10 error {full.log10_norm_error:.0e}."
     )
 
@@ -113,7 +113,7 @@ def _way(full: Chain, policy: Policy) -> str:
     return f"{_rate(full)}{text}."
 
 
-def span(lengths: Sequence[int]) -> str:
+def steps_of(lengths: Sequence[int]) -> str:
     """How many steps, from those of the shortest sequence to those of the longest."""
     shortest, longest = min(lengths), max(lengths)
     return f"{longest}" if shortest == longest else f"{shortest} to {longest}"

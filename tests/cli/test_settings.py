@@ -17,7 +17,7 @@ import gradscope
 from gradscope.cells.initializers import INITIALIZERS
 from gradscope.cli import analyze, chain
 from gradscope.cli.main import cli
-from gradscope.cli.options import Output, Process, take, take_settings
+from gradscope.cli.options import Output, Process, pick, pick_settings
 from gradscope.errors import InputError
 from gradscope.problem.checks import check_choices
 from gradscope.settings import Policy, Settings, flag, number_or_word, option, option_of, size_in_bytes, takes
@@ -121,9 +121,9 @@ def test_what_the_shell_gives():
     given = {field.name: field.default for field in fields(Settings) if field.name != "biases"}
     given |= {"forget_bias": 3.0, "input_bias": None, "output_bias": None, "update_bias": 0.0}
     given |= {"reset_bias": None, "hidden": 8, "cut": ("R_o",), "quiet": True, "coordinator": "x:1"}
-    assert take(Process, given) == Process(coordinator="x:1")
-    assert take(Output, given) == Output(quiet=True)
-    settings = take_settings(given)
+    assert pick(Process, given) == Process(coordinator="x:1")
+    assert pick(Output, given) == Output(quiet=True)
+    settings = pick_settings(given)
     assert not given
     assert settings["biases"] == {"b_f": 3.0, "b_z": 0.0}
     assert (settings["hidden"], settings["cut"], settings["seed"]) == (8, ("R_o",), 0)
