@@ -25,6 +25,7 @@ from oracles.driving import (
     sequence,
     start,
 )
+from oracles.few import few
 
 from gradscope.cells import CELLS, find
 from gradscope.errors import InputError
@@ -105,7 +106,7 @@ def test_forward_pass_follows_the_equations(name: str) -> None:
         close(ours, state)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", few(CELLS, "rnn", "lstm-peephole", "lstm-niaf", "gru"))
 def test_jacobian_over_the_whole_state(name: str) -> None:
     cell = find(name)
     p, x, state = parameters(cell), sequence()[0], start(cell)

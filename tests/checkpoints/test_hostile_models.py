@@ -19,6 +19,7 @@ def test_hostile_model_is_refused_in_one_line(name, tmp_path, monkeypatch):
     assert not (tmp_path / "pwned").exists()
 
 
+@pytest.mark.slow
 def test_hostile_models_take_little_memory_and_time(tmp_path):
     assert not all_read(tmp_path, HOSTILE)
 

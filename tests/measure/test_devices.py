@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles.asking import make_problem
+from oracles.few import few
 
 import gradscope
 from gradscope import machine
@@ -55,6 +56,7 @@ def test_a_batch_does_not_depend_on_the_number_of_devices():
         same(results[0], other, 1e-12)
 
 
+@pytest.mark.slow
 def test_processes_give_what_one_after_the_other_gives(monkeypatch):
     problem = {"cell": "lstm-peephole", "hidden": 4, "input_size": 2, "steps": 120, "batch": 5, "seed": 3}
     monkeypatch.setattr("gradscope.measure.batch.cores", lambda: 1)
@@ -78,7 +80,7 @@ def counting(popen, started):
     return start
 
 
-@pytest.mark.parametrize("executable", ["/bin/false", "/bin/true", "/nonexistent"])
+@pytest.mark.parametrize("executable", few(["/bin/false", "/bin/true", "/nonexistent"], "/bin/true"))
 def test_workers_that_cannot_start_are_not_missed(monkeypatch, executable):
     monkeypatch.setattr("gradscope.measure.batch.cores", lambda: 3)
     monkeypatch.setattr(sys, "executable", executable)
@@ -161,7 +163,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("options", CASES, ids=str)
+@pytest.mark.parametrize("options", few(CASES, CASES[0], CASES[-1]), ids=str)
 @pytest.mark.parametrize("length", [pytest.param(1, marks=pytest.mark.slow), 24])
 def test_segments_are_one_chain(monkeypatch, options, length):
     problem = {"hidden": 4, "input_size": 3, "steps": 50, **options}
@@ -175,6 +177,7 @@ def test_segments_are_one_chain(monkeypatch, options, length):
     same(whole, gradscope.analyze(**problem).to_dict(), 1e-10)
 
 
+@pytest.mark.slow
 def test_the_jacobians_of_a_segment_are_those_of_autodiff(monkeypatch):
     system = make_problem(cell="lstm", hidden=3, input_size=2, steps=20).system
     monkeypatch.setattr("gradscope.linearize.sequence.SEGMENT_BYTES", 8 * budget.step_bytes(system.cell, 3))

@@ -42,7 +42,9 @@ def stack_jacobian(kind, state, layers, x):
     return np.stack([run(one).imag / equations.H for one in equations.nudged(start)], axis=1)
 
 
-@pytest.mark.parametrize(("kind", "layers"), [("lstm", 2), ("gru", 2), ("rnn", 3)])
+@pytest.mark.parametrize(
+    ("kind", "layers"), [("lstm", 2), pytest.param("gru", 2, marks=pytest.mark.slow), ("rnn", 3)]
+)
 def test_a_stack_has_the_jacobian_of_its_equations(kind, layers, tmp_path):
     # Far from zero, so that every block is seen.
     state = layouts.recurrent(kind, D, N, layers=layers, scale=1.7, dtype="float64")
@@ -225,6 +227,7 @@ def test_made_up_inputs_reach_every_layer(tmp_path):
     assert alone.full.log10_norm == analysis.layers[2].full.log10_norm
 
 
+@pytest.mark.slow
 def test_a_loss_reads_one_stack(tmp_path):
     path = two_modules(tmp_path)
     with pytest.raises(

@@ -85,6 +85,7 @@ def test_every_sequence_is_as_if_it_were_alone(options):
         assert statistics["mean"] == pytest.approx(np.average(means, weights=LONG))
 
 
+@pytest.mark.slow
 def test_top_values_of_sequences_of_different_length():
     given = {"cell": "rnn", **SMALL, "lengths": (3, 2, 3, 2)}
     top, whole = (gradscope.analyze(**given, top=top) for top in (2, "all"))

@@ -350,6 +350,7 @@ def test_adjoint_of_a_backward_layer(model, tmp_path):
     check_weights(analysis.loss.log10_gradients, "_l0_reverse", X[:, ::-1], seeds[:, ::-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [False, True])
 def test_each_sequence_over_its_own_length(every, model):
     """Gradients add up; lags are counted from the end of each; beyond its length nothing is known."""

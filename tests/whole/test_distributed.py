@@ -17,6 +17,7 @@ from gradscope.measure.cluster import join
 SMALL = ["--hidden", "4", "--input-size", "2", "--steps", "20", "--json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "batch"), [(2, 5), pytest.param(3, 2, marks=pytest.mark.slow)])
 def test_processes_of_a_cluster_find_what_one_finds(count, batch):
     arguments = [*SMALL, "--batch", str(batch), "--devices", "2", "--gain", "0.01", "--fail-on", "vanishing"]

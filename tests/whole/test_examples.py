@@ -78,6 +78,7 @@ def test_cut_carousel():
     assert int(rows["lstm without carousel"][2]) < 20 > int(rows["rnn"][2])
 
 
+@pytest.mark.slow
 def test_custom_cell():
     assert "leak carries" in python("custom_cell.py")
     out = example(

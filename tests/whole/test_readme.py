@@ -41,6 +41,7 @@ def test_a_recipe_for_weights_of_ones_own(tmp_path):
     assert "rnn, hidden 8, 30 steps" in run(analyse.split(), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_loss_is_followed_back(tmp_path):
     (script,) = blocks("loss: sh", "sh")
     layouts.saved(

@@ -39,6 +39,7 @@ def log10_singular_values(jacobians, decades):
     return np.array(sorted(logs, reverse=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "decades"), [(60, 350), pytest.param(309, 1250, marks=pytest.mark.slow)])
 def test_singular_values_of_the_trained_lstm(steps, decades):
     analysis = gradscope.analyze(
