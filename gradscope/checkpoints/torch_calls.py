@@ -130,7 +130,7 @@ def _nodes(values: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def joined(calls: Sequence[ModuleCall], *, both_ways: bool) -> ModuleCall:
+def as_one_call(calls: Sequence[ModuleCall], *, both_ways: bool) -> ModuleCall:
     """The calls as one sequence; raises InputError unless each goes on from where the one before ended."""
     first, last = calls[0], calls[-1]
     if len(calls) == 1:

@@ -12,7 +12,7 @@ from typing import Any
 
 from gradscope.checkpoints.found import Found
 from gradscope.checkpoints.recording import Recorded, Recording
-from gradscope.checkpoints.torch_calls import ModuleCall, call_of, joined, reaches
+from gradscope.checkpoints.torch_calls import ModuleCall, as_one_call, call_of, reaches
 from gradscope.checkpoints.torch_told import module_of
 from gradscope.errors import InputError, reason
 
@@ -148,7 +148,7 @@ def _recording(found: Found, mates: Sequence[Found], heard: _Heard) -> Recording
     if not heard.calls:
         raise InputError("is not called in the forward pass of the batch (compiled code calls no hooks)")
     ways = 2 if any(mate.direction == "backward" for mate in mates) else 1
-    call = joined(heard.calls, both_ways=ways == 2)
+    call = as_one_call(heard.calls, both_ways=ways == 2)
     count, index = len(mates), found.depth * ways + (found.direction == "backward")
     width = found.width or 0
     if call.outputs.shape[2] != ways * width:

@@ -501,6 +501,7 @@ def test_a_layer_that_is_not_called():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch.compile looks at it
 def test_compiled_modules():
     module = nn.Sequential(nn.LSTM(D, N, batch_first=True, **DOUBLE))
     live = gradscope.from_torch(torch.jit.script(module), batch())
