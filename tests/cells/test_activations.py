@@ -123,6 +123,9 @@ eighths = st.integers(0, 5600).map(lambda n: n / 8)  # exact in every sum with t
 signed = st.builds(lambda a, sign: a * sign, eighths, st.sampled_from([-1, 1]))
 # Where c = f c + i z or h - n cancels, what is left of them is the trajectory's rounding, not a slope's.
 SIGNS = {"lstm": {"b_z": eighths}, "gru": {"b_h": eighths.map(lambda a: -a)}}
+# What the step computes on the way to a pre-activation is rounded beside its bias: of a recurrent matrix that
+# reads what a gate has scaled, of a peephole that looks at the new state.
+INNER = {"gru": "b_h", "gru-reset-before": "b_h", "lstm-peephole": "b_o"}
 FORMATS = {"float64": 2.0**-1022, "float32": 2.0**-126}
 
 
@@ -172,9 +175,7 @@ def test_slopes_of_cells(name, dtype, data):
         given = (parameters, np.zeros((1, 1), dtype), state[None])
         by_path, fast = jax.device_get(compiled(name)(*given))
         true = derivatives(name, parameters, state)
-        # What the step computes on the way to a pre-activation is rounded beside its bias.
-        inner = {"gru": "b_h", "gru-reset-before": "b_h", "lstm-peephole": "b_o"}
-        carried = abs(biases.get(inner.get(name, "b_o" if "p_o" in parameters else ""), 0))
+        carried = abs(biases.get(INNER.get(name, "b_o" if "p_o" in parameters else ""), 0))
         if name == "lstm-niaf":  # c itself is as large as the bias, and multiplies slopes that ended as 0
             carried = 4 * max(map(abs, biases.values()))
         allowed = (ROUNDINGS + 8 * carried) * np.finfo(dtype).eps

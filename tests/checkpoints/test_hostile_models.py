@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from oracles import hostile
+from oracles.few import few
 from oracles.hostile import all_read, damage, refusal, stranger, truncated
 from oracles.models import read_layer
 
@@ -11,7 +12,11 @@ HOSTILE = dict(hostile.hostile())
 SOUND = hostile.sound()
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+# Seconds each.
+LARGE = {"objects by the hundred thousand", "long name above many", "many layers"}
+
+
+@pytest.mark.parametrize("name", few(HOSTILE, *(HOSTILE.keys() - LARGE)))
 def test_hostile_model_is_refused_in_one_line(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path, words = stranger(tmp_path, HOSTILE[name])

@@ -192,6 +192,7 @@ def test_a_long_double_beyond_float64_is_refused(tmp_path):
     assert "holds inf at index [0]" in refusal(read_npy, write(tmp_path, ".npy", npy(huge)))
 
 
+@pytest.mark.slow
 def test_compressed_weights_pass_and_so_do_small_files_of_zeros(tmp_path):
     rng = np.random.default_rng(1)
     # float64 of float32 values, as a converted model has them: half of every number is zero bits.

@@ -293,6 +293,7 @@ def test_top_values_without_jacobians_are_the_same(name, cut):
         np.testing.assert_allclose(few.shares[path], share, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_segments_do_not_change_the_result(monkeypatch):
     _, whole = analysis("units")
     monkeypatch.setattr("gradscope.linearize.sequence.SEGMENT_BYTES", 1)

@@ -67,6 +67,7 @@ def test_json_leaves_out_what_is_not_known() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_sequence_of_the_batch_is_what_it_is_alone() -> None:
     inputs = np.random.default_rng(3).normal(size=(3, 40, 3))
     options = {"cell": "rnn", "hidden": 6, "inputs": inputs, "top": 2}

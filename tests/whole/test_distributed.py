@@ -57,6 +57,7 @@ def flat(value):
     return np.array([flat(v) if isinstance(v, list) else -np.inf if v is None else v for v in value])
 
 
+@pytest.mark.slow
 def test_what_fails_in_one_process_ends_all_of_them(tmp_path):
     (code, out, err), other = together(2, SMALL, {1: ["--inputs", str(tmp_path / "missing.npy")]})
     assert (code, out) == (2, "")
@@ -66,6 +67,7 @@ def test_what_fails_in_one_process_ends_all_of_them(tmp_path):
     assert other[:2] == (2, "")
 
 
+@pytest.mark.slow
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path):
     (code, _, err), other = together(2, [*SMALL, "-o", str(tmp_path / "no" / "result.json")])
     assert (code, other[0]) == (2, 2)

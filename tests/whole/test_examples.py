@@ -36,6 +36,7 @@ def test_tanh_transition():
         assert rates[gain] == pytest.approx(limit, abs=0.05)
 
 
+@pytest.mark.slow
 def test_scalar_powers():
     rows = [line.split() for line in python("scalar_powers.py").splitlines()[1:]]
     assert len(rows) == 7
@@ -98,6 +99,7 @@ def test_custom_cell():
     assert "Who carries" not in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

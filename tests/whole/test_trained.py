@@ -53,6 +53,7 @@ def test_singular_values_of_the_trained_lstm(steps, decades):
     assert errors.max() <= min(1e-6, 10 * spectrum.log10_error)
 
 
+@pytest.mark.slow
 def test_what_training_did():
     """The figures that the example's README quotes."""
     inputs = np.load(FIXTURE / "sunspots.npy")
