@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jsonschema
 import numpy as np
 import pytest
 import torch
 from oracles.models import log10_values
+from oracles.reference import reference
 
 import gradscope
 
@@ -72,8 +75,8 @@ def test_a_stack_has_the_jacobian_of_torch(kind, layers, tmp_path):
         assert in_stack == pytest.approx(layer.full.log10_norm.median, abs=1e-10)
 
 
-def direction_jacobian(module, x, backward):
-    """Of the two layers of one direction, the outputs of the other direction held as they are."""
+def direction_jacobians(module, x, backward):
+    """(T, m, m) of the two layers of one direction, what the other direction puts out held as it is."""
     side = "_reverse" if backward else ""
     first, second = torch.nn.LSTMCell(D, N).double(), torch.nn.LSTMCell(2 * N, N).double()
     for k, cell in enumerate((first, second)):
@@ -85,32 +88,34 @@ def direction_jacobian(module, x, backward):
         other = one(torch.from_numpy(x)[:, None])[0][:, 0, :N] if backward else None
         other = one(torch.from_numpy(x)[:, None])[0][:, 0, N:] if other is None else other
 
-    def run(state):
+    def step(t, state):
         c0, h0, c1, h1 = state.reshape(4, 1, N)
-        for t in reversed(range(T)) if backward else range(T):
-            h0, c0 = first(torch.from_numpy(x[t : t + 1]), (h0, c0))
-            both = (other[t : t + 1], h0) if backward else (h0, other[t : t + 1])
-            h1, c1 = second(torch.cat(both, dim=1), (h1, c1))
+        h0, c0 = first(torch.from_numpy(x[t : t + 1]), (h0, c0))
+        both = (other[t : t + 1], h0) if backward else (h0, other[t : t + 1])
+        h1, c1 = second(torch.cat(both, dim=1), (h1, c1))
         return torch.cat([c0, h0, c1, h1]).reshape(-1)
 
-    return torch.autograd.functional.jacobian(run, torch.zeros(4 * N, dtype=torch.float64)).numpy()
+    found, state = [], torch.zeros(4 * N, dtype=torch.float64)
+    for t in reversed(range(T)) if backward else range(T):
+        found.append(torch.autograd.functional.jacobian(partial(step, t), state).numpy())
+        state = step(t, state).detach()
+    return np.array(found)
 
 
 def test_two_directions_stand_side_by_side(tmp_path):
     module, x = made("lstm", bidirectional=True), sequences()
     analysis = gradscope.analyze(checkpoint=saved(tmp_path, module), inputs=x)
-    sides = [direction_jacobian(module, x[0], backward) for backward in (False, True)]
-    expected = np.sort(np.concatenate([log10_values(side) for side in sides]))[::-1]
+    steps = [direction_jacobians(module, x[0], backward) for backward in (False, True)]
+    # Multiplied in high precision: a product in float64 means nothing below 1e-13.
+    expected = np.sort(np.concatenate([np.array(reference(one).log10(), float) for one in steps]))[::-1]
     spectrum = analysis.full.spectra[0]
-    # Autograd's product is rounded where it is 0.1, which is 1e-17: of values near 1e-12 that is 1e-5.
-    known = expected > -13
-    room = 1e-6 + 1e-17 * 10 ** -expected[known]
-    assert (np.abs(spectrum.log10_singular_values[known] - expected[known]) <= room).all()
+    np.testing.assert_allclose(spectrum.log10_singular_values, expected, rtol=0, atol=1e-6)
     assert [layer.problem["layer"] for layer in analysis.layers] == ["l0", "l0_reverse", "l1", "l1_reverse"]
     assert list(analysis.shares) == ["layer0", "layer1", "layer2", "layer3", "0->2", "1->3"]
     np.testing.assert_allclose(sum(analysis.shares.values()), 1, rtol=0, atol=1e-9)
     # The top vectors are of the whole, block diagonal Jacobian, the forward layers first.
     top = np.zeros(8 * N)
+    sides = [np.linalg.multi_dot(one[::-1]) for one in steps]
     top[: 4 * N], top[4 * N :] = sides[0] @ spectrum.right[: 4 * N], sides[1] @ spectrum.right[4 * N :]
     np.testing.assert_allclose(top, 10 ** spectrum.log10_singular_values[0] * spectrum.left, atol=1e-12)
     assert "side by side" in analysis.verdict.reasons[-1]
