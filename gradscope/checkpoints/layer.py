@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -67,12 +66,6 @@ class Layer:
     def input_size(self) -> int:
         """Input features d of the layer."""
         return _sizes(self.cell, self.parameters)[1]
-
-    @property
-    def origin(self) -> dict[str, Any]:
-        """Where it came from, and what that leaves to be said, as JSON tells it."""
-        place = {"source": self.source, "layer": self.name, "direction": self.direction}
-        return {**place, "not_applied": list(self.not_applied), "assumed": list(self.assumed)}
 
     def check_inputs(self, *, given: bool, named: bool = True) -> None:
         """Raise InputError where only the user knows what the layer reads, and has not given it.

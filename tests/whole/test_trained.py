@@ -1,12 +1,11 @@
 """The trained LSTM on its real series, against Jacobians by complex steps, in high precision."""
 
-import math
 from pathlib import Path
 
-import flint
 import numpy as np
 import pytest
 from oracles import equations, layouts
+from oracles.eigenvalues import log10_singular_values
 from safetensors.numpy import load_file
 
 import gradscope
@@ -23,20 +22,6 @@ def jacobians(steps):
         found.append(equations.jacobian("lstm", p, x, state))
         state = equations.advance("lstm", p, x, state)
     return np.array(found)
-
-
-def log10_singular_values(jacobians, decades):
-    """log10 of the eigenvalues of P^T P, half of them, in enough digits for ``decades`` of range."""
-    precision, flint.ctx.prec = flint.ctx.prec, int(2 * decades * math.log2(10)) + 300
-    try:
-        product = flint.arb_mat(np.eye(jacobians.shape[1]).tolist())
-        for jacobian in jacobians:
-            product = flint.arb_mat(jacobian.tolist()) * product
-        eigenvalues = flint.acb_mat(product.transpose() * product).eig(algorithm="approx")
-        logs = [float(e.real.mid().log() / flint.arb(10).log()) / 2 for e in eigenvalues]
-    finally:
-        flint.ctx.prec = precision
-    return np.array(sorted(logs, reverse=True))
 
 
 @pytest.mark.slow
