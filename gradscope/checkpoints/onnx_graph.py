@@ -42,8 +42,8 @@ _DEFAULTS = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "R
 
 def read_onnx(path: PathLike, max_size: int | None, also: Iterable[str] = ()) -> Contents:
     """The recurrent operators of a model, the two directions of a bidirectional one as two layers."""
-    onnx = library("onnx", "onnx", path)
     with opened(path, ".onnx") as (file, size):
+        onnx = library("onnx", "onnx")
         check_size(size, allowed(size, max_size))
         model = onnx.ModelProto.FromString(file.read())
         tensors = tensors_of(graph := model.graph, Path(path).resolve().parent, size, max_size)

@@ -78,12 +78,12 @@ def check_size(unpacked: int, limit: int, remedy: str = "") -> None:
         raise InputError(f"unpacks to {unpacked} bytes, more than the {limit} allowed: {remedy}")
 
 
-def library(name: str, extra: str, path: PathLike) -> Any:
-    """The module that reads such a file; raises InputError where it is not installed."""
+def library(name: str, extra: str) -> Any:
+    """The module that reads the file which is ``opened``; raises InputError where it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise InputError(f"{shown(path)}: {name} reads it: pip install 'gradscope[{extra}]'") from error
+        raise InputError(f"{name} reads it: pip install 'gradscope[{extra}]'") from error
 
 
 @contextmanager
