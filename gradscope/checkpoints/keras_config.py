@@ -13,6 +13,8 @@ from gradscope.checkpoints.keras_training import besides, clipping
 from gradscope.checkpoints.keras_weights import usual_gate
 from gradscope.checkpoints.signals import Mask, Signal, changed, embedded, lost, side_by_side
 from gradscope.errors import InputError, listed
+from gradscope.formats.budget import Budget
+from gradscope.formats.json_text import parsed
 
 RECURRENT = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3, "SimpleRNN": 1, "SimpleRNNCell": 1}
 # What leaves its input as it is when the model is not being trained, and what does so even then.
@@ -61,22 +63,26 @@ class Spec:
     time_major: bool | None = None
 
 
-def specs(text: str, compiled: str | None = None, version: str = "") -> dict[str, Spec]:
+def specs(
+    text: str, compiled: str | None = None, version: str = "", budget: Budget | None = None
+) -> dict[str, Spec]:
     """The recurrent layers of a model by the names of all that holds them: ``encoder/both/forward_lstm``.
 
-    compiled : what it was compiled with, where that is not in the config; version : of Keras, where known.
+    compiled : what it was compiled with, where that is not in the config; version : of Keras, where known;
+    budget : of the file that the text is in, where it is in one.
     A name that stands for several different layers is left out. Raises InputError for a config that
     is longer, or nests deeper, than one of Keras.
     """
     if len(text) > _MOST:
         raise InputError(f"has a config of {len(text)} characters, expected at most {_MOST}")
-    walk, root = _Walk(usual_gate(version)), json.loads(text)
+    budget = budget or Budget(len(text))
+    walk, root = _Walk(budget, usual_gate(version)), parsed(text, budget)
     root = root if isinstance(root, dict) else {}
     config = _config(root)
     inputs = list(_references(config.get("input_layers"), 0)) or [("", 0, 0)]
     # The only input needs no name.
     walk.inside(root, [Signal((), name if len(inputs) > 1 else "") for name, _, _ in inputs], ())
-    clips = clipping(json.loads(compiled) if compiled else root.get("compile_config"))
+    clips = clipping(parsed(compiled, budget) if compiled else root.get("compile_config"))
     return {
         path: replace(spec, not_applied=(*spec.not_applied, *clips))
         for path, spec in walk.found.items()
@@ -122,10 +128,11 @@ def directions(config: Node) -> tuple[tuple[Any, str], tuple[Any, str]]:
 class _Walk:
     """Goes through a model in the order in which it computes.
 
-    gate : the recurrent activation where a config has none.
+    budget : what its names are drawn from; gate : the recurrent activation where a config has none.
     found : what it has met, by path; order : the paths as it met them.
     """
 
+    budget: Budget
     gate: str = "sigmoid"
     found: dict[str, Spec | None] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
@@ -133,6 +140,7 @@ class _Walk:
     def layer(self, node: Any, given: Sequence[Signal], above: tuple[str, ...]) -> list[Signal]:
         """What a layer puts out, given its inputs."""
         path = (*above, _name(node))
+        self.budget.draw(size=sum(map(len, path)))
         if len(path) > _DEEPEST or sum(map(len, path)) > LONGEST:
             raise InputError(
                 f"has a config of more than {_DEEPEST} levels or names of more than {LONGEST} characters, "

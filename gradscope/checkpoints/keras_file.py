@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from collections import Counter
@@ -17,8 +16,10 @@ from gradscope.checkpoints.keras_names import names_by_place, place_of, users_na
 from gradscope.checkpoints.keras_weights import of_model, question, spelled_out, unconnected
 from gradscope.custom_types import Array, PathLike
 from gradscope.errors import InputError, listed
+from gradscope.formats.budget import Budget
 from gradscope.formats.hdf5 import HDF5
-from gradscope.formats.tensors import Tensors, allowed, check_size, members, opened
+from gradscope.formats.json_text import parsed
+from gradscope.formats.tensors import Tensors, members, opened
 
 # Keras 3: layers/lstm/cell/vars/0; Keras 2: model_weights/lstm/lstm/lstm_cell/recurrent_kernel:0
 _VARIABLE = re.compile(
@@ -32,43 +33,41 @@ _ORDER = {4: ("i", "f", "z", "o"), 3: ("z", "r", "h"), 1: ("",)}
 
 def read_keras(path: PathLike, max_size: int | None, also: Iterable[str] = ()) -> Contents:
     """The recurrent layers of a ``.keras`` file, a zip of a config and weights."""
-    with opened(path, ".keras") as (file, size), zipfile.ZipFile(file) as archive:
-        limit = allowed(size, max_size)
-        there = {member.filename for member in members(archive, limit)}
+    with opened(path, ".keras", max_size) as (file, budget), zipfile.ZipFile(file) as archive:
+        there = {member.filename for member in members(archive, budget)}
         if missing := {"config.json", "model.weights.h5"} - there:
             raise InputError(
                 f"lacks {listed(sorted(missing))}, expected what model.save('model.keras') writes"
             )
         config = archive.read("config.json").decode("utf-8")
-        version = _version(archive.read("metadata.json")) if "metadata.json" in there else ""
-        return _contents(archive.read("model.weights.h5"), limit, also, config, version)
+        version = _version(archive.read("metadata.json"), budget) if "metadata.json" in there else ""
+        return _contents(archive.read("model.weights.h5"), budget, also, config, version)
 
 
 def read_hdf5(path: PathLike, max_size: int | None, also: Iterable[str] = ()) -> Contents:
     """The recurrent layers of weights alone (``.weights.h5``) or of a whole model in HDF5 (``.h5``)."""
-    with opened(path, ".h5") as (file, size):
-        limit = allowed(size, max_size)
-        check_size(size, limit)
-        return _contents(file.read(), limit, also)
+    with opened(path, ".h5", max_size) as (file, budget):
+        budget.unpack(budget.size)
+        return _contents(file.read(), budget, also)
 
 
-def _version(metadata: bytes) -> str:
-    told = json.loads(metadata)
+def _version(metadata: bytes, budget: Budget) -> str:
+    told = parsed(metadata.decode(), budget)
     return str(told.get("keras_version", ""))[:_LONGEST_VERSION] if isinstance(told, dict) else ""
 
 
 def _contents(
-    data: bytes, limit: int, also: Iterable[str], config: str | None = None, version: str = ""
+    data: bytes, budget: Budget, also: Iterable[str], config: str | None = None, version: str = ""
 ) -> Contents:
     """Of weights, with the config and the version of Keras that wrote them, or what they say of these."""
-    h5 = HDF5(data)
+    h5 = HDF5(data, budget)
     tensors = h5.tensors()
-    check_size(sum(tensor.size for tensor in tensors.values()), limit)
+    budget.unpack(sum(tensor.size for tensor in tensors.values()))
     tensors = of_model(tensors)
     config = config or h5.text("", "model_config")
     version = version or (h5.text("", "keras_version") or "")[:_LONGEST_VERSION]
-    known = specs(config, h5.text("", "training_config"), version) if config else None
-    places = names_by_place(config) if config else {}
+    known = specs(config, h5.text("", "training_config"), version, budget) if config else None
+    places = names_by_place(config, budget) if config else {}
 
     names = users_names(h5)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -10,7 +9,9 @@ from typing import Any
 
 from gradscope.checkpoints.keras_config import LONGEST, directions
 from gradscope.errors import InputError
+from gradscope.formats.budget import Budget
 from gradscope.formats.hdf5 import HDF5
+from gradscope.formats.json_text import parsed
 
 
 def users_names(h5: HDF5) -> dict[str, str]:
@@ -26,9 +27,9 @@ def whole_name(path: str, names: Mapping[str, str]) -> str:
     return "/".join(filter(None, (names.get(place) for place in above if not place.endswith("/cell"))))
 
 
-def names_by_place(text: str) -> dict[str, str]:
+def names_by_place(text: str, budget: Budget) -> dict[str, str]:
     """The names in a config by the place where Keras keeps the layer: encoder of layers/lstm_1."""
-    return dict(_inside(json.loads(text), "", ""))
+    return dict(_inside(parsed(text, budget), "", "", budget))
 
 
 def place_of(path: str) -> str:
@@ -36,39 +37,41 @@ def place_of(path: str) -> str:
     return re.sub(r"(^|/)_layer_checkpoint_dependencies/", r"\1layers/", path).removesuffix("/cell")
 
 
-def _inside(node: Any, place: str, name: str) -> Iterator[tuple[str, str]]:
+def _inside(node: Any, place: str, name: str, budget: Budget) -> Iterator[tuple[str, str]]:
     """Place and name of everything in a layer."""
     config = node.get("config") if isinstance(node, dict) else None
     if not isinstance(config, dict):
         return
     if isinstance(config.get("layers"), list):
-        yield from _several(config["layers"], f"{place}layers/", name)
+        yield from _several(config["layers"], f"{place}layers/", name, budget)
     if node.get("class_name") == "Bidirectional":
         for side, (layer, called) in zip(("forward", "backward"), directions(config), strict=True):
-            yield from _one(layer, f"{place}{side}_layer", f"{name}{called}")
+            yield from _one(layer, f"{place}{side}_layer", f"{name}{called}", budget)
     else:
-        yield from _one(config.get("layer"), f"{place}layer", f"{name}{_called(config.get('layer'))}")
+        inner = config.get("layer")
+        yield from _one(inner, f"{place}layer", f"{name}{_called(inner)}", budget)
     cell = config.get("cell")
     if isinstance(cell, dict) and isinstance(cell.get("config"), dict):
         cells = cell["config"].get("cells")
-        yield from _several(cells if isinstance(cells, list) else [], f"{place}cell/cells/", name)
+        yield from _several(cells if isinstance(cells, list) else [], f"{place}cell/cells/", name, budget)
 
 
-def _several(layers: list[Any], place: str, name: str) -> Iterator[tuple[str, str]]:
+def _several(layers: list[Any], place: str, name: str, budget: Budget) -> Iterator[tuple[str, str]]:
     """Those of a list, numbered within their class."""
     used: Counter[str] = Counter()
     for layer in layers:
         kind = _snake(str(layer.get("class_name"))) if isinstance(layer, dict) else ""
         number = f"_{used[kind]}" if used[kind] else ""
         used[kind] += 1
-        yield from _one(layer, f"{place}{kind}{number}", f"{name}{_called(layer)}")
+        yield from _one(layer, f"{place}{kind}{number}", f"{name}{_called(layer)}", budget)
 
 
-def _one(layer: Any, place: str, name: str) -> Iterator[tuple[str, str]]:
+def _one(layer: Any, place: str, name: str, budget: Budget) -> Iterator[tuple[str, str]]:
     if len(place) > LONGEST or len(name) > LONGEST:
         raise InputError(f"has layers in a place, or of a name, of more than {LONGEST} characters")
+    budget.draw(size=len(place) + len(name))  # a Bidirectional in a Bidirectional, and so on, doubles them
     yield place, name
-    yield from _inside(layer, f"{place}/", f"{name}/")
+    yield from _inside(layer, f"{place}/", f"{name}/", budget)
 
 
 def _called(layer: Any) -> str:

@@ -15,7 +15,8 @@ from gradscope.checkpoints.onnx_tensors import tensors_of
 from gradscope.checkpoints.onnx_wiring import OnnxOperator, attributes, operators
 from gradscope.custom_types import Array, PathLike
 from gradscope.errors import InputError, listed, shown
-from gradscope.formats.tensors import Tensors, allowed, check_size, library, opened
+from gradscope.formats.protobuf import pay
+from gradscope.formats.tensors import Tensors, library, opened
 
 # W, R, B, sequence_lens, initial_h, initial_c, P follow X among the inputs of the operator.
 _INPUTS = {"W": 1, "R": 2, "B": 3, "h0": 5, "c0": 6, "P": 7}
@@ -42,11 +43,12 @@ _DEFAULTS = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "R
 
 def read_onnx(path: PathLike, max_size: int | None, also: Iterable[str] = ()) -> Contents:
     """The recurrent operators of a model, the two directions of a bidirectional one as two layers."""
-    with opened(path, ".onnx") as (file, size):
-        onnx = library("onnx", "onnx")
-        check_size(size, allowed(size, max_size))
-        model = onnx.ModelProto.FromString(file.read())
-        tensors = tensors_of(graph := model.graph, Path(path).resolve().parent, size, max_size)
+    with opened(path, ".onnx", max_size) as (file, budget):
+        kind = library("onnx", "onnx").ModelProto
+        budget.unpack(budget.size)
+        pay(memoryview(data := file.read()), kind.DESCRIPTOR, budget)
+        model = kind.FromString(data)
+        tensors = tensors_of(graph := model.graph, Path(path).resolve().parent, budget, max_size)
         makers = {name: node for node in graph.node for name in node.output}
         found = [layer for operator in operators(model) for layer in _directions(operator, tensors, makers)]
         if not found:

@@ -13,7 +13,8 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, listed, quoted
-from gradscope.formats.tensors import Tensor, Tensors, allowed, check_size
+from gradscope.formats.budget import Budget
+from gradscope.formats.tensors import Tensor, Tensors
 
 # TensorProto.DataType: its dtype, and the field that has the values where raw_data has not.
 _DTYPES: dict[int, tuple[Any, str]] = {
@@ -25,20 +26,22 @@ _DTYPES: dict[int, tuple[Any, str]] = {
 _EXTERNAL = 1
 
 
-def tensors_of(graph: Any, folder: Path, size: int, max_size: int | None) -> Tensors:
+def tensors_of(graph: Any, folder: Path, budget: Budget, max_size: int | None) -> Tensors:
     """The constants of a graph by name; those in other files only if these lie in the model's folder.
 
-    size : bytes of the model's own file. Raises InputError where all inputs of the graph's operators that
+    budget : of the model's own file. Raises InputError where all inputs of the graph's operators that
     are constants have more bytes together than max_size, by default a small multiple of the files'.
     """
     constants = {tensor.name: tensor for tensor in _constants(graph) if tensor.data_type in _DTYPES}
     external = {name: _beside(t, folder) for name, t in constants.items() if t.data_location == _EXTERNAL}
-    whole = size + sum(path.stat().st_size for path in set(external.values()))
+    beside = Budget(budget.size + sum(path.stat().st_size for path in set(external.values())), max_size)
     sizes = {name: _declared(tensor) for name, tensor in constants.items()}
     used = sum(sizes.get(name, 0) for node in graph.node for name in node.input)
-    check_size(max(used, sum(sizes.values())), allowed(whole, max_size))
+    beside.unpack(max(used, sum(sizes.values())))
     return {
-        name: Tensor(f"tensor {quoted(name)}", partial(_values, tensor, external.get(name)), sizes[name])
+        name: Tensor(
+            f"tensor {quoted(name)}", partial(_values, tensor, external.get(name), beside), sizes[name]
+        )
         for name, tensor in constants.items()
     }
 
@@ -76,9 +79,10 @@ def _beside(tensor: Any, folder: Path) -> Path:
     return path
 
 
-def _values(tensor: Any, beside: Path | None) -> Array:
+def _values(tensor: Any, beside: Path | None, budget: Budget) -> Array:
     dtype, field = _DTYPES[tensor.data_type]
     expected = _declared(tensor)
+    budget.draw(size=8 * math.prod(tensor.dims))  # as float64, by every operator that has it
     if beside:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         with beside.open("rb") as file:

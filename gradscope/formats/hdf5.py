@@ -20,11 +20,12 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, quoted
+from gradscope.formats.budget import Budget
 from gradscope.formats.tensors import Tensor, Tensors
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _OTHER = "is HDF5 of a kind that Keras does not write: load the model in Keras and save it again"
-_DEEPEST, _STEPS = 32, 2**18
+_DEEPEST = 32
 _LONGEST_NAME = 1024
 # Types of the messages in an object's header.
 _SPACE, _TYPE, _EXTERNAL, _LAYOUT, _FILTERS, _ATTRIBUTE, _CONTINUATION, _GROUP = 1, 3, 7, 8, 11, 12, 16, 17
@@ -39,8 +40,8 @@ class HDF5:
     """
 
     data: bytes
+    budget: Budget
     headers: dict[str, list[tuple[int, memoryview]]] = field(default_factory=dict)
-    _steps: int = 0
 
     def __post_init__(self) -> None:
         # What a user keeps before it takes 512 bytes, or twice as many, or ...; addresses count from its end.
@@ -75,21 +76,16 @@ class HDF5:
     def text(self, path: str, name: str) -> str | None:
         """An attribute that is one string, None if there is no such."""
         for kind, message in self.headers.get(path, ()):
+            self.budget.draw(size=len(message))  # many paths may be of one object
             if kind == _ATTRIBUTE and (found := self._attribute(bytes(message), name)) is not None:
                 return found.rstrip(b"\0").decode("utf-8", "replace")
         return None
-
-    def _tick(self) -> None:
-        self._steps += 1
-        # What an honest file counts here takes eight bytes of it or more.
-        if self._steps > min(_STEPS, len(self.data) // 4 + 1024):
-            raise InputError("holds more objects than there is room for: some hold each other")
 
     def _numbers(self, layout: str, at: int) -> tuple[int, ...]:
         return struct.unpack_from(layout, self.data, at)
 
     def _expect(self, signature: bytes, at: int) -> None:
-        self._tick()
+        self.budget.draw(4)
         if self.data[at : at + 4] != signature:
             raise InputError(f"lacks {signature.decode()} at byte {at}: damaged")
 
@@ -105,6 +101,7 @@ class HDF5:
                 (names,) = self._numbers("<Q", heap + 24)
                 for name, child in self._entries(tree, names, 0):
                     inside = f"{path}/{name}".lstrip("/")
+                    self.budget.draw(size=len(inside))
                     if len(inside) > _LONGEST_NAME:
                         raise InputError(f"has a path of more than {_LONGEST_NAME} characters")
                     self._find(inside, child, above | {address}, depth + 1)
@@ -119,7 +116,7 @@ class HDF5:
             at, size = waiting.pop()
             end = at + size
             while at + 8 <= end:
-                self._tick()
+                self.budget.draw(4)
                 kind, length, flags = self._numbers("<HHB", at)
                 message = memoryview(self.data)[at + 8 : at + 8 + length]
                 if flags & 2 and kind in (_SPACE, _TYPE, _LAYOUT):
@@ -143,7 +140,7 @@ class HDF5:
             self._expect(b"SNOD", child)
             (count,) = self._numbers("<H", child + 6)
             for entry in range(child + 8, child + 8 + 40 * count, 40):
-                self._tick()
+                self.budget.draw(4)
                 offset, address, cached = self._numbers("<QQI", entry)
                 if cached != 2:
                     start = names + offset
@@ -173,7 +170,7 @@ class HDF5:
         (size,) = self._numbers("<Q", heap + 8)
         at, end = heap + 16, heap + size
         while at + 16 <= end:
-            self._tick()
+            self.budget.draw(4)
             index, length = self._numbers("<H6xQ", at)
             if index == wanted:
                 return self.data[at + 16 : at + 16 + length]

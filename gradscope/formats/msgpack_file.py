@@ -18,11 +18,12 @@ import numpy as np
 
 from gradscope.custom_types import Array, PathLike
 from gradscope.errors import InputError, quoted
+from gradscope.formats.budget import Budget
 from gradscope.formats.pickles import joined
-from gradscope.formats.tensors import Tensor, Tensors, allowed, check_size, opened
+from gradscope.formats.tensors import Tensor, Tensors, opened
 
 _ARRAY = 1  # the extension type of an array: [shape, dtype, bytes]
-_DEEPEST, _ITEMS = 24, 2**18
+_DEEPEST = 24
 # First byte -> what follows: a number, or the length of something, in this layout.
 _LAYOUTS = {
     **dict.fromkeys((0xC0, 0xC2, 0xC3), ("number", "")),  # nil, false, true
@@ -38,10 +39,10 @@ _LAYOUTS = {
 @contextmanager
 def open_msgpack(path: PathLike, max_size: int | None = None) -> Iterator[Tensors]:
     """The arrays in the file by name, the keys above them joined by dots; max_size : bytes it may have."""
-    with opened(path, ".msgpack") as (file, size):
-        check_size(size, allowed(size, max_size))
-        reader = _Reader(memoryview(file.read()))
-        tensors = {name: _tensor(name, *packed) for name, packed in reader.extensions("", 0)}
+    with opened(path, ".msgpack", max_size) as (file, budget):
+        budget.unpack(budget.size)
+        reader = _Reader(memoryview(file.read()), budget)
+        tensors = {name: _tensor(name, budget, *packed) for name, packed in reader.extensions("", 0)}
         reader.expect_end()
         yield tensors
 
@@ -49,14 +50,12 @@ def open_msgpack(path: PathLike, max_size: int | None = None) -> Iterator[Tensor
 class _Reader:
     """A cursor in a msgpack file."""
 
-    def __init__(self, data: memoryview) -> None:
-        self.data, self.at, self.items = data, 0, 0
+    def __init__(self, data: memoryview, budget: Budget) -> None:
+        self.data, self.at, self.budget = data, 0, budget
 
     def item(self) -> tuple[str, Any]:
         """The next item: its kind and its value, of a list or a map the number of entries."""
-        self.items += 1
-        if self.items > _ITEMS:
-            raise InputError(f"holds more than {_ITEMS} items")
+        self.budget.draw(4)
         first = self._take(1)[0]
         if first < 0x80 or first >= 0xE0:
             return "number", first - 256 * (first >= 0xE0)
@@ -88,7 +87,7 @@ class _Reader:
             yield name, value
         for k in range(value if kind in ("map", "list") else 0):
             key = self.item()[1] if kind == "map" else k
-            yield from self.extensions(joined(name, key), depth + 1)
+            yield from self.extensions(joined(name, key, self.budget), depth + 1)
 
     def expect_end(self) -> None:
         """Raise InputError where more follows than the item that a file is."""
@@ -102,15 +101,15 @@ class _Reader:
         return self.data[start : self.at]
 
 
-def _tensor(name: str, code: int, data: memoryview) -> Tensor:
+def _tensor(name: str, budget: Budget, code: int, data: memoryview) -> Tensor:
     called = f"array {quoted(name)}"
-    return Tensor(called, partial(_load, called, code, data), len(data))
+    return Tensor(called, partial(_load, called, budget, code, data), len(data))
 
 
-def _load(called: str, code: int, data: memoryview) -> Array:
+def _load(called: str, budget: Budget, code: int, data: memoryview) -> Array:
     if code != _ARRAY:
         raise InputError(f"{called} has msgpack extension {code}, expected an array of Flax")
-    reader = _Reader(data)
+    reader = _Reader(data, budget)
     if reader.item() != ("list", 3):
         raise InputError(f"{called} is no array of Flax: damaged")
     kind, axes = reader.item()

@@ -14,7 +14,8 @@ import numpy as np
 
 from gradscope.custom_types import Array, PathLike
 from gradscope.errors import InputError, quoted, shown
-from gradscope.formats.tensors import Tensor, Tensors, _check_real, allowed, as_float64, members, opened
+from gradscope.formats.budget import Budget
+from gradscope.formats.tensors import Tensor, Tensors, _check_real, as_float64, members, opened
 
 # A file of several arrays and the name of one of them.
 _KEYED = re.compile(r"(.+\.(?:npz|safetensors)):(.*)", re.IGNORECASE | re.DOTALL)
@@ -24,8 +25,8 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 def read_npy(path: PathLike) -> Array:
     """The array in a ``.npy`` file as float64; raises InputError for anything but finite numbers."""
-    with opened(path, ".npy") as (file, size):
-        return as_float64(_array(file, size, "the array"), "the array")
+    with opened(path, ".npy") as (file, budget):
+        return as_float64(_array(file, budget.size, "the array", budget), "the array")
 
 
 @contextmanager
@@ -35,13 +36,13 @@ def open_npz(path: PathLike, max_size: int | None = None, *, remedy: str = "") -
     max_size : bytes that the file may unpack to, by default EXPANSION times its size plus ALLOWANCE.
     remedy : what to do where it unpacks to more, if that is not to say --max-size.
     """
-    with opened(path, ".npz") as (file, size), zipfile.ZipFile(file) as archive:
-        names = {
-            m.filename.removesuffix(".npy"): m for m in members(archive, allowed(size, max_size), remedy)
-        }
+    with opened(path, ".npz", max_size, remedy) as (file, budget), zipfile.ZipFile(file) as archive:
+        names = {m.filename.removesuffix(".npy"): m for m in members(archive, budget)}
         if len(names) < len(archive.infolist()):
             raise InputError("holds two arrays of the same name")
-        yield {key: _npz_tensor(archive, member, f"array {quoted(key)}") for key, member in names.items()}
+        yield {
+            key: _npz_tensor(archive, member, f"array {quoted(key)}", budget) for key, member in names.items()
+        }
 
 
 def split_key(path: PathLike) -> tuple[str, str | None]:
@@ -60,7 +61,7 @@ def read_jacobians(path: PathLike) -> Array:
     return stack
 
 
-def _array(file: IO[bytes], size: int, name: str) -> Array:
+def _array(file: IO[bytes], size: int, name: str, budget: Budget) -> Array:
     """The array of a .npy stream of ``size`` bytes, if its header says exactly what follows it."""
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:
@@ -72,16 +73,17 @@ def _array(file: IO[bytes], size: int, name: str) -> Array:
     declared, held = math.prod(shape) * dtype.itemsize, size - file.tell()
     if declared != held:
         raise InputError(f"{name} declares {declared} bytes and the file holds {held}: truncated or damaged")
+    budget.draw(size=8 * math.prod(shape))  # as float64
     data = np.frombuffer(file.read(declared), dtype)
     return data.reshape(shape, order="F" if fortran else "C")
 
 
-def _npz_tensor(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> Tensor:
+def _npz_tensor(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, budget: Budget) -> Tensor:
     def load() -> Array:
         # Of zip's methods only these two unpack piece by piece, within the declared size.
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise InputError(f"{name} is packed by a method NumPy does not write: save with numpy.savez")
         with archive.open(member) as file:
-            return _array(file, member.file_size, name)
+            return _array(file, member.file_size, name, budget)
 
     return Tensor(name, load)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, cast
 
 from gradscope.errors import InputError
+from gradscope.formats.budget import Budget
 
 # Ends of the opcodes that put a number or a string on the stack.
 _CONSTANTS = (
@@ -22,8 +23,6 @@ _CONSTANTS = (
 )
 
 
-# A tensor takes some forty; each may make an object of sixty bytes.
-_OPCODES = 2**21
 _LONGEST_NAME = 1024
 # Bits of the largest number of ours, the first of the old PyTorch files: to hash a long one takes its length.
 _LARGEST = 128
@@ -53,12 +52,11 @@ class Call:
 class _Machine:
     """Pickle's stack machine: ``marks`` holds the stacks below each open mark."""
 
+    budget: Budget
+    references: list[Call]
     stack: list[Any] = field(default_factory=list)
     marks: list[list[Any]] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
-    references: list[Call] = field(default_factory=list)
-    work: int = 0
-    copied: int = 0
 
     def pop_mark(self) -> list[Any]:
         items, self.stack = self.stack, self.marks.pop()
@@ -76,9 +74,7 @@ class _Machine:
     def ordered(self, arguments: tuple[Any, ...]) -> dict[Any, Any]:
         """An OrderedDict of pairs, as Python 2 wrote it."""
         pairs = arguments[0] if arguments and isinstance(arguments[0], list) else []
-        self.copied += len(pairs)
-        if self.copied > self.work:  # each took an opcode, but many dicts may be made of one list
-            raise InputError("makes many dicts of one list, which nothing writes")
+        self.budget.draw(len(pairs))  # each took an opcode, but many dicts may be made of one list
         made: dict[Any, Any] = {}
         for pair in pairs:
             if isinstance(pair, list | tuple) and len(pair) == 2:
@@ -92,6 +88,14 @@ class _Machine:
             return given[1]
         self.references.append(Call("", given))
         return self.references[-1]
+
+    def named(self, module: Any, attribute: Any) -> Name:
+        """The class or function of two strings, of which many may be made."""
+        if not (isinstance(module, str) and isinstance(attribute, str)):
+            return Name("?")
+        parts = module[:_LONGEST_NAME], attribute[:_LONGEST_NAME]
+        self.budget.draw(size=sum(map(len, parts)))
+        return Name(".".join(parts))
 
     def step(self, opcode: str, argument: Any) -> None:  # noqa: C901  # one case per kind of opcode
         stack = self.stack
@@ -123,9 +127,7 @@ class _Machine:
                 stack.append(_name(argument))
             case "STACK_GLOBAL":
                 attribute, module = stack.pop(), stack.pop()
-                both = isinstance(module, str) and isinstance(attribute, str)
-                text = f"{module[:_LONGEST_NAME]} {attribute[:_LONGEST_NAME]}" if both else "?"
-                stack.append(_name(text))
+                stack.append(self.named(module, attribute))
             case "REDUCE" | "NEWOBJ" | "NEWOBJ_EX":
                 if opcode == "NEWOBJ_EX":  # arguments by name
                     stack.pop()
@@ -156,19 +158,17 @@ class _Machine:
                 raise InputError(f"has the pickle opcode {opcode}, which torch.save does not write")
 
 
-def read_pickle(file: IO[bytes] | Clipped, references: list[Call] | None = None) -> Any:
+def read_pickle(file: IO[bytes] | Clipped, budget: Budget, references: list[Call] | None = None) -> Any:
     """What the pickle at this place of a file says, as numbers, strings, lists, tuples, dicts, Name and Call.
 
     references : gets every persistent reference in it, in their order.
     Raises InputError where it is too large, and any of Python's exceptions where the bytes are no pickle.
     """
-    machine = _Machine(references=[] if references is None else references)
+    machine = _Machine(budget, [] if references is None else references)
     for opcode, argument, _ in pickletools.genops(cast(IO[bytes], file)):
         if opcode.name == "STOP":
             break
-        machine.work += 1
-        if machine.work > _OPCODES:
-            raise InputError(f"holds more than {_OPCODES} pickle opcodes")
+        budget.draw()
         machine.step(opcode.name, argument)
     return machine.stack.pop()
 
@@ -192,9 +192,10 @@ class Clipped:
         return self.file.tell()
 
 
-def joined(name: str, key: object) -> str:
-    """The name of what is under ``key`` in ``name``; one long key above many others is refused."""
+def joined(name: str, key: object, budget: Budget) -> str:
+    """The name of what is under ``key`` in ``name``; one long key above many others is paid for with each."""
     result = f"{name}.{key}" if name else str(key)
+    budget.draw(size=len(result))
     if len(result) > _LONGEST_NAME:
         raise InputError(f"has a name of more than {_LONGEST_NAME} characters")
     return result

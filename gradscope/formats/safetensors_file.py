@@ -11,7 +11,8 @@ import numpy as np
 
 from gradscope.custom_types import Array, PathLike
 from gradscope.errors import InputError, quoted
-from gradscope.formats.tensors import EXPECTED, Tensor, Tensors, allowed, check_size, opened
+from gradscope.formats.budget import Budget
+from gradscope.formats.tensors import EXPECTED, Tensor, Tensors, opened
 
 _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
 
@@ -23,13 +24,14 @@ def open_safetensors(path: PathLike, max_size: int | None = None) -> Iterator[Te
 
     # The library checks that the header's claims tile the file exactly. Its other way to read, mmap,
     # is a bus error when a training run overwrites the file meanwhile.
-    with opened(path, ".safetensors") as (_, size):
-        check_size(size, allowed(size, max_size))
+    with opened(path, ".safetensors", max_size) as (_, budget):
+        budget.unpack(budget.size)
         with safe_open(path, framework="np", backend="pread") as file:
-            yield {key: _tensor(file, key) for key in file.keys()}  # noqa: SIM118  # it is no dict
+            yield {key: _tensor(file, key, budget) for key in file.keys()}  # noqa: SIM118  # it is no dict
 
 
-def _tensor(file: Any, key: str) -> Tensor:
+def _tensor(file: Any, key: str, budget: Budget) -> Tensor:
+    budget.draw(8, len(key))
     name = f"tensor {quoted(key)}"
 
     def load() -> Array:

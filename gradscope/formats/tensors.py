@@ -16,11 +16,8 @@ import numpy as np
 
 from gradscope.custom_types import Array, PathLike
 from gradscope.errors import InputError, about, reason, shown
+from gradscope.formats.budget import Budget
 
-# A file may unpack to EXPANSION times its size plus ALLOWANCE bytes. Compressed weights shrink by
-# less than 3, a bomb of zeros by 1000; the allowance is for small files of zeros and identities.
-EXPANSION = 16
-ALLOWANCE = 64 * 2**20
 MEMBERS = 4096
 
 EXPECTED = "expected real numbers (float, int or bool)"
@@ -66,18 +63,6 @@ def as_float64(values: Any, name: str) -> Array:
     return result
 
 
-def allowed(size: int, max_size: int | None) -> int:
-    """Bytes that a file of ``size`` bytes may unpack to."""
-    return EXPANSION * size + ALLOWANCE if max_size is None else max_size
-
-
-def check_size(unpacked: int, limit: int, remedy: str = "") -> None:
-    """Raise InputError, with what to do, before so much memory is taken."""
-    if unpacked > limit:
-        remedy = remedy or f"if you trust it, say --max-size {unpacked}"
-        raise InputError(f"unpacks to {unpacked} bytes, more than the {limit} allowed: {remedy}")
-
-
 def library(name: str, extra: str) -> Any:
     """The module that reads the file which is ``opened``; raises InputError where it is not installed."""
     try:
@@ -87,8 +72,13 @@ def library(name: str, extra: str) -> Any:
 
 
 @contextmanager
-def opened(path: PathLike, kind: str) -> Iterator[tuple[IO[bytes], int]]:
-    """A regular file and its size; whatever goes wrong inside becomes an InputError with its path."""
+def opened(
+    path: PathLike, kind: str, max_size: int | None = None, remedy: str = ""
+) -> Iterator[tuple[IO[bytes], Budget]]:
+    """A regular file and what reading it may take; whatever goes wrong becomes an InputError with its path.
+
+    max_size, remedy : as of Budget.
+    """
     with about(path):
         try:
             info = Path(path).stat()
@@ -98,7 +88,7 @@ def opened(path: PathLike, kind: str) -> Iterator[tuple[IO[bytes], int]]:
             if not info.st_size:
                 raise InputError(f"is empty, expected a {kind} file")
             with Path(path).open("rb") as file:
-                yield file, info.st_size
+                yield file, Budget(info.st_size, max_size, remedy)
         except InputError:
             raise
         except (FileNotFoundError, PermissionError) as error:
@@ -114,10 +104,10 @@ def _check_real(dtype: np.dtype[Any], name: str) -> None:
         raise InputError(f"{name} has dtype {shown(dtype)[:80]}, {EXPECTED}")
 
 
-def members(archive: zipfile.ZipFile, limit: int, remedy: str = "") -> list[zipfile.ZipInfo]:
+def members(archive: zipfile.ZipFile, budget: Budget) -> list[zipfile.ZipInfo]:
     """The members of a zip file, if what they say of themselves is sane."""
     found = archive.infolist()
     if not found or len(found) > MEMBERS:
         raise InputError(f"holds {len(found)} arrays, expected 1 to {MEMBERS}")
-    check_size(sum(member.file_size for member in found), limit, remedy)
+    budget.unpack(sum(member.file_size for member in found))
     return found

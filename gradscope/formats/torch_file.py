@@ -17,8 +17,9 @@ from typing import Any
 
 from gradscope.custom_types import PathLike
 from gradscope.errors import InputError, quoted, shown
+from gradscope.formats.budget import Budget
 from gradscope.formats.pickles import Call, Name, read_pickle
-from gradscope.formats.tensors import Tensor, Tensors, allowed, check_size, members, opened
+from gradscope.formats.tensors import Tensor, Tensors, members, opened
 from gradscope.formats.torch_tree import COMPILED, Tree, rebuilt, tree_of
 from gradscope.formats.torch_views import SAVE, Embedded, Storage, Storages, check_order, read_old, view
 
@@ -54,23 +55,21 @@ def open_torch(path: PathLike, max_size: int | None = None) -> Iterator[Saved]:
 
     max_size : bytes the tensors may have together, by default a small multiple of the file's size.
     """
-    with opened(path, "PyTorch") as (file, size):
-        limit = allowed(size, max_size)
+    with opened(path, "PyTorch", max_size) as (file, budget):
         start = file.read(2)
         archived = start == b"PK" and zipfile.is_zipfile(file)
         file.seek(0)
         if archived:
             with zipfile.ZipFile(file) as archive:
-                yield _from_zip(archive, limit)
+                yield _from_zip(archive, budget)
         elif start[:1] == b"\x80":
-            whole, storages = read_old(file, size)
-            yield _saved(whole, storages, size, limit)
+            yield _saved(*read_old(file, budget.size, budget), budget)
         else:
             raise InputError(f"is no PyTorch file, or damaged: {SAVE}")
 
 
-def _from_zip(archive: zipfile.ZipFile, limit: int) -> Saved:
-    found = {member.filename: member for member in members(archive, limit)}
+def _from_zip(archive: zipfile.ZipFile, budget: Budget) -> Saved:
+    found = {member.filename: member for member in members(archive, budget)}
     roots = [name.removesuffix("data.pkl") for name in found if re.fullmatch(r"[^/]*/data\.pkl", name)]
     if len(roots) != 1:
         raise InputError(f"holds {len(roots)} state dicts (data.pkl), expected one: {SAVE}")
@@ -81,9 +80,8 @@ def _from_zip(archive: zipfile.ZipFile, limit: int) -> Saved:
     order = archive.read(f"{root}byteorder") if f"{root}byteorder" in found else b"little"
     check_order(order == b"little")
     storages = {n.removeprefix(f"{root}data/"): _in_zip(archive, member) for n, member in ours.items()}
-    pickled = archive.read(f"{root}data.pkl")
-    whole = read_pickle(io.BytesIO(pickled))
-    return _saved(whole, storages, len(pickled), limit, partial(_constants, archive, f"{root}code/"))
+    whole = read_pickle(io.BytesIO(archive.read(f"{root}data.pkl")), budget)
+    return _saved(whole, storages, budget, partial(_constants, archive, f"{root}code/", budget))
 
 
 def _in_zip(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Storage:
@@ -98,20 +96,19 @@ def _in_zip(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Storage:
 def _saved(
     whole: Any,
     storages: Storages,
-    size: int,
-    limit: int,
+    budget: Budget,
     constants: Callable[[str], Mapping[str, Any]] = lambda _: {},
 ) -> Saved:
-    """The tensors in the objects of a file of ``size`` bytes, checked to lie in its storages."""
-    tree = tree_of(whole)
+    """The tensors in the objects of a file, checked to lie in its storages."""
+    tree = tree_of(whole, budget)
     if not tree.tensors.keys() - {""}:
         raise InputError(f"holds {_in_words(whole)}, expected a state dict: {SAVE}")
-    embedded = Embedded(size)
+    embedded = Embedded(budget)
     views = {
         name: view(call, storages, embedded, f"tensor {quoted(name)}") for name, call in tree.tensors.items()
     }
-    check_size(sum(one.size for one in views.values()), limit)
-    tensors = {name: Tensor(one.called, one.load, one.size) for name, one in views.items()}
+    budget.unpack(sum(one.size for one in views.values()))
+    tensors = {name: Tensor(one.called, partial(one.load, budget), one.size) for name, one in views.items()}
 
     def module(path: str) -> Module | None:
         there = tree.modules.get(path)
@@ -124,12 +121,13 @@ def _saved(
     return Saved(tensors, tree, module)
 
 
-def _constants(archive: zipfile.ZipFile, folder: str, kind: str) -> dict[str, Any]:
+def _constants(archive: zipfile.ZipFile, folder: str, budget: Budget, kind: str) -> dict[str, Any]:
     """What the code of a compiled class keeps as constants; it is read as text."""
     module, _, name = kind.rpartition(".")
     try:
         with archive.open(f"{folder}{module.replace('.', '/')}.py") as file:
             text = file.read(_CODE).decode()
+            budget.draw(size=len(text))  # of every module again
     except KeyError:  # not a compiled program
         return {}
     _, _, code = text.partition(f"class {name}(Module):\n")

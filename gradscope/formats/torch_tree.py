@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from gradscope.errors import InputError
+from gradscope.formats.budget import Budget
 from gradscope.formats.pickles import Call, Name, joined
 
 _REBUILD = {f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2")}
@@ -17,8 +18,7 @@ _ARRAY |= {f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")}
 # Under these keys training scripts and Lightning keep the weights, beside those of the optimiser.
 _NESTED = ("state_dict", "model_state_dict", "model")
 _SETTINGS = ("hyper_parameters", "hparams", "args", "config")
-# Containers that hold one another many times over, or themselves, are small in a file and endless to walk.
-_VALUES, _DEEPEST = 2**20, 24
+_DEEPEST = 24
 # What torch.jit names a class by.
 COMPILED = "__torch__."
 
@@ -39,12 +39,11 @@ class Tree:
     beside: tuple[str, ...] = ()
 
 
-def tree_of(whole: Any) -> Tree:
+def tree_of(whole: Any, budget: Budget) -> Tree:
     """The model among what a training script keeps, else all that there is."""
-    left = iter(range(_VALUES))
     entries = (whole.items if isinstance(whole, Call) else whole) or {}
     entries = entries if isinstance(entries, dict) else {}
-    parts = {key: _walked(value, left) for key, value in entries.items()}
+    parts = {key: _walked(value, budget) for key, value in entries.items()}
     settings = {k: v for name in _SETTINGS for k, v in _numbers(entries.get(name)).items()}
     for key in _NESTED:
         if key in parts and parts[key].tensors:
@@ -54,7 +53,7 @@ def tree_of(whole: Any) -> Tree:
                 if name != key and any(map(_is_matrix, part.tensors.values()))
             )
             return Tree(parts[key].tensors, parts[key].modules, settings, key, beside)
-    every = _walked(whole, left)
+    every = _walked(whole, budget)
     return Tree(every.tensors, every.modules, settings)
 
 
@@ -78,7 +77,7 @@ def is_module(value: Call) -> bool:
     return value.function.startswith(COMPILED) or {"_parameters", "_modules"} <= value.state.keys()
 
 
-def _walked(whole: Any, left: Iterator[int]) -> Tree:
+def _walked(whole: Any, budget: Budget) -> Tree:
     """All tensors and modules in nested objects, each object once, under its keys joined by dots."""
     tree, seen = Tree(), set()
     waiting = [("", iter([("", whole)]))]
@@ -90,9 +89,10 @@ def _walked(whole: Any, left: Iterator[int]) -> Tree:
             continue
         if not isinstance(value, Call | dict | list | tuple):
             continue
-        if next(left, None) is None or len(waiting) > _DEEPEST:
-            raise InputError(f"nests more than {_DEEPEST} deep or holds more than {_VALUES} values")
-        name = joined(above, key)
+        if len(waiting) > _DEEPEST:
+            raise InputError(f"nests more than {_DEEPEST} deep")
+        # Containers that hold one another many times over are small in a file and endless to walk.
+        name = joined(above, key, budget)
         if tensor := rebuilt(value):
             tree.tensors.setdefault(name, tensor)
         elif id(value) not in seen:

@@ -14,6 +14,7 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, quoted
+from gradscope.formats.budget import Budget
 from gradscope.formats.pickles import Call, Clipped, Name, read_pickle
 from gradscope.formats.tensors import EXPECTED
 
@@ -60,16 +61,16 @@ def check_order(little: bool) -> None:
         raise InputError(f"has byte order big, expected little: {SAVE} on another machine")
 
 
-def read_old(file: IO[bytes], size: int) -> tuple[Any, Storages]:
+def read_old(file: IO[bytes], size: int, budget: Budget) -> tuple[Any, Storages]:
     """What a file from before PyTorch 1.6 holds, pickles and then the storages, or any other pickle."""
     clipped, references = Clipped(file, size), list[Call]()
-    first = read_pickle(clipped)
+    first = read_pickle(clipped, budget)
     if first != _MAGIC:
         return first, {}
-    read_pickle(clipped)  # the version of the protocol
-    system = read_pickle(clipped)
+    read_pickle(clipped, budget)  # the version of the protocol
+    system = read_pickle(clipped, budget)
     check_order(not isinstance(system, dict) or system.get("little_endian", True) is True)
-    whole, keys = read_pickle(clipped, references), read_pickle(clipped)
+    whole, keys = read_pickle(clipped, budget, references), read_pickle(clipped, budget)
     sizes: dict[str, int] = {}
     for reference in references:
         match reference.arguments:
@@ -77,6 +78,7 @@ def read_old(file: IO[bytes], size: int) -> tuple[Any, Storages]:
                 sizes[key] = _SIZES[kind]
     storages = {}
     for key in keys if isinstance(keys, list) else ():
+        budget.draw(8)
         each = sizes.get(key) if isinstance(key, str) else None
         count = int.from_bytes(clipped.read(8), "little", signed=True)
         if each is None or not 0 <= count * each <= size - file.tell():
@@ -127,8 +129,9 @@ class View:
         """Bytes of the tensor; one that repeats its storage has more than that."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def load(self) -> Array:
+    def load(self, budget: Budget) -> Array:
         """The numbers."""
+        budget.draw(size=8 * math.prod(self.shape))  # as float64
         size = self.dtype.itemsize
         data = np.frombuffer(self.storage.read(self.offset * size, self.extent * size), self.dtype)
         strides = tuple(stride * size for stride in self.strides)
@@ -143,26 +146,23 @@ class Unread:
     kind: str
     size: int = 0
 
-    def load(self) -> Array:
+    def load(self, _: Budget) -> Array:
         """The error."""
         raise InputError(f"{self.called} has {quoted(self.kind)}, {EXPECTED}: convert it to float32")
 
 
 @dataclass
 class Embedded:
-    """Files within a file, as which plain pickles keep storages; room : bytes that they may have together."""
+    """Files within a file, as which plain pickles keep storages."""
 
-    room: int
+    budget: Budget
     done: dict[int, tuple[Call, Storages]] = field(default_factory=dict)
 
     def storage(self, packed: Any) -> tuple[Call, Storages]:
         """The reference to the one storage that is packed so; many tensors may have one."""
         if id(packed) not in self.done:
-            data = _bytes(packed) or b""
-            self.room -= len(data)
-            if self.room < 0:
-                raise InputError("holds the same storage many times over, which nothing writes")
-            whole, storages = read_old(io.BytesIO(data), len(data))
+            data = _bytes(packed, self.budget) or b""
+            whole, storages = read_old(io.BytesIO(data), len(data), self.budget)
             self.done[id(packed)] = (whole if isinstance(whole, Call) else Call("", ()), storages)
         return self.done[id(packed)]
 
@@ -170,7 +170,7 @@ class Embedded:
 def view(call: Call, storages: Storages, embedded: Embedded, called: str) -> View | Unread:
     """What a call that makes a tensor or an array stands for."""
     if call.function.startswith("numpy."):
-        return _array(call, called)
+        return _array(call, called, embedded.budget)
     match call.arguments:
         case (Call(_, _) as reference, offset, tuple(shape), tuple(strides), *_):
             pass
@@ -191,7 +191,7 @@ def view(call: Call, storages: Storages, embedded: Embedded, called: str) -> Vie
     raise InputError(f"{called} is described in a way torch.save does not write: {SAVE}")
 
 
-def _array(call: Call, called: str) -> View | Unread:
+def _array(call: Call, called: str, budget: Budget) -> View | Unread:
     """An array of NumPy, of which a pickle has bytes, dtype, shape and order."""
     match call:
         case Call(_, _, (_, tuple(shape), Call() as dtype, fortran, packed)):  # multiarray._reconstruct
@@ -200,7 +200,7 @@ def _array(call: Call, called: str) -> View | Unread:
             fortran = order == "F"
         case _:
             return Unread(called, "an array of Python objects")
-    data = _bytes(packed)
+    data = _bytes(packed, budget)
     if data is None:
         return Unread(called, "an array of Python objects")
     match dtype:
@@ -215,12 +215,14 @@ def _array(call: Call, called: str) -> View | Unread:
     return View(called, storage, read, 0, shape, strides[::-1] if fortran else strides)
 
 
-def _bytes(value: Any) -> bytes | None:
+def _bytes(value: Any, budget: Budget) -> bytes | None:
     """The bytes that a pickle holds, before protocol 3 as a text to encode; None of anything else."""
     match value:
         case bytes(data) | bytearray(data):
+            budget.draw(size=len(data))
             return bytes(data)
         case Call("_codecs.encode", (str(text), "latin1")):
+            budget.draw(size=len(text))  # many arrays may be of one text
             return text.encode("latin1")
     return None
 
