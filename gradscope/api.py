@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from gradscope.checkpoints import Model, read
+from gradscope.checkpoints.array_map import rules_of
 from gradscope.checkpoints.recording_file import read_recorded
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, quoted, shown
@@ -104,7 +105,7 @@ def _read(settings: Settings) -> Model | None:
             raise InputError(
                 f"{shown(recorded.label)} is a recording of a model's layers: give its checkpoint as well"
             )
-        for name in ("layer", "reads", "activation", "max_size", "readout", "embedding"):
+        for name in ("layer", "reads", "map", "activation", "max_size", "readout", "embedding"):
             if (value := getattr(settings, name)) is not None:
                 raise InputError(
                     f"{name} is {quoted(value)}, but that is about a checkpoint: give its file as well"
@@ -118,6 +119,7 @@ def _read(settings: Settings) -> Model | None:
         activation=settings.activation,
         max_size=settings.max_size,
         reads=(reads,) if isinstance(reads, str) else reads or (),
+        rules=rules_of(settings.map),
         also=[name for name in (settings.readout, settings.embedding) if name is not None],
         recorded=recorded,
     )

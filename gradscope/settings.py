@@ -186,6 +186,17 @@ class Settings:
         doc='"LAYER=BELOW", or several: what a layer reads where the checkpoint does not say it; '
         '"LAYER=BELOW,BELOW" reads their outputs side by side.',
     )
+    map: str | Path | Sequence[str] | Mapping[str, str] | None = option(
+        None,
+        "Checkpoint",
+        "What arrays under other names are: LAYER.W_r,W_z,W_h=NAME[0:48].T (even parts of an array, slices, "
+        "sums with +; repeatable, or ; between rules), or a file of such lines.",
+        metavar="KEY=ARRAY|FILE",
+        repeatable=True,
+        reads=True,
+        doc='What arrays under other names are, as "LAYER.W_r,W_z,W_h=NAME[0:48].T" (even parts of an array, '
+        'slices, sums with +), "direction=backward"; rules, {key: array}, or a file of them.',
+    )
     activation: str | None = option(
         None,
         "Checkpoint",

@@ -6,15 +6,17 @@ Public: ``read``, ``read_all``, ``Layer``, ``Model``, and ``from_torch`` and its
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from gradscope.cells import CELLS, find
 from gradscope.cells.cell import Cell
 from gradscope.checkpoints import flax_names, native, torch_names
+from gradscope.checkpoints.array_map import mapped
 from gradscope.checkpoints.found import ACTIVATIONS, Contents, Found, Named, names_of
 from gradscope.checkpoints.layer import Layer
 from gradscope.checkpoints.live import Live
+from gradscope.checkpoints.map_choices import unnamed
 from gradscope.checkpoints.model_part import model_only
 from gradscope.checkpoints.reads import connected
 from gradscope.checkpoints.recording import Recorded, Recording
@@ -46,6 +48,13 @@ _MODELS = {
     ".hdf5": "gradscope.checkpoints.keras_file:read_hdf5",
     ".onnx": "gradscope.checkpoints.onnx_graph:read_onnx",
 }
+# The same as named arrays alone, of which a map says what they are.
+_ARRAYS = {
+    ".keras": "gradscope.checkpoints.keras_file:open_keras",
+    ".h5": "gradscope.checkpoints.keras_file:open_hdf5",
+    ".hdf5": "gradscope.checkpoints.keras_file:open_hdf5",
+    ".onnx": "gradscope.checkpoints.onnx_graph:open_onnx",
+}
 _HINTS = {
     ".eqx": "an .eqx file has no names: save its arrays with numpy.savez under W_z, R_z, b_z, ...",
     ".pb": "a SavedModel: load it in TensorFlow and model.save_weights('model.weights.h5')",
@@ -63,6 +72,7 @@ def read_all(
     *,
     max_size: int | None = None,
     also: Iterable[str] = (),
+    rules: Sequence[str] = (),
 ) -> Contents:
     """Every recurrent layer in a checkpoint, whether or not gradscope can analyse it.
 
@@ -70,15 +80,20 @@ def read_all(
     cell : whose names a native file's arrays have, needed where it is not a built-in one.
     max_size : bytes the file may unpack to, by default a small multiple of its size.
     also : other tensors whose values are wanted: their names, or those of their modules, or a unique end.
+    rules : of a map, which then alone says what the layers are; see ``array_map``.
     Raises InputError for a file that is damaged, too large, or lacks a recurrent layer or those tensors.
     """
     if isinstance(path, Live):
         with about(str(path)):
-            return path.contents(also)
+            return _mapped(path.tensors, rules, cell, also) if rules else path.contents(also)
     if not isinstance(path, str | os.PathLike):
         expected = "a file, or what gradscope.from_torch and its like make of a model"
         raise InputError(f"checkpoint is {quoted(path)}, expected {expected}")
     kind = kind_of(path)
+    if rules and kind in _ARRAYS | TENSOR_FILES:
+        opener = load(_ARRAYS[kind])(path, max_size) if kind in _ARRAYS else open_tensors(path, max_size)
+        with opener as tensors:
+            return _mapped(tensors, rules, cell, also)
     if kind in _MODELS:
         contents: Contents = load(_MODELS[kind])(path, max_size, also)
         return contents
@@ -114,6 +129,7 @@ def read(
     max_size: int | None = None,
     also: Iterable[str] = (),
     reads: Iterable[str] = (),
+    rules: Sequence[str] = (),
     recorded: Recorded | None = None,
 ) -> Model:
     """The recurrent layers of a checkpoint, by default all of them.
@@ -122,12 +138,12 @@ def read(
         is all.
     cell : a built-in name, ``package.module:factory`` or a Cell; activation : one of ACTIVATIONS. They
         decide what the file leaves open, and must not contradict it.
-    also : other tensors wanted, as for ``read_all``; reads : LAYER=BELOW, as for ``connected``.
+    also : other tensors wanted, and rules, as for ``read_all``; reads : LAYER=BELOW, as for ``connected``.
     recorded : from a file of ``gradscope.record``, where the checkpoint does not bring its own.
     Raises InputError for what ``read_all`` refuses, and for a layer that gradscope has no cell for.
     """
     wanted = find(cell) if isinstance(cell, str) else cell
-    contents = read_all(path, wanted, max_size=max_size, also=also)
+    contents = read_all(path, wanted, max_size=max_size, also=also, rules=rules)
     if isinstance(path, Live) and path.recorded:
         recorded = path.recorded
     with about(str(path)):
@@ -207,10 +223,17 @@ def _settled(found: list[Found], cell: Cell | None, activation: str | None) -> l
     return layers
 
 
+def _mapped(tensors: Tensors, rules: Sequence[str], cell: Cell | None, also: Iterable[str]) -> Contents:
+    return Contents.of(mapped(tensors, rules, cell), tensors, also)
+
+
 def _layers_by_name(tensors: Tensors, cell: Cell | None, also: Iterable[str]) -> Contents:
     """Layers told by the names of their tensors: PyTorch's, Flax', else our own."""
     ours, left_out = model_only(tensors)
-    found = (*torch_names.layers(ours), *flax_names.layers(ours)) or (native.layer(ours, cell),)
+    found = (*torch_names.layers(ours), *flax_names.layers(ours))
+    if not found:
+        found = () if native.has_keys(ours, cell) else unnamed(ours)
+        found = found or (native.layer(ours, cell),)
     if isinstance(tensors, Saved):
         found = tuple(told_by_file(one, tensors) for one in found)
     if left_out:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -33,15 +34,45 @@ _ORDER = {4: ("i", "f", "z", "o"), 3: ("z", "r", "h"), 1: ("",)}
 
 def read_keras(path: PathLike, max_size: int | None, also: Iterable[str] = ()) -> Contents:
     """The recurrent layers of a ``.keras`` file, a zip of a config and weights."""
+    with _archive(path, max_size) as (archive, budget):
+        config = archive.read("config.json").decode("utf-8")
+        there = "metadata.json" in archive.namelist()
+        version = _version(archive.read("metadata.json"), budget) if there else ""
+        return _contents(archive.read("model.weights.h5"), budget, also, config, version)
+
+
+@contextmanager
+def open_keras(path: PathLike, max_size: int | None) -> Iterator[Tensors]:
+    """The weights in a ``.keras`` file by their paths."""
+    with _archive(path, max_size) as (archive, budget):
+        yield _weights(HDF5(archive.read("model.weights.h5"), budget), budget)
+
+
+@contextmanager
+def open_hdf5(path: PathLike, max_size: int | None) -> Iterator[Tensors]:
+    """The arrays in an HDF5 file by their paths."""
+    with opened(path, ".h5", max_size) as (file, budget):
+        budget.unpack(budget.size)
+        yield _weights(HDF5(file.read(), budget), budget)
+
+
+@contextmanager
+def _archive(path: PathLike, max_size: int | None) -> Iterator[tuple[zipfile.ZipFile, Budget]]:
+    """The zip of a ``.keras`` file, and what it may take."""
     with opened(path, ".keras", max_size) as (file, budget), zipfile.ZipFile(file) as archive:
         there = {member.filename for member in members(archive, budget)}
         if missing := {"config.json", "model.weights.h5"} - there:
             raise InputError(
                 f"lacks {listed(sorted(missing))}, expected what model.save('model.keras') writes"
             )
-        config = archive.read("config.json").decode("utf-8")
-        version = _version(archive.read("metadata.json"), budget) if "metadata.json" in there else ""
-        return _contents(archive.read("model.weights.h5"), budget, also, config, version)
+        yield archive, budget
+
+
+def _weights(h5: HDF5, budget: Budget) -> Tensors:
+    """The tensors of the model in a file."""
+    tensors = h5.tensors()
+    budget.unpack(sum(tensor.size for tensor in tensors.values()))
+    return of_model(tensors)
 
 
 def read_hdf5(path: PathLike, max_size: int | None, also: Iterable[str] = ()) -> Contents:
@@ -60,10 +91,7 @@ def _contents(
     data: bytes, budget: Budget, also: Iterable[str], config: str | None = None, version: str = ""
 ) -> Contents:
     """Of weights, with the config and the version of Keras that wrote them, or what they say of these."""
-    h5 = HDF5(data, budget)
-    tensors = h5.tensors()
-    budget.unpack(sum(tensor.size for tensor in tensors.values()))
-    tensors = of_model(tensors)
+    tensors = _weights(h5 := HDF5(data, budget), budget)
     config = config or h5.text("", "model_config")
     version = version or (h5.text("", "keras_version") or "")[:_LONGEST_VERSION]
     known = specs(config, h5.text("", "training_config"), version, budget) if config else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,14 +42,28 @@ _LENGTHS = 4
 _DEFAULTS = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "RNN": ("tanh",)}
 
 
-def read_onnx(path: PathLike, max_size: int | None, also: Iterable[str] = ()) -> Contents:
-    """The recurrent operators of a model, the two directions of a bidirectional one as two layers."""
+@contextmanager
+def open_onnx(path: PathLike, max_size: int | None) -> Iterator[Tensors]:
+    """The constants of a model's graph by name."""
+    with _opened(path, max_size) as (_, tensors):
+        yield tensors
+
+
+@contextmanager
+def _opened(path: PathLike, max_size: int | None) -> Iterator[tuple[Any, Tensors]]:
+    """A model, and the constants of its graph."""
     with opened(path, ".onnx", max_size) as (file, budget):
         kind = library("onnx", "onnx").ModelProto
         budget.unpack(budget.size)
         pay(memoryview(data := file.read()), kind.DESCRIPTOR, budget)
         model = kind.FromString(data)
-        tensors = tensors_of(graph := model.graph, Path(path).resolve().parent, budget, max_size)
+        yield model, tensors_of(model.graph, Path(path).resolve().parent, budget, max_size)
+
+
+def read_onnx(path: PathLike, max_size: int | None, also: Iterable[str] = ()) -> Contents:
+    """The recurrent operators of a model, the two directions of a bidirectional one as two layers."""
+    with _opened(path, max_size) as (model, tensors):
+        graph = model.graph
         makers = {name: node for node in graph.node for name in node.output}
         found = [layer for operator in operators(model) for layer in _directions(operator, tensors, makers)]
         if not found:

@@ -118,5 +118,6 @@ def _files(settings: dict[str, Any]) -> list[Path]:
     from gradscope.formats.numpy_files import split_key
 
     given = [settings.get(field.name) for field in fields(Settings) if option_of(field).reads]
-    named = [one for one in given if one not in (None, "normal", "zeros")]
+    flat = [one for value in given for one in (value if isinstance(value, tuple) else (value,))]
+    named = [one for one in flat if one not in (None, "normal", "zeros")]
     return [one if isinstance(one, Path) else Path(split_key(one)[0]) for one in named]

@@ -15,7 +15,7 @@ from gradscope.settings import Settings
 @click.command(cls=Command, short_help="List the recurrent layers in a checkpoint.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--cell", metavar="NAME", help="The cell of a native file, where it is one of your own.")
-@options(Settings, ["max_size"], section="Options")
+@options(Settings, ["map", "max_size"], section="Options")
 @options(Output, PAGE, section="Options")
 def inspect(file: Path, cell: str | None, max_size: int | None, **given: Any) -> None:
     """List the recurrent layers in a checkpoint: sizes, directions, norms, and what the file leaves open.
@@ -30,11 +30,11 @@ def inspect(file: Path, cell: str | None, max_size: int | None, **given: Any) ->
     """
     from gradscope.cli.streams import check_writable, guarded_stdout
 
-    output = pick(Output, given)
-    check_writable(output.output, file)
+    output, rules = pick(Output, given), given.pop("map")
+    check_writable(output.output, file, *map(Path, rules))
     with guarded_stdout():
         find_modules_here()
         from gradscope.report.inspection import inspect as inspect_file
 
-        found = inspect_file(file, cell, max_size)
+        found = inspect_file(file, cell, max_size, rules)
     output.write(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from gradscope.cells import find
 from gradscope.cells.notation import recurrent_matrices
 from gradscope.checkpoints import Contents, Found, read_all
+from gradscope.checkpoints.array_map import rules_of
 from gradscope.version import __version__
 
 SCHEMA = "gradscope/inspection/1"
@@ -40,9 +41,17 @@ class Inspection:
         }
 
 
-def inspect(path: str | os.PathLike[str], cell: str | None = None, max_size: int | None = None) -> Inspection:
-    """What is in a checkpoint; the arguments and errors are those of ``checkpoints.read_all``."""
-    contents = read_all(path, find(cell) if cell else None, max_size=max_size)
+def inspect(
+    path: str | os.PathLike[str],
+    cell: str | None = None,
+    max_size: int | None = None,
+    rules: Sequence[str] = (),
+) -> Inspection:
+    """What is in a checkpoint; the arguments and errors are those of ``checkpoints.read_all``.
+
+    rules : texts or files, as for ``rules_of``.
+    """
+    contents = read_all(path, find(cell) if cell else None, max_size=max_size, rules=rules_of(rules))
     return Inspection(os.fspath(path), contents, tuple(map(_matrices, contents.layers)))
 
 

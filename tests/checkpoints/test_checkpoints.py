@@ -332,7 +332,7 @@ def test_a_model_without_a_recurrent_layer_is_told_what_is_looked_for(cell, tmp_
     arrays = {f"layers.{k}.{part}": np.ones(3) for k in range(3) for part in ("weight", "bias")}
     message = refusal(stored(tmp_path, arrays), cell)
     assert "nor one under gradscope's names, but layers.0.weight, " in message
-    assert "(6 in all): save the model that has one, or its arrays" in message
+    assert "(6 in all): save the model that has one, or say what its arrays are" in message
 
 
 CELL_OF_THEIR_OWN = """

@@ -1,6 +1,7 @@
 """README's recipes for the models of every framework do what they say."""
 
 import re
+import shlex
 import sys
 
 import pytest
@@ -24,6 +25,10 @@ MODELS = {
     ),
     "onnx": (f"{TORCH}\nexample = torch.zeros(30, 1, 3)", "lstm"),
     "npz": ("W, R, b = numpy.ones((8, 3)), numpy.eye(8), numpy.zeros(8)", "rnn"),
+    "map": (
+        "w_ih, w_hh, b_ih, b_hh = numpy.ones((24, 3)), numpy.ones((24, 8)) / 9, *numpy.ones((2, 24))",
+        "gru",
+    ),
 }
 RECIPES = re.findall(r"<!-- model: (\w+) -->\n```python\n(.*?)```\n\n```sh\n(.*?)\n```", README, re.DOTALL)
 
@@ -37,7 +42,7 @@ def test_recipes_of_your_model(name, save, analyse, tmp_path):
     setup, cell = MODELS[name]
     data = "import numpy, pathlib\nnumpy.save('x.npy', numpy.random.default_rng(0).normal(size=(30, 3)))\n"
     run([sys.executable, "-W", "ignore", "-c", data + setup + "\n" + save], tmp_path)
-    assert f"{cell}, hidden 8, 30 steps" in run(analyse.split(), tmp_path)
+    assert f"{cell}, hidden 8, 30 steps" in run(shlex.split(analyse), tmp_path)
 
 
 TOKENS = """

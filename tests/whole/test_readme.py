@@ -1,6 +1,7 @@
 """What README says is what happens: its blocks run, its output is the program's."""
 
 import re
+import shlex
 import sys
 
 import numpy as np
@@ -39,6 +40,17 @@ def test_a_recipe_for_weights_of_ones_own(tmp_path):
     data = "numpy.save('x.npy', numpy.random.default_rng(0).normal(size=(30, 3)))\n"
     run([sys.executable, "-c", setup + data + save], tmp_path)
     assert "rnn, hidden 8, 30 steps" in run(analyse.split(), tmp_path)
+
+
+def test_a_recipe_for_a_map(tmp_path):
+    ((save, analyse),) = [rest for name, *rest in RECIPES if name == "map"]
+    setup = (
+        "import numpy\nw_ih, w_hh = numpy.ones((24, 3)), numpy.ones((24, 8)) / 9\n"
+        "b_ih, b_hh = numpy.ones((2, 24))\n"
+        "numpy.save('x.npy', numpy.random.default_rng(0).normal(size=(30, 3)))\n"
+    )
+    run([sys.executable, "-c", setup + save], tmp_path)
+    assert "gru, hidden 8, 30 steps" in run(shlex.split(analyse), tmp_path)
 
 
 @pytest.mark.slow

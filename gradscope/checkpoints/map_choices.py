@@ -1,0 +1,184 @@
+"""What a map may say of arrays that have the shapes of a recurrent layer under no library's names."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from gradscope.cells.notation import key
+from gradscope.checkpoints.array_map import with_shapes
+from gradscope.checkpoints.found import Found
+from gradscope.errors import InputError
+from gradscope.formats.tensors import Tensors
+
+# By how many blocks of n a stacked matrix has: who orders them how.
+_ORDERS: dict[int, dict[str, str]] = {
+    4: {"PyTorch or Keras": "ifzo", "ONNX": "iofz", "TensorFlow 1": "izfo", "DyNet": "ifoz"},
+    3: {"PyTorch or Flax": "rzh", "Keras or ONNX": "zrh"},
+    1: {"": ""},
+}
+_KINDS = {4: "an LSTM", 3: "a GRU", 1: "an RNN"}
+# How authors call what is multiplied with the state, where shapes do not tell.
+_RECURRENT = re.compile(r"hh|h2h|rec|state|(^|[^a-z])[ur]([^a-z]|$)", re.I)
+_KERNEL = re.compile(r"(?P<cell>(.*/)?(basic_)?lstm_cell)/kernel", re.S)
+# Shapes are told by reading: of arrays beyond this nobody asks which are a layer's.
+_MOST_BYTES, _MOST_IN_MODULE = 2**28, 64
+# Where there are more, shapes tell nothing.
+_MOST_READINGS = 4
+# What cannot stand in a rule as it is.
+_SIGNS = re.compile(r"[][+;,='\"]|\s")
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Matrices that may be the weights of one layer.
+
+    gates : how many; matrices : W and R, with ``.T`` where their rows are the features; biases : one or two.
+    """
+
+    gates: int
+    matrices: tuple[str, str]
+    biases: tuple[str, ...]
+
+
+def unnamed(tensors: Tensors) -> tuple[Found, ...]:
+    """The layers that arrays may be of by their shapes, with the maps that would say so as their problem."""
+    shapes = _shapes(tensors)
+    kernels = [match for name in shapes if (match := _KERNEL.fullmatch(name))]
+    found = {match["cell"]: _of_kernel(match, shapes) for match in kernels}
+    groups = _groups([name for name in shapes if not any(name.startswith(cell) for cell in found)], shapes)
+    for module, readings in groups.items():
+        layer = f"{module}." if len(groups) > 1 and not _SIGNS.search(module) else ""
+        said = "; or ".join(choice for one in readings for choice in _choices(one, layer))
+        named = {name: shapes[name] for name in _used(readings, shapes)}
+        problem = f"no library calls its arrays {with_shapes(named)}: say what they are: {said}"
+        kind = f"{_KINDS[readings[0].gates].split()[1].lower()}?"
+        found[module] = Found(module, {}, problem=problem, kind=kind, keys=tuple(named))
+    return tuple(layer for layer in found.values() if layer)
+
+
+def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays, as far as they are read."""
+    shapes, left = dict[str, tuple[int, ...]](), _MOST_BYTES
+    for name, tensor in tensors.items():
+        if (left := left - tensor.size) < 0:
+            break
+        try:
+            array = tensor.load()
+        except InputError:  # of no numbers
+            continue
+        left -= 0 if tensor.size else array.nbytes
+        shapes[name] = array.shape
+    return shapes
+
+
+def _groups(names: Sequence[str], shapes: Shapes) -> dict[str, list[_Reading]]:
+    """What the arrays of each module may be; a module is a path, or the first word of names without one."""
+    modules: dict[str, list[str]] = {}
+    for name in names:
+        modules.setdefault(re.split(r"[^./]*\Z", name, maxsplit=1)[0], []).append(name)
+    found: dict[str, list[_Reading]] = {}
+    for path, inside in modules.items():
+        words: dict[str, list[str]] = {}
+        for name in inside:
+            words.setdefault(name[: len(path)] + name[len(path) :].partition("_")[0], []).append(name)
+        whole = _readings({name: shapes[name] for name in inside}, path)
+        single = {word: _readings({n: shapes[n] for n in own}, word) for word, own in words.items()}
+        told = {word: readings for word, readings in single.items() if readings}
+        found |= {path.rstrip("./"): whole} if whole and len(told) < 2 else told
+    return found
+
+
+def _readings(shapes: Shapes, module: str) -> list[_Reading]:
+    """What the arrays of a module may be: a W and an R of as many rows, and biases as long."""
+    found = []
+    matrices = [name for name, shape in shapes.items() if len(shape) == 2]
+    pairs = itertools.permutations(matrices, 2) if len(shapes) <= _MOST_IN_MODULE else ()
+    for (first, second), turned in itertools.product(pairs, (False, True)):
+        w, r = (shapes[name][::-1] if turned else shapes[name] for name in (first, second))
+        gates, left = divmod(r[0], r[1]) if r[1] else (0, 1)
+        alike = w == r and _says_recurrent(first, module) and not _says_recurrent(second, module)
+        if left or gates not in _ORDERS or w[0] != r[0] or alike or (gates == 1 and turned and w == r):
+            continue
+        end = ".T" if turned else ""
+        named = (_rule_name(first) + end, _rule_name(second) + end)
+        found += [_Reading(gates, named, b) for b in _biases(gates, r[0], shapes, module)]
+    return found if len(found) <= _MOST_READINGS else []
+
+
+def _biases(gates: int, rows: int, shapes: Shapes, module: str) -> list[tuple[str, ...]]:
+    """The biases, that of the inputs first, or both ways round where it matters and nothing tells."""
+    biases = sorted(
+        (name for name, shape in shapes.items() if shape == (rows,)),
+        key=lambda name: _says_recurrent(name, module),
+    )
+    if len(biases) > 2:
+        return []
+    told = len({_says_recurrent(name, module) for name in biases}) == len(biases)
+    ways = [biases] if told or gates != 3 else [biases, biases[::-1]]
+    return [tuple(map(_rule_name, way)) for way in ways]
+
+
+def _says_recurrent(name: str, module: str) -> bool:
+    return _RECURRENT.search(name.removeprefix(module)) is not None
+
+
+def _rule_name(name: str) -> str:
+    """An array's name as it stands in a rule."""
+    return name if not _SIGNS.search(name) else f'"{name}"'
+
+
+def _used(readings: Iterable[_Reading], shapes: Shapes) -> list[str]:
+    """The arrays that any reading has."""
+    named = {part.removesuffix(".T") for one in readings for part in (*one.matrices, *one.biases)}
+    return [name for name in shapes if _rule_name(name) in named]
+
+
+def _choices(reading: _Reading, layer: str) -> list[str]:
+    """The map of a reading, in every library's order of the gates."""
+    return [
+        f"{kind}{f' in the order of {by}' if by else ''} --map {shlex.quote(_map(reading, order, layer))}"
+        for kind in (_KINDS[reading.gates],)
+        for by, order in _ORDERS[reading.gates].items()
+    ]
+
+
+def _map(reading: _Reading, order: str, layer: str) -> str:
+    """The rules, with a ; between them."""
+    letters = [*zip("WR", reading.matrices, strict=True), *zip("bc", reading.biases, strict=False)]
+    if reading.gates == 3 and len(reading.biases) == 1:  # no second bias: that inside the product is none
+        letters.append(("c_h", "0"))
+    keys = [
+        letter if "_" in letter else ",".join(key(letter, g) for g in order) or letter
+        for letter, _ in letters
+    ]
+    return "; ".join(f"{layer}{left}={name}" for left, (_, name) in zip(keys, letters, strict=True))
+
+
+def _of_kernel(match: re.Match[str], shapes: Shapes) -> Found | None:
+    """An LSTM cell of TensorFlow 1: one kernel (d + n, 4 n), and a forget bias of its own."""
+    kernel, bias = match[0], f"{match['cell']}/bias"
+    shape = shapes[kernel]
+    if len(shape) != 2 or shape[1] % 4 or shape[0] <= shape[1] // 4 or bias not in shapes:
+        return None
+    units = shape[1] // 4
+    inputs = shape[0] - units
+    layer = "" if _SIGNS.search(match["cell"]) else f"{match['cell']}."
+    rules = "; ".join(
+        f"{layer}{rule}"
+        for rule in (
+            f"W_i,W_z,W_f,W_o={kernel}[:{inputs}].T",
+            f"R_i,R_z,R_f,R_o={kernel}[{inputs}:].T",
+            f"b_i,b_z,b_f,b_o={bias}",
+            "c_f=1",
+        )
+    )
+    problem = (
+        "is an LSTM cell of TensorFlow 1, which adds a forget bias, 1 unless told otherwise, as it runs: say "
+        f"what its arrays are: --map {shlex.quote(rules)}"
+    )
+    return Found(match["cell"], {}, problem=problem, kind="lstm?", keys=(kernel, bias))
