@@ -133,5 +133,6 @@ def _concluded(
     progress: Progress | None,
 ) -> Analysis:
     """The analysis of what was measured; losses are followed back on ``device``."""
-    losses = [loss_gradient(problem, device, progress) for problem in problems.every]
+    whole = problems.layers[0].only == "all"
+    losses = [loss_gradient(problem, device, progress) if whole else None for problem in problems.every]
     return conclude(problems, policy, measured, losses, device.platform)

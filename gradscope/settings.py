@@ -31,6 +31,8 @@ R = TypeVar("R")
 
 View = Literal["state", "cell"]
 Accuracy = Literal["full", "fast"]
+# What is measured, each with what stands before it.
+Only = Literal["verdict", "gain", "paths", "all"]
 DType = Literal["float64", "float32"]
 ReadoutAt = Literal["last", "every"]
 Platform = Literal["cpu", "gpu", "tpu"]
@@ -376,6 +378,15 @@ class Settings:
         "Measurement",
         "Every singular value as right as float64 allows, or to about 1e-6, sooner if possible.",
         choices=get_args(Accuracy),
+    )
+    only: Only = option(
+        "all",
+        "Measurement",
+        "Compute no more than the verdict, or also the gain by lag, or also the paths; a loss, gates and "
+        "norms of the matrices only with all.",
+        choices=get_args(Only),
+        doc="Compute no more than the verdict, which is the same; or also the gain by lag; or also the "
+        "paths' chains and shares. A loss, gates and norms of the matrices only with all.",
     )
     dtype: DType | None = option(
         None,

@@ -70,9 +70,11 @@ def _analyze(settings: dict[str, Any], process: Process, output: Output, first: 
             from gradscope.machine import use_compilation_cache
         if process.compile_cache:
             use_compilation_cache()
+        if output.one_line:
+            settings |= {"only": "verdict"}
         analysis = analyze(**settings, progress=progress)
     top = analysis.problem["top"]
-    if "top" not in settings and top is not None and not output.quiet:
+    if analysis.only in ("paths", "all") and "top" not in settings and top is not None and not output.quiet:
         said = f"top {top} of {analysis.full.size} singular values computed; --top all computes every one"
         first(lambda: click.echo(said, err=True))
     code: int = first(lambda: finish(analysis, output))

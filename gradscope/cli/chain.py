@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from gradscope.cli.group import Command
-from gradscope.cli.options import Output, finish, options, pick
+from gradscope.cli.options import BARE, Output, finish, options, pick
 from gradscope.settings import Policy
 
 
@@ -16,7 +16,7 @@ from gradscope.settings import Policy
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--top", type=int, metavar="K", help="The K largest singular values only (default all).")
 @options(Policy)
-@options(Output)
+@options(Output, BARE)
 def chain(file: Path, top: int | None, **given: Any) -> int:
     """Measure the product J_T ... J_1 of a stack of Jacobians.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import click
 
 from gradscope.cli.group import SectionedOption
-from gradscope.errors import ExitCode
+from gradscope.errors import ExitCode, listed, shown
 from gradscope.report.views import FORMATS, Look, render
 from gradscope.settings import Level, Option, Settings, flag, option, option_of
 
@@ -92,8 +92,12 @@ class Output:
         choices=("auto", "all"),
     )
     quiet: bool = option(
-        False, "Output", "The verdict alone, and nothing on stderr.", flags=("-q", "--quiet")
+        False,
+        "Output",
+        "The verdict alone, computed as with --only verdict; on stderr only what matched --fail-on.",
+        flags=("-q", "--quiet"),
     )
+    details: bool = option(False, "Output", "Of several layers show all of each, not of the worst alone.")
 
     @property
     def look(self) -> Look:
@@ -101,7 +105,12 @@ class Output:
         from gradscope.report.terminal import terminal_for
 
         terminal = terminal_for(self.color, to_file=self.output is not None)
-        return Look(terminal, verdict_only=self.quiet, all_lags=self.lags == "all")
+        return Look(terminal, verdict_only=self.quiet, all_lags=self.lags == "all", every_layer=self.details)
+
+    @property
+    def one_line(self) -> bool:
+        """Whether the verdict's line is all that is shown."""
+        return self.quiet and self.format == "table"
 
     def write(self, result: Analysis | Inspection) -> None:
         """Render the result and write it."""
@@ -110,8 +119,9 @@ class Output:
         write_result(render(result, self.format, self.look), self.output)
 
 
-# Of these, what any result can be asked for.
+# Of these, what any result can be asked for; and an analysis of no layers.
 PAGE = ("format", "output", "color")
+BARE = tuple(one.name for one in fields(Output) if one.name != "details")
 
 
 # -- from dataclasses to click and back --------------------------------------------------------------
@@ -210,9 +220,15 @@ def _parsing(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Para
 
 
 def finish(analysis: Analysis, output: Output) -> int:
-    """Render, write, and say how to exit."""
+    """Render, write, say what matched ``--fail-on``, and how to exit."""
+    analysis = analysis.matching(output.fail_on)
     output.write(analysis)
-    return ExitCode.FINDING if analysis.all_levels.intersection(output.fail_on) else ExitCode.OK
+    matched = analysis.verdict.matched
+    if not matched:
+        return ExitCode.OK
+    each = [f"{one.level} (layer {shown(one.layer)})" if one.layer else one.level for one in matched]
+    click.echo(f"gradscope: --fail-on matched: {listed(each)}", err=True)
+    return ExitCode.FINDING
 
 
 def find_modules_here() -> None:

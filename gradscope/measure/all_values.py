@@ -95,9 +95,10 @@ class JacobianChains:
         return spectrum(
             chain,
             by_lag=True,
-            floor=-math.inf if name == "full" else ask.floor,
+            floor=ask.floor if ask.only == "verdict" or name != "full" else -math.inf,
             entry_error=ask.entry_error,
             accuracy=ask.accuracy,
             workers=ask.threads,
             window=chain.window,
+            only_first=not ask.paths,
         )

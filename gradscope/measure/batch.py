@@ -61,7 +61,7 @@ def measure_batch(
         in_stack = place >= len(problems.layers)
         known = frozenset(member.name for member in problem.system.cell.members if in_stack)
         entry_error = _ENTRY_ROUNDINGS * float(np.finfo(problem.system.dtype).eps)
-        ask = Ask(entry_error, floor, problem.accuracy, problem.top, known)
+        ask = Ask(entry_error, floor, problem.accuracy, problem.top, known, only=problem.only)
         found.append(_measured(problem, numbers, ask, means, tally.beyond(place * len(numbers))))
     return found
 

@@ -10,6 +10,7 @@ from gradscope.custom_types import Array
 from gradscope.measure.measured import Measured
 from gradscope.measure.progress import Meter
 from gradscope.product_svd.spectrum import Spectrum
+from gradscope.settings import Only
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Ask:
         lag of a path alone may be an upper bound, and which is looked for where some lags are known only.
     accuracy : "full" or "fast"; top : how many values, None is all; known : chains that are measured
         elsewhere; threads : of one sequence.
+    only : what is measured, see ``Settings.only``.
     """
 
     entry_error: float
@@ -28,6 +30,12 @@ class Ask:
     top: int | None = None
     known: frozenset[str] = frozenset()
     threads: int = 1
+    only: Only = "all"
+
+    @property
+    def paths(self) -> bool:
+        """Whether the paths are measured too, and their shares."""
+        return self.only in ("paths", "all")
 
 
 class Chains(Protocol):
@@ -51,14 +59,14 @@ class Chains(Protocol):
 
 
 def measure(chains: Chains, ask: Ask, meter: Meter) -> list[Measured]:
-    """Spectra of the full chain and of every path alone, and the shares of the paths, for every sequence."""
-    names = [name for name in chains.names if name not in ask.known]
+    """Spectra of the full chain, of every path alone and the shares of the paths, for every sequence."""
+    names = [name for name in chains.names if name not in ask.known] if ask.paths else ["full"]
     meter.begin({name: chains.cost(name) for name in names})
     found: dict[str, list[Spectrum]] = {}
     for name in names:
         found[name] = chains.spectra(name, ask)
         meter.finished(name)
-    shares = chains.shares(found["full"])
+    shares = chains.shares(found["full"]) if ask.paths else [{}] * chains.sequences
     return [
         Measured({name: each[number] for name, each in found.items()}, shares[number])
         for number in range(chains.sequences)

@@ -17,8 +17,8 @@ from gradscope.product_svd.spectrum import Spectrum
 class Measured:
     """Of one sequence.
 
-    spectra : {chain: Spectrum}, the full one first; shares : {path: (T,)}; gates : {gate: sum of the
-        activations, how many are saturated, how many there are}.
+    spectra : {chain: Spectrum}, the full one first; shares : {path: (T,)}, none where they are not asked for;
+    gates : {gate: sum of the activations, how many are saturated, how many there are}.
     """
 
     spectra: Mapping[str, Spectrum]

@@ -44,6 +44,8 @@ def _with_layers(stack: Measured, layers: Sequence[Measured]) -> Measured:
 def _alone(number: int, measured: Measured) -> Measured:
     """A layer that is its whole group: its only path is itself."""
     full, name = measured.full, f"layer{number}"
+    if not measured.shares:
+        return Measured({"full": full}, {})
     some = np.ones_like(next(iter(measured.shares.values())))
     share = some if measured.alive else some * np.nan
     return replace(measured, spectra={"full": full, name: full}, shares={name: share})

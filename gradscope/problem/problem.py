@@ -27,7 +27,7 @@ from gradscope.problem.inputs import (
     label,
 )
 from gradscope.problem.origin import Origin
-from gradscope.settings import CELL, DEFAULT_TOP, DTYPE, HIDDEN, INIT, MOST_FOR_ALL, Settings
+from gradscope.settings import CELL, DEFAULT_TOP, DTYPE, HIDDEN, INIT, MOST_FOR_ALL, Only, Settings
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Problem:
         LSTM's c alone.
     top : how many singular values to compute, without Jacobians; None is all of them.
     accuracy : "full", or "fast" for singular values to about 1e-6.
+    only : what is measured, see ``Settings.only``.
     adjoint : (B, S, n) float64, the derivatives of a loss by the outputs h of the last S steps (S = 1: a loss
         at the last step, S = T: at every step); None without a loss.
     origin : where all of it came from.
@@ -48,6 +49,7 @@ class Problem:
     view: str = "state"
     top: int | None = None
     accuracy: str = "full"
+    only: Only = "all"
     adjoint: Array | None = None
     origin: Origin = field(default_factory=Origin)
 
@@ -55,6 +57,11 @@ class Problem:
     def kept(self) -> tuple[str, ...]:
         """The paths that are not cut."""
         return tuple(path for path in self.system.cell.paths if path not in self.cut)
+
+    @property
+    def values(self) -> int | None:
+        """How many singular values are wanted of each chain, None for all."""
+        return 1 if self.top is None and self.only in ("verdict", "gain") else self.top
 
 
 def make_problem(settings: Settings, layer: Layer | None = None) -> Problem:
@@ -116,7 +123,7 @@ def make_problem(settings: Settings, layer: Layer | None = None) -> Problem:
     )
     direction = layer.direction if layer else "forward"
     system = System(cell, n, parameters, sequences, state, lengths, direction, dtype)
-    return Problem(system, cut, view, top, accuracy, origin=origin)
+    return Problem(system, cut, view, top, accuracy, settings.only, origin=origin)
 
 
 def chosen_top(asked: int | str | None, size: int) -> int | None:

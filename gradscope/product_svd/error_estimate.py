@@ -225,8 +225,12 @@ def floor_of(run: Run, entry_error: float) -> float:
     """What rounding does to any log10 value, at least."""
     if not len(run.log10):
         return 0.0
-    rounding = float(np.spacing(np.abs(run.log10).max().astype(np.float64))) / 2
-    return (2 * EPS + entry_error) / float(np.log(10)) + rounding
+    return rounding_floor(float(np.abs(run.log10).max()), entry_error)
+
+
+def rounding_floor(log10: float, entry_error: float) -> float:
+    """What rounding does to this log10 value, at least."""
+    return (2 * EPS + entry_error) / float(np.log(10)) + float(np.spacing(abs(log10))) / 2
 
 
 def lags_alone(steps: Steps, lag_norm: LagNorm) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from gradscope.product_svd.block_krylov import TopTriplets, norm_by_lag, top_val
 from gradscope.product_svd.error_estimate import EPS, Run, best_run, lags_alone
 from gradscope.product_svd.extended_range_run import wide_lags, wide_run
 from gradscope.product_svd.graded_chain import RangeError
+from gradscope.product_svd.leading import Leading, leading
 from gradscope.product_svd.norm_by_lag import LagNorm
 from gradscope.product_svd.operator import DenseOperator, Operator, tame
 from gradscope.product_svd.steps import WILD, Steps, checked, reachable, restricted
@@ -72,6 +73,7 @@ def spectrum(
     accuracy: str = "full",
     workers: int | None = None,
     window: tuple[slice, slice] | None = None,
+    only_first: bool = False,
 ) -> Spectrum:
     """Singular values of P = jacobians[T-1] @ ... @ jacobians[0].
 
@@ -88,6 +90,7 @@ def spectrum(
     workers : threads, all cores by default; the result depends on them only by rounding.
     window : rows and columns of the product, (r, c) of them: then all of the above is of that block of it,
         with min(r, c) values, left (r,) and right (c,); and of that block at every lag.
+    only_first : the largest value alone, with every lag of ``by_lag``, sooner and as good as among all.
     Raises InputError for an empty, non-square, complex or non-finite chain, or top out of range.
 
     Method: graded LU chain (the UDT form of Tomas, Chang, Scalettar, Bai 2012, with LU), then
@@ -110,6 +113,9 @@ def spectrum(
         )[0]
         if not np.isneginf(found_top.log10_singular_values[-1]) and found_top.log10_error <= GOOD_TOP:
             return found_top
+    usual = not gaps and window is None and steps.span < WILD
+    if only_first and by_lag and usual and (first := leading(steps, entry_error, floor)) is not None:
+        return _first(first)
     whole = steps
     lag_norm = LagNorm(floor if top is None else -np.inf, columns) if by_lag else None
     lagged: Array | None = None
@@ -126,7 +132,8 @@ def spectrum(
     left[steps.width(len(steps), m)] = found.left
     right[steps.width(0, m)] = found.right
     lags = found.lags if lagged is None else lagged
-    return _assemble(found, lags if by_lag else None, count, left[rows], right[columns], top)
+    all_of_them = _assemble(found, lags if by_lag else None, count, left[rows], right[columns], top)
+    return _without_others(all_of_them) if only_first else all_of_them
 
 
 def _run(steps: Steps, entry_error: float, lag_norm: LagNorm | None, accuracy: str, workers: int) -> Run:
@@ -193,6 +200,16 @@ def _assemble(
         lags[-1] = log10[0]
     zeros = count - len(values) - found.lost
     return Spectrum(log10[:top], zeros, found.error, found.norm_error, left, right, lags, lost=found.lost)
+
+
+def _first(found: Leading) -> Spectrum:
+    value, error = np.array([found.log10]), found.error
+    return Spectrum(value, None, error, error, found.left, found.right, found.lags)
+
+
+def _without_others(found: Spectrum) -> Spectrum:
+    value, error = found.log10_singular_values[:1], found.log10_norm_error
+    return replace(found, log10_singular_values=value, exact_zeros=None, log10_error=error, lost=0)
 
 
 def diagonal_spectrum(diagonals: Any, *, by_lag: bool = False, entry_error: float = EPS) -> Spectrum:

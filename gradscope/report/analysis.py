@@ -5,8 +5,8 @@ from __future__ import annotations
 import bisect
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,8 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.report.chains import Chain, Extremes, mean_share
-from gradscope.report.verdict import Verdict
-from gradscope.settings import Policy
+from gradscope.report.verdict import Matched, Verdict
+from gradscope.settings import Only, Policy
 from gradscope.version import __version__
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "gradscope/analysis/1"
 _MAX_LAGS = 1000
+_NO_PROFILE: dict[str, Any] = {"lag": [], "log10_norm": [], "share": {}}
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Analysis:
         sequences of different length the last step is the same;
     gates : {gate: {"mean", "saturated"}}; matrices : {name: spectral norm, radius, singular values};
     layers : of several layers, the analysis of each; the rest is then about all of them together;
-    loss : what a loss sends back, None where there is none.
+    loss : what a loss sends back, None where there is none; only : what was measured, see ``analyze``: of a
+        verdict or a gain alone there is the full chain and its first singular value, no paths, no shares.
     """
 
     problem: Mapping[str, Any]
@@ -48,6 +50,7 @@ class Analysis:
     matrices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     layers: tuple[Analysis, ...] = ()
     loss: LossGradient | None = None
+    only: Only = "all"
 
     def chain(self, name: str) -> Chain:
         """The chain called ``name``; raises KeyError."""
@@ -63,10 +66,11 @@ class Analysis:
         """Each path's share in carrying the gradient, mean over steps and sequences; they sum to 1."""
         return {name: mean_share(share, self.full) for name, share in self.shares.items()}
 
-    @property
-    def all_levels(self) -> set[str]:
-        """The levels of the verdict and of those on the layers."""
-        return {self.verdict.level, *(layer.verdict.level for layer in self.layers)}
+    def matching(self, levels: Collection[str]) -> Analysis:
+        """The same with ``verdict.matched``: what of the whole and of its layers has one of these levels."""
+        parts = [(None, self), *((str(layer.problem["layer"]), layer) for layer in self.layers)]
+        matched = [Matched(part.verdict.level, name) for name, part in parts if part.verdict.level in levels]
+        return replace(self, verdict=replace(self.verdict, matched=tuple(matched)))
 
     def to_dict(self, *, all_lags: bool = False) -> dict[str, Any]:
         """The JSON object ``gradscope/analysis/1``: plain Python, no NaN, exact zeros as None.
@@ -74,7 +78,9 @@ class Analysis:
         all_lags : every lag of the profile, also beyond T = 1000.
         """
         layers = {"layers": [layer._parts(all_lags) for layer in self.layers]} if self.layers else {}
-        return {"schema": SCHEMA, "gradscope": __version__, **self._parts(all_lags), **layers}
+        parts = self._parts(all_lags)
+        parts["verdict"]["matched"] = [vars(one) for one in self.verdict.matched]
+        return {"schema": SCHEMA, "gradscope": __version__, **parts, **layers}
 
     def _parts(self, all_lags: bool) -> dict[str, Any]:
         """What JSON tells of the whole, and of each layer."""
@@ -89,7 +95,7 @@ class Analysis:
             },
             "chains": [_chain(chain, self.levels[chain.name]) for chain in self.chains],
             "matrices": [{"name": name, **_plain(matrix)} for name, matrix in self.matrices.items()],
-            "profile": _profile(self.full, self.shares, all_lags),
+            "profile": _NO_PROFILE if self.only == "verdict" else _profile(self.full, self.shares, all_lags),
             "shares": _plain(self.mean_shares),
             "gates": _plain(self.gates),
             **loss,
@@ -124,6 +130,7 @@ def _chain(chain: Chain, level: str) -> dict[str, Any]:
         **whole,
         **unmeasured,
         "log10_norm": _extremes(chain.log10_norm),
+        "log10_norm_error": [_plain(s.log10_norm_error) for s in chain.spectra],
         **largest,
         **rms,
         "rate": _extremes(chain.rate),

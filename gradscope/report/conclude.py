@@ -45,7 +45,9 @@ def conclude(
     analysis = layers[0]
     if len(layers) > 1:
         source = described_together(problems, backend)
-        analysis = replace(_conclude(together(problems, measured), policy, source), layers=layers)
+        analysis = replace(
+            _conclude(together(problems, measured), policy, source), layers=layers, only=layers[0].only
+        )
     joint = problems.joint
     if joint is None:
         verdict = replace(analysis.verdict, reasons=(*analysis.verdict.reasons, _SIDE_BY_SIDE))
@@ -63,11 +65,13 @@ def _of_layer(
 ) -> Analysis:
     # Their spectra take longer than all else where only the top values were asked for.
     few = problem.system.hidden <= MOST_FOR_ALL
+    whole = problem.only == "all"
     return replace(
         _conclude(measured, policy, described(problem, backend)),
         loss=loss,
-        gates=gate_statistics(measured),
-        matrices=recurrent_matrices(problem.system.parameters) if few else {},
+        only=problem.only,
+        gates=gate_statistics(measured) if whole else {},
+        matrices=recurrent_matrices(problem.system.parameters) if few and whole else {},
     )
 
 
@@ -93,7 +97,7 @@ def _mean_shares(measured: Sequence[Measured]) -> dict[str, Array]:
     Aligned at the last step: the mean is over those that have a step so long before it, else NaN.
     """
     each = [one.shares for one in measured if one.alive] or [one.shares for one in measured]
-    steps = max(len(share) for one in measured for share in one.shares.values())
+    steps = max((len(share) for one in measured for share in one.shares.values()), default=0)
     return {name: _aligned_mean([one[name] for one in each], steps) for name in each[0] if name != NAMELESS}
 
 

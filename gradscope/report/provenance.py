@@ -31,7 +31,7 @@ def described(problem: Problem, backend: str) -> dict[str, Any]:
         "accuracy": problem.accuracy,
         "cut": list(problem.cut),
         "view": problem.view,
-        "top": problem.top,
+        "top": problem.values,
         "inputs": origin.inputs,
     }
     of_layer = {"layer": origin.layer, "direction": system.direction if origin.layer is not None else None}
@@ -44,6 +44,7 @@ def described(problem: Problem, backend: str) -> dict[str, Any]:
         **of_layer,
         **{name: None if words is None else list(words) for name, words in _said(origin).items()},
         **_loss(problem),
+        "only": None if problem.only == "all" else problem.only,
     }
     return said | {name: value for name, value in given.items() if value is not None} | {"backend": backend}
 

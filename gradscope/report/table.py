@@ -18,6 +18,7 @@ from gradscope.report.sparkline import by_lag
 from gradscope.report.terminal import Terminal
 from gradscope.report.verdict import scientific, steps_of
 from gradscope.report.views import Look
+from gradscope.settings import INIT
 
 if TYPE_CHECKING:
     from gradscope.report.analysis import Analysis
@@ -36,24 +37,51 @@ _LOST = 0.5
 
 def render_table(analysis: Analysis, look: Look) -> str:
     """The whole table as text, with ANSI codes if the terminal has colours."""
-    parts = [_headline(analysis)] if look.verdict_only else _parts(analysis, look.terminal)
+    parts = [_headline(analysis)] if look.verdict_only else _parts(analysis, look)
     return page(parts, look.terminal)
 
 
-def _parts(analysis: Analysis, terminal: Terminal, *, part: bool = False) -> Iterable[RenderableType]:
-    """The sections of the whole, or of a ``part`` whose own words the whole has said."""
+def _parts(analysis: Analysis, look: Look) -> Iterable[RenderableType]:
+    """The whole, then what of its layers is to be shown."""
     yield _headline(analysis)
-    for reason in analysis.verdict.reasons:
-        yield bullet(reason)
-    if not part:
-        yield from _said(analysis)
+    yield from map(bullet, analysis.verdict.reasons)
+    yield from _said(analysis)
     if analysis.layers:
-        yield section("Layers", _layers(analysis, terminal))
+        yield section("Layers", _layers(analysis, look.terminal))
+    yield from _measured(analysis, look.terminal)
+    if not analysis.layers or analysis.only == "verdict":
+        return
+    worst = max(range(len(analysis.layers)), key=lambda number: _badness(analysis.layers[number]))
+    for number in range(len(analysis.layers)) if look.every_layer else [worst]:
+        yield Text(f"\nlayer{number}", style="bold underline")
+        yield from _layer(analysis.layers[number], look.terminal)
+    if not look.every_layer:
+        yield Text(f"\nlayer{worst} is the worst of the layers; --details shows all of each.", style="dim")
+
+
+def _badness(layer: Analysis) -> tuple[int, float]:
+    """What makes a layer worse than another: its level, then how far its gain is from 1."""
+    order = ("stable", "undecided", "vanishing", "exploding")
+    return order.index(layer.verdict.level), abs(layer.full.log10_norm.median)
+
+
+def _layer(layer: Analysis, terminal: Terminal) -> Iterable[RenderableType]:
+    """A layer of several, whose caveats the whole has said."""
+    yield _headline(layer, given=False)
+    yield from map(bullet, layer.verdict.reasons)
+    yield from _measured(layer, terminal)
+
+
+def _measured(analysis: Analysis, terminal: Terminal) -> Iterable[RenderableType]:
+    """The sections of what was measured, below the verdict."""
+    if analysis.only == "verdict":
+        return
     yield section("Chains", _chains(analysis, terminal))
     if len(analysis.shares) > 1:
-        yield section("Who carries the gradient", _shares(analysis, terminal))
+        yield section("Shares: who carries the gradient", _shares(analysis, terminal))
     yield section(
-        "Gain by lag: how far back the gradient of the last step reaches", _lags(analysis, terminal)
+        "Gain by lag: how far back the gradient of the last step reaches (logarithmic)",
+        _lags(analysis, terminal),
     )
     if analysis.loss:
         yield from loss_sections(analysis.loss, analysis.full, terminal)
@@ -61,9 +89,6 @@ def _parts(analysis: Analysis, terminal: Terminal, *, part: bool = False) -> Ite
         yield section("Recurrent matrices", _matrices(analysis))
     if analysis.gates:
         yield section("Gates", _gates(analysis))
-    for number, layer in enumerate(analysis.layers):
-        yield Text(f"\nlayer{number}", style="bold underline")
-        yield from _parts(layer, terminal, part=True)
 
 
 def _said(analysis: Analysis) -> Iterable[RenderableType]:
@@ -72,9 +97,11 @@ def _said(analysis: Analysis) -> Iterable[RenderableType]:
         yield from (bullet(words(sentence)) for sentence in analysis.problem.get(name, ()))
 
 
-def _headline(analysis: Analysis) -> Text:
+def _headline(analysis: Analysis, *, given: bool = True) -> Text:
+    """The verdict in a line; given : with what the user chose or changed."""
     level = analysis.verdict.level
-    text = Text.assemble((level.upper(), _STYLES[level]), ": ", _subject(analysis))
+    words = ", ".join([_subject(analysis), *(_given(analysis) if given else ())])
+    text = Text.assemble((level.upper(), _STYLES[level]), ": ", words)
     text.append(f", gain {scientific(analysis.full.log10_norm.median)}")
     return text
 
@@ -98,6 +125,23 @@ def _subject(analysis: Analysis) -> str:
     if problem.get("view") == "cell":
         words.append("cell view")
     return ", ".join(words)
+
+
+def _given(analysis: Analysis) -> Iterable[str]:
+    """What the user chose or changed of the weights, and what a checkpoint was run on."""
+    problem = analysis.problem
+    if (problem.get("init") or INIT) != INIT:
+        yield f"init {problem['init']}"
+    if problem.get("gain", 1.0) != 1.0:
+        yield f"recurrent matrices x {problem['gain']:g}"
+    for name, value in problem.get("biases", {}).items():
+        yield f"{name} = {value:g}"
+    inputs = shown(problem.get("inputs", "normal"))
+    if inputs in ("normal", "zeros"):
+        if inputs == "zeros" or problem["source"] != "initialised":
+            yield "inputs all zero" if inputs == "zeros" else "random inputs, N(0, 1)"
+    elif not inputs.startswith("outputs of "):
+        yield f"inputs {inputs}"
 
 
 def _chains(analysis: Analysis, terminal: Terminal) -> RenderableType:

@@ -14,10 +14,22 @@ from gradscope.settings import Level, Policy
 
 @dataclass(frozen=True)
 class Verdict:
-    """``level`` is vanishing, stable, exploding or undecided; ``reasons`` are sentences with numbers."""
+    """``level`` is vanishing, stable, exploding or undecided; ``reasons`` are sentences with numbers.
+
+    matched : those of the whole and of its layers whose level was looked for, see ``Analysis.matching``.
+    """
 
     level: Level
     reasons: tuple[str, ...]
+    matched: tuple[Matched, ...] = ()
+
+
+@dataclass(frozen=True)
+class Matched:
+    """A level that was looked for, and whose it is: a layer's by its name in the file, None the whole's."""
+
+    level: Level
+    layer: str | None
 
 
 def level(chain: Chain, policy: Policy) -> Level:

@@ -33,11 +33,13 @@ class Look:
     """How a result is to be shown.
 
     verdict_only : of an analysis the one line; all_lags : every lag, not a thousand of them at most.
+    every_layer : of several layers all of each, not of the worst alone.
     """
 
     terminal: Terminal
     verdict_only: bool = False
     all_lags: bool = False
+    every_layer: bool = False
 
 
 def render(result: Analysis | Inspection, name: str, look: Look) -> str:

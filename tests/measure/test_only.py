@@ -1,0 +1,131 @@
+"""``--only``: less is computed, and the verdict is that of the whole analysis."""
+
+import dataclasses
+
+import jsonschema
+import numpy as np
+import pytest
+
+import gradscope
+from gradscope.api import analyze_problems
+from gradscope.cells import find
+from gradscope.checkpoints import Model
+from gradscope.checkpoints.layer import Layer
+from gradscope.machine import find_devices
+from gradscope.problem.layers import make_problems
+from gradscope.problem.problem import make_problem
+from gradscope.settings import Settings
+
+SIZES = {"hidden": 5, "input_size": 3, "steps": 40}
+CASES = {
+    "lstm": {},
+    "lstm that explodes": {"gain": 4.0, "batch": 3},
+    "lstm that remembers": {"biases": {"b_f": 5.0}},
+    "projected": {"cell": "lstm-projected-3"},
+    "gru": {"cell": "gru", "batch": 2},
+    "gru before": {"cell": "gru-reset-before", "gain": 3.0},
+    "relu, with dead units": {"cell": "rnn-relu", "gain": 2.0},
+    "orthogonal": {"cell": "linear", "init": "orthogonal"},
+    "a unit matrix": {"cell": "linear", "init": "identity", "vanishing_below": 1.0},
+    "nothing gets through": {"cell": "linear", "gain": 0.0},
+    "saturated": {"cell": "rnn", "gain": 40.0},
+    "beyond float64": {"cell": "linear", "gain": 1e160},
+    "cell view": {"view": "cell", "batch": 2},
+    "without a path": {"cut": "R_z"},
+    "fast": {"accuracy": "fast"},
+    "top": {"top": 2},
+    "lengths": {"batch": 3, "lengths": [40, 7, 22]},
+}
+
+
+def same_verdict(less, whole):
+    """Level and sentences, but for the error of another run and what only the whole can say."""
+
+    def said(analysis):
+        return {reason.partition("; log10 error")[0] for reason in analysis.verdict.reasons}
+
+    assert less.verdict.level == whole.verdict.level
+    assert said(less) <= said(whole)
+    assert len(less.verdict.reasons) >= 2 - (whole.full.log10_norm.median == -np.inf)
+    for name in ("log10_norm", "log10_peak", "horizon", "rate", "peak_lag"):
+        found, expected = (dataclasses.astuple(getattr(one.full, name)) for one in (less, whole))
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+    assert less.chains[0].size == whole.chains[0].size
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_verdict_is_that_of_the_whole(case):
+    whole = gradscope.analyze(**SIZES | CASES[case])
+    for only in ("verdict", "gain", "paths"):
+        less = gradscope.analyze(**SIZES | CASES[case], only=only)
+        same_verdict(less, whole)
+        told = less.to_dict()
+        jsonschema.validate(told, gradscope.schema())
+        assert told["problem"]["only"] == only
+        assert (told["matrices"], told["gates"]) == ([], {})
+        assert len(told["chains"]) == (len(whole.chains) if only == "paths" else 1)
+        assert bool(told["profile"]["lag"]) == (only != "verdict")
+        if only == "paths":
+            assert told["shares"] == whole.to_dict()["shares"]
+        elif only == "gain":
+            np.testing.assert_allclose(less.full.by_lag, whole.full.by_lag, rtol=1e-9, atol=1e-9)
+        if only != "paths" and "top" not in CASES[case]:
+            assert told["problem"]["top"] == 1
+            assert {len(values) for values in told["chains"][0]["log10_singular_values"]} == {1}
+
+
+def several(gains, directions):
+    """LSTMs of hidden 4, each upon the last of its direction, with these gains."""
+    layers, below = [], {}
+    for number, (gain, direction) in enumerate(zip(gains, directions, strict=True)):
+        features = 4 if direction in below else 3
+        weights = make_problem(
+            Settings(hidden=4, input_size=features, seed=number, gain=gain)
+        ).system.parameters
+        reads = (below[direction],) if direction in below else ()
+        name = below[direction] = f"l{number}"
+        layers.append(Layer(find("lstm"), weights, name, np.zeros(8), direction=direction, below=reads))
+    return Model(tuple(layers), tuple(layer.name for layer in layers))
+
+
+@pytest.mark.parametrize(
+    ("gains", "directions"),
+    [
+        ((1.0, 8.0), ("forward", "forward")),
+        ((0.5, 1.0, 6.0), ("forward", "forward", "forward")),
+        ((6.0, 0.1), ("forward", "backward")),
+    ],
+)
+def test_of_every_layer_too(gains, directions):
+    model, found = several(gains, directions), {}
+    for only in ("all", "verdict", "gain", "paths"):
+        settings = Settings(steps=30, batch=2, only=only)
+        found[only] = analyze_problems(make_problems(settings, model, find_devices()))
+    for only in ("verdict", "gain", "paths"):
+        same_verdict(found[only], found["all"])
+        jsonschema.validate(found[only].to_dict(), gradscope.schema())
+        for less, whole in zip(found[only].layers, found["all"].layers, strict=True):
+            same_verdict(less, whole)
+        for level in ("vanishing", "stable", "exploding", "undecided"):
+            assert (
+                found[only].matching([level]).verdict.matched
+                == found["all"].matching([level]).verdict.matched
+            )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(60))
+def test_drawn_problems(seed):
+    rng = np.random.default_rng(seed)
+    drawn = {
+        "cell": rng.choice(["lstm", "lstm-peephole", "gru", "rnn", "rnn-relu", "linear", "lstm-cifg"]),
+        "hidden": int(rng.choice([2, 7, 24, 64])),
+        "input_size": 3,
+        "steps": int(rng.choice([3, 30, 300])),
+        "gain": float(10 ** rng.uniform(-1, 1.5)),
+        "batch": int(rng.choice([1, 3])),
+        "inputs": rng.choice(["normal", "zeros"]),
+        "seed": seed,
+    }
+    whole = gradscope.analyze(**drawn)
+    same_verdict(gradscope.analyze(**drawn, only="verdict"), whole)

@@ -1,0 +1,87 @@
+"""The largest value alone, against exact arithmetic; and where a small direction is the last."""
+
+import numpy as np
+import pytest
+from oracles import chains
+from oracles.few import few
+from oracles.reference import conditioning, reference
+
+from gradscope.product_svd.leading import leading
+from gradscope.product_svd.spectrum import EPS, spectrum
+from gradscope.product_svd.steps import checked
+
+LARGEST = [("lstm", 32, 100), ("gru", 48, 60), ("tanh", 40, 60)]
+
+
+@pytest.mark.parametrize("name", few(chains.CHAINS, "lstm", "jordan", "dead unit"))
+def test_against_exact_arithmetic(name):
+    check(chains.CHAINS[name](8, 60, 0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "m", "steps"), LARGEST)
+def test_of_larger_chains(name, m, steps):
+    check(chains.CHAINS[name](m, steps, 0))
+
+
+def check(chain):
+    true = reference(chain)
+    found = spectrum(chain, by_lag=True, only_first=True)
+    assert found.exact_zeros is None
+    if true.exact_zeros == len(chain[0]):
+        assert np.isneginf(found.log10_singular_values).all()
+        return
+    (value,) = found.log10_singular_values
+    error = missed(true, value)
+    allowed = max(1e-11, 4 * EPS * conditioning(chain, true)[0]) / np.log(10) + np.spacing(abs(value))
+    assert error <= allowed
+    assert found.log10_norm_error >= error / 10
+    for lag in (1, 7, 30):
+        assert missed(reference(chain[-lag:]), found.log10_norm_by_lag[lag - 1]) <= 1e-9
+    assert found.log10_norm_by_lag[-1] == value
+
+
+def missed(true, value):
+    """|error| of log10 of the largest value."""
+    return abs(true.log10_errors(np.array([value] * len(true.sigma)))[0])
+
+
+def two_blocks(sizes, coupling=0.0):
+    """(T, 6, 6): two orthogonal blocks, the first times sizes[t]."""
+    rng = np.random.default_rng(0)
+    blocks = [np.linalg.qr(rng.normal(size=(3, 3)))[0] for _ in range(2)]
+    chain = np.zeros((len(sizes), 6, 6))
+    chain[:, :3, :3] = np.multiply.outer(sizes, blocks[0])
+    chain[:, 3:, 3:] = blocks[1]
+    chain[:, :3, 3:] = coupling
+    return chain
+
+
+def test_what_was_shed_may_be_all_that_is_left():
+    """From the output end the first block grows to 2^120, the second is shed; then the first dies."""
+    sizes = np.concatenate([np.full(100, 1e-3), np.full(120, 2.0)])
+    chain = two_blocks(sizes)
+    assert leading(checked(chain)[0], EPS) is None
+    found = spectrum(chain, by_lag=True, only_first=True)
+    assert found.log10_singular_values[0] == pytest.approx(0.0, abs=1e-12)
+    expected = np.maximum(np.cumsum(np.log10(sizes[::-1])), 0.0)
+    np.testing.assert_allclose(found.log10_norm_by_lag, expected, atol=1e-11)
+
+
+def test_what_is_shed_and_stays_small_is_not_missed():
+    sizes = np.full(200, 2.0)
+    found = leading(checked(two_blocks(sizes))[0], EPS)
+    assert found is not None
+    assert found.log10 == pytest.approx(200 * np.log10(2), abs=1e-11)
+    assert found.error < 1e-10
+
+
+def test_lags_that_are_asked_above_a_floor_alone():
+    chain = chains.CHAINS["lstm"](8, 60, 0)
+    whole = np.asarray(spectrum(chain, by_lag=True).log10_norm_by_lag)
+    floor = np.log10(1e-3)
+    found = np.asarray(spectrum(chain, by_lag=True, floor=floor, only_first=True).log10_norm_by_lag)
+    above = whole >= floor
+    np.testing.assert_allclose(found[above], whole[above], atol=1e-10)
+    assert (found[~above] < floor).all()
+    assert (found >= whole - 1e-10).all()
