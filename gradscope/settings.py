@@ -35,6 +35,7 @@ Accuracy = Literal["full", "fast"]
 Only = Literal["verdict", "gain", "paths", "all"]
 DType = Literal["float64", "float32"]
 ReadoutAt = Literal["last", "every"]
+Layout = Literal["cudnn", "keras"]
 Platform = Literal["cpu", "gpu", "tpu"]
 Top = int | Literal["all"] | None
 # What a verdict may say.
@@ -46,6 +47,8 @@ HIDDEN, INPUT_SIZE, STEPS, BATCH = 64, 32, 200, 1
 DTYPE: DType = "float64"
 DTYPE_ON_TPU: DType = "float32"
 READOUT_AT: ReadoutAt = "last"
+# How matrices of CuDNNLSTM and CuDNNGRU may lie.
+LAYOUTS: tuple[str, ...] = get_args(Layout)
 # All singular values take minutes beyond this state size (T = 200, two cores), so many of them seconds.
 MOST_FOR_ALL, DEFAULT_TOP = 1024, 8
 
@@ -204,6 +207,12 @@ class Settings:
         "Checkpoint",
         "tanh, relu, sigmoid or linear, where the checkpoint does not say.",
         metavar="NAME",
+    )
+    layout: Layout | None = option(
+        None,
+        "Checkpoint",
+        "How weights of a CuDNNLSTM or CuDNNGRU lie, where the checkpoint does not say.",
+        choices=get_args(Layout),
     )
     max_size: int | None = option(
         None,

@@ -25,6 +25,7 @@ from gradscope.errors import InputError, about, listed, quoted, shown
 from gradscope.formats.reading import TENSOR_FILES, kind_of, load, open_tensors, suffix
 from gradscope.formats.tensors import Tensors
 from gradscope.formats.torch_file import Saved
+from gradscope.settings import LAYOUTS
 
 __all__ = [
     "ACTIVATIONS",
@@ -126,6 +127,7 @@ def read(
     *,
     layers: Iterable[str] | None = None,
     activation: str | None = None,
+    layout: str | None = None,
     max_size: int | None = None,
     also: Iterable[str] = (),
     reads: Iterable[str] = (),
@@ -136,8 +138,8 @@ def read(
 
     layers : names of layers, or of modules for all in them, or ends of such names that no other has; None
         is all.
-    cell : a built-in name, ``package.module:factory`` or a Cell; activation : one of ACTIVATIONS. They
-        decide what the file leaves open, and must not contradict it.
+    cell : a built-in name, ``package.module:factory`` or a Cell; activation : one of ACTIVATIONS; layout :
+        one of LAYOUTS. They decide what the file leaves open, and must not contradict it.
     also : other tensors wanted, and rules, as for ``read_all``; reads : LAYER=BELOW, as for ``connected``.
     recorded : from a file of ``gradscope.record``, where the checkpoint does not bring its own.
     Raises InputError for what ``read_all`` refuses, and for a layer that gradscope has no cell for.
@@ -147,21 +149,42 @@ def read(
     if isinstance(path, Live) and path.recorded:
         recorded = path.recorded
     with about(str(path)):
-        return choose(contents, wanted, layers or (), activation, str(path), reads, recorded)
+        decided = Decided(wanted, activation, layout)
+        return choose(contents, decided, layers or (), str(path), reads, recorded)
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What the user decides where a file leaves it open."""
+
+    cell: Cell | None
+    activation: str | None
+    layout: str | None
+
+    def __post_init__(self) -> None:
+        allowed = {"activation": ACTIVATIONS, "layout": LAYOUTS}
+        for name, choices in allowed.items():
+            if (value := getattr(self, name)) not in (None, *choices):
+                raise InputError(f"{name} is {quoted(value)}, expected one of {', '.join(choices)}")
+
+    def settle(self, found: Found, fits: Mapping[str, bool]) -> Layer:
+        """The layer, with what of this is for it."""
+        return found.settle(
+            self.cell if fits["cell"] else None,
+            self.activation if fits["activation"] else None,
+            self.layout if fits["layout"] else None,
+        )
 
 
 def choose(
     contents: Contents,
-    cell: Cell | None,
+    decided: Decided,
     names: Iterable[str],
-    activation: str | None,
     source: str,
     reads: Iterable[str] = (),
     recorded: Recorded | None = None,
 ) -> Model:
     """The layers of these names, or all, and those below them, with what is open decided; as ``read``."""
-    if activation is not None and activation not in ACTIVATIONS:
-        raise InputError(f"activation is {quoted(activation)}, expected one of {', '.join(ACTIVATIONS)}")
     found = connected({layer.name: layer for layer in contents.layers}, reads)
     if recorded:
         found = {name: recorded.told(layer) for name, layer in found.items()}
@@ -180,7 +203,7 @@ def choose(
             needed.add(name)
             waiting += found[name].below or ()
     layers = [layer for name, layer in found.items() if name in needed]
-    settled = [replace(one, source=source) for one in _settled(_assuming(layers), cell, activation)]
+    settled = [replace(one, source=source) for one in _settled(_assuming(layers), decided)]
     return Model(
         tuple(settled),
         tuple(name for name in found if name in chosen),
@@ -198,22 +221,27 @@ def _assuming(layers: list[Found]) -> list[Found]:
     return [replace(one, assumed=(*one.assumed, _UNCONNECTED)) if one.alone else one for one in layers]
 
 
-def _settled(found: list[Found], cell: Cell | None, activation: str | None) -> list[Layer]:
-    """What is open decided; of several layers, ``cell`` and ``activation`` are for those they fit."""
+def _settled(found: list[Found], decided: Decided) -> list[Layer]:
+    """What is open decided; of several layers, every decision is for those it fits."""
     if len(found) == 1:
-        return [found[0].settle(cell, activation)]
+        return [decided.settle(found[0], dict.fromkeys(("cell", "activation", "layout"), True))]
+    cell, activation = decided.cell, decided.activation
     fits = [
-        (one, cell is not None and cell.name in one.cells, activation in one.activations.split(" or "))
+        {
+            "cell": cell is not None and cell.name in one.cells,
+            "activation": activation in one.activations.split(" or "),
+            "layout": decided.layout in one.layouts,
+        }
         for one in found
     ]
-    for given, name, taken in (("cell", cell and cell.name, 1), ("activation", activation, 2)):
-        if name is not None and not any(fit[taken] for fit in fits):
+    for name, given in (("cell", cell and cell.name), ("activation", activation), ("layout", decided.layout)):
+        if given is not None and not any(fit[name] for fit in fits):
             labels = [one.label for one in found]
-            raise InputError(f"holds {listed(labels)}: --{given} {name} is of none of these layers")
+            raise InputError(f"holds {listed(labels)}: --{name} {given} is of none of these layers")
     layers, refused = [], list[tuple[str, InputError]]()
-    for one, is_cell, is_activation in fits:
+    for one, fit in zip(found, fits, strict=True):
         try:
-            layers.append(one.settle(cell if is_cell else None, activation if is_activation else None))
+            layers.append(decided.settle(one, fit))
         except InputError as error:
             refused.append((one.name, error))
     if refused:

@@ -11,6 +11,7 @@ import numpy as np
 from gradscope.cells import find
 from gradscope.cells.cell import Cell
 from gradscope.cells.notation import is_input_weight, key
+from gradscope.checkpoints.keras_cudnn import SAID
 from gradscope.checkpoints.layer import Layer, assemble, not_computed
 from gradscope.checkpoints.signals import Mask
 from gradscope.custom_types import Array
@@ -43,6 +44,7 @@ class Found:
     direction, depth, dtype, below, reads, table, mask, given_state, not_applied, assumed, time_major,
         alone : as in Layer.
     keys : the tensors of the file that it was made of.
+    layouts : where these may lie in several ways, the arrays of each by its name.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Found:
     time_major: bool | None = None
     doubt: str = ""
     alone: bool = False
+    layouts: Mapping[str, dict[str, Array]] = field(default_factory=dict)
 
     @property
     def open(self) -> str:
@@ -106,10 +109,14 @@ class Found:
         """The module that it is in: of several layers of one the same."""
         return _PLACE.sub("", self.name).replace("backward_rnn", "forward_rnn")
 
-    def settle(self, cell: Cell | None = None, activation: str | None = None) -> Layer:
-        """The Layer, what the file leaves open decided by ``cell`` or ``activation``; or InputError."""
+    def settle(
+        self, cell: Cell | None = None, activation: str | None = None, layout: str | None = None
+    ) -> Layer:
+        """The Layer, what the file leaves open decided by these; or InputError."""
         if self.problem:
             raise InputError(self.problem)
+        if layout is not None or (self.layouts and cell is not None):
+            return self._laid_out(layout or "keras").settle(cell, activation)
         layer = assemble(self._choose(cell, activation), self.arrays, self.name)
         return replace(
             layer,
@@ -126,6 +133,13 @@ class Found:
             time_major=self.time_major,
             alone=self.alone,
         )
+
+    def _laid_out(self, layout: str) -> Found:
+        """The layer whose arrays lie in this way, which is then no question."""
+        if layout not in self.layouts:
+            raise InputError(f"does not leave open how its arrays lie: leave out --layout {layout}")
+        said = (*self.assumed, SAID[layout])
+        return replace(self, arrays=self.layouts[layout], layouts={}, question="", assumed=said)
 
     def _choose(self, cell: Cell | None, activation: str | None) -> Cell:
         fitting = [c for c in self.cells if activation in (None, _ACTIVATION.get(c, "tanh"))]

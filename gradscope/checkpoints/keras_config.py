@@ -16,7 +16,8 @@ from gradscope.errors import InputError, listed
 from gradscope.formats.budget import Budget
 from gradscope.formats.json_text import parsed
 
-RECURRENT = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3, "SimpleRNN": 1, "SimpleRNNCell": 1}
+_OF_CUDNN = {"CuDNNLSTM": 4, "CuDNNGRU": 3}
+RECURRENT = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3, "SimpleRNN": 1, "SimpleRNNCell": 1} | _OF_CUDNN
 # What leaves its input as it is when the model is not being trained, and what does so even then.
 _IN_TRAINING = {
     "AlphaDropout",
@@ -249,6 +250,8 @@ class _Walk:
 
 def _spec(node: Any, given: Signal, gate: str, *, reverse: bool) -> Spec:
     gates, config = RECURRENT[_kind(node)], _config(node)
+    if _kind(node) in _OF_CUDNN:
+        gate, config = "sigmoid", config | {"reset_after": True}
     reset_after = config.get("reset_after") if gates == 3 else None
     return Spec(
         gates,

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from gradscope.checkpoints import keras_cudnn
 from gradscope.checkpoints.found import SIMPLE, Contents, Found, attempt, blocks, gated, take
 from gradscope.checkpoints.keras_config import Spec, specs
 from gradscope.checkpoints.keras_names import names_by_place, place_of, users_names, whole_name
@@ -21,6 +22,7 @@ from gradscope.formats.budget import Budget
 from gradscope.formats.hdf5 import HDF5
 from gradscope.formats.json_text import parsed
 from gradscope.formats.tensors import Tensors, members, opened
+from gradscope.settings import LAYOUTS
 
 # Keras 3: layers/lstm/cell/vars/0; Keras 2: model_weights/lstm/lstm/lstm_cell/recurrent_kernel:0
 _VARIABLE = re.compile(
@@ -195,9 +197,15 @@ def _unknown(layer: Found) -> str:
 def _layer(tensors: Tensors, keys: Mapping[str, str], spec: Spec | None, version: str) -> Found:
     read, dtype = take(tensors, keys.values())
     weights = {role: read[key] for role, key in keys.items()}
-    arrays, count, reset_after = _native(weights, spec)
+    packed = keras_cudnn.is_packed(weights)
+    forms = {name: keras_cudnn.unpacked(weights, name) for name in LAYOUTS} if packed else {"": weights}
+    layouts = {name: _native(form, spec)[0] for name, form in forms.items()}
+    # A layer that is to be made of such weights, of whatever class, Keras gives them in cuDNN's layout.
+    arrays, count, reset_after = _native(next(iter(forms.values())), spec)
     cells, open_, problem = _cells(count, reset_after, spec, version)
     found = Found("", arrays, cells, open_, problem, kind=_KINDS[count], dtype=dtype)
+    if packed and spec is None:
+        return replace(found, question=keras_cudnn.which_layout(found.kind), layouts=layouts)
     if spec is None:
         return found
     said: dict[str, Any] = {name: getattr(spec, name) for name in _SAID}
