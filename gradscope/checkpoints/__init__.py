@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from gradscope.cells import CELLS, find
 from gradscope.cells.cell import Cell
-from gradscope.checkpoints import flax_names, native, torch_names
+from gradscope.checkpoints import dynet_names, flax_names, native, tensorflow_names, torch_names
 from gradscope.checkpoints.array_map import mapped
 from gradscope.checkpoints.found import ACTIVATIONS, Contents, Found, Named, names_of
 from gradscope.checkpoints.layer import Layer
@@ -58,10 +58,11 @@ _ARRAYS = {
 }
 _HINTS = {
     ".eqx": "an .eqx file has no names: save its arrays with numpy.savez under W_z, R_z, b_z, ...",
-    ".pb": "a SavedModel: load it in TensorFlow and model.save_weights('model.weights.h5')",
 }
 
 _UNCONNECTED = "reads the inputs, for the file does not say what reads what: --reads LAYER=BELOW does"
+
+_LIBRARIES = (torch_names, flax_names, tensorflow_names, dynet_names)
 
 # Nobody wants to read more verdicts.
 MOST_LAYERS = 64
@@ -258,7 +259,7 @@ def _mapped(tensors: Tensors, rules: Sequence[str], cell: Cell | None, also: Ite
 def _layers_by_name(tensors: Tensors, cell: Cell | None, also: Iterable[str]) -> Contents:
     """Layers told by the names of their tensors: PyTorch's, Flax', else our own."""
     ours, left_out = model_only(tensors)
-    found = (*torch_names.layers(ours), *flax_names.layers(ours))
+    found = tuple(layer for names in _LIBRARIES for layer in names.layers(ours))
     if not found:
         found = () if native.has_keys(ours, cell) else unnamed(ours)
         found = found or (native.layer(ours, cell),)

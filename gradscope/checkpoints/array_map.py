@@ -29,7 +29,8 @@ _KEY = re.compile(r"((?P<layer>.+)\.)?(?P<key>\w+)", re.S)
 # A key that is no array: how the layer reads its inputs.
 _DIRECTION = "direction"
 _DIRECTIONS = ("forward", "backward")
-# In quotes the signs of the rules are none.
+# What cannot stand in a rule as it is; in quotes it can.
+SIGNS = re.compile(r"[][+;,='\"]|\s|^-|\.T$")
 _QUOTED = r"\"[^\"]*\"|'[^']*'"
 _TERM = re.compile(rf"(?P<name>{_QUOTED}|[^\[\]]+?)(?P<views>(\[[^\[\]]*\]|\.T)*)", re.S)
 _VIEW = re.compile(r"\[([^\]]*)\]|\.T")
@@ -205,9 +206,12 @@ class _Reader:
         return as_float64(sum(values[1:], values[0]), f"map: the sum {quoted(expression)}")
 
     def _term(self, text: str) -> Array:
-        """A number, or the view of an array that slices and .T make of it."""
-        if _NUMBER.fullmatch(text) and text not in self.tensors:
-            return np.asarray(float(text))
+        """A number, or the view that slices and .T make of an array; with a - before it its negative."""
+        if text not in self.tensors:
+            if _NUMBER.fullmatch(text):
+                return np.asarray(float(text))
+            if text.startswith("-"):
+                return -self._term(text[1:].strip())
         match = _TERM.fullmatch(text)
         if text in self.tensors or not match:
             name, views = text, ""
@@ -256,6 +260,11 @@ def _place(part: re.Match[str], size: int) -> int | slice | None:
         return start if start is not None and -size <= start < size else None
     reaches = any(bound is not None and not -size <= bound <= size for bound in (start, end))
     return None if reaches or step == 0 or not range(size)[start:end:step] else slice(start, end, step)
+
+
+def in_rule(name: str) -> str:
+    """An array's name as it stands in a rule."""
+    return name if not SIGNS.search(name) else f'"{name}"'
 
 
 def with_shapes(shapes: Mapping[str, Any], most: int = 12) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gradscope.cells.notation import key
-from gradscope.checkpoints.array_map import with_shapes
+from gradscope.checkpoints.array_map import SIGNS, in_rule, with_shapes
 from gradscope.checkpoints.found import Found
+from gradscope.checkpoints.map_gates import Shapes, apart
 from gradscope.errors import InputError
 from gradscope.formats.tensors import Tensors
 
@@ -28,9 +29,6 @@ _KERNEL = re.compile(r"(?P<cell>(.*/)?(basic_)?lstm_cell)/kernel", re.S)
 _MOST_BYTES, _MOST_IN_MODULE = 2**28, 64
 # Where there are more, shapes tell nothing.
 _MOST_READINGS = 4
-# What cannot stand in a rule as it is.
-_SIGNS = re.compile(r"[][+;,='\"]|\s")
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -50,15 +48,17 @@ def unnamed(tensors: Tensors) -> tuple[Found, ...]:
     shapes = _shapes(tensors)
     kernels = [match for name in shapes if (match := _KERNEL.fullmatch(name))]
     found = {match["cell"]: _of_kernel(match, shapes) for match in kernels}
-    groups = _groups([name for name in shapes if not any(name.startswith(cell) for cell in found)], shapes)
+    gates = apart(shapes)
+    taken = (*found, *gates)
+    groups = _groups([name for name in shapes if not name.startswith(taken)], shapes)
     for module, readings in groups.items():
-        layer = f"{module}." if len(groups) > 1 and not _SIGNS.search(module) else ""
+        layer = f"{module}." if len(groups) > 1 and not SIGNS.search(module) else ""
         said = "; or ".join(choice for one in readings for choice in _choices(one, layer))
         named = {name: shapes[name] for name in _used(readings, shapes)}
         problem = f"no library calls its arrays {with_shapes(named)}: say what they are: {said}"
         kind = f"{_KINDS[readings[0].gates].split()[1].lower()}?"
         found[module] = Found(module, {}, problem=problem, kind=kind, keys=tuple(named))
-    return tuple(layer for layer in found.values() if layer)
+    return tuple(filter(None, (*gates.values(), *found.values())))
 
 
 def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
@@ -102,10 +102,10 @@ def _readings(shapes: Shapes, module: str) -> list[_Reading]:
         w, r = (shapes[name][::-1] if turned else shapes[name] for name in (first, second))
         gates, left = divmod(r[0], r[1]) if r[1] else (0, 1)
         alike = w == r and _says_recurrent(first, module) and not _says_recurrent(second, module)
-        if left or gates not in _ORDERS or w[0] != r[0] or alike or (gates == 1 and turned and w == r):
+        if left or gates not in _ORDERS or w[0] != r[0] or alike:
             continue
         end = ".T" if turned else ""
-        named = (_rule_name(first) + end, _rule_name(second) + end)
+        named = (in_rule(first) + end, in_rule(second) + end)
         found += [_Reading(gates, named, b) for b in _biases(gates, r[0], shapes, module)]
     return found if len(found) <= _MOST_READINGS else []
 
@@ -120,22 +120,17 @@ def _biases(gates: int, rows: int, shapes: Shapes, module: str) -> list[tuple[st
         return []
     told = len({_says_recurrent(name, module) for name in biases}) == len(biases)
     ways = [biases] if told or gates != 3 else [biases, biases[::-1]]
-    return [tuple(map(_rule_name, way)) for way in ways]
+    return [tuple(map(in_rule, way)) for way in ways]
 
 
 def _says_recurrent(name: str, module: str) -> bool:
     return _RECURRENT.search(name.removeprefix(module)) is not None
 
 
-def _rule_name(name: str) -> str:
-    """An array's name as it stands in a rule."""
-    return name if not _SIGNS.search(name) else f'"{name}"'
-
-
 def _used(readings: Iterable[_Reading], shapes: Shapes) -> list[str]:
     """The arrays that any reading has."""
     named = {part.removesuffix(".T") for one in readings for part in (*one.matrices, *one.biases)}
-    return [name for name in shapes if _rule_name(name) in named]
+    return [name for name in shapes if in_rule(name) in named]
 
 
 def _choices(reading: _Reading, layer: str) -> list[str]:
@@ -167,7 +162,7 @@ def _of_kernel(match: re.Match[str], shapes: Shapes) -> Found | None:
         return None
     units = shape[1] // 4
     inputs = shape[0] - units
-    layer = "" if _SIGNS.search(match["cell"]) else f"{match['cell']}."
+    layer = "" if SIGNS.search(match["cell"]) else f"{match['cell']}."
     rules = "; ".join(
         f"{layer}{rule}"
         for rule in (

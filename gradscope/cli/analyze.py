@@ -41,8 +41,8 @@ def analyze(**given: Any) -> int:
       gradscope analyze weights.npz --cell lstm-peephole --fail-on exploding
       gradscope analyze --cell mypackage.cells:my_cell
 
-    CHECKPOINT is a model of PyTorch (.pt, .safetensors), Keras (.keras, .h5), Flax (.msgpack) or ONNX
-    with an RNN, LSTM or GRU in it (gradscope inspect lists them), or weights in gradscope's notation
+    CHECKPOINT is a model of PyTorch (.pt, .safetensors), Keras (.keras, .h5), Flax (.msgpack), ONNX,
+    TensorFlow 1 (.pb) or DyNet (.model) with an RNN, LSTM or GRU in it (gradscope inspect lists them), or weights in gradscope's notation
     (.npz: W_z, R_z, b_z, ...). Without it the cell is freshly initialised.
     """
     output, process = pick(Output, given), pick(Process, given)

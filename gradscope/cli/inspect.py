@@ -26,7 +26,8 @@ def inspect(file: Path, cell: str | None, max_size: int | None, **given: Any) ->
       gradscope inspect model.keras --json | jq -r '.layers[].name'
 
     FILE is a model of PyTorch (.pt, .pth, .bin, .ckpt, .jit, .pkl, .safetensors), Keras (.keras, .h5), Flax
-    (.msgpack, .npz, .safetensors) or ONNX, or weights in gradscope's notation. Nothing in it is run.
+    (.msgpack, .npz, .safetensors), ONNX, TensorFlow 1 (.pb) or DyNet (.model), or weights in gradscope's
+    notation. Nothing in it is run.
     """
     from gradscope.cli.streams import check_writable, guarded_stdout
 

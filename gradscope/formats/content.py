@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from pathlib import Path
 
 from gradscope.custom_types import PathLike
 
 _HEAD = 512
+# A class, a dict or a list in a pickle of text, as Python 2 wrote it.
+_TEXT = re.compile(rb"c[\w.]+\n\w+\n|\([dl]p?\d*\n")
 # The first member of an archive of each kind; PyTorch puts all of its in one folder.
 _KERAS = ("metadata.json", "config.json", "model.weights.h5")
 _TORCH = ("data.pkl", "data/", "version", "byteorder", "code/", "constants", "bytecode", "extra/", ".")
@@ -27,11 +30,18 @@ def by_content(path: PathLike) -> str:
         return _of_zip(head)
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return ".h5"
-    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return ".pt"  # a pickle
+    if is_pickle(head):
+        return ".pt"
+    if head.startswith((b"#Parameter# ", b"#LookupParameter# ")):
+        return ".model"
     if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") <= info.st_size - 8:
         return ".safetensors"
     return ""
+
+
+def is_pickle(head: bytes) -> bool:
+    """Whether a file that begins so is a pickle: of protocol 2 or later, or of text."""
+    return head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") or bool(_TEXT.match(head))
 
 
 def _of_zip(head: bytes) -> str:

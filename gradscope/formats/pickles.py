@@ -8,8 +8,9 @@ of a nested tuple).
 
 from __future__ import annotations
 
+import codecs
 import pickletools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, cast
 
@@ -23,6 +24,7 @@ _CONSTANTS = (
 )
 
 
+_BY_CODE = {opcode.code: opcode for opcode in pickletools.opcodes}
 _LONGEST_NAME = 1024
 # Bits of the largest number of ours, the first of the old PyTorch files: to hash a long one takes its length.
 _LARGEST = 128
@@ -67,7 +69,7 @@ class _Machine:
         given = arguments if isinstance(arguments, tuple) else ()
         if text == "collections.OrderedDict":
             return self.ordered(given)
-        if text == "copyreg._reconstructor" and given:
+        if text in ("copyreg._reconstructor", "copy_reg._reconstructor") and given:
             return self.call(given[0], ())
         return Call(text, given)
 
@@ -165,12 +167,25 @@ def read_pickle(file: IO[bytes] | Clipped, budget: Budget, references: list[Call
     Raises InputError where it is too large, and any of Python's exceptions where the bytes are no pickle.
     """
     machine = _Machine(budget, [] if references is None else references)
-    for opcode, argument, _ in pickletools.genops(cast(IO[bytes], file)):
-        if opcode.name == "STOP":
+    for opcode, argument in _opcodes(cast(IO[bytes], file)):
+        if opcode == "STOP":
             break
         budget.draw()
-        machine.step(opcode.name, argument)
+        machine.step(opcode, argument)
     return machine.stack.pop()
+
+
+def _opcodes(file: IO[bytes]) -> Iterator[tuple[str, Any]]:
+    """The names of the opcodes with their arguments; texts of Python 2 are bytes, one a character."""
+    while code := file.read(1):
+        opcode = _BY_CODE[code.decode("latin1")]
+        argument: Any = None
+        if opcode.name == "STRING":  # which pickletools takes for ASCII
+            argument = codecs.escape_decode(file.readline().strip()[1:-1])[0].decode("latin1")
+        elif opcode.arg:
+            argument = opcode.arg.reader(file)
+        yield opcode.name, argument
+    raise ValueError("the pickle has no end")
 
 
 class Clipped:

@@ -19,6 +19,8 @@ TENSOR_FILES = {
     ".npz": "gradscope.formats.numpy_files:open_npz",
     ".safetensors": "gradscope.formats.safetensors_file:open_safetensors",
     ".msgpack": "gradscope.formats.msgpack_file:open_msgpack",
+    ".model": "gradscope.formats.dynet_file:open_dynet",
+    ".pb": "gradscope.formats.frozen_graph:open_frozen",
 } | dict.fromkeys((".pt", ".pth", ".bin", ".ckpt", ".jit", ".pkl"), "gradscope.formats.torch_file:open_torch")
 # The same for files of one array.
 ARRAY_FILES = {

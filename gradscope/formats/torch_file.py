@@ -18,6 +18,7 @@ from typing import Any
 from gradscope.custom_types import PathLike
 from gradscope.errors import InputError, quoted, shown
 from gradscope.formats.budget import Budget
+from gradscope.formats.content import is_pickle
 from gradscope.formats.pickles import Call, Name, read_pickle
 from gradscope.formats.tensors import Tensor, Tensors, members, opened
 from gradscope.formats.torch_tree import COMPILED, Tree, rebuilt, tree_of
@@ -28,6 +29,7 @@ _CONSTANT = re.compile(r"^  (\w+) : Final\[\w+\] = (\S+)$", re.M)
 # What a traced RNN, which has no constants, calls.
 _CALLED = re.compile(r"torch\.(?:rnn_)?(tanh|relu)\(")
 _CODE = 2**20
+_START = 512
 
 
 class Saved(dict[str, Tensor]):
@@ -56,13 +58,13 @@ def open_torch(path: PathLike, max_size: int | None = None) -> Iterator[Saved]:
     max_size : bytes the tensors may have together, by default a small multiple of the file's size.
     """
     with opened(path, "PyTorch", max_size) as (file, budget):
-        start = file.read(2)
-        archived = start == b"PK" and zipfile.is_zipfile(file)
+        start = file.read(_START)
+        archived = start[:2] == b"PK" and zipfile.is_zipfile(file)
         file.seek(0)
         if archived:
             with zipfile.ZipFile(file) as archive:
                 yield _from_zip(archive, budget)
-        elif start[:1] == b"\x80":
+        elif is_pickle(start):
             yield _saved(*read_old(file, budget.size, budget), budget)
         else:
             raise InputError(f"is no PyTorch file, or damaged: {SAVE}")

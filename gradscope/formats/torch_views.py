@@ -221,7 +221,7 @@ def _bytes(value: Any, budget: Budget) -> bytes | None:
         case bytes(data) | bytearray(data):
             budget.draw(size=len(data))
             return bytes(data)
-        case Call("_codecs.encode", (str(text), "latin1")):
+        case str(text) | Call("_codecs.encode", (str(text), "latin1")):  # the first is of Python 2
             budget.draw(size=len(text))  # many arrays may be of one text
             return text.encode("latin1")
     return None

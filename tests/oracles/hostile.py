@@ -21,6 +21,7 @@ import pytest
 from gradscope import checkpoints
 from gradscope.errors import InputError
 from oracles import layouts
+from oracles.foreign import constant, dynet_text, field, frozen_graph, python_2
 from oracles.layouts import Global, torch_bytes, zipped
 from oracles.models import read_layer
 
@@ -452,6 +453,46 @@ def hostile():
             "shape (-2, -4): damaged",
         ),
     }.items()
+    yield from foreign_files().items()
+
+
+def foreign_files():
+    """The same of DyNet, TensorFlow 1 and Python 2."""
+    kernel = {"gru_cell/gates/kernel": np.ones((7, 8))}
+    huge = field(1, 1) + field(2, field(2, field(1, 2**40)) * 2) + field(4, bytes(8))
+    line = b"#Parameter# /vanilla-lstm-builder/_0 "
+    return {
+        "DyNet of 1e18 numbers": (
+            ".model",
+            line + b"{1000000000,1000000000} 4 ZERO_GRAD\n+1 \n",
+            "unpacks to 8",
+        ),
+        "DyNet of 1e18 bytes": (".model", line + b"{2,2} 999999999999999999 ZERO_GRAD\n+1 \n", "truncated"),
+        "DyNet of too few numbers": (".model", line + b"{2,2} 4 ZERO_GRAD\n+1 \n", ""),
+        "DyNet of words": (".model", line + b"{1} 6 ZERO_GRAD\nhello\n", ""),
+        "DyNet of a long line": (".model", b"#Parameter# " + b"x" * 10**6, "in place of the next parameter"),
+        "DyNet of no line": (".model", b"hello", "in place of the next parameter"),
+        "DyNet of a hundred thousand names": (
+            ".model",
+            b"".join(b"#Parameter# /x%d {1} 3 ZERO_GRAD\n+1\n" % k for k in range(10**5)),
+            "",
+        ),
+        "graph of 1e24 numbers": (".pb", constant("x", huge), "unpacks to"),
+        "graph of too few bytes": (".pb", frozen_graph(kernel)[:-4], ""),
+        "graph of nested nothing": (".pb", b"\x0a\x00" * 10**6, ""),
+        "graph of many fields": (".pb", field(1, b"\x08\x01" * 10**6), ""),
+        "number without an end": (".pb", b"\xff" * 40, "number without an end"),
+        "graph with groups": (".pb", b"\x0b" * 40, "no graph of TensorFlow, or damaged"),
+        "graph of text": (".pb", b"hello" * 10, ""),
+        "graph without constants": (".pb", field(1, field(2, b"Placeholder")), "holds no constants"),
+        "system in a pickle of text": (".pkl", b"cposix\nsystem\n(S'touch pwned'\ntR.", "posix.system"),
+        "pickle of text without an end": (".pkl", b"(dp0\nS'x'\n", ""),
+        "array of text that is too short": (
+            ".pkl",
+            python_2({"weight_hh_l0": np.ones(4)})[:-20] + b"'\ntbs.",
+            "",
+        ),
+    }
 
 
 def sound():
@@ -461,6 +502,13 @@ def sound():
         ".weights.h5": h5(keras_weights),
         ".keras": keras_file(),
         ".msgpack": flax_tree(),
+        ".model": dynet_text(
+            {f"/vanilla-lstm-builder/_{k}": np.ones(s) for k, s in enumerate(((16, 3), (16, 4), 16))}
+        ),
+        ".pb": frozen_graph(
+            {f"basic_rnn_cell/{k}": np.ones(s) for k, s in (("kernel", (7, 4)), ("bias", 4))}
+        ),
+        ".pkl": python_2({key.removesuffix("_l0"): a for key, a in layouts.recurrent("gru", 3, 4).items()}),
     }
 
 

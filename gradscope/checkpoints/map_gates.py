@@ -1,0 +1,94 @@
+"""What a map may say of a layer whose gates are modules of their own: ``lstm.forget_gate.weights``."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from collections.abc import Mapping
+
+from gradscope.checkpoints.array_map import in_rule, with_shapes
+from gradscope.checkpoints.found import Found
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_OF_GATE = re.compile(r"(?P<layer>.+)[./](?P<gate>[a-zA-Z]+?)_?(gate)?[./](?P<role>[^./]+)", re.S)
+# What authors call the gates of each cell, and the arrays of a gate.
+_GATES = {
+    "LSTM": {"i": "i|in|input", "f": "f|forget", "z": "c|g|z|cell|candidate|new", "o": "o|out|output"},
+    "GRU": {"r": "r|reset", "z": "z|u|update", "h": "h|c|n|cell|candidate|new"},
+}
+_ROLES = {
+    "R": re.compile(r"(?!.*bias).*(rec|hh|h2h)\w*|[rRuU]", re.S),
+    "p": re.compile(r".*peep.*|p", re.S),
+    "b": re.compile(r".*bias.*|b", re.S),
+    "": re.compile(r".*init.*|[ch]0", re.S),
+    "W": re.compile(r".*", re.S),
+}
+_AXES = {"W": 2, "R": 2, "b": 1, "p": 1, "": 1}
+_BEFORE = "; --cell gru-reset-before where the reset comes before the product"
+
+
+def apart(shapes: Shapes) -> dict[str, Found]:
+    """Such layers by name, with the maps that would say so as their problem."""
+    modules: dict[str, dict[str, dict[str, str]]] = {}
+    for name in shapes:
+        if match := _OF_GATE.fullmatch(name):
+            role = next(role for role, words in _ROLES.items() if words.fullmatch(match["role"]))
+            modules.setdefault(match["layer"], {}).setdefault(match["gate"].lower(), {})[role] = name
+    found = {}
+    for layer, gates in modules.items():
+        for kind, words in _GATES.items():
+            called = {g: [own for own in gates if re.fullmatch(word, own)] for g, word in words.items()}
+            arrays = {g: gates[own[0]] for g, own in called.items() if len(own) == 1}
+            if len(arrays) == len(words) and all(_is_gate(own, shapes) for own in arrays.values()):
+                found[layer] = _offer(layer, kind, arrays, shapes)
+    return found
+
+
+def _is_gate(arrays: Mapping[str, str], shapes: Shapes) -> bool:
+    """Whether these are the weights of one gate: W (n, d), R (n, n), b (n,), and perhaps p (n,)."""
+    if not {"W", "R", "b"} <= arrays.keys():
+        return False
+    if any(len(shapes[name]) != _AXES[role] for role, name in arrays.items()):
+        return False
+    (units, columns), sides = shapes[arrays["R"]], shapes[arrays["W"]]
+    return units == columns and units in sides and shapes[arrays["b"]] == (units,)
+
+
+def _offer(layer: str, kind: str, arrays: Mapping[str, Mapping[str, str]], shapes: Shapes) -> Found:
+    """The layer with its maps: matrices as they lie or turned, the update gate of a GRU either way round."""
+    first = next(iter(arrays.values()))
+    (units,), (rows, columns) = shapes[first["b"]], shapes[first["W"]]
+    ends = [".T"] * (columns == units) + [""] * (rows == units)
+    signs = ["", "-"] if kind == "GRU" else [""]
+    said = "; or ".join(
+        _in_words(kind, sign, end, len(ends) > 1)
+        + f" --map {shlex.quote(_map(arrays, kind, sign, end, layer))}"
+        for sign, end in itertools.product(signs, ends)
+    )
+    named = {name: shapes[name] for own in arrays.values() for name in own.values()}
+    before = _BEFORE * (kind == "GRU")
+    problem = f"no library calls its arrays {with_shapes(named, 4)}: say what they are: {said}{before}"
+    return Found(layer, {}, problem=problem, kind=f"{kind.lower()}?", keys=tuple(named))
+
+
+def _in_words(kind: str, sign: str, end: str, either: bool) -> str:
+    """What the arrays then are."""
+    parts = [f"{'an' if kind == 'LSTM' else 'a'} {kind}"]
+    if kind == "GRU":
+        parts.append("whose update gate lets " + ("the candidate in" if sign else "the state stay"))
+    if either:
+        parts.append("of matrices (inputs, units)" if end else "of matrices (units, inputs)")
+    return " ".join(parts)
+
+
+def _map(arrays: Mapping[str, Mapping[str, str]], kind: str, sign: str, end: str, layer: str) -> str:
+    """The rules, with a ; between them."""
+    rules = [
+        f"{letter}_{gate}={sign * (gate == 'z')}{in_rule(name)}{end * (letter in 'WR')}"
+        for gate, own in arrays.items()
+        for letter, name in own.items()
+        if letter
+    ]
+    return "; ".join(f"{layer}.{rule}" for rule in [*rules, *["c_h=0"] * (kind == "GRU")])

@@ -1,0 +1,238 @@
+"""Files of DyNet, TensorFlow 1 and Python 2: what the library's own equations put out.
+
+Those equations, in NumPy: dynet/lstm.cc (VanillaLSTMBuilder; the package nagisa 0.3 has the same in C, with
+which its own model agreed to 2e-6), tensorflow/python/ops/rnn_cell_impl.py (GRUCell), madmom/ml/nn/layers.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from oracles.foreign import constant, dynet_text, field, frozen_graph, python_2, tensor_proto
+from oracles.layouts import drawn
+from oracles.models import outputs, read_layer
+
+from gradscope import checkpoints
+from gradscope.checkpoints.array_map import rules_of
+from gradscope.errors import InputError
+from gradscope.formats.frozen_graph import open_frozen
+
+HIDDEN, INPUT, STEPS = 5, 3, 7
+X = np.random.default_rng(3).standard_normal((STEPS, INPUT))
+
+
+def sigmoid(a):
+    return 1 / (1 + np.exp(-a))
+
+
+def close(layer, x, expected):
+    np.testing.assert_allclose(outputs(layer, x), expected, rtol=0, atol=1e-6)
+
+
+# DyNet
+
+
+def dynet_lstm(arrays, x):
+    """Gates i f o g; 1 is added to the forget gate."""
+    w, r, b = (np.asarray(a, float) for a in arrays)
+    n = len(b) // 4
+    c, h, result = np.zeros(n), np.zeros(n), []
+    for step in x:
+        i, f, o, g = np.split(w @ step + r @ h + b, 4)
+        c = sigmoid(f + 1) * c + sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(c)
+        result.append(h)
+    return np.array(result)
+
+
+def builder(name, features, seed):
+    shapes = {"_0": (4 * HIDDEN, features), "_1": (4 * HIDDEN, HIDDEN), "_2": (4 * HIDDEN,)}
+    return drawn({f"{name}/{key}": shape for key, shape in shapes.items()}, 0.9, seed)
+
+
+def test_dynet_in_two_directions(tmp_path):
+    """Two layers of a BiRNNBuilder, whose builders alternate, and a table of words."""
+    names = ["vanilla-lstm-builder", *(f"vanilla-lstm-builder_{k}" for k in (1, 2, 3))]
+    parts = [builder(f"/birnn/{n}", INPUT if k < 2 else 2 * HIDDEN, k) for k, n in enumerate(names)]
+    arrays = {key: a for part in parts for key, a in part.items()}
+    path = tmp_path / "tagger.v1"  # told by its content
+    path.write_bytes(dynet_text(arrays) + dynet_text({"/_0": np.ones((2, 9))}, "LookupParameter"))
+    found = checkpoints.read_all(path)
+    assert found.others == ("/_0",)
+    layers = {layer.name: layer for layer in found.layers}
+    assert [layer.direction for layer in found.layers] == ["forward", "backward"] * 2
+    pair = ("birnn/vanilla-lstm-builder", "birnn/vanilla-lstm-builder_1")
+    assert [layer.below for layer in found.layers] == [(), (), pair, pair]
+    left = dynet_lstm(parts[0].values(), X)
+    close(layers[pair[0]].settle(), X, left)
+    right = dynet_lstm(parts[1].values(), X[::-1])
+    close(layers[pair[1]].settle(), X, right)
+    both = np.hstack([left, right[::-1]])
+    close(layers["birnn/vanilla-lstm-builder_2"].settle(), both, dynet_lstm(parts[2].values(), both))
+
+
+def test_layers_of_one_dynet_builder(tmp_path):
+    first, second = builder("/vanilla-lstm-builder", INPUT, 0), builder("/vanilla-lstm-builder", HIDDEN, 1)
+    second = {f"{key[:-1]}{int(key[-1]) + 3}": a for key, a in second.items()}
+    (tmp_path / "x.model").write_bytes(dynet_text(first | second))
+    lower, upper = checkpoints.read_all(tmp_path / "x.model").layers
+    assert (lower.below, upper.below) == ((), (lower.name,))
+    close(lower.settle(), X, h := dynet_lstm(first.values(), X))
+    close(upper.settle(), h, dynet_lstm(second.values(), h))
+
+
+@pytest.mark.parametrize("name", ["/gru-builder/_0", "/vanilla-lstm-builder/_0"])
+def test_other_builders_are_refused_with_a_way_out(name, tmp_path):
+    (tmp_path / "x.model").write_bytes(dynet_text({name: np.ones((4, 4))}))
+    with pytest.raises(InputError, match="say what its arrays are by --map"):
+        checkpoints.read(tmp_path / "x.model")
+
+
+# TensorFlow 1
+
+
+def gru_cell(name, features, hidden, seed):
+    shapes = {
+        "gates/kernel": (features + hidden, 2 * hidden),
+        "gates/bias": (2 * hidden,),
+        "candidate/kernel": (features + hidden, hidden),
+        "candidate/bias": (hidden,),
+    }
+    return drawn({f"{name}/gru_cell/{key}": shape for key, shape in shapes.items()}, 0.9, seed)
+
+
+def tensorflow_gru(arrays, x):
+    """u h + (1 - u) c with c = tanh of [x, r h]."""
+    gates, gates_bias, candidate, candidate_bias = (np.asarray(a, float) for a in arrays)
+    h, result = np.zeros(len(candidate_bias)), []
+    for step in x:
+        r, u = np.split(sigmoid(np.concatenate([step, h]) @ gates + gates_bias), 2)
+        c = np.tanh(np.concatenate([step, r * h]) @ candidate + candidate_bias)
+        h = u * h + (1 - u) * c
+        result.append(h)
+    return np.array(result)
+
+
+def test_a_frozen_graph_of_grus(tmp_path):
+    cells = [f"rnn/multi_rnn_cell/cell_{k}" for k in (0, 1)]
+    first, second = gru_cell(cells[0], INPUT, HIDDEN, 0), gru_cell(cells[1], HIDDEN, 4, 1)
+    path = tmp_path / "x.pb"
+    path.write_bytes(frozen_graph(second | first))
+    lower, upper = checkpoints.read_all(path).layers
+    assert (lower.below, upper.below) == ((), (lower.name,))
+    with pytest.raises(InputError, match="if it is TensorFlow's own, tanh, add --cell gru-reset-before"):
+        checkpoints.read(path)
+    cell = checkpoints.read(path, "gru-reset-before").layers
+    close(cell[0], X, h := tensorflow_gru(first.values(), X))
+    close(cell[1], h, tensorflow_gru(second.values(), h))
+
+
+def test_a_basic_rnn_cell(tmp_path):
+    arrays = drawn(
+        {"rnn/basic_rnn_cell/kernel": (INPUT + HIDDEN, HIDDEN), "rnn/basic_rnn_cell/bias": (HIDDEN,)}, 0.9, 0
+    )
+    np.savez(tmp_path / "x.npz", **arrays)
+    kernel, bias = (a.astype(float) for a in arrays.values())
+    h, expected = np.zeros(HIDDEN), []
+    for step in X:
+        h = np.tanh(np.concatenate([step, h]) @ kernel + bias)
+        expected.append(h)
+    close(read_layer(tmp_path / "x.npz", activation="tanh"), X, np.array(expected))
+
+
+def test_constants_of_every_kind(tmp_path):
+    a = np.arange(6.0, dtype=np.float32).reshape(2, 3)
+    kinds = {
+        "bytes": (tensor_proto(a), a),
+        "floats": (tensor_proto(a, packed=True), a),
+        "one for all": (
+            field(1, 1) + field(2, field(2, field(1, 4))) + field(5, a.tobytes()[8:12]),
+            np.full(4, 2),
+        ),
+        "int32": (tensor_proto(a.astype("i4"), dtype=3), a),
+        "float64": (tensor_proto(a.astype("f8"), dtype=2), a),
+        "text": (tensor_proto(a, dtype=7), None),
+    }
+    path = tmp_path / "x.pb"
+    path.write_bytes(b"".join(constant(name, tensor) for name, (tensor, _) in kinds.items()))
+    with open_frozen(path) as tensors:
+        assert "text" not in tensors
+        for name, (_, values) in kinds.items():
+            if values is not None:
+                np.testing.assert_array_equal(tensors[name].values(), values)
+
+
+# Python 2
+
+
+def madmom(cell):
+    """A GRU of madmom: x W and h R of arrays (inputs, units), the reset after the product, u for the new."""
+
+    def step(x, h):
+        r, u = (
+            sigmoid(
+                x @ cell[f"{g}_gate.weights"]
+                + h @ cell[f"{g}_gate.recurrent_weights"]
+                + cell[f"{g}_gate.bias"]
+            )
+            for g in ("reset", "update")
+        )
+        new = np.tanh(x @ cell["cell.weights"] + cell["cell.bias"] + r * (h @ cell["cell.recurrent_weights"]))
+        return u * new + (1 - u) * h
+
+    return step
+
+
+def test_gates_that_are_modules_of_their_own(tmp_path, run):
+    """inspect offers their maps, analyze refuses with the same, and one of them is right."""
+    sizes = {"weights": (INPUT, HIDDEN), "recurrent_weights": (HIDDEN, HIDDEN), "bias": (HIDDEN,)}
+    arrays = drawn(
+        {f"l.{g}.{k}": s for g in ("reset_gate", "update_gate", "cell") for k, s in sizes.items()}, 0.9, 0
+    )
+    path = tmp_path / "x.pkl"
+    path.write_bytes(python_2(arrays))
+    (layer,) = json.loads(run("inspect", path, "--json")[1])["layers"]
+    code, _, err = run("analyze", path)
+    assert (code, err) == (2, f"gradscope: error: {path}: {layer['problem']}\n")
+    maps = re.findall("--map '(.*?)'", layer["problem"])
+    assert len(maps) == 2
+    step = madmom({key.removeprefix("l."): a.astype(float) for key, a in arrays.items()})
+    h, expected = np.zeros(HIDDEN), []
+    for x in X:
+        h = step(x, h)
+        expected.append(h)
+    close(read_layer(path, rules=rules_of(maps[1])), X, np.array(expected))
+    with pytest.raises(AssertionError):
+        close(read_layer(path, rules=rules_of(maps[0])), X, np.array(expected))
+
+
+def test_peepholes_and_square_matrices(tmp_path):
+    """Of as many inputs as units the shapes do not tell which way the matrices lie."""
+    n = HIDDEN
+    sizes = {
+        "weights": (n, n),
+        "recurrent_weights": (n, n),
+        "bias": (n,),
+        "peephole_weights": (n,),
+        "init": (n,),
+    }
+    arrays = drawn(
+        {
+            f"l.{g}.{k}": s
+            for g in ("input_gate", "forget_gate", "cell", "output_gate")
+            for k, s in sizes.items()
+            if not (g == "cell" and "peep" in k)
+        },
+        0.9,
+        0,
+    )
+    np.savez(tmp_path / "x.npz", **arrays)
+    (found,) = checkpoints.read_all(tmp_path / "x.npz").layers
+    maps = re.findall("--map '(.*?)'", found.problem)
+    turned, straight = (read_layer(tmp_path / "x.npz", "lstm-peephole", rules=rules_of(one)) for one in maps)
+    np.testing.assert_array_equal(turned.parameters["R_o"], arrays["l.output_gate.recurrent_weights"].T)
+    np.testing.assert_array_equal(straight.parameters["W_z"], arrays["l.cell.weights"])
+    np.testing.assert_array_equal(turned.parameters["p_f"], arrays["l.forget_gate.peephole_weights"])
