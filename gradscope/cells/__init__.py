@@ -11,6 +11,7 @@ import re
 from functools import cache
 from typing import TYPE_CHECKING
 
+from gradscope.cells.activated import ACTIVATIONS, USUAL, canonical, parts
 from gradscope.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 # name -> module:factory, so that naming a cell (help, messages) imports no JAX.
 CELLS = {
     "linear": "gradscope.cells.rnn:linear",
-    "rnn": "gradscope.cells.rnn:tanh",
+    "rnn": "gradscope.cells.rnn:elman",
     "rnn-relu": "gradscope.cells.rnn:relu",
     "rnn-sigmoid": "gradscope.cells.rnn:sigmoid",
     "lstm": "gradscope.cells.lstm:lstm",
@@ -42,7 +43,7 @@ _MEMBER = re.compile(r"(.+)-([1-9]\d{0,5})")
 
 def find(name: str) -> Cell:
     """The cell called ``name``; raises InputError with the nearest names if there is none."""
-    return _load(name) if ":" in name else _built_in(name)
+    return _load(name) if ":" in name else _built_in(canonical(name))
 
 
 @cache
@@ -51,21 +52,24 @@ def _built_in(name: str) -> Cell:
     member = _MEMBER.fullmatch(name)
     if member and member[1] in FAMILIES:
         return _load(FAMILIES[member[1]], int(member[2]))
+    if name not in CELLS and (found := parts(name)):
+        return _load(CELLS[found[0]], *found[1])
     return _load(CELLS.get(name) or _unknown(name))
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name.lower(), CELLS, n=3, cutoff=0.5)
+    others = (f"{base}-{activation}" for base in USUAL for activation in ACTIVATIONS)
+    near = difflib.get_close_matches(name.lower(), [*CELLS, *others], n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else f"choose one of {', '.join(CELLS)}"
     raise InputError(f"unknown cell {name!r}: {hint} (a cell of your own: --cell package.module:factory)")
 
 
-def _load(reference: str, *number: int) -> Cell:
+def _load(reference: str, *which: int | str) -> Cell:
     from gradscope.cells.cell import Cell
 
     module_name, _, attribute = reference.partition(":")
     try:
-        made = getattr(importlib.import_module(module_name), attribute)(*number)
+        made = getattr(importlib.import_module(module_name), attribute)(*which)
     except (Exception, SystemExit) as error:  # the user's module may fail in any way
         raise InputError(
             f"cell {reference!r}: {type(error).__name__}: {error}; expected package.module:factory "

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gradscope.cells.activations import sigmoid, tanh
+from gradscope.cells.activated import with_activations
+from gradscope.cells.activations import activation, complement
 from gradscope.cells.cell import Cell, unit_cell
 from gradscope.cells.units import Parameters, Shapes, Units
 
@@ -18,8 +19,9 @@ def _parameters(hidden: int, input_size: int) -> Shapes:
     return shapes | {f"b_{g}": (hidden,) for g in _GATES}
 
 
-def gru() -> Cell:
+def gru(state: str = "tanh", gate: str = "sigmoid") -> Cell:
     """Reset after the product, n = tanh(W x + b + r (R_h h + c_h)): PyTorch's and cuDNN's form."""
+    phi, squash, closed = activation(state), activation(gate), complement(gate)
 
     def parameters(hidden: int, input_size: int) -> Shapes:
         return _parameters(hidden, input_size) | {"c_h": (hidden,)}
@@ -30,35 +32,36 @@ def gru() -> Cell:
         return {"r": outside["r"], "z": outside["z"], "x": outside["h"], "h": params["c_h"]}
 
     def core(h: Any, pre: Mapping[str, Any], _: Mapping[str, Any]) -> Any:
-        r, z = sigmoid(pre["r"]), sigmoid(pre["z"])
-        candidate = tanh(pre["x"] + r * pre["h"])
-        return (sigmoid(-pre["z"]) * candidate + z * h,), {"r": r, "z": z}
+        r, z = squash(pre["r"]), squash(pre["z"])
+        candidate = phi(pre["x"] + r * pre["h"])
+        return (closed(pre["z"]) * candidate + z * h,), {"r": r, "z": z}
 
     weights = (("r", "W_r"), ("z", "W_z"), ("x", "W_h"))
     units = Units(gates=_GATES, drive=drive, weights=weights, core=core, own="carry")
-    return unit_cell("gru", units, parameters, ("h",))
+    return unit_cell(with_activations("gru", [state, gate]), units, parameters, ("h",))
 
 
-def reset_before() -> Cell:
+def reset_before(state: str = "tanh", gate: str = "sigmoid") -> Cell:
     """Cho et al. 2014 (arXiv 1406.1078): n = tanh(W x + R_h (r h) + b).
 
     R_h mixes the units after the reset gate, so there is no per-unit form.
     """
+    phi, squash, closed = activation(state), activation(gate), complement(gate)
 
-    def gate(params: Parameters, g: str, x: Any, h: Any) -> Any:
+    def bar(params: Parameters, g: str, x: Any, h: Any) -> Any:
         return params[f"W_{g}"] @ x + params[f"R_{g}"] @ h + params[f"b_{g}"]
 
     def step(params: Parameters, x: Any, copies: Mapping[str, Any]) -> Any:
-        r = sigmoid(gate(params, "r", x, copies["R_r"]))
-        z = gate(params, "z", x, copies["R_z"])
-        candidate = tanh(gate(params, "h", x, r * copies["R_h"]))
-        return sigmoid(-z) * candidate + sigmoid(z) * copies["carry"]
+        r = squash(bar(params, "r", x, copies["R_r"]))
+        z = bar(params, "z", x, copies["R_z"])
+        candidate = phi(bar(params, "h", x, r * copies["R_h"]))
+        return closed(z) * candidate + squash(z) * copies["carry"]
 
     def gates(params: Parameters, x: Any, h: Any) -> dict[str, Any]:
-        return {g: sigmoid(gate(params, g, x, h)) for g in ("r", "z")}
+        return {g: squash(bar(params, g, x, h)) for g in ("r", "z")}
 
     return Cell(
-        name="gru-reset-before",
+        name=with_activations("gru-reset-before", [state, gate]),
         parameters=_parameters,
         step=step,
         paths=("carry", "R_r", "R_z", "R_h"),

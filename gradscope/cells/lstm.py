@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
 
-from gradscope.cells.activations import sigmoid, tanh
+from gradscope.cells.activated import with_activations
+from gradscope.cells.activations import activation, complement
 from gradscope.cells.cell import Cell, unit_cell
 from gradscope.cells.notation import is_recurrent
 from gradscope.cells.units import Parameters, Shapes, Units
@@ -21,8 +22,7 @@ class _Variant:
     gates: tuple[str, ...] = ("z", "i", "f", "o")
     coupled: bool = False
     peepholes: bool = True
-    block_input: Callable[[Any], Any] = tanh
-    squash: Callable[[Any], Any] = tanh
+    activations: tuple[str, ...] = ("tanh", "sigmoid", "tanh")  # of block input, gates and output
 
     @property
     def looks_back(self) -> tuple[str, ...]:
@@ -35,6 +35,9 @@ class _Variant:
 
 
 def _lstm(name: str, variant: _Variant) -> Cell:
+    block_input, opening, squash = map(activation, variant.activations)
+    closed = complement(variant.activations[1])
+
     def parameters(hidden: int, input_size: int) -> Shapes:
         shapes: Shapes = {f"W_{g}": (hidden, input_size) for g in variant.gates}
         shapes |= {f"R_{g}": (hidden, hidden) for g in variant.gates}
@@ -46,14 +49,14 @@ def _lstm(name: str, variant: _Variant) -> Cell:
         return {g: params[f"W_{g}"] @ x + params[f"b_{g}"] for g in variant.gates}
 
     def core(c: Any, pre: Mapping[str, Any], p: Mapping[str, Any]) -> Any:
-        z = variant.block_input(pre["z"])
-        gate = {g: sigmoid(pre[g]) for g in variant.gates if g in ("i", "f")}
+        z = block_input(pre["z"])
+        gate = {g: opening(pre[g]) for g in variant.gates if g in ("i", "f")}
         i = gate.get("i", 1.0)
-        f = sigmoid(-pre["i"]) if variant.coupled else gate.get("f", 1.0)  # 1 - i, without cancellation
+        f = closed(pre["i"]) if variant.coupled else gate.get("f", 1.0)
         new = f * c + i * z
         if "o" in variant.gates:
-            gate["o"] = sigmoid(pre["o"] + p.get("p_o", 0.0) * new)
-        return (new, gate.get("o", 1.0) * variant.squash(new)), gate
+            gate["o"] = opening(pre["o"] + p.get("p_o", 0.0) * new)
+        return (new, gate.get("o", 1.0) * squash(new)), gate
 
     units = Units(
         gates=variant.gates,
@@ -63,7 +66,7 @@ def _lstm(name: str, variant: _Variant) -> Cell:
         own="carousel",
         peepholes=variant.looks_back,
         constants=variant.looks_at_new,
-        squash=variant.squash,
+        squash=squash,
     )
     return unit_cell(name, units, parameters, ("c", "h"))
 
@@ -109,23 +112,25 @@ def projected(size: int) -> Cell:
     )
 
 
-def _identity(a: Any) -> Any:
-    return a
+def _activated(name: str, variant: _Variant, activations: tuple[str, ...]) -> Cell:
+    return _lstm(
+        with_activations(name, activations), replace(variant, activations=activations or variant.activations)
+    )
 
 
-def lstm() -> Cell:
+def lstm(*activations: str) -> Cell:
     """Forget gate, no peepholes: what PyTorch and Keras call LSTM (Gers et al. 2000)."""
-    return _lstm("lstm", _Variant(peepholes=False))
+    return _activated("lstm", _Variant(peepholes=False), activations)
 
 
-def original() -> Cell:
+def original(*activations: str) -> Cell:
     """Hochreiter and Schmidhuber 1997: no forget gate (f = 1), no peepholes."""
-    return _lstm("lstm-1997", _Variant(gates=("z", "i", "o"), peepholes=False))
+    return _activated("lstm-1997", _Variant(gates=("z", "i", "o"), peepholes=False), activations)
 
 
-def peephole() -> Cell:
+def peephole(*activations: str) -> Cell:
     """The Odyssey's vanilla LSTM: every gate with a peephole (Gers and Schmidhuber 2000)."""
-    return _lstm("lstm-peephole", _Variant())
+    return _activated("lstm-peephole", _Variant(), activations)
 
 
 def nig() -> Cell:
@@ -145,14 +150,14 @@ def nog() -> Cell:
 
 def niaf() -> Cell:
     """No input activation function: z is its pre-activation."""
-    return _lstm("lstm-niaf", _Variant(block_input=_identity))
+    return _lstm("lstm-niaf", _Variant(activations=("linear", "sigmoid", "tanh")))
 
 
 def noaf() -> Cell:
     """No output activation function: h = o c."""
-    return _lstm("lstm-noaf", _Variant(squash=_identity))
+    return _lstm("lstm-noaf", _Variant(activations=("tanh", "sigmoid", "linear")))
 
 
-def cifg() -> Cell:
+def cifg(*activations: str) -> Cell:
     """Coupled input and forget gate: f = 1 - i."""
-    return _lstm("lstm-cifg", _Variant(gates=("z", "i", "o"), coupled=True))
+    return _activated("lstm-cifg", _Variant(gates=("z", "i", "o"), coupled=True), activations)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from gradscope.cells import activations
+from gradscope.cells.activated import with_activations
 from gradscope.cells.cell import Cell, unit_cell
 from gradscope.cells.units import Parameters, Shapes, Units
 
@@ -18,29 +19,27 @@ def _drive(params: Parameters, x: Any) -> dict[str, Any]:
     return {"": params["W"] @ x + params["b"]}
 
 
-def _rnn(name: str, phi: Callable[[Any], Any]) -> Cell:
+def elman(activation: str = "tanh") -> Cell:
+    """The tanh RNN of PyTorch and Keras, or one of another activation."""
+    phi = activations.activation(activation)
+
     def core(own: Any, pre: Mapping[str, Any], _: Mapping[str, Any]) -> Any:
         return (phi(pre[""]),), {}
 
     units = Units(gates=("",), drive=_drive, weights=(("", "W"),), core=core)
-    return unit_cell(name, units, _parameters, ("h",))
+    return unit_cell(with_activations("rnn", [activation]), units, _parameters, ("h",))
 
 
 def linear() -> Cell:
     """h_t = W x_t + R h_(t-1) + b: its chain is R^T exactly."""
-    return _rnn("linear", lambda a: a)
-
-
-def tanh() -> Cell:
-    """The plain tanh RNN of PyTorch and Keras."""
-    return _rnn("rnn", activations.tanh)
+    return elman("linear")
 
 
 def relu() -> Cell:
     """ReLU RNN (Le, Jaitly and Hinton 2015, arXiv 1504.00941); the slope at 0 is 0, as in PyTorch."""
-    return _rnn("rnn-relu", activations.relu)
+    return elman("relu")
 
 
 def sigmoid() -> Cell:
     """Logistic RNN."""
-    return _rnn("rnn-sigmoid", activations.sigmoid)
+    return elman("sigmoid")

@@ -229,7 +229,7 @@ def _settled(found: list[Found], decided: Decided) -> list[Layer]:
     cell, activation = decided.cell, decided.activation
     fits = [
         {
-            "cell": cell is not None and cell.name in one.cells,
+            "cell": cell is not None and one.may_be(cell),
             "activation": activation in one.activations.split(" or "),
             "layout": decided.layout in one.layouts,
         }

@@ -10,9 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from gradscope.cells.activated import with_activations
 from gradscope.checkpoints import flax_names
-from gradscope.checkpoints.found import SIMPLE, Found
+from gradscope.checkpoints.found import Found
 from gradscope.checkpoints.live import Live, kept, source, wrong
+
+# Functions of jax.nn that go by the same name here.
+_OF_JAX = (
+    *("celu", "elu", "hard_silu", "hard_tanh", "log_sigmoid", "mish", "relu", "relu6", "selu", "silu"),
+    *("softplus", "sparse_plus", "sparse_sigmoid", "squareplus"),
+)
 
 
 def from_flax(model: Any) -> Live:
@@ -74,13 +81,11 @@ def _told(found: Found, module: Any) -> Found:
         )
     gate, activation = (_function(getattr(module, n, None)) for n in ("gate_fn", "activation_fn"))
     if activation and len(found.cells) > 1:
-        return replace(found, cells=(SIMPLE[activation],), question="")
+        return replace(found, cells=(with_activations("rnn", [activation]),), question="", free=False)
     if not gate or not activation:
         return found
-    if (gate, activation) != ("sigmoid", "tanh"):
-        problem = f"has gate_fn {gate} and activation_fn {activation}, for which gradscope has no cell"
-        return replace(found, cells=(), kind=found.cells[0], problem=problem, activation=activation)
-    return replace(found, question="")
+    cells = tuple(with_activations(cell, [activation, gate]) for cell in found.cells)
+    return replace(found, cells=cells, question="", free=False)
 
 
 def _function(function: Any) -> str:
@@ -89,8 +94,13 @@ def _function(function: Any) -> str:
 
     ours = {
         "tanh": (jax.numpy.tanh, jax.nn.tanh, jax.lax.tanh),
-        "relu": (jax.nn.relu,),
         "sigmoid": (jax.nn.sigmoid, jax.lax.logistic),
         "linear": (jax.nn.identity,),
+        "exponential": (jax.numpy.exp, jax.lax.exp),
+        "gelu_tanh": (jax.nn.gelu,),
+        "hard_sigmoid=1/6": (jax.nn.hard_sigmoid,),
+        "leaky_relu=0.01": (jax.nn.leaky_relu,),
+        "softsign": (jax.nn.soft_sign,),
     }
+    ours |= {name: (getattr(jax.nn, name),) for name in _OF_JAX}
     return next((name for name, known in ours.items() if any(function is k for k in known)), "")

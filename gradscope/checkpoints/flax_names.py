@@ -67,6 +67,7 @@ def _layer(tensors: Tensors, keys: Mapping[str, str], prefix: str) -> Found:
         direction="backward" if "backward_rnn" in re.split("[./]", prefix) else "forward",
         dtype=dtype,
         alone=True,
+        free=True,
     )
 
 
@@ -75,7 +76,8 @@ def _question(count: int) -> str:
     if count == 1:
         return f"{what}: add --activation tanh, relu, sigmoid or linear (with residual=True there is no cell)"
     cell = _CELLS[count][0]
-    return f"{what}: if they are Flax' own, sigmoid and tanh, add --cell {cell}"
+    others = f"if not, --cell {cell}-relu or its like"
+    return f"{what}: if they are Flax' own, sigmoid and tanh, add --cell {cell}; {others}"
 
 
 def _joined(arrays: Mapping[str, Array]) -> dict[str, Array]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from gradscope.cells import find
+from gradscope.cells.activated import activation_of, base_of
 from gradscope.cells.cell import Cell
 from gradscope.cells.notation import is_input_weight, key
 from gradscope.checkpoints.keras_cudnn import SAID
@@ -19,14 +20,6 @@ from gradscope.errors import InputError, listed, quoted
 from gradscope.formats.tensors import Tensors, as_float64
 
 ACTIVATIONS = ("tanh", "relu", "sigmoid", "linear")
-# What the state goes through in the built-in cells; two variants of the LSTM use tanh in one place only.
-_ACTIVATION = {
-    "linear": "linear",
-    "rnn-relu": "relu",
-    "rnn-sigmoid": "sigmoid",
-    "lstm-niaf": "mixed",
-    "lstm-noaf": "mixed",
-}
 # Of a layer in a module of several.
 _PLACE = re.compile(r"(^|[.])l\d+(_reverse)?$")
 SIMPLE = {"tanh": "rnn", "relu": "rnn-relu", "sigmoid": "rnn-sigmoid", "linear": "linear"}
@@ -38,6 +31,7 @@ class Found:
 
     name : where in the file, "" if it is all of it; arrays : float64 under the names of the cells.
     cells : the cells it may be, none where ``problem`` says why gradscope has no such cell.
+    free : whether the file does not say the activations, so that it may be any like ``cells`` with others.
     question : what the file leaves open and how to decide it, "" where it says all.
     doubt : what speaks against its being any of these cells, which only ``cell`` overrules.
     kind, activation : what it is, where ``cells`` does not tell.
@@ -69,6 +63,7 @@ class Found:
     doubt: str = ""
     alone: bool = False
     layouts: Mapping[str, dict[str, Array]] = field(default_factory=dict)
+    free: bool = False
 
     @property
     def open(self) -> str:
@@ -91,7 +86,7 @@ class Found:
     @property
     def activations(self) -> str:
         """The nonlinearity, or those it may be."""
-        return self.activation or " or ".join(dict.fromkeys(_ACTIVATION.get(c, "tanh") for c in self.cells))
+        return self.activation or " or ".join(dict.fromkeys(map(activation_of, self.cells)))
 
     @property
     def sizes(self) -> tuple[int, int] | None:
@@ -141,14 +136,19 @@ class Found:
         said = (*self.assumed, SAID[layout])
         return replace(self, arrays=self.layouts[layout], layouts={}, question="", assumed=said)
 
+    def may_be(self, cell: Cell) -> bool:
+        """Whether the layer could be of this cell."""
+        like = {base_of(name) for name in self.cells} if self.free else set()
+        return cell.name in self.cells or base_of(cell.name) in like
+
     def _choose(self, cell: Cell | None, activation: str | None) -> Cell:
-        fitting = [c for c in self.cells if activation in (None, _ACTIVATION.get(c, "tanh"))]
+        fitting = [c for c in self.cells if activation in (None, activation_of(c))]
         if not fitting:
             raise InputError(
                 f"holds a layer with activation {self.activations}, not --activation {activation}"
             )
         if cell is not None:
-            if cell.name not in fitting:
+            if cell.name not in fitting and not (self.free and self.may_be(cell)):
                 raise InputError(f"holds a layer that is {' or '.join(fitting)}, not --cell {cell.name}")
             return cell
         if self.doubt:

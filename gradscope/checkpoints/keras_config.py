@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from gradscope.checkpoints.keras_activations import activation_in, usual_gate
 from gradscope.checkpoints.keras_masks import given_mask, made_mask
 from gradscope.checkpoints.keras_training import besides, clipping
-from gradscope.checkpoints.keras_weights import usual_gate
 from gradscope.checkpoints.signals import Mask, Signal, changed, embedded, lost, side_by_side
 from gradscope.errors import InputError, listed
 from gradscope.formats.budget import Budget
@@ -255,8 +255,8 @@ def _spec(node: Any, given: Signal, gate: str, *, reverse: bool) -> Spec:
     reset_after = config.get("reset_after") if gates == 3 else None
     return Spec(
         gates,
-        _activation(config.get("activation", "tanh")),
-        _activation(config.get("recurrent_activation", gate)) if gates > 1 else "",
+        activation_in(config.get("activation", "tanh")),
+        activation_in(config.get("recurrent_activation", gate)) if gates > 1 else "",
         reset_after if isinstance(reset_after, bool) else None,
         reverse,
         given.depth,
@@ -273,13 +273,6 @@ def _on_the_way(given: Signal) -> tuple[str, ...]:
     if not given.training:
         return ()
     return (f"in training, {listed(given.training)} on what it reads: other inputs, no factor of its gain",)
-
-
-def _activation(activation: Any) -> str:
-    """The name of an activation, which is a string or the description of a function."""
-    if isinstance(activation, dict):
-        activation = activation.get("config")
-    return "linear" if activation is None else str(activation)
 
 
 def _leaf(node: Any, given: Sequence[Signal], name: str) -> list[Signal] | None:

@@ -13,9 +13,10 @@ from typing import Any
 
 from gradscope.checkpoints import keras_cudnn
 from gradscope.checkpoints.found import SIMPLE, Contents, Found, attempt, blocks, gated, take
+from gradscope.checkpoints.keras_activations import activated_cells, question
 from gradscope.checkpoints.keras_config import Spec, specs
 from gradscope.checkpoints.keras_names import names_by_place, place_of, users_names, whole_name
-from gradscope.checkpoints.keras_weights import of_model, question, spelled_out, unconnected
+from gradscope.checkpoints.keras_weights import of_model, unconnected
 from gradscope.custom_types import Array, PathLike
 from gradscope.errors import InputError, listed
 from gradscope.formats.budget import Budget
@@ -207,7 +208,7 @@ def _layer(tensors: Tensors, keys: Mapping[str, str], spec: Spec | None, version
     if packed and spec is None:
         return replace(found, question=keras_cudnn.which_layout(found.kind), layouts=layouts)
     if spec is None:
-        return found
+        return replace(found, free=True)
     said: dict[str, Any] = {name: getattr(spec, name) for name in _SAID}
     return replace(found, activation="" if cells else spec.activation, **said)
 
@@ -215,6 +216,14 @@ def _layer(tensors: Tensors, keys: Mapping[str, str], spec: Spec | None, version
 # What a Spec says that is the same of a Found.
 _SAID = ("depth", "below", "reads", "table", "mask", "given_state", "not_applied", "time_major")
 _KINDS = {4: "lstm", 3: "gru", 1: "rnn"}
+# By the number of gates, and whether a GRU's reset gate comes after its product.
+_BASES: dict[tuple[int, bool | None], tuple[str, ...]] = {
+    (1, None): ("rnn",),
+    (4, None): ("lstm",),
+    (3, True): ("gru",),
+    (3, False): ("gru-reset-before",),
+    (3, None): ("gru", "gru-reset-before"),
+}
 
 
 def _native(weights: dict[str, Array], spec: Spec | None) -> tuple[dict[str, Array], int, bool | None]:
@@ -229,7 +238,7 @@ def _native(weights: dict[str, Array], spec: Spec | None) -> tuple[dict[str, Arr
         )
     count = blocks("recurrent_kernel, transposed,", recurrent.T, _ORDER)
     ours, bias = {"W": kernel.T, "R": recurrent.T}, weights.get("bias")
-    reset_after = spec.reset_after if spec else None
+    reset_after = spec.reset_after if spec and count == 3 else None
     if bias is not None:
         reset_after = bias.ndim == 2 if count == 3 else None
         expected = (2, kernel.shape[1]) if reset_after else (kernel.shape[1],)
@@ -243,19 +252,11 @@ def _cells(
     count: int, reset_after: bool | None, spec: Spec | None, version: str
 ) -> tuple[tuple[str, ...], str, str]:
     """The cells it may be, what is open, and why there is none."""
-    if count == 1:
-        cells = tuple(SIMPLE.values()) if spec is None else tuple(filter(None, [SIMPLE.get(spec.activation)]))
-    elif count == 4:
-        cells = ("lstm",)
-    else:
-        cells = {True: ("gru",), False: ("gru-reset-before",), None: ("gru", "gru-reset-before")}[reset_after]
+    bases = _BASES[count, reset_after]
     if spec is None:
-        return cells, question(_KINDS[count], cells, version), ""
-    if not cells or (count > 1 and (spec.activation, spec.recurrent_activation) != ("tanh", "sigmoid")):
-        activation, recurrent = (
-            spelled_out(n, version) for n in (spec.activation, spec.recurrent_activation)
-        )
-        gate = f" and recurrent activation {recurrent}" if count > 1 else ""
-        return (), "", f"has activation {activation}{gate}, for which gradscope has no {_KINDS[count]}"
-    open_ = "does not say whether the GRU resets after the product: add --cell gru or --cell gru-reset-before"
-    return cells, open_ if len(cells) > 1 else "", ""
+        return (tuple(SIMPLE.values()) if count == 1 else bases), question(_KINDS[count], bases, version), ""
+    cells, open_, problem = activated_cells(bases, spec.activation, spec.recurrent_activation, version)
+    if len(bases) > 1 and not problem:
+        choice = " or ".join(f"--cell {cell}" for cell in cells)
+        open_ = f"does not say whether the GRU resets after the product: add {choice}"
+    return cells, open_, problem

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from gradscope.checkpoints.found import Found
 from gradscope.checkpoints.keras_config import RECURRENT, specs
 from gradscope.checkpoints.keras_file import layers
 from gradscope.checkpoints.live import Live, kept, source, wrong
+from gradscope.errors import listed
 
 
 def from_keras(model: Any) -> Live:
@@ -27,15 +30,18 @@ def from_keras(model: Any) -> Live:
     if not hasattr(model, "layers"):
         config = {"class_name": "Sequential", "config": {"layers": [config]}}
         parts = [(model.name, model)]
-    weights = {name: value for path, part in parts for name, value in _weights(part, path)}
+    places = [place for path, part in parts for place in _places(part, path)]
+    weights = {name: value for path, part in places for name, value in _weights(part, path)}
+    own = {path: names for path, part in places if (names := _own_functions(part))}
     if not weights:
         raise wrong("from_keras", model, "one that has its weights: call it once on a batch")
     tensors = {name: kept(name, partial(_values, value)) for name, value in weights.items()}
     if optimizer is not None and hasattr(optimizer, "get_config"):
         config["compile_config"] = {"optimizer": {"config": optimizer.get_config()}}
     version = _version(model)
-    found = tuple(layers(tensors, specs(json.dumps(config, default=str), version=version), str, version))
-    return Live(source("from_keras", model), found, tensors)
+    known = specs(json.dumps(config, default=str), version=version)
+    found = layers(tensors, known, str, version)
+    return Live(source("from_keras", model), tuple(_told(f, own.get(f.name, [])) for f in found), tensors)
 
 
 def _values(variable: Any) -> Any:
@@ -46,8 +52,8 @@ def _parts(layer: Any) -> list[Any]:
     return list(layer._flatten_layers(include_self=False, recursive=False))
 
 
-def _of_keras(kind: type) -> bool:
-    return kind.__module__.split(".")[0] in ("keras", "tf_keras")
+def _of_keras(kind: Any) -> bool:
+    return str(kind.__module__).split(".")[0] in ("keras", "tf_keras")
 
 
 def _version(model: Any) -> str:
@@ -81,13 +87,34 @@ def _config(layer: Any) -> dict[str, Any]:
     return {"class_name": kind, "config": config | {"name": layer.name}}
 
 
+def _places(layer: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """The layer and all in it by the names of what holds them; a cell goes by that of its RNN."""
+    yield path, layer
+    for part in _parts(layer):
+        inside = part is getattr(layer, "cell", None)
+        yield from _places(part, path if inside else f"{path}/{part.name}")
+
+
 def _weights(layer: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """The variables by the name of their layer; a cell goes by that of its RNN."""
-    parts = _parts(layer)
-    theirs = {id(value) for part in parts for value in part.weights}
+    """The variables of a layer itself by its name."""
+    theirs = {id(value) for part in _parts(layer) for value in part.weights}
     for value in layer.weights:
         if id(value) not in theirs:
             yield f"{path}/{value.name.rpartition('/')[2].partition(':')[0]}", value
-    for part in parts:
-        inside = part is getattr(layer, "cell", None)
-        yield from _weights(part, path if inside else f"{path}/{part.name}")
+
+
+def _own_functions(layer: Any) -> list[str]:
+    """The activations that are functions of the user's own, which a config may call as Keras' are called."""
+    functions = (getattr(layer, name, None) for name in ("activation", "recurrent_activation"))
+    return [
+        str(getattr(function, "__name__", "")) or "?"
+        for function in functions
+        if callable(function) and not _of_keras(type(function) if hasattr(function, "call") else function)
+    ]
+
+
+def _told(found: Found, own: list[str]) -> Found:
+    """A layer, refused where its activations are not what its config calls them."""
+    if not own:
+        return found
+    return replace(found, cells=(), problem=f"has as activation {listed(own)}, a function of the user's own")

@@ -15,42 +15,11 @@ from gradscope.formats.tensors import Tensors
 _OPTIMIZER = re.compile(r"optimizer_weights/.*|_?optimizer/(.*/)?vars/[^/]*", re.S)
 _EMBEDDING = re.compile(r"(.*/)?(embeddings(:0)?|embedding(_\d+)?/vars/0)", re.S)
 _MASKING = re.compile(r"masking(_\d+)?")
-# Until then Keras, and TensorFlow 1 with it, made LSTM and GRU with gates of hard_sigmoid.
-_SIGMOID_SINCE = (2, 3)
-_HARD = {2: "clip(x / 5 + 1 / 2, 0, 1)", 3: "relu6(x + 3) / 6"}
 
 
 def of_model(tensors: Tensors) -> Tensors:
     """The tensors without those of an optimizer."""
     return {key: tensor for key, tensor in tensors.items() if not _OPTIMIZER.fullmatch(key)}
-
-
-def usual_gate(version: str) -> str:
-    """The recurrent activation of layers that were made without saying one."""
-    return "hard_sigmoid" if (_numbers(version) or _SIGMOID_SINCE) < _SIGMOID_SINCE else "sigmoid"
-
-
-def spelled_out(activation: str, version: str) -> str:
-    """An activation with its equation, where that is not the same in all versions of Keras."""
-    if activation != "hard_sigmoid":
-        return activation
-    known = _HARD.get((_numbers(version) or (0,))[0])
-    return f"hard_sigmoid, which is {known or f'{_HARD[2]} in Keras 2 and {_HARD[3]} in Keras 3'}"
-
-
-def question(kind: str, cells: Sequence[str], version: str) -> str:
-    """What is to be decided of the weights of an LSTM, a GRU or an RNN, and how."""
-    what = "holds weights without the config that says its activations"
-    if kind == "rnn":
-        return f"{what}: add --activation tanh, relu, sigmoid or linear"
-    choice = f"--cell {' or '.join(cells)}"
-    if usual_gate(version) == "sigmoid":
-        return f"{what}: add {choice} if these are tanh and sigmoid"
-    usual = spelled_out("hard_sigmoid", version)
-    return (
-        f"{what}: Keras {version} makes gates of {usual}, unless told otherwise, for which gradscope has no "
-        f"{kind}; {choice} is right only where the model says recurrent_activation='sigmoid'"
-    )
 
 
 def unconnected(found: Iterable[Found], tensors: Tensors, groups: Iterable[str]) -> list[Found]:
@@ -99,9 +68,3 @@ def _assumed(layer: Found, *, masked: bool) -> str:
     parts = ["" if told else "reads its inputs forward", "" if masked else "leaves out no steps"]
     said = " and ".join(filter(None, parts))
     return f"that the layer {said or 'reads what is given'}, which weights without their config do not say"
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """(2, 2) of "2.2.4-tf"; () where that says nothing: TensorFlow 2 came with that very version too."""
-    match = re.match(r"(\d+)\.(\d+)", version)
-    return (int(match[1]), int(match[2])) if match and version != "2.2.4-tf" else ()

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.checkpoints.found import SIMPLE, Contents, Found, attempt, gated, take
+from gradscope.checkpoints.found import Contents, Found, attempt, gated, take
+from gradscope.checkpoints.onnx_activations import cell_of
 from gradscope.checkpoints.onnx_tensors import tensors_of
 from gradscope.checkpoints.onnx_wiring import OnnxOperator, attributes, operators
 from gradscope.custom_types import Array, PathLike
@@ -39,7 +40,6 @@ _MOVES = (
 _LONGEST = 64
 # The place among an operator's inputs of the steps that each sequence has.
 _LENGTHS = 4
-_DEFAULTS = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "RNN": ("tanh",)}
 
 
 @contextmanager
@@ -152,35 +152,32 @@ def _layer(
     layout = _whole(attributes, "layout")
     for role in {"h0", "c0"} & constant.keys():
         arrays[role] = _state(read[constant[role]], role, number, layout)
-    activations = _activations(kind, attributes, number)
-    cell = _cell(kind, activations, "P" in values, _whole(attributes, "linear_before_reset"))
-    if kind == "LSTM" and _given(attributes, "input_forget"):
-        arrays, cell = _coupled(arrays), cell and "lstm-cifg"
-    clip = ["clip"] * _given(attributes, "clip")
-    problem = ""
-    if not cell or clip:
-        said = [*clip, *(["activations " + ", ".join(activations)] if not cell else [])]
-        problem = f"has {listed(said)}, for which gradscope has no {kind}"
-    return Found(
-        "",
-        arrays,
-        () if problem else (cell,),
-        problem=problem,
-        kind=kind.lower(),
-        activation=activations[-1] if problem else "",
-        dtype=dtype,
-    )
+    coupled = kind == "LSTM" and _given(attributes, "input_forget")
+    if coupled:
+        arrays = _coupled(arrays)
+    base = _base(kind, "P" in values, _whole(attributes, "linear_before_reset"), coupled)
+    cells, problem = _cells(kind, base, attributes, number)
+    return Found("", arrays, cells, problem=problem, kind=kind.lower(), dtype=dtype)
 
 
-def _cell(kind: str, activations: tuple[str, ...], peepholes: bool, linear: int) -> str:
-    """The cell of these activations, "" if there is none."""
+def _cells(kind: str, base: str, attributes: Mapping[str, Any], number: int) -> tuple[tuple[str, ...], str]:
+    """The cell with the activations of a direction, or none and why."""
+    if _given(attributes, "clip"):
+        way = "where no pre-activation is as large it does nothing: save the operator without it"
+        return (), f"has clip, for which gradscope has no {kind}; {way}"
+    try:
+        return (cell_of(kind, base, attributes, number),), ""
+    except InputError as error:
+        return (), str(error)
+
+
+def _base(kind: str, peepholes: bool, linear: int, coupled: bool) -> str:
+    """The cell, whatever its activations are."""
     if kind == "RNN":
-        return SIMPLE.get(activations[0], "")
-    if activations != _DEFAULTS[kind]:
-        return ""
+        return "rnn"
     if kind == "GRU":
         return "gru" if linear else "gru-reset-before"
-    return "lstm-peephole" if peepholes else "lstm"
+    return "lstm-cifg" if coupled else "lstm-peephole" if peepholes else "lstm"
 
 
 def _native(kind: str, values: Mapping[str, Array], linear: int) -> dict[str, Array]:
@@ -219,13 +216,6 @@ def _state(value: Array, role: str, number: int, layout: int) -> Array:
         if len(states) and (states == states[0]).all():
             return np.asarray(states[0])
     raise InputError(f"initial state {role} has shape {value.shape}, expected one for all sequences")
-
-
-def _activations(kind: str, attributes: Mapping[str, Any], number: int) -> tuple[str, ...]:
-    strings = attributes["activations"].strings if "activations" in attributes else ()
-    given = [text.decode("utf-8", "replace").lower() for text in strings]
-    count = len(_DEFAULTS[kind])
-    return tuple(given[number * count : (number + 1) * count]) or _DEFAULTS[kind]
 
 
 def _whole(attributes: Mapping[str, Any], name: str) -> int:

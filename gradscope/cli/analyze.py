@@ -21,7 +21,13 @@ from gradscope.settings import Settings, flag, option_of
 First = Callable[[Callable[[], Any]], Any]
 
 
-@click.command(cls=Command, epilog=f"Cells: {', '.join([*CELLS, *(f'{family}-P' for family in FAMILIES)])}.")
+_OTHERS = "with other activations as lstm-relu, gru-tanh-hard_sigmoid=0.2 (README)"
+
+
+@click.command(
+    cls=Command,
+    epilog=f"Cells: {', '.join([*CELLS, *(f'{family}-P' for family in FAMILIES)])}; {_OTHERS}.",
+)
 @options(Settings)
 @options(Process)
 @options(Output)

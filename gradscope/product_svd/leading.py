@@ -44,7 +44,7 @@ def leading(steps: Steps, entry_error: float, floor: float = -np.inf) -> Leading
 
     floor : as for ``spectrum``.
 
-    The graded chain, of which the directions below 2^-80 of the first are left out. Whether they stay as small
+    The graded chain, of which directions below 2^-80 of the first are left out. Whether they stay as small
     is seen from a few random sums of them that are followed: where a large direction dies later on and shares
     nothing with a small one, they do not. The error is that against runs on entries changed by +-entry_error.
     """

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from oracles.few import few
 
 from gradscope.cells import CELLS, activations, find
+from gradscope.cells.activated import ACTIVATIONS
 from gradscope.linearize.cell_chain import split
 from gradscope.linearize.jacobians import definition, linearize, link
 
@@ -34,6 +35,82 @@ def sigmoid(a):
 
 def relu(a):
     return max(a, mpmath.mpf(0))
+
+
+def clip(a, low, high):
+    return min(max(a, mpmath.mpf(low)), mpmath.mpf(high))
+
+
+def gelu_inner(a):
+    return mpmath.sqrt(2 / mpmath.pi) * (a + mpmath.mpf(0.044715) * a**3)
+
+
+def cumulative(a):
+    return mpmath.erfc(-a / mpmath.sqrt(2)) / 2
+
+
+def softplus(a):
+    return mpmath.log1p(mpmath.exp(a))
+
+
+def elu(a, alpha=1):
+    return a if a > 0 else alpha * mpmath.expm1(a)
+
+
+# As their papers and the documentation of Keras and ONNX have them; the name is that of a cell's.
+FUNCTIONS = {
+    "tanh": tanh,
+    "sigmoid": sigmoid,
+    "relu": relu,
+    "linear": lambda a: a,
+    "affine=3,0.5": lambda a: 3 * a + 0.5,
+    "celu=2": lambda a: a if a > 0 else 2 * mpmath.expm1(a / 2),
+    "elu": elu,
+    "elu=0.25": partial(elu, alpha=0.25),
+    "exponential": mpmath.exp,
+    "gelu": lambda a: a * cumulative(a),
+    "gelu_tanh": lambda a: a * (1 + tanh(gelu_inner(a))) / 2,
+    "hard_shrink": lambda a: a if abs(a) > 0.5 else 0 * a,
+    "hard_sigmoid=0.2": lambda a: clip(a * mpmath.mpf(0.2) + 0.5, 0, 1),
+    "hard_sigmoid=1/6": lambda a: clip(a * mpmath.mpf(1 / 6) + 0.5, 0, 1),
+    "hard_silu": lambda a: a * clip(a + 3, 0, 6) / 6,
+    "hard_tanh": lambda a: clip(a, -1, 1),
+    "leaky_relu=0.01": lambda a: a if a > 0 else mpmath.mpf(0.01) * a,
+    "log_sigmoid": lambda a: -softplus(-a),
+    "mish": lambda a: a * tanh(softplus(a)),
+    "relu6": lambda a: clip(a, 0, 6),
+    "scaled_tanh=2,0.5": lambda a: 2 * tanh(a / 2),
+    "selu": lambda a: mpmath.mpf(1.0507009873554805) * elu(a, mpmath.mpf(1.6732632423543772)),
+    "silu": lambda a: a * sigmoid(a),
+    "soft_shrink": lambda a: a - mpmath.sign(a) / 2 if abs(a) > 0.5 else 0 * a,
+    "softplus": softplus,
+    "softsign": lambda a: a / (1 + abs(a)),
+    "sparse_plus": lambda a: 0 * a if a <= -1 else a if a >= 1 else (a + 1) ** 2 / 4,
+    "sparse_sigmoid": lambda a: clip((a + 1) / 2, 0, 1),
+    "squareplus": lambda a: (a + mpmath.sqrt(a * a + 4)) / 2,
+    "tanh_shrink": lambda a: a - tanh(a),
+    "thresholded_relu": lambda a: a if a > 1 else 0 * a,
+}
+# Where a function is not monotone its slope goes through 0, of terms as large as this.
+TERMS = {
+    "gelu": cumulative,
+    "gelu_tanh": lambda a: (1 + tanh(gelu_inner(a))) / 2,
+    "mish": lambda a: tanh(softplus(a)),
+    "silu": sigmoid,
+}
+# What the exponent of a slope that ends is: it is rounded before.
+EXPONENTS = {"gelu": lambda a: a * a / 2, "gelu_tanh": lambda a: 6 * gelu_inner(a)}
+KINKS = {
+    "hard_shrink": (-0.5, 0.5),
+    "hard_sigmoid=0.2": (-2.5, 2.5),
+    "hard_sigmoid=1/6": (-3, 3),
+    "hard_silu": (-3, 3),
+    "hard_tanh": (-1, 1),
+    "relu6": (0, 6),
+    "soft_shrink": (-0.5, 0.5),
+    "sparse_sigmoid": (-1, 1),
+    "thresholded_relu": (1,),
+}
 
 
 def slope(f, at):
@@ -130,24 +207,44 @@ FORMATS = {"float64": 2.0**-1022, "float32": 2.0**-126}
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
-@pytest.mark.parametrize("name", ["tanh", "sigmoid", "relu"])
-@settings(max_examples=100, deadline=None)
+@pytest.mark.parametrize("name", FUNCTIONS)
+@settings(max_examples=40, deadline=None)
 @given(a=signed)
 def test_slopes_of_activations(name, dtype, a):
+    if name == "exponential" and dtype == "float32":
+        a /= 8  # or it is larger than any number
+    if a in KINKS.get(name, ()) or a == 0:
+        a = 5.0  # the slope there is a convention
     with mpmath.workdps(DIGITS), jax.enable_x64(dtype == "float64"):
-        a = a or 1.0  # relu's own slope at 0 is a convention
-        found = slopes_of(name)(jnp.asarray(a, dtype))
-        expected = slope(globals()[name], mpmath.mpf(a))
-        for value in found:
-            assert value.dtype == dtype
-            check(value, [expected], ROUNDINGS * np.finfo(dtype).eps, FORMATS[dtype])
+        value, *slopes = (float(one) for one in slopes_of(name)(jnp.asarray(a, dtype)))
+        f, at = FUNCTIONS[name], mpmath.mpf(a)
+        term, exponent = (abs(table[name](at)) if name in table else 0 for table in (TERMS, EXPONENTS))
+        allowed = float(ROUNDINGS + exponent) * np.finfo(dtype).eps
+        for found in slopes:
+            check(found, [slope(f, at)], allowed, FORMATS[dtype] * (1 + abs(a)) + allowed * term)
+        check(value, [f(at)], allowed, allowed + FORMATS[dtype])
+
+
+def test_every_activation_is_tried():
+    assert {name.partition("=")[0] for name in FUNCTIONS} == set(ACTIVATIONS)
+
+
+@pytest.mark.parametrize("name", [name for name in KINKS if name != "hard_silu"])
+def test_slope_at_a_kink_is_that_of_the_flat_side(name):
+    phi = jax.grad(activations.activation(name))
+    with jax.enable_x64(True):
+        sides = [[float(phi(kink + d)) for d in (-1e-6, 0.0, 1e-6)] for kink in KINKS[name]]
+    for left, at, right in sides:
+        assert at == min(left, right, key=abs)
 
 
 @cache
 def slopes_of(name):
-    """By forward and by reverse mode, as JAX compiles it for one and for a batch."""
-    phi = getattr(activations, name)
-    return jax.jit(lambda a: (jax.grad(phi)(a), jax.jacfwd(phi)(a), jax.vmap(jax.grad(phi))(a[None])[0]))
+    """The value, and the slope by reverse and by forward mode, as JAX compiles it for one and for a batch."""
+    phi = activations.activation(name)
+    return jax.jit(
+        lambda a: (phi(a), jax.grad(phi)(a), jax.jacfwd(phi)(a), jax.vmap(jax.grad(phi))(a[None])[0])
+    )
 
 
 def test_slope_of_relu_at_zero_is_zero():

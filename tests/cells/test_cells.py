@@ -30,9 +30,10 @@ from oracles.few import few
 from gradscope.cells import CELLS, find
 from gradscope.errors import InputError
 
-LSTMS = [name for name in CELLS if name.startswith("lstm")]
+EVERY = [*CELLS, *equations.ACTIVATED]
+LSTMS = [name for name in EVERY if name.startswith("lstm")]
 # The path by which a unit reads its own state.
-OWN = {**dict.fromkeys(LSTMS, "carousel"), "gru": "carry", "gru-reset-before": "carry"}
+OWN = dict.fromkeys(LSTMS, "carousel") | {name: "carry" for name in EVERY if name.startswith("gru")}
 
 
 @pytest.fixture(autouse=True)
@@ -49,10 +50,10 @@ def sigmoid(a: np.ndarray | float) -> Any:
 
 
 def test_table_and_oracle_name_the_same_cells() -> None:
-    assert CELLS.keys() == equations.CELLS.keys()
+    assert set(EVERY) == equations.CELLS.keys()
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", EVERY)
 def test_cell_loads_under_its_name_with_the_parameters_of_its_equations(name: str) -> None:
     cell = find(name)
     assert cell.name == name
@@ -61,13 +62,48 @@ def test_cell_loads_under_its_name_with_the_parameters_of_its_equations(name: st
     assert all(shape == {"W": (N, D), "R": (N, N)}.get(key[0], (N,)) for key, shape in shapes.items())
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", EVERY)
 def test_paths_are_the_recurrent_matrices_the_own_state_and_the_peepholes(name: str) -> None:
     cell = find(name)
     own = {OWN[name]} if name in OWN else set()
     back = {key for key in cell.parameters(N, D) if key[0] == "R" or key in ("p_i", "p_f")}
     assert set(cell.paths) == own | back
     assert cell.components == (("c", "h") if name in LSTMS else ("h",))
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("lstm-tanh-sigmoid-tanh", "lstm"),
+        ("lstm-relu-sigmoid-relu", "lstm-relu"),
+        ("lstm-tanh-hard_sigmoid=1/5,.5", "lstm-tanh-hard_sigmoid=0.2"),
+        ("gru-reset-before-tanh-hard_sigmoid=0.16666666666666666", "gru-reset-before-tanh-hard_sigmoid=1/6"),
+        ("rnn-linear", "linear"),
+        ("rnn-elu=1", "rnn-elu"),
+        ("lstm-1997-elu=1e-05", "lstm-1997-elu=1e-05"),
+    ],
+)
+def test_a_cell_of_given_activations_has_one_name(given: str, name: str) -> None:
+    assert find(given) is find(name)
+    assert find(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("lstm-rellu", "unknown cell 'lstm-rellu': did you mean lstm-relu"),
+        ("lstm-tanh-hard_sigmoid", "hard_sigmoid=1/5 is .* of Keras 2 .* hard_sigmoid=1/6 .* of Keras 3"),
+        ("rnn-leaky_relu", "lacks a parameter: its slope below 0"),
+        ("gru-relu-relu-relu", "cell gru has 2 activations, not 3"),
+        ("rnn-elu=1,2", "has 2 parameters, expected 1"),
+        ("rnn-elu=1e999", "not a finite number"),
+        ("rnn-elu=1/0", "not a finite number"),
+        ("rnn-elu=" + "9" * 10_000, "unknown cell"),
+    ],
+)
+def test_activations_that_there_are_not(name: str, why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        find(name)
 
 
 def test_unknown_cell_names_the_nearest() -> None:
@@ -82,7 +118,7 @@ def test_unknown_cell_without_a_near_name_lists_all() -> None:
 
 def test_cell_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_cells.py").write_text(
-        "import gradscope.cells.rnn\nmine = gradscope.cells.rnn.tanh\nnumber = lambda: 3\n"
+        "import gradscope.cells.rnn\nmine = gradscope.cells.rnn.elman\nnumber = lambda: 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert find("my_cells:mine").paths == ("R",)
@@ -97,7 +133,7 @@ def test_cell_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 # Against the equations of the papers, in NumPy
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", EVERY)
 def test_forward_pass_follows_the_equations(name: str) -> None:
     cell, xs = find(name), sequence()
     p, state = parameters(cell), start(cell)
@@ -113,7 +149,7 @@ def test_jacobian_over_the_whole_state(name: str) -> None:
     close(compiled(name)[1](p, x, state), equations.jacobian(name, p, x, state))
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", EVERY)
 def test_every_path_is_the_jacobian_with_the_other_paths_cut(name: str) -> None:
     cell = find(name)
     p, x, state = parameters(cell), sequence()[0], start(cell)
@@ -125,7 +161,7 @@ def test_every_path_is_the_jacobian_with_the_other_paths_cut(name: str) -> None:
     close(sum(ours.values()), compiled(name)[1](p, x, state))
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", EVERY)
 def test_chain_is_that_of_the_equations(name: str) -> None:
     """States, and the Jacobian of the last state with respect to the first, over all steps in one go."""
     cell, xs = find(name), sequence()

@@ -15,7 +15,7 @@ from gradscope.linearize.jacobians import definition, linearize, link
 from gradscope.product_svd.steps import multiplied
 
 N, D, T = 5, 3, 9
-PER_UNIT = [name for name in CELLS if find(name).units is not None]
+PER_UNIT = [name for name in (*CELLS, *equations.ACTIVATED) if find(name).units is not None]
 LSTMS = [name for name in CELLS if name.startswith("lstm")]
 
 

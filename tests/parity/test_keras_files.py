@@ -25,6 +25,8 @@ from oracles.models import (
 
 import gradscope
 from gradscope import checkpoints
+from gradscope.cells import activations
+from gradscope.checkpoints.keras_activations import activated_cells, activation_in
 from gradscope.errors import InputError
 
 # Keras reads an attribute of NumPy that is on its way out.
@@ -161,23 +163,122 @@ def test_keras_in_half_precision(tmp_path):
 @pytest.mark.parametrize(
     ("layer", "words"),
     [
-        (lambda: keras.layers.LSTM(3, activation="relu"), "activation relu and recurrent activation sigmoid"),
         (
-            lambda: keras.layers.GRU(3, recurrent_activation="hard_sigmoid"),
-            "recurrent activation hard_sigmoid",
+            lambda: keras.layers.LSTM(3, activation="softmax"),
+            "activation softmax and recurrent activation sigmoid, .* no lstm, and softmax mixes the units",
         ),
         (
-            lambda: keras.layers.SimpleRNN(3, activation="gelu"),
-            "activation gelu, for which gradscope has no rnn",
+            lambda: keras.layers.GRU(3, recurrent_activation=keras.layers.PReLU()),
+            "recurrent activation layer PReLU, for which gradscope has no gru",
         ),
     ],
 )
 def test_keras_activations_without_a_cell(layer, words, tmp_path):
     path = keras_saved(keras_model(layer()), tmp_path, ".keras")
     (found,) = checkpoints.read_all(path).layers
-    assert words in found.problem
     with pytest.raises(InputError, match=words):
         read_layer(path)
+    assert found.problem
+
+
+# Functions of a number alone, by what gradscope calls them.
+ACTIVATIONS = {
+    **{
+        name: name
+        for name in (
+            *("celu", "elu", "exponential", "gelu", "hard_shrink", "hard_silu", "hard_tanh", "log_sigmoid"),
+            *("mish", "relu", "relu6", "selu", "silu", "soft_shrink", "softplus", "softsign", "sparse_plus"),
+            *("sparse_sigmoid", "squareplus", "tanh_shrink"),
+        )
+    },
+    "hard_sigmoid=1/6": "hard_sigmoid",
+    "leaky_relu=0.2": "leaky_relu",
+    "leaky_relu=0.3": keras.layers.LeakyReLU,
+    "elu=0.5": lambda: keras.layers.ELU(0.5),
+}
+
+
+def test_no_activation_of_keras_is_left_out():
+    mixing = {"glu", "log_softmax", "softmax", "sparsemax"}
+    usual = {"linear", "tanh", "sigmoid"}
+    aliases = {"hard_swish", "swish"}  # deserialised as the function that they are, which is saved
+    functions = {
+        name for name, f in vars(keras.activations).items() if callable(f) and not name.startswith("_")
+    }
+    functions -= {"deserialize", "get", "serialize", "threshold"}  # a threshold has no default
+    assert functions == mixing | usual | aliases | {a for a in ACTIVATIONS.values() if isinstance(a, str)}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_keras_activation(name):
+    """Read from the config of a layer, and its values and slopes those of Keras' own function."""
+    given = ACTIVATIONS[name]
+    given = given() if callable(given) else given
+    layer = keras.layers.SimpleRNN(HIDDEN, activation=given)
+    read = activation_in(layer.get_config()["activation"])
+    assert activated_cells(("rnn",), read, "", keras.__version__) == (
+        (f"rnn-{name}" if name != "linear" else name,),
+        "",
+        "",
+    )
+    function = given if isinstance(given, keras.Layer) else layer.activation
+    # Layers compute in float32; no kink is a multiple of .3 from -7.15.
+    layers = isinstance(given, keras.Layer)
+    with jax.enable_x64(not layers):
+        x = jax.numpy.arange(-7.15, 8, 0.3)
+        theirs, vjp = jax.vjp(function, x)
+        ours, own = jax.vjp(activations.activation(name), x)
+        tolerance = {"rtol": 1e-5, "atol": 1e-6} if layers else {"rtol": 1e-12, "atol": 1e-12}
+        np.testing.assert_allclose(ours, theirs, **tolerance)
+        np.testing.assert_allclose(
+            own(jax.numpy.ones_like(x))[0], vjp(jax.numpy.ones_like(x))[0], **tolerance
+        )
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "name"),
+    [
+        (
+            keras.layers.LSTM,
+            {"activation": "relu", "recurrent_activation": "hard_sigmoid"},
+            "lstm-relu-hard_sigmoid=1/6",
+        ),
+        (
+            keras.layers.GRU,
+            {"activation": "silu", "recurrent_activation": "softsign", "reset_after": False},
+            "gru-reset-before-silu-softsign",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("double_precision")
+def test_keras_gates_with_activations(make, options, name, tmp_path):
+    with jax.enable_x64(True):
+        layer = make(HIDDEN, dtype="float64", **options)
+        model = keras_model(layer)
+        path = keras_saved(model, tmp_path, ".keras")
+        jacobian = keras_jacobian(layer, sequence()[:2])
+    for source in (path, gradscope.from_keras(model)):
+        assert read_layer(source).cell.name == name
+        analysis = gradscope.analyze(checkpoint=source, inputs=sequence()[:2])
+        gains = 10.0 ** analysis.full.spectra[0].log10_singular_values
+        expected = np.linalg.svd(jacobian, compute_uv=False)
+        np.testing.assert_allclose(gains, expected, rtol=1e-9, atol=1e-12 * expected[0])
+
+
+def test_a_function_that_is_called_as_one_of_keras_is_not_taken_for_it():
+    def tanh(x):
+        return x / 2
+
+    cell = keras.layers.LSTMCell(3, activation=tanh, name="a")
+    live = gradscope.from_keras(
+        keras_model(keras.layers.RNN([cell, keras.layers.GRUCell(2, name="b")], name="stack"))
+    )
+    assert [(found.name, bool(found.problem)) for found in live.layers] == [
+        ("stack/a", True),
+        ("stack/b", False),
+    ]
+    with pytest.raises(InputError, match="has as activation tanh, a function of the user's own"):
+        gradscope.analyze(checkpoint=live, inputs=sequence())
 
 
 def test_keras_weights_alone_leave_questions(tmp_path):
@@ -193,6 +294,10 @@ def test_keras_weights_alone_leave_questions(tmp_path):
     assert "add --cell lstm if these are tanh and sigmoid" in refusal(lstm)
     assert "add --cell gru or gru-reset-before" in refusal(gru)
     assert "add --cell gru or gru-reset-before" in refusal(gru, activation="tanh")
+    path = keras_saved(keras_model(lstm), tmp_path, ".weights.h5")
+    assert read_layer(path, "lstm-relu-hard_sigmoid=1/6").cell.name == "lstm-relu-hard_sigmoid=1/6"
+    with pytest.raises(InputError, match="holds a layer that is lstm, not --cell gru-relu"):
+        read_layer(path, "gru-relu")
     assert "not --activation relu" in refusal(lstm, activation="relu")
     path = keras_saved(keras_model(rnn), tmp_path, ".weights.h5")
     for activation, cell in (("tanh", "rnn"), ("relu", "rnn-relu"), ("linear", "linear")):
@@ -254,8 +359,12 @@ def test_keras_2_names_and_config(gate, tmp_path):
             for name, array in zip(("kernel:0", "recurrent_kernel:0", "bias:0"), arrays, strict=True):
                 group.create_dataset(name, data=array)
     if gate == "hard_sigmoid":
-        with pytest.raises(InputError, match="recurrent activation hard_sigmoid, which is clip"):
+        with pytest.raises(
+            InputError, match=r"hard_sigmoid, and does not say which Keras computes it: --cell"
+        ):
             read_layer(tmp_path / "x.h5", layer="backward_lstm")
+        which = "lstm-tanh-hard_sigmoid=0.2"
+        assert read_layer(tmp_path / "x.h5", which, layer="backward_lstm").cell.name == which
         return
     layers = [read_layer(tmp_path / "x.h5", layer=f"both/{side}_lstm") for side in ("forward", "backward")]
     x = sequence().astype(np.float32)

@@ -13,8 +13,8 @@ from oracles.models import HIDDEN, INPUT, STEPS, read_layer, sequence
 
 import gradscope
 from gradscope import checkpoints
+from gradscope.checkpoints.keras_activations import usual_gate
 from gradscope.checkpoints.keras_config import specs
-from gradscope.checkpoints.keras_weights import usual_gate
 from gradscope.errors import InputError
 
 # Keras reads an attribute of NumPy that is on its way out.
@@ -148,39 +148,52 @@ def test_weights_of_a_version_whose_gates_were_others(tmp_path):
         read_layer(weights_of("2.2.4", tmp_path / "x.h5"))
     assert str(caught.value) == (
         f"{tmp_path / 'x.h5'}: holds weights without the config that says its activations: Keras 2.2.4 makes "
-        "gates of hard_sigmoid, which is clip(x / 5 + 1 / 2, 0, 1), unless told otherwise, for which "
-        "gradscope has no lstm; --cell lstm is right only where the model says recurrent_activation='sigmoid'"
+        "gates of hard_sigmoid, clip(x / 5 + 1 / 2, 0, 1), unless told otherwise: add "
+        "--cell lstm-tanh-hard_sigmoid=0.2; --cell lstm is right only where the model says "
+        "recurrent_activation='sigmoid'"
     )
+    usual = "lstm-tanh-hard_sigmoid=0.2"
+    assert read_layer(tmp_path / "x.h5", usual).cell.name == usual
     assert read_layer(tmp_path / "x.h5", "lstm").hidden == HIDDEN
-    with pytest.raises(InputError, match=r"add --cell lstm if these are tanh and sigmoid$"):
+    with pytest.raises(
+        InputError, match=r"add --cell lstm if these are tanh and sigmoid, --cell lstm-relu or"
+    ):
         read_layer(weights_of("2.9.0", tmp_path / "x.h5"))
 
 
 @pytest.mark.parametrize(
-    ("version", "equation"),
+    ("version", "cell"),
     [
-        ("2.2.4", r"clip\(x / 5 \+ 1 / 2, 0, 1\), for which"),
-        ("3.1.0", r"relu6\(x \+ 3\) / 6, for which"),
-        (None, r"clip\(x / 5 \+ 1 / 2, 0, 1\) in Keras 2 and relu6\(x \+ 3\) / 6 in Keras 3, for which"),
+        ("2.2.4", "lstm-tanh-hard_sigmoid=0.2"),
+        ("3.1.0", "lstm-tanh-hard_sigmoid=1/6"),
+        (None, "lstm-tanh-hard_sigmoid=0.2 or lstm-tanh-hard_sigmoid=1/6"),
     ],
 )
-def test_hard_sigmoid_is_that_of_the_version(version, equation, tmp_path):
+def test_hard_sigmoid_is_that_of_the_version(version, cell, tmp_path):
     model = sequential(L.LSTM(HIDDEN, recurrent_activation="hard_sigmoid", name="one"))
     path = saved(model, tmp_path / "x.h5")
     with h5py.File(path, "r+") as file:
         del file.attrs["keras_version"]
         if version:
             file.attrs["keras_version"] = version.encode()
-    with pytest.raises(InputError, match="recurrent activation hard_sigmoid, which is " + equation):
-        read_layer(path)
+    (found,) = checkpoints.read_all(path).layers
+    assert found.label == cell
+    if version is None:
+        asks = (
+            r"does not say which Keras computes it: "
+            r"--cell lstm-tanh-hard_sigmoid=0\.2 is Keras 2's clip\(.*\); "
+            r"--cell lstm-tanh-hard_sigmoid=1/6 is Keras 3's relu6"
+        )
+        with pytest.raises(InputError, match=asks):
+            read_layer(path)
+        assert read_layer(path, "lstm-tanh-hard_sigmoid=1/6").hidden == HIDDEN
 
 
 def test_hard_sigmoid_of_keras_3_is_what_is_said():
     x = np.linspace(-9, 9, 37).astype(np.float32)
     np.testing.assert_allclose(keras.activations.hard_sigmoid(x), np.clip(x + 3, 0, 6) / 6, atol=1e-6)
     live = gradscope.from_keras(sequential(L.GRU(HIDDEN, recurrent_activation="hard_sigmoid")))
-    with pytest.raises(InputError, match=r"hard_sigmoid, which is relu6\(x \+ 3\) / 6, for which"):
-        read_layer(live)
+    assert read_layer(live).cell.name == "gru-tanh-hard_sigmoid=1/6"
 
 
 def test_a_config_that_does_not_say_its_gates():
@@ -248,7 +261,7 @@ def test_a_subclass_that_computes_the_same_is_read():
 
 def test_a_hint_that_leads_nowhere_is_not_given(tmp_path):
     """Others are no way out where they have the same fault."""
-    relu = [L.LSTM(HIDDEN, activation="relu", return_sequences=True, name=name) for name in "ab"]
+    relu = [L.LSTM(HIDDEN, activation="softmax", return_sequences=True, name=name) for name in "ab"]
     with pytest.raises(InputError) as caught:
         checkpoints.read(saved(sequential(*relu), tmp_path / "x.keras"))
     assert "choose others" not in str(caught.value)

@@ -271,14 +271,29 @@ def test_nnx_module_says_its_functions_and_direction(make, options, cell):
     close(outputs(layer, x.astype(float)), model(x[None])[0], 2e-6)
 
 
+@pytest.mark.parametrize(
+    ("gate", "activation", "name"),
+    [
+        (jax.nn.hard_sigmoid, jax.nn.soft_sign, "softsign-hard_sigmoid=1/6"),
+        (jax.nn.sigmoid, jax.nn.gelu, "gelu_tanh"),
+        (jax.nn.sigmoid, jax.nn.leaky_relu, "leaky_relu=0.01"),
+        (jax.nn.hard_tanh, jax.nn.mish, "mish-hard_tanh"),
+    ],
+)
+@pytest.mark.parametrize("make", [nnx.LSTMCell, nnx.GRUCell])
+def test_nnx_cells_have_the_functions_of_their_module(make, gate, activation, name):
+    rngs = nnx.Rngs(1)
+    model = nnx.RNN(make(INPUT, HIDDEN, rngs=rngs, gate_fn=gate, activation_fn=activation), rngs=rngs)
+    x = sequence().astype(np.float32)
+    layer = read_layer(gradscope.from_flax(model))
+    assert layer.cell.name == f"{'lstm' if make is nnx.LSTMCell else 'gru'}-{name}"
+    close(outputs(layer, x.astype(float)), model(x[None])[0], 2e-6)
+
+
 def test_nnx_functions_without_a_cell():
     def build(make, **options):
         return gradscope.from_flax(make(INPUT, HIDDEN, rngs=nnx.Rngs(2), **options))
 
-    with pytest.raises(
-        InputError, match="has gate_fn sigmoid and activation_fn relu, for which gradscope has no"
-    ):
-        read_layer(build(nnx.LSTMCell, activation_fn=jax.nn.relu), "lstm")
     with pytest.raises(InputError, match="has residual=True, for which there is no cell"):
         read_layer(build(nnx.SimpleCell, residual=True, activation_fn=lambda x: x), activation="linear")
     own = build(nnx.GRUCell, gate_fn=lambda x: jax.nn.sigmoid(x))

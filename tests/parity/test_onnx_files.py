@@ -68,6 +68,20 @@ OPERATORS = {
     "rnn": ("RNN", {}),
     "rnn-relu": ("RNN", {"activations": ["Relu"]}),
     "rnn-sigmoid": ("RNN", {"activations": ["Sigmoid"]}),
+    "rnn-leaky_relu=0.01": ("RNN", {"activations": ["LeakyRelu"]}),
+    "rnn-thresholded_relu": ("RNN", {"activations": ["ThresholdedRelu"], "activation_alpha": [1.0]}),
+    "rnn-softplus": ("RNN", {"activations": ["Softplus"]}),
+    "lstm-softsign-hard_sigmoid=0.2-elu": ("LSTM", {"activations": ["HardSigmoid", "Softsign", "Elu"]}),
+    "lstm-cifg-relu": ("LSTM", {"activations": ["Sigmoid", "Relu", "Relu"], "input_forget": 1}),
+    "lstm-peephole-tanh-sigmoid-relu": (
+        "LSTM",
+        {"activations": ["Sigmoid", "Tanh", "Relu"], "peepholes": True},
+    ),
+    "gru-elu-hard_sigmoid=0.2": (
+        "GRU",
+        {"activations": ["HardSigmoid", "Elu"], "linear_before_reset": 1},
+    ),
+    "gru-reset-before-softsign": ("GRU", {"activations": ["Sigmoid", "Softsign"]}),
 }
 
 
@@ -76,8 +90,9 @@ OPERATORS = {
 def test_onnx_operator(name, direction, tmp_path):
     kind, options = OPERATORS[name]
     sides = 2 if direction == "bidirectional" else 1
-    if "activations" in options:
-        options = options | {"activations": options["activations"] * sides}
+    options = options | {
+        key: value * sides for key, value in options.items() if key in ("activations", "activation_alpha")
+    }
     operator(kind, tmp_path / "x.onnx", sides=sides, direction=direction, **options)
     expected = onnx_outputs(tmp_path / "x.onnx")
     names = ["op.forward", "op.backward"] if sides == 2 else ["op"]
@@ -87,7 +102,22 @@ def test_onnx_operator(name, direction, tmp_path):
         backward = side == 1 or direction == "reverse"
         assert layer.direction == ("backward" if backward else "forward")
         ours = outputs(layer, sequence().astype(np.float32).astype(float))
-        np.testing.assert_allclose(ours[:: -1 if backward else 1], expected[:, side], rtol=0, atol=3e-6)
+        np.testing.assert_allclose(ours[:: -1 if backward else 1], expected[:, side], rtol=3e-6, atol=3e-6)
+
+
+def test_onnx_activations_take_their_numbers_in_their_order(tmp_path):
+    """Each the next alpha and the next beta, if it has such; both directions from the same lists."""
+    names = ["ScaledTanh", "HardSigmoid", "Elu", "LeakyRelu"]
+    given = {"activation_alpha": [0.5, 1 / 6, 0.25, 0.1], "activation_beta": [2.0, 0.4]}
+    options = {"activations": names, "linear_before_reset": 1} | given
+    operator("GRU", tmp_path / "x.onnx", sides=2, direction="bidirectional", **options)
+    expected = onnx_outputs(tmp_path / "x.onnx")
+    cells = ["gru-hard_sigmoid=1/6,0.4-scaled_tanh=0.5,2", "gru-leaky_relu=0.1-elu=0.25"]
+    for side, (cell, name) in enumerate(zip(cells, ("op.forward", "op.backward"), strict=True)):
+        layer = read_layer(tmp_path / "x.onnx", layer=name)
+        assert layer.cell.name == cell
+        ours = outputs(layer, sequence().astype(np.float32).astype(float))
+        np.testing.assert_allclose(ours[:: -1 if side else 1], expected[:, side], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -149,18 +179,15 @@ def test_onnx_numbers_are_read_exactly(dtype, raw, tmp_path):
     ("kind", "options", "words"),
     [
         ("LSTM", {"clip": 3.0}, "has clip, for which gradscope has no LSTM"),
+        ("LSTM", {"activations": ["Sigmoid", "Tanh"]}, "has 2 activations, expected 3 for each direction"),
+        ("GRU", {"activations": ["Sigmoid", "Gelu"]}, "has activation 'gelu', which ONNX' recurrent"),
+        ("RNN", {"activations": ["Affine"]}, "affine without its activation_alpha and activation_beta, for"),
+        ("RNN", {"activations": ["ThresholdedRelu"]}, "thresholdedrelu without its activation_alpha, for"),
         (
-            "LSTM",
-            {"input_forget": 1, "activations": ["Relu"] * 3},
-            "has activations relu, relu, relu, for which",
+            "RNN",
+            {"activations": ["Elu"], "activation_alpha": [float("inf")]},
+            "has inf as alpha or beta of an activation",
         ),
-        (
-            "LSTM",
-            {"activations": ["HardSigmoid", "Tanh", "Tanh"]},
-            "has activations hardsigmoid, tanh, tanh, for",
-        ),
-        ("GRU", {"activations": ["Sigmoid", "Relu"]}, "has activations sigmoid, relu"),
-        ("RNN", {"activations": ["Elu"]}, "has activations elu"),
     ],
 )
 def test_onnx_operators_without_a_cell(kind, options, words, tmp_path):

@@ -87,7 +87,7 @@ def test_a_file_says_what_it_is_and_its_functions_are_short(path):
 
 
 # One verb in the shell and in Python; what every library's names have; cells called after their activation.
-SHARED = {"analyze", "inspect", "layers", "tanh", "sigmoid"}
+SHARED = {"analyze", "inspect", "layers", "sigmoid"}
 
 
 def test_no_two_public_things_have_one_name():
