@@ -17,6 +17,7 @@ from gradscope.machine import find_devices, one_blas_thread
 from gradscope.measure.batch import Means, measure_batch
 from gradscope.measure.loss import loss_gradient
 from gradscope.measure.measured import Measured
+from gradscope.measure.plan import Plan
 from gradscope.measure.progress import Progress
 from gradscope.problem.layers import Problems, make_problems
 from gradscope.product_svd.spectrum import spectrum
@@ -90,10 +91,14 @@ def _prepare(settings: Settings) -> tuple[Problems, Means]:
     devices = find_devices(settings.platform, settings.devices)
     model = _read(settings)
     default = DTYPE_ON_TPU if devices[0].platform == "tpu" else DTYPE
-    problems = make_problems(replace(settings, dtype=settings.dtype or default), model, devices)
-    readout = model.arrays[settings.readout] if model and settings.readout else None
     # On a CPU the devices that were asked for are cores, and each has a process.
     means = Means(devices, processes=settings.devices)
+    plan = Plan(settings, means.at_once)
+    dtype = settings.dtype or default
+    problems = make_problems(replace(settings, dtype=dtype), model, devices, plan.of_layers)
+    if model is None or len(model.chosen) == 1:
+        plan.of_one(problems.layers[0])
+    readout = model.arrays[settings.readout] if model and settings.readout else None
     return problems.with_loss(readout, settings.readout_at, settings.adjoint), means
 
 

@@ -54,6 +54,13 @@ def listed(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(shown(name[:80]) for name in names[:most]) + more
 
 
+def duration(seconds: float) -> str:
+    """``40 s``, ``3 min`` or ``2 h``: no more digits than an estimate has."""
+    size, unit = next((s, u) for s, u in ((1, "s"), (60, "min"), (3600, "h")) if seconds < 90 * s or u == "h")
+    count = seconds / size
+    return f"{max(1, round(count) if count < 10 else 5 * round(count / 5))} {unit}"
+
+
 def reason(error: Exception) -> str:
     """What an exception of someone else's says, on one short line."""
     return shown(" ".join(str(error).split())[:200]) or type(error).__name__

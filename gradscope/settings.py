@@ -434,6 +434,11 @@ class Settings:
         doc="Called with (sequences done, sequences in all), the first with a fraction; with a loss, which "
         "is followed back when all are done, twice over.",
     )
+    plan: Callable[[str, float], None] | None = option(
+        None,
+        doc="Called before the work begins, of several layers or where it takes long, with a line on what "
+        "will be measured and about how long that takes, and the seconds.",
+    )
 
     @property
     def policy(self) -> Policy:

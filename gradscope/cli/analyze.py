@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,9 @@ from gradscope.cli.group import Command
 from gradscope.cli.options import Output, Process, find_modules_here, finish, options, pick, pick_settings
 from gradscope.errors import InputError
 from gradscope.settings import Settings, flag, option_of
+
+if TYPE_CHECKING:
+    from gradscope.cli.progress import Pace
 
 First = Callable[[Callable[[], Any]], Any]
 
@@ -70,7 +73,7 @@ def _analyze(settings: dict[str, Any], process: Process, output: Output, first: 
     from gradscope.cli.streams import check_writable, guarded_stdout, hushed
 
     first(lambda: check_writable(output.output, *_files(settings)))
-    with guarded_stdout(), hushed(output.quiet), progress_bar(output.quiet) as progress:
+    with guarded_stdout(), hushed(output.quiet), progress_bar(output.quiet) as pace:
         with _uncollected():
             from gradscope.api import analyze
             from gradscope.machine import use_compilation_cache
@@ -78,13 +81,25 @@ def _analyze(settings: dict[str, Any], process: Process, output: Output, first: 
             use_compilation_cache()
         if output.one_line:
             settings |= {"only": "verdict"}
-        analysis = analyze(**settings, progress=progress)
+        if pace:
+            settings |= {"progress": pace.report, "plan": _saying(pace)}
+        analysis = analyze(**settings)
     top = analysis.problem["top"]
     if analysis.only in ("paths", "all") and "top" not in settings and top is not None and not output.quiet:
         said = f"top {top} of {analysis.full.size} singular values computed; --top all computes every one"
         first(lambda: click.echo(said, err=True))
     code: int = first(lambda: finish(analysis, output))
     return code
+
+
+def _saying(pace: Pace) -> Callable[[str, float], None]:
+    """Says what is to be done, and has its pace expected."""
+
+    def say(line: str, seconds: float) -> None:
+        pace.expect(seconds)
+        click.echo(f"gradscope: {line}", err=True)
+
+    return say
 
 
 def _together(settings: dict[str, Any], process: Process, output: Output) -> int:

@@ -1,35 +1,128 @@
-"""Progress on stderr, if that is a terminal and the work is long."""
+"""Progress on stderr of work that is long: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from gradscope.errors import duration
+
+if TYPE_CHECKING:
+    from rich.progress import Task
 
 _SILENT_SECONDS = 2.0
+# Where stderr is no terminal: a line so often, the first one as late.
+_SECONDS_BETWEEN_LINES = 15.0
+# Part of the work after which its own pace is all that counts, where it was said before how long it takes.
+_TRUSTED = 0.3
+# Seconds in which a new estimate takes the place of an old one.
+_SETTLING = 10.0
+# Where it takes longer than was thought, this part of the time it has taken is left, times what is not done.
+_LATE = 0.2
+
+
+class Pace:
+    """How far the work is and how long the rest takes, from any thread.
+
+    The rest is counted down, and what a report says is come to by degrees: time left that jumps is of no use.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._began = clock, clock()
+        self._expected: float | None = None
+        self._found: float | None = None  # seconds in all, by the last report
+        self._shown: float | None = None  # and on the way to that
+        self._last = self._began
+        self.done = 0.0
+
+    def expect(self, seconds: float) -> None:
+        """What is to come takes about so long."""
+        self._expected = self._found = self._clock() - self._began + seconds
+
+    def report(self, done: float, total: int) -> None:
+        """So many of all are done."""
+        elapsed, self.done = self._clock() - self._began, max(self.done, min(done / total, 1.0))
+        if self.done <= 0:
+            return
+        found = elapsed / self.done
+        if self._expected is not None:
+            trust = min(1.0, self.done / _TRUSTED)
+            found = trust * found + (1 - trust) * self._expected
+        self._found = found
+
+    @property
+    def left(self) -> float | None:
+        """Seconds, None where nothing is known yet."""
+        if self._found is None:
+            return None
+        now = self._clock()
+        shown = self._found if self._shown is None else self._shown
+        self._shown = shown + (1 - math.exp((self._last - now) / _SETTLING)) * (self._found - shown)
+        self._last = now
+        elapsed = now - self._began
+        return max(self._shown - elapsed, _LATE * (1 - self.done) * elapsed)
+
+    def __str__(self) -> str:
+        left = self.left
+        return f"{100 * self.done:.0f} % done" + ("" if left is None else f", about {duration(left)} left")
 
 
 @contextlib.contextmanager
-def progress_bar(quiet: bool) -> Iterator[Callable[[float, int], None] | None]:
-    """A callback ``(done, total)`` that draws a bar once the work has taken two seconds.
-
-    None where there is nobody to look at it.
-    """
-    if quiet or not sys.stderr.isatty():
+def progress_bar(quiet: bool) -> Iterator[Pace | None]:
+    """The Pace of the work within, which is shown once that has taken a while; None where nothing is said."""
+    if quiet:
         yield None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    pace = Pace()
+    with _bar(pace) if sys.stderr.isatty() else _lines(pace):
+        yield pace
 
-    columns = (TextColumn("measuring"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task("", total=None)
+
+@contextlib.contextmanager
+def _lines(pace: Pace) -> Iterator[None]:
+    ended = threading.Event()
+
+    def tell() -> None:
+        while not ended.wait(_SECONDS_BETWEEN_LINES):
+            with contextlib.suppress(OSError):  # nobody reads it
+                click.echo(f"gradscope: {pace}", err=True)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def _bar(pace: Pace) -> Iterator[None]:
+    from rich.console import Console
+    from rich.progress import Progress, ProgressColumn
+    from rich.progress_bar import ProgressBar
+    from rich.table import Column, Table
+
+    class Shown(ProgressColumn):
+        def render(self, task: Task) -> Table:
+            row = Table.grid(Column(), Column(), Column(no_wrap=True), padding=(0, 1))
+            row.add_row("measuring", ProgressBar(total=1.0, completed=pace.done, width=30), str(pace))
+            return row
+
+    bar = Progress(Shown(), console=Console(stderr=True), transient=True)
+    bar.add_task("")
     appear = threading.Timer(_SILENT_SECONDS, bar.start)  # until then not even the cursor is hidden
     appear.daemon = True
     appear.start()
     try:
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield
     finally:
         appear.cancel()
         appear.join()

@@ -22,15 +22,25 @@ _FACTORS = 2**20
 
 
 class TangentChain:
-    """The chain of ``tangents`` along a trajectory of B sequences, as an Operator (see operator.Operator)."""
+    """The chain of ``tangents`` along a trajectory of B sequences, as an Operator (see operator.Operator).
 
-    def __init__(self, trajectory: Trajectory, tangents: TangentSteps, sequences: int, dtype: str) -> None:
+    read : told how many steps a block has gone through.
+    """
+
+    def __init__(
+        self,
+        trajectory: Trajectory,
+        tangents: TangentSteps,
+        sequences: int,
+        dtype: str,
+        read: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self.size, self.steps = tangents.size(trajectory.start(0).shape[-1]), trajectory.segments.steps
         self.columns = self.size
         self.sequences = sequences
         self.eps = float(np.finfo(dtype).eps)
         self._trajectory, self._tangents, self._dtype = trajectory, tangents, dtype
-        self._first = 0
+        self._first, self._read = 0, read
         self._kept: dict[int, Any] = {}
         with precise(dtype):
             self._shared = [_shared(tangents, trajectory.parameters, back) for back in (False, True)]
@@ -87,6 +97,7 @@ class TangentChain:
                 sweep = self._trajectory.spread.lift(_sweep, self._tangents.maps, back, every, most)
                 q, factors = sweep((self._shared[back], span), self._steps(i), q)
                 take(np.asarray(factors)[: self.sequences, : -(-(high - low) // every)])
+                self._read(high - low)
             return np.asarray(q, np.float64)[: self.sequences]
 
     def _pieces(self, longest: int, back: bool) -> Iterator[tuple[int, int, int]]:

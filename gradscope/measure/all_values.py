@@ -10,6 +10,7 @@ from gradscope.custom_types import Array
 from gradscope.linearize.jacobian_chain import JacobianChain
 from gradscope.linearize.segmented import SegmentedChain, keeping_recent
 from gradscope.measure.chains import Ask, measure
+from gradscope.measure.cost import chain_cost, runs
 from gradscope.measure.measured import Measured
 from gradscope.measure.progress import Fraction, Meter
 from gradscope.measure.shares import shares
@@ -32,7 +33,7 @@ class Task:
 
 def measure_sequence(task: Task, segment: Callable[[int], JacobianChain], report: Fraction) -> Measured:
     """What is measured of one sequence; segment : number -> the Jacobians of that segment."""
-    meter = Meter(report, task.steps)
+    meter = Meter(report)
     chains = JacobianChains(segment, task.starts, task.steps, meter.read if task.watched else None)
     (found,) = measure(chains, task.ask, meter)
     return found
@@ -56,6 +57,7 @@ class JacobianChains:
         recent = keeping_recent(segment)
         first = recent(0)
         self._sizes = {name: chain.size for name, chain in first.chains.items()}
+        self._diagonal = {name: chain.diagonal is not None for name, chain in first.chains.items()}
         self._full: JacobianChain | SegmentedChain = first
         if len(starts) > 1 or read:
             self._full = SegmentedChain(recent, starts, steps, read)
@@ -64,8 +66,18 @@ class JacobianChains:
         self.names = tuple(self._chains)
 
     def cost(self, name: str) -> float:
-        """A chain costs as its size squared; the full one again costs nothing."""
-        return 0.0 if self._is_full(name) and name != "full" else float(self._sizes[name] ** 2)
+        """By its size; the full one again costs nothing, and a diagonal one next to nothing."""
+        if name == "full":
+            return chain_cost(self._sizes[name])
+        if self._is_full(name) or self._diagonal[name]:
+            return 0.0
+        block = self._chains[name].window is not None
+        return chain_cost(self._sizes[name], path=not block, block=block)
+
+    def reads(self, name: str, ask: Ask) -> float:
+        """So many as there are runs over the chain; of a block every step is looked at besides."""
+        looks = 3 if self._chains[name].window is not None else 0
+        return len(self._full) * (runs(self._sizes[name]) + looks)
 
     def spectra(self, name: str, ask: Ask) -> list[Spectrum]:
         """Every lag of the full chain; of a path alone, or a top, only what horizon and peak need."""

@@ -12,6 +12,7 @@ from gradscope.linearize.sequence import sequences_on
 from gradscope.machine import cores, one_blas_thread
 from gradscope.measure.all_values import Task
 from gradscope.measure.chains import Ask
+from gradscope.measure.cost import sooner_without_jacobians, units, work_of
 from gradscope.measure.measured import Measured
 from gradscope.measure.progress import Fraction, Progress, Tally
 from gradscope.measure.top_values import measure_together
@@ -54,7 +55,8 @@ def measure_batch(
     """
     if not numbers:  # a cluster may have more processes than there are sequences
         return [[] for _ in problems.every]
-    tally = Tally(progress, len(numbers) * len(problems.every))
+    costs = [units(work_of(problem, 1)) for problem in problems.every]
+    tally = Tally(progress, [cost for cost in costs for _ in numbers])
     found = []
     for place, problem in enumerate(problems.every):
         # A layer's own chain is the same in its stack.
@@ -69,7 +71,7 @@ def measure_batch(
 @one_blas_thread()
 def _measured(problem: Problem, numbers: range, ask: Ask, means: Means, tally: Tally) -> list[Measured]:
     """The sequences of one problem."""
-    if problem.top is not None and problem.view != "cell":
+    if problem.top is not None and problem.view != "cell" and sooner_without_jacobians(problem):
         return _together(problem, numbers, ask, means, tally)
     return _side_by_side(problem, numbers, ask, means, tally)
 

@@ -51,6 +51,9 @@ class Chains(Protocol):
     def cost(self, name: str) -> float:
         """How long a chain takes, beside the others."""
 
+    def reads(self, name: str, ask: Ask) -> float:
+        """How many steps are read for it, about."""
+
     def spectra(self, name: str, ask: Ask) -> list[Spectrum]:
         """The spectrum of a chain, for every sequence."""
 
@@ -61,7 +64,9 @@ class Chains(Protocol):
 def measure(chains: Chains, ask: Ask, meter: Meter) -> list[Measured]:
     """Spectra of the full chain, of every path alone and the shares of the paths, for every sequence."""
     names = [name for name in chains.names if name not in ask.known] if ask.paths else ["full"]
-    meter.begin({name: chains.cost(name) for name in names})
+    meter.begin(
+        {name: chains.cost(name) for name in names}, {name: chains.reads(name, ask) for name in names}
+    )
     found: dict[str, list[Spectrum]] = {}
     for name in names:
         found[name] = chains.spectra(name, ask)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import jax
@@ -19,6 +19,7 @@ from gradscope.linearize.tangent_chain import TangentChain
 from gradscope.linearize.tangents import TangentSteps, tangents
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory
 from gradscope.measure.chains import Ask, measure
+from gradscope.measure.cost import TOP_PASSES
 from gradscope.measure.measured import Measured
 from gradscope.measure.progress import Fraction, Meter
 from gradscope.product_svd.operator import Operator, Window
@@ -30,8 +31,9 @@ def measure_together(
 ) -> list[Measured]:
     """What is measured of sequences of one length, of the chain that keeps these paths; and their gates."""
     with system.running():
-        chains = TangentChains(system, kept, devices)
-        found = measure(chains, ask, Meter(report, system.steps))
+        meter = Meter(report)
+        chains = TangentChains(system, kept, devices, meter.read)
+        found = measure(chains, ask, meter)
         if ask.only != "all":
             return found
         return [replace(one, gates=gates) for one, gates in zip(found, chains.gate_sums(), strict=True)]
@@ -40,10 +42,16 @@ def measure_together(
 class TangentChains:
     """The chains of sequences of one length (see ``Chains``). To be used within ``system.running()``.
 
-    kept : the paths that the full chain is the sum of.
+    kept : the paths that the full chain is the sum of; read : told how many steps were gone through.
     """
 
-    def __init__(self, system: System, kept: tuple[str, ...], devices: Sequence[jax.Device]) -> None:
+    def __init__(
+        self,
+        system: System,
+        kept: tuple[str, ...],
+        devices: Sequence[jax.Device],
+        read: Callable[[int], None],
+    ) -> None:
         cell, self.sequences = system.cell, system.batch
         bytes_at_once = self.sequences * tangent_bytes(cell, system.hidden)
         segments = Segments.cover(system.steps, bytes_at_once, SEGMENT_BYTES)
@@ -57,13 +65,18 @@ class TangentChains:
             alone = path not in self._windows and path not in self._same
             own = tangents(cell, (path,), cell.source(path), system.hidden)
             self._steps[path] = own if alone else self._steps["full"]
-        self._full = TangentChain(self._trajectory, self._steps["full"], self.sequences, self._dtype)
+        self._read = read
+        self._full = self._chain(self._steps["full"])
         self._whole: list[Spectrum] = []
         self.names = tuple(self._steps)
 
     def cost(self, name: str) -> float:
         """About the same for all, but for the full one again."""
         return float(name not in self._same)
+
+    def reads(self, name: str, ask: Ask) -> float:
+        """Some passes over the chain, and over the parts of it whose lags are asked for."""
+        return TOP_PASSES * self._full.steps
 
     def spectra(self, name: str, ask: Ask) -> list[Spectrum]:
         """The top of them, and some lags."""
@@ -94,7 +107,7 @@ class TangentChains:
         return top_spectra(product, top, by_lag=True, floor=ask.floor, entry_error=ask.entry_error)
 
     def _chain(self, steps: TangentSteps) -> TangentChain:
-        return TangentChain(self._trajectory, steps, self.sequences, self._dtype)
+        return TangentChain(self._trajectory, steps, self.sequences, self._dtype, self._read)
 
 
 def _diagonal(factors: Array, top: int, entry_error: float) -> Spectrum:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradscope.cells.cell import Member
+from gradscope.cells.cell import Cell, Member
 from gradscope.cells.stack import stacked
 from gradscope.checkpoints import Layer, Model, Named, Recorded
 from gradscope.custom_types import Array
@@ -91,14 +91,30 @@ class Problems:
         return replace(self, layers=tuple(found.values()))
 
 
-def make_problems(settings: Settings, model: Model | None, devices: Sequence[Device]) -> Problems:
+@dataclass(frozen=True)
+class Planned:
+    """A layer that will be analysed."""
+
+    name: str
+    cell: Cell
+    hidden: int
+
+
+# Is told the layers, those together that are connected, how many sequences there are, and of how many steps.
+Begun = Callable[[Sequence[Sequence[Planned]], int, int], None]
+
+
+def make_problems(
+    settings: Settings, model: Model | None, devices: Sequence[Device], begun: Begun | None = None
+) -> Problems:
     """The problems of the layers chosen of a model, or of a fresh cell without one.
 
-    The inputs are what the layers read that read no others; ``devices`` run the layers below. Raises
-    InputError as ``make_problem`` does, and for layers that cannot be analysed together.
+    The inputs are what the layers read that read no others; ``devices`` run the layers below; ``begun`` is
+    called before they do. Raises InputError as ``make_problem`` does, and for layers that cannot be analysed
+    together.
     """
     if model is not None and model.recorded is not None:
-        return _recorded(settings, model, model.recorded, devices)
+        return _recorded(settings, model, model.recorded, devices, begun)
     table = model.arrays[settings.embedding] if model and settings.embedding else None
     known = None if is_made(settings.inputs) else known_time_major(model)
     turned = time_major(known, asked=settings.time_major)
@@ -116,6 +132,7 @@ def make_problems(settings: Settings, model: Model | None, devices: Sequence[Dev
     left = unmasked(model, given, steps, lengths)
     if left:
         inputs, settings = left.given, replace(settings, lengths=left.lengths, steps=None)
+    _tell(begun, model, batch, steps)
     states = _initial_states(settings.initial_state, model, batch)
     fed = {
         layer.name: replace(settings, inputs=inputs, initial_state=states.get(layer.name))
@@ -126,9 +143,21 @@ def make_problems(settings: Settings, model: Model | None, devices: Sequence[Dev
     return _together(settings, model, problems)
 
 
-def _recorded(settings: Settings, model: Model, recorded: Recorded, devices: Sequence[Device]) -> Problems:
+def _tell(begun: Begun | None, model: Model, batch: int, steps: int) -> None:
+    if begun is not None:
+        layers = [layer for layer in model.layers if layer.name in model.chosen]
+        planned = [Planned(layer.name, layer.cell, layer.hidden) for layer in layers]
+        begun([[planned[number] for number in sorted(group)] for group in _connected(layers)], batch, steps)
+
+
+def _recorded(
+    settings: Settings, model: Model, recorded: Recorded, devices: Sequence[Device], begun: Begun | None
+) -> Problems:
     """The problems of layers on what they read themselves, after the self-check."""
     fed = on_recorded(settings, model, recorded)
+    first = fed[model.chosen[0]].inputs
+    if isinstance(first, Sequences):
+        _tell(begun, model, *first.shape[:2])
     sentences = check_recorded(model, recorded, settings.dtype or DTYPE, devices)
     problems = _each(model, fed, recorded.label, devices)
     problems = {name: _assuming(problem, sentences.get(name, "")) for name, problem in problems.items()}

@@ -327,9 +327,9 @@ def test_long_work_draws_progress_and_leaves_the_cursor(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        with progress_bar(quiet=False) as progress:
-            progress(1, 2)
-            read_until(b"50%")
+        with progress_bar(quiet=False) as pace:
+            pace.report(1, 2)
+            read_until(b"50 %")
             assert b"\x1b[?25l" in drawn
         read_until(b"\x1b[?25h")
         monkeypatch.undo()

@@ -24,7 +24,7 @@ from gradscope.settings import Policy, Settings, flag, number_or_word, option, o
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 # Not an option of the shell.
-PYTHON_ONLY = {"progress"}
+PYTHON_ONLY = {"progress", "plan"}
 
 
 COMMANDS = cli.list_commands(None)
@@ -127,7 +127,7 @@ def test_what_the_shell_gives():
     assert not given
     assert settings["biases"] == {"b_f": 3.0, "b_z": 0.0}
     assert (settings["hidden"], settings["cut"], settings["seed"]) == (8, ("R_o",), 0)
-    assert not {"layer", "steps", "progress"} & settings.keys()
+    assert not {"layer", "steps", "progress", "plan"} & settings.keys()
 
 
 def test_texts_and_what_they_stand_for():

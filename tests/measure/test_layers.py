@@ -83,7 +83,11 @@ def test_json_of_several_layers(run, tmp_path):
     path = two_modules(tmp_path)
     np.save(tmp_path / "x.npy", sequences(2))
     code, out, err = run("analyze", path, "--inputs", tmp_path / "x.npy", "--json")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert err.startswith(
+        "gradscope: 3 layers (encoder.l0, encoder.l1, decoder), the stack of 2 (16 states), "
+    )
+    assert err.count("\n") == 1
     result = json.loads(out)
     jsonschema.validate(result, gradscope.schema())
     assert [layer["problem"]["layer"] for layer in result["layers"]] == list(NAMES)
@@ -94,8 +98,14 @@ def test_json_of_several_layers(run, tmp_path):
     assert result["layers"][1]["problem"]["inputs"] == "outputs of encoder.l0"
     norms = [chain["log10_norm"]["max"] for chain in result["chains"]]
     assert norms[0] >= max(norm for norm in norms[1:] if norm is not None) - 1e-12
-    code, table, _ = run("analyze", path, "--inputs", tmp_path / "x.npy")
-    assert [f"layer{k}" in table.splitlines() for k in range(3)] == [True] * 3
+    given = ("analyze", path, "--inputs", tmp_path / "x.npy")
+    details, worst = (run(*given, *option)[1].splitlines() for option in (["--details"], []))
+    assert [f"layer{k}" in details for k in range(3)] == [True] * 3
+    (shown,) = (k for k in range(3) if f"layer{k}" in worst)
+    assert worst[-1] == f"layer{shown} is the worst of the layers; --details shows all of each."
+    norms = [abs(layer["chains"][0]["log10_norm"]["median"]) for layer in result["layers"]]
+    levels = [layer["verdict"]["level"] for layer in result["layers"]]
+    assert len(set(levels)) > 1 or norms[shown] == max(norms)
 
 
 def test_layers_are_chosen_one_by_one(run, tmp_path):

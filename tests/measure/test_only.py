@@ -12,7 +12,9 @@ from gradscope.cells import find
 from gradscope.checkpoints import Model
 from gradscope.checkpoints.layer import Layer
 from gradscope.machine import find_devices
-from gradscope.problem.layers import make_problems
+from gradscope.measure.cost import sooner_without_jacobians
+from gradscope.measure.plan import Plan
+from gradscope.problem.layers import Planned, make_problems
 from gradscope.problem.problem import make_problem
 from gradscope.settings import Settings
 
@@ -111,6 +113,38 @@ def test_of_every_layer_too(gains, directions):
                 found[only].matching([level]).verdict.matched
                 == found["all"].matching([level]).verdict.matched
             )
+
+
+def test_few_values_of_a_small_chain_are_taken_of_all(monkeypatch):
+    """Programs for blocks take longer to compile than all values to find."""
+    small, large = (make_problem(Settings(hidden=n, input_size=3, steps=40, top=2)) for n in (5, 2048))
+    assert not sooner_without_jacobians(small)
+    assert sooner_without_jacobians(large)
+    monkeypatch.setattr("gradscope.measure.batch.sooner_without_jacobians", sooner_without_jacobians)
+    monkeypatch.setattr("gradscope.measure.batch.measure_together", lambda *_: pytest.fail("compiled"))
+    few, every = (gradscope.analyze(**SIZES, top=top) for top in (2, "all"))
+    assert few.to_dict()["problem"]["top"] == 2
+    expected = every.full.spectra[0].log10_singular_values[:2]
+    np.testing.assert_allclose(few.full.spectra[0].log10_singular_values, expected, atol=1e-10)
+    assert few.verdict.level == every.verdict.level
+    assert few.levels == every.levels
+
+
+def test_what_will_be_done_is_said_before_it_is(monkeypatch):
+    """Of several layers always; of one where it takes long."""
+    monkeypatch.setattr("gradscope.measure.cost.unit_seconds", lambda: 4e-5)
+    said = []
+    settings = Settings(steps=30, batch=2, plan=lambda *told: said.append(told))
+    Plan(settings, 1).of_layers([[Planned("a", find("lstm"), 4), Planned("b", find("lstm"), 4)]], 2, 30)
+    ((line, seconds),) = said
+    assert line.startswith("2 layers (a, b), the stack of 2 (16 states), 2 sequences of 30 steps: about ")
+    assert 0 < seconds < 60
+    Plan(settings, 1).of_one(make_problem(Settings(hidden=4, input_size=3, steps=30)))
+    assert len(said) == 1
+    Plan(settings, 1).of_one(make_problem(Settings(hidden=256, input_size=3, steps=2000)))
+    assert said[1][0].startswith("lstm, 512 states, 1 sequence of 2000 steps: about ")
+    assert "; --only verdict about " in said[1][0]
+    assert said[1][1] > 20
 
 
 @pytest.mark.slow

@@ -1,0 +1,119 @@
+"""How long one waits: the time that is said against the time it takes, and what the cheap question costs."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+COMMAND = [sys.executable, "-m", "gradscope", "analyze"]
+# Arguments of runs whose time is said, and is then measured. Two LSTMs, one upon the other, are a file.
+SAID = {
+    "two LSTMs of 32, 8 sequences": ["two.safetensors", "--inputs", "x.npy"],
+    "the same, the verdict": ["two.safetensors", "--inputs", "x.npy", "--only", "verdict"],
+    "two LSTMs of 32, 1 sequence": ["two.safetensors"],
+    "LSTM of 128, 8 sequences": ["--hidden", "128", "--batch", "8"],
+    "LSTM of 256": ["--hidden", "256"],
+    "GRU of 64, 2000 steps": ["--cell", "gru", "--hidden", "64", "--steps", "2000"],
+    "LSTM of 512, top 8": ["--hidden", "512", "--top", "8"],
+}
+# One step's Jacobian of all states by autograd, multiplied up: what one writes without a tool.
+NAIVE = """
+import numpy, safetensors.torch, torch
+model = torch.nn.LSTM(16, 32, 2)
+model.load_state_dict(safetensors.torch.load_file("two.safetensors"))
+def step(state, x):
+    h, c = state.view(2, 2, 1, 32)
+    _, (h, c) = model(x[None, None], (h, c))
+    return torch.stack([h, c]).view(-1)
+for sequence in torch.from_numpy(numpy.load("x.npy")).float():
+    state, product = torch.zeros(128), torch.eye(128)
+    for x in sequence:
+        product = torch.func.jacrev(step)(state, x) @ product
+        state = step(state, x).detach()
+    torch.linalg.svdvals(product)[0]
+"""
+
+
+def run(command: list[str], folder: Path) -> tuple[float, float, str]:
+    """Seconds, CPU seconds, and what was said on stderr."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        sys.exit(done.stderr)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, cpu, done.stderr
+
+
+def write_model(folder: Path) -> None:
+    """Two LSTMs as PyTorch initialises them, and sequences."""
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(0)
+    shapes = {
+        f"{kind}_l{layer}": (128, *columns)
+        for layer, features in enumerate((16, 32))
+        for kind, columns in {
+            "weight_ih": (features,),
+            "weight_hh": (32,),
+            "bias_ih": (),
+            "bias_hh": (),
+        }.items()
+    }
+    bound = 32**-0.5
+    tensors = {name: rng.uniform(-bound, bound, shape).astype(np.float32) for name, shape in shapes.items()}
+    save_file(tensors, folder / "two.safetensors")
+    np.save(folder / "x.npy", rng.normal(size=(8, 200, 16)))
+
+
+def seconds_said(stderr: str) -> float:
+    """The time that was said; NaN where none was."""
+    found = re.search(r": about (\d+) (s|min|h)\b", stderr)
+    return float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]] if found else float("nan")
+
+
+def main() -> None:
+    """Print ratios; exit code 1 where a time that was said is off by more than three."""
+    wrong = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_model(folder)
+        run([*COMMAND, "two.safetensors", "--only", "verdict"], folder)  # as a second start is
+        for what, arguments in SAID.items():
+            seconds, _, stderr = run([*COMMAND, *arguments, "-o", os.devnull], folder)
+            ratio = seconds_said(stderr) / seconds
+            wrong += not (np.isnan(ratio) or 1 / 3 <= ratio <= 3)
+            print(f"{what}: said / taken {ratio:.2f} ({seconds:.1f} s)", flush=True)
+        model = [*COMMAND, "two.safetensors", "--inputs", "x.npy", "-o", os.devnull]
+        ways = {
+            "verdict": [*model, "--only", "verdict"],
+            "gain": [*model, "--only", "gain"],
+            "paths": [*model, "--only", "paths"],
+            "all": model,
+        }
+        try:
+            import torch  # noqa: F401
+
+            ways["naive PyTorch loop"] = [sys.executable, "-c", NAIVE]
+        except ImportError:
+            print("without PyTorch no naive loop")
+        cpu = {way: min(run(command, folder)[1] for _ in range(2)) for way, command in ways.items()}
+        for way, taken in cpu.items():
+            print(
+                f"two LSTMs of 32, 8 x 200 steps, whole process: {way} / verdict {taken / cpu['verdict']:.2f}"
+            )
+    sys.exit(wrong > 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""How long chains take: from their sizes, in units of a small piece of work that is timed on this machine.
+
+The constants are fitted to runs of `benchmarks/waiting.py`, which prints how far off they are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from scipy.linalg.lapack import dgetrf
+
+from gradscope.cells.cell import Cell
+from gradscope.machine import cores, one_blas_thread
+from gradscope.problem.problem import Problem
+from gradscope.product_svd.error_estimate import DRAWS, RESET_SIZE, WORTH_A_THREAD
+from gradscope.settings import Only
+
+# Units for a step of a chain of m states, gone through once: calls, reading and writing, operations.
+_CALLS, _SQUARE, _CUBE = 10.0, 5e-4, 2e-6
+# Besides, for the norm at a lag.
+_LAG = 8.0
+# A path alone is no sum of parts, and its norm is looked at above the threshold alone; of a block of a whole
+# product every step is looked at for zeros first; the first value alone needs few directions.
+_PATH, _BLOCK, _FIRST = 0.4, 1.5, 0.45
+# Units for the start of a process, for a program that is compiled, and for a million multiplications in one.
+_START, _COMPILED, _MILLION = 8e3, 2.5e4, 3.0
+# How often its twenty are timed, 40 ms in all: long enough to see that others are at work as well.
+_TIMED = 50
+# Passes over the chain for its top values and those of its lags; columns of a block.
+TOP_PASSES, _COLUMNS = 18, 16
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is asked of some sequences of one problem.
+
+    sizes : states of each layer, one but in a stack; cell : of a layer; top : as in Problem.
+    """
+
+    sizes: tuple[int, ...]
+    cell: Cell | None
+    hidden: int
+    steps: int
+    sequences: int
+    only: Only = "all"
+    top: int | None = None
+
+
+def work_of(problem: Problem, sequences: int) -> Work:
+    """The work on some sequences of a problem."""
+    system, members = problem.system, problem.system.cell.members
+    size = system.hidden if problem.view == "cell" else system.cell.size(system.hidden)
+    sizes = tuple(member.size for member in members) or (size,)
+    cell = None if members else system.cell
+    return Work(sizes, cell, system.hidden, system.steps, sequences, problem.only, problem.top)
+
+
+def chain_cost(size: int, *, path: bool = False, block: bool = False, first: bool = False) -> float:
+    """Units for a step of a chain with all its runs and lags."""
+    once = _CALLS + _SQUARE * size**2 + _CUBE * size**3
+    factor = (_PATH if path else 1.0) * (_BLOCK if block else 1.0) * (_FIRST if first else 1.0)
+    return factor * (runs(size) * once + _LAG)
+
+
+def runs(size: int) -> int:
+    """How often a chain is gone through, on changed entries for the error."""
+    return 1 + (DRAWS if size < RESET_SIZE else 1)
+
+
+def chain_costs(work: Work) -> dict[str, float]:
+    """Units for a step of every chain of a problem, the full one first."""
+    alone = work.only in ("verdict", "gain")
+    costs = {"full": chain_cost(sum(work.sizes), first=alone)}
+    if alone:
+        return costs
+    for j in range(len(work.sizes)):
+        for i in range(j):
+            costs[f"{i}->{j}"] = chain_cost(sum(work.sizes[i : j + 1]), block=True)
+    if work.cell is not None:
+        costs |= {name: chain_cost(size, path=True) for name, size in _paths(work.cell, work.hidden)}
+    return costs
+
+
+def _paths(cell: Cell, hidden: int) -> Iterator[tuple[str, int]]:
+    """The paths that are factored, with their sizes."""
+    extents = list(cell.extents(hidden).values())
+    if len(cell.paths) == len(extents) == 1:
+        return  # all there is
+    for path in cell.paths:
+        source = cell.source(path)
+        if cell.units is None or path.startswith("R"):  # others are diagonal
+            yield path, cell.size(hidden) if source is None else extents[source].stop - extents[source].start
+
+
+def all_values(work: Work) -> float:
+    """Units for all sequences, with every value (or the first, where no more is wanted)."""
+    return work.steps * work.sequences * sum(chain_costs(work).values())
+
+
+def without_jacobians(work: Work) -> float:
+    """Units for the same by the top values alone."""
+    programs = 1 if work.only in ("verdict", "gain") else max(1, len(chain_costs(work)))
+    multiplied = sum(size**2 for size in work.sizes) * 4 * _COLUMNS * work.sequences / 1e6
+    return programs * (_COMPILED + TOP_PASSES * work.steps * multiplied * _MILLION)
+
+
+def units(work: Work) -> float:
+    """Units for all of it, one sequence after the other."""
+    if work.top is None:
+        return all_values(work)
+    return min(all_values(work), without_jacobians(work))
+
+
+def sooner_without_jacobians(problem: Problem) -> bool:
+    """Whether some values are found sooner than all are: of few steps of few states programs take longest.
+
+    The same in all processes of a cluster: they look at the whole batch, and not at themselves.
+    """
+    work = work_of(problem, problem.system.batch)
+    return without_jacobians(work) <= all_values(work)
+
+
+def seconds(works: Sequence[Work], processes: int) -> float:
+    """About how long all of it takes on this machine."""
+    taken = _START + _COMPILED * len({(work.cell and work.cell.name, work.hidden) for work in works})
+    for work in works:
+        side_by_side = min(processes, work.sequences)
+        if sum(work.sizes) >= WORTH_A_THREAD:
+            side_by_side = max(side_by_side, min(2, cores()))
+        taken += units(work) / (side_by_side if work.top is None else 1)
+    return taken * unit_seconds()
+
+
+@cache
+def unit_seconds() -> float:
+    """Seconds that a small factorisation with what is around it takes here, now."""
+    a = np.random.default_rng(0).normal(size=(64, 64))
+
+    def once() -> float:
+        began = time.perf_counter()
+        for _ in range(20):
+            lu = dgetrf(a.T)[0]
+            np.ldexp(np.abs(a @ lu).max(axis=1), 1)
+        return (time.perf_counter() - began) / 20
+
+    with one_blas_thread():
+        once()
+        each = [once() for _ in range(_TIMED)]
+    return sum(each) / len(each)

@@ -1,0 +1,87 @@
+"""Time left that is steady and right, whatever the work reports; and where it is said."""
+
+import io
+import itertools
+import threading
+
+import pytest
+
+from gradscope.cli import progress
+from gradscope.cli.progress import Pace, progress_bar
+from gradscope.errors import duration
+
+WORK = 100.0
+
+
+def walked(reports, expected=None):
+    """(elapsed, left) at every second of a work of 100 s, of which ``reports(t)`` says how much is done."""
+    now = 0.0
+    pace = Pace(lambda: now)
+    if expected:
+        pace.expect(expected)
+    seen = []
+    while now < WORK - 1:
+        now += 0.5
+        if (done := reports(now)) is not None:
+            pace.report(done, 1)
+        seen.append((now, pace.left))
+    return seen
+
+
+REPORTS = {
+    "even": lambda t: t / WORK,
+    "in jumps": lambda t: (t // 12) * 12 / WORK,
+    "slow first": lambda t: (t / WORK) ** 1.5,
+    "fast first": lambda t: (t / WORK) ** 0.7,
+    "chain by chain": lambda t: {24.0: 0.24, 48.0: 0.5, 80.0: 0.78}.get(t),
+}
+
+
+@pytest.mark.parametrize("name", REPORTS)
+@pytest.mark.parametrize("expected", [50.0, 100.0, 200.0])
+def test_time_left_is_steady(name, expected):
+    seen = walked(REPORTS[name], expected)
+    for (_, before), (_, after) in itertools.pairwise(seen):
+        assert after - before <= 0.05 * WORK, "it does not jump up"
+        assert before - after <= 0.1 * WORK, "nor down"
+    for elapsed, left in seen:
+        truth = WORK - elapsed
+        assert left <= 2.5 * truth + 0.15 * WORK
+        assert left >= truth / 4 - 0.1 * WORK
+
+
+def test_nothing_is_said_of_what_is_not_known():
+    assert str(Pace(lambda: 0.0)) == "0 % done"
+
+
+def test_what_takes_longer_than_it_should_is_not_said_to_be_done():
+    seen = walked(lambda t: 0.5 if t >= 20 else None, 40.0)
+    assert min(left for _, left in seen) > 1.5
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.1, "1 s"), (3.4, "3 s"), (12, "10 s"), (88, "90 s"), (100, "2 min"), (1700, "30 min"), (9000, "2 h")],
+)
+def test_durations(seconds, said):
+    assert duration(seconds) == said
+
+
+def test_lines_where_stderr_is_no_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.01)
+    said = threading.Event()
+
+    class Stream(io.StringIO):
+        def write(self, text):
+            if "% done" in text:
+                said.set()
+            return super().write(text)
+
+    stream = Stream()
+    monkeypatch.setattr("sys.stderr", stream)
+    with progress_bar(quiet=False) as pace:
+        pace.report(1, 4)
+        assert said.wait(10)
+    assert stream.getvalue().splitlines()[-1].startswith("gradscope: 25 % done, about 1 s left")
+    with progress_bar(quiet=True) as pace:
+        assert pace is None
