@@ -14,7 +14,7 @@ from gradscope.product_svd.graded_lu import Graded
 from gradscope.product_svd.norm_by_lag import LagNorm
 from gradscope.product_svd.steps import Perturbed, Steps
 
-# Runs on changed entries to compare with: one takes long enough for a large chain.
+# Runs on changed entries to compare with. One takes long enough for a large chain, and one end.
 DRAWS = 3
 LARGE = 48
 # Decades: a value known no better is lost.
@@ -40,18 +40,20 @@ class Reversed:
 class WideRun(Run):
     """One pass over the chain with an exponent for every entry, and its finish.
 
-    lost : how many values there are beyond those found, of which rounding leaves nothing.
+    lost : how many values there are beyond those found, of which rounding leaves nothing; left_out : how many
+    of them nobody looked for.
     """
 
     def __init__(self, steps: StepMatrices, rounding: float, lag_norm: LagNorm | None = None) -> None:
         self.error = self.norm_error = 0.0
         self.suspect = self.noisy = False
         lags = []
-        for graded in wide_prefixes(steps, rounding):
+        for graded, self.left_out in wide_prefixes(steps, rounding):
             if lag_norm is not None:
                 lags.append(_norm(lag_norm, graded))
         self.lags = np.array(lags)
         self.finish(graded)
+        self.found = len(self.log10) + self.left_out
 
 
 def wide_run(steps: Steps, entry_error: float, lag_norm: LagNorm | None) -> Run:
@@ -60,7 +62,7 @@ def wide_run(steps: Steps, entry_error: float, lag_norm: LagNorm | None) -> Run:
     Neither end loses fewer values on every chain: where one lost any, the other is tried too.
     """
     run = _compared(steps, entry_error, lambda chain: chain, lag_norm)
-    if run.lost:
+    if run.lost and not (_large(steps) and len(run.log10)):
         other = _compared(steps, entry_error, Reversed, None)
         if len(other.log10) > len(run.log10):
             other.left, other.right, other.lags = other.right, other.left, run.lags
@@ -76,18 +78,23 @@ def _compared(
     """A run, its values that others agree on, and how many there are besides."""
     rounding = max(entry_error, EPS)
     run = WideRun(turned(steps), rounding, lag_norm)
-    draws = DRAWS if max(map(len, steps.weights)) < LARGE else 1
+    draws = 1 if _large(steps) else DRAWS
     # These keep what rounding left: a value that depends on whether it is nothing differs, and is lost.
     others = [WideRun(turned(Perturbed(steps, rounding, draw)), 0.0) for draw in range(draws)]
-    found = [len(other.log10) for other in (run, *others)]
-    differences = [np.abs(run.log10[: min(found)] - other.log10[: min(found)]) for other in others]
+    count = min(len(other.log10) for other in (run, *others))
+    differences = [np.abs(run.log10[:count] - other.log10[:count]) for other in others]
     spread = SAFETY * np.max(differences, axis=0).astype(np.float64)
     known = int(np.argmax(spread > LOST)) if (spread > LOST).any() else len(spread)
-    run.lost, run.log10 = max(found) - known, run.log10[:known]
+    found = max(other.found for other in (run, *others))
+    run.lost, run.log10 = found - known, run.log10[:known]
     if known:
         floor = floor_of(run, entry_error)
         run.error, run.norm_error = float(spread[:known].max()) + floor, float(spread[0]) + floor
     return run
+
+
+def _large(steps: Steps) -> bool:
+    return max(map(len, steps.weights)) >= LARGE
 
 
 def _settle(run: Run, steps: Steps) -> None:
@@ -103,7 +110,7 @@ def _settle(run: Run, steps: Steps) -> None:
 
 def wide_lags(steps: Steps, lag_norm: LagNorm) -> Array:
     """(T,) log10 sigma_1 of A_T ... A_(T-k+1), k = 1 ... T, without the other values."""
-    return np.array([_norm(lag_norm, graded) for graded in wide_prefixes(steps, EPS)])
+    return np.array([_norm(lag_norm, graded) for graded, _ in wide_prefixes(steps, EPS)])
 
 
 def _norm(lag_norm: LagNorm, graded: Graded) -> float:

@@ -46,7 +46,8 @@ class Spectrum:
     left, right : (m,) arrays, unit vectors with P right = sigma_1 left (zero vectors if P = 0).
     log10_norm_by_lag : (T,) array, log10 sigma_1(A_T ... A_(T-k+1)) for k = 1 ... T, or None.
     lags : the k that log10_norm_by_lag is for, where it is not for all of them: (L,) both.
-    lost : how many values the rounding of the entries leaves nothing of, or may: NaN, before the zeros.
+    lost : how many values the rounding of the entries leaves nothing of, or may, or that are too far below
+        others to be followed: NaN, before the zeros.
     log10_largest_gain : log10 of the largest sigma_1 over any stretch of the steps, None if not looked for.
     """
 
@@ -119,7 +120,8 @@ def spectrum(
     whole = steps
     lag_norm = LagNorm(floor if top is None else -np.inf, columns) if by_lag else None
     lagged: Array | None = None
-    if gaps or window is not None:
+    # Where every entry has an exponent zeros stay zeros: no state need be left out.
+    if window is not None or (gaps and steps.span < WILD):
         forward, backward = reachable(whole, m, rows, columns)
         steps = restricted(whole, [f & b for f, b in zip(forward, backward, strict=True)])
         if lag_norm is not None:

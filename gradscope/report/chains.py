@@ -57,7 +57,7 @@ class Chain:
             return None
         return (
             f"{lost} of the {self.size} singular values are lost: the rounding of the Jacobians leaves "
-            "nothing of them beside larger ones"
+            "nothing of them beside larger ones, or they are too far below these to be followed"
         )
 
     @property

@@ -14,7 +14,7 @@ from gradscope.cells import CELLS, find
 from gradscope.linearize.cell_chain import split
 from gradscope.linearize.jacobians import linearize
 from gradscope.linearize.system import precise
-from gradscope.product_svd.extended_range_chain import Wide
+from gradscope.product_svd.extended_range_array import Wide, wide_product
 from gradscope.product_svd.spectrum import spectrum
 
 ENTRY_ERROR = 9e-16
@@ -85,6 +85,34 @@ def test_ordinary_chains_by_the_way_of_wide_ones(name, monkeypatch):
     assert found.exact_zeros + found.lost == 8 - rank
 
 
+@pytest.mark.parametrize("fits", [1200, -1])
+def test_what_is_left_out_changes_nothing_of_the_rest(fits, monkeypatch):
+    monkeypatch.setattr("gradscope.product_svd.extended_range_chain.FOLLOWED", 3)
+    monkeypatch.setattr("gradscope.product_svd.extended_range_lu.FITS", fits)
+    chain = saturated("lstm", 6, 24, 100)
+    found = spectrum(chain, by_lag=True, entry_error=ENTRY_ERROR)
+    check(found, reference(chain, bits=8192), ENTRY_ERROR)
+    assert np.isfinite(found.log10_singular_values[2])
+    assert found.lost
+    for lag in (1, 2, 5, 11, 24):
+        expected = float(reference(chain[24 - lag :], bits=8192).log10()[0])
+        assert found.log10_norm_by_lag[lag - 1] == pytest.approx(expected, abs=1e-10)
+    chain[3] = 0
+    assert spectrum(chain, entry_error=ENTRY_ERROR).exact_zeros == 12
+
+
+def test_elimination_in_float64_is_that_with_an_exponent_for_every_entry(monkeypatch):
+    chain, found = saturated("gru", 8, 40, 300), []
+    for fits in (1200, -1):
+        monkeypatch.setattr("gradscope.product_svd.extended_range_lu.FITS", fits)
+        found.append(spectrum(chain, by_lag=True, entry_error=ENTRY_ERROR))
+    both = np.array([one.log10_singular_values for one in found])
+    known = np.isfinite(both).all(axis=0)
+    assert known.sum() >= 4
+    np.testing.assert_allclose(*both[:, known], atol=max(one.log10_error for one in found), rtol=0)
+    np.testing.assert_allclose(*(one.log10_norm_by_lag for one in found), atol=1e-11, rtol=0)
+
+
 def test_products_of_numbers_far_apart():
     rng = np.random.default_rng(0)
     exponents = rng.integers(-3000, 3000, size=(2, 5, 5))
@@ -97,7 +125,7 @@ def test_products_of_numbers_far_apart():
             for row in zip(wide.mantissa, wide.exponent, strict=True)
         ]
 
-    found = exact(a @ b)
+    found = exact(wide_product(a, b)[0])
     left, right = exact(a), exact(b)
     for i in range(5):
         for j in range(5):
