@@ -196,6 +196,8 @@ def choose(
             f"holds {len(chosen)} recurrent layers ({listed(chosen)}): choose at most {MOST_LAYERS}, "
             f"as in --layer {shown(chosen[0])}"
         )
+    if recorded:
+        found = {name: recorded.on_its_own(layer, chosen) for name, layer in found.items()}
     needed: set[str] = set()
     waiting = list(chosen)
     while waiting:

@@ -12,6 +12,7 @@ import numpy as np
 
 from gradscope.cells.activated import with_activations
 from gradscope.checkpoints import flax_names
+from gradscope.checkpoints.flax_recording import nnx_recorded
 from gradscope.checkpoints.found import Found
 from gradscope.checkpoints.live import Live, kept, source, wrong
 
@@ -22,13 +23,22 @@ _OF_JAX = (
 )
 
 
-def from_flax(model: Any) -> Live:
+def from_flax(model: Any, batch: Any = None) -> Live:
     """The LSTM, GRU and simple cells of Flax, for ``gradscope.analyze``.
 
     model : the parameters of a linen model, as ``init`` returns them, or a module of nnx. Parameters do not
         say activation functions (then ``cell`` decides); a module does.
-    Raises InputError where it is neither, or holds no such cell.
+    batch : what a module of nnx is called with: an array, a tuple of arguments, or a dict of them by name. A
+        copy of it runs over the batch once, in eval mode: every cell is then analysed on the inputs, states
+        and lengths that it had itself, whatever stands before it and whatever loop or scan calls it, and
+        ``analyze`` compares what gradscope computes with what the cell put out.
+    Raises InputError where it is neither, holds no such cell, or fails on the batch.
     """
+    return read_flax_model("from_flax", model, batch)
+
+
+def read_flax_model(function: str, model: Any, batch: Any) -> Live:
+    """What ``from_flax`` returns; function : whose name messages begin with."""
     modules: dict[str, Any] = {}
     if _of(model, "flax.nnx", "Module"):
         nnx = sys.modules["flax.nnx"]  # where a module of it is, it has been imported
@@ -38,14 +48,17 @@ def from_flax(model: Any) -> Live:
         tree = model
     else:
         expected = "a module of flax.nnx, or the parameters of a linen model as its init returns them"
-        raise wrong("from_flax", model, expected)
+        raise wrong(function, model, expected)
     tensors = {name: kept(name, partial(np.asarray, leaf)) for name, leaf in _leaves(tree, ())}
     sides = _directions(modules)
     layers = tuple(
         replace(_told(found, modules.get(found.name)), direction=sides.get(found.name, found.direction))
         for found in flax_names.layers(tensors)
     )
-    return Live(source("from_flax", model), layers, tensors)
+    live = Live(source(function, model), layers, tensors)
+    if batch is None:
+        return live
+    return replace(live, recorded=nnx_recorded(live.source, model, batch, layers))
 
 
 def _of(model: Any, package: str, name: str) -> bool:

@@ -12,19 +12,35 @@ from typing import Any
 from gradscope.checkpoints.found import Found
 from gradscope.checkpoints.keras_config import RECURRENT, specs
 from gradscope.checkpoints.keras_file import layers
+from gradscope.checkpoints.keras_recording import keras_recorded
 from gradscope.checkpoints.live import Live, kept, source, wrong
 from gradscope.errors import listed
 
 
-def from_keras(model: Any) -> Live:
+def from_keras(model: Any, batch: Any = None) -> Live:
     """The LSTM, GRU and SimpleRNN layers and cells anywhere in a model of Keras, for ``gradscope.analyze``.
 
     model : or a layer, as it is now. What reads what is known of Sequential and functional models; in one
         with code of its own, each recurrent layer is on its own, and is to be given what it reads.
-    Raises InputError where it is neither, has no weights yet, or holds no such layer.
+    batch : what the model is called with: an array, a list or a dict of them, or the arguments of its call by
+        name. The model runs over it once, with training=False, and is as before afterwards: every layer is
+        then analysed on the inputs, states and masks that it had itself, whatever stands before it, and
+        ``analyze`` compares what gradscope computes with what the layer put out. Calls of a cell in a row (a
+        loop) are one sequence.
+    Raises InputError where it is neither, has no weights yet, holds no such layer, or fails on the batch.
     """
-    if isinstance(model, type) or not all(hasattr(model, n) for n in ("get_config", "_flatten_layers")):
-        raise wrong("from_keras", model, "a model or a layer of Keras")
+    return read_keras_model("from_keras", model, batch)
+
+
+def is_keras(model: Any) -> bool:
+    """Whether it is a model or a layer of Keras."""
+    return not isinstance(model, type) and all(hasattr(model, n) for n in ("get_config", "_flatten_layers"))
+
+
+def read_keras_model(function: str, model: Any, batch: Any) -> Live:
+    """What ``from_keras`` returns; function : whose name messages begin with."""
+    if not is_keras(model):
+        raise wrong(function, model, "a model or a layer of Keras")
     config, parts = _config(model), [(part.name, part) for part in _parts(model)]
     optimizer = getattr(model, "optimizer", None)
     if not hasattr(model, "layers"):
@@ -34,14 +50,18 @@ def from_keras(model: Any) -> Live:
     weights = {name: value for path, part in places for name, value in _weights(part, path)}
     own = {path: names for path, part in places if (names := _own_functions(part))}
     if not weights:
-        raise wrong("from_keras", model, "one that has its weights: call it once on a batch")
+        raise wrong(function, model, "one that has its weights: call it once on a batch")
     tensors = {name: kept(name, partial(_values, value)) for name, value in weights.items()}
     if optimizer is not None and hasattr(optimizer, "get_config"):
         config["compile_config"] = {"optimizer": {"config": optimizer.get_config()}}
     version = _version(model)
     known = specs(json.dumps(config, default=str), version=version)
-    found = layers(tensors, known, str, version)
-    return Live(source("from_keras", model), tuple(_told(f, own.get(f.name, [])) for f in found), tensors)
+    found = tuple(_told(f, own.get(f.name, [])) for f in layers(tensors, known, str, version))
+    live = Live(source(function, model), found, tensors)
+    if batch is None:
+        return live
+    owners = {path: owner for name, part in parts for path, owner in _owners(part, name)}
+    return replace(live, recorded=keras_recorded(live.source, model, batch, found, owners))
 
 
 def _values(variable: Any) -> Any:
@@ -118,3 +138,12 @@ def _told(found: Found, own: list[str]) -> Found:
     if not own:
         return found
     return replace(found, cells=(), problem=f"has as activation {listed(own)}, a function of the user's own")
+
+
+def _owners(layer: Any, path: str, rnn: Any = None) -> Iterator[tuple[str, Any]]:
+    """By the paths of ``_weights`` the layer that is called: of cells in an RNN that."""
+    rnn = rnn if rnn is not None else layer if hasattr(layer, "cell") else None
+    yield path, layer if rnn is None else rnn
+    for part in _parts(layer):
+        inside = part is getattr(layer, "cell", None)
+        yield from _owners(part, path if inside else f"{path}/{part.name}", rnn)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from gradscope.checkpoints.found import Found
@@ -24,6 +24,9 @@ class Recording:
     state : {"h0": (B, n), "c0": ...}, before the first step that it reads; empty where it is zero.
     last : (B, n), the output at the last step that it reads, where the module tells.
     lengths : (B,), steps of each sequence, None where all have T.
+    mask : (B, S), which steps of what the layer was given these are, without those that leave its state as it
+        is; None where they are all.
+    backward : whether it reads the sequences from their ends.
     rounding : relative, of the numbers that it computes with (eps).
     fed_back : whether its inputs depend on its own outputs at earlier steps.
     """
@@ -35,6 +38,8 @@ class Recording:
     lengths: tuple[int, ...] | None = None
     rounding: float = 2.0**-23
     fed_back: bool = False
+    mask: Array | None = None
+    backward: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,16 @@ class Recorded:
         if recording is None:
             return replace(found, problem=found.problem or self._why(found.name))
         said = (_FED_BACK,) if recording.fed_back else ()
-        return replace(found, doubt="", alone=False, not_applied=(*found.not_applied, *said))
+        question = found.question if len(found.cells) > 1 else ""
+        found = replace(found, doubt="", question=question, alone=False, given_state=False)
+        found = replace(found, direction="backward" if recording.backward else "forward")
+        return replace(found, not_applied=(*found.not_applied, *said))
+
+    def on_its_own(self, found: Found, chosen: Collection[str]) -> Found:
+        """A layer without those below it, where not all of these are chosen and it has inputs of its own."""
+        recording = self.layers.get(found.name)
+        own = recording is not None and recording.inputs is not None
+        return replace(found, below=()) if own and not set(chosen).issuperset(found.below or ()) else found
 
     def _why(self, name: str) -> str:
         having = f"is not in the recording, which has {listed(list(self.layers)) or 'no layer at all'}"

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from gradscope.checkpoints.live_models import read_live
 from gradscope.checkpoints.recording import Recorded, Recording
-from gradscope.checkpoints.torch_live import read_module
 from gradscope.custom_types import Array, PathLike
 from gradscope.errors import InputError, about, listed, quoted, reason, shown
 from gradscope.formats.numpy_files import open_npz
@@ -19,7 +19,8 @@ from gradscope.formats.reading import read_arrays, suffix
 # The array that tells such a file from one of inputs, and the version of what it holds.
 _MARK, _VERSION = "gradscope_recording", 1.0
 _STATES = ("h0", "c0")
-_FIELDS = ("inputs", "outputs", "last", "lengths", "rounding", "fed_back", *_STATES)
+_SAID = ("fed_back", "backward")
+_FIELDS = ("inputs", "outputs", "last", "lengths", "mask", "rounding", *_SAID, *_STATES)
 
 
 def record(model: Any, batch: Any, path: PathLike) -> None:
@@ -30,10 +31,10 @@ def record(model: Any, batch: Any, path: PathLike) -> None:
 
     Parameters
     ----------
-    model : torch.nn.Module
-        Run once, in eval mode, and as before afterwards.
-    batch : tensor, tuple or dict
-        What its forward takes: a tensor, a tuple of arguments, or a dict of them by name.
+    model : torch.nn.Module, keras.Model, flax.nnx.Module
+        Run once, not in training, and as before afterwards.
+    batch : array, tuple or dict
+        What the model is called with, as ``from_torch``, ``from_keras`` or ``from_flax`` take it.
     path : str or Path
         A ``.npz`` file, which is replaced: of each layer NAME ``NAME.inputs`` (B, T, d), ``NAME.outputs``
         (B, T, n), ``NAME.h0`` and ``NAME.c0`` (B, n), ``NAME.lengths`` (B,), and what the comparison needs.
@@ -41,14 +42,14 @@ def record(model: Any, batch: Any, path: PathLike) -> None:
     Raises
     ------
     InputError
-        Where ``from_torch`` raises it, no layer can be recorded, or the file cannot be written.
+        Where these raise it, no layer can be recorded, or the file cannot be written.
     """
     if suffix(path) != ".npz":
         raise InputError(f"record was given the path {quoted(os.fspath(path))}, expected a .npz file")
-    live = read_module("record", model, batch)
+    live = read_live("record", model, batch)
     recorded = live.recorded
     if recorded is None:
-        raise InputError("record was given no batch, expected what the model's forward takes")
+        raise InputError("record was given no batch, expected what the model is called with")
     if not recorded.layers:
         name, why = next(iter(recorded.problems.items()))
         raise InputError(f"{live.source}: no layer can be recorded: {shown(name)} {why}")
@@ -99,8 +100,10 @@ def read_recorded(path: Any) -> Recorded | None:
 
 def _recording(name: str, fields: Mapping[str, Array]) -> Recording:
     """Of one layer; what is not there is as where there was none."""
-    lengths, rounding, fed_back = (fields.get(key) for key in ("lengths", "rounding", "fed_back"))
-    axes = {"inputs": 3, "outputs": 3, "last": 2, "lengths": 1, "rounding": 0, "fed_back": 0}
+    lengths, rounding = fields.get("lengths"), fields.get("rounding")
+    axes = {"inputs": 3, "outputs": 3, "last": 2, "lengths": 1, "mask": 2, "rounding": 0} | dict.fromkeys(
+        _SAID, 0
+    )
     for key, array in fields.items():
         if array.ndim != axes.get(key, 2) or 0 in array.shape:
             raise InputError(f"{_key(name, key)} has shape {array.shape}, expected {axes.get(key, 2)} axes")
@@ -108,6 +111,9 @@ def _recording(name: str, fields: Mapping[str, Array]) -> Recording:
         raise InputError(f"layer {shown(name)} lacks its outputs or their rounding: record it again")
     if lengths is not None and ((lengths < 1) | (lengths != np.round(lengths)) | (lengths > 2**53)).any():
         raise InputError(f"{_key(name, 'lengths')} are no whole numbers, at least 1")
+    mask = fields.get("mask")
+    if mask is not None and not ((mask == 0) | (mask == 1)).all():
+        raise InputError(f"{_key(name, 'mask')} holds numbers other than 0 and 1")
     return Recording(
         fields.get("inputs"),
         fields.get("outputs"),
@@ -115,5 +121,6 @@ def _recording(name: str, fields: Mapping[str, Array]) -> Recording:
         fields.get("last"),
         None if lengths is None else tuple(map(int, lengths)),
         float(rounding),
-        bool(fed_back is not None and fed_back.any()),
+        mask=None if mask is None else mask == 1,
+        **{key: bool(key in fields and fields[key].any()) for key in _SAID},
     )

@@ -1,38 +1,18 @@
-"""Calls of PyTorch's recurrent modules, as hooks see them, put together to sequences."""
+"""Calls of PyTorch's recurrent modules, as hooks see them."""
 
 from __future__ import annotations
 
 import importlib
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from gradscope.checkpoints.calls import ModuleCall
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, quoted
 
 _CALLED = "a layer is recorded where it is called as torch's own, (input, state)"
-
-
-@dataclass(frozen=True)
-class ModuleCall:
-    """One call of a module, or several in a row that are one sequence.
-
-    inputs : (B, T, d); outputs : (B, T, n); lengths : (B,) or None.
-    before, after : the states, (L, B, n) each, h and of an LSTM c, () where not given or not put out.
-    rounding : eps of the outputs' dtype; reads, makes : nodes of the autograd graph.
-    """
-
-    inputs: Array
-    outputs: Array
-    before: tuple[Array, ...]
-    after: tuple[Array, ...]
-    lengths: tuple[int, ...] | None
-    rounding: float
-    reads: tuple[Any, ...]
-    makes: tuple[Any, ...]
 
 
 def call_of(
@@ -128,34 +108,6 @@ def _nodes(values: Iterable[Any]) -> tuple[Any, ...]:
         elif (node := getattr(value, "grad_fn", None)) is not None:
             found.append(node)
     return tuple(found)
-
-
-def as_one_call(calls: Sequence[ModuleCall], *, both_ways: bool) -> ModuleCall:
-    """The calls as one sequence; raises InputError unless each goes on from where the one before ended."""
-    first, last = calls[0], calls[-1]
-    if len(calls) == 1:
-        return first
-    for number, (one, following) in enumerate(itertools.pairwise(calls), 2):
-        if both_ways or one.lengths or following.lengths or not _goes_on(one.after, following.before):
-            raise InputError(
-                f"is called {len(calls)} times in the forward pass, and call {number} does not start from "
-                "the state where the one before ended: expected one call, or one sequence in several; record "
-                "the part of the model that makes one, or choose other layers with --layer"
-            )
-    return ModuleCall(
-        np.concatenate([one.inputs for one in calls], axis=1),
-        np.concatenate([one.outputs for one in calls], axis=1),
-        first.before,
-        last.after,
-        None,
-        max(one.rounding for one in calls),
-        tuple(node for one in calls[1:] for node in one.reads),
-        tuple(node for one in calls[:-1] for node in one.makes),
-    )
-
-
-def _goes_on(after: Sequence[Array], before: Sequence[Array]) -> bool:
-    return 0 < len(after) == len(before) and all(map(np.array_equal, after, before))
 
 
 def reaches(start: Iterable[Any], wanted: Iterable[Any]) -> bool:

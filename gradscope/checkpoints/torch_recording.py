@@ -6,26 +6,17 @@ import importlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from gradscope.checkpoints.calls import Heard, ModuleCall, recordings, run_failed
 from gradscope.checkpoints.found import Found
-from gradscope.checkpoints.recording import Recorded, Recording
-from gradscope.checkpoints.torch_calls import ModuleCall, as_one_call, call_of, reaches
+from gradscope.checkpoints.recording import Recorded
+from gradscope.checkpoints.torch_calls import call_of, reaches
 from gradscope.checkpoints.torch_told import module_of
-from gradscope.errors import InputError, reason
 
 _OF_LAYER = re.compile(r"\w+_l\d+(_reverse)?(_\w+)?")
 _BATCH = "batch is what its forward takes: a tensor, a tuple of arguments, or a dict of them by name"
-
-
-@dataclass
-class _Heard:
-    """What the hook on a module has noted: calls, or why one was none."""
-
-    calls: list[ModuleCall] = field(default_factory=list)
-    problem: str = ""
 
 
 def recorded(source: str, model: Any, batch: Any, layers: Sequence[Found]) -> Recorded:
@@ -39,23 +30,19 @@ def recorded(source: str, model: Any, batch: Any, layers: Sequence[Found]) -> Re
         for found in layers
         if not found.problem and module_of(found) in modules
     }
-    heard = {id(owner): _Heard() for owner in owners.values()}
+    heard = {id(owner): Heard() for owner in owners.values()}
     cells = {id(owners[f.name]): not any(map(_is_of_layer, f.keys)) for f in layers if f.name in owners}
     try:
         with _evaluating(model, owners.values()), _listening(owners.values(), heard, cells):
             _run(model, batch)
     except Exception as error:  # the user's code may fail in any way
-        why = f"{type(error).__name__}: {reason(error)}"
-        raise InputError(f"{source}: its forward pass fails on the batch ({why}): {_BATCH}") from error
-    found, problems = dict[str, Recording](), dict[str, str]()
-    for layer in layers:
-        if layer.name in owners:
-            mates = [mate for mate in layers if module_of(mate) == module_of(layer)]
-            try:
-                found[layer.name] = _recording(layer, mates, heard[id(owners[layer.name])])
-            except InputError as error:
-                problems[layer.name] = str(error)
-    return Recorded(found, problems)
+        raise run_failed(source, error, _BATCH) from error
+    return recordings(
+        layers,
+        lambda layer: id(modules.get(module_of(layer))),
+        heard,
+        lambda _, call: reaches(call.reads, call.makes),
+    )
 
 
 def _is_of_layer(key: str) -> bool:
@@ -111,7 +98,7 @@ def _without_tf32(cudnn: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _listening(owners: Any, heard: Mapping[int, _Heard], cells: Mapping[int, bool]) -> Iterator[None]:
+def _listening(owners: Any, heard: Mapping[int, Heard], cells: Mapping[int, bool]) -> Iterator[None]:
     """Within, every call of a module is noted, after all other hooks of it."""
     handles = []
     try:
@@ -132,41 +119,7 @@ def _listening(owners: Any, heard: Mapping[int, _Heard], cells: Mapping[int, boo
 
 
 def _note(
-    heard: _Heard, read: Callable[..., ModuleCall], _: Any, args: Any, keywords: Any, output: Any
+    heard: Heard, read: Callable[..., ModuleCall], _: Any, args: Any, keywords: Any, output: Any
 ) -> None:
-    """The hook: what is wrong with a call must not end the forward pass of the others."""
-    try:
-        heard.calls.append(read(args, keywords, output))
-    except Exception as error:  # tensors of any kind, from a forward of any kind
-        heard.problem = heard.problem or (str(error) if isinstance(error, InputError) else reason(error))
-
-
-def _recording(found: Found, mates: Sequence[Found], heard: _Heard) -> Recording:
-    """Of one layer; mates : all layers of its module."""
-    if heard.problem:
-        raise InputError(heard.problem)
-    if not heard.calls:
-        raise InputError("is not called in the forward pass of the batch (compiled code calls no hooks)")
-    ways = 2 if any(mate.direction == "backward" for mate in mates) else 1
-    call = as_one_call(heard.calls, both_ways=ways == 2)
-    count, index = len(mates), found.depth * ways + (found.direction == "backward")
-    width = found.width or 0
-    if call.outputs.shape[2] != ways * width:
-        raise InputError(f"puts out {call.outputs.shape[2]} features, expected {ways} x {width}")
-    names = ("h0", "c0") if found.label.startswith("lstm") else ("h0",)
-    for states in (call.before, call.after):
-        if states and (len(states) != len(names) or any(len(state) != count for state in states)):
-            raise InputError(f"has {len(states)} states of {len(states[0])} layers, expected {len(names)}")
-    top = found.depth == max(mate.depth for mate in mates)
-    if not (top or call.after):
-        raise InputError("is within a module that puts out no last states, with which it could be compared")
-    here = slice(width, None) if found.direction == "backward" else slice(width)
-    return Recording(
-        inputs=None if found.depth else call.inputs,
-        outputs=call.outputs[:, :, here] if top else None,
-        state={name: state[index] for name, state in zip(names, call.before, strict=False)},
-        last=call.after[0][index] if call.after else None,
-        lengths=call.lengths,
-        rounding=call.rounding,
-        fed_back=len(heard.calls) > 1 and reaches(call.reads, call.makes),
-    )
+    """The hook."""
+    heard.note(partial(read, args, keywords, output))

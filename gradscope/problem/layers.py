@@ -23,7 +23,7 @@ from gradscope.problem.initial_state import initial_states
 from gradscope.problem.inputs import Sequences, extents, given_lengths, given_sequences, is_made, label
 from gradscope.problem.loss_adjoint import with_loss, with_losses
 from gradscope.problem.problem import Problem, as_names, chosen_top, known_paths, make_problem
-from gradscope.problem.recorded import on_recorded
+from gradscope.problem.recorded import on_recorded, with_mask
 from gradscope.problem.self_check import check_recorded
 from gradscope.problem.time_axis import assumption, known_time_major, time_major
 from gradscope.settings import DTYPE, Settings, Top
@@ -160,7 +160,10 @@ def _recorded(
         _tell(begun, model, *first.shape[:2])
     sentences = check_recorded(model, recorded, settings.dtype or DTYPE, devices)
     problems = _each(model, fed, recorded.label, devices)
-    problems = {name: _assuming(problem, sentences.get(name, "")) for name, problem in problems.items()}
+    problems = {
+        name: _assuming(with_mask(problem, recorded.layers[name], settings.steps), sentences.get(name, ""))
+        for name, problem in problems.items()
+    }
     return _together(settings, model, problems)
 
 

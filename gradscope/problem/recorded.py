@@ -11,6 +11,7 @@ from gradscope.custom_types import Array
 from gradscope.errors import InputError, listed, quoted, shown
 from gradscope.problem.checks import whole_number
 from gradscope.problem.inputs import Sequences
+from gradscope.problem.problem import Problem
 from gradscope.settings import Settings, flag
 
 # What comes with the recording.
@@ -52,10 +53,30 @@ def _of_layer(settings: Settings, layer: Layer, recorded: Recorded) -> Settings:
     one = recorded.layers[layer.name]
     inputs = settings.inputs if one.inputs is None else own_inputs(one, recorded.label)
     lengths = one.lengths
-    if lengths and settings.steps is not None:
+    if settings.steps is not None and (lengths or one.mask is not None):
         steps = whole_number("steps", settings.steps, 1)
-        lengths = tuple(min(length, steps) for length in lengths)
+        if one.mask is None:
+            lengths = tuple(min(length, steps) for length in lengths or ())
+        else:  # of the steps that were given
+            lengths, settings = _unmasked_steps(one.mask[:, :steps]), replace(settings, steps=None)
     return replace(settings, inputs=inputs, lengths=lengths, initial_state=dict(one.state) or None)
+
+
+def _unmasked_steps(mask: Array) -> tuple[int, ...]:
+    counts = mask.sum(axis=1)
+    if not counts.all():
+        raise InputError(f"sequence {int(np.argmin(counts))} is masked at every one of {mask.shape[1]} steps")
+    return tuple(map(int, counts))
+
+
+def with_mask(problem: Problem, one: Recording, steps: int | None) -> Problem:
+    """The problem of the steps that are left, with what a recorded mask leaves to be said."""
+    if one.mask is None:
+        return problem
+    mask = one.mask[:, :steps]
+    masked = tuple(map(int, (~mask).sum(axis=1)))
+    system, origin = replace(problem.system, mask=mask), replace(problem.origin, masked=masked)
+    return replace(problem, system=system, origin=origin)
 
 
 def own_inputs(one: Recording, label: str) -> Sequences:
@@ -75,6 +96,7 @@ def check_shapes(layer: Layer, one: Recording) -> None:
         "inputs": (one.inputs, (batch, -1, layer.input_size)),
         "outputs": (one.outputs, (batch, _steps(one), width)),
         "last": (one.last, (batch, width)),
+        "mask": (one.mask, (batch, -1)),
         **{key: (array, (batch, sizes.get(key, 0))) for key, array in one.state.items()},
     }
     for key, (array, shape) in expected.items():
@@ -90,6 +112,10 @@ def check_shapes(layer: Layer, one: Recording) -> None:
         raise InputError(f"layer {shown(layer.name)}: the recording has no inputs of it: record it again")
     if one.lengths and (len(one.lengths) != batch or not 1 <= max(one.lengths) <= max(_steps(one), 1)):
         raise InputError(f"layer {shown(layer.name)}: the recorded lengths do not fit its sequences")
+    if one.mask is not None and not np.array_equal(
+        one.mask.sum(axis=1), one.lengths or [_steps(one)] * batch
+    ):
+        raise InputError(f"layer {shown(layer.name)}: the recorded mask does not fit its sequences")
 
 
 def _steps(one: Recording) -> int:
@@ -110,9 +136,13 @@ def _check_alike(model: Model, recorded: Recorded) -> None:
     for layer in model.layers:
         one = recorded.layers[layer.name]
         if one.inputs is not None:
-            having.setdefault((*one.inputs.shape[:2], one.lengths), []).append(layer.name)
+            mask = () if one.mask is None else tuple(map(tuple, one.mask.tolist()))
+            having.setdefault((*one.inputs.shape[:2], one.lengths, mask), []).append(layer.name)
     if len(having) > 1:
-        each = [f"{listed(names)} {key[0]} of {key[1]} steps" for key, names in having.items()]
+        each = [
+            f"{listed(names)} {key[0]} of {key[1]} steps{', masked' * bool(key[3])}"
+            for key, names in having.items()
+        ]
         raise InputError(
             f"the layers read sequences that are not alike ({listed(each)}): choose with --layer those that "
             f"read the same, as in {flag('layer')} {shown(next(iter(having.values()))[0])}"

@@ -81,13 +81,13 @@ def _read(layer: Layer, one: Recording, found: Mapping[str, Sequence[Array]], ro
         return [one.inputs] * (1 + DRAWS)
     draws = zip(*(found[name] for name in layer.below), strict=True)
     below = [np.concatenate(side_by_side, axis=2) for side_by_side in draws]
-    if one.inputs is not None:  # by --reads: the layers are of two modules
+    if one.inputs is not None:  # the layers are of two modules
         _check_connected(layer, one, one.inputs, Compared(below[0], tuple(below[1:]), rounding))
     return below
 
 
 def _check_connected(layer: Layer, one: Recording, inputs: Array, below: Compared) -> None:
-    """Raise InputError where a layer does not read what the user says that it does."""
+    """Raise InputError where a layer does not read what it is said to."""
     what = f"layer {shown(layer.name)} does not read what {listed(layer.below or ())} put out"
     if inputs.shape != below.exact.shape:
         raise InputError(f"{what}: it was recorded to read {inputs.shape}, and that is {below.exact.shape}")
@@ -98,7 +98,7 @@ def _check_connected(layer: Layer, one: Recording, inputs: Array, below: Compare
         sequence, step = _first(beyond)
         raise InputError(
             f"{what}: at step {step + 1} of sequence {sequence} they are {gap[sequence, step]:.2g} apart: "
-            "leave it out of --reads"
+            "leave it out of --reads, or choose it with --layer"
         )
 
 
@@ -149,6 +149,8 @@ def _compare(layer: Layer, one: Recording, ours: Compared, system: System) -> st
     if beyond.any():
         sequence, step = _first(beyond)
         place = step if layer.direction == "forward" else int(within[sequence].sum()) - 1 - step
+        if one.mask is not None:
+            place = int(np.flatnonzero(one.mask[sequence])[place])
         raise _disagreement(layer, (sequence, step), place, theirs, ours)
     blind = within & (tolerance > _TELLS_NOTHING * np.abs(ours.exact).max())
     if not blind.any():

@@ -60,13 +60,30 @@ def test_inputs_of_tokens(tmp_path):
     assert "lstm, hidden 8, 12 to 30 steps, batch 4" in run(analyse.split(), tmp_path)
 
 
-def test_a_recording(tmp_path):
-    (live,) = re.findall(r"<!-- recorded: live -->\n```python\n(.*?)```", README, re.DOTALL)
-    ((save, analyse),) = re.findall(
-        r"<!-- recorded: file -->\n```python\n(.*?)```\n\n```sh\n(.*?)\n```", README, re.DOTALL
-    )
-    setup = TORCH.replace("(3, 8)", "(3, 8, batch_first=True)")
-    setup += "\nimport gradscope\nbatch = torch.randn(4, 30, 3)\n"
-    code = f"{setup}{live}\nprint(analysis.problem['inputs'])\n{save}"
+BATCH = {
+    "torch": (TORCH.replace("(3, 8)", "(3, 8, batch_first=True)"), "batch = torch.randn(4, 30, 3)"),
+    "keras": (MODELS["keras"][0], "batch = numpy.ones((4, 30, 3))"),
+    "nnx": (MODELS["nnx"][0], "batch = numpy.ones((4, 30, 3))"),
+}
+LIVE = re.findall(r"<!-- recorded: (\w+) -->\n```python\n(.*?)```", README, re.DOTALL)
+FILES = re.findall(
+    r"<!-- recorded: file (\w+) -->\n```python\n(.*?)```\n\n```sh\n(.*?)\n```", README, re.DOTALL
+)
+
+
+def test_every_library_has_a_recording():
+    assert [name for name, _ in LIVE] == list(BATCH)
+    assert [name for name, *_ in FILES] == ["torch", "keras"]
+
+
+@pytest.mark.parametrize(("name", "live"), LIVE)
+def test_a_recording(name, live, tmp_path):
+    code = "\n".join(["import gradscope, numpy", *BATCH[name], live, "print(analysis.problem['inputs'])"])
     assert run([sys.executable, "-W", "ignore", "-c", code], tmp_path) == "recorded\n"
-    assert "lstm, hidden 8, 30 steps, batch 4" in run(analyse.split(), tmp_path)
+
+
+@pytest.mark.parametrize(("name", "save", "analyse"), FILES)
+def test_a_recording_in_a_file(name, save, analyse, tmp_path):
+    code = "\n".join(["import gradscope, numpy", *BATCH[name], save])
+    run([sys.executable, "-W", "ignore", "-c", code], tmp_path)
+    assert "hidden 8, 30 steps, batch 4" in run(analyse.split(), tmp_path)

@@ -648,7 +648,7 @@ def test_record_says_what_it_was_given(between, tmp_path):
     for arguments, said in {
         (between, None, "x.npz"): "was given no batch",
         (between, batch(), "x.npy"): "expected a .npz file",
-        (3, batch(), "x.npz"): "record was given 3, expected a torch.nn.Module",
+        (3, batch(), "x.npz"): "record was given 3, expected a model of PyTorch",
         (between, batch(), "no/x.npz"): "cannot be written",
         (nn.Identity(), batch(), "x.npz"): "holds no recurrent layer",
     }.items():
