@@ -169,8 +169,9 @@ class Settings:
         "Checkpoint",
         positional=True,
         reads=True,
-        doc="A model's file (.pt, .safetensors, .keras, .h5, .msgpack, .onnx, .pb, .model, .npz), or what ``from_torch``, "
-        "``from_keras``, ``from_flax`` or ``from_equinox`` return. Without it a cell is initialised.",
+        doc="A model's file (.pt, .safetensors, .keras, .h5, .msgpack, .onnx, .pb, .model, .npz), or what "
+        "``from_torch``, ``from_keras``, ``from_flax`` or ``from_equinox`` return. Without it a cell is "
+        "initialised.",
     )
     layer: str | Sequence[str] | None = option(
         None,

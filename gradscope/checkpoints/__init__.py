@@ -20,6 +20,7 @@ from gradscope.checkpoints.map_choices import unnamed
 from gradscope.checkpoints.model_part import model_only
 from gradscope.checkpoints.reads import connected
 from gradscope.checkpoints.recording import Recorded, Recording
+from gradscope.checkpoints.torch_quantised import dequantised, told_quantised
 from gradscope.checkpoints.torch_told import told_by_file
 from gradscope.errors import InputError, about, listed, quoted, shown
 from gradscope.formats.reading import TENSOR_FILES, kind_of, load, open_tensors, suffix
@@ -261,12 +262,15 @@ def _mapped(tensors: Tensors, rules: Sequence[str], cell: Cell | None, also: Ite
 def _layers_by_name(tensors: Tensors, cell: Cell | None, also: Iterable[str]) -> Contents:
     """Layers told by the names of their tensors: PyTorch's, Flax', else our own."""
     ours, left_out = model_only(tensors)
+    saved = tensors if isinstance(tensors, Saved) else None
+    ours, rounded = dequantised(ours, saved.facts if saved else lambda _: {})
     found = tuple(layer for names in _LIBRARIES for layer in names.layers(ours))
     if not found:
         found = () if native.has_keys(ours, cell) else unnamed(ours)
         found = found or (native.layer(ours, cell),)
-    if isinstance(tensors, Saved):
-        found = tuple(told_by_file(one, tensors) for one in found)
+    found = tuple(told_quantised(one, rounded) for one in found)
+    if saved:
+        found = tuple(told_by_file(one, saved) for one in found)
     if left_out:
         found = tuple(replace(one, assumed=(*one.assumed, left_out)) for one in found)
     return Contents.of(found, ours, also)

@@ -135,11 +135,10 @@ def _used(readings: Iterable[_Reading], shapes: Shapes) -> list[str]:
 
 def _choices(reading: _Reading, layer: str) -> list[str]:
     """The map of a reading, in every library's order of the gates."""
-    return [
-        f"{kind}{f' in the order of {by}' if by else ''} --map {shlex.quote(_map(reading, order, layer))}"
-        for kind in (_KINDS[reading.gates],)
-        for by, order in _ORDERS[reading.gates].items()
-    ]
+    turned = " of matrices (inputs, units)" * reading.matrices[0].endswith(".T")
+    maps = {by: _map(reading, order, layer) for by, order in _ORDERS[reading.gates].items()}
+    kinds = {by: _KINDS[reading.gates] + f" in the order of {by}" * bool(by) + turned for by in maps}
+    return [f"{kinds[by]} --map {shlex.quote(rules)}" for by, rules in maps.items()]
 
 
 def _map(reading: _Reading, order: str, layer: str) -> str:

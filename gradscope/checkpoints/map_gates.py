@@ -22,10 +22,10 @@ _ROLES = {
     "R": re.compile(r"(?!.*bias).*(rec|hh|h2h)\w*|[rRuU]", re.S),
     "p": re.compile(r".*peep.*|p", re.S),
     "b": re.compile(r".*bias.*|b", re.S),
-    "": re.compile(r".*init.*|[ch]0", re.S),
-    "W": re.compile(r".*", re.S),
+    "W": re.compile(r".*(weight|kernel|ih|i2h|x2h).*|[wWxX]", re.S),
 }
-_AXES = {"W": 2, "R": 2, "b": 1, "p": 1, "": 1}
+# Of other vectors (states, what is kept between calls) nothing need be said.
+_AXES = {"W": 2, "R": 2}
 _BEFORE = "; --cell gru-reset-before where the reset comes before the product"
 
 
@@ -34,7 +34,8 @@ def apart(shapes: Shapes) -> dict[str, Found]:
     modules: dict[str, dict[str, dict[str, str]]] = {}
     for name in shapes:
         if match := _OF_GATE.fullmatch(name):
-            role = next(role for role, words in _ROLES.items() if words.fullmatch(match["role"]))
+            own = match["role"]
+            role = next((role for role, words in _ROLES.items() if words.fullmatch(own)), own)
             modules.setdefault(match["layer"], {}).setdefault(match["gate"].lower(), {})[role] = name
     found = {}
     for layer, gates in modules.items():
@@ -50,7 +51,7 @@ def _is_gate(arrays: Mapping[str, str], shapes: Shapes) -> bool:
     """Whether these are the weights of one gate: W (n, d), R (n, n), b (n,), and perhaps p (n,)."""
     if not {"W", "R", "b"} <= arrays.keys():
         return False
-    if any(len(shapes[name]) != _AXES[role] for role, name in arrays.items()):
+    if any(len(shapes[name]) != _AXES.get(role, 1) for role, name in arrays.items()):
         return False
     (units, columns), sides = shapes[arrays["R"]], shapes[arrays["W"]]
     return units == columns and units in sides and shapes[arrays["b"]] == (units,)
@@ -67,7 +68,7 @@ def _offer(layer: str, kind: str, arrays: Mapping[str, Mapping[str, str]], shape
         + f" --map {shlex.quote(_map(arrays, kind, sign, end, layer))}"
         for sign, end in itertools.product(signs, ends)
     )
-    named = {name: shapes[name] for own in arrays.values() for name in own.values()}
+    named = {name: shapes[name] for own in arrays.values() for role, name in own.items() if role in _ROLES}
     before = _BEFORE * (kind == "GRU")
     problem = f"no library calls its arrays {with_shapes(named, 4)}: say what they are: {said}{before}"
     return Found(layer, {}, problem=problem, kind=f"{kind.lower()}?", keys=tuple(named))
@@ -89,6 +90,6 @@ def _map(arrays: Mapping[str, Mapping[str, str]], kind: str, sign: str, end: str
         f"{letter}_{gate}={sign * (gate == 'z')}{in_rule(name)}{end * (letter in 'WR')}"
         for gate, own in arrays.items()
         for letter, name in own.items()
-        if letter
+        if letter in _ROLES
     ]
     return "; ".join(f"{layer}.{rule}" for rule in [*rules, *["c_h=0"] * (kind == "GRU")])

@@ -14,10 +14,12 @@ import numpy as np
 from gradscope.checkpoints import torch_names
 from gradscope.checkpoints.found import Found
 from gradscope.checkpoints.live import Live, kept, source, wrong
+from gradscope.checkpoints.torch_quantised import told_quantised
 from gradscope.checkpoints.torch_recording import recorded
-from gradscope.checkpoints.torch_told import FACTS, OWN, module_of, told
+from gradscope.checkpoints.torch_told import FACTS, OWN, QUANTISED, module_of, told
 from gradscope.custom_types import Array
 
+_QUANTISED = ("torch.ao.nn.quantized.", "torch.nn.quantized.")
 _PARAMETRIZED = "torch.nn.utils.parametrize"  # the class that it makes of a module's own
 # What a subclass may have of its own and still compute what torch's class does.
 _HARMLESS = {"__init__", "__doc__", "__module__", "__annotations__", "__constants__"}
@@ -60,6 +62,22 @@ def _weights(module: Any, modules: Mapping[str, Any]) -> Iterator[tuple[str, Any
         if hasattr(value, "detach") and "parametrizations" not in name.split(".") and name not in parts:
             yield name, value
     yield from made.items()
+    for path, part in modules.items():
+        if type(part).__module__.startswith(_QUANTISED):
+            yield from ((_inside(path, name), value) for name, value in _dequantised(part))
+
+
+def _dequantised(part: Any) -> Iterator[tuple[str, Any]]:
+    """Weights and biases of a module of torch.ao.nn.quantized, as numbers."""
+    if hasattr(part, "get_weight"):  # a recurrent one
+        values = {**part.get_weight(), **part.get_bias()}
+    else:
+        values = {
+            name: getattr(part, name)() for name in ("weight", "bias") if callable(getattr(part, name, None))
+        }
+    for name, value in values.items():
+        if value is not None:
+            yield name, value.dequantize() if value.is_quantized else value
 
 
 def _made(part: Any) -> Iterator[tuple[str, Any]]:
@@ -98,6 +116,8 @@ def _told(found: Found, modules: Mapping[str, Any], *, checked: bool) -> Found:
     module = modules.get(module_of(found))
     facts = {name: getattr(module, name, None) for name in FACTS}
     found = told(found, facts, "" if _plain(module) else _class(module))
+    if type(module).__module__ in QUANTISED:
+        found = told_quantised(found, frozenset(found.keys))
     said = (
         (f"the hooks on it ({count}) change nothing that it computes",)
         if (count := _hooks(module)) and not checked
@@ -118,7 +138,7 @@ def _plain(module: Any) -> bool:
         name = str(module._c._type().qualified_name())
         return re.sub(r"___torch_mangle_\d+\.", "", name).startswith(f"__torch__.{OWN}.")
     kinds = [kind for kind in type(module).__mro__ if kind.__module__ != _PARAMETRIZED]
-    theirs = next((kind for kind in kinds if kind.__module__ == OWN), None)
+    theirs = next((kind for kind in kinds if kind.__module__ in (OWN, *QUANTISED)), None)
     if theirs is None:
         return False
     own = {name for kind in kinds[: kinds.index(theirs)] for name in vars(kind)}

@@ -14,6 +14,8 @@ from gradscope.formats.torch_file import Saved
 
 # The module of torch's own classes, and the attributes of theirs that matter here.
 OWN = "torch.nn.modules.rnn"
+# Those that quantise_dynamic makes of them, which compute the same of weights that are rounded.
+QUANTISED = tuple(f"torch.{place}nn.quantized.dynamic.modules.rnn" for place in ("", "ao."))
 FACTS = ("mode", "nonlinearity", "batch_first", "dropout")
 _MODES = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
 # Hyper-parameters that change the gradient of training, and nothing here.
@@ -45,7 +47,8 @@ def told_by_file(found: Found, saved: Saved) -> Found:
     path = module_of(found)
     module = saved.module(path)
     if module is not None:
-        found = told(found, module.attributes, "" if module.kind.rpartition(".")[0] == OWN else module.kind)
+        own = module.kind.rpartition(".")[0] not in (OWN, *QUANTISED)
+        found = told(found, module.attributes, module.kind if own else "")
     if settings := [
         f"{shown(name[:80])} = {value:g}"
         for name, value in saved.tree.settings.items()

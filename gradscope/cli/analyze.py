@@ -51,8 +51,8 @@ def analyze(**given: Any) -> int:
       gradscope analyze --cell mypackage.cells:my_cell
 
     CHECKPOINT is a model of PyTorch (.pt, .safetensors), Keras (.keras, .h5), Flax (.msgpack), ONNX,
-    TensorFlow 1 (.pb) or DyNet (.model) with an RNN, LSTM or GRU in it (gradscope inspect lists them), or weights in gradscope's notation
-    (.npz: W_z, R_z, b_z, ...). Without it the cell is freshly initialised.
+    TensorFlow 1 (.pb) or DyNet (.model) with an RNN, LSTM or GRU in it (gradscope inspect lists them), or
+    weights in gradscope's notation (.npz: W_z, R_z, b_z, ...). Without it the cell is freshly initialised.
     """
     output, process = pick(Output, given), pick(Process, given)
     settings = pick_settings(given)

@@ -43,7 +43,10 @@ def open_frozen(path: PathLike, max_size: int | None = None) -> Iterator[Tensors
         budget.unpack(budget.size)
         tensors = dict(_constants(memoryview(file.read()), budget))
         if not tensors:
-            raise InputError("holds no constants, expected a frozen graph: freeze the variables into it")
+            raise InputError(
+                "holds no constants, expected a frozen graph; of a SavedModel load the model in TensorFlow "
+                "and model.save_weights('model.weights.h5')"
+            )
         budget.unpack(sum(tensor.size for tensor in tensors.values()))
         yield tensors
 

@@ -42,6 +42,11 @@ class Saved(dict[str, Tensor]):
         super().__init__(tensors)
         self.tree, self.module = tree, module
 
+    def facts(self, path: str) -> Mapping[str, Any]:
+        """The attributes of the module of this name, as far as the file has them."""
+        module = self.module(path)
+        return module.attributes if module else {}
+
 
 @dataclass(frozen=True)
 class Module:

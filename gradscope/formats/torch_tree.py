@@ -11,7 +11,7 @@ from gradscope.errors import InputError
 from gradscope.formats.budget import Budget
 from gradscope.formats.pickles import Call, Name, joined
 
-_REBUILD = {f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2")}
+_REBUILD = {f"torch._utils._rebuild_{kind}" for kind in ("tensor", "tensor_v2", "qtensor")}
 _PARAMETER, _SUBCLASS = "torch._utils._rebuild_parameter", "torch._tensor._rebuild_from_type_v2"
 _ARRAY = {f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")}
 _ARRAY |= {f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")}
@@ -19,6 +19,8 @@ _ARRAY |= {f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")}
 _NESTED = ("state_dict", "model_state_dict", "model")
 _SETTINGS = ("hyper_parameters", "hparams", "args", "config")
 _DEEPEST = 24
+# In which torch.ao.quantization keeps weights.
+_PACKED = "torch.ScriptObject"
 # What torch.jit names a class by.
 COMPILED = "__torch__."
 
@@ -109,6 +111,8 @@ def _entries(value: Any) -> Iterable[tuple[Any, Any]]:
         return value.items()
     if not isinstance(value, Call):
         return enumerate(value)
+    if value.function == _PACKED:
+        return _packed(value.state)
     state = value.state[0] if isinstance(value.state, tuple) and value.state else value.state
     state = state if isinstance(state, dict) else {}
     if not is_module(value):
@@ -116,7 +120,19 @@ def _entries(value: Any) -> Iterable[tuple[Any, Any]]:
     if value.function.startswith(COMPILED):  # its lists hold the same tensors again
         return ((key, part) for key, part in state.items() if isinstance(part, Call))
     holders = (state.get(name) for name in ("_parameters", "_buffers", "_modules"))
-    return itertools.chain.from_iterable(held.items() for held in holders if isinstance(held, dict))
+    held = itertools.chain.from_iterable(held.items() for held in holders if isinstance(held, dict))
+    own = ((k, v) for k, v in state.items() if isinstance(v, Call) and v.function == _PACKED)
+    return itertools.chain(held, own)
+
+
+def _packed(state: Any) -> Iterable[tuple[str, Any]]:
+    """Weight and bias of a quantised Linear, or the two of an LSTM, GRU or RNN: ``ih`` and ``hh``."""
+    match state:
+        case ((weight, bias), str(kind)) if kind.endswith(".LinearPackedParamsBase"):
+            return (("weight", weight), ("bias", bias))
+        case ((_, _, _, _, [first, second, *_]), str(kind)) if kind.endswith(".CellParamsBase"):
+            return (("ih", first), ("hh", second))
+    return ()
 
 
 def _is_matrix(tensor: Call) -> bool:

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import IO, Any
 
 import ml_dtypes
@@ -32,10 +33,12 @@ _STORAGES: dict[str, Any] = {
     "torch.ComplexFloatStorage": "c8",  # no weight of ours, but not the fault of the file
     "torch.ComplexDoubleStorage": "c16",
 }
+# Whole numbers that stand for others, by a scale and a zero point.
+_QUANTISED = {"torch.QInt8Storage": "i1", "torch.QUInt8Storage": "u1", "torch.QInt32Storage": "i4"}
 # Of those that are no numbers of ours only the size matters: what follows them in a file is found by it.
 _SIZES = {name: np.dtype(dtype).itemsize for name, dtype in _STORAGES.items()}
-_SIZES |= {"torch.QInt32Storage": 4}
-_SIZES |= dict.fromkeys(("torch.QInt8Storage", "torch.QUInt8Storage", "torch.UntypedStorage"), 1)
+_SIZES |= {name: np.dtype(dtype).itemsize for name, dtype in _QUANTISED.items()}
+_SIZES |= {"torch.UntypedStorage": 1}
 # What is to be done with a file that is not read.
 SAVE = "save torch.save(model.state_dict(), 'model.pt')"
 # What an old file begins with, as a pickle of its own.
@@ -151,6 +154,30 @@ class Unread:
         raise InputError(f"{self.called} has {quoted(self.kind)}, {EXPECTED}: convert it to float32")
 
 
+@dataclass(frozen=True)
+class Quantised:
+    """A view of whole numbers q that stand for (q - zero) scale, computed in float32 as torch does."""
+
+    whole: View
+    scale: Callable[[Budget], Array]
+    zero: Callable[[Budget], Array]
+
+    @property
+    def called(self) -> str:
+        """As that of the view."""
+        return self.whole.called
+
+    @property
+    def size(self) -> int:
+        """Bytes of the numbers in float32."""
+        return 4 * math.prod(self.whole.shape)
+
+    def load(self, budget: Budget) -> Array:
+        """The numbers that they stand for."""
+        numbers = self.whole.load(budget).astype(np.float32)
+        return np.multiply(numbers - self.zero(budget), self.scale(budget))
+
+
 @dataclass
 class Embedded:
     """Files within a file, as which plain pickles keep storages."""
@@ -167,7 +194,7 @@ class Embedded:
         return self.done[id(packed)]
 
 
-def view(call: Call, storages: Storages, embedded: Embedded, called: str) -> View | Unread:
+def view(call: Call, storages: Storages, embedded: Embedded, called: str) -> View | Quantised | Unread:
     """What a call that makes a tensor or an array stands for."""
     if call.function.startswith("numpy."):
         return _array(call, called, embedded.budget)
@@ -180,15 +207,44 @@ def view(call: Call, storages: Storages, embedded: Embedded, called: str) -> Vie
         reference, storages = embedded.storage(reference.arguments[0])
     match reference.arguments:
         case ("storage", Name(kind), str(key), *rest):
-            if kind not in _STORAGES:
+            if kind not in _STORAGES | _QUANTISED:
                 return Unread(called, kind)
             if key not in storages:
                 raise InputError(f"{called} has no data in the file: truncated or damaged")
             match rest:  # old files know views of storages
                 case (_, _, (_, int(start), _)):
                     offset = offset + start
-            return View(called, storages[key], np.dtype(_STORAGES[kind]), offset, shape, strides)
+            plain = np.dtype((_STORAGES | _QUANTISED)[kind])
+            whole = View(called, storages[key], plain, offset, shape, strides)
+            return whole if kind in _STORAGES else _dequantised(whole, call.arguments, storages, embedded)
     raise InputError(f"{called} is described in a way torch.save does not write: {SAVE}")
+
+
+def _dequantised(whole: View, arguments: Any, storages: Storages, embedded: Embedded) -> Quantised | Unread:
+    """The view of numbers with the scale and the zero point of all, or of each place in an axis."""
+    match arguments[4:5]:
+        case ((Name("torch.per_tensor_affine"), float(scale), int(zero)),):
+            return Quantised(whole, *(partial(_one, n) for n in (scale, zero)))
+        case ((Name("torch.per_channel_affine"), Call() as scales, Call() as zeros, int(axis)),):
+            parts = [view(part, storages, embedded, whole.called) for part in (scales, zeros)]
+            if 0 <= axis < len(whole.shape) and all(_fits(part, whole.shape[axis]) for part in parts):
+                along = tuple(-1 if k == axis else 1 for k in range(len(whole.shape)))
+                return Quantised(whole, *(partial(_along, part, along) for part in parts))
+    return Unread(whole.called, "a way of quantisation of its own")
+
+
+def _one(number: float, _: Budget) -> Array:
+    return np.array(number, np.float32)
+
+
+def _fits(part: Any, count: int) -> bool:
+    return isinstance(part, View) and part.shape == (count,)
+
+
+def _along(part: Any, axes: tuple[int, ...], budget: Budget) -> Array:
+    """A number for each place of an axis."""
+    values: Array = part.load(budget)
+    return values.astype(np.float32).reshape(axes)
 
 
 def _array(call: Call, called: str, budget: Budget) -> View | Unread:

@@ -376,8 +376,11 @@ def test_a_cell_of_ones_own(own_cells, tmp_path):
     ("name", "expected"),
     [
         ("model.eqx", "an .eqx file has no names: save its arrays with numpy.savez"),
-        ("model.PB", "model.save_weights('model.weights.h5')"),
-        ("model", ".safetensors, .msgpack, .pt, .pth, .bin, .ckpt, .jit, .pkl, .keras, .h5, .hdf5"),
+        ("absent.PB", "No such file"),
+        (
+            "model",
+            ".safetensors, .msgpack, .model, .pb, .pt, .pth, .bin, .ckpt, .jit, .pkl, .keras, .h5, .hdf5",
+        ),
         ("lstm", "for a fresh cell say --cell lstm"),
         ("absent.npz", "No such file"),
         ("absent.safetensors", "No such file"),

@@ -306,7 +306,7 @@ def hostile():
         "quantised": (
             ".pt",
             torch_zip(tensor_pickle(kind="QInt8Storage"), **STORAGE),
-            "'torch.QInt8Storage', expected",
+            "a way of quantisation of its own",
         ),
         "dicts of one list": (".pt", torch_zip(ordered(4000)[0]), TOO_MUCH),
         "dict of long lists": (".pt", torch_zip(ordered(4000)[1]), "holds no tensors"),
@@ -484,7 +484,8 @@ def foreign_files():
         "number without an end": (".pb", b"\xff" * 40, "number without an end"),
         "graph with groups": (".pb", b"\x0b" * 40, "no graph of TensorFlow, or damaged"),
         "graph of text": (".pb", b"hello" * 10, ""),
-        "graph without constants": (".pb", field(1, field(2, b"Placeholder")), "holds no constants"),
+        "graph without constants": (".pb", field(1, field(2, b"Placeholder")), "model.save_weights("),
+        "SavedModel": (".pb", field(1, 1) + field(2, field(2, frozen_graph(kernel))), "model.save_weights("),
         "system in a pickle of text": (".pkl", b"cposix\nsystem\n(S'touch pwned'\ntR.", "posix.system"),
         "pickle of text without an end": (".pkl", b"(dp0\nS'x'\n", ""),
         "array of text that is too short": (
