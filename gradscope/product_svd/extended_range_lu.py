@@ -94,7 +94,7 @@ class _Float64:
         down = CENTRE - rows[:, None] - columns
         self.entries = matrix.mantissa * powers_of_two(matrix.exponent + down)
         self.noise = powers_of_two(terms + down + lost)
-        self.relative = powers_of_two(np.int64(lost))
+        self.relative = powers_of_two(np.asarray(lost))
         self.row_scales, self.column_scales = rows, columns
         self.weights = powers_of_two(columns)
         self.rows, self.columns = (np.arange(count) for count in matrix.mantissa.shape)
