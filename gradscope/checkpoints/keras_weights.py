@@ -29,11 +29,13 @@ def unconnected(found: Iterable[Found], tensors: Tensors, groups: Iterable[str])
     """
     found = list(found)
     holders = {_holder(layer.name) for layer in found}
+    # What puts out as many features as the layers read may stand before them.
+    widths = _widths(found, tensors) if len(holders) == 1 else set()
     mask = next((part for path in groups for part in path.split("/") if _MASKING.fullmatch(part)), None)
     return [
         replace(
             layer,
-            below=None if len(holders) > 1 or _may_stand_before(layer, found, tensors) else (),
+            below=None if len(holders) > 1 or (layer.sizes and layer.sizes[1] in widths) else (),
             reads=f"the input of {_holder(layer.name)}",
             mask=Mask(by=mask) if mask else None,
             assumed=(_assumed(layer, masked=mask is not None),),
@@ -48,12 +50,10 @@ def _holder(name: str) -> str:
     return above if above and last.startswith(("forward_", "backward_")) else name
 
 
-def _may_stand_before(layer: Found, found: Sequence[Found], tensors: Tensors) -> bool:
-    """Whether the file has weights, not of an embedding, that put out as many features as the layer reads."""
+def _widths(found: Sequence[Found], tensors: Tensors) -> set[int]:
+    """How many features the other weights in the file, but for embeddings, put out."""
     used = {key for one in found for key in one.keys}
-    size = layer.sizes[1] if layer.sizes else None
-    others = (key for key in tensors if key not in used and not _EMBEDDING.fullmatch(key))
-    return any(_last_axis(tensors, key) == size for key in others)
+    return {_last_axis(tensors, key) for key in tensors.keys() - used if not _EMBEDDING.fullmatch(key)}
 
 
 def _last_axis(tensors: Tensors, key: str) -> int:

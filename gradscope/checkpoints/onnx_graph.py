@@ -55,7 +55,7 @@ def _opened(path: PathLike, max_size: int | None) -> Iterator[tuple[Any, Tensors
     with opened(path, ".onnx", max_size) as (file, budget):
         kind = library("onnx", "onnx").ModelProto
         budget.unpack(budget.size)
-        pay(memoryview(data := file.read()), kind.DESCRIPTOR, budget)
+        pay(data := file.read(), kind.DESCRIPTOR, budget)
         model = kind.FromString(data)
         yield model, tensors_of(model.graph, Path(path).resolve().parent, budget, max_size)
 

@@ -35,6 +35,8 @@ def tensors_of(graph: Any, folder: Path, budget: Budget, max_size: int | None) -
     constants = {tensor.name: tensor for tensor in _constants(graph) if tensor.data_type in _DTYPES}
     external = {name: _beside(t, folder) for name, t in constants.items() if t.data_location == _EXTERNAL}
     beside = Budget(budget.size + sum(path.stat().st_size for path in set(external.values())), max_size)
+    for name in constants:
+        budget.name(name)
     sizes = {name: _declared(tensor) for name, tensor in constants.items()}
     used = sum(sizes.get(name, 0) for node in graph.node for name in node.input)
     beside.unpack(max(used, sum(sizes.values())))

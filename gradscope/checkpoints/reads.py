@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from graphlib import CycleError, TopologicalSorter
 
 from gradscope.checkpoints.found import Found, names_of
 from gradscope.errors import InputError, listed, quoted, shown
@@ -57,13 +58,17 @@ def _joined(layer: Found, below: list[Found]) -> Found:
 def _in_order(layers: Mapping[str, Found]) -> dict[str, Found]:
     """The layers, each after those it reads, with their depths; raises InputError for a circle."""
     ordered: dict[str, Found] = {}
-    left = dict(layers)
-    while left:
-        ready = [name for name, layer in left.items() if ordered.keys() >= set(layer.below or ())]
-        if not ready:
-            raise InputError(f"layers {listed(list(left))} read one another in a circle")
-        for name in ready:
-            layer = left.pop(name)
+    sorter = TopologicalSorter({name: layer.below or () for name, layer in layers.items()})
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        circle = [name for name in layers if name in error.args[1]]
+        raise InputError(f"layers {listed(circle)} read one another in a circle") from error
+    place = {name: k for k, name in enumerate(layers)}
+    while sorter.is_active():
+        for name in sorted(ready := sorter.get_ready(), key=place.__getitem__):
+            layer = layers[name]
             depths = [ordered[other].depth + 1 for other in layer.below or ()]
             ordered[name] = replace(layer, depth=max(depths, default=layer.depth))
+        sorter.done(*ready)
     return ordered

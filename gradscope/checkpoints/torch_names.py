@@ -6,7 +6,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -50,7 +50,7 @@ def layers(tensors: Tensors) -> list[Found]:
     Those of a module of several are told apart by ``.l0``, ``.l0_reverse``, ``.l1``, and are in that order.
     """
     places = _places(tensors)
-    beside = _beside(tensors, places)
+    beside = {prefix: _Beside.of(prefix, keys) for prefix, keys in _beside(tensors, places).items()}
     count = Counter(prefix for prefix, _ in places)
     first = {prefix: k for k, prefix in enumerate(dict.fromkeys(prefix for prefix, _ in places))}
     names = {
@@ -62,7 +62,7 @@ def layers(tensors: Tensors) -> list[Found]:
         at_depth.setdefault((place[0], _depth(place)), []).append(name)
     found = []
     for place, name in names.items():
-        make = partial(_layer, tensors, places[place], place, beside.get(place[0], []))
+        make = partial(_layer, tensors, places[place], place, beside.get(place[0], _Beside()))
         below = tuple(at_depth.get((place[0], _depth(place) - 1), ()))
         layer = attempt(make, name, places[place].values())
         lower = below or (None if _depth(place) else ())
@@ -101,13 +101,39 @@ def _beside(names: Iterable[str], places: Mapping[Place, Mapping[str, str]]) -> 
     return beside
 
 
+@dataclass(frozen=True)
+class _Beside:
+    """What else is in a module that has layers' weights, and in what it holds.
+
+    parts : by the suffix of a layer, role and name of what one of its weights is made of; foreign : names of
+        all else; biases : of these, those that are not in two, as torch's are.
+    """
+
+    parts: Mapping[str, list[tuple[str, str]]] = field(default_factory=dict)
+    foreign: tuple[str, ...] = ()
+    biases: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, prefix: str, keys: Iterable[str]) -> _Beside:
+        """Of these keys beside the layers of a prefix."""
+        parts: dict[str, list[tuple[str, str]]] = {}
+        foreign = []
+        for key in keys:
+            if part := _MADE_OF.fullmatch(key, len(prefix)):
+                parts.setdefault(part["place"] or "", []).append((part["role"], key))
+            else:
+                foreign.append(key)
+        biases = (key for key in foreign if _BIAS.fullmatch(key, len(prefix)))
+        return cls(parts, tuple(foreign), tuple(biases))
+
+
 def _depth(place: Place) -> int:
     """The k of ``_l<k>``."""
     digits = re.search(r"\d+", place[1])
     return int(digits[0]) if digits else 0
 
 
-def _layer(tensors: Tensors, roles: Mapping[str, str], place: Place, beside: Sequence[str]) -> Found:
+def _layer(tensors: Tensors, roles: Mapping[str, str], place: Place, beside: _Beside) -> Found:
     raw = {role.removesuffix("/raw") for role in roles if role.endswith("/raw")}
     kept = {role.removesuffix("/raw"): key for role, key in roles.items() if role not in raw}
     foreign = _check_whole(kept, place, beside)
@@ -149,32 +175,30 @@ def _own(key: str, foreign: Sequence[str], cells: Sequence[str]) -> str:
     )
 
 
-def _check_whole(roles: Mapping[str, str], place: Place, beside: Sequence[str]) -> list[str]:
+def _check_whole(roles: Mapping[str, str], place: Place, beside: _Beside) -> Sequence[str]:
     """What is beside a layer and is no part of any layer's weights.
 
     Raises InputError where parts of its own weights are, or a bias that is not in two, as torch's are.
     """
     made: dict[str, list[str]] = {}
-    foreign = []
-    for key in beside:
-        part = _MADE_OF.fullmatch(key, len(place[0]))
-        if part is None or ((part["place"] or "") == place[1] and part["role"] in roles):
-            foreign.append(key)
-        elif (part["place"] or "") == place[1]:
-            made.setdefault(place[0] + part["role"] + place[1], []).append(key)
+    twice = []
+    for role, key in beside.parts.get(place[1], ()):
+        if role in roles:
+            twice.append(key)
+        else:
+            made.setdefault(place[0] + role + place[1], []).append(key)
     if made:
         name, parts = next(iter(made.items()))
         raise InputError(
             f"keeps {listed([name])} as {listed(parts)}, of which only the module itself can make it: "
             "give that, as in gradscope.analyze(checkpoint=gradscope.from_torch(model))"
         )
-    biases = [key for key in foreign if _BIAS.fullmatch(key, len(place[0]))]
-    if biases and "bias_ih" not in roles:
+    if beside.biases and "bias_ih" not in roles:
         raise InputError(
-            f"{listed(biases)} beside {listed([*roles.values()][:1])}: expected bias_ih and bias_hh of a "
-            "torch layer, or neither: numpy.savez the arrays as W_z, R_z, b_z, ..."
+            f"{listed(beside.biases)} beside {listed([*roles.values()][:1])}: expected bias_ih and bias_hh "
+            "of a torch layer, or neither: numpy.savez the arrays as W_z, R_z, b_z, ..."
         )
-    return foreign
+    return (*twice, *beside.foreign) if twice else beside.foreign
 
 
 def _check_rows(arrays: Mapping[str, Array], count: int) -> None:

@@ -10,6 +10,8 @@ EXPANSION = 16
 ALLOWANCE = 64 * 2**20
 # Bytes that an object of Python takes; the time for each is a few microseconds.
 OBJECT = 64
+# Objects' worth of a tensor that is named: it may be of a layer, with sentences about it.
+_TENSOR = 32
 
 
 class Budget:
@@ -45,6 +47,10 @@ class Budget:
                 f"takes more than the {self._room} bytes of memory allowed for its {self.size}, as no sound "
                 f"file does: {self._way_out(4 * self._room)}"
             )
+
+    def name(self, name: str) -> None:
+        """Pay for a tensor of this name."""
+        self.draw(_TENSOR, len(name))
 
     def _way_out(self, size: int) -> str:
         return self.remedy or f"if you trust it, say --max-size {size}"

@@ -67,6 +67,7 @@ class HDF5:
         for path, messages in self.headers.items():
             parts = dict(messages)
             if _LAYOUT in parts and _SPACE in parts and (dtype := _dtype(parts.get(_TYPE, b""))):
+                self.budget.name(path)
                 called = f"array {quoted(path)}"
                 shape = _shape(parts[_SPACE])
                 load = partial(self._load, called, parts, shape, dtype)

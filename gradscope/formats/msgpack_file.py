@@ -102,6 +102,7 @@ class _Reader:
 
 
 def _tensor(name: str, budget: Budget, code: int, data: memoryview) -> Tensor:
+    budget.name(name)
     called = f"array {quoted(name)}"
     return Tensor(called, partial(_load, called, budget, code, data), len(data))
 

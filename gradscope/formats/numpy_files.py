@@ -79,6 +79,8 @@ def _array(file: IO[bytes], size: int, name: str, budget: Budget) -> Array:
 
 
 def _npz_tensor(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, budget: Budget) -> Tensor:
+    budget.name(member.filename)
+
     def load() -> Array:
         # Of zip's methods only these two unpack piece by piece, within the declared size.
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

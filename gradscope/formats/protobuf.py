@@ -9,44 +9,48 @@ from gradscope.formats.budget import Budget
 
 # Objects' worth of memory of a message and its wrapper in Python: an empty one is two bytes of a file.
 _MESSAGE = 4
+# What the library reads.
+_DEEPEST = 100
 # Wire types, and the bytes of those of a fixed size.
 _VARINT, _BYTES = 0, 2
 _FIXED = {1: 8, 5: 4}
 
 
-def pay(data: memoryview, kind: Any, budget: Budget) -> None:
+def pay(data: bytes, kind: Any, budget: Budget) -> None:
     """Draw for every message and field in the bytes of a message of the descriptor ``kind``.
 
-    Raises InputError where that is too much, IndexError where the bytes end too early.
+    Raises InputError where that is too much or nests too deep, IndexError where the bytes end too early.
     """
-    waiting = [(data, kind)]
-    while waiting:
-        data, kind = waiting.pop()
-        budget.draw(_MESSAGE)
-        fields, at = kind.fields_by_number, 0
-        while at < len(data):
-            budget.draw()
-            tag, at = _varint(data, at)
-            wire = tag & 7
-            if wire == _BYTES:
-                size, at = _varint(data, at)
-                inside = getattr(fields.get(tag >> 3), "message_type", None)
-                if inside is not None:
-                    waiting.append((data[at : at + size], inside))
-                at += size
-            elif wire == _VARINT:
-                _, at = _varint(data, at)
-            elif wire in _FIXED:
-                at += _FIXED[wire]
-            else:  # groups, which nothing has written for twenty years
-                raise InputError(f"has a field of wire type {wire}: damaged")
+    _pay(data, 0, len(data), kind, budget, 0)
 
 
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """The number at a place, and where it ends."""
-    number = data[at] & 127
-    shift = 0
-    while data[at] > 127:
-        at, shift = at + 1, shift + 7
+def _pay(data: bytes, at: int, end: int, kind: Any, budget: Budget, depth: int) -> None:
+    if depth > _DEEPEST:
+        raise InputError(f"has messages nested more than {_DEEPEST} deep: damaged")
+    budget.draw(_MESSAGE)
+    fields = kind.fields_by_number
+    while at < end:
+        budget.draw()
+        tag, at = _varint(data, at)
+        wire = tag & 7
+        if wire == _BYTES:
+            size, at = _varint(data, at)
+            inside = getattr(fields.get(tag >> 3), "message_type", None)
+            if inside is not None:
+                _pay(data, at, min(at + size, end), inside, budget, depth + 1)
+            at += size
+        elif wire == _VARINT:
+            _, at = _varint(data, at)
+        elif wire in _FIXED:
+            at += _FIXED[wire]
+        else:  # groups, which nothing has written for twenty years
+            raise InputError(f"has a field of wire type {wire}: damaged")
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number at a place and where it ends, of ten bytes at most."""
+    number = shift = 0
+    while data[at] > 127 and shift < 63:
         number |= (data[at] & 127) << shift
-    return number, at + 1
+        at, shift = at + 1, shift + 7
+    return number | data[at] << shift, at + 1

@@ -31,7 +31,7 @@ def open_safetensors(path: PathLike, max_size: int | None = None) -> Iterator[Te
 
 
 def _tensor(file: Any, key: str, budget: Budget) -> Tensor:
-    budget.draw(8, len(key))
+    budget.name(key)
     name = f"tensor {quoted(key)}"
 
     def load() -> Array:

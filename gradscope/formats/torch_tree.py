@@ -96,6 +96,7 @@ def _walked(whole: Any, budget: Budget) -> Tree:
         # Containers that hold one another many times over are small in a file and endless to walk.
         name = joined(above, key, budget)
         if tensor := rebuilt(value):
+            budget.name(name)
             tree.tensors.setdefault(name, tensor)
         elif id(value) not in seen:
             seen.add(id(value))

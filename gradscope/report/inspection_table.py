@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from gradscope.checkpoints import Found
     from gradscope.report.inspection import Inspection
 
+# Layers in a table: nobody reads more, and a stranger's file may hold a hundred thousand.
+_MOST = 64
+
 
 def render_contents(inspection: Inspection, look: Look) -> str:
     """The whole table as text, with ANSI codes if the terminal has colours."""
@@ -23,8 +26,8 @@ def render_contents(inspection: Inspection, look: Look) -> str:
 
 
 def _parts(inspection: Inspection) -> Iterable[RenderableType]:
-    layers = inspection.contents.layers
-    count = f"{len(layers)} recurrent layer" + "s" * (len(layers) > 1)
+    count = f"{len(inspection.contents.layers)} recurrent layer" + "s" * (len(inspection.contents.layers) > 1)
+    layers = inspection.contents.layers[:_MOST]
     yield Text.assemble((count.upper(), "bold"), f" in {shown(inspection.source)}")
     for found in layers:
         said = (
@@ -43,8 +46,10 @@ def _parts(inspection: Inspection) -> Iterable[RenderableType]:
         row = (found.name, found.label, *sizes, found.direction, _reads(found), found.dtype, known)
         summary.add_row(*(Text(shown(cell) or "-") for cell in row))
     yield section("Layers", summary)
+    if more := len(inspection.contents.layers) - len(layers):
+        yield Text(f"\nand {more} more, which --json lists", style="dim")
     norms = headed("layer", "matrix", "spectral norm", "spectral radius")
-    for found, matrices in zip(layers, inspection.matrices, strict=True):
+    for found, matrices in zip(layers, inspection.matrices[:_MOST], strict=True):
         for name, matrix in matrices.items():
             radius = matrix["spectral_radius"]
             cells = (shown(found.name) or "-", name, f"{matrix['spectral_norm']:.4f}")
