@@ -110,7 +110,17 @@ def _read(settings: Settings) -> Model | None:
             raise InputError(
                 f"{shown(recorded.label)} is a recording of a model's layers: give its checkpoint as well"
             )
-        for name in ("layer", "reads", "map", "activation", "layout", "max_size", "readout", "embedding"):
+        for name in (
+            "layer",
+            "reads",
+            "map",
+            "activation",
+            "layout",
+            "config",
+            "max_size",
+            "readout",
+            "embedding",
+        ):
             if (value := getattr(settings, name)) is not None:
                 raise InputError(
                     f"{name} is {quoted(value)}, but that is about a checkpoint: give its file as well"
@@ -123,6 +133,7 @@ def _read(settings: Settings) -> Model | None:
         layers=(layer,) if isinstance(layer, str) else layer,
         activation=settings.activation,
         layout=settings.layout,
+        config=settings.config,
         max_size=settings.max_size,
         reads=(reads,) if isinstance(reads, str) else reads or (),
         rules=rules_of(settings.map),

@@ -215,6 +215,14 @@ class Settings:
         "How weights of a CuDNNLSTM or CuDNNGRU lie, where the checkpoint does not say.",
         choices=get_args(Layout),
     )
+    config: str | Path | None = option(
+        None,
+        "Checkpoint",
+        "The model's own to_json(), where the checkpoint is weights of Keras alone.",
+        metavar="FILE",
+        reads=True,
+        doc="A file of the model's own ``to_json()``, where the checkpoint is weights of Keras alone.",
+    )
     max_size: int | None = option(
         None,
         "Checkpoint",

@@ -76,6 +76,7 @@ def read_all(
     max_size: int | None = None,
     also: Iterable[str] = (),
     rules: Sequence[str] = (),
+    config: str | os.PathLike[str] | None = None,
 ) -> Contents:
     """Every recurrent layer in a checkpoint, whether or not gradscope can analyse it.
 
@@ -84,6 +85,7 @@ def read_all(
     max_size : bytes the file may unpack to, by default a small multiple of its size.
     also : other tensors whose values are wanted: their names, or those of their modules, or a unique end.
     rules : of a map, which then alone says what the layers are; see ``array_map``.
+    config : a file of Keras' ``model.to_json()``, which its weights alone lack.
     Raises InputError for a file that is damaged, too large, or lacks a recurrent layer or those tensors.
     """
     if isinstance(path, Live):
@@ -93,12 +95,15 @@ def read_all(
         expected = "a file, or what gradscope.from_torch and its like make of a model"
         raise InputError(f"checkpoint is {quoted(path)}, expected {expected}")
     kind = kind_of(path)
+    if config is not None and (rules or kind not in (".h5", ".hdf5")):
+        raise InputError(f"--config {shown(config)} is about weights of Keras (.h5) alone: leave it out")
     if rules and kind in _ARRAYS | TENSOR_FILES:
         opener = load(_ARRAYS[kind])(path, max_size) if kind in _ARRAYS else open_tensors(path, max_size)
         with opener as tensors:
             return _mapped(tensors, rules, cell, also)
     if kind in _MODELS:
-        contents: Contents = load(_MODELS[kind])(path, max_size, also)
+        told = {} if config is None else {"config": config}
+        contents: Contents = load(_MODELS[kind])(path, max_size, also, **told)
         return contents
     if kind not in TENSOR_FILES:
         raise _unknown_format(path)
@@ -134,6 +139,7 @@ def read(
     also: Iterable[str] = (),
     reads: Iterable[str] = (),
     rules: Sequence[str] = (),
+    config: str | os.PathLike[str] | None = None,
     recorded: Recorded | None = None,
 ) -> Model:
     """The recurrent layers of a checkpoint, by default all of them.
@@ -142,12 +148,12 @@ def read(
         is all.
     cell : a built-in name, ``package.module:factory`` or a Cell; activation : one of ACTIVATIONS; layout :
         one of LAYOUTS. They decide what the file leaves open, and must not contradict it.
-    also : other tensors wanted, and rules, as for ``read_all``; reads : LAYER=BELOW, as for ``connected``.
+    also, rules, config : as for ``read_all``; reads : LAYER=BELOW, as for ``connected``.
     recorded : from a file of ``gradscope.record``, where the checkpoint does not bring its own.
     Raises InputError for what ``read_all`` refuses, and for a layer that gradscope has no cell for.
     """
     wanted = find(cell) if isinstance(cell, str) else cell
-    contents = read_all(path, wanted, max_size=max_size, also=also, rules=rules)
+    contents = read_all(path, wanted, max_size=max_size, also=also, rules=rules, config=config)
     if isinstance(path, Live) and path.recorded:
         recorded = path.recorded
     with about(str(path)):

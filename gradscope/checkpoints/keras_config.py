@@ -36,7 +36,7 @@ _MASKLESS = re.compile(
 )
 _DEEPEST = 50
 # Characters, of a config and of the names on the way to a layer.
-_MOST, LONGEST = 2**23, 1024
+MOST_TEXT, LONGEST = 2**23, 1024
 Node = dict[str, Any]
 
 
@@ -74,8 +74,8 @@ def specs(
     A name that stands for several different layers is left out. Raises InputError for a config that
     is longer, or nests deeper, than one of Keras.
     """
-    if len(text) > _MOST:
-        raise InputError(f"has a config of {len(text)} characters, expected at most {_MOST}")
+    if len(text) > MOST_TEXT:
+        raise InputError(f"has a config of {len(text)} characters, expected at most {MOST_TEXT}")
     budget = budget or Budget(len(text))
     walk, root = _Walk(budget, usual_gate(version)), parsed(text, budget)
     root = root if isinstance(root, dict) else {}

@@ -14,11 +14,11 @@ from typing import Any
 from gradscope.checkpoints import keras_cudnn
 from gradscope.checkpoints.found import SIMPLE, Contents, Found, attempt, blocks, gated, take
 from gradscope.checkpoints.keras_activations import activated_cells, question
-from gradscope.checkpoints.keras_config import Spec, specs
+from gradscope.checkpoints.keras_config import MOST_TEXT, Spec, specs
 from gradscope.checkpoints.keras_names import names_by_place, place_of, users_names, whole_name
 from gradscope.checkpoints.keras_weights import of_model, unconnected
 from gradscope.custom_types import Array, PathLike
-from gradscope.errors import InputError, listed
+from gradscope.errors import InputError, listed, shown
 from gradscope.formats.budget import Budget
 from gradscope.formats.hdf5 import HDF5
 from gradscope.formats.json_text import parsed
@@ -78,11 +78,33 @@ def _weights(h5: HDF5, budget: Budget) -> Tensors:
     return of_model(tensors)
 
 
-def read_hdf5(path: PathLike, max_size: int | None, also: Iterable[str] = ()) -> Contents:
-    """The recurrent layers of weights alone (``.weights.h5``) or of a whole model in HDF5 (``.h5``)."""
+def read_hdf5(
+    path: PathLike, max_size: int | None, also: Iterable[str] = (), config: PathLike | None = None
+) -> Contents:
+    """The recurrent layers of weights alone (``.weights.h5``) or of a whole model in HDF5 (``.h5``).
+
+    config : the file of the model's ``to_json()``, of weights alone.
+    """
+    told, version = _beside(config) if config is not None else (None, "")
     with opened(path, ".h5", max_size) as (file, budget):
         budget.unpack(budget.size)
-        return _contents(file.read(), budget, also)
+        contents = _contents(file.read(), budget, also, told, version)
+        if told and all(layer.question == _unknown(layer) for layer in contents.layers):
+            names = listed([layer.name for layer in contents.layers])
+            raise InputError(f"has weights of {names}, and --config {shown(config)} says nothing of these")
+        return contents
+
+
+def _beside(path: PathLike) -> tuple[str, str]:
+    """A config in a file of its own, and the version of Keras that it is of."""
+    with opened(path, ".json") as (file, budget):
+        if budget.size > MOST_TEXT:
+            raise InputError(f"has {budget.size} bytes, expected what model.to_json() returns")
+        text = file.read().decode("utf-8")
+        root = parsed(text, budget)
+        if not isinstance(root, dict) or not isinstance(root.get("config"), dict | list):
+            raise InputError("holds no config of a model, expected what model.to_json() returns")
+        return text, str(root.get("keras_version", ""))[:_LONGEST_VERSION]
 
 
 def _version(metadata: bytes, budget: Budget) -> str:
@@ -95,7 +117,10 @@ def _contents(
 ) -> Contents:
     """Of weights, with the config and the version of Keras that wrote them, or what they say of these."""
     tensors = _weights(h5 := HDF5(data, budget), budget)
-    config = config or h5.text("", "model_config")
+    own = h5.text("", "model_config")
+    if config and own:
+        raise InputError("holds the config of its model: leave out --config")
+    config = config or own
     version = version or (h5.text("", "keras_version") or "")[:_LONGEST_VERSION]
     known = specs(config, h5.text("", "training_config"), version, budget) if config else None
     places = names_by_place(config, budget) if config else {}

@@ -14,7 +14,7 @@ _OPTIMISER = re.compile(
     re.I | re.S,
 )
 # Moving averages of the weights, which have the names of the weights themselves under one of their own.
-_AVERAGE = re.compile(r"(.*_)?(ema|swa|shadow)(_.*)?", re.I | re.S)
+_AVERAGE = re.compile(r"(.*_)?(ema|swa|shadow|averaged?|avg)(_.*)?", re.I | re.S)
 # What may be around one of two copies alone.
 _WRAPPER = re.compile(r"^(module|model|_orig_mod)[./]")
 _DEEPEST = 64

@@ -15,7 +15,7 @@ from gradscope.settings import Settings
 @click.command(cls=Command, short_help="List the recurrent layers in a checkpoint.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--cell", metavar="NAME", help="The cell of a native file, where it is one of your own.")
-@options(Settings, ["map", "max_size"], section="Options")
+@options(Settings, ["map", "config", "max_size"], section="Options")
 @options(Output, PAGE, section="Options")
 def inspect(file: Path, cell: str | None, max_size: int | None, **given: Any) -> None:
     """List the recurrent layers in a checkpoint: sizes, directions, norms, and what the file leaves open.
@@ -31,11 +31,11 @@ def inspect(file: Path, cell: str | None, max_size: int | None, **given: Any) ->
     """
     from gradscope.cli.streams import check_writable, guarded_stdout
 
-    output, rules = pick(Output, given), given.pop("map")
-    check_writable(output.output, file, *map(Path, rules))
+    output, rules, config = pick(Output, given), given.pop("map"), given.pop("config")
+    check_writable(output.output, file, *map(Path, filter(None, (*rules, config))))
     with guarded_stdout():
         find_modules_here()
         from gradscope.report.inspection import inspect as inspect_file
 
-        found = inspect_file(file, cell, max_size, rules)
+        found = inspect_file(file, cell, max_size, rules, config)
     output.write(found)

@@ -46,12 +46,15 @@ def inspect(
     cell: str | None = None,
     max_size: int | None = None,
     rules: Sequence[str] = (),
+    config: str | None = None,
 ) -> Inspection:
     """What is in a checkpoint; the arguments and errors are those of ``checkpoints.read_all``.
 
     rules : texts or files, as for ``rules_of``.
     """
-    contents = read_all(path, find(cell) if cell else None, max_size=max_size, rules=rules_of(rules))
+    contents = read_all(
+        path, find(cell) if cell else None, max_size=max_size, rules=rules_of(rules), config=config
+    )
     return Inspection(os.fspath(path), contents, tuple(map(_matrices, contents.layers)))
 
 

@@ -116,6 +116,39 @@ def test_inspect_and_analyze_ask_in_the_same_words(tmp_path, run):
     assert (code, err) == (2, f"gradscope: error: {path}: {asked}\n")
 
 
+def test_a_config_beside_weights(tmp_path, run):
+    """What to_json() writes says what weights alone do not: direction, activations, reset form."""
+    state = layouts.recurrent("lstm", INPUT, HIDDEN, dtype="float64")
+    weights = as_buffers("lstm", state)
+    path = saved(tmp_path / "x.h5", {"rnn_1": weights})
+    inside = {"name": "rnn_1", "units": HIDDEN, "go_backwards": True}
+    layer = {"class_name": "CuDNNLSTM", "config": inside}
+    text = json.dumps({"class_name": "Sequential", "config": {"layers": [layer]}, "keras_version": "2.2.0"})
+    (tmp_path / "x.json").write_text(text)
+    found = read_layer(path, config=tmp_path / "x.json")
+    assert (found.direction, found.assumed) == ("backward", ())
+    np.testing.assert_allclose(outputs(found, X[::-1]), expected("lstm", state), rtol=0, atol=1e-12)
+    (asked,) = json.loads(run("inspect", path, "--config", tmp_path / "x.json", "--json")[1])["layers"]
+    assert (asked["direction"], asked["open"]) == ("backward", None)
+    np.save(tmp_path / "x.npy", X)
+    assert run("analyze", path, "--inputs", tmp_path / "x.npy", "--config", tmp_path / "x.json", "-q")[0] == 0
+
+    (tmp_path / "other.json").write_text(text.replace("rnn_1", "another"))
+    (tmp_path / "list.json").write_text("[]")
+    whole = saved(tmp_path / "w.h5", {"rnn_1": weights}, model_config=text)
+    np.savez(tmp_path / "y.npz", W=X)
+    refused = {
+        "has weights of rnn_1, and --config .*other.json says nothing of these": (path, "other.json"),
+        "list.json: holds no config of a model, expected what model.to_json": (path, "list.json"),
+        "absent.json: No such file": (path, "absent.json"),
+        "holds the config of its model: leave out --config": (whole, "x.json"),
+        "is about weights of Keras": (tmp_path / "y.npz", "x.json"),
+    }
+    for words, (file, config) in refused.items():
+        with pytest.raises(InputError, match=words):
+            read_layer(file, config=tmp_path / config)
+
+
 def test_a_layout_that_does_not_fit(tmp_path):
     state = layouts.recurrent("lstm", INPUT, HIDDEN)
     weights = as_buffers("lstm", state)

@@ -371,3 +371,23 @@ def test_keras_2_names_and_config(gate, tmp_path):
     ours = both_directions(*layers, x.astype(float))
     expected = np.asarray(model(x[None]))[0]  # each direction's last state
     np.testing.assert_allclose(np.r_[ours[-1, :HIDDEN], ours[0, HIDDEN:]], expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("suffix", [".weights.h5", ".h5"])
+def test_keras_weights_with_their_config_beside(suffix, tmp_path):
+    """A GRU that reads from the end, behind a Dense: direction and wiring are those of the config."""
+    first = keras.layers.GRU(HIDDEN, return_sequences=True, go_backwards=True, name="mine")
+    model = keras_model(keras.layers.Dense(INPUT, name="before"), first)
+    path = tmp_path / "x.weights.h5"
+    model.save_weights(path)
+    (tmp_path / "x.json").write_text(model.to_json())
+    if suffix == ".h5":
+        path = path.rename(tmp_path / "x.h5")
+    (found,) = checkpoints.read_all(path, config=tmp_path / "x.json").layers
+    assert (found.name, found.direction, found.cells) == ("mine", "backward", ("gru",))
+    assert (found.below, found.question) == (None, "")
+    x = sequence().astype(np.float32)
+    before = np.asarray(keras.Model(model.inputs[0], model.layers[0].output)(x[None]))[0].astype(float)
+    np.testing.assert_allclose(
+        outputs(found.settle(), before), np.asarray(model(x[None]))[0], rtol=0, atol=2e-6
+    )
