@@ -24,6 +24,7 @@ from gradscope.product_svd.spectrum import spectrum
 from gradscope.report.analysis import Analysis
 from gradscope.report.chains import chain_of
 from gradscope.report.conclude import conclude
+from gradscope.report.notes import chain_notes
 from gradscope.report.verdict import judge, level
 from gradscope.settings import DTYPE, DTYPE_ON_TPU, Policy, Settings, takes
 
@@ -77,10 +78,11 @@ def analyze_chain(
     policy = policy or Policy()
     floor = -math.inf if top is None else math.log10(policy.vanishing_below)
     chain = chain_of("full", [spectrum(stack, top, by_lag=True, floor=floor)], policy.vanishing_below)
+    verdict = judge([chain], {}, policy, trajectory=False)
     return Analysis(
         problem={"cell": None, "size": stack.shape[1], "steps": len(stack), "batch": 1, "source": source},
         policy=policy,
-        verdict=judge([chain], {}, policy, trajectory=False),
+        verdict=verdict.noting(chain_notes(chain, verdict.level)),
         chains=(chain,),
         levels={"full": level(chain, policy)},
     )

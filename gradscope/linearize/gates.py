@@ -12,6 +12,7 @@ import numpy as np
 from gradscope.cells.cell import Cell
 from gradscope.cells.units import Parameters
 from gradscope.custom_types import Array
+from gradscope.linearize.course import course, joined_course
 from gradscope.linearize.trajectory import Trajectory, forward
 
 # Karpathy, Johnson and Li 2015 (arXiv 1506.02078): a gate is saturated left of 0.1 or right of 0.9.
@@ -27,22 +28,30 @@ def gate_sums(gates: Mapping[str, Array]) -> dict[str, Array]:
     }
 
 
-def gate_sums_along(trajectory: Trajectory, count: int) -> list[dict[str, Array]]:
-    """The same of ``count`` sequences of a trajectory, from a forward pass of their own."""
-    cell = trajectory.cell
+def followed(trajectory: Trajectory, count: int) -> list[tuple[dict[str, Array], dict[str, Array]]]:
+    """The same of ``count`` sequences, and their courses, from a forward pass of their own."""
     sums: list[dict[str, Array]] = [{} for _ in range(count)]
+    courses: list[list[dict[str, Array]]] = [[] for _ in range(count)]
+    run, segments = trajectory.spread.lift(_activations, trajectory.cell), trajectory.segments
+    parameters = jax.device_get(trajectory.parameters)
+    for i in range(segments.count):
+        given = trajectory.inputs(i)
+        inputs, (states, gates) = jax.device_get(
+            (given, run(trajectory.parameters, given, trajectory.start(i)))
+        )
+        for number in range(count):
+            valid = trajectory.valid(i)
+            open_ = {name: g[number, :valid] for name, g in gates.items()}
+            part = gate_sums(open_)
+            sums[number] |= {name: sums[number].get(name, 0) + value for name, value in part.items()}
+            one = (inputs[number, :valid], states[number, : valid + 1], open_, i * segments.length)
+            courses[number].append(course(trajectory.cell, parameters, *one))
+    return [(total, joined_course(parts)) for total, parts in zip(sums, courses, strict=True)]
+
+
+def _activations(cell: Cell, parameters: Parameters, inputs: Any, start: Any) -> tuple[Any, dict[str, Any]]:
+    """States s_0 ... s_T, and the gates."""
+    states = forward(cell, parameters, inputs, start)
     if cell.gates is None:
-        return sums
-    run = trajectory.spread.lift(_activations, cell)
-    for i in range(trajectory.segments.count):
-        found = jax.device_get(run(trajectory.parameters, trajectory.inputs(i), trajectory.start(i)))
-        for number, total in enumerate(sums):
-            part = gate_sums({name: g[number, : trajectory.valid(i)] for name, g in found.items()})
-            total |= {name: total.get(name, 0) + value for name, value in part.items()}
-    return sums
-
-
-def _activations(cell: Cell, parameters: Parameters, inputs: Any, start: Any) -> Any:
-    assert cell.gates is not None
-    before = forward(cell, parameters, inputs, start)[:-1]
-    return jax.vmap(partial(cell.gates, parameters))(inputs, before)
+        return states, {}
+    return states, jax.vmap(partial(cell.gates, parameters))(inputs, states[:-1])

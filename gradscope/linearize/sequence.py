@@ -15,6 +15,7 @@ from gradscope.cells.units import Parameters
 from gradscope.custom_types import Array
 from gradscope.linearize.budget import SEGMENT_BYTES, step_bytes
 from gradscope.linearize.cell_chain import cell_view, split
+from gradscope.linearize.course import course, joined_course
 from gradscope.linearize.gates import gate_sums
 from gradscope.linearize.jacobian_chain import JacobianChain
 from gradscope.linearize.jacobians import linearize, link
@@ -41,6 +42,7 @@ class Linearized:
     ) -> None:
         """Parameters: those of the system, where they are on the device already."""
         self._gates: dict[int, dict[str, Array]] = {}
+        self._courses: dict[int, dict[str, Array]] = {}
         self._system, self._device, self._cut, self._view = system, device, cut, view
         self._links: dict[int, Array] = {}  # the cell view's link after each segment
         steps = system.length(sequence)
@@ -70,6 +72,11 @@ class Linearized:
         each = list(self._gates.values())
         return {name: np.sum([sums[name] for sums in each], axis=0) for name in each[0]}
 
+    @property
+    def course(self) -> dict[str, Array]:
+        """The course of the trajectory (see course.course), of all segments loaded so far."""
+        return joined_course(list(self._courses.values()))
+
     def _on_host(self, i: int) -> dict[str, Any]:
         """What ``linearize`` and ``link`` return, without the padding; its sums are noted."""
         trajectory = self._trajectory
@@ -80,6 +87,11 @@ class Linearized:
         states = found.pop("states")[: valid + 1]
         found = jax.tree.map(lambda array: array[:valid], found) | {"states": states}
         self._gates[i] = gate_sums(found["gates"])
+        if i not in self._courses:
+            inputs = np.asarray(one[1])[0, :valid]
+            before = i * trajectory.segments.length
+            given = (trajectory.cell, self._system.parameters, inputs, states, found["gates"], before)
+            self._courses[i] = course(*given)
         if "link" in found:
             self._links[i] = np.asarray(found["link"][-1], np.float64)
         return found

@@ -89,7 +89,10 @@ def _side_by_side(problem: Problem, numbers: range, ask: Ask, means: Means, tall
         return tally.of([job])
 
     measured = measure_all(jobs, at_once, report)
-    return [replace(one, gates=sequence.gate_sums) for one, sequence in zip(measured, sequences, strict=True)]
+    return [
+        replace(one, gates=sequence.gate_sums, course=sequence.course)
+        for one, sequence in zip(measured, sequences, strict=True)
+    ]
 
 
 def _together(problem: Problem, numbers: range, ask: Ask, means: Means, tally: Tally) -> list[Measured]:

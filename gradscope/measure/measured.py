@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gradscope.custom_types import Array
+from gradscope.linearize.course import joined_course
 from gradscope.product_svd.spectrum import Spectrum
 
 
@@ -18,12 +19,14 @@ class Measured:
     """Of one sequence.
 
     spectra : {chain: Spectrum}, the full one first; shares : {path: (T,)}, none where they are not asked for;
-    gates : {gate: sum of the activations, how many are saturated, how many there are}.
+    gates : {gate: sum of the activations, how many are saturated, how many there are}; course : of the
+    trajectory, see linearize.course.
     """
 
     spectra: Mapping[str, Spectrum]
     shares: Mapping[str, Array]
     gates: Mapping[str, Array] = field(default_factory=dict)
+    course: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def full(self) -> Spectrum:
@@ -58,6 +61,11 @@ def gate_statistics(measured: Sequence[Measured]) -> dict[str, dict[str, float]]
         name: {"mean": float(total / count), "saturated": float(saturated / count)}
         for name, (total, saturated, count) in totals.items()
     }
+
+
+def course_of(measured: Sequence[Measured]) -> dict[str, Array]:
+    """The course of all sequences together."""
+    return joined_course([one.course for one in measured])
 
 
 def direct_sum(spectra: Sequence[Spectrum]) -> Spectrum:

@@ -13,7 +13,7 @@ from gradscope.cells.notation import NAMELESS
 from gradscope.cells.stack import block_names, extents_of
 from gradscope.custom_types import Array
 from gradscope.linearize.budget import SEGMENT_BYTES, tangent_bytes
-from gradscope.linearize.gates import gate_sums_along
+from gradscope.linearize.gates import followed
 from gradscope.linearize.system import System
 from gradscope.linearize.tangent_chain import TangentChain
 from gradscope.linearize.tangents import TangentSteps, tangents
@@ -36,7 +36,10 @@ def measure_together(
         found = measure(chains, ask, meter)
         if ask.only != "all":
             return found
-        return [replace(one, gates=gates) for one, gates in zip(found, chains.gate_sums(), strict=True)]
+        return [
+            replace(one, gates=gates, course=course)
+            for one, (gates, course) in zip(found, chains.followed(), strict=True)
+        ]
 
 
 class TangentChains:
@@ -91,9 +94,9 @@ class TangentChains:
         found = self._full.shares(left, right)
         return [dict(zip(self._paths, one.T, strict=True)) for one in found]
 
-    def gate_sums(self) -> list[dict[str, Array]]:
-        """Sums over the gates of every sequence."""
-        return gate_sums_along(self._trajectory, self.sequences)
+    def followed(self) -> list[tuple[dict[str, Array], dict[str, Array]]]:
+        """Sums over the gates of every sequence, and its course."""
+        return followed(self._trajectory, self.sequences)
 
     def _spectra(self, name: str, ask: Ask) -> list[Spectrum]:
         assert ask.top is not None

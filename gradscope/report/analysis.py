@@ -88,7 +88,11 @@ class Analysis:
         loss = {} if self.loss is None else {"loss": _plain(self.loss.to_dict(shown))}
         return {
             "problem": dict(self.problem),
-            "verdict": {"level": self.verdict.level, "reasons": list(self.verdict.reasons)},
+            "verdict": {
+                "level": self.verdict.level,
+                "reasons": list(self.verdict.reasons),
+                "notes": list(self.verdict.notes),
+            },
             "thresholds": {
                 "vanishing_below": self.policy.vanishing_below,
                 "exploding_above": self.policy.exploding_above,

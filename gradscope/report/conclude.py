@@ -17,6 +17,7 @@ from gradscope.problem.layers import Problems
 from gradscope.problem.problem import Problem
 from gradscope.report.analysis import Analysis
 from gradscope.report.chains import chain_of, mean_share
+from gradscope.report.notes import chain_notes, loss_notes, trajectory_notes
 from gradscope.report.provenance import described, described_together
 from gradscope.report.verdict import judge, level
 from gradscope.settings import MOST_FOR_ALL, Policy
@@ -48,11 +49,19 @@ def conclude(
         analysis = replace(
             _conclude(together(problems, measured), policy, source), layers=layers, only=layers[0].only
         )
+        told = (
+            f"layer{number}: {note}"
+            for number, (problem, each) in enumerate(zip(problems.layers, measured, strict=False))
+            for note in trajectory_notes(problem, each)
+        )
+        analysis = replace(analysis, verdict=analysis.verdict.noting(told))
     joint = problems.joint
     if joint is None:
         verdict = replace(analysis.verdict, reasons=(*analysis.verdict.reasons, _SIDE_BY_SIDE))
         return replace(analysis, verdict=verdict)
     (loss,) = (loss for problem, loss in zip(problems.every, losses, strict=True) if problem is joint)
+    if layers[1:]:
+        analysis = replace(analysis, verdict=analysis.verdict.noting(loss_notes(loss)))
     return replace(analysis, loss=loss)
 
 
@@ -66,8 +75,11 @@ def _of_layer(
     # Their spectra take longer than all else where only the top values were asked for.
     few = problem.system.hidden <= MOST_FOR_ALL
     whole = problem.only == "all"
+    found = _conclude(measured, policy, described(problem, backend))
+    notes = (*trajectory_notes(problem, measured), *loss_notes(loss))
     return replace(
-        _conclude(measured, policy, described(problem, backend)),
+        found,
+        verdict=found.verdict.noting(notes),
         loss=loss,
         only=problem.only,
         gates=gate_statistics(measured) if whole else {},
@@ -81,10 +93,11 @@ def _conclude(measured: Sequence[Measured], policy: Policy, source: Mapping[str,
     chains = [chain_of(name, each, policy.vanishing_below) for name, each in spectra.items()]
     by_step = _mean_shares(measured)
     shares = {name: mean_share(share, chains[0]) for name, share in by_step.items()}
+    verdict = judge(chains, shares, policy)
     return Analysis(
         problem=source,
         policy=policy,
-        verdict=judge(chains, shares, policy),
+        verdict=verdict.noting(chain_notes(chains[0], verdict.level, source["dtype"], measured)),
         chains=tuple(chains),
         levels={chain.name: level(chain, policy) for chain in chains},
         shares=by_step,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,7 +44,7 @@ def render_table(analysis: Analysis, look: Look) -> str:
 def _parts(analysis: Analysis, look: Look) -> Iterable[RenderableType]:
     """The whole, then what of its layers is to be shown."""
     yield _headline(analysis)
-    yield from map(bullet, analysis.verdict.reasons)
+    yield from map(bullet, (*analysis.verdict.reasons, *analysis.verdict.notes))
     yield from _said(analysis)
     if analysis.layers:
         yield section("Layers", _layers(analysis, look.terminal))
@@ -54,7 +54,7 @@ def _parts(analysis: Analysis, look: Look) -> Iterable[RenderableType]:
     worst = max(range(len(analysis.layers)), key=lambda number: _badness(analysis.layers[number]))
     for number in range(len(analysis.layers)) if look.every_layer else [worst]:
         yield Text(f"\nlayer{number}", style="bold underline")
-        yield from _layer(analysis.layers[number], look.terminal)
+        yield from _layer(analysis.layers[number], look.terminal, analysis.verdict.notes)
     if not look.every_layer:
         yield Text(f"\nlayer{worst} is the worst of the layers; --details shows all of each.", style="dim")
 
@@ -65,10 +65,11 @@ def _badness(layer: Analysis) -> tuple[int, float]:
     return order.index(layer.verdict.level), abs(layer.full.log10_norm.median)
 
 
-def _layer(layer: Analysis, terminal: Terminal) -> Iterable[RenderableType]:
+def _layer(layer: Analysis, terminal: Terminal, told: Sequence[str]) -> Iterable[RenderableType]:
     """A layer of several, whose caveats the whole has said."""
     yield _headline(layer, given=False)
-    yield from map(bullet, layer.verdict.reasons)
+    notes = [note for note in layer.verdict.notes if not any(one.endswith(note) for one in told)]
+    yield from map(bullet, (*layer.verdict.reasons, *notes))
     yield from _measured(layer, terminal)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,12 +16,18 @@ from gradscope.settings import Level, Policy
 class Verdict:
     """``level`` is vanishing, stable, exploding or undecided; ``reasons`` are sentences with numbers.
 
-    matched : those of the whole and of its layers whose level was looked for, see ``Analysis.matching``.
+    matched : those of the whole and of its layers whose level was looked for, see ``Analysis.matching``;
+    notes : what else there is to know of trajectory and chain, with its remedy; of a healthy network nothing.
     """
 
     level: Level
     reasons: tuple[str, ...]
     matched: tuple[Matched, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def noting(self, notes: Iterable[str]) -> Verdict:
+        """The same with more notes."""
+        return replace(self, notes=(*self.notes, *notes))
 
 
 @dataclass(frozen=True)
@@ -56,10 +62,6 @@ def scientific(log10: float, digits: int = 3) -> str:
     return mantissa if exponent == 0 else f"{mantissa}e{exponent:+03d}"
 
 
-# From here on, one rounding error of a float64 state (1e-16) is seen in its fourth digit.
-_CHAOTIC = 12.0
-
-
 def judge(
     chains: Sequence[Chain], shares: Mapping[str, float], policy: Policy, *, trajectory: bool = True
 ) -> Verdict:
@@ -73,21 +75,7 @@ def judge(
         sentences.append(f"{zeros} of the {full.size} singular values are {_zero(trajectory)}.")
     if len(shares) > 1 and full.log10_norm.median > -math.inf and any(map(math.isfinite, shares.values())):
         sentences.append(_carrier(chains, shares))
-    if trajectory and full.log10_largest_gain.median > _CHAOTIC:
-        sentences.append(_chaos(full))
     return Verdict(level(full, policy), tuple(sentences))
-
-
-def _chaos(full: Chain) -> str:
-    """That the trajectory is one of many; on the way there may be a gain that its end does not show."""
-    largest, peak = full.log10_largest_gain.median, full.log10_peak.median
-    gain = f"A gain of {scientific(max(largest, peak))}"
-    if largest > peak + 1:
-        gain += ", over the stretch of steps where it is largest,"
-    return (
-        f"{gain} amplifies the forward pass's rounding too: "
-        "the figures are exact for the computed trajectory, which another machine may not repeat."
-    )
 
 
 def _zero(rounded: bool) -> str:

@@ -18,6 +18,7 @@ from gradscope.product_svd.spectrum import Spectrum
 from gradscope.report.analysis import Analysis, schema
 from gradscope.report.chains import chain_of
 from gradscope.report.json import render_json
+from gradscope.report.notes import chain_notes
 from gradscope.report.table import render_table
 from gradscope.report.terminal import Terminal
 from gradscope.report.verdict import judge, level
@@ -63,10 +64,11 @@ def analysis(rates, batch=1, **problem):
         "spectral_radius": 0.5,
         "singular_values": np.array([1.25, 0.5, 0.25, 1e-4]),
     }
+    verdict = judge(chains, {name: float(s.mean()) for name, s in shares.items()}, policy)
     return Analysis(
         problem=given | problem,
         policy=policy,
-        verdict=judge(chains, {name: float(s.mean()) for name, s in shares.items()}, policy),
+        verdict=verdict.noting(chain_notes(chains[0], verdict.level, "float64")),
         chains=tuple(chains),
         levels={chain.name: level(chain, policy) for chain in chains},
         shares=shares,

@@ -9,6 +9,7 @@ import pytest
 from gradscope.errors import InputError
 from gradscope.product_svd.spectrum import spectrum
 from gradscope.report.chains import chain_of
+from gradscope.report.notes import chain_notes
 from gradscope.report.verdict import judge, level, scientific
 from gradscope.settings import Policy
 
@@ -105,6 +106,8 @@ def test_reasons_of_a_dead_chain():
     assert verdict.reasons[0].startswith("The product over 2 steps is zero, exactly or below what")
 
 
-def test_reasons_warn_when_the_trajectory_itself_is_not_repeatable():
-    assert "rounding" in judge([scalar_chain(*[10.0] * 13)], {}, Policy()).reasons[-1]
-    assert "rounding" not in judge([scalar_chain(*[10.0] * 11)], {}, Policy()).reasons[-1]
+def test_notes_warn_when_the_trajectory_itself_is_not_repeatable():
+    assert "13 of the 16 digits" in chain_notes(scalar_chain(*[10.0] * 13), "exploding", "float64")[0]
+    assert "rounding" not in "".join(chain_notes(scalar_chain(*[10.0] * 11), "exploding", "float64"))
+    assert "5 of the 7 digits" in chain_notes(scalar_chain(*[10.0] * 5), "exploding", "float32")[0]
+    assert "rounding" not in "".join(chain_notes(scalar_chain(*[10.0] * 2), "stable", "float32"))

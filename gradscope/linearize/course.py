@@ -1,0 +1,81 @@
+"""The course of a trajectory in a few numbers: how far its states go, and what its gates are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradscope.cells.notation import key
+from gradscope.custom_types import Array
+
+if TYPE_CHECKING:  # a worker process puts courses together, and starts without JAX
+    from gradscope.cells.cell import Cell
+
+# Steps of a segment at which the terms of the gates are looked at, at most.
+_LOOKED_AT = 32
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+# How two stretches of one trajectory, or the courses of two, are put together.
+_JOIN = {"highest": np.maximum, "lowest": np.minimum, "moved": np.maximum, "leaves": np.minimum}
+
+
+def course(
+    cell: Cell,
+    parameters: Mapping[str, Any],
+    inputs: Array,
+    states: Array,
+    gates: Mapping[str, Array],
+    before: int = 0,
+) -> dict[str, Array]:
+    """Of the steps of a segment, ``before`` of which come first.
+
+    inputs : (T, d); states : (T + 1, m); gates : {gate: (T, n)}. Returns
+
+    highest, lowest : (m,) of every state after a step; moved : the largest change of any in a step;
+    leaves : the first step after which a state is beyond float32, infinity if none is;
+    open.<gate> : (n,) its largest activation; squares : sums of squares of the input's, the state's and the
+        bias' term of all gates, and of the inputs; counts : of how many numbers each.
+    """
+    after = np.asarray(states[1:], np.float64)
+    with np.errstate(invalid="ignore"):
+        moved = np.abs(after - states[:-1]).max(initial=0)
+        beyond = np.flatnonzero(~(np.abs(after) <= FLOAT32_MAX).all(axis=1))
+    found = {
+        "highest": after.max(axis=0),
+        "lowest": after.min(axis=0),
+        "moved": np.array([moved]),
+        "leaves": np.array([before + 1.0 + beyond[0] if len(beyond) else np.inf]),
+    }
+    found |= {f"open.{name}": np.asarray(value, np.float64).max(axis=0) for name, value in gates.items()}
+    return found | _terms(cell, parameters, inputs, states, list(gates))
+
+
+def _terms(
+    cell: Cell, parameters: Mapping[str, Any], inputs: Array, states: Array, gates: Sequence[str]
+) -> dict[str, Array]:
+    """``squares`` and ``counts`` at some of the steps, of gates under the usual keys."""
+    some = np.unique(np.linspace(0, len(inputs) - 1, _LOOKED_AT).astype(int))
+    x, s = np.asarray(inputs[some], np.float64), np.asarray(states[some], np.float64)
+    squares, counts = np.zeros(4), np.zeros(4)
+    squares[3], counts[3] = (x * x).sum(), x.size
+    for gate in gates:
+        w, r, b = (np.asarray(parameters.get(key(kind, gate), 0.0), np.float64) for kind in "WRb")
+        if w.ndim != 2 or r.ndim != 2 or w.shape[1] != x.shape[1]:
+            continue
+        h = s[:, -r.shape[1] :] if cell.components[-1] == "h" else s[:, : r.shape[1]]
+        for place, term in enumerate((x @ w.T, h @ r.T, np.broadcast_to(b, (len(some), len(w))))):
+            squares[place] += (term * term).sum()
+            counts[place] += term.size
+    return {"squares": squares, "counts": counts}
+
+
+def joined_course(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """The course of all parts."""
+    found = dict(parts[0])
+    for part in parts[1:]:
+        for name, value in part.items():
+            join = np.maximum if name.startswith("open.") else _JOIN.get(name, np.add)
+            found[name] = join(found[name], value)
+    return found

@@ -1,0 +1,178 @@
+"""What else a user should know of a trajectory and its chain, in sentences with the number and the remedy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from gradscope.custom_types import Array
+from gradscope.measure.loss import LossGradient
+from gradscope.measure.measured import Measured, course_of, gate_statistics
+from gradscope.problem.problem import Problem
+from gradscope.report.chains import Chain
+from gradscope.report.verdict import scientific
+from gradscope.settings import Level
+
+# Of all gates at all steps: from here on it is the network's state, not that of some units.
+_SATURATED = 0.9
+# Terms this large saturate most gates; with inputs of size 1 that is the weights' doing.
+_LARGE = 3.0
+# A gate below this is closed. Units that do nothing are told where they are so many, over so many steps.
+_CLOSED = 0.01
+_MANY = 0.1
+_ENOUGH = 20
+# Digits of a dtype that rounding has to leave of a trajectory.
+_DIGITS_LEFT = 4.0
+_FLOAT32 = (math.log10(np.finfo(np.float32).tiny), math.log10(np.finfo(np.float32).max))
+# Times T up to which a rate is carried on.
+_AHEAD = 10
+
+
+def trajectory_notes(problem: Problem, measured: Sequence[Measured]) -> tuple[str, ...]:
+    """Of one layer: what its gates, states and units do."""
+    if not all(one.course for one in measured):
+        return ()
+    course, system = course_of(measured), problem.system
+    steps = sum(map(system.length, range(len(measured))))
+    found = [_saturated(measured, course), _beyond_float32(course, system.dtype)]
+    if course["moved"][0] == 0 and steps > 1:
+        found.append(_at_rest(course))
+    elif steps >= _ENOUGH:
+        found += [_dead(course, system.output), *(_closed(course, gate) for gate in ("i", "o"))]
+    return tuple(filter(None, found))
+
+
+def chain_notes(
+    full: Chain, level: Level, dtype: str | None = None, measured: Sequence[Measured] = ()
+) -> tuple[str, ...]:
+    """Of a whole chain; dtype : of the forward pass, None where there was none; measured : in it."""
+    courses = [one.course for one in measured if one.course]
+    chaos = dtype and _chaos(full, dtype, _growth(courses))
+    return tuple(filter(None, [chaos, _float32_lag(full, level)]))
+
+
+def loss_notes(loss: LossGradient | None) -> tuple[str, ...]:
+    """Of what a loss sends back."""
+    if loss is None:
+        return ()
+    with np.errstate(invalid="ignore"):
+        norms = np.nanmedian(loss.log10_norm, axis=0)
+    what = _leaving(np.arange(len(norms)), norms)
+    return (f"In float32 the loss' gradient {what}.",) if what else ()
+
+
+def _saturated(measured: Sequence[Measured], course: Mapping[str, Array]) -> str:
+    gates = gate_statistics(measured)
+    share = float(np.mean([gate["saturated"] for gate in gates.values()])) if gates else 0.0
+    return f"Gates are saturated {100 * share:.0f} %: {_cause(course)}." if share >= _SATURATED else ""
+
+
+def _cause(course: Mapping[str, Array]) -> str:
+    """Which term of the gates is the largest, and what to do about it."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        weighed, recurrent, bias, inputs = np.sqrt(course["squares"] / course["counts"]).tolist()
+    if not weighed + recurrent + bias > 0:  # not <=, or NaN passes
+        return "their slopes, and what goes through them, are small"
+    if weighed >= max(recurrent, bias):
+        if weighed > _LARGE * inputs:
+            return f"W x is of size {_size(weighed)}, inputs of {_size(inputs)}; scale the input weights down"
+        return f"inputs are of size {_size(inputs)}; normalise them"
+    if recurrent >= bias:
+        return f"R h is of size {_size(recurrent)}; scale the recurrent matrices down"
+    return f"biases are of size {_size(bias)}; smaller ones leave the gates a slope"
+
+
+def _size(number: float) -> str:
+    """Two digits of it."""
+    rounded = float(f"{number:.1e}")
+    return f"{rounded:.0f}" if 10 <= rounded < 1e6 else f"{rounded:.2g}"
+
+
+def _at_rest(course: Mapping[str, Array]) -> str:
+    zero = course["squares"][3] == 0
+    why = "its inputs are 0; give it what it reads in use" if zero else "nothing that it reads moves it"
+    return f"The state never leaves a fixed point, where all steps have one Jacobian: {why}."
+
+
+def _dead(course: Mapping[str, Array], output: slice) -> str:
+    high, low = course["highest"][output], course["lowest"][output]
+    dead, constant = (int(np.count_nonzero(mask)) for mask in ((high == 0) & (low == 0), high == low))
+    if constant < _MANY * len(high):
+        return ""
+    if dead == constant:
+        return (
+            f"{dead} of {len(high)} units are dead: their output is 0 at every step, and no gradient passes "
+            "them; larger biases or a leaky activation would bring them back."
+        )
+    return f"{constant} of {len(high)} units put out the same number at every step: {_cause(course)}."
+
+
+def _closed(course: Mapping[str, Array], gate: str) -> str:
+    largest = course.get(f"open.{gate}")
+    if largest is None or (closed := int(np.count_nonzero(largest < _CLOSED))) < _MANY * len(largest):
+        return ""
+    what = {"i": "input gate never opens: nothing is", "o": "output gate never opens: nothing is"}[gate]
+    done = {"i": "written to them", "o": "read of them"}[gate]
+    return f"Of {closed} of {len(largest)} units the {what} {done}; raise b_{gate}."
+
+
+def _beyond_float32(course: Mapping[str, Array], dtype: str) -> str:
+    if not math.isfinite(step := float(course["leaves"][0])) or dtype == "float32":
+        return ""
+    return (
+        f"A state leaves float32 (3.4e38) at step {step:.0f}: in float32 there is infinity or NaN from then "
+        "on; scale the recurrent matrices down."
+    )
+
+
+def _growth(courses: Sequence[Mapping[str, Array]]) -> float:
+    """log10 of the size that states reach where that is more than 1: rounding is relative to it."""
+    ends = [np.abs(course[end]).max() for course in courses for end in ("highest", "lowest")]
+    return math.log10(max([1.0, *filter(math.isfinite, ends)]))
+
+
+def _chaos(full: Chain, dtype: str, growth: float) -> str:
+    """That the trajectory is one of many; on the way there may be a gain that its end does not show."""
+    largest, peak = full.log10_largest_gain.median, full.log10_peak.median
+    digits = -math.log10(np.finfo(dtype).eps)
+    lost = max(largest, peak) - growth
+    if lost <= digits - _DIGITS_LEFT:
+        return ""
+    gain = f"A gain of {scientific(max(largest, peak))}"
+    if largest > peak + 1:
+        gain += ", over the stretch of steps where it is largest,"
+    some = f"{lost:.0f} of the {digits:.0f}" if lost < digits else "all"
+    return (
+        f"{gain} amplifies the forward pass's rounding too: {some} digits of the trajectory are rounding "
+        "then. The figures are exact for the computed trajectory, which another machine may not repeat."
+    )
+
+
+def _float32_lag(full: Chain, level: Level) -> str:
+    """The lag at which a gradient in float32 ends: of the curve, or else at its rate."""
+    if what := _leaving(full.lags, np.nanmedian(full.by_lag, axis=0)):
+        return f"In float32 a gradient of size 1 {what}."
+    rate = full.rate.median
+    if level not in ("vanishing", "exploding") or not (math.isfinite(rate) and rate):
+        return ""
+    lag = _FLOAT32[rate > 0] * math.log(10) / rate
+    if lag > _AHEAD * full.steps:
+        return ""
+    does = "overflows" if rate > 0 else "underflows"
+    return f"At this rate a gradient of size 1 {does} in float32 after about {lag:.0f} steps."
+
+
+def _leaving(lags: Array, log10: Array) -> str:
+    """How it leaves float32 first, if it does."""
+    ends: dict[str, Callable[[Array], Array]] = {
+        "underflows": lambda sizes: sizes < _FLOAT32[0],
+        "overflows": lambda sizes: sizes > _FLOAT32[1],
+    }
+    first = {does: np.flatnonzero(out(log10)) for does, out in ends.items()}
+    found = {does: int(lags[at[0]]) for does, at in first.items() if len(at)}
+    if not found:
+        return ""
+    does = min(found, key=lambda each: found[each])
+    return f"{does} from lag {found[does]} on"
