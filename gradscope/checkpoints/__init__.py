@@ -195,6 +195,7 @@ def choose(
     """The layers of these names, or all, and those below them, with what is open decided; as ``read``."""
     found = connected({layer.name: layer for layer in contents.layers}, reads)
     if recorded:
+        recorded = recorded.named(list(found))
         found = {name: recorded.told(layer) for name, layer in found.items()}
     asked = dict.fromkeys(full for name in names for full in names_of(name, list(found)))
     chosen = tuple(asked) or tuple(found)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from gradscope.checkpoints.equinox_recording import equinox_recorded
 from gradscope.checkpoints.found import Found, attempt, blocks, gated, take
 from gradscope.checkpoints.live import Live, kept, source
 from gradscope.formats.tensors import Tensors
@@ -15,12 +17,22 @@ _CELLS = {"LSTMCell": ("lstm", ("i", "f", "z", "o")), "GRUCell": ("gru", ("r", "
 _ROLES = ("weight_ih", "weight_hh", "bias", "bias_n")
 
 
-def from_equinox(module: Any) -> Live:
+def from_equinox(module: Any, batch: Any = None) -> Live:
     """The ``equinox.nn.LSTMCell`` and ``GRUCell`` anywhere in a module or tree, for ``gradscope.analyze``.
 
-    Which cell reads what another puts out is in the code of the model: each is on its own.
-    Raises InputError where there is none.
+    module : which cell reads what another puts out is in its code: each is on its own.
+    batch : what the module is called with: an array, a tuple of arguments, or a dict of them by name; of a
+        module of one sequence one, or give ``equinox.filter_vmap(module)``. It runs over the batch once, in
+        inference mode: every cell is then analysed on the inputs and states that it had itself, whatever
+        stands before it and whatever loop, scan or vmap calls it, and ``analyze`` compares what gradscope
+        computes with what the cell put out.
+    Raises InputError where there is no such cell, or the module fails on the batch.
     """
+    return read_equinox("from_equinox", module, batch)
+
+
+def read_equinox(function: str, module: Any, batch: Any) -> Live:
+    """What ``from_equinox`` returns; function : whose name messages begin with."""
     import jax
 
     tree, _ = jax.tree_util.tree_flatten_with_path(module, is_leaf=lambda leaf: _kind(leaf) != "")
@@ -32,7 +44,10 @@ def from_equinox(module: Any) -> Live:
         arrays |= {f"{name}.{role}".lstrip("."): a for role, a in parts.items() if a is not None}
     tensors = {name: kept(name, partial(np.asarray, array)) for name, array in arrays.items()}
     layers = tuple(_found(tensors, name, cell) for name, cell in cells.items())
-    return Live(source("from_equinox", module), layers, tensors)
+    live = Live(source(function, module), layers, tensors)
+    if batch is None:
+        return live
+    return replace(live, recorded=equinox_recorded(live.source, module, batch, layers, cells))
 
 
 def _kind(leaf: Any) -> str:

@@ -12,9 +12,10 @@ import numpy as np
 
 from gradscope.cells.activated import with_activations
 from gradscope.checkpoints import flax_names
-from gradscope.checkpoints.flax_recording import nnx_recorded
+from gradscope.checkpoints.flax_recording import linen_recorded, nnx_recorded
 from gradscope.checkpoints.found import Found
 from gradscope.checkpoints.live import Live, kept, source, wrong
+from gradscope.errors import InputError
 
 # Functions of jax.nn that go by the same name here.
 _OF_JAX = (
@@ -27,11 +28,12 @@ def from_flax(model: Any, batch: Any = None) -> Live:
     """The LSTM, GRU and simple cells of Flax, for ``gradscope.analyze``.
 
     model : the parameters of a linen model, as ``init`` returns them, or a module of nnx. Parameters do not
-        say activation functions (then ``cell`` decides); a module does.
-    batch : what a module of nnx is called with: an array, a tuple of arguments, or a dict of them by name. A
-        copy of it runs over the batch once, in eval mode: every cell is then analysed on the inputs, states
-        and lengths that it had itself, whatever stands before it and whatever loop or scan calls it, and
-        ``analyze`` compares what gradscope computes with what the cell put out.
+        say activation functions (then ``cell`` decides); a module does. With a batch a module of nnx, or of
+        linen bound to its variables, ``model.bind(variables)``.
+    batch : what the module is called with: an array, a tuple of arguments, or a dict of them by name. It runs
+        over the batch once, a module of nnx as a copy in eval mode: every cell is then analysed on the
+        inputs, states and lengths that it had itself, whatever stands before it and whatever loop or scan
+        calls it, and ``analyze`` compares what gradscope computes with what the cell put out.
     Raises InputError where it is neither, holds no such cell, or fails on the batch.
     """
     return read_flax_model("from_flax", model, batch)
@@ -40,25 +42,35 @@ def from_flax(model: Any, batch: Any = None) -> Live:
 def read_flax_model(function: str, model: Any, batch: Any) -> Live:
     """What ``from_flax`` returns; function : whose name messages begin with."""
     modules: dict[str, Any] = {}
-    if _of(model, "flax.nnx", "Module"):
+    if linen := _of(model, "flax.linen", "Module"):
+        if model.scope is None:
+            raise wrong(function, model, "a module of linen bound to its variables: model.bind(variables)")
+        tree = model.variables
+    elif _of(model, "flax.nnx", "Module"):
         nnx = sys.modules["flax.nnx"]  # where a module of it is, it has been imported
         modules = {".".join(map(str, path)): node for path, node in nnx.iter_graph(model)}
         tree = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    elif isinstance(model, Mapping) and batch is not None:
+        raise InputError(
+            f"{function} was given parameters alone, which no batch runs through: give model.bind(variables)"
+        )
     elif isinstance(model, Mapping):
         tree = model
     else:
         expected = "a module of flax.nnx, or the parameters of a linen model as its init returns them"
         raise wrong(function, model, expected)
     tensors = {name: kept(name, partial(np.asarray, leaf)) for name, leaf in _leaves(tree, ())}
-    sides = _directions(modules)
+    sides, layers, recorded = _directions(modules), tuple(flax_names.layers(tensors)), None
+    name = source(function, model)
+    if linen and batch is not None:
+        recorded, modules = linen_recorded(name, model, batch, layers)
     layers = tuple(
         replace(_told(found, modules.get(found.name)), direction=sides.get(found.name, found.direction))
-        for found in flax_names.layers(tensors)
+        for found in layers
     )
-    live = Live(source(function, model), layers, tensors)
-    if batch is None:
-        return live
-    return replace(live, recorded=nnx_recorded(live.source, model, batch, layers))
+    if not linen and batch is not None:
+        recorded = nnx_recorded(name, model, batch, layers)
+    return Live(name, layers, tensors, recorded)
 
 
 def _of(model: Any, package: str, name: str) -> bool:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import inspect
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from gradscope.checkpoints.calls import Heard, reads_its_own, recordings, run_failed
 from gradscope.checkpoints.found import Found
+from gradscope.checkpoints.jax_steps import CellSteps, Stacked, call_model, recorded_steps, wrapped
 from gradscope.checkpoints.recording import Recorded
 from gradscope.errors import quoted
 
 _BATCH = "batch is what the model is called with: an array, a tuple of arguments, or a dict of them by name"
 _CALLED = "a cell is recorded where it is called as Flax' own, (carry, inputs)"
-# The attribute of a module that says its path: a copy of it, such as in a scan, has it too.
+# The attribute of a module of nnx that says its path: a copy of it, such as in a scan, has it too.
 _PATH = "_gradscope_path"
 
 
@@ -25,37 +28,34 @@ def nnx_recorded(source: str, model: Any, batch: Any, layers: Sequence[Found]) -
 
     Raises InputError where the forward pass fails.
     """
-
-    def run(pushed: str | None = None) -> dict[str, Heard]:
-        from gradscope.checkpoints.jax_steps import CellSteps, line_by_line, wrapped
-
-        steps = CellSteps({layer.name: layer.dtype for layer in layers if not layer.problem}, pushed)
-        try:
-            copy, cells, rnns = _copied(model, steps.weights)
-            with ExitStack() as within:
-                within.enter_context(line_by_line())
-                within.enter_context(wrapped(cells, "__call__", partial(_cell, steps)))
-                rnn = sys.modules["flax.nnx"].RNN.__call__
-                within.enter_context(wrapped(rnns, "__call__", partial(_rnn, steps, rnn)))
-                call(copy, batch)
-        except Exception as error:  # the user's code may fail in any way
-            raise run_failed(source, error, _BATCH) from error
-        return steps.heard([layer.name for layer in layers if layer.direction == "backward"])
-
-    heard = run()
-    return recordings(
-        layers,
-        lambda layer: layer.name,
-        heard,
-        lambda name, _: reads_its_own(heard[name], run(name)[name]),
-    )
+    return recorded_steps(source, layers, partial(_nnx, model, batch), _BATCH)
 
 
-def call(model: Any, batch: Any) -> Any:
-    """What a model makes of a batch."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
+def linen_recorded(
+    source: str, model: Any, batch: Any, layers: Sequence[Found]
+) -> tuple[Recorded, dict[str, Any]]:
+    """The same of a module of linen that is bound to its variables, and its cells by name."""
+    cells: dict[str, Any] = {}
+    return recorded_steps(source, layers, partial(_linen, model, batch, cells), _BATCH), cells
+
+
+@contextmanager
+def _nnx(model: Any, batch: Any, steps: CellSteps) -> Iterator[Callable[[], Any]]:
+    nnx = sys.modules["flax.nnx"]
+    copy, cells, rnns = _copied(model, steps.weights)
+    with ExitStack() as within:
+        plain = nnx.RNN.__call__
+        within.enter_context(wrapped(cells, "__call__", partial(_cell, steps)))
+        within.enter_context(wrapped(rnns, "__call__", partial(_rnn, steps, plain)))
+        yield partial(call_model, copy, batch)
+
+
+@contextmanager
+def _linen(model: Any, batch: Any, cells: dict[str, Any], steps: CellSteps) -> Iterator[Callable[[], Any]]:
+    linen = importlib.import_module("flax.linen")
+    heard = _Interceptor(steps, linen.RNN.__call__, cells)
+    with linen.intercept_methods(heard):
+        yield partial(call_model, model, batch)
 
 
 def _copied(model: Any, names: Collection[str]) -> tuple[Any, set[type], set[type]]:
@@ -73,17 +73,58 @@ def _copied(model: Any, names: Collection[str]) -> tuple[Any, set[type], set[typ
     return copy, cells, rnns
 
 
-def _cell(steps: Any, module: Any, own: Callable[..., Any], args: Any, keywords: Any) -> Any:
-    result = own(*args, **keywords)
-    name = getattr(module, _PATH, None)
-    if name is None:
-        return result
-    return heard_step(steps, name, own, args, keywords, result, getattr(module, "dtype", None))
+def _cell(steps: CellSteps, module: Any, own: Callable[..., Any], args: Any, keywords: Any) -> Any:
+    """The call of a cell of nnx."""
+    result, name = own(*args, **keywords), getattr(module, _PATH, None)
+    return result if name is None else _heard(steps, name, module, own, args, keywords, result)
 
 
-def heard_step(
-    steps: Any, name: str, own: Callable[..., Any], args: Any, keywords: Any, result: Any, dtype: Any
+def _rnn(
+    steps: CellSteps, plain: Any, module: Any, own: functools.partial[Any], args: Any, keywords: Any
 ) -> Any:
+    """The call of an RNN of nnx; plain : what one of Flax' own does."""
+    name = getattr(module.cell, _PATH, "") if own.func is plain else ""
+    return _scanned(steps, name, module, own, args, keywords)
+
+
+@dataclass
+class _Interceptor:
+    """What linen calls in place of the methods of modules.
+
+    plain : what an RNN of Flax' own does; cells : by name, as they are met; inside : those that are running.
+    """
+
+    steps: CellSteps
+    plain: Any
+    cells: dict[str, Any]
+    inside: set[str] = field(default_factory=set)
+
+    def __call__(self, own: Callable[..., Any], args: Any, keywords: Any, context: Any) -> Any:
+        module, kind = context.module, type(context.module)
+        if context.method_name != "__call__":
+            return own(*args, **keywords)
+        if kind.__call__ is self.plain:
+            name = _path(module.cell)
+            stacks = name if name in self.steps.weights else ""
+            return _scanned(self.steps, stacks, module, own, args, keywords)
+        name = _path(module)
+        if name not in self.steps.weights or name in self.inside:  # by super()
+            return own(*args, **keywords)
+        self.cells[name] = module
+        self.inside.add(name)
+        try:
+            result = own(*args, **keywords)
+        finally:
+            self.inside.discard(name)
+        return _heard(self.steps, name, module, partial(kind.__call__, module), args, keywords, result)
+
+
+def _path(module: Any) -> str:
+    """What the layer of a module of linen is called, by where its parameters are."""
+    return ".".join(("params", *module.path)) if module.scope is not None else ""
+
+
+def _heard(steps: CellSteps, name: str, module: Any, own: Any, args: Any, keywords: Any, result: Any) -> Any:
     """Note a call of a cell, (carry, inputs) -> (carry, output), and give back what it is to put out."""
     try:
         before, inputs, *_ = inspect.signature(own).bind(*args, **keywords).arguments.values()
@@ -91,6 +132,7 @@ def heard_step(
     except (TypeError, ValueError):
         steps.fail(name, f"puts out {quoted(result)}: {_CALLED}")
         return result
+    dtype = getattr(module, "dtype", None)
     return steps.step(name, inputs, _states(before), output, _states(after), result, dtype)
 
 
@@ -99,19 +141,11 @@ def _states(carry: Any) -> tuple[Any, ...]:
     return tuple(reversed(carry)) if isinstance(carry, tuple | list) else (carry,)
 
 
-def _rnn(
-    steps: Any, plain: Callable[..., Any], module: Any, own: Callable[..., Any], args: Any, keywords: Any
+def _scanned(
+    steps: CellSteps, stacks: str, rnn: Any, own: Callable[..., Any], args: Any, keywords: Any
 ) -> Any:
-    """plain : what an RNN of Flax' own does."""
-    name = getattr(module.cell, _PATH, "") if own.func is plain else ""  # type: ignore[attr-defined]
-    return heard_scan(steps, name, module, own, args, keywords)
-
-
-def heard_scan(steps: Any, stacks: str, rnn: Any, own: Callable[..., Any], args: Any, keywords: Any) -> Any:
     """Note what Flax' RNN does; stacks : its cell, which is to put out all that it does, or ""."""
-    from gradscope.checkpoints.jax_steps import Stacked
-
-    given = inspect.signature(own).bind(*args, **keywords).arguments
+    given = inspect.signature(type(rnn).__call__).bind(rnn, *args, **keywords).arguments
     reverse, keep_order, time_major = (
         getattr(rnn, name) if (said := given.get(name)) is None else said
         for name in ("reverse", "keep_order", "time_major")
@@ -119,8 +153,8 @@ def heard_scan(steps: Any, stacks: str, rnn: Any, own: Callable[..., Any], args:
     lengths = given.get("seq_lengths")
     with steps.scan(lengths, stacks):
         result = own(*args, **keywords)
-    if not stacks:
+    carry, stack = (None, result) if isinstance(result, Stacked) or not isinstance(result, tuple) else result
+    if not isinstance(stack, Stacked):
         return result
-    carry, stack = (None, result) if isinstance(result, Stacked) else result
     steps.stacked(stacks, stack, lengths, time_major=time_major, turned=reverse and keep_order)
     return stack.given_out if carry is None else (carry, stack.given_out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -12,9 +12,58 @@ import jax
 import numpy as np
 from jax.custom_batching import custom_vmap
 
-from gradscope.checkpoints.calls import Heard, ModuleCall, as_one_call, finite_array, rounding
+from gradscope.checkpoints.calls import (
+    Heard,
+    ModuleCall,
+    as_one_call,
+    finite_array,
+    reads_its_own,
+    recordings,
+    rounding,
+    run_failed,
+)
+from gradscope.checkpoints.found import Found
+from gradscope.checkpoints.recording import Recorded
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
+
+
+def call_model(model: Any, batch: Any) -> Any:
+    """What a model makes of a batch: an argument, a tuple of them, or a dict of them by name."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
+
+
+def recorded_steps(
+    source: str,
+    layers: Sequence[Found],
+    listening: Callable[[CellSteps], AbstractContextManager[Callable[[], Any]]],
+    batch: str,
+) -> Recorded:
+    """What the cells of a model read and put out in a forward pass.
+
+    listening : within it steps are noted, and what it yields is the forward pass; batch : what that takes,
+        in words. Raises InputError where the pass fails.
+    """
+    backward = [layer.name for layer in layers if layer.direction == "backward"]
+
+    def run(pushed: str | None = None) -> dict[str, Heard]:
+        steps = CellSteps({layer.name: layer.dtype for layer in layers if not layer.problem}, pushed)
+        try:
+            with listening(steps) as forward, line_by_line():
+                forward()
+        except Exception as error:  # the user's code may fail in any way
+            raise run_failed(source, error, batch) from error
+        return steps.heard(backward)
+
+    heard = run()
+    return recordings(
+        layers,
+        lambda layer: layer.name,
+        heard,
+        lambda name, _: reads_its_own(heard[name], run(name)[name]),
+    )
 
 
 @contextmanager

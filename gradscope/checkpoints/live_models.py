@@ -14,6 +14,7 @@ _READERS = {
     "tf_keras": "gradscope.checkpoints.keras_live:read_keras_model",
     "torch": "gradscope.checkpoints.torch_live:read_module",
     "flax": "gradscope.checkpoints.flax_live:read_flax_model",
+    "equinox": "gradscope.checkpoints.equinox_live:read_equinox",
 }
 
 
@@ -25,4 +26,4 @@ def read_live(function: str, model: Any, batch: Any) -> Live:
         if package in packages:
             live: Live = load(reader)(function, model, batch)
             return live
-    raise wrong(function, model, "a model of PyTorch, Keras or Flax (nnx)")
+    raise wrong(function, model, "a model of PyTorch, Keras, Flax or Equinox")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from gradscope.checkpoints.found import Found
@@ -52,6 +52,21 @@ class Recorded:
     layers: Mapping[str, Recording]
     problems: Mapping[str, str] = field(default_factory=dict)
     label: str = "recorded"
+
+    def named(self, names: Sequence[str]) -> Recorded:
+        """The same by the names of a checkpoint, where these are the ends of others, or have them as theirs.
+
+        A tree of Flax may be saved with the name of its collection, ``params``, or without.
+        """
+        left = [name for name in self.layers if name not in names]
+        fits = {
+            name: [one for one in left if one.endswith((f".{name}", f"/{name}")) or name.endswith(f".{one}")]
+            for name in names
+            if name not in self.layers
+        }
+        found = [one for ones in fits.values() for one in ones]
+        theirs = {ones[0]: name for name, ones in fits.items() if len(ones) == 1 == found.count(ones[0])}
+        return replace(self, layers={theirs.get(name, name): one for name, one in self.layers.items()})
 
     def told(self, found: Found) -> Found:
         """A layer with what its recording says.

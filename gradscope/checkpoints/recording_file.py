@@ -31,10 +31,10 @@ def record(model: Any, batch: Any, path: PathLike) -> None:
 
     Parameters
     ----------
-    model : torch.nn.Module, keras.Model, flax.nnx.Module
+    model : torch.nn.Module, keras.Model, flax.nnx.Module, a bound flax.linen.Module, equinox.Module
         Run once, not in training, and as before afterwards.
     batch : array, tuple or dict
-        What the model is called with, as ``from_torch``, ``from_keras`` or ``from_flax`` take it.
+        What the model is called with, as ``from_torch`` and its like take it.
     path : str or Path
         A ``.npz`` file, which is replaced: of each layer NAME ``NAME.inputs`` (B, T, d), ``NAME.outputs``
         (B, T, n), ``NAME.h0`` and ``NAME.c0`` (B, n), ``NAME.lengths`` (B,), and what the comparison needs.

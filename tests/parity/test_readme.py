@@ -63,7 +63,18 @@ def test_inputs_of_tokens(tmp_path):
 BATCH = {
     "torch": (TORCH.replace("(3, 8)", "(3, 8, batch_first=True)"), "batch = torch.randn(4, 30, 3)"),
     "keras": (MODELS["keras"][0], "batch = numpy.ones((4, 30, 3))"),
+    "linen": (
+        "import jax, flax.linen as nn, numpy\nmodule, batch = nn.RNN(nn.LSTMCell(8)), numpy.ones((4, 30, 3))",
+        "variables = module.init(jax.random.key(0), batch)",
+    ),
     "nnx": (MODELS["nnx"][0], "batch = numpy.ones((4, 30, 3))"),
+    "equinox": (
+        "import equinox, jax, numpy\nclass Model(equinox.Module):\n    cell: equinox.nn.GRUCell\n"
+        "    def __call__(self, x):\n"
+        "        return jax.lax.scan(lambda h, x: (self.cell(x, h), 0), numpy.zeros(8, 'float32'), x)\n"
+        "model = Model(equinox.nn.GRUCell(3, 8, key=jax.random.key(0)))",
+        "batch = numpy.ones((4, 30, 3), 'float32')",
+    ),
 }
 LIVE = re.findall(r"<!-- recorded: (\w+) -->\n```python\n(.*?)```", README, re.DOTALL)
 FILES = re.findall(
