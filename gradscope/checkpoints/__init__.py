@@ -257,9 +257,19 @@ def _settled(found: list[Found], decided: Decided) -> list[Layer]:
             refused.append((one.name, error))
     if refused:
         name, why = refused[0]
-        others = "; or choose others with --layer" * bool(layers)
+        free = _without_those(found, {name for name, _ in refused})
+        others = f"; or choose others with --layer: {listed(free)}" if free else ""
         raise InputError(f"layer {shown(name)}: {why}{others}") from why
     return layers
+
+
+def _without_those(found: Sequence[Found], refused: set[str]) -> list[str]:
+    """The layers that neither are refused nor read, at any remove, one that is."""
+    spoilt = set(refused)
+    for one in found:  # each after those that it reads
+        if spoilt.intersection(one.below or ()):
+            spoilt.add(one.name)
+    return [one.name for one in found if one.name not in spoilt]
 
 
 def _mapped(tensors: Tensors, rules: Sequence[str], cell: Cell | None, also: Iterable[str]) -> Contents:
@@ -288,7 +298,7 @@ def _unknown_format(path: str | os.PathLike[str]) -> InputError:
         return InputError(f"checkpoint {path}: expected a file; for a fresh cell say --cell {path}")
     hint = _HINTS.get(
         suffix(path),
-        "of another kind, numpy.savez its arrays under the names W_z, R_z, b_z, ...",
+        "of another kind, numpy.savez its arrays, and say by --map what they are",
     )
     return InputError(
         f"checkpoint {shown(path)}: expected a file {', '.join(TENSOR_FILES | _MODELS)}; {hint}"

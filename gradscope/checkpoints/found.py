@@ -153,7 +153,9 @@ class Found:
             return cell
         if self.doubt:
             raise InputError(self.doubt)
-        if len(fitting) > 1 or (self.question and activation is None):
+        # An activation decides between cells that differ in it, and says nothing of gates or layout.
+        told = activation is not None and len(self.cells) > 1
+        if len(fitting) > 1 or (self.question and not told):
             raise InputError(self.question)
         return find(fitting[0])
 

@@ -26,7 +26,7 @@ _ROLES = {
 }
 # Of other vectors (states, what is kept between calls) nothing need be said.
 _AXES = {"W": 2, "R": 2}
-_BEFORE = "; --cell gru-reset-before where the reset comes before the product"
+_BEFORE = "; with --cell gru-reset-before as well where the reset comes before the product"
 
 
 def apart(shapes: Shapes) -> dict[str, Found]:

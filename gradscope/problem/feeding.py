@@ -127,7 +127,7 @@ def _differ(having: Mapping[Mask | None, Sequence[str]]) -> InputError:
 
 
 def _not_told(mask: Mask, names: Sequence[str]) -> InputError:
-    remedy = "give how many steps are not masked as --lengths"
+    remedy = "give how many steps are not masked as --lengths, and inputs that have these first"
     if mask.kind:
         remedy = f"give token ids with --embedding {shown(mask.by)}, or {remedy}"
     return InputError(f"layer {listed(names)}: {mask}, which the inputs do not tell: {remedy}")

@@ -256,8 +256,17 @@ def _problem(layer: Layer, model: Model, settings: Settings) -> Problem:
     try:
         return make_problem(settings, layer)
     except MisfitError as error:
-        hint = f"; or choose others of {listed(model.chosen)} with --layer" if len(model.chosen) > 1 else ""
+        others = [other.name for other in model.layers if other is not layer and _fits(other, settings)]
+        hint = f"; or choose others with --layer: {listed(others)}" if others else ""
         raise InputError(f"layer {shown(layer.name)}: {error}{_below(layer, model)}{hint}") from error
+
+
+def _fits(layer: Layer, settings: Settings) -> bool:
+    """Whether what was asked for fits a layer that reads no others."""
+    try:
+        return not layer.below and bool(make_problem(replace(settings, biases={}), layer))
+    except InputError:
+        return False
 
 
 def _below(layer: Layer, model: Model) -> str:

@@ -81,7 +81,7 @@ REFUSED_TORCH = {
             dec={key.removesuffix("_l0"): a for key, a in layouts.recurrent("rnn", 3, 5).items()},
         ),
         "layer dec: holds a torch RNN, whose nonlinearity is not in the file: add --cell rnn or --cell "
-        "rnn-relu; or choose others with --layer",
+        "rnn-relu; or choose others with --layer: enc",
     ),
 }
 

@@ -265,6 +265,12 @@ def test_a_hint_that_leads_nowhere_is_not_given(tmp_path):
     with pytest.raises(InputError) as caught:
         checkpoints.read(saved(sequential(*relu), tmp_path / "x.keras"))
     assert "choose others" not in str(caught.value)
-    one = saved(sequential(relu[0], L.LSTM(2, name="b")), tmp_path / "x.keras")
-    with pytest.raises(InputError, match=r"; or choose others with --layer$"):
-        checkpoints.read(one)
+    usual = L.LSTM(HIDDEN, return_sequences=True, name="c")
+    above = saved(sequential(relu[0], usual), tmp_path / "x.keras")
+    with pytest.raises(InputError) as caught:  # c reads what a puts out
+        checkpoints.read(above)
+    assert "choose others" not in str(caught.value)
+    below = saved(sequential(L.LSTM(HIDDEN, return_sequences=True, name="c"), relu[1]), tmp_path / "x.keras")
+    with pytest.raises(InputError, match=r"; or choose others with --layer: c$"):
+        checkpoints.read(below)
+    assert checkpoints.read(below, layers=["c"]).chosen == ("c",)
