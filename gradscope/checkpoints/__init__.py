@@ -13,7 +13,7 @@ from gradscope.cells import CELLS, find
 from gradscope.cells.cell import Cell
 from gradscope.checkpoints import dynet_names, flax_names, native, tensorflow_names, torch_names
 from gradscope.checkpoints.array_map import mapped
-from gradscope.checkpoints.found import ACTIVATIONS, Contents, Found, Named, names_of
+from gradscope.checkpoints.found import ACTIVATIONS, Contents, Found, Named, holder_of, names_of
 from gradscope.checkpoints.layer import Layer
 from gradscope.checkpoints.live import Live
 from gradscope.checkpoints.map_choices import unnamed
@@ -38,7 +38,9 @@ __all__ = [
     "Named",
     "Recorded",
     "Recording",
+    "by_derivatives",
     "choose",
+    "holder_of",
     "read",
     "read_all",
 ]
@@ -197,6 +199,7 @@ def choose(
     if recorded:
         recorded = recorded.named(list(found))
         found = {name: recorded.told(layer) for name, layer in found.items()}
+    _check_unread(found)
     asked = dict.fromkeys(full for name in names for full in names_of(name, list(found)))
     chosen = tuple(asked) or tuple(found)
     if len(chosen) > MOST_LAYERS:
@@ -220,8 +223,51 @@ def choose(
         tuple(name for name in found if name in chosen),
         contents.arrays,
         tuple(asked),
-        recorded,
+        recorded and recorded.with_steps(settled),
     )
+
+
+def by_derivatives(model: Model, layer: Layer) -> Model:
+    """The model with the module that a layer is in differentiated by its own framework.
+
+    Raises InputError where that cannot be done.
+    """
+    assert model.recorded is not None
+    module = holder_of(layer.name)
+    mates = [one for one in model.layers if holder_of(one.name) == module]
+    names = {one.name for one in mates}
+    for one in model.layers:
+        if one.name not in names and names & {*(one.below or ())}:
+            raise InputError(f"{shown(one.name)} reads it by --reads: leave that out")
+    made = replace(
+        model.recorded.own[module].layer(module),
+        source=layer.source,
+        not_applied=tuple(dict.fromkeys(said for one in mates for said in one.not_applied)),
+        assumed=tuple(dict.fromkeys(said for one in mates for said in one.assumed)),
+    )
+
+    def renamed(some: Iterable[str]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(module if name in names else name for name in some))
+
+    others = [made if one is mates[0] else one for one in model.layers]
+    return replace(
+        model,
+        layers=tuple(one for one in others if one is made or one.name not in names),
+        chosen=renamed(model.chosen),
+        named=renamed(model.named),
+        recorded=model.recorded.with_steps([made]),
+    )
+
+
+def _check_unread(found: Mapping[str, Found]) -> None:
+    """Raise InputError where a layer without equations is said to read another, or to be read."""
+    for name, layer in found.items():
+        for other in layer.below or ():
+            if wrong := next((one for one in (layer, found[other]) if one.derivatives), None):
+                raise InputError(
+                    f"--reads {shown(name)}={shown(other)}: {shown(wrong.name)} is differentiated by its own "
+                    "framework on what it was recorded to read: leave that out"
+                )
 
 
 def _assuming(layers: list[Found]) -> list[Found]:

@@ -12,6 +12,7 @@ from gradscope.cells import find
 from gradscope.cells.activated import activation_of, base_of
 from gradscope.cells.cell import Cell
 from gradscope.cells.notation import is_input_weight, key
+from gradscope.checkpoints.derivatives import Derivatives
 from gradscope.checkpoints.keras_cudnn import SAID
 from gradscope.checkpoints.layer import Layer, assemble, not_computed
 from gradscope.checkpoints.signals import Mask
@@ -39,6 +40,7 @@ class Found:
         alone : as in Layer.
     keys : the tensors of the file that it was made of.
     layouts : where these may lie in several ways, the arrays of each by its name.
+    derivatives : its own framework's, where gradscope has no equations for it.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Found:
     alone: bool = False
     layouts: Mapping[str, dict[str, Array]] = field(default_factory=dict)
     free: bool = False
+    derivatives: Derivatives | None = None
 
     @property
     def open(self) -> str:
@@ -102,7 +105,7 @@ class Found:
     @property
     def module(self) -> str:
         """The module that it is in: of several layers of one the same."""
-        return _PLACE.sub("", self.name).replace("backward_rnn", "forward_rnn")
+        return holder_of(self.name)
 
     def settle(
         self, cell: Cell | None = None, activation: str | None = None, layout: str | None = None
@@ -112,7 +115,7 @@ class Found:
             raise InputError(self.problem)
         if layout is not None or (self.layouts and cell is not None):
             return self._laid_out(layout or "keras").settle(cell, activation)
-        layer = assemble(self._choose(cell, activation), self.arrays, self.name)
+        layer = self._by_derivatives(cell) if self.derivatives else self._by_equations(cell, activation)
         return replace(
             layer,
             direction=self.direction,
@@ -141,6 +144,17 @@ class Found:
         like = {base_of(name) for name in self.cells} if self.free else set()
         return cell.name in self.cells or base_of(cell.name) in like
 
+    def _by_equations(self, cell: Cell | None, activation: str | None) -> Layer:
+        return assemble(self._choose(cell, activation), self.arrays, self.name)
+
+    def _by_derivatives(self, cell: Cell | None) -> Layer:
+        assert self.derivatives is not None
+        if cell is not None:
+            raise InputError(
+                f"is a {self.kind}, of which {self.derivatives.by}'s derivatives are taken: leave --cell out"
+            )
+        return self.derivatives.layer(self.name)
+
     def _choose(self, cell: Cell | None, activation: str | None) -> Cell:
         fitting = [c for c in self.cells if activation in (None, activation_of(c))]
         if not fitting:
@@ -158,6 +172,11 @@ class Found:
         if len(fitting) > 1 or (self.question and not told):
             raise InputError(self.question)
         return find(fitting[0])
+
+
+def holder_of(name: str) -> str:
+    """The module that a layer of this name is in: of several layers of one the same."""
+    return _PLACE.sub("", name).replace("backward_rnn", "forward_rnn")
 
 
 def names_of(name: str, names: list[str]) -> list[str]:

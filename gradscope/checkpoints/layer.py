@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from gradscope.cells.notation import is_any_bias
 from gradscope.checkpoints.signals import Mask
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, listed, shown
+
+if TYPE_CHECKING:
+    from gradscope.checkpoints.derivatives import Derivatives
 
 # Sizes that no other axis of a cell will have: they tell which axis is which.
 _HIDDEN, _INPUT = 1_000_003, 2_000_003
@@ -37,6 +41,8 @@ class Layer:
     assumed : what the file does not say and was taken to be so.
     time_major : whether the model takes sequences as (T, B, d), None where that is not known.
     alone : whether the file does not say what it reads, which is then taken to be the inputs.
+    derivatives : where its steps come from, if not from equations of ours; own_sizes : hidden and input size
+        then, of the cell that has these steps.
     """
 
     cell: Cell
@@ -56,16 +62,22 @@ class Layer:
     assumed: tuple[str, ...] = ()
     time_major: bool | None = None
     alone: bool = False
+    derivatives: Derivatives | None = None
+    own_sizes: tuple[int, int] | None = None
 
     @property
     def hidden(self) -> int:
         """Units n of the layer."""
-        return _sizes(self.cell, self.parameters)[0]
+        return self._sizes[0]
 
     @property
     def input_size(self) -> int:
         """Input features d of the layer."""
-        return _sizes(self.cell, self.parameters)[1]
+        return self._sizes[1]
+
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        return self.own_sizes or _sizes(self.cell, self.parameters)
 
     def check_inputs(self, *, given: bool, named: bool = True) -> None:
         """Raise InputError where only the user knows what the layer reads, and has not given it.

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from gradscope.checkpoints.found import Found
 from gradscope.custom_types import Array
 from gradscope.errors import listed
+
+if TYPE_CHECKING:
+    from gradscope.checkpoints.derivatives import Derivatives
+    from gradscope.checkpoints.found import Found
+    from gradscope.checkpoints.layer import Layer
 
 _FED_BACK = (
     "what it reads depends on what it put out at steps before, by other parts of the model: its inputs are "
@@ -29,6 +34,8 @@ class Recording:
     backward : whether it reads the sequences from their ends.
     rounding : relative, of the numbers that it computes with (eps).
     fed_back : whether its inputs depend on its own outputs at earlier steps.
+    states : (B, T + 1, m), those before and after every step, where its Jacobians are its inputs (see
+        ``Derivatives``).
     """
 
     inputs: Array | None = None
@@ -40,6 +47,7 @@ class Recording:
     fed_back: bool = False
     mask: Array | None = None
     backward: bool = False
+    states: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -47,11 +55,13 @@ class Recorded:
     """Of the layers of a model.
 
     layers : by their names; problems : {name: why there is none of it}; label : the file, or "recorded".
+    own : {name of a module: its own derivatives}, in which some of the layers are.
     """
 
     layers: Mapping[str, Recording]
     problems: Mapping[str, str] = field(default_factory=dict)
     label: str = "recorded"
+    own: Mapping[str, Derivatives] = field(default_factory=dict)
 
     def named(self, names: Sequence[str]) -> Recorded:
         """The same by the names of a checkpoint, where these are the ends of others, or have them as theirs.
@@ -74,7 +84,7 @@ class Recorded:
         Whether it computes what its class does is no question any more: that is compared. A layer of which
         there is no recording cannot be analysed.
         """
-        recording = self.layers.get(found.name)
+        recording = found.derivatives or self.layers.get(found.name)
         if recording is None:
             return replace(found, problem=found.problem or self._why(found.name))
         said = (_FED_BACK,) if recording.fed_back else ()
@@ -88,6 +98,11 @@ class Recorded:
         recording = self.layers.get(found.name)
         own = recording is not None and recording.inputs is not None
         return replace(found, below=()) if own and not set(chosen).issuperset(found.below or ()) else found
+
+    def with_steps(self, layers: Iterable[Layer]) -> Recorded:
+        """The same with what those layers read that are differentiated elsewhere."""
+        more = {layer.name: layer.derivatives.recording for layer in layers if layer.derivatives}
+        return replace(self, layers={**self.layers, **more})
 
     def _why(self, name: str) -> str:
         having = f"is not in the recording, which has {listed(list(self.layers)) or 'no layer at all'}"

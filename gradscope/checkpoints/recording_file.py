@@ -114,6 +114,7 @@ def _recording(name: str, fields: Mapping[str, Array]) -> Recording:
     mask = fields.get("mask")
     if mask is not None and not ((mask == 0) | (mask == 1)).all():
         raise InputError(f"{_key(name, 'mask')} holds numbers other than 0 and 1")
+    said = {key: bool(key in fields and fields[key].any()) for key in _SAID}
     return Recording(
         fields.get("inputs"),
         fields.get("outputs"),
@@ -122,5 +123,6 @@ def _recording(name: str, fields: Mapping[str, Array]) -> Recording:
         None if lengths is None else tuple(map(int, lengths)),
         float(rounding),
         mask=None if mask is None else mask == 1,
-        **{key: bool(key in fields and fields[key].any()) for key in _SAID},
+        fed_back=said["fed_back"],
+        backward=said["backward"],
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,10 +14,11 @@ import numpy as np
 from gradscope.checkpoints import torch_names
 from gradscope.checkpoints.found import Found
 from gradscope.checkpoints.live import Live, kept, source, wrong
+from gradscope.checkpoints.torch_any import with_own
 from gradscope.checkpoints.torch_quantised import told_quantised
-from gradscope.checkpoints.torch_recording import recorded
 from gradscope.checkpoints.torch_told import FACTS, OWN, QUANTISED, module_of, told
 from gradscope.custom_types import Array
+from gradscope.errors import InputError
 
 _QUANTISED = ("torch.ao.nn.quantized.", "torch.nn.quantized.")
 _PARAMETRIZED = "torch.nn.utils.parametrize"  # the class that it makes of a module's own
@@ -26,7 +27,7 @@ _HARMLESS = {"__init__", "__doc__", "__module__", "__annotations__", "__constant
 _HARMLESS |= {"__dict__", "__weakref__", "__repr__", "extra_repr", "reset_parameters", "flatten_parameters"}
 
 
-def from_torch(module: Any, batch: Any = None) -> Live:
+def from_torch(module: Any, batch: Any = None, cells: Iterable[str] = ()) -> Live:
     """The LSTM, GRU and RNN layers and cells anywhere in a ``torch.nn.Module``, for ``gradscope.analyze``.
 
     module : as it is now, on any device and in any precision, compiled by ``torch.jit`` or not;
@@ -35,23 +36,30 @@ def from_torch(module: Any, batch: Any = None) -> Live:
         over it once, in eval mode, and is as before afterwards: every layer is then analysed on the inputs,
         states and lengths that it had itself, whatever stands before it, and ``analyze`` compares what
         gradscope computes with what the layer put out. Calls in a row (a loop over a cell) are one sequence.
+        A module of the user's own class whose calls pass a state on is a layer too, and one that computes
+        something else than torch's: it is called again, step by step, and differentiated by torch itself.
+    cells : names of modules that are to be analysed so, by torch's derivatives, whatever they are.
     Raises InputError where it is no module, holds no such layer, or fails on the batch; without a batch a
     class of the user's own that computes something else than torch's is a question.
     """
-    return read_module("from_torch", module, batch)
+    return read_module("from_torch", module, batch, (cells,) if isinstance(cells, str) else tuple(cells))
 
 
-def read_module(function: str, module: Any, batch: Any) -> Live:
+def read_module(function: str, module: Any, batch: Any, cells: Sequence[str] = ()) -> Live:
     """What ``from_torch`` returns; function : whose name messages begin with."""
     if isinstance(module, type) or not all(hasattr(module, n) for n in ("state_dict", "named_modules")):
         raise wrong(function, module, "a torch.nn.Module")
     modules = dict(module.named_modules(remove_duplicate=False))
     tensors = {name: kept(name, partial(_values, tensor)) for name, tensor in _weights(module, modules)}
     layers = tuple(_told(found, modules, checked=batch is not None) for found in torch_names.layers(tensors))
-    live = Live(source(function, module), layers, tensors)
+    called = source(function, module)
     if batch is None:
-        return live
-    return replace(live, recorded=recorded(live.source, module, batch, layers))
+        if cells:
+            raise InputError(f"{called}: cells are found as they are called: give a batch as well")
+        return Live(called, layers, tensors)
+    hooked = [modules[of] for of in map(module_of, layers) if of in modules and _hooks(modules[of])]
+    layers, recording = with_own(called, module, batch, layers, cells, hooked)
+    return Live(called, layers, tensors, recording)
 
 
 def _weights(module: Any, modules: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

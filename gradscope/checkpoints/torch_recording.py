@@ -9,19 +9,31 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from gradscope.checkpoints.calls import Heard, ModuleCall, recordings, run_failed
 from gradscope.checkpoints.found import Found
 from gradscope.checkpoints.recording import Recorded
 from gradscope.checkpoints.torch_calls import call_of, reaches
+from gradscope.checkpoints.torch_own import Own, overhearing
 from gradscope.checkpoints.torch_told import module_of
+from gradscope.custom_types import Array
 
 _OF_LAYER = re.compile(r"\w+_l\d+(_reverse)?(_\w+)?")
 _BATCH = "batch is what its forward takes: a tensor, a tuple of arguments, or a dict of them by name"
 
 
-def recorded(source: str, model: Any, batch: Any, layers: Sequence[Found]) -> Recorded:
+# The states (L, B, n) that each call of a module ended in.
+States = tuple[tuple[Array, ...], ...]
+
+
+def recorded(
+    source: str, model: Any, batch: Any, layers: Sequence[Found], own: Mapping[str, Own]
+) -> tuple[Recorded, dict[str, States]]:
     """What the layers found in a model read and put out as it runs over a batch, in eval mode.
 
+    own : modules whose calls are noted as they are. Also returns the states that every call of a module with
+    layers ended in, by the names of the layers.
     Raises InputError where the forward pass fails. What is wrong with one layer alone is a problem of it.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -33,16 +45,24 @@ def recorded(source: str, model: Any, batch: Any, layers: Sequence[Found]) -> Re
     heard = {id(owner): Heard() for owner in owners.values()}
     cells = {id(owners[f.name]): not any(map(_is_of_layer, f.keys)) for f in layers if f.name in owners}
     try:
-        with _evaluating(model, owners.values()), _listening(owners.values(), heard, cells):
+        modules_of_own = [one.module for one in own.values()]
+        every = [*owners.values(), *modules_of_own]
+        with _evaluating(model, every), _listening(owners.values(), heard, cells), overhearing(own):
             _run(model, batch)
     except Exception as error:  # the user's code may fail in any way
         raise run_failed(source, error, _BATCH) from error
-    return recordings(
+    found = recordings(
         layers,
         lambda layer: id(modules.get(module_of(layer))),
         heard,
         lambda _, call: reaches(call.reads, call.makes),
     )
+    ends = {
+        layer.name: tuple(tuple(map(np.asarray, call.after)) for call in heard[id(owners[layer.name])].calls)
+        for layer in layers
+        if layer.name in found.layers
+    }
+    return found, ends
 
 
 def _is_of_layer(key: str) -> bool:

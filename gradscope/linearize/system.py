@@ -29,6 +29,7 @@ class System:
         None where there are no others.
     states : (B, T + 1, m) in its dtype, those before and after every step where something else runs along the
         very same ones (a layer and its stack); None where every program may run on its own.
+    rounding : relative, of given Jacobians, where it is coarser than that of ``dtype``.
     """
 
     cell: Cell
@@ -41,6 +42,7 @@ class System:
     dtype: str = "float64"
     mask: Array | None = None
     states: Array | None = None
+    rounding: float = 0.0
 
     @property
     def batch(self) -> int:
@@ -61,6 +63,11 @@ class System:
     def size(self) -> int:
         """States m."""
         return int(self.state.shape[1])
+
+    @property
+    def eps(self) -> float:
+        """Relative rounding of the Jacobians' entries, about."""
+        return max(float(np.finfo(self.dtype).eps), self.rounding)
 
     @property
     def output(self) -> slice:

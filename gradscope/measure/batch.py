@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax
-import numpy as np
 
 from gradscope.linearize.sequence import sequences_on
 from gradscope.machine import cores, one_blas_thread
@@ -62,7 +61,7 @@ def measure_batch(
         # A layer's own chain is the same in its stack.
         in_stack = place >= len(problems.layers)
         known = frozenset(member.name for member in problem.system.cell.members if in_stack)
-        entry_error = _ENTRY_ROUNDINGS * float(np.finfo(problem.system.dtype).eps)
+        entry_error = _ENTRY_ROUNDINGS * problem.system.eps
         ask = Ask(entry_error, floor, problem.accuracy, problem.top, known, only=problem.only)
         found.append(_measured(problem, numbers, ask, means, tally.beyond(place * len(numbers))))
     return found

@@ -24,7 +24,7 @@ from gradscope.problem.inputs import Sequences, extents, given_lengths, given_se
 from gradscope.problem.loss_adjoint import with_loss, with_losses
 from gradscope.problem.problem import Problem, as_names, chosen_top, known_paths, make_problem
 from gradscope.problem.recorded import on_recorded, with_mask
-from gradscope.problem.self_check import check_recorded
+from gradscope.problem.self_check import settled
 from gradscope.problem.time_axis import assumption, known_time_major, time_major
 from gradscope.settings import DTYPE, Settings, Top
 
@@ -158,8 +158,10 @@ def _recorded(
     first = fed[model.chosen[0]].inputs
     if isinstance(first, Sequences):
         _tell(begun, model, *first.shape[:2])
-    sentences = check_recorded(model, recorded, settings.dtype or DTYPE, devices)
-    problems = _each(model, fed, recorded.label, devices)
+    model, sentences = settled(model, recorded, settings.dtype or DTYPE, devices)
+    assert model.recorded is not None
+    recorded = model.recorded
+    problems = _each(model, on_recorded(settings, model, recorded), recorded.label, devices)
     problems = {
         name: _assuming(with_mask(problem, recorded.layers[name], settings.steps), sentences.get(name, ""))
         for name, problem in problems.items()

@@ -16,6 +16,8 @@ class Origin:
         names in the checkpoint; readout_at : at which steps; None where there is none.
     masked : how many steps of each sequence are left out, None where none is masked.
     not_applied, assumed : as in Layer; None without a checkpoint.
+    jacobians : "own", or the framework that they were computed by; input_size : of the layer then, whose
+        inputs are its Jacobians.
     """
 
     source: str = "initialised"
@@ -33,3 +35,5 @@ class Origin:
     masked: tuple[int, ...] | None = None
     not_applied: tuple[str, ...] | None = None
     assumed: tuple[str, ...] | None = None
+    jacobians: str = "own"
+    input_size: int | None = None

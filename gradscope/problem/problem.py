@@ -12,8 +12,9 @@ from gradscope.cells import find
 from gradscope.cells.cell import Cell
 from gradscope.cells.initializers import initialize
 from gradscope.checkpoints import Layer
+from gradscope.checkpoints.derivatives import Derivatives
 from gradscope.custom_types import Array
-from gradscope.errors import InputError, MisfitError, quoted
+from gradscope.errors import InputError, MisfitError, quoted, shown
 from gradscope.linearize.budget import check_memory
 from gradscope.linearize.system import System, reversed_within
 from gradscope.problem.checks import check_choices, real, whole_number
@@ -85,6 +86,7 @@ def make_problem(settings: Settings, layer: Layer | None = None) -> Problem:
     lengths = given_lengths(settings.lengths)
     if layer:
         _check_own({"init": settings.init, **sizes})
+        _check_applies(settings, layer)
     cell = layer.cell if layer else _fresh(settings.cell, settings.init)
     init = None if layer or cell.initialize else settings.init or INIT
     if layer:
@@ -123,7 +125,17 @@ def make_problem(settings: Settings, layer: Layer | None = None) -> Problem:
     )
     direction = layer.direction if layer else "forward"
     system = System(cell, n, parameters, sequences, state, lengths, direction, dtype)
-    return Problem(system, cut, view, top, accuracy, settings.only, origin=origin)
+    problem = Problem(system, cut, view, top, accuracy, settings.only, origin=origin)
+    return _differentiated(problem, layer.derivatives) if layer and layer.derivatives else problem
+
+
+def _differentiated(problem: Problem, derivatives: Derivatives) -> Problem:
+    """The problem along the states at which something else computed the Jacobians, which are the inputs."""
+    system, steps = problem.system, derivatives.steps
+    states = steps.states[: system.batch, : system.steps + 1]
+    along = replace(system, state=states[:, 0], states=states.astype(system.dtype), rounding=steps.rounding)
+    origin = replace(problem.origin, jacobians=derivatives.by, input_size=steps.input_size)
+    return replace(problem, system=along, origin=origin)
 
 
 def chosen_top(asked: int | str | None, size: int) -> int | None:
@@ -157,6 +169,18 @@ def _check_own(options: Mapping[str, Any]) -> None:
     for name in ("hidden", "input_size", "init"):
         if (got := options.get(name)) is not None:
             raise InputError(f"{name} is {quoted(got)}, but the checkpoint brings its own: leave {name} out")
+
+
+def _check_applies(settings: Settings, layer: Layer) -> None:
+    """Raise InputError for options that change equations, of a layer that gradscope has none of."""
+    if layer.derivatives is None:
+        return
+    for name in ("gain", "biases"):
+        if (value := getattr(settings, name)) not in (None, {}):
+            raise InputError(
+                f"{name} is {quoted(value)}, but layer {shown(layer.name)} is differentiated by "
+                f"{layer.derivatives.by}, with its weights as they are: leave {name} out"
+            )
 
 
 def known_paths(cell: Cell, cut: tuple[str, ...], view: str, steps: int) -> tuple[str, ...]:

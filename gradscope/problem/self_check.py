@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradscope.checkpoints import Layer, Model, Recorded, Recording
+from gradscope.checkpoints import Layer, Model, Recorded, Recording, by_derivatives, holder_of
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, listed, shown
 from gradscope.linearize.system import System, reversed_within
@@ -54,6 +54,41 @@ class Compared:
         return SAFETY * (moved + unit) * np.sqrt(np.maximum(amplified, 1))
 
 
+class DisagreementError(InputError):
+    """What gradscope computes of a layer is not what it put out."""
+
+    def __init__(self, layer: Layer, message: str) -> None:
+        super().__init__(message)
+        self.layer = layer
+
+
+def settled(
+    model: Model, recorded: Recorded, dtype: str, devices: Sequence[Device]
+) -> tuple[Model, dict[str, str]]:
+    """The model whose every layer is what it put out, and what of a layer cannot be told, {layer: sentence}.
+
+    A layer that computes something else is differentiated by its own framework, where that is in reach; it is
+    an error else.
+    """
+    said: dict[str, str] = {}
+    while True:
+        try:
+            return model, check_recorded(model, model.recorded or recorded, dtype, devices) | said
+        except DisagreementError as error:
+            module = holder_of(error.layer.name)
+            if module not in recorded.own:
+                raise
+            by = recorded.own[module].by
+            try:
+                model = by_derivatives(model, error.layer)
+            except InputError as other:
+                raise InputError(f"{error}; and {by} cannot differentiate it: it {other}") from other
+            said[module] = (
+                f"it computes something else than cell {error.layer.cell.name} with its weights, so that "
+                f"{by}'s own derivatives are taken"
+            )
+
+
 def check_recorded(model: Model, recorded: Recorded, dtype: str, devices: Sequence[Device]) -> dict[str, str]:
     """Compare every layer with what it put out; what of it cannot be compared is a sentence, {layer: it}.
 
@@ -63,6 +98,8 @@ def check_recorded(model: Model, recorded: Recorded, dtype: str, devices: Sequen
     found: dict[str, list[Array]] = {}
     sentences = {}
     for layer in model.layers:
+        if layer.derivatives:  # which was called again, and put out the same
+            continue
         one = recorded.layers[layer.name]
         rounding = max(one.rounding, float(np.finfo(dtype).eps))
         systems = [_system(layer, one, values, dtype) for values in _read(layer, one, found, rounding)]
@@ -172,9 +209,10 @@ def _disagreement(layer: Layer, at: tuple[int, int], place: int, theirs: Array, 
     """The error; at : sequence and step in the layer's order; place : of the step, as given."""
     gap = np.abs(theirs[at] - ours.exact[at])
     unit = int(np.argmax(gap))
-    return InputError(
+    return DisagreementError(
+        layer,
         f"layer {shown(layer.name)} puts out something else than cell {layer.cell.name} with its weights: "
         f"{theirs[at][unit]:.6g} where gradscope computes {ours.exact[at][unit]:.6g}, at step {place + 1} of "
         f"sequence {at[0]}, unit {unit}; that is {gap[unit]:.2g} apart, and rounding explains "
-        f"{ours.tolerance[at]:.2g}: it has a forward of its own, a hook or other weights"
+        f"{ours.tolerance[at]:.2g}: it has a forward of its own, a hook or other weights",
     )

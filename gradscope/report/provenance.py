@@ -20,7 +20,7 @@ def described(problem: Problem, backend: str) -> dict[str, Any]:
     said = {
         "cell": system.cell.name,
         "hidden": system.hidden,
-        "input_size": system.input_size,
+        "input_size": origin.input_size or system.input_size,
         "steps": system.steps,
         "batch": system.batch,
         "init": origin.init,
@@ -28,6 +28,7 @@ def described(problem: Problem, backend: str) -> dict[str, Any]:
         "biases": dict(origin.biases),
         "seed": origin.seed,
         "dtype": system.dtype,
+        "jacobians": origin.jacobians,
         "accuracy": problem.accuracy,
         "cut": list(problem.cut),
         "view": problem.view,

@@ -93,7 +93,11 @@ def _measured(analysis: Analysis, terminal: Terminal) -> Iterable[RenderableType
 
 
 def _said(analysis: Analysis) -> Iterable[RenderableType]:
-    """What the checkpoint leaves to be said beside the verdict."""
+    """Who differentiated, and what the checkpoint leaves to be said beside the verdict."""
+    by = dict.fromkeys(one.problem.get("jacobians", "own") for one in analysis.layers or (analysis,))
+    for framework in by:
+        if framework != "own":
+            yield bullet(f"Jacobians by {framework}'s own derivatives, step by recorded step.")
     for name, words in (("not_applied", not_applied), ("assumed", assumed)):
         yield from (bullet(words(sentence)) for sentence in analysis.problem.get(name, ()))
 
