@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from gradscope.cells.units import Parameters, Shapes, Units
@@ -148,6 +147,8 @@ class Member:
 
     def input(self, x: Any, outputs: Mapping[int, Any]) -> Any:
         """Its input (..., d) from the stack's (..., d) and the outputs {member: (..., n)} of those before."""
+        import jax
+
         parts = [outputs[r] if isinstance(r, int) else x[..., slice(*r)] for r in self.reads]
         return jax.numpy.concatenate(parts, axis=-1)
 
@@ -166,6 +167,8 @@ def unit_cell(
     """The cell that ``units`` describes: its step reads one copy of the state per path."""
 
     def advance(params: Parameters, x: Any, copies: Mapping[str, Any]) -> Any:
+        import jax
+
         def read(path: str) -> Any:
             parts = jax.numpy.split(copies[path], len(components))
             return parts[components.index(units.reads(path))]
@@ -173,6 +176,8 @@ def unit_cell(
         return units.advance(params, units.drive(params, x), read)
 
     def step(params: Parameters, x: Any, copies: Mapping[str, Any]) -> Any:
+        import jax
+
         return jax.numpy.concatenate(advance(params, x, copies)[0])
 
     def gates(params: Parameters, x: Any, state: Any) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from gradscope.cells.activated import with_activations
-from gradscope.cells.activations import activation, complement
 from gradscope.cells.cell import Cell, unit_cell
+from gradscope.cells.late import applied, one_minus
 from gradscope.cells.units import Parameters, Shapes, Units
 
 _GATES = ("r", "z", "h")
@@ -21,7 +21,7 @@ def _parameters(hidden: int, input_size: int) -> Shapes:
 
 def gru(state: str = "tanh", gate: str = "sigmoid") -> Cell:
     """Reset after the product, n = tanh(W x + b + r (R_h h + c_h)): PyTorch's and cuDNN's form."""
-    phi, squash, closed = activation(state), activation(gate), complement(gate)
+    phi, squash, closed = applied(state), applied(gate), one_minus(gate)
 
     def parameters(hidden: int, input_size: int) -> Shapes:
         return _parameters(hidden, input_size) | {"c_h": (hidden,)}
@@ -46,7 +46,7 @@ def reset_before(state: str = "tanh", gate: str = "sigmoid") -> Cell:
 
     R_h mixes the units after the reset gate, so there is no per-unit form.
     """
-    phi, squash, closed = activation(state), activation(gate), complement(gate)
+    phi, squash, closed = applied(state), applied(gate), one_minus(gate)
 
     def bar(params: Parameters, g: str, x: Any, h: Any) -> Any:
         return params[f"W_{g}"] @ x + params[f"R_{g}"] @ h + params[f"b_{g}"]

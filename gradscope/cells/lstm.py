@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax.numpy as jnp
-
 from gradscope.cells.activated import with_activations
-from gradscope.cells.activations import activation, complement
 from gradscope.cells.cell import Cell, unit_cell
+from gradscope.cells.late import applied, one_minus
 from gradscope.cells.notation import is_recurrent
 from gradscope.cells.units import Parameters, Shapes, Units
 
@@ -35,8 +33,8 @@ class _Variant:
 
 
 def _lstm(name: str, variant: _Variant) -> Cell:
-    block_input, opening, squash = map(activation, variant.activations)
-    closed = complement(variant.activations[1])
+    block_input, opening, squash = map(applied, variant.activations)
+    closed = one_minus(variant.activations[1])
 
     def parameters(hidden: int, input_size: int) -> Shapes:
         shapes: Shapes = {f"W_{g}": (hidden, input_size) for g in variant.gates}
@@ -87,6 +85,8 @@ def projected(size: int) -> Cell:
         return shapes | {"M": (size, hidden)}
 
     def advance(params: Parameters, x: Any, copies: Mapping[str, Any]) -> Any:
+        import jax.numpy as jnp
+
         def read(path: str) -> Any:
             c, h = jnp.split(copies[path], [len(params["b_z"])])
             return h if is_recurrent(path) else c
@@ -94,6 +94,8 @@ def projected(size: int) -> Cell:
         return units.advance(params, units.drive(params, x), read)
 
     def step(params: Parameters, x: Any, copies: Mapping[str, Any]) -> Any:
+        import jax.numpy as jnp
+
         c, out = advance(params, x, copies)[0]
         return jnp.concatenate([c, params["M"] @ out])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gradscope.cells import activations
+from gradscope.cells import late
 from gradscope.cells.activated import with_activations
 from gradscope.cells.cell import Cell, unit_cell
 from gradscope.cells.units import Parameters, Shapes, Units
@@ -21,7 +21,7 @@ def _drive(params: Parameters, x: Any) -> dict[str, Any]:
 
 def elman(activation: str = "tanh") -> Cell:
     """The tanh RNN of PyTorch and Keras, or one of another activation."""
-    phi = activations.activation(activation)
+    phi = late.applied(activation)
 
     def core(own: Any, pre: Mapping[str, Any], _: Mapping[str, Any]) -> Any:
         return (phi(pre[""]),), {}

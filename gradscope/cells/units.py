@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-
 from gradscope.cells.notation import is_recurrent, key
 
 Parameters = Mapping[str, Any]
@@ -68,6 +66,8 @@ class Units:
         self, parameters: Parameters, drive: Mapping[str, Any], read: Callable[[str], Any]
     ) -> tuple[Any, dict[str, Any]]:
         """New components and gate values of all units, each (n,)."""
+        import jax
+
         pre = self.pre_activations(parameters, drive, read)
         own = read(self.own) if self.own else jax.numpy.zeros_like(pre[self.gates[0]])
         return jax.vmap(self.core)(own, pre, {k: parameters[k] for k in self.constants})

@@ -21,7 +21,7 @@ import click
 
 from gradscope.cli.group import LazyGroup
 from gradscope.cli.streams import open_closed_streams, silence_stdout
-from gradscope.errors import ExitCode, GradscopeError
+from gradscope.errors import ExitCode, GradscopeError, shown
 
 
 @click.group(
@@ -119,7 +119,7 @@ def _fail(line: str) -> int:
 
 def _say(line: str) -> None:
     with contextlib.suppress(OSError):  # stderr is full or gone: the exit code still tells
-        click.echo(line, err=True)
+        click.echo(shown(line), err=True)
 
 
 def _bug(error: BaseException) -> int:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.cells.notation import NAMELESS, recurrent_matrices
+from gradscope.cells.notation import NAMELESS
+from gradscope.cells.spectra import recurrent_matrices
 from gradscope.custom_types import Array
 from gradscope.measure.loss import LossGradient
 from gradscope.measure.measured import Measured, gate_statistics
@@ -83,7 +84,7 @@ def _of_layer(
         loss=loss,
         only=problem.only,
         gates=gate_statistics(measured) if whole else {},
-        matrices=recurrent_matrices(problem.system.parameters) if few and whole else {},
+        matrices=recurrent_matrices(problem.system.parameters, all_values=True) if few and whole else {},
     )
 
 

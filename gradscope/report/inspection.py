@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from importlib import resources
 from typing import Any
 
 from gradscope.cells import find
-from gradscope.cells.notation import recurrent_matrices
+from gradscope.cells.spectra import recurrent_matrices
 from gradscope.checkpoints import Contents, Found, read_all
 from gradscope.checkpoints.array_map import rules_of
+from gradscope.machine import one_blas_thread
 from gradscope.version import __version__
 
 SCHEMA = "gradscope/inspection/1"
@@ -22,7 +24,7 @@ SCHEMA = "gradscope/inspection/1"
 class Inspection:
     """The recurrent layers of a file and the names of its other tensors.
 
-    matrices : per layer, {R: {"spectral_norm", "spectral_radius"}}; the radius is None of what is not square.
+    matrices : per layer, {R: {"spectral_norm", "spectral_radius"}}, as of ``recurrent_matrices``.
     """
 
     source: str
@@ -55,13 +57,9 @@ def inspect(
     contents = read_all(
         path, find(cell) if cell else None, max_size=max_size, rules=rules_of(rules), config=config
     )
-    return Inspection(os.fspath(path), contents, tuple(map(_matrices, contents.layers)))
-
-
-def _matrices(found: Found) -> dict[str, dict[str, float | None]]:
-    norms = ("spectral_norm", "spectral_radius")
-    found_of = recurrent_matrices(found.arrays)
-    return {name: {norm: matrix[norm] for norm in norms} for name, matrix in found_of.items()}
+    with one_blas_thread():
+        matrices = tuple(recurrent_matrices(found.arrays, all_values=False) for found in contents.layers)
+    return Inspection(os.fspath(path), contents, matrices)
 
 
 def _layer(found: Found, matrices: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
@@ -84,9 +82,13 @@ def _layer(found: Found, matrices: Mapping[str, Mapping[str, float | None]]) -> 
         "problem": found.problem or None,
         "not_applied": list(found.not_applied),
         "assumed": list(found.assumed),
-        "matrices": [{"name": name, **matrix} for name, matrix in matrices.items()],
+        "matrices": [{"name": name, **_finite(matrix)} for name, matrix in matrices.items()],
         "tensors": list(found.keys),
     }
+
+
+def _finite(matrix: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {name: None if x is None or not math.isfinite(x) else x for name, x in matrix.items()}
 
 
 def inspection_schema() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from gradscope.errors import listed, shown
-from gradscope.report.page import assumed, bullet, headed, not_applied, page, section
+from gradscope.report.page import assumed, bullet, headed, magnitude, not_applied, page, section
 from gradscope.report.views import Look
 
 if TYPE_CHECKING:
@@ -51,9 +51,8 @@ def _parts(inspection: Inspection) -> Iterable[RenderableType]:
     norms = headed("layer", "matrix", "spectral norm", "spectral radius")
     for found, matrices in zip(layers, inspection.matrices[:_MOST], strict=True):
         for name, matrix in matrices.items():
-            radius = matrix["spectral_radius"]
-            cells = (shown(found.name) or "-", name, f"{matrix['spectral_norm']:.4f}")
-            norms.add_row(*map(Text, cells), "-" if radius is None else f"{radius:.4f}")
+            told = magnitude(matrix["spectral_norm"]), magnitude(matrix["spectral_radius"])
+            norms.add_row(*map(Text, (shown(found.name) or "-", name, *told)))
     if norms.row_count:
         yield section("Recurrent matrices", norms)
     if others := inspection.contents.others:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterable
 
@@ -43,7 +44,7 @@ def page(parts: Iterable[RenderableType], terminal: Terminal) -> str:
 def bullet(sentence: str) -> RenderableType:
     """A sentence with a mark before it."""
     grid = Table.grid(padding=(0, 1))
-    grid.add_row(" •", Text(sentence))
+    grid.add_row(" •", Text(shown(sentence)))
     return grid
 
 
@@ -55,6 +56,17 @@ def not_applied(sentence: str) -> str:
 def assumed(sentence: str) -> str:
     """What the file leaves out and was taken to be so, as every table says it."""
     return f"Assumed: {shown(sentence)}"
+
+
+def magnitude(value: float | None) -> str:
+    """A norm or a radius of ``recurrent_matrices``."""
+    if value is None:
+        return "-"
+    if math.isnan(value):
+        return "not computed"
+    if math.isinf(value):
+        return "above 1e308"
+    return f"{value:.4f}" if value < 1e6 else f"{value:.4e}"
 
 
 def section(title: str, body: RenderableType) -> RenderableType:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from gradscope.errors import shown
 from gradscope.report.loss_table import loss_sections
-from gradscope.report.page import assumed, bullet, headed, not_applied, page, section
+from gradscope.report.page import assumed, bullet, headed, magnitude, not_applied, page, section
 from gradscope.report.sparkline import by_lag
 from gradscope.report.terminal import Terminal
 from gradscope.report.verdict import scientific, steps_of
@@ -271,11 +271,10 @@ def _lags(analysis: Analysis, terminal: Terminal) -> Table:
 def _matrices(analysis: Analysis) -> Table:
     table = headed("matrix", "spectral norm", "spectral radius", "smallest singular value")
     for name, matrix in analysis.matrices.items():
-        radius = matrix["spectral_radius"]
         table.add_row(
             name,
-            f"{matrix['spectral_norm']:.4f}",
-            "-" if radius is None else f"{radius:.4f}",
+            magnitude(matrix["spectral_norm"]),
+            magnitude(matrix["spectral_radius"]),
             f"{matrix['singular_values'][-1]:.2e}",
         )
     return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from oracles.bombs import field
@@ -55,13 +56,12 @@ def test_json_is_paid_for_before_it_is_made():
 
 
 class Kind:
-    """A descriptor of messages that hold one another under 1 and text under 2."""
-
-    message_type = None
+    """A descriptor of messages that hold one another under 1 and text under 2 and 6."""
 
     def __init__(self):
-        inner = type("Field", (), {"message_type": self})
-        self.fields_by_number = {1: inner, 2: type("Field", (), {"message_type": None})}
+        inner = SimpleNamespace(message_type=self)
+        text, note = (SimpleNamespace(message_type=None, type=9, name=n) for n in ("name", "doc_string"))
+        self.fields_by_number = {1: inner, 2: text, 6: note}
 
 
 def test_messages_are_paid_for_by_count():
@@ -73,7 +73,9 @@ def test_messages_are_paid_for_by_count():
     assert flat == OBJECT * (4 + 4)
     pay(field(1, field(1, b"")), Kind(), budget)
     assert budget.spent - flat == OBJECT * (3 * 4 + 2)
-    for bad, words in ((b"\x0b", "wire type 3"), (deep(101), "nested more than 100")):
+    pay(field(6, b"\xff"), Kind(), budget)
+    refused = {b"\x0b": "wire type 3", deep(101): "nested more than 100", field(2, b"a\xff"): "not UTF-8"}
+    for bad, words in refused.items():
         with pytest.raises(InputError, match=words):
             pay(bad, Kind(), Budget(10))
     with pytest.raises(IndexError):

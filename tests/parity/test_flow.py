@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradscope.cells.notation import recurrent_matrices
+from gradscope.cells.spectra import recurrent_matrices
 
 
 def test_recurrent_matrices_against_torch():
@@ -14,7 +14,7 @@ def test_recurrent_matrices_against_torch():
         "W_f": rng.normal(size=(6, 6)),
         "R_z": np.diag([3.0, 1, 1, 1, 1, -4]),
     }
-    found = recurrent_matrices(parameters)
+    found = recurrent_matrices(parameters, all_values=True)
     assert list(found) == ["R_f", "R_z"]
     for name, numbers in found.items():
         matrix = torch.tensor(parameters[name])

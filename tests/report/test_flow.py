@@ -6,7 +6,7 @@ import pytest
 from oracles.few import few
 
 import gradscope
-from gradscope.cells.notation import recurrent_matrices
+from gradscope.cells.spectra import recurrent_matrices
 from gradscope.linearize.cell_chain import CellChain
 from gradscope.linearize.gates import gate_sums
 from gradscope.linearize.paths import DensePath
@@ -112,7 +112,7 @@ def test_recurrent_matrices():
         "W_f": np.ones((6, 6)),
         "R_z": np.diag([3.0, 1, 1, 1, 1, -4]),
     }
-    found = recurrent_matrices(parameters)
+    found = recurrent_matrices(parameters, all_values=True)
     assert list(found) == ["R_f", "R_z"]
     values = {"R_f": (weights, np.prod(weights) ** (1 / 6)), "R_z": (np.array([3.0, 1, 1, 1, 1, 4]), 4.0)}
     for name, (singular, radius) in values.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import jsonschema
@@ -182,3 +183,40 @@ def test_a_cell_of_ones_own(run, tmp_path, monkeypatch):
     assert code == 0
     (layer,) = json.loads(out)["layers"]
     assert (layer["cells"], layer["hidden"], layer["input_size"]) == (["decay"], 4, 2)
+
+
+def test_reading_a_file_imports_no_jax(model, tmp_path):
+    native = tmp_path / "native.npz"
+    np.savez(native, W=np.ones((2, 3)), R=np.ones((2, 2)), b=np.ones(2))
+    code = (
+        "import sys\n"
+        "from gradscope.report.inspection import inspect\n"
+        "assert all(inspect(path).contents.layers for path in sys.argv[1:])\n"
+        "print(*(name for name in sys.modules if name.split('.')[0] in ('jax', 'jaxlib')))"
+    )
+    command = [sys.executable, "-c", code, str(model), str(native)]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "\n"
+
+
+@pytest.mark.parametrize("form", ["--json", "--color=never"])
+def test_norms_beyond_float64(run, tmp_path, form):
+    path = tmp_path / "large.npz"
+    np.savez(path, W=np.ones((4, 3)), R=np.full((4, 4), 1e308), b=np.ones(4))
+    code, out, err = run("inspect", path, form)
+    assert (code, err) == (0, "")
+    if form == "--json":
+        (matrix,) = json.loads(out)["layers"][0]["matrices"]
+        assert matrix == {"name": "R", "spectral_norm": None, "spectral_radius": None}
+        jsonschema.validate(json.loads(out), inspection_schema())
+    else:
+        assert out.count("above 1e308") == 2
+
+
+def test_a_table_lists_the_first_layers(run, tmp_path):
+    state = layouts.module(**{f"m{k}": layouts.recurrent("rnn", 1, 1) for k in range(70)})
+    path = layouts.saved(state, tmp_path / "many.pt")
+    code, out, _ = run("inspect", path)
+    assert code == 0
+    assert "70 RECURRENT LAYERS" in out
+    assert "and 6 more, which --json lists" in out
+    assert len(json.loads(run("inspect", path, "--json")[1])["layers"]) == 70
