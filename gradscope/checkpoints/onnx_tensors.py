@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,51 +10,86 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from gradscope.checkpoints.onnx_scopes import every_graph, stored
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, listed, quoted
 from gradscope.formats.budget import Budget
 from gradscope.formats.tensors import Tensor, Tensors
 
 # TensorProto.DataType: its dtype, and the field that has the values where raw_data has not.
-_DTYPES: dict[int, tuple[Any, str]] = {
+DTYPES: dict[int, tuple[Any, str]] = {
     1: ("f4", "float_data"),
+    2: ("u1", "int32_data"),
+    3: ("i1", "int32_data"),
+    6: ("i4", "int32_data"),
+    7: ("i8", "int64_data"),
+    9: ("?", "int32_data"),
     10: ("f2", "int32_data"),
     11: ("f8", "double_data"),
     16: (ml_dtypes.bfloat16, "int32_data"),
 }
+_FLOATS = (1, 10, 11, 16)
 _EXTERNAL = 1
 
 
-def tensors_of(graph: Any, folder: Path, budget: Budget, max_size: int | None) -> Tensors:
-    """The constants of a graph by name; those in other files only if these lie in the model's folder.
+class Stored:
+    """The tensors that a model's graph and the bodies in it hold, and what their values may take.
 
-    budget : of the model's own file. Raises InputError where all inputs of the graph's operators that
-    are constants have more bytes together than max_size, by default a small multiple of the files'.
+    tensors : those of real numbers by name; budget : of the model's files together.
+    Raises InputError where a file beside the model is not in its folder, or where all inputs of operators
+    that are constants have more bytes together than max_size, by default a small multiple of the files'.
     """
-    constants = {tensor.name: tensor for tensor in _constants(graph) if tensor.data_type in _DTYPES}
-    external = {name: _beside(t, folder) for name, t in constants.items() if t.data_location == _EXTERNAL}
-    beside = Budget(budget.size + sum(path.stat().st_size for path in set(external.values())), max_size)
-    for name in constants:
-        budget.name(name)
-    sizes = {name: _declared(tensor) for name, tensor in constants.items()}
-    used = sum(sizes.get(name, 0) for node in graph.node for name in node.input)
-    beside.unpack(max(used, sum(sizes.values())))
-    return {
-        name: Tensor(
-            f"tensor {quoted(name)}", partial(_values, tensor, external.get(name), beside), sizes[name]
-        )
-        for name, tensor in constants.items()
-    }
+
+    def __init__(self, graph: Any, folder: Path, size: int, max_size: int | None) -> None:
+        self._folder = folder
+        graphs = list(every_graph(graph))
+        constants: dict[str, Any] = {}
+        for tensor in (one for each in graphs for one in stored(each) if one.data_type in DTYPES):
+            constants.setdefault(tensor.name, tensor)
+        files = {_beside(t, folder) for t in constants.values() if t.data_location == _EXTERNAL}
+        self.budget = Budget(size + sum(path.stat().st_size for path in files), max_size)
+        for name in constants:
+            self.budget.name(name)
+        sizes = {name: _declared(tensor) for name, tensor in constants.items()}
+        used = sum(sizes.get(name, 0) for one in graphs for node in one.node for name in node.input)
+        self.budget.unpack(max(used, sum(sizes.values())))
+        self.tensors: Tensors = {
+            name: Tensor(f"tensor {quoted(name)}", partial(self._copied, tensor), sizes[name])
+            for name, tensor in constants.items()
+            if tensor.data_type in _FLOATS
+        }
+
+    def values(self, tensor: Any) -> Array | None:
+        """The values of a tensor, None of one of a type that is none of numbers."""
+        return self._loaded(tensor) if tensor.data_type in DTYPES else None
+
+    def _copied(self, tensor: Any) -> Array:
+        self.budget.draw(size=8 * math.prod(tensor.dims))  # as float64
+        return self._loaded(tensor)
+
+    def _loaded(self, tensor: Any) -> Array:
+        dtype, field = DTYPES[tensor.data_type]
+        expected = _declared(tensor)
+        self.budget.draw(size=expected)
+        if tensor.data_location == _EXTERNAL:
+            data = _read(tensor, _beside(tensor, self._folder), expected)
+        elif tensor.HasField("raw_data"):
+            data = tensor.raw_data
+        else:
+            halves = field == "int32_data" and tensor.data_type in _FLOATS  # their bits, as whole numbers
+            data = np.array(getattr(tensor, field), np.uint16 if halves else dtype).tobytes()
+        if len(data) != expected:
+            raise InputError(
+                f"tensor {quoted(tensor.name)} declares {expected} bytes and has {len(data)}: damaged"
+            )
+        return np.frombuffer(data, dtype).reshape(tuple(tensor.dims))
 
 
-def _constants(graph: Any) -> Iterator[Any]:
-    yield from graph.initializer
-    for node in graph.node:
-        if node.op_type == "Constant" and len(node.output) == 1:
-            for attribute in node.attribute:
-                if attribute.name == "value":
-                    attribute.t.name = node.output[0]
-                    yield attribute.t
+def _read(tensor: Any, path: Path, size: int) -> bytes:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    with path.open("rb") as file:
+        file.seek(int(entries.get("offset", 0)))
+        return file.read(min(size, path.stat().st_size))
 
 
 def _declared(tensor: Any) -> int:
@@ -64,7 +98,7 @@ def _declared(tensor: Any) -> int:
         raise InputError(
             f"tensor {quoted(tensor.name)} has dimensions {listed([*map(str, tensor.dims)])}: damaged"
         )
-    size: int = math.prod(tensor.dims) * np.dtype(_DTYPES[tensor.data_type][0]).itemsize
+    size: int = math.prod(tensor.dims) * np.dtype(DTYPES[tensor.data_type][0]).itemsize
     return size
 
 
@@ -79,25 +113,3 @@ def _beside(tensor: Any, folder: Path) -> Path:
             f"tensor {quoted(tensor.name)} is in {quoted(location)}: no such file beside the model"
         )
     return path
-
-
-def _values(tensor: Any, beside: Path | None, budget: Budget) -> Array:
-    dtype, field = _DTYPES[tensor.data_type]
-    expected = _declared(tensor)
-    budget.draw(size=8 * math.prod(tensor.dims))  # as float64, by every operator that has it
-    if beside:
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        with beside.open("rb") as file:
-            file.seek(int(entries.get("offset", 0)))
-            data = file.read(min(expected, beside.stat().st_size))
-    elif tensor.HasField("raw_data"):
-        data = tensor.raw_data
-    else:
-        numbers = getattr(tensor, field)
-        bits = np.array(numbers, np.uint16 if field == "int32_data" else dtype)
-        data = bits.tobytes()
-    if len(data) != expected:
-        raise InputError(
-            f"tensor {quoted(tensor.name)} declares {expected} bytes and has {len(data)}: damaged"
-        )
-    return np.frombuffer(data, dtype).reshape(tuple(tensor.dims))

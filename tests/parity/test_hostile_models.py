@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import pickle
 import warnings
 
@@ -57,6 +58,49 @@ def crowded_onnx():
     return model.SerializeToString()
 
 
+MAKE = helper.make_node
+
+
+def made(*nodes, functions=(), **constants):
+    """The model with a W that is made by these nodes of these constants."""
+    model = onnx.ModelProto.FromString(onnx_model())
+    kept = [tensor for tensor in model.graph.initializer if tensor.name != "W"]
+    kept += [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
+    operator = model.graph.node[0]
+    del model.graph.initializer[:], model.graph.node[:]
+    model.graph.initializer.extend(kept)
+    model.graph.node.extend([*nodes, operator])
+    model.functions.extend(functions)
+    return model.SerializeToString()
+
+
+def calling(times, depth):
+    """A function that calls the one below it so many times, down to one of an LSTM."""
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    last = MAKE("LSTM", ["x", "W", "R"], ["y"], hidden_size=4)
+    functions = [helper.make_function("own", "F0", ["x", "W", "R"], ["y"], [last], opsets)]
+    for k in range(1, depth):
+        calls = [MAKE(f"F{k - 1}", ["x", "W", "R"], ["y"], domain="own") for _ in range(times)]
+        functions.append(helper.make_function("own", f"F{k}", ["x", "W", "R"], ["y"], calls, opsets))
+    call = MAKE(f"F{depth - 1}", ["X", "B", "R"], ["Z"], domain="own")
+    return made(call, functions=functions)
+
+
+def itself():
+    """A function that calls itself, beside an LSTM."""
+    nodes = [MAKE("LSTM", ["x", "W", "R"], ["y"]), MAKE("F", ["x", "W", "R"], ["z"], domain="own")]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    function = helper.make_function("own", "F", ["x", "W", "R"], ["y"], nodes, opsets)
+    return made(MAKE("F", ["X", "B", "R"], ["Z"], domain="own"), functions=[function])
+
+
+def doubled(times):
+    """W beside itself, and the result beside itself, and so on."""
+    names = ["a", *(f"b{k}" for k in range(times - 1)), "W"]
+    nodes = [MAKE("Concat", [x, x], [y], axis=1) for x, y in itertools.pairwise(names)]
+    return made(*nodes, a=np.ones((1, 16, 3), np.float32))
+
+
 def elsewhere(location, **entries):
     def change(tensor):
         tensor.ClearField("raw_data")
@@ -100,6 +144,45 @@ def hostile():
             onnx_model(W=dims(-1, -16, 3)),
             "has dimensions -1, -16, 3: damaged",
         ),
+        "made of a terabyte": (
+            ".onnx",
+            made(MAKE("ConstantOfShape", ["s"], ["W"]), s=[1, 10**6, 10**6]),
+            "bytes of memory allowed",
+        ),
+        "made of less than nothing": (
+            ".onnx",
+            made(MAKE("ConstantOfShape", ["s"], ["W"]), s=[1, -16, 3]),
+            "value 'W' by ConstantOfShape: ",
+        ),
+        "expanded": (
+            ".onnx",
+            made(MAKE("Expand", ["a", "s"], ["W"]), a=np.ones(1, np.float32), s=[10**6, 10**6, 10**6]),
+            "bytes of memory allowed",
+        ),
+        "doubled": (".onnx", doubled(30), "bytes of memory allowed"),
+        "made of itself": (
+            ".onnx",
+            made(MAKE("Identity", ["V"], ["W"]), MAKE("Identity", ["W"], ["V"])),
+            "weights that the graph computes ('W' by Identity)",
+        ),
+        "gathered from nowhere": (
+            ".onnx",
+            made(MAKE("Gather", ["R", "k"], ["W"]), k=[7]),
+            "value 'W' by Gather: ",
+        ),
+        "sliced in steps of nothing": (
+            ".onnx",
+            made(MAKE("Slice", ["R", "a", "b", "a", "a"], ["W"]), a=[0], b=[1]),
+            "value 'W' by Slice: ",
+        ),
+        "without inputs": (".onnx", made(MAKE("Transpose", [], ["W"])), "value 'W' by Transpose: "),
+        "cast to what there is not": (
+            ".onnx",
+            made(MAKE("Cast", ["R"], ["W"], to=77)),
+            "value 'W' by Cast: ",
+        ),
+        "a function in itself": (".onnx", itself(), "functions and bodies 33 deep"),
+        "functions that double": (".onnx", calling(2, 30), "bytes of memory allowed"),
         "many operators": (".onnx", crowded_onnx(), "bytes, more than the"),
         "no operator": (
             ".onnx",
