@@ -24,20 +24,28 @@ if TYPE_CHECKING:
     from gradscope.checkpoints.torch_live import from_torch as from_torch
     from gradscope.errors import GradscopeError as GradscopeError
     from gradscope.errors import InputError as InputError
+    from gradscope.measure.loss import LossGradient as LossGradient
     from gradscope.product_svd.spectrum import Spectrum as Spectrum
     from gradscope.product_svd.spectrum import spectrum as spectrum
     from gradscope.report.analysis import Analysis as Analysis
     from gradscope.report.analysis import schema as schema
+    from gradscope.report.chains import Chain as Chain
+    from gradscope.report.chains import Extremes as Extremes
+    from gradscope.report.verdict import Verdict as Verdict
     from gradscope.settings import Policy as Policy
 
 # Public name -> the module that it is imported from when it is asked for. What a type checker sees is above.
 _HOME = {
     "Analysis": "gradscope.report.analysis",
     "Cell": "gradscope.cells.cell",
+    "Chain": "gradscope.report.chains",
+    "Extremes": "gradscope.report.chains",
     "GradscopeError": "gradscope.errors",
     "InputError": "gradscope.errors",
+    "LossGradient": "gradscope.measure.loss",
     "Policy": "gradscope.settings",
     "Spectrum": "gradscope.product_svd.spectrum",
+    "Verdict": "gradscope.report.verdict",
     "analyze": "gradscope.api",
     "from_equinox": "gradscope.checkpoints.equinox_live",
     "from_flax": "gradscope.checkpoints.flax_live",

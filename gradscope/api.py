@@ -12,7 +12,7 @@ from gradscope.checkpoints import Model, read
 from gradscope.checkpoints.array_map import rules_of
 from gradscope.checkpoints.recording_file import read_recorded
 from gradscope.custom_types import Array
-from gradscope.errors import InputError, quoted, shown
+from gradscope.errors import InputError, as_option, quoted, shown
 from gradscope.machine import find_devices, one_blas_thread
 from gradscope.measure.batch import Means, measure_batch
 from gradscope.measure.loss import loss_gradient
@@ -125,7 +125,8 @@ def _read(settings: Settings) -> Model | None:
         ):
             if (value := getattr(settings, name)) is not None:
                 raise InputError(
-                    f"{name} is {quoted(value)}, but that is about a checkpoint: give its file as well"
+                    f"{as_option(name)} is {quoted(value)}, but that is about a checkpoint: give its "
+                    "file as well"
                 )
         return None
     layer, reads = settings.layer, settings.reads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
@@ -22,11 +23,37 @@ class ExitCode(IntEnum):
     BROKEN_PIPE = 141
 
 
+_MARK = "\N{INVISIBLE SEPARATOR}"
+_SPELLED = re.compile(f"{_MARK}([^{_MARK}]*){_MARK}([^{_MARK}]*){_MARK}")
+
+
+def as_option(python: str, shell: str | None = None) -> str:
+    """An option in a message: what Python calls it, and on the command line what that does.
+
+    shell : where it is not the same with dashes. Within the message of a GradscopeError alone.
+    """
+    return f"{_MARK}{python}{_MARK}{shell or flag(python)}{_MARK}"
+
+
+def flag(name: str) -> str:
+    """What the shell calls an option."""
+    return "--" + name.replace("_", "-")
+
+
 class GradscopeError(Exception):
-    """Base of every error gradscope raises on purpose; the message is one line."""
+    """Base of every error gradscope raises on purpose; the message is one line.
+
+    marked : the message to be put into that of another error; in_shell : as the command line spells options.
+    """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        self.marked = " ".join(message.split())
+        self.in_shell = _SPELLED.sub(r"\2", self.marked)
+        super().__init__(_SPELLED.sub(r"\1", self.marked))
+
+    def __reduce__(self) -> tuple[type[GradscopeError], tuple[str]]:
+        """From process to process as it was raised."""
+        return type(self), (self.marked,)
 
 
 class InputError(GradscopeError, ValueError):
@@ -72,4 +99,4 @@ def about(path: PathLike) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"{shown(path)}: {error}") from error
+        raise InputError(f"{shown(path)}: {error.marked}") from error

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, get_args
 
 from threadpoolctl import ThreadpoolController
 
-from gradscope.errors import InputError
+from gradscope.errors import InputError, as_option
 from gradscope.settings import Platform
 
 if TYPE_CHECKING:
@@ -72,19 +72,21 @@ def find_devices(platform: str | None = None, count: int | None = None) -> tuple
     import jax
 
     if platform is not None and platform not in PLATFORMS:
-        raise InputError(f"platform {platform!r}: expected one of {', '.join(PLATFORMS)}")
+        raise InputError(f"{as_option('platform')} {platform!r}: expected one of {', '.join(PLATFORMS)}")
     if count is not None:
         divide_cpu(count)
     try:
         devices = jax.local_devices(backend=platform)
     except RuntimeError as error:
         raise InputError(
-            f"platform {platform or 'default'!r} is not available ({error}); use --platform cpu, or install "
+            f"{as_option('platform')} {platform or 'default'!r} is not available ({error}); use "
+            "--platform cpu, or install "
             "gradscope[cuda] or gradscope[tpu]"
         ) from error
     if count is not None and count > len(devices):
         raise InputError(
-            f"devices is {count}, but JAX has {len(devices)} {devices[0].platform} devices: ask for fewer "
+            f"{as_option('devices')} is {count}, but JAX has {len(devices)} {devices[0].platform} "
+            "devices: ask for fewer "
             "(a CPU is divided only before JAX has started)"
         )
     return tuple(devices[:count])
@@ -95,7 +97,9 @@ def divide_cpu(count: int) -> None:
     import jax
 
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= _MOST_CPU_DEVICES:
-        raise InputError(f"devices is {count!r}, expected a whole number from 1 to {_MOST_CPU_DEVICES}")
+        raise InputError(
+            f"{as_option('devices')} is {count!r}, expected a whole number from 1 to {_MOST_CPU_DEVICES}"
+        )
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", count)  # type: ignore[no-untyped-call]
 

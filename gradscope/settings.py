@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, get_args
 
-from gradscope.errors import InputError
+from gradscope.errors import InputError, as_option
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,12 +37,15 @@ DType = Literal["float64", "float32"]
 ReadoutAt = Literal["last", "every"]
 Layout = Literal["cudnn", "keras"]
 Platform = Literal["cpu", "gpu", "tpu"]
+Activation = Literal["tanh", "relu", "sigmoid", "linear"]
+Init = Literal["pytorch", "keras", "flax", "gaussian", "orthogonal", "identity", "chrono"]
 Top = int | Literal["all"] | None
 # What a verdict may say.
 Level = Literal["vanishing", "stable", "exploding", "undecided"]
 
 # What holds where neither an option, nor a checkpoint, nor the inputs say otherwise.
-CELL, INIT = "lstm", "pytorch"
+CELL = "lstm"
+INIT: Init = "pytorch"
 HIDDEN, INPUT_SIZE, STEPS, BATCH = 64, 32, 200, 1
 DTYPE: DType = "float64"
 DTYPE_ON_TPU: DType = "float32"
@@ -121,11 +124,6 @@ def number_or_word(text: str) -> int | str:
 _LOSS = "Loss, followed back beside the worst case"
 
 
-def flag(name: str) -> str:
-    """What the shell calls an option."""
-    return "--" + name.replace("_", "-")
-
-
 # -- the options ------------------------------------------------------------------------------------
 
 
@@ -152,11 +150,11 @@ class Policy:
         for threshold in fields(self):
             value = getattr(self, threshold.name)
             if not (math.isfinite(value) and value > 0):
-                raise InputError(f"{flag(threshold.name)} {value:g}: expected a positive, finite gain")
+                raise InputError(f"{as_option(threshold.name)} {value:g}: expected a positive, finite gain")
         if not self.vanishing_below < self.exploding_above:
             raise InputError(
-                f"{flag('vanishing_below')} {self.vanishing_below:g} is not below "
-                f"{flag('exploding_above')} {self.exploding_above:g}: swap or move the thresholds"
+                f"{as_option('vanishing_below')} {self.vanishing_below:g} is not below "
+                f"{as_option('exploding_above')} {self.exploding_above:g}: swap or move the thresholds"
             )
 
 
@@ -203,11 +201,12 @@ class Settings:
         doc='What arrays under other names are, as "LAYER.W_r,W_z,W_h=NAME[0:48].T" (even parts of an array, '
         'slices, sums with +), "direction=backward"; rules, {key: array}, or a file of them.',
     )
-    activation: str | None = option(
+    activation: Activation | None = option(
         None,
         "Checkpoint",
         "tanh, relu, sigmoid or linear, where the checkpoint does not say.",
         metavar="NAME",
+        choices=get_args(Activation),
     )
     layout: Layout | None = option(
         None,
@@ -255,11 +254,12 @@ class Settings:
         parse=int,
         doc=f"Features d (default {INPUT_SIZE}, or those of the inputs).",
     )
-    init: str | None = option(
+    init: Init | None = option(
         None,
         "Cell",
         f"{INIT} (default), keras, flax, gaussian, orthogonal, identity or chrono.",
         metavar="NAME",
+        choices=get_args(Init),
     )
     gain: float | None = option(
         None,
@@ -307,7 +307,7 @@ class Settings:
     batch: int | None = option(
         None,
         "Inputs",
-        f"Independent input sequences (default {BATCH}).",
+        f"Independent input sequences (default {BATCH}), or so many of the first that --inputs has.",
         metavar="B",
         parse=int,
         doc=f"Independent input sequences B (default {BATCH}, or all of the inputs).",

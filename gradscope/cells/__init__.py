@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from gradscope.cells.activated import ACTIVATIONS, USUAL, canonical, parts
-from gradscope.errors import InputError
+from gradscope.errors import InputError, as_option
 
 if TYPE_CHECKING:
     from gradscope.cells.cell import Cell
@@ -61,7 +61,9 @@ def _unknown(name: str) -> str:
     others = (f"{base}-{activation}" for base in USUAL for activation in ACTIVATIONS)
     near = difflib.get_close_matches(name.lower(), [*CELLS, *others], n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else f"choose one of {', '.join(CELLS)}"
-    raise InputError(f"unknown cell {name!r}: {hint} (a cell of your own: --cell package.module:factory)")
+    raise InputError(
+        f"unknown {as_option('cell')} {name!r}: {hint} (a cell of your own: --cell package.module:factory)"
+    )
 
 
 def _load(reference: str, *which: int | str) -> Cell:

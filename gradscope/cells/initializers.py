@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradscope.cells.notation import is_bias, is_recurrent, kind
-from gradscope.errors import InputError
+from gradscope.errors import InputError, as_option
 
 if TYPE_CHECKING:
     from gradscope.cells.cell import Cell
@@ -165,8 +165,9 @@ def chrono(draw: Draw) -> Parameters:
     found = [key for key in gates if key in parameters]
     if not found:
         raise InputError(
-            f"init 'chrono' sets the bias b_f, b_i or b_z of a gate and cell {draw.cell} has none: "
-            "choose another init, such as identity or orthogonal"
+            f"{as_option('init')} 'chrono' sets the bias b_f, b_i or b_z of a gate and cell "
+            f"{draw.cell} has none: "
+            f"choose another {as_option('init')}, such as identity or orthogonal"
         )
     memory = np.log(draw.rng.uniform(1.0, max(draw.steps - 1.0, 1.0), draw.shapes[found[0]]))
     return parameters | {key: gates[key] * memory for key in found}
@@ -222,7 +223,7 @@ def _checked(biases: Mapping[str, float], draw: Draw) -> list[str]:
 def _unknown(init: str) -> InputError:
     near = difflib.get_close_matches(init, INITIALIZERS, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(INITIALIZERS)}"
-    return InputError(f"unknown init {init!r}: {hint}")
+    return InputError(f"unknown {as_option('init')} {init!r}: {hint}")
 
 
 def _own(cell: Cell, draw: Draw, input_size: int) -> Parameters:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from gradscope.cells import CELLS, find
 from gradscope.cells.cell import Cell
@@ -342,6 +343,10 @@ def _layers_by_name(tensors: Tensors, cell: Cell | None, also: Iterable[str]) ->
 def _unknown_format(path: str | os.PathLike[str]) -> InputError:
     if str(path) in CELLS:
         return InputError(f"checkpoint {path}: expected a file; for a fresh cell say --cell {path}")
+    if Path(path).is_dir():
+        return InputError(
+            f"checkpoint {shown(path)}: is a folder, expected a file {', '.join(TENSOR_FILES | _MODELS)}"
+        )
     hint = _HINTS.get(
         suffix(path),
         "of another kind, numpy.savez its arrays, and say by --map what they are",

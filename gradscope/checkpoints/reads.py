@@ -7,7 +7,7 @@ from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 
 from gradscope.checkpoints.found import Found, names_of
-from gradscope.errors import InputError, listed, quoted, shown
+from gradscope.errors import InputError, as_option, listed, quoted, shown
 
 
 def connected(found: Mapping[str, Found], reads: Iterable[str]) -> dict[str, Found]:
@@ -21,11 +21,17 @@ def connected(found: Mapping[str, Found], reads: Iterable[str]) -> dict[str, Fou
     for entry in reads:
         name, sign, others = entry.partition("=")
         if not sign or not name or not others:
-            raise InputError(f"reads is {quoted(entry)}, expected LAYER=BELOW, as in {_example(list(found))}")
+            raise InputError(
+                f"{as_option('reads')} is {quoted(entry)}, expected LAYER=BELOW, as in "
+                f"{_example(list(found))}"
+            )
         below = tuple(full for other in others.split(",") for full in _ends(other, found, top=True))
         for full in _ends(name, found, top=False):
             if full in said:
-                raise InputError(f"reads says twice what {shown(full)} reads: put both after one sign, A=B,C")
+                raise InputError(
+                    f"{as_option('reads')} says twice what {shown(full)} reads: put both after one "
+                    "sign, A=B,C"
+                )
             said[full] = below
             layers[full] = _joined(found[full], [found[other] for other in below])
     return _in_order(layers) if said else layers

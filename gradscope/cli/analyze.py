@@ -15,11 +15,12 @@ import click
 from gradscope.cells import CELLS, FAMILIES
 from gradscope.cli.group import Command
 from gradscope.cli.options import Output, Process, find_modules_here, finish, options, pick, pick_settings
-from gradscope.errors import InputError
-from gradscope.settings import Settings, flag, option_of
+from gradscope.errors import InputError, flag
+from gradscope.settings import Settings, option_of
 
 if TYPE_CHECKING:
     from gradscope.cli.progress import Pace
+    from gradscope.report.analysis import Analysis
 
 First = Callable[[Callable[[], Any]], Any]
 
@@ -43,7 +44,7 @@ def analyze(**given: Any) -> int:
       gradscope analyze --cell rnn --init gaussian --gain 1.5
       gradscope analyze --cell gru --hidden 128 --init keras --batch 8
       gradscope analyze --cell lstm --forget-bias 3 --cut R_o
-      gradscope analyze model.safetensors --inputs x.npy --json | jq .verdict.level
+      gradscope analyze model.pt --inputs x.npy --json | jq .verdict.level
       gradscope analyze model.pt --layer encoder.l0 --inputs x.npy
       gradscope analyze model.pt --inputs x.csv --initial-state state.npz
       gradscope analyze model.pt --inputs ids.npy --embedding tokens --lengths n.npy
@@ -88,8 +89,22 @@ def _analyze(settings: dict[str, Any], process: Process, output: Output, first: 
     if analysis.only in ("paths", "all") and "top" not in settings and top is not None and not output.quiet:
         said = f"top {top} of {analysis.full.size} singular values computed; --top all computes every one"
         first(lambda: click.echo(said, err=True))
+    first(lambda: _say_cores(analysis, settings.get("devices"), output))
     code: int = first(lambda: finish(analysis, output))
     return code
+
+
+def _say_cores(analysis: Analysis, devices: int | None, output: Output) -> None:
+    from gradscope.machine import cores
+
+    if devices and devices > cores() and analysis.problem["backend"] == "cpu" and not output.quiet:
+        many = (
+            f"{cores()} cores: at most {cores()} sequences were"
+            if cores() > 1
+            else "1 core: one sequence was"
+        )
+        said = f"--devices {devices} on {many} measured at a time"
+        click.echo(f"gradscope: {said}", err=True)
 
 
 def _saying(pace: Pace) -> Callable[[str, float], None]:

@@ -13,7 +13,7 @@ from gradscope.settings import Policy
 
 
 @click.command(cls=Command, short_help="Measure the product of a stack of Jacobians.")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--top", type=int, metavar="K", help="The K largest singular values only (default all).")
 @options(Policy)
 @options(Output, BARE)
@@ -24,8 +24,9 @@ def chain(file: Path, top: int | None, **given: Any) -> int:
     Examples:
       gradscope chain jacobians.npy
       gradscope chain jacobians.npy --json | jq '.chains[0].log10_singular_values[0]'
+      gradscope chain - < jacobians.npy
 
-    FILE is a .npy array of shape (T, m, m); item t is the Jacobian of step t + 1.
+    FILE is a .npy array of shape (T, m, m), - is stdin; item t is the Jacobian of step t + 1.
     """
     from gradscope.cli.streams import check_writable, guarded_stdout, hushed
 
@@ -33,7 +34,9 @@ def chain(file: Path, top: int | None, **given: Any) -> int:
     check_writable(output.output, file)
     with guarded_stdout(), hushed(output.quiet):
         from gradscope.api import analyze_chain
-        from gradscope.formats.numpy_files import read_jacobians
+        from gradscope.formats.jacobians import read_jacobians
 
-        analysis = analyze_chain(read_jacobians(file), str(file), policy, top)
+        analysis = analyze_chain(
+            read_jacobians(file), "stdin" if str(file) == "-" else str(file), policy, top
+        )
     return finish(analysis, output)

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
 
 from gradscope.cli.streams import delivering
+from gradscope.errors import ExitCode
+
+
+@contextlib.contextmanager
+def nearest_option(command: click.Command, ctx: click.Context) -> Iterator[None]:
+    """Answer a misspelt option with those that it begins, else the nearest: click says --help for --cel."""
+    try:
+        yield
+    except click.NoSuchOption as error:
+        options = [flag for param in command.get_params(ctx) for flag in param.opts if flag.startswith("--")]
+        given = error.option_name
+        near = [flag for flag in options if flag.startswith(given)]
+        near = near or difflib.get_close_matches(given, options, n=3, cutoff=0.6)
+        hint = f": did you mean {' or '.join(sorted(near)[:3])}?" if near else ""
+        raise click.UsageError(f"no such option {given}{hint}", ctx) from error
 
 
 class Command(click.Command):
@@ -17,7 +33,7 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click's, which prints the help from here."""
-        with delivering("stdout"):
+        with delivering("stdout"), nearest_option(self, ctx):
             return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -48,10 +64,11 @@ class LazyGroup(click.Group):
         self._commands_in = commands_in
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click's, but nothing asked is a short error instead of the help."""
+        """As click's, but nothing asked is answered with the help on stderr: it is no result."""
         if not args and not ctx.resilient_parsing:
-            raise click.UsageError(f"missing command: {', '.join(self._commands_in)}", ctx)
-        with delivering("stdout"):
+            click.echo(ctx.get_help(), err=True)
+            raise click.exceptions.Exit(ExitCode.USAGE)
+        with delivering("stdout"), nearest_option(self, ctx):
             return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:

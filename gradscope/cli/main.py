@@ -39,12 +39,12 @@ def cli() -> None:
 
     \b
     Examples:
-      gradscope analyze --cell lstm --steps 200            a cell at initialisation
-      gradscope analyze model.safetensors --inputs x.npy   a trained layer on real data
-      gradscope analyze --json | jq .verdict.level         for scripts
-      gradscope analyze --fail-on exploding                for CI: exit 1 if it explodes
-      gradscope inspect model.pt                           the recurrent layers in a file
-      gradscope chain jacobians.npy                        any stack of Jacobians (T, m, m)
+      gradscope analyze --cell lstm --steps 200      a cell at initialisation
+      gradscope analyze model.pt --inputs x.npy      a trained layer on real data
+      gradscope analyze --json | jq .verdict.level   for scripts
+      gradscope analyze --fail-on exploding          for CI: exit 1 if it explodes
+      gradscope inspect model.pt                     the recurrent layers in a file
+      gradscope chain jacobians.npy                  any Jacobians (T, m, m)
     """
 
 
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         return _fail(_usage(error))
     except GradscopeError as error:
-        return _fail(f"gradscope: error: {error}")
+        return _fail(f"gradscope: error: {error.in_shell}")
     except (KeyboardInterrupt, click.Abort):
         _say("gradscope: interrupted")
         return ExitCode.INTERRUPTED

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import click
 
 from gradscope.cli.group import SectionedOption
-from gradscope.errors import ExitCode, listed, shown
+from gradscope.errors import ExitCode, flag, listed, shown
 from gradscope.report.views import FORMATS, Look, render
-from gradscope.settings import Level, Option, Settings, flag, option, option_of
+from gradscope.settings import Level, Option, Settings, option, option_of
 
 if TYPE_CHECKING:
     from gradscope.report.analysis import Analysis

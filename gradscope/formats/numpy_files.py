@@ -13,7 +13,7 @@ from typing import IO
 import numpy as np
 
 from gradscope.custom_types import Array, PathLike
-from gradscope.errors import InputError, quoted, shown
+from gradscope.errors import InputError, quoted
 from gradscope.formats.budget import Budget
 from gradscope.formats.tensors import Tensor, Tensors, _check_real, as_float64, members, opened
 
@@ -26,7 +26,7 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 def read_npy(path: PathLike) -> Array:
     """The array in a ``.npy`` file as float64; raises InputError for anything but finite numbers."""
     with opened(path, ".npy") as (file, budget):
-        return as_float64(_array(file, budget.size, "the array", budget), "the array")
+        return as_float64(npy_array(file, budget.size, "the array", budget), "the array")
 
 
 @contextmanager
@@ -51,17 +51,7 @@ def split_key(path: PathLike) -> tuple[str, str | None]:
     return (match[1], match[2]) if match else (os.fspath(path), None)
 
 
-def read_jacobians(path: PathLike) -> Array:
-    """A stack of one-step Jacobians (T, m, m) from a ``.npy`` file, the first step first."""
-    stack = read_npy(path)
-    if stack.ndim != 3 or stack.shape[1] != stack.shape[2] or 0 in stack.shape:
-        raise InputError(
-            f"{shown(path)}: got shape {stack.shape}, expected (T, m, m): T >= 1 Jacobians of m >= 1 states"
-        )
-    return stack
-
-
-def _array(file: IO[bytes], size: int, name: str, budget: Budget) -> Array:
+def npy_array(file: IO[bytes], size: int, name: str, budget: Budget) -> Array:
     """The array of a .npy stream of ``size`` bytes, if its header says exactly what follows it."""
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:
@@ -86,6 +76,6 @@ def _npz_tensor(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, bu
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise InputError(f"{name} is packed by a method NumPy does not write: save with numpy.savez")
         with archive.open(member) as file:
-            return _array(file, member.file_size, name, budget)
+            return npy_array(file, member.file_size, name, budget)
 
     return Tensor(name, load)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from gradscope.cells.cell import Cell, Member
-from gradscope.errors import InputError
+from gradscope.errors import InputError, as_option
 from gradscope.machine import available, cores
 
 # What is computed at every step of one segment of a trajectory fits into this.
@@ -49,6 +49,7 @@ def check_memory(cell: Cell, hidden: int, shape: tuple[int, int, int], top: bool
         need = 4 * SEGMENT_BYTES + 8 * (batch * m * 512 + 4 * weights) + kept
     if need > (have := available()):
         raise InputError(
-            f"hidden {hidden}, steps {steps}, batch {batch} need about {need >> 30} GiB, this machine has "
+            f"{as_option('hidden')} {hidden}, {as_option('steps')} {steps}, {as_option('batch')} {batch} "
+            f"need about {need >> 30} GiB, this machine has "
             f"{have >> 30}: ask for less"
         )

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gradscope.errors import InputError
+from gradscope.errors import GradscopeError, InputError
 from gradscope.measure.batch import Means, measure_batch
 from gradscope.measure.measured import Measured
 from gradscope.measure.progress import Progress
@@ -33,12 +33,12 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         raise InputError(f"--distributed: {' and '.join(missing)} not given, expected all three or none")
     if coordinator is not None and num_processes is not None and process_id is not None:
         if not coordinator.rpartition(":")[0] or not coordinator.rpartition(":")[2].isdecimal():
-            raise InputError(f"coordinator is {coordinator!r}, expected HOST:PORT of process 0")
+            raise InputError(f"--coordinator is {coordinator!r}, expected HOST:PORT of process 0")
         if num_processes < 1:
-            raise InputError(f"num-processes is {num_processes}, expected at least 1")
+            raise InputError(f"--num-processes is {num_processes}, expected at least 1")
         if not 0 <= process_id < num_processes:
             raise InputError(
-                f"process-id is {process_id}, expected 0 to {num_processes - 1} (num-processes - 1)"
+                f"--process-id is {process_id}, expected 0 to {num_processes - 1} (--num-processes - 1)"
             )
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id)
@@ -67,7 +67,10 @@ def exchange(attempt: Callable[[], Any]) -> list[Any]:
     try:
         note = {"result": attempt()}
     except (Exception, SystemExit) as error:
-        note = {"error": type(error).__name__, "text": str(error)}
+        note = {
+            "error": type(error).__name__,
+            "text": error.marked if isinstance(error, GradscopeError) else str(error),
+        }
     notes = [
         json.loads(text) for text in _gather(json.dumps(note, default=lambda array: array.tolist()).encode())
     ]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from gradscope.checkpoints import Named
 from gradscope.custom_types import Array
-from gradscope.errors import InputError, MisfitError, shown
+from gradscope.errors import InputError, MisfitError, as_option, shown
 from gradscope.formats.reading import _FORMATS, read_array
 from gradscope.formats.tensors import as_float64
 from gradscope.settings import BATCH, INPUT_SIZE, STEPS
@@ -59,6 +59,14 @@ class Sequences:
             return "; if axis 0 of the inputs is the batch, swap axes 0 and 1: they were read as (T, B, d)"
         return "; if axis 0 of the inputs is time, add --time-major"
 
+    def taking(self, batch: int, lengths: tuple[int, ...] | None) -> tuple[Sequences, tuple[int, ...] | None]:
+        """The first sequences alone, and their lengths."""
+        if batch >= len(self.values):
+            return self, lengths
+        if lengths is not None and len(lengths) == len(self.values):
+            lengths = lengths[:batch]
+        return replace(self, values=self.values[:batch]), lengths
+
     def first(self, steps: int, lengths: Sequence[int] | None) -> Array:
         """Their first steps, (B, steps, d); ids beyond a sequence's length may be any."""
         values = self.values[:, :steps]
@@ -84,7 +92,9 @@ def given_sequences(
     if is_made(inputs):
         if time_major or embedding:
             name = "time_major" if time_major else "embedding"
-            raise InputError(f"{name} is about given inputs, but inputs are {inputs}: give --inputs FILE")
+            raise InputError(
+                f"{as_option(name)} is about given inputs, but inputs are {inputs}: give --inputs FILE"
+            )
         return None
     called, values = _given(inputs, "inputs", f"normal, zeros, or {_FORMATS}")
     if embedding and values.ndim == 2 and values.shape[1] == 1:
@@ -136,7 +146,7 @@ def extents(
             must = f"at most {there[name]}" if name == "steps" else "they must agree"
             must += given.hint if name == "input_size" else ""
             kind = MisfitError if name == "input_size" else InputError
-            raise kind(f"{name} is {size}, but the {given.called} have {there[name]}: {must}")
+            raise kind(f"{as_option(name)} is {size}, but the {given.called} have {there[name]}: {must}")
     if lengths:
         other = given.other_order(lengths) if given else ""
         if len(lengths) != found["batch"]:

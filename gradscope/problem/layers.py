@@ -13,7 +13,7 @@ from gradscope.cells.cell import Cell, Member
 from gradscope.cells.stack import stacked
 from gradscope.checkpoints import Layer, Model, Named, Recorded
 from gradscope.custom_types import Array
-from gradscope.errors import InputError, MisfitError, listed, shown
+from gradscope.errors import InputError, MisfitError, as_option, listed, shown
 from gradscope.linearize.budget import check_memory
 from gradscope.linearize.system import System
 from gradscope.linearize.trajectory import outputs, states_of
@@ -119,8 +119,11 @@ def make_problems(
     known = None if is_made(settings.inputs) else known_time_major(model)
     turned = time_major(known, asked=settings.time_major)
     given = given_sequences(settings.inputs, time_major=turned, embedding=table)
+    lengths = given_lengths(settings.lengths)
+    if given and settings.batch is not None:
+        given, lengths = given.taking(whole_number("batch", settings.batch, 1), lengths)
     inputs = given or settings.inputs
-    settings = replace(settings, lengths=given_lengths(settings.lengths))
+    settings = replace(settings, lengths=lengths)
     assumed = assumption(given, asked=settings.time_major, known=known)
     if model is None:
         problem = make_problem(replace(settings, inputs=inputs))
@@ -260,7 +263,7 @@ def _problem(layer: Layer, model: Model, settings: Settings) -> Problem:
     except MisfitError as error:
         others = [other.name for other in model.layers if other is not layer and _fits(other, settings)]
         hint = f"; or choose others with --layer: {listed(others)}" if others else ""
-        raise InputError(f"layer {shown(layer.name)}: {error}{_below(layer, model)}{hint}") from error
+        raise InputError(f"layer {shown(layer.name)}: {error.marked}{_below(layer, model)}{hint}") from error
 
 
 def _fits(layer: Layer, settings: Settings) -> bool:
@@ -303,7 +306,9 @@ def _stacks(
     every = [path for stack in made for path in stack.problem.system.cell.paths]
     if wrong := [path for path in cut if path not in every]:
         between = f"expected one of {listed(every)}, or" if every else "they have no paths between them:"
-        raise InputError(f"cut {listed(wrong)} of several layers: {between} choose one layer with --layer")
+        raise InputError(
+            f"{as_option('cut')} {listed(wrong)} of several layers: {between} choose one layer with --layer"
+        )
     return made
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from gradscope.cells.notation import is_bias
 from gradscope.checkpoints import Named
 from gradscope.custom_types import Array
-from gradscope.errors import InputError, quoted, shown
+from gradscope.errors import InputError, as_option, quoted, shown
 from gradscope.formats.reading import read_array
 from gradscope.formats.tensors import as_float64
 from gradscope.linearize.system import System
@@ -44,19 +44,27 @@ def with_loss(
     """
     if readout is None and adjoint is None:
         if readout_at is not None:
-            raise InputError(f"readout_at is {quoted(readout_at)} without a readout: give both")
+            raise InputError(
+                f"{as_option('readout_at')} is {quoted(readout_at)} without {as_option('readout')}: give both"
+            )
         return problem
     if problem.view == "cell":
-        raise InputError("view 'cell' is of the cell state alone, a loss is not: leave view or the loss out")
+        raise InputError(
+            f"{as_option('view')} 'cell' is of the cell state alone, a loss is not: leave "
+            f"{as_option('view')} or the loss out"
+        )
     if readout is None:
         if readout_at is not None:
             raise InputError(
-                "readout_at is about a readout: the shape of the adjoint says at which steps it is"
+                f"{as_option('readout_at')} is about a readout: the shape of the adjoint says at "
+                "which steps it is"
             )
         origin = replace(problem.origin, adjoint=label(adjoint))
         found = _from_adjoint(problem.system, adjoint)
     elif adjoint is not None:
-        raise InputError("readout and adjoint are two losses: give one of them")
+        raise InputError(
+            f"{as_option('readout')} and {as_option('adjoint')} are two losses: give one of them"
+        )
     else:
         readout_at = readout_at or READOUT_AT
         one_of("readout_at", readout_at, get_args(ReadoutAt))
@@ -93,7 +101,7 @@ def with_losses(
     steps = first.given_steps
     shapes = [(first.batch, steps, total)] + [(steps, total)] * (first.batch == 1)
     if array.shape not in shapes:
-        raise InputError(f"adjoint has shape {array.shape}, expected {shapes[-1]}: {at_every}")
+        raise InputError(f"{as_option('adjoint')} has shape {array.shape}, expected {shapes[-1]}: {at_every}")
     lossy = [
         with_loss(side, adjoint=part)
         for side, part in zip(sides, np.split(array, cuts, axis=-1), strict=True)
@@ -128,7 +136,7 @@ def _rows_are_inputs(readout: Named, n: int) -> bool:
     if rows == columns == n:
         raise InputError(
             f"readout {shown(readout.name)} is square, and its name does not say which axis reads the layer: "
-            "give its derivatives as adjoint"
+            f"give its derivatives as {as_option('adjoint')}"
         )
     return int(rows) == n
 
@@ -143,7 +151,7 @@ def _from_adjoint(system: System, given: Any) -> Array:
     if array.shape in [(b, t, n)] + [(t, n)] * (b == 1):
         return system.of_given(_unmasked(system, array.reshape(b, t, n)))
     expected = f"({n},) or {(b, n)} at the last step, {(t, n) if b == 1 else (b, t, n)} at every step"
-    raise InputError(f"adjoint has shape {array.shape}, expected {expected}")
+    raise InputError(f"{as_option('adjoint')} has shape {array.shape}, expected {expected}")
 
 
 def _unmasked(system: System, adjoint: Array) -> Array:
@@ -153,7 +161,8 @@ def _unmasked(system: System, adjoint: Array) -> Array:
         if wrong.any():
             b, t = np.argwhere(wrong)[0]
             raise InputError(
-                f"adjoint is not 0 at step {t} of sequence {b}, which is masked: expected 0 there"
+                f"{as_option('adjoint')} is not 0 at step {t} of sequence {b}, which is masked: "
+                "expected 0 there"
             )
     return adjoint
 

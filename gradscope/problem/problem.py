@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from gradscope.cells.initializers import initialize
 from gradscope.checkpoints import Layer
 from gradscope.checkpoints.derivatives import Derivatives
 from gradscope.custom_types import Array
-from gradscope.errors import InputError, MisfitError, quoted, shown
+from gradscope.errors import InputError, MisfitError, as_option, flag, quoted, shown
 from gradscope.linearize.budget import check_memory
 from gradscope.linearize.system import System, reversed_within
 from gradscope.problem.checks import check_choices, real, whole_number
@@ -28,7 +28,7 @@ from gradscope.problem.inputs import (
     label,
 )
 from gradscope.problem.origin import Origin
-from gradscope.settings import CELL, DEFAULT_TOP, DTYPE, HIDDEN, INIT, MOST_FOR_ALL, Only, Settings
+from gradscope.settings import CELL, DEFAULT_TOP, DTYPE, HIDDEN, INIT, MOST_FOR_ALL, Only, Settings, option_of
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def make_problem(settings: Settings, layer: Layer | None = None) -> Problem:
     sizes = {name: whole_number(name, value, 1) for name, value in asked.items() if value is not None}
     seed = whole_number("seed", settings.seed, 0)
     gain = 1.0 if settings.gain is None else real("gain", settings.gain, 0.0)
-    biases = {key: real(f"bias {key}", value) for key, value in (settings.biases or {}).items()}
+    biases = {key: real(_bias(key), value) for key, value in (settings.biases or {}).items()}
     check_choices(settings)
     view, dtype, accuracy = settings.view, settings.dtype or DTYPE, settings.accuracy
 
@@ -138,6 +138,15 @@ def _differentiated(problem: Problem, derivatives: Derivatives) -> Problem:
     return replace(problem, system=along, origin=origin)
 
 
+_CELL_VIEW = f"{as_option('view')} 'cell'"
+
+
+def _bias(key: str) -> str:
+    (biases,) = (field for field in fields(Settings) if field.name == "biases")
+    flags = {to: flag(name) for name, (to, _) in option_of(biases).keys.items()}
+    return as_option(f"bias {key}", flags.get(key))
+
+
 def chosen_top(asked: int | str | None, size: int) -> int | None:
     """How many of ``size`` singular values to compute, None for all."""
     if asked is None:
@@ -145,7 +154,9 @@ def chosen_top(asked: int | str | None, size: int) -> int | None:
     if asked == "all":
         return None
     if isinstance(asked, str) or (top := whole_number("top", asked, 1)) > size:
-        raise InputError(f"top is {quoted(asked)}, expected 1 to {size} (the size of the state) or 'all'")
+        raise InputError(
+            f"{as_option('top')} is {quoted(asked)}, expected 1 to {size} (the size of the state) or 'all'"
+        )
     return top
 
 
@@ -157,18 +168,24 @@ def as_names(cut: str | Iterable[str]) -> tuple[str, ...]:
 def _fresh(cell: str | Cell | None, init: str | None) -> Cell:
     found = find(cell) if isinstance(cell, str) else cell or find(CELL)
     if not isinstance(found, Cell):
-        raise InputError(f"cell is {quoted(cell)}, expected a name or a gradscope.Cell")
+        raise InputError(f"{as_option('cell')} is {quoted(cell)}, expected a name or a gradscope.Cell")
     if not isinstance(init, str | None):
-        raise InputError(f"init is {quoted(init)}, expected a name such as pytorch")
+        raise InputError(f"{as_option('init')} is {quoted(init)}, expected a name such as pytorch")
     if init is not None and found.initialize is not None:
-        raise InputError(f"init is {quoted(init)}, but cell {found.name} brings its own: leave init out")
+        raise InputError(
+            f"{as_option('init')} is {quoted(init)}, but cell {found.name} brings its own: leave "
+            f"{as_option('init')} out"
+        )
     return found
 
 
 def _check_own(options: Mapping[str, Any]) -> None:
     for name in ("hidden", "input_size", "init"):
         if (got := options.get(name)) is not None:
-            raise InputError(f"{name} is {quoted(got)}, but the checkpoint brings its own: leave {name} out")
+            raise InputError(
+                f"{as_option(name)} is {quoted(got)}, but the checkpoint brings its own: leave "
+                f"{as_option(name)} out"
+            )
 
 
 def _check_applies(settings: Settings, layer: Layer) -> None:
@@ -178,8 +195,8 @@ def _check_applies(settings: Settings, layer: Layer) -> None:
     for name in ("gain", "biases"):
         if (value := getattr(settings, name)) not in (None, {}):
             raise InputError(
-                f"{name} is {quoted(value)}, but layer {shown(layer.name)} is differentiated by "
-                f"{layer.derivatives.by}, with its weights as they are: leave {name} out"
+                f"{as_option(name)} is {quoted(value)}, but layer {shown(layer.name)} is differentiated by "
+                f"{layer.derivatives.by}, with its weights as they are: leave {as_option(name)} out"
             )
 
 
@@ -188,16 +205,23 @@ def known_paths(cell: Cell, cut: tuple[str, ...], view: str, steps: int) -> tupl
     paths = cell.paths
     if view == "cell":
         if cell.units is None or cell.units.squash is None:
-            raise MisfitError(f"view 'cell' is the chain of an LSTM's cell state, cell {cell.name} has none")
+            raise MisfitError(f"{_CELL_VIEW} is the chain of an LSTM's cell state, cell {cell.name} has none")
         if steps < 2:
-            raise InputError("view 'cell' starts at step 2: expected steps of at least 2, got 1")
+            raise InputError(
+                f"{_CELL_VIEW} starts at step 2: expected {as_option('steps')} of at least 2, got 1"
+            )
         paths = tuple(path for path in paths if path != "R_o")  # o is held fixed
     for path in cut:
         if path not in paths:
             has = f"it has {', '.join(paths)}" if paths else "it has no named paths"
-            raise InputError(f"cut {quoted(path)}: not a path of cell {cell.name} in view {view!r}: {has}")
+            raise InputError(
+                f"{as_option('cut')} {quoted(path)}: not a path of cell {cell.name} in view {view!r}: {has}"
+            )
     if cut and set(cut) == set(paths):
-        raise InputError(f"cut {', '.join(cut)}: nothing is left of cell {cell.name}, keep at least one path")
+        raise InputError(
+            f"{as_option('cut')} {', '.join(cut)}: nothing is left of cell {cell.name}, keep at "
+            "least one path"
+        )
     return tuple(dict.fromkeys(cut))
 
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from gradscope.checkpoints import Layer, Model, Recorded, Recording
 from gradscope.custom_types import Array
-from gradscope.errors import InputError, listed, quoted, shown
+from gradscope.errors import InputError, as_option, flag, listed, quoted, shown
 from gradscope.problem.checks import whole_number
 from gradscope.problem.inputs import Sequences
 from gradscope.problem.problem import Problem
-from gradscope.settings import Settings, flag
+from gradscope.settings import Settings
 
 # What comes with the recording.
 _OWN = ("lengths", "initial_state", "embedding")
@@ -26,9 +26,12 @@ def on_recorded(settings: Settings, model: Model, recorded: Recorded) -> dict[st
     """
     for name in _OWN:
         if (value := getattr(settings, name)) is not None:
-            raise InputError(f"{name} is {quoted(value)}, but the recording has its own: leave {name} out")
+            raise InputError(
+                f"{as_option(name)} is {quoted(value)}, but the recording has its own: leave "
+                f"{as_option(name)} out"
+            )
     if settings.time_major:
-        raise InputError("a recording knows which axis is time: leave time_major out")
+        raise InputError(f"a recording knows which axis is time: leave {as_option('time_major')} out")
     _check_same_source(settings, recorded)
     for layer in model.layers:
         check_shapes(layer, recorded.layers[layer.name])
@@ -44,7 +47,8 @@ def _check_same_source(settings: Settings, recorded: Recorded) -> None:
     if not isinstance(given, str) and str(given) == recorded.label:
         return
     raise InputError(
-        f"inputs are {quoted(given)}, but the model's own were recorded from a batch: leave inputs out, or "
+        f"{as_option('inputs')} are {quoted(given)}, but the model's own were recorded from a batch: leave "
+        f"{as_option('inputs')} out, or "
         "give the model without a batch"
     )
 

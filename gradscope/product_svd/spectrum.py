@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gradscope.custom_types import Array
-from gradscope.errors import InputError
+from gradscope.errors import InputError, as_option
 from gradscope.machine import cores, one_blas_thread
 from gradscope.product_svd import log_scale
 from gradscope.product_svd.block_krylov import TopTriplets, norm_by_lag, top_values
@@ -107,7 +107,9 @@ def spectrum(
     if not count:
         raise InputError(f"window is {window}, expected at least one row and column of the {m} states")
     if top is not None and not 1 <= top <= count:
-        raise InputError(f"top is {top}, expected 1 to {count}: ask for no more values than states")
+        raise InputError(
+            f"{as_option('top')} is {top}, expected 1 to {count}: ask for no more values than states"
+        )
     if top is not None and window is None and _worth_blocks(steps, top):
         found_top = top_spectra(
             DenseOperator(steps, m), top, by_lag=by_lag, floor=floor, entry_error=entry_error

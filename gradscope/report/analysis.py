@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import html
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -12,23 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradscope.custom_types import Array
+from gradscope.custom_types import Array, PathLike
 from gradscope.report.chains import Chain, Extremes, mean_share
 from gradscope.report.verdict import Matched, Verdict
 from gradscope.settings import Only, Policy
 from gradscope.version import __version__
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from gradscope.measure.loss import LossGradient
 
 SCHEMA = "gradscope/analysis/1"
 _MAX_LAGS = 1000
+# Columns of the table in a notebook.
+_NOTEBOOK = 100
 _NO_PROFILE: dict[str, Any] = {"lag": [], "log10_norm": [], "share": {}}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Analysis:
-    """What was measured of one problem.
+    """What was measured of one problem; printed it is a table.
 
     problem : what was analysed, as JSON tells it; verdict : level and reasons; policy : thresholds;
     chains : the full chain first, then one per path; levels : {chain name: level};
@@ -53,8 +58,11 @@ class Analysis:
     only: Only = "all"
 
     def chain(self, name: str) -> Chain:
-        """The chain called ``name``; raises KeyError."""
-        return {chain.name: chain for chain in self.chains}[name]
+        """The chain called ``name``; raises KeyError, with the names that there are."""
+        found = {chain.name: chain for chain in self.chains}
+        if name not in found:
+            raise KeyError(f"no chain {name!r}, expected one of {', '.join(found)}")
+        return found[name]
 
     @property
     def full(self) -> Chain:
@@ -71,6 +79,58 @@ class Analysis:
         parts = [(None, self), *((str(layer.problem["layer"]), layer) for layer in self.layers)]
         matched = [Matched(part.verdict.level, name) for name, part in parts if part.verdict.level in levels]
         return replace(self, verdict=replace(self.verdict, matched=tuple(matched)))
+
+    def __repr__(self) -> str:
+        from gradscope.report.table import headline
+
+        return f"<Analysis {headline(self)}>"
+
+    def __str__(self) -> str:
+        from gradscope.report.table import render_table
+        from gradscope.report.terminal import terminal_for
+        from gradscope.report.views import Look
+
+        return render_table(self, Look(terminal_for("never", to_file=False))).rstrip("\n")
+
+    def _repr_html_(self) -> str:
+        """The table as notebooks show it."""
+        from gradscope.report.table import render_table
+        from gradscope.report.terminal import Terminal
+        from gradscope.report.views import Look
+
+        text = render_table(self, Look(Terminal(_NOTEBOOK)))
+        return f'<pre style="line-height: 1.2">{html.escape(text)}</pre>'
+
+    def scalars(self) -> dict[str, float]:
+        """Numbers for a logger by flat names, such as ``log10_norm`` or ``path/R_o/share``; see README."""
+        from gradscope.report.numbers import scalars
+
+        return scalars(self)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A pandas DataFrame with a row for every chain and sequence; raises InputError without pandas."""
+        from gradscope.report.numbers import to_dataframe
+
+        return to_dataframe(self)
+
+    def save(self, path: PathLike) -> None:
+        """Write a JSON file that ``load`` makes the same Analysis of; programs read it as ``to_json``."""
+        from gradscope.report.saved import write_analysis
+
+        write_analysis(self, path)
+
+    @classmethod
+    def load(cls, path: PathLike) -> Analysis:
+        """The Analysis in a file of ``save``, to the last digit; raises InputError for any other file."""
+        from gradscope.report.saved import read_analysis
+
+        return read_analysis(path)
+
+    def to_json(self, *, all_lags: bool = False) -> str:
+        """What ``to_dict`` returns, as text; the same as ``--json``."""
+        from gradscope.report.json import strict
+
+        return strict(self.to_dict(all_lags=all_lags))
 
     def to_dict(self, *, all_lags: bool = False) -> dict[str, Any]:
         """The JSON object ``gradscope/analysis/1``: plain Python, no NaN, exact zeros as None.

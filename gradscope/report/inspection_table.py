@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.text import Text
 
 from gradscope.errors import listed, shown
-from gradscope.report.page import assumed, bullet, headed, magnitude, not_applied, page, section
+from gradscope.report.page import assumed, bullet, fitted, magnitude, not_applied, page, section
+from gradscope.report.terminal import Terminal
 from gradscope.report.views import Look
 
 if TYPE_CHECKING:
@@ -22,10 +23,21 @@ _MOST = 64
 
 def render_contents(inspection: Inspection, look: Look) -> str:
     """The whole table as text, with ANSI codes if the terminal has colours."""
-    return page(_parts(inspection), look.terminal)
+    return page(_parts(inspection, look.terminal), look.terminal)
 
 
-def _parts(inspection: Inspection) -> Iterable[RenderableType]:
+# What a narrow terminal can do without, first to go first.
+_DISPENSABLE = ("dtype", "activation", "direction", "input", "hidden", "reads", "matrix")
+_LAYERS = ("layer", "cell", "hidden", "input", "direction", "reads", "dtype", "activation")
+_NORMS = ("layer", "matrix", "spectral norm", "spectral radius")
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], terminal: Terminal) -> RenderableType:
+    columns = {name: list(cells) for name, cells in zip(headings, zip(*rows, strict=True), strict=True)}
+    return fitted(columns, terminal, folds="layer", dispensable=_DISPENSABLE, styles={})
+
+
+def _parts(inspection: Inspection, terminal: Terminal) -> Iterable[RenderableType]:
     count = f"{len(inspection.contents.layers)} recurrent layer" + "s" * (len(inspection.contents.layers) > 1)
     layers = inspection.contents.layers[:_MOST]
     yield Text.assemble((count.upper(), "bold"), f" in {shown(inspection.source)}")
@@ -39,22 +51,22 @@ def _parts(inspection: Inspection) -> Iterable[RenderableType]:
         )
         for sentence in filter(None, said):
             yield bullet(f"{shown(found.name)}: {sentence}" if found.name else sentence)
-    summary = headed("layer", "cell", "hidden", "input", "direction", "reads", "dtype", "activation")
+    summary = []
     for found in layers:
         sizes = [str(size) for size in found.sizes or ("-", "-")]
         known = found.activations + "?" * bool(found.question and found.activations)
         row = (found.name, found.label, *sizes, found.direction, _reads(found), found.dtype, known)
-        summary.add_row(*(Text(shown(cell) or "-") for cell in row))
-    yield section("Layers", summary)
+        summary.append([shown(cell) or "-" for cell in row])
+    yield section("Layers", _table(_LAYERS, summary, terminal))
     if more := len(inspection.contents.layers) - len(layers):
         yield Text(f"\nand {more} more, which --json lists", style="dim")
-    norms = headed("layer", "matrix", "spectral norm", "spectral radius")
+    norms = []
     for found, matrices in zip(layers, inspection.matrices[:_MOST], strict=True):
         for name, matrix in matrices.items():
             told = magnitude(matrix["spectral_norm"]), magnitude(matrix["spectral_radius"])
-            norms.add_row(*map(Text, (shown(found.name) or "-", name, *told)))
-    if norms.row_count:
-        yield section("Recurrent matrices", norms)
+            norms.append([shown(found.name) or "-", name, *told])
+    if norms:
+        yield section("Recurrent matrices", _table(_NORMS, norms, terminal))
     if others := inspection.contents.others:
         yield Text(f"\nAlso in the file: {len(others)} other tensors: {listed(list(others), 4)}", style="dim")
 

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 def render_json(analysis: Analysis, look: Look) -> str:
     """One object and a newline; every float to its last digit, no NaN, no Infinity."""
-    return _strict(analysis.to_dict(all_lags=look.all_lags))
+    return strict(analysis.to_dict(all_lags=look.all_lags))
 
 
 def inspection_json(inspection: Inspection, look: Look) -> str:
     """The same of what is in a checkpoint."""
-    return _strict(inspection.to_dict())
+    return strict(inspection.to_dict())
 
 
-def _strict(told: dict[str, Any]) -> str:
+def strict(told: dict[str, Any]) -> str:
+    """A JSON object as text."""
     return json.dumps(told, allow_nan=False) + "\n"

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Group, RenderableType
-from rich.text import Text
 
-from gradscope.report.page import headed, section
+from gradscope.report.page import headed, note, section
 from gradscope.report.sparkline import by_lag
 from gradscope.report.terminal import Terminal
 from gradscope.report.verdict import scientific
@@ -47,7 +46,7 @@ def _gradients(loss: LossGradient) -> RenderableType:
             part = f"{100 * share:.1f} %" if math.isfinite(share) else "-"
             table.add_row(name, scientific(loss.log10_gradients[name]), part, *_reach(loss, [name]))
     notes = [_note(kind, *_reach(loss, names)) for kind, names in loss.kinds.items()]
-    return Group(table, *(Text(note, style="dim") for note in notes))
+    return Group(table, *map(note, notes))
 
 
 def _note(kind: str, half: str, most: str) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.constrain import Constrain
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -16,8 +17,11 @@ from rich.text import Text
 from gradscope.errors import shown
 from gradscope.report.terminal import Terminal
 
-# Padding at the end of a line, before the codes that end its colours.
-_TRAILING = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
+# Characters of a line of prose.
+_LINE = 100
+# Padding at the end of a line, and the codes of colours in it.
+_CODE = re.compile(r"\x1b\[[0-9;]*m")
+_TRAILING = re.compile(r"(?: |\x1b\[[0-9;]*m)+$", re.MULTILINE)
 
 
 def page(parts: Iterable[RenderableType], terminal: Terminal) -> str:
@@ -27,7 +31,7 @@ def page(parts: Iterable[RenderableType], terminal: Terminal) -> str:
         file=stream,
         width=terminal.width,
         force_terminal=terminal.color,
-        color_system="standard" if terminal.color else None,
+        color_system="256" if terminal.color else None,
         no_color=not terminal.color,
         highlight=False,
         markup=False,
@@ -37,15 +41,25 @@ def page(parts: Iterable[RenderableType], terminal: Terminal) -> str:
     )
     for part in parts:
         console.print(part)
-    text = _TRAILING.sub(r"\1", stream.getvalue())
-    return text if terminal.unicode else text.translate(str.maketrans("•─", "*-"))
+    text = _TRAILING.sub(lambda end: "".join(_CODE.findall(end[0])), stream.getvalue())
+    return text if terminal.unicode else text.translate(str.maketrans("•─┴▲", "*-+^"))
+
+
+def prose(text: RenderableType) -> RenderableType:
+    """Lines no longer than are read with ease, however wide the terminal."""
+    return Constrain(text, _LINE)
 
 
 def bullet(sentence: str) -> RenderableType:
     """A sentence with a mark before it."""
     grid = Table.grid(padding=(0, 1))
     grid.add_row(" •", Text(shown(sentence)))
-    return grid
+    return prose(grid)
+
+
+def note(sentence: str) -> RenderableType:
+    """What is said of a table below it."""
+    return prose(Text(sentence, style="dim"))
 
 
 def not_applied(sentence: str) -> str:
@@ -90,3 +104,45 @@ def headed(*columns: str) -> Table:
     for index, column in enumerate(columns):
         made.add_column(column, justify="right" if index else "left", overflow="fold")
     return made
+
+
+# Characters of a line that a name has at least, where it does not fit.
+_NAME = 10
+
+
+def fitted(
+    columns: dict[str, list[str]],
+    terminal: Terminal,
+    *,
+    folds: str,
+    dispensable: Sequence[str],
+    styles: Mapping[str, str],
+) -> RenderableType:
+    """A table of those columns that fit, and which do not.
+
+    columns : {heading: its cells}; those that do not fit leave it, in the order of ``dispensable``. Headings
+        of two words are broken before one goes, and names under ``folds`` may take several lines.
+    styles : of cells under "verdict".
+    """
+    left_out = []
+    broken = _width(columns, folds) > terminal.width
+    for name in dispensable:
+        if _width(columns, folds, broken=broken) <= terminal.width:
+            break
+        left_out += [name] * (columns.pop(name, None) is not None)
+    table = headed(*(name.replace(" ", "\n") if broken else name for name in columns))
+    for name, column in zip(columns, table.columns, strict=True):
+        column.no_wrap = name != folds
+    for cells in zip(*columns.values(), strict=True):
+        styled = [
+            styles.get(cell, "") * (name == "verdict") for name, cell in zip(columns, cells, strict=True)
+        ]
+        table.add_row(*map(Text, cells, styled))
+    return Group(table, note(f"no room for: {', '.join(left_out)}")) if left_out else table
+
+
+def _width(columns: Mapping[str, Sequence[str]], folds: str, *, broken: bool = False) -> int:
+    """Characters a table of these columns takes at least, with its indent and the gaps between."""
+    headings = {name: name.split() if broken else [name] for name in columns}
+    widths = {name: max(map(len, [*headings[name], *cells])) for name, cells in columns.items()}
+    return sum(min(width, _NAME) + 2 if name == folds else width + 2 for name, width in widths.items())

@@ -1,40 +1,84 @@
-"""Norms by lag, as lines of blocks on one scale."""
+"""Norms by lag, as lines of blocks on one logarithmic scale, with an axis below."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import numpy as np
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from gradscope.custom_types import Array
+from gradscope.report.page import note
 from gradscope.report.terminal import Terminal
 from gradscope.report.verdict import scientific
 
 _BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.,-=+*#"
+_WIDEST = 100
+# Columns between two ticks, at least.
+_APART = 10
 
 
-def by_lag(rows: Mapping[str, tuple[Array, Array]], steps: int, terminal: Terminal) -> Table:
-    """A line for each name: its first lag and value, blocks, its last value and lag.
+def by_lag(
+    rows: Mapping[str, tuple[Array, Array]],
+    steps: int,
+    terminal: Terminal,
+    marks: Mapping[int, str] | None = None,
+) -> RenderableType:
+    """A line for each name: its first lag and value, blocks, its last value and lag; below, the lags.
 
     rows : {name, or "": lags (L,), the last of which is ``steps``, and log10 of the norms at them}.
+    marks : {lag: what begins there}.
     """
     labels = [
         [name, f"lag {lags[0]}", scientific(float(norms[0])), scientific(float(norms[-1])), f"lag {steps}"]
         for name, (lags, norms) in rows.items()
     ]
     taken = sum(max(map(len, column)) for column in zip(*labels, strict=True)) + any(rows)
-    width = max(min(terminal.width - taken - 6, steps, 100), 1)
+    width = max(min(terminal.width - taken - 6, steps, _WIDEST), 1)
     shown = 1 + np.linspace(0, steps - 1, width).round()
     lines = _sparkline(np.concatenate([_at(shown, *row) for row in rows.values()]), terminal)
     grid = Table.grid(padding=(0, 1))
     for _ in range(5 + any(rows)):
         grid.add_column(no_wrap=True)
     for number, (name, lag, first, *last) in enumerate(labels):
-        line = Text(lines[number * width : (number + 1) * width], style="cyan")
+        line = Text(lines[number * width : (number + 1) * width])
         grid.add_row(*[name] * any(rows), lag, first, line, *last)
-    return grid
+    marks = marks or {}
+    for below in _axis(shown, list(marks)):
+        grid.add_row(*[""] * (2 + any(rows)), Text(below, style="dim"), "", "")
+    return Group(grid, *(note(f"▲ lag {lag}: {begins}") for lag, begins in marks.items()))
+
+
+def crossings(lags: Array, norms: Array, vanishing_below: float, exploding_above: float) -> dict[int, str]:
+    """The lags from which on a gain is below the one threshold, or above the other."""
+    found = {}
+    for outside, words in (
+        (norms < np.log10(vanishing_below), f"below {vanishing_below:g}"),
+        (norms > np.log10(exploding_above), f"above {exploding_above:g}"),
+    ):
+        if outside.any():
+            found[int(lags[np.argmax(outside)])] = words
+    return found
+
+
+def _axis(shown: Array, marks: list[int]) -> list[str]:
+    """A line with ticks and marks, and their lags below it; shown : (width,) lags of the columns."""
+    width = len(shown)
+    ticks = np.unique(np.linspace(0, width - 1, max(2, width // _APART)).round().astype(int)).tolist()
+    line = ["─"] * width
+    for column in ticks:
+        line[column] = "┴"
+    for lag in marks:
+        line[min(int(np.searchsorted(shown, lag)), width - 1)] = "▲"
+    numbers = [" "] * width
+    for column in ticks:
+        text = f"{shown[column]:.0f}"
+        start = min(max(0, column - len(text) // 2), max(0, width - len(text)))
+        if all(character == " " for character in numbers[max(0, start - 1) : start + len(text) + 1]):
+            numbers[start : start + len(text)] = text
+    return ["".join(line), "".join(numbers[:width])]
 
 
 def _at(shown: Array, lags: Array, norms: Array) -> Array:

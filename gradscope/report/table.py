@@ -13,8 +13,19 @@ from rich.text import Text
 
 from gradscope.errors import shown
 from gradscope.report.loss_table import loss_sections
-from gradscope.report.page import assumed, bullet, headed, magnitude, not_applied, page, section
-from gradscope.report.sparkline import by_lag
+from gradscope.report.page import (
+    assumed,
+    bullet,
+    fitted,
+    headed,
+    magnitude,
+    not_applied,
+    note,
+    page,
+    prose,
+    section,
+)
+from gradscope.report.sparkline import by_lag, crossings
 from gradscope.report.terminal import Terminal
 from gradscope.report.verdict import scientific, steps_of
 from gradscope.report.views import Look
@@ -24,11 +35,12 @@ if TYPE_CHECKING:
     from gradscope.report.analysis import Analysis
     from gradscope.report.chains import Chain, Extremes
 
-_STYLES = {
-    "vanishing": "bold blue",
-    "stable": "bold green",
-    "exploding": "bold red",
-    "undecided": "bold yellow",
+# Contrast of at least 4 on black and on white, which of the sixteen colours neither blue nor green has.
+STYLES = {
+    "vanishing": "bold color(63)",
+    "stable": "bold color(28)",
+    "exploding": "bold color(161)",
+    "undecided": "bold color(130)",
 }
 _BAR_WIDTH = 24
 # Decades: from here on an estimated error says that a value is not known.
@@ -43,7 +55,7 @@ def render_table(analysis: Analysis, look: Look) -> str:
 
 def _parts(analysis: Analysis, look: Look) -> Iterable[RenderableType]:
     """The whole, then what of its layers is to be shown."""
-    yield _headline(analysis)
+    yield prose(_headline(analysis))
     yield from map(bullet, (*analysis.verdict.reasons, *analysis.verdict.notes))
     yield from _said(analysis)
     if analysis.layers:
@@ -67,8 +79,8 @@ def _badness(layer: Analysis) -> tuple[int, float]:
 
 def _layer(layer: Analysis, terminal: Terminal, told: Sequence[str]) -> Iterable[RenderableType]:
     """A layer of several, whose caveats the whole has said."""
-    yield _headline(layer, given=False)
-    notes = [note for note in layer.verdict.notes if not any(one.endswith(note) for one in told)]
+    yield prose(_headline(layer, given=False))
+    notes = [said for said in layer.verdict.notes if not any(one.endswith(said) for one in told)]
     yield from map(bullet, (*layer.verdict.reasons, *notes))
     yield from _measured(layer, terminal)
 
@@ -102,11 +114,16 @@ def _said(analysis: Analysis) -> Iterable[RenderableType]:
         yield from (bullet(words(sentence)) for sentence in analysis.problem.get(name, ()))
 
 
+def headline(analysis: Analysis) -> str:
+    """The verdict in a line, without colours."""
+    return str(_headline(analysis))
+
+
 def _headline(analysis: Analysis, *, given: bool = True) -> Text:
     """The verdict in a line; given : with what the user chose or changed."""
     level = analysis.verdict.level
     words = ", ".join([_subject(analysis), *(_given(analysis) if given else ())])
-    text = Text.assemble((level.upper(), _STYLES[level]), ": ", words)
+    text = Text.assemble((level.upper(), STYLES[level]), ": ", words)
     text.append(f", gain {scientific(analysis.full.log10_norm.median)}")
     return text
 
@@ -135,6 +152,8 @@ def _subject(analysis: Analysis) -> str:
 def _given(analysis: Analysis) -> Iterable[str]:
     """What the user chose or changed of the weights, and what a checkpoint was run on."""
     problem = analysis.problem
+    if problem.get("cell") is None:
+        return
     if (problem.get("init") or INIT) != INIT:
         yield f"init {problem['init']}"
     if problem.get("gain", 1.0) != 1.0:
@@ -150,11 +169,14 @@ def _given(analysis: Analysis) -> Iterable[str]:
 
 
 def _chains(analysis: Analysis, terminal: Terminal) -> RenderableType:
-    table = _fitted(_columns(analysis), terminal, folds="chain")
-    return Group(table, *(Text(note, style="dim") for note in map(_note, analysis.chains) if note))
+    columns = _columns(analysis)
+    table = _fitted(columns, terminal, folds="chain")
+    units = ", ".join(words for name, words in _UNITS.items() if name in columns)
+    blocks = _BLOCKS if any("->" in chain.name for chain in analysis.chains) else ""
+    return Group(table, *map(note, filter(None, [units, blocks, *map(_note, analysis.chains)])))
 
 
-def _layers(analysis: Analysis, terminal: Terminal) -> Table:
+def _layers(analysis: Analysis, terminal: Terminal) -> RenderableType:
     layers, problems = analysis.layers, [layer.problem for layer in analysis.layers]
     columns = {
         "": [f"layer{number}" for number in range(len(layers))],
@@ -169,31 +191,26 @@ def _layers(analysis: Analysis, terminal: Terminal) -> Table:
     return _fitted(columns, terminal, folds="layer")
 
 
+# What stands below the chains.
+_UNITS = {
+    "rate": "rate in nats per step",
+    "horizon": "horizon in steps",
+    "worst error": "worst error in decades of the worst singular value",
+}
+_BLOCKS = (
+    "i->j: that block of the whole product, what the state of layer i at the start does to that of "
+    "layer j at "
+    "the end; what i does to j within a step is, alone and taken twice, zero"
+)
 # What a narrow terminal can do without, first to go first: a number is never cut.
 _DISPENSABLE = (
-    *("error", "zeros", "rms gain", "lowest", "highest", "nats/step"),
+    *("worst error", "zeros", "rms gain", "lowest", "highest", "rate"),
     *("direction", "hidden", "cell", "horizon"),
 )
-# Characters of a line that a name has at least, where it does not fit.
-_NAME = 10
 
 
-def _fitted(columns: dict[str, list[str]], terminal: Terminal, *, folds: str) -> Table:
-    """A table of those columns that fit; the names under ``folds`` may go over several lines."""
-    for name in _DISPENSABLE:
-        if _width(columns, folds) <= terminal.width:
-            break
-        columns.pop(name, None)
-    table = headed(*columns)
-    for column in table.columns:
-        column.no_wrap = column.header != folds
-    for cells in zip(*columns.values(), strict=True):
-        styles = (
-            _STYLES.get(cell, "") if name == "verdict" else ""
-            for name, cell in zip(columns, cells, strict=True)
-        )
-        table.add_row(*map(Text, cells, styles))
-    return table
+def _fitted(columns: dict[str, list[str]], terminal: Terminal, *, folds: str) -> RenderableType:
+    return fitted(columns, terminal, folds=folds, dispensable=_DISPENSABLE, styles=STYLES)
 
 
 def _columns(analysis: Analysis) -> dict[str, list[str]]:
@@ -210,18 +227,12 @@ def _columns(analysis: Analysis) -> dict[str, list[str]]:
         rms = [chain.log10_rms for chain in chains]
         columns["rms gain"] = ["-" if one is None else scientific(one.median) for one in rms]
     return columns | {
-        "nats/step": [_rate(chain.rate) for chain in chains],
+        "rate": [_rate(chain.rate) for chain in chains],
         "horizon": [f"{chain.horizon.median:g}" for chain in chains],
         "zeros": [f"{np.median(chain.exact_zeros):g}" if chain.exact_zeros else "-" for chain in chains],
-        "error": [_error(chain) for chain in chains],
+        "worst error": [_error(chain) for chain in chains],
         "verdict": [analysis.levels[chain.name] for chain in chains],
     }
-
-
-def _width(columns: dict[str, list[str]], folds: str) -> int:
-    """Characters a table of these columns takes at least, with its indent and the gaps between."""
-    widths = {heading: max(map(len, [heading, *cells])) for heading, cells in columns.items()}
-    return sum(min(width, _NAME) + 2 if name == folds else width + 2 for name, width in widths.items())
 
 
 def _note(chain: Chain) -> str:
@@ -242,9 +253,9 @@ def _rate(rate: Extremes) -> str:
 
 
 def _error(chain: Chain) -> str:
-    """Estimated relative error of the worst singular value (ln 10 times the error in decades)."""
+    """Estimated error of the worst of the log10 singular values, in decades."""
     error = max(s.log10_error for s in chain.spectra)
-    return "> 1" if error > _LOST else f"{error * math.log(10):.0e}"
+    return "lost" if error > _LOST else f"{error:.0e}"
 
 
 def _shares(analysis: Analysis, terminal: Terminal) -> Table:
@@ -263,9 +274,11 @@ def _bar(share: float, terminal: Terminal) -> str:
     return ("█" if terminal.unicode else "#") * cells + (" against" if share < -0.005 else "")
 
 
-def _lags(analysis: Analysis, terminal: Terminal) -> Table:
-    full = analysis.full
-    return by_lag({"": (full.lags, np.nanmedian(full.by_lag, axis=0))}, full.steps, terminal)
+def _lags(analysis: Analysis, terminal: Terminal) -> RenderableType:
+    full, policy = analysis.full, analysis.policy
+    norms = np.nanmedian(full.by_lag, axis=0)
+    thresholds = (policy.vanishing_below, policy.exploding_above)
+    return by_lag({"": (full.lags, norms)}, full.steps, terminal, crossings(full.lags, norms, *thresholds))
 
 
 def _matrices(analysis: Analysis) -> Table:

@@ -97,7 +97,7 @@ def _gain(full: Chain, policy: Policy, rounded: bool) -> str:
     batch = f", median of {len(full.spectra)} sequences" if len(full.spectra) > 1 else ""
     return (
         f"Over {steps_of(full.lengths)} steps the gradient's gain (sigma_1 of the product{batch}) is "
-        f"{scientific(gain)}, {where}; log10 error {full.log10_norm_error:.0e}."
+        f"{scientific(gain)}, {where}; error of log10 gain {full.log10_norm_error:.0e}."
     )
 
 
@@ -132,5 +132,8 @@ def _rate(full: Chain) -> str:
 def _carrier(chains: Sequence[Chain], shares: Mapping[str, float]) -> str:
     name = max(shares, key=lambda path: abs(shares[path]))
     text = f"{name} carries {100 * shares[name]:.0f} % of the gradient"
-    alone = next(chain for chain in chains if chain.name == name)
-    return f"{text}; alone it would give a gain of {scientific(alone.log10_norm.median)}."
+    own = next(chain for chain in chains if chain.name == name)
+    gain = scientific(own.log10_norm.median)
+    if "->" in name:  # of two layers: alone it is nothing
+        return f"{text}; this block of the whole product has a gain of {gain}."
+    return f"{text}; alone it would give a gain of {gain}."

@@ -128,6 +128,75 @@ def test_chain_of_a_file(run, tmp_path):
     assert run("chain", tmp_path / "j.npy")[0] == 0
 
 
+def test_chain_of_a_pipe(tmp_path):
+    """From stdin, and from what the shell calls a command's output; what is no .npy is not read on."""
+    np.save(tmp_path / "j.npy", np.random.default_rng(0).normal(size=(5, 3, 3)))
+    call = f"{sys.executable} -m gradscope chain"
+    commands = {
+        f"{call} j.npy -q": ("j.npy", ""),
+        f"cat j.npy | {call} - -q": ("stdin", ""),
+        f"{call} - -q < j.npy": ("stdin", ""),
+        f"{call} <(cat j.npy) -q": ("/dev/fd/", ""),
+        f"{call} - < /dev/zero": ("", "stdin: does not begin as a .npy does"),
+        f"head -c 200 j.npy | {call} -": ("", "truncated"),
+    }
+    gains = set()
+    for command, (source, words) in commands.items():
+        done = subprocess.run(
+            ["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, check=False
+        )
+        assert done.returncode == 2 * bool(words), done.stderr
+        assert words in done.stderr
+        assert source in done.stdout
+        gains |= {done.stdout.rpartition(" ")[2]} - {""}
+    assert len(gains) == 1
+
+
+def test_some_of_the_sequences_are_taken(run, tmp_path):
+    x = np.random.default_rng(0).normal(size=(3, 6, 3))
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "first.npy", x[:2])
+    np.save(tmp_path / "lengths.npy", [6, 4, 5])
+    np.save(tmp_path / "two.npy", [6, 4])
+    arguments = ["analyze", "--hidden", "4", "--json", "--inputs"]
+    some = run(*arguments, tmp_path / "x.npy", "--batch", "2")[1]
+    whole = run(*arguments, tmp_path / "first.npy")[1]
+    assert json.loads(some)["chains"] == json.loads(whole)["chains"]
+    lengths = "--lengths", tmp_path / "lengths.npy", "--batch", "2"
+    some = run(*arguments, tmp_path / "x.npy", *lengths)[1]
+    whole = run(*arguments, tmp_path / "first.npy", "--lengths", tmp_path / "two.npy")[1]
+    assert json.loads(some)["chains"] == json.loads(whole)["chains"]
+
+
+def test_what_matched_is_said(run):
+    code, out, err = run(*SMALL, "-q", "--fail-on", "vanishing", "--fail-on", "stable")
+    assert (code, err) == (1, "gradscope: --fail-on matched: stable\n")
+    assert out.startswith("STABLE")
+    result = json.loads(run(*SMALL, "--json", "--fail-on", "stable")[1])
+    assert result["verdict"]["matched"] == [{"level": "stable", "layer": None}]
+    assert json.loads(run(*SMALL, "--json")[1])["verdict"]["matched"] == []
+
+
+def test_more_devices_than_cores_are_told(run, monkeypatch):
+    monkeypatch.setattr("gradscope.machine.cores", lambda: 1)
+    monkeypatch.setattr("gradscope.api.find_devices", lambda *_: __import__("jax").local_devices())
+    assert "--devices 9 on 1 core: one sequence was measured at a time" in run(*SMALL, "--devices", "9")[2]
+
+
+def test_examples_fit_a_terminal(run):
+    for command in ([], ["analyze"], ["chain"], ["inspect"]):
+        assert max(map(len, run(*command, "--help")[1].partition("Options:")[0].splitlines())) <= 80
+
+
+def test_what_was_changed_is_in_the_heading(run, files, monkeypatch):
+    monkeypatch.chdir(files)
+    given = ["--gain", "1.5", "--forget-bias", "2", "--inputs", "zeros", "--steps", "5"]
+    words = "recurrent matrices x 1.5, b_f = 2, inputs all zero"
+    assert words in " ".join(run("analyze", "good.npz", "--cell", "lstm", *given)[1].split())
+    assert "random inputs, N(0, 1)" in run("analyze", "good.npz", "--cell", "lstm", "--steps", "5", "-q")[1]
+    assert "init orthogonal" in run(*SMALL, "--init", "orthogonal", "-q")[1]
+
+
 def test_python_and_shell_agree(run):
     result = json.loads(run(*SMALL, "--cell", "gru", "--gain", "2", "--seed", "3", "--json")[1])
     analysis = gradscope.analyze(cell="gru", hidden=4, input_size=3, steps=6, gain=2.0, seed=3)
@@ -147,7 +216,7 @@ def test_every_example_of_the_help_has_a_line_of_its_own(run):
     for arguments, count in (
         (["--help"], 6),
         (["analyze", "-h"], 10),
-        (["chain", "-h"], 2),
+        (["chain", "-h"], 3),
         (["inspect", "-h"], 2),
     ):
         examples = run(*arguments)[1].partition("Examples:\n")[2].partition("\n\n")[0].splitlines()
@@ -202,8 +271,8 @@ def test_a_gain_on_the_threshold_is_undecided(run):
 
 def test_nothing_asked_is_a_usage_error(run):
     code, out, err = run()
-    line = "gradscope: error: missing command: analyze, chain, inspect (see gradscope --help)\n"
-    assert (code, out, err) == (2, "", line)
+    assert (code, out) == (2, "")
+    assert err == run("--help")[1]
 
 
 def test_a_closed_pipe_is_141(tmp_path):
@@ -280,7 +349,7 @@ def test_a_bug_is_3_with_a_traceback_on_request(run, monkeypatch):
 
 def test_a_cell_that_prints_does_not_disturb_stdout(shell, tmp_path):
     (tmp_path / "noisy.py").write_text(
-        "from gradscope.cells.rnn import tanh\nimport os\n"
+        "from gradscope.cells.rnn import elman as tanh\nimport os\n"
         "def cell():\n    print('hello'); os.write(1, b'there\\n'); return tanh()\n"
     )
     done = shell(*SMALL, "--cell", "noisy:cell", "--json")
@@ -292,7 +361,7 @@ def test_a_cell_that_prints_does_not_disturb_stdout(shell, tmp_path):
 
 def test_quiet_keeps_the_warnings_of_libraries_from_stderr(shell, tmp_path):
     (tmp_path / "noisy.py").write_text(
-        "import logging, warnings\nfrom gradscope.cells.rnn import tanh\n"
+        "import logging, warnings\nfrom gradscope.cells.rnn import elman as tanh\n"
         "def cell():\n    warnings.warn('hello'); logging.getLogger('jax').warning('there'); return tanh()\n"
     )
     loud = shell(*SMALL, "--cell", "noisy:cell")
@@ -492,6 +561,7 @@ def files(tmp_path):
     np.save(tmp_path / "empty_stack.npy", np.ones((0, 3, 3)))
     np.save(tmp_path / "not_square.npy", np.ones((2, 3, 4)))
     np.save(tmp_path / "no_size.npy", np.ones((2, 0, 0)))
+    np.save(tmp_path / "stack.npy", np.ones((2, 3, 3)))
     np.save(tmp_path / "nan_stack.npy", np.full((2, 2, 2), np.nan))
     whole = (tmp_path / "good.npz").read_bytes()
     (tmp_path / "truncated.npz").write_bytes(whole[: len(whole) // 2])
@@ -506,7 +576,7 @@ def files(tmp_path):
     (tmp_path / "broken_cell.py").write_text("def cell():\n    raise ValueError('two\\nlines')\n")
     (tmp_path / "exiting.py").write_text("import sys\nsys.exit(0)\n")
     (tmp_path / "mine.py").write_text(
-        "import sys\nfrom gradscope import Cell\nfrom gradscope.cells.rnn import tanh\n"
+        "import sys\nfrom gradscope import Cell\nfrom gradscope.cells.rnn import elman as tanh\n"
         "def one(n, d):\n    return {'R': (n, n), 'W': (n, d), 'b': (n,)}\n"
         "def made(parameters=one, **more):\n"
         "    return Cell('mine', parameters, lambda p, x, h: h, **more)\n"
@@ -538,8 +608,19 @@ BAD = {
     "parameters of one size": ([*SMALL, "--cell", "mine:shapes_of_one"], ["cell mine", "TypeError"]),
     "initialize that exits": ([*SMALL, "--cell", "mine:values_leave"], ["cell mine", "SystemExit"]),
     "path called full": ([*SMALL, "--cell", "mine:called_full"], ["cell mine", "'full'"]),
-    "hidden 0": ([*SMALL, "--hidden", "0"], ["hidden", "0"]),
-    "input size -1": ([*SMALL, "--input-size", "-1"], ["input_size", "-1"]),
+    "misspelt option": ([*SMALL, "--cel", "gru"], ["--cel", "did you mean --cell?"]),
+    "bias that is no number": ([*SMALL, "--forget-bias", "nan"], ["--forget-bias is nan"]),
+    "init of a checkpoint": (["analyze", "good.npz", "--init", "keras"], ["leave --init out"]),
+    "layer without a checkpoint": ([*SMALL, "--layer", "l0"], ["--layer is", "give its file"]),
+    "top beyond the state": ([*SMALL, "--top", "99"], ["--top is 99", "1 to 8"]),
+    "a folder as a checkpoint": (["analyze", "."], ["checkpoint .: is a folder"]),
+    "a folder to look into": (["inspect", "."], ["is a folder"]),
+    "a folder with a suffix to look into": (["inspect", "folder.npz"], ["is a directory"]),
+    "chain of a model": (["chain", "good.npz"], [".npz file", "gradscope analyze good.npz"]),
+    "chain of no pipe": (["chain", "-"], ["stdin"]),
+    "chain top beyond the state": (["chain", "stack.npy", "--top", "4"], ["--top is 4", "1 to 3"]),
+    "hidden 0": ([*SMALL, "--hidden", "0"], ["--hidden is 0"]),
+    "input size -1": ([*SMALL, "--input-size", "-1"], ["--input-size", "-1"]),
     "steps 0": ([*SMALL, "--steps", "0"], ["steps", "0"]),
     "batch 0": ([*SMALL, "--batch", "0"], ["batch", "0"]),
     "seed -1": ([*SMALL, "--seed", "-1"], ["seed", "-1"]),

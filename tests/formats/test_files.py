@@ -15,7 +15,8 @@ from safetensors.numpy import save as safetensors_bytes
 
 from gradscope import errors
 from gradscope.errors import InputError
-from gradscope.formats.numpy_files import open_npz, read_jacobians, read_npy
+from gradscope.formats.jacobians import read_jacobians
+from gradscope.formats.numpy_files import open_npz, read_npy
 from gradscope.formats.safetensors_file import open_safetensors
 
 

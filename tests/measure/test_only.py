@@ -44,7 +44,7 @@ def same_verdict(less, whole):
     """Level and sentences, but for the error of another run and what only the whole can say."""
 
     def said(analysis):
-        return {reason.partition("; log10 error")[0] for reason in analysis.verdict.reasons}
+        return {reason.partition("; error of log10")[0] for reason in analysis.verdict.reasons}
 
     assert less.verdict.level == whole.verdict.level
     assert said(less) <= said(whole)

@@ -51,7 +51,7 @@ def test_the_median_sequence_decides():
 
 @pytest.mark.parametrize("low", [0.0, -1.0, math.nan, math.inf])
 def test_policy_refuses_what_is_no_gain(low):
-    with pytest.raises(InputError, match="--vanishing-below"):
+    with pytest.raises(InputError, match=r"^vanishing_below "):
         Policy(vanishing_below=low)
 
 

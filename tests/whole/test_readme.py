@@ -10,7 +10,7 @@ from oracles import layouts
 from oracles.program import README, ROOT, blocks, run
 
 # Estimated errors depend on the machine's last digit.
-ERRORS = re.compile(r"(?<=log10 error )\S+(?=\.)|(?<= )\de[-+]\d\d(?= )")
+ERRORS = re.compile(r"(?<=of log10 gain )\S+(?=\.)|(?<= )\de[-+]\d\d(?= )")
 
 
 def test_the_output_shown_is_the_output(tmp_path):
