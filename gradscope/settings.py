@@ -206,7 +206,6 @@ class Settings:
         "Checkpoint",
         "tanh, relu, sigmoid or linear, where the checkpoint does not say.",
         metavar="NAME",
-        choices=get_args(Activation),
     )
     layout: Layout | None = option(
         None,
@@ -259,7 +258,6 @@ class Settings:
         "Cell",
         f"{INIT} (default), keras, flax, gaussian, orthogonal, identity or chrono.",
         metavar="NAME",
-        choices=get_args(Init),
     )
     gain: float | None = option(
         None,
@@ -496,7 +494,7 @@ def _documented(text: str, settings: Any) -> str:
 def _parameter(described: Field[Any]) -> str:
     said, default = option_of(described), described.default
     kind = str(described.type).removesuffix(" | None")
-    if said.choices:
-        kind = "{" + ", ".join(map(repr, said.choices)) + "}"
+    if words := said.choices or get_args(globals().get(kind)):
+        kind = "{" + ", ".join(map(repr, words)) + "}"
     kind += ", optional" if default in (None, ()) else f", default {default!r}"
     return f"{described.name} : {kind}\n{textwrap.indent(textwrap.fill(said.doc or said.help, 100), '    ')}"

@@ -47,7 +47,7 @@ def analyze(**given: Any) -> int:
       gradscope analyze model.pt --inputs x.npy --json | jq .verdict.level
       gradscope analyze model.pt --layer encoder.l0 --inputs x.npy
       gradscope analyze model.pt --inputs x.csv --initial-state state.npz
-      gradscope analyze model.pt --inputs ids.npy --embedding tokens --lengths n.npy
+      gradscope analyze model.pt --inputs ids.npy --embedding emb --lengths n.npy
       gradscope analyze weights.npz --cell lstm-peephole --fail-on exploding
       gradscope analyze --cell mypackage.cells:my_cell
 

@@ -23,7 +23,7 @@ def chain(file: Path, top: int | None, **given: Any) -> int:
     \b
     Examples:
       gradscope chain jacobians.npy
-      gradscope chain jacobians.npy --json | jq '.chains[0].log10_singular_values[0]'
+      gradscope chain jacobians.npy --json | jq '.chains[0].log10_norm.median'
       gradscope chain - < jacobians.npy
 
     FILE is a .npy array of shape (T, m, m), - is stdin; item t is the Jacobian of step t + 1.

@@ -40,10 +40,10 @@ def cli() -> None:
     \b
     Examples:
       gradscope analyze --cell lstm --steps 200      a cell at initialisation
-      gradscope analyze model.pt --inputs x.npy      a trained layer on real data
+      gradscope analyze model.pt --inputs x.npy      a trained layer on your data
       gradscope analyze --json | jq .verdict.level   for scripts
-      gradscope analyze --fail-on exploding          for CI: exit 1 if it explodes
-      gradscope inspect model.pt                     the recurrent layers in a file
+      gradscope analyze --fail-on exploding          exit code 1 if it explodes
+      gradscope inspect model.pt                     recurrent layers in a file
       gradscope chain jacobians.npy                  any Jacobians (T, m, m)
     """
 

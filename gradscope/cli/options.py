@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
+from click.shell_completion import CompletionItem
 
+from gradscope.cells import CELLS
 from gradscope.cli.group import SectionedOption
 from gradscope.errors import ExitCode, flag, listed, shown
 from gradscope.report.views import FORMATS, Look, render
-from gradscope.settings import Level, Option, Settings, option, option_of
+from gradscope.settings import Activation, Init, Level, Option, Settings, option, option_of
 
 if TYPE_CHECKING:
     from gradscope.report.analysis import Analysis
@@ -23,6 +25,15 @@ if TYPE_CHECKING:
 
 # Opened by its name, a stdout that is a file would lose what others have written to it.
 _STDOUT = (Path("-"), Path("/dev/stdout"))
+
+# Words that the shell completes, besides choices.
+_WORDS = {
+    "activation": get_args(Activation),
+    "cell": tuple(CELLS),
+    "init": get_args(Init),
+    "inputs": ("normal", "zeros"),
+    "top": ("all",),
+}
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Asked = TypeVar("Asked")
@@ -173,7 +184,7 @@ def _parameters(described: Field[Any], section: str | None) -> list[Callable[[Co
     if not said.section:
         return []
     heading = {"section": section or said.section}
-    attributes = heading | _attributes(said, described.default)
+    attributes = heading | _attributes(name, said, described.default)
     if said.keys:
         return [_option(key, attributes | {"help": text}) for key, (_, text) in said.keys.items()]
     flags = said.flags or ((f"{flag(name)}/{flag(f'no_{name}')}",) if described.default is True else ())
@@ -188,7 +199,7 @@ def _option(name: str, attributes: dict[str, Any], *flags: str) -> Callable[[Com
     return click.option(*(flags or [flag(name)]), name, cls=SectionedOption, **attributes)
 
 
-def _attributes(said: Option, default: Any) -> dict[str, Any]:
+def _attributes(name: str, said: Option, default: Any) -> dict[str, Any]:
     """What click is told of an option."""
     if isinstance(default, bool):
         return {"is_flag": True, "default": default, "help": said.help}
@@ -197,11 +208,25 @@ def _attributes(said: Option, default: Any) -> dict[str, Any]:
         attributes |= {"default": default, "show_default": True}
     if not isinstance(said.parse, type):
         attributes["callback"] = _parsing(said.parse)
+    if words := said.choices or _WORDS.get(name, ()):
+        attributes["shell_complete"] = _completing(words, files="FILE" in (said.metavar or ""))
     if said.metavar == "FILE":  # the shell completes its name; whether it is there others ask
         return attributes | {"type": click.Path(allow_dash=True, readable=False)}
     if said.choices and not said.metavar:
         return attributes | {"type": click.Choice(said.choices)}
     return attributes | {"type": said.parse if isinstance(said.parse, type) else str}
+
+
+def _completing(
+    words: Sequence[str], *, files: bool
+) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    """What completes a value in the shell: these words, and names of files where it may be one."""
+
+    def complete(_: click.Context, __: click.Parameter, begun: str) -> list[CompletionItem]:
+        found = [CompletionItem(word) for word in words if word.startswith(begun)]
+        return [*found, CompletionItem(begun, type="file")] if files else found
+
+    return complete
 
 
 def _parsing(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:

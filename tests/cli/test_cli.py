@@ -233,6 +233,37 @@ def test_the_list_of_commands_says_what_they_do(run):
     ]
 
 
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("analyze --init ", {"pytorch", "keras", "orthogonal"}),
+        ("analyze --cell lstm-p", {"lstm-peephole"}),
+        ("analyze --only ", {"verdict", "gain", "paths", "all"}),
+        ("analyze --fail-on ex", {"exploding"}),
+        ("analyze --inputs z", {"zeros"}),
+        ("analyze --activation r", {"relu"}),
+        ("analyze --forget", {"--forget-bias"}),
+        ("ch", {"chain"}),
+    ],
+)
+def test_completion(monkeypatch, typed, expected):
+    """As a shell asks for it: what is typed, and which of its words is to be completed."""
+    words = ["gradscope", *typed.split(" ")]
+    from click.shell_completion import BashComplete
+
+    from gradscope.cli.main import cli
+
+    monkeypatch.setenv("COMP_WORDS", " ".join(words))
+    monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
+    found = {item.value for item in _completed(BashComplete(cli, {}, "gradscope", "_GRADSCOPE_COMPLETE"))}
+    assert found >= expected
+    assert all(name.startswith(words[-1]) for name in found)
+
+
+def _completed(shell):
+    return shell.get_completions(*shell.get_completion_args())
+
+
 def test_version(run):
     assert run("--version") == (0, f"gradscope {gradscope.__version__}\n", "")
 

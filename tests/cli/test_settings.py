@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -20,7 +21,7 @@ from gradscope.cli.main import cli
 from gradscope.cli.options import Output, Process, pick, pick_settings
 from gradscope.errors import InputError, flag
 from gradscope.problem.checks import check_choices
-from gradscope.settings import Policy, Settings, number_or_word, option, option_of, size_in_bytes, takes
+from gradscope.settings import Init, Policy, Settings, number_or_word, option, option_of, size_in_bytes, takes
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 # Not an option of the shell.
@@ -166,4 +167,4 @@ def test_type_checkers_see_every_argument(tmp_path):
 def test_the_help_of_init_names_every_initialisation():
     (init,) = (one for one in fields(Settings) if one.name == "init")
     assert set(re.findall(r"\w+", option_of(init).help)) >= INITIALIZERS.keys()
-    assert set(option_of(init).choices) == INITIALIZERS.keys()
+    assert set(get_args(Init)) == INITIALIZERS.keys()

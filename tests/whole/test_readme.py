@@ -3,11 +3,14 @@
 import re
 import shlex
 import sys
+import tomllib
 
 import numpy as np
 import pytest
 from oracles import layouts
 from oracles.program import README, ROOT, blocks, run
+
+import gradscope
 
 # Estimated errors depend on the machine's last digit.
 ERRORS = re.compile(r"(?<=of log10 gain )\S+(?=\.)|(?<= )\de[-+]\d\d(?= )")
@@ -98,3 +101,20 @@ def test_version_is_in_the_changelog():
     import gradscope
 
     assert f"## {gradscope.__version__}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_the_readme_of_the_package_has_no_dead_links():
+    """As hatch-fancy-pypi-readme makes it: links to files that are not there with it are their words."""
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    (change,) = told["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]
+    made = re.sub(change["pattern"], change["replacement"], README)
+    outside_code = re.sub(r"```.*?```|`[^`\n]*`", "", made, flags=re.DOTALL)
+    links = re.findall(r"\[[^\]]*\]\(([^)]*)\)", outside_code)
+    assert links
+    assert all(link.startswith("https://") for link in links)
+
+
+def test_versions_agree():
+    changelog, citation = ((ROOT / name).read_text("utf-8") for name in ("CHANGELOG.md", "CITATION.cff"))
+    assert re.search(r"^## (\S+) - ", changelog, re.MULTILINE)[1] == gradscope.__version__
+    assert f"\nversion: {gradscope.__version__}\n" in citation
