@@ -1,5 +1,5 @@
 """``python -m gradscope``."""
 
-from gradscope.cli.main import entry
+from gradscope.cli.start import entry
 
 entry()

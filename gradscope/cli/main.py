@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -70,29 +69,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _bug(error)
 
 
-def entry() -> NoReturn:
-    """The console script: exit with the code of ``main``, and at once.
+def main_and_exit() -> NoReturn:
+    """Exit with the code of ``main``, and at once.
 
     Tearing down JAX takes a tenth of a second and changes nothing; after an interrupt it would
     also wait for worker threads that sit in LAPACK.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where the shell ignores it
-        signal.signal(signal.SIGINT, _interrupted)
     open_closed_streams()
     code = main()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
-
-
-def _interrupted(*_: object) -> NoReturn:
-    """End here and now: an exception could be lost in a callback, or in an import under way."""
-    cursor = "\r\x1b[K\x1b[?25h" if os.isatty(2) else ""  # a progress bar hides it
-    try:
-        os.write(2, f"{cursor}gradscope: interrupted\n".encode())
-    finally:
-        os._exit(ExitCode.INTERRUPTED)
 
 
 def _run(arguments: list[str]) -> int:

@@ -101,7 +101,10 @@ def _processes(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
     pipe = subprocess.PIPE
     workers: list[subprocess.Popen[bytes]] = []
     try:
-        with contextlib.suppress(OSError):  # no such interpreter, or no room for one more
+        with (
+            contextlib.suppress(OSError),
+            _interrupts_later(),
+        ):  # no such interpreter, or no room for one more
             for _ in range(count):
                 workers.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment))
         yield workers
@@ -109,6 +112,16 @@ def _processes(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
         for worker in workers:
             worker.kill()
             worker.communicate()
+
+
+@contextlib.contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """What is started within takes an interrupt when ``serve`` lets it: before, it prints a traceback."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ask(worker: subprocess.Popen[bytes], task: Task, source: Source, report: Fraction) -> Measured:
@@ -134,6 +147,7 @@ def _ask(worker: subprocess.Popen[bytes], task: Task, source: Source, report: Fr
 def serve() -> None:
     """A worker: takes a Task from stdin, answers on what was stdout, until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no answer
     messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
