@@ -262,7 +262,7 @@ class Settings:
     gain: float | None = option(
         None,
         "Cell",
-        "Multiply every recurrent matrix by G.",
+        "Multiply every recurrent matrix by G (the gain that is measured is another).",
         metavar="G",
         parse=float,
         doc="Multiplies every recurrent matrix.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -28,10 +29,15 @@ First = Callable[[Callable[[], Any]], Any]
 _OTHERS = "with other activations as lstm-relu, gru-tanh-hard_sigmoid=0.2 (README)"
 
 
-@click.command(
-    cls=Command,
-    epilog=f"Cells: {', '.join([*CELLS, *(f'{family}-P' for family in FAMILIES)])}; {_OTHERS}.",
+# Wrapped here: click would break names at their hyphens.
+_CELLS = textwrap.fill(
+    f"Cells: {', '.join([*CELLS, *(f'{family}-P' for family in FAMILIES)])}; {_OTHERS}.",
+    76,
+    break_on_hyphens=False,
 )
+
+
+@click.command(cls=Command, epilog=f"\b\n{_CELLS}")
 @options(Settings)
 @options(Process)
 @options(Output)
@@ -112,7 +118,7 @@ def _saying(pace: Pace) -> Callable[[str, float], None]:
 
     def say(line: str, seconds: float) -> None:
         pace.expect(seconds)
-        click.echo(f"gradscope: {line}", err=True)
+        pace.say(f"gradscope: {line}")
 
     return say
 

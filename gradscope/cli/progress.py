@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -28,8 +30,13 @@ _SETTLING = 10.0
 _LATE = 0.2
 
 
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it
+        click.echo(line, err=True)
+
+
 class Pace:
-    """How far the work is and how long the rest takes, from any thread.
+    """How far the work is and how long the rest takes, from any thread; say : writes a line beside it.
 
     The rest is counted down, and what a report says is come to by degrees: time left that jumps is of no use.
     """
@@ -41,6 +48,7 @@ class Pace:
         self._shown: float | None = None  # and on the way to that
         self._last = self._began
         self.done = 0.0
+        self.say = _say
 
     def expect(self, seconds: float) -> None:
         """What is to come takes about so long."""
@@ -81,7 +89,8 @@ def progress_bar(quiet: bool) -> Iterator[Pace | None]:
         yield None
         return
     pace = Pace()
-    with _bar(pace) if sys.stderr.isatty() else _lines(pace):
+    moves = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    with _bar(pace) if moves else _lines(pace):
         yield pace
 
 
@@ -91,8 +100,7 @@ def _lines(pace: Pace) -> Iterator[None]:
 
     def tell() -> None:
         while not ended.wait(_SECONDS_BETWEEN_LINES):
-            with contextlib.suppress(OSError):  # nobody reads it
-                click.echo(f"gradscope: {pace}", err=True)
+            pace.say(f"gradscope: {pace}")
 
     thread = threading.Thread(target=tell, daemon=True)
     thread.start()
@@ -118,6 +126,7 @@ def _bar(pace: Pace) -> Iterator[None]:
 
     bar = Progress(Shown(), console=Console(stderr=True), transient=True)
     bar.add_task("")
+    pace.say = partial(bar.console.print, markup=False, highlight=False, soft_wrap=True)
     appear = threading.Timer(_SILENT_SECONDS, bar.start)  # until then not even the cursor is hidden
     appear.daemon = True
     appear.start()

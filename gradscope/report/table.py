@@ -42,7 +42,8 @@ STYLES = {
     "exploding": "bold color(161)",
     "undecided": "bold color(130)",
 }
-_BAR_WIDTH = 24
+# Characters of the longest bar, and of what else stands in its line beside the name.
+_BAR_WIDTH, _BESIDE_BAR = 24, 22
 # Decades: from here on an estimated error says that a value is not known.
 _LOST = 0.5
 
@@ -262,15 +263,16 @@ def _shares(analysis: Analysis, terminal: Terminal) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column()
     table.add_column(justify="right")
+    width = min(_BAR_WIDTH, terminal.width - max(map(len, analysis.mean_shares)) - _BESIDE_BAR)
     for name, share in sorted(analysis.mean_shares.items(), key=lambda item: -abs(item[1])):
-        table.add_row(name, f"{100 * share:.1f} %", _bar(share, terminal))
+        table.add_row(name, f"{100 * share:.1f} %", _bar(share, max(1, width), terminal))
     return table
 
 
-def _bar(share: float, terminal: Terminal) -> str:
+def _bar(share: float, width: int, terminal: Terminal) -> str:
     if not math.isfinite(share):
         return ""
-    cells = min(round(abs(share) * _BAR_WIDTH), _BAR_WIDTH)
+    cells = min(round(abs(share) * width), width)
     return ("█" if terminal.unicode else "#") * cells + (" against" if share < -0.005 else "")
 
 

@@ -2,6 +2,8 @@
 
 import io
 import itertools
+import os
+import sys
 import threading
 
 import pytest
@@ -85,3 +87,22 @@ def test_lines_where_stderr_is_no_terminal(monkeypatch, capsys):
     assert stream.getvalue().splitlines()[-1].startswith("gradscope: 25 % done, about 1 s left")
     with progress_bar(quiet=True) as pace:
         assert pace is None
+
+
+def test_a_line_stands_beside_the_bar_and_not_in_it(monkeypatch):
+    ours, theirs = os.openpty()
+    monkeypatch.setattr(progress, "_SILENT_SECONDS", 0)
+    monkeypatch.setenv("TERM", "xterm")
+    drawn = b""
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with progress_bar(quiet=False) as pace:
+            while b"measuring" not in drawn:
+                drawn += os.read(ours, 10_000)
+            pace.say("gradscope: [2] layers")
+            while b"[2] layers" not in drawn:
+                drawn += os.read(ours, 10_000)
+        monkeypatch.undo()
+    os.close(ours)
+    before = drawn.partition(b"gradscope: [2]")[0]
+    assert before.endswith((b"\x1b[2K", b"\n", b"\x1b[0m")), "the bar is taken away first"
