@@ -142,6 +142,8 @@ def test_texts_and_what_they_stand_for():
 CALLS = {
     "analyze(hidden=3, view='cell', top='all', biases={'b_f': 1.0}).verdict.level": "",
     "analyze(hidden='x')": 'Argument "hidden" to "analyze" has incompatible type "str"',
+    "analyze(init='pytroch')": 'Argument "init" to "analyze" has incompatible type "Literal[\'pytroch\']"',
+    "analyze(only='paths', activation='relu', init='flax').scalars()['rate']": "",
     "analyze(hiden=3)": 'Unexpected keyword argument "hiden" for "analyze"; did you mean "hidden"?',
     "analyze(view='cells')": 'Argument "view" to "analyze" has incompatible type "Literal[\'cells\']"',
     "analyze('model.pt')": 'Too many positional arguments for "analyze"',
