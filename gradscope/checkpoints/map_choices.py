@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gradscope.cells.notation import key
 from gradscope.checkpoints.array_map import SIGNS, in_rule, with_shapes
 from gradscope.checkpoints.found import Found
-from gradscope.checkpoints.map_gates import Shapes, apart
+from gradscope.checkpoints.map_gates import Shapes, apart, states
 from gradscope.errors import InputError
 from gradscope.formats.tensors import Tensors
 
@@ -36,11 +36,13 @@ class _Reading:
     """Matrices that may be the weights of one layer.
 
     gates : how many; matrices : W and R, with ``.T`` where their rows are the features; biases : one or two.
+    start : the initial state, by our names.
     """
 
     gates: int
     matrices: tuple[str, str]
     biases: tuple[str, ...]
+    start: Mapping[str, str]
 
 
 def unnamed(tensors: Tensors) -> tuple[Found, ...]:
@@ -106,7 +108,9 @@ def _readings(shapes: Shapes, module: str) -> list[_Reading]:
             continue
         end = ".T" if turned else ""
         named = (in_rule(first) + end, in_rule(second) + end)
-        found += [_Reading(gates, named, b) for b in _biases(gates, r[0], shapes, module)]
+        start = states(module.rstrip("./"), r[1], shapes)
+        others = {name: shape for name, shape in shapes.items() if name not in start.values()}
+        found += [_Reading(gates, named, b, start) for b in _biases(gates, r[0], others, module)]
     return found if len(found) <= _MOST_READINGS else []
 
 
@@ -130,6 +134,7 @@ def _says_recurrent(name: str, module: str) -> bool:
 def _used(readings: Iterable[_Reading], shapes: Shapes) -> list[str]:
     """The arrays that any reading has."""
     named = {part.removesuffix(".T") for one in readings for part in (*one.matrices, *one.biases)}
+    named |= {in_rule(name) for one in readings for name in one.start.values()}
     return [name for name in shapes if in_rule(name) in named]
 
 
@@ -146,8 +151,11 @@ def _map(reading: _Reading, order: str, layer: str) -> str:
     letters = [*zip("WR", reading.matrices, strict=True), *zip("bc", reading.biases, strict=False)]
     if reading.gates == 3 and len(reading.biases) == 1:  # no second bias: that inside the product is none
         letters.append(("c_h", "0"))
+    letters += [
+        (state, in_rule(name)) for state, name in reading.start.items() if reading.gates == 4 or state == "h0"
+    ]
     keys = [
-        letter if "_" in letter else ",".join(key(letter, g) for g in order) or letter
+        letter if "_" in letter or "0" in letter else ",".join(key(letter, g) for g in order) or letter
         for letter, _ in letters
     ]
     return "; ".join(f"{layer}{left}={name}" for left, (_, name) in zip(keys, letters, strict=True))

@@ -26,6 +26,11 @@ _ROLES = {
 }
 # Of other vectors (states, what is kept between calls) nothing need be said.
 _AXES = {"W": 2, "R": 2}
+# What they call the state before the first step, beside a layer's other arrays.
+STATES = {
+    "h0": re.compile(r"(hid(den)?_?)?init(ial)?(_state)?|h_?0", re.I),
+    "c0": re.compile(r"cell_?init|c_?0", re.I),
+}
 _BEFORE = "; with --cell gru-reset-before as well where the reset comes before the product"
 
 
@@ -47,6 +52,17 @@ def apart(shapes: Shapes) -> dict[str, Found]:
     return found
 
 
+def states(layer: str, units: int, shapes: Shapes) -> dict[str, str]:
+    """The arrays of the initial state that stand beside a layer's others, by our names."""
+    beside = {
+        name[len(layer) :].strip("./"): name
+        for name, shape in shapes.items()
+        if name.startswith(layer) and shape == (units,)
+    }
+    found = {key: [n for own, n in beside.items() if words.fullmatch(own)] for key, words in STATES.items()}
+    return {key: names[0] for key, names in found.items() if names}
+
+
 def _is_gate(arrays: Mapping[str, str], shapes: Shapes) -> bool:
     """Whether these are the weights of one gate: W (n, d), R (n, n), b (n,), and perhaps p (n,)."""
     if not {"W", "R", "b"} <= arrays.keys():
@@ -63,15 +79,17 @@ def _offer(layer: str, kind: str, arrays: Mapping[str, Mapping[str, str]], shape
     (units,), (rows, columns) = shapes[first["b"]], shapes[first["W"]]
     ends = [".T"] * (columns == units) + [""] * (rows == units)
     signs = ["", "-"] if kind == "GRU" else [""]
-    said = "; or ".join(
-        _in_words(kind, sign, end, len(ends) > 1)
-        + f" --map {shlex.quote(_map(arrays, kind, sign, end, layer))}"
-        for sign, end in itertools.product(signs, ends)
-    )
+    start = states(layer, units, shapes)
+    rest = [f"{key}={in_rule(name)}" for key, name in start.items() if kind == "LSTM" or key == "h0"]
+    rest += ["c_h=0"] * (kind == "GRU")
+    said = []
+    for sign, end in itertools.product(signs, ends):
+        rules = "; ".join(f"{layer}.{rule}" for rule in (*_rules(arrays, sign, end), *rest))
+        said.append(f"{_in_words(kind, sign, end, len(ends) > 1)} --map {shlex.quote(rules)}")
     named = {name: shapes[name] for own in arrays.values() for role, name in own.items() if role in _ROLES}
+    problem = f"no library calls its arrays {with_shapes(named, 4)}: say what they are: {'; or '.join(said)}"
     before = _BEFORE * (kind == "GRU")
-    problem = f"no library calls its arrays {with_shapes(named, 4)}: say what they are: {said}{before}"
-    return Found(layer, {}, problem=problem, kind=f"{kind.lower()}?", keys=tuple(named))
+    return Found(layer, {}, problem=problem + before, kind=f"{kind.lower()}?", keys=tuple(named))
 
 
 def _in_words(kind: str, sign: str, end: str, either: bool) -> str:
@@ -84,12 +102,11 @@ def _in_words(kind: str, sign: str, end: str, either: bool) -> str:
     return " ".join(parts)
 
 
-def _map(arrays: Mapping[str, Mapping[str, str]], kind: str, sign: str, end: str, layer: str) -> str:
-    """The rules, with a ; between them."""
-    rules = [
+def _rules(arrays: Mapping[str, Mapping[str, str]], sign: str, end: str) -> list[str]:
+    """What every array of the gates is."""
+    return [
         f"{letter}_{gate}={sign * (gate == 'z')}{in_rule(name)}{end * (letter in 'WR')}"
         for gate, own in arrays.items()
         for letter, name in own.items()
         if letter in _ROLES
     ]
-    return "; ".join(f"{layer}.{rule}" for rule in [*rules, *["c_h=0"] * (kind == "GRU")])

@@ -189,9 +189,8 @@ def madmom(cell):
 def test_gates_that_are_modules_of_their_own(tmp_path, run):
     """inspect offers their maps, analyze refuses with the same, and one of them is right."""
     sizes = {"weights": (INPUT, HIDDEN), "recurrent_weights": (HIDDEN, HIDDEN), "bias": (HIDDEN,)}
-    arrays = drawn(
-        {f"l.{g}.{k}": s for g in ("reset_gate", "update_gate", "cell") for k, s in sizes.items()}, 0.9, 0
-    )
+    shapes = {f"l.{g}.{k}": s for g in ("reset_gate", "update_gate", "cell") for k, s in sizes.items()}
+    arrays = drawn({**shapes, "l.hid_init": (HIDDEN,)}, 0.9, 0)
     path = tmp_path / "x.pkl"
     path.write_bytes(python_2(arrays))
     (layer,) = json.loads(run("inspect", path, "--json")[1])["layers"]
@@ -200,7 +199,7 @@ def test_gates_that_are_modules_of_their_own(tmp_path, run):
     maps = re.findall("--map '(.*?)'", layer["problem"])
     assert len(maps) == 2
     step = madmom({key.removeprefix("l."): a.astype(float) for key, a in arrays.items()})
-    h, expected = np.zeros(HIDDEN), []
+    h, expected = arrays["l.hid_init"].astype(float), []
     for x in X:
         h = step(x, h)
         expected.append(h)
