@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradscope.cells.notation import key
+from gradscope.cells.notation import is_recurrent, key
 from gradscope.custom_types import Array
 
 if TYPE_CHECKING:  # a worker process puts courses together, and starts without JAX
@@ -18,7 +18,13 @@ _LOOKED_AT = 32
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 # How two stretches of one trajectory, or the courses of two, are put together.
-_JOIN = {"highest": np.maximum, "lowest": np.minimum, "moved": np.maximum, "leaves": np.minimum}
+_JOIN = {
+    "highest": np.maximum,
+    "lowest": np.minimum,
+    "moved": np.maximum,
+    "leaves": np.minimum,
+    "drive": np.maximum,
+}
 
 
 def course(
@@ -36,7 +42,8 @@ def course(
     highest, lowest : (m,) of every state after a step; moved : the largest change of any in a step;
     leaves : the first step after which a state is beyond float32, infinity if none is;
     open.<gate> : (n,) its largest activation; squares : sums of squares of the input's, the state's and the
-        bias' term of all gates, and of the inputs; counts : of how many numbers each.
+        bias' term of all gates, and of the inputs; counts : of how many numbers each; drive : the largest
+        pre-activation of any, these at some of the steps.
     """
     after = np.asarray(states[1:], np.float64)
     with np.errstate(invalid="ignore"):
@@ -49,26 +56,29 @@ def course(
         "leaves": np.array([before + 1.0 + beyond[0] if len(beyond) else np.inf]),
     }
     found |= {f"open.{name}": np.asarray(value, np.float64).max(axis=0) for name, value in gates.items()}
-    return found | _terms(cell, parameters, inputs, states, list(gates))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return found | _terms(cell, parameters, inputs, states, gates)
 
 
 def _terms(
-    cell: Cell, parameters: Mapping[str, Any], inputs: Array, states: Array, gates: Sequence[str]
+    cell: Cell, parameters: Mapping[str, Any], inputs: Array, states: Array, gates: Collection[str]
 ) -> dict[str, Array]:
-    """``squares`` and ``counts`` at some of the steps, of gates under the usual keys."""
+    """``squares``, ``counts`` and ``drive`` at some of the steps, of what stands under the usual keys."""
     some = np.unique(np.linspace(0, len(inputs) - 1, _LOOKED_AT).astype(int))
     x, s = np.asarray(inputs[some], np.float64), np.asarray(states[some], np.float64)
-    squares, counts = np.zeros(4), np.zeros(4)
+    squares, counts, drive = np.zeros(4), np.zeros(4), 0.0
     squares[3], counts[3] = (x * x).sum(), x.size
-    for gate in gates:
+    for gate in (name.removeprefix("R").removeprefix("_") for name in parameters if is_recurrent(name)):
         w, r, b = (np.asarray(parameters.get(key(kind, gate), 0.0), np.float64) for kind in "WRb")
         if w.ndim != 2 or r.ndim != 2 or w.shape[1] != x.shape[1]:
             continue
         h = s[:, -r.shape[1] :] if cell.components[-1] == "h" else s[:, : r.shape[1]]
-        for place, term in enumerate((x @ w.T, h @ r.T, np.broadcast_to(b, (len(some), len(w))))):
-            squares[place] += (term * term).sum()
-            counts[place] += term.size
-    return {"squares": squares, "counts": counts}
+        terms = x @ w.T, h @ r.T, np.broadcast_to(b, (len(some), len(w)))
+        drive = max(drive, float(np.abs(sum(terms)).max()))
+        if gate in gates or not gates:
+            squares[:3] += [(term * term).sum() for term in terms]
+            counts[:3] += terms[0].size
+    return {"squares": squares, "counts": counts, "drive": np.array([drive])}
 
 
 def joined_course(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:

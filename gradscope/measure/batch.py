@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax
+import numpy as np
 
 from gradscope.linearize.sequence import sequences_on
 from gradscope.machine import cores, one_blas_thread
@@ -21,6 +23,8 @@ from gradscope.problem.problem import Problem
 
 # One step's Jacobian is right to a few roundings of its entries.
 _ENTRY_ROUNDINGS = 4
+# Pre-activations up to this many times the logarithm of a rounding leave blocks their digits (measured).
+SATURATED_LOGS = 1.75
 # Steps of work for another process that are worth its start (0.3 s).
 _WORTH_A_WORKER = 300
 
@@ -70,12 +74,20 @@ def measure_batch(
 @one_blas_thread()
 def _measured(problem: Problem, numbers: range, ask: Ask, means: Means, tally: Tally) -> list[Measured]:
     """The sequences of one problem."""
-    if problem.top is not None and problem.view != "cell" and sooner_without_jacobians(problem):
-        return _together(problem, numbers, ask, means, tally)
-    return _side_by_side(problem, numbers, ask, means, tally)
+    if problem.top is None or problem.view == "cell" or not sooner_without_jacobians(problem):
+        return _side_by_side(problem, numbers, ask, means, tally)
+    found = dict(zip(numbers, _together(problem, numbers, ask, means, tally), strict=True))
+    # Beside blocks that are made orthonormal the slopes of such units drown in rounding.
+    most = -SATURATED_LOGS * math.log(np.finfo(problem.system.dtype).eps)
+    again = [number for number, one in found.items() if one.course["drive"][0] > most]
+    if again:
+        found |= zip(again, _side_by_side(problem, again, ask, means, tally), strict=True)
+    return list(found.values())
 
 
-def _side_by_side(problem: Problem, numbers: range, ask: Ask, means: Means, tally: Tally) -> list[Measured]:
+def _side_by_side(
+    problem: Problem, numbers: Sequence[int], ask: Ask, means: Means, tally: Tally
+) -> list[Measured]:
     """Each in a process, from its Jacobians."""
     system = problem.system
     sequences = sequences_on(system, numbers, means.devices, problem.cut, problem.view)

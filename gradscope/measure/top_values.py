@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -25,6 +26,9 @@ from gradscope.measure.progress import Fraction, Meter
 from gradscope.product_svd.operator import Operator, Window
 from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, top_spectra
 
+# Rounding units of an entry that a unit of the largest pre-activation adds, as for all values.
+ROUNDINGS_PER_DRIVE = 0.25
+
 
 def measure_together(
     system: System, kept: tuple[str, ...], ask: Ask, devices: Sequence[jax.Device], report: Fraction
@@ -34,10 +38,8 @@ def measure_together(
         meter = Meter(report)
         chains = TangentChains(system, kept, devices, meter.read)
         found = measure(chains, ask, meter)
-        if ask.only != "all":
-            return found
         return [
-            replace(one, gates=gates, course=course)
+            replace(_saturated(one, course, ask, system.steps), gates=gates, course=course)
             for one, (gates, course) in zip(found, chains.followed(), strict=True)
         ]
 
@@ -107,10 +109,29 @@ class TangentChains:
         if steps.diagonal:
             diagonals = map(chain.diagonals, range(self.sequences))
             return [_diagonal(factors, top, ask.entry_error) for factors in diagonals]
-        return top_spectra(product, top, by_lag=True, floor=ask.floor, entry_error=ask.entry_error)
+        found = top_spectra(product, top, by_lag=True, floor=ask.floor, entry_error=ask.entry_error)
+        return found if name == "full" else [replace(one, log10_largest_gain=None) for one in found]
 
     def _chain(self, steps: TangentSteps) -> TangentChain:
         return TangentChain(self._trajectory, steps, self.sequences, self._dtype, self._read)
+
+
+def _saturated(one: Measured, course: Mapping[str, Array], ask: Ask, steps: int) -> Measured:
+    """With what slopes of large pre-activations add to the estimated errors (see spectrum.SATURATION).
+
+    The logarithm of such a slope is the pre-activation, once or twice, and that is rounded.
+    """
+    more = max(0.0, float(course["drive"][0]) * ROUNDINGS_PER_DRIVE - 1) * ask.entry_error
+    added = 2 * math.sqrt(steps) * more / math.log(10)  # roundings add up like a random walk
+    return replace(
+        one,
+        spectra={
+            name: replace(
+                each, log10_error=each.log10_error + added, log10_norm_error=each.log10_norm_error + added
+            )
+            for name, each in one.spectra.items()
+        },
+    )
 
 
 def _diagonal(factors: Array, top: int, entry_error: float) -> Spectrum:

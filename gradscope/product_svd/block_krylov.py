@@ -39,12 +39,14 @@ class TopTriplets:
     log10 : (r,) descending, r <= b; the others are zero to the rounding of a step.
     error : (k,) estimated |error| of the first k of log10.
     left, right : (m, b) orthonormal, the first r columns are the vectors.
+    largest : log10 of the largest gain over any stretch of steps that was met, a lower bound.
     """
 
     log10: Array
     error: Array
     left: Array
     right: Array
+    largest: float
 
 
 def top_values(
@@ -73,9 +75,12 @@ def top_values(
         block = _stacked(_next(*pair, operator.size, slow) for pair in zip(before, after, strict=True))
     return [
         TopTriplets(
-            values := b.log10.astype(np.float64), m.error(values, operator, entry_error), *passes.sides(b)
+            values := b.log10.astype(np.float64),
+            m.error(values, operator, entry_error),
+            *passes.sides(b),
+            float(largest),
         )
-        for b, m in zip(after, missing, strict=True)
+        for b, m, largest in zip(after, missing, passes.largest, strict=True)
     ]
 
 

@@ -42,11 +42,15 @@ class Image:
 
 
 class Passes:
-    """Passes through a chain, with as many QRs as it needs."""
+    """Passes through a chain, with as many QRs as it needs.
+
+    largest : (B,) log10 of the largest gain over any stretch of steps that the first vector of a block met.
+    """
 
     def __init__(self, operator: Operator) -> None:
         self.operator, self.back = operator, False
         self.every, self.done = EVERY, 0
+        self.largest = np.full(operator.sequences, -np.inf)
 
     def sides(self, image: Image) -> tuple[Array, Array]:
         """Left and right vectors of what the last pass returned."""
@@ -59,10 +63,14 @@ class Passes:
         self.back, self.done = not self.back, self.done + 1
         while True:
             triangles = [Triangle(block.shape[2], self.operator.eps) for _ in block]
+            growths = [Growth() for _ in block]
 
-            def take(factors: Array, triangles: list[Triangle] = triangles) -> None:
-                for triangle, factor in zip(triangles, factors, strict=True):
+            def take(
+                factors: Array, triangles: list[Triangle] = triangles, growths: list[Growth] = growths
+            ) -> None:
+                for triangle, growth, factor in zip(triangles, growths, factors, strict=True):
                     triangle.times(factor)
+                    growth.by(factor[:, 0, 0])
 
             image = direction(block, self.every, take)
             if self.every == 1 or all(t.narrow for t in triangles):
@@ -70,6 +78,8 @@ class Passes:
             self.every = 1  # the chain is one of those whose steps span many decades
         if not all(t.finite for t in triangles):
             raise InputError(OVERFLOW)
+        if self.back:  # so that this one was forward, where factors are those of whole steps
+            self.largest = np.maximum(self.largest, [growth.largest for growth in growths])
         return [_image(*each) for each in zip(triangles, image, block, strict=True)]
 
 
@@ -84,6 +94,20 @@ def _image(triangle: Triangle, image: Array, block: Array) -> Image:
 def _rotated(block: Array, rotation: Array) -> Array:
     rank = len(rotation)
     return np.concatenate([block[:, :rank] @ rotation.T, block[:, rank:]], axis=1)
+
+
+class Growth:
+    """largest : log10 of the largest product of factors in a row."""
+
+    def __init__(self) -> None:
+        self._now, self.largest = 0.0, -np.inf
+
+    def by(self, factors: Array) -> None:
+        """More factors, in order."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            for log in np.log10(np.abs(np.asarray(factors, np.float64))).tolist():
+                self._now = max(self._now, 0.0) + log
+                self.largest = max(self.largest, self._now)
 
 
 class Triangle:

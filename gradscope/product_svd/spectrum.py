@@ -13,6 +13,7 @@ from gradscope.custom_types import Array
 from gradscope.errors import InputError, as_option
 from gradscope.machine import cores, one_blas_thread
 from gradscope.product_svd import log_scale
+from gradscope.product_svd.arguments import check_asked, window_of
 from gradscope.product_svd.block_krylov import TopTriplets, norm_by_lag, top_values
 from gradscope.product_svd.error_estimate import EPS, Run, best_run, lags_alone
 from gradscope.product_svd.extended_range_run import wide_lags, wide_run
@@ -48,7 +49,8 @@ class Spectrum:
     lags : the k that log10_norm_by_lag is for, where it is not for all of them: (L,) both.
     lost : how many values the rounding of the entries leaves nothing of, or may, or that are too far below
         others to be followed: NaN, before the zeros.
-    log10_largest_gain : log10 of the largest sigma_1 over any stretch of the steps, None if not looked for.
+    log10_largest_gain : log10 of the largest sigma_1 over any stretch of the steps, None if not looked for;
+        of the top values the largest that was met.
     """
 
     log10_singular_values: Array
@@ -92,20 +94,20 @@ def spectrum(
     window : rows and columns of the product, (r, c) of them: then all of the above is of that block of it,
         with min(r, c) values, left (r,) and right (c,); and of that block at every lag.
     only_first : the largest value alone, with every lag of ``by_lag``, sooner and as good as among all.
-    Raises InputError for an empty, non-square, complex or non-finite chain, or top out of range.
+    Raises InputError for an empty, non-square, complex or non-finite chain, for entries that float64 would
+    round, and for what else cannot be meant.
 
     Method: graded LU chain (the UDT form of Tomas, Chang, Scalettar, Bai 2012, with LU), then
     preconditioned Jacobi (Drmac, Veselic 2008). The error is that of the whole computation
     against others on entries changed by +-entry_error (stochastic arithmetic, Vignes 1993).
     """
+    check_asked(top, floor, entry_error, accuracy, workers)
     steps, gaps = checked(jacobians)
     m = steps[0].shape[0]
     if entry_error > EPS:
         entry_error *= max(1.0, steps.span * SATURATION)
-    rows, columns = window or (slice(None), slice(None))
+    rows, columns = window_of(window, m)
     count = min(len(range(m)[part]) for part in (rows, columns))
-    if not count:
-        raise InputError(f"window is {window}, expected at least one row and column of the {m} states")
     if top is not None and not 1 <= top <= count:
         raise InputError(
             f"{as_option('top')} is {top}, expected 1 to {count}: ask for no more values than states"
@@ -156,8 +158,12 @@ def _lags_alone(steps: Steps, lag_norm: LagNorm) -> Array:
 
 
 def _worth_blocks(steps: Steps, top: int) -> bool:
-    """Whether a few passes with a block are faster than the whole, in general."""
-    return len(steps.weights[0]) >= max(BLOCK_SIZE, BLOCK_FACTOR * top) and tame(steps)
+    """Whether a few passes with a block are faster than the whole, in general, and right.
+
+    A QR leaves noise of 1e-16 beside its largest entries, where saturated gates let less through.
+    """
+    large = len(steps.weights[0]) >= max(BLOCK_SIZE, BLOCK_FACTOR * top)
+    return large and steps.span < WILD and tame(steps)
 
 
 def top_spectra(
@@ -190,6 +196,7 @@ def _top_spectrum(found: TopTriplets, top: int, norms: Array | None, lags: Array
         found.right[:, 0] * some,
         norms,
         lags,
+        log10_largest_gain=found.largest,
     )
 
 

@@ -176,7 +176,7 @@ def checked(given: Sequence[Array] | Any) -> tuple[Steps, bool]:
     size = None
     gaps = False
     for t in range(len(source)):
-        a = np.asarray(source[t])
+        a = _read(source, t)
         _check(a, t, size)
         size = a.shape[0]
         magnitude = np.abs(a.astype(np.float64, copy=False))
@@ -193,6 +193,22 @@ def span(*magnitudes: Array) -> float:
     return float(np.log2(largest) - np.log2(smallest)) if largest > 0 else 0.0
 
 
+def _read(source: StepSource, t: int) -> Array:
+    """Step t as an array, whatever it is to begin with."""
+    try:
+        step = source[t]
+        if isinstance(step, np.ma.MaskedArray) and step.mask.any():
+            raise InputError(f"step {t} has masked entries, expected numbers: fill them")
+        return np.asarray(step)
+    except InputError:
+        raise
+    except Exception as error:  # a tensor that requires grad, a list of rows of different length ...
+        raise InputError(
+            f"step {t} is no array: {type(error).__name__}: {str(error).splitlines()[0]:.100}; expected "
+            "numbers (m, m), of a tensor those of tensor.detach().cpu().numpy()"
+        ) from error
+
+
 def _check(a: Array, t: int, size: int | None) -> None:
     if a.ndim != 2 or a.shape[0] != a.shape[1] or a.shape[0] == 0:
         raise InputError(f"step {t} has shape {a.shape}, expected (m, m): give one square Jacobian per step")
@@ -202,6 +218,21 @@ def _check(a: Array, t: int, size: int | None) -> None:
         raise InputError(f"step {t} has dtype {a.dtype}, expected real numbers: convert it to float64")
     if not np.isfinite(a).all():
         raise InputError(f"step {t} holds NaN or infinity, expected finite entries: look for an overflow")
+    if not _held(a):
+        raise InputError(
+            f"step {t} holds {a.dtype} that float64 would round, expected entries that it holds: convert it "
+            "to float64 if the rounded ones are meant"
+        )
+
+
+def _held(a: Array) -> bool:
+    """Whether float64 holds every entry as it is."""
+    if a.dtype.kind == "f":
+        return bool(a.dtype.itemsize <= 8 or (a.astype(np.float64) == a).all())
+    if a.dtype.itemsize < 8:
+        return True
+    large = a[(a > 2**53) | (a < -(2**53))]
+    return all(int(float(each)) == each for each in large.tolist())
 
 
 def reachable(steps: Steps, size: int, rows: slice, columns: slice) -> tuple[list[Array], list[Array]]:

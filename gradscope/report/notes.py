@@ -37,6 +37,7 @@ def trajectory_notes(problem: Problem, measured: Sequence[Measured]) -> tuple[st
     course, system = course_of(measured), problem.system
     steps = sum(map(system.length, range(len(measured))))
     found = [_saturated(measured, course), _beyond_float32(course, system.dtype)]
+    found.append(_underflow(measured, course, system.dtype))
     if course["moved"][0] == 0 and steps > 1:
         found.append(_at_rest(course))
     elif steps >= _ENOUGH:
@@ -88,6 +89,19 @@ def _size(number: float) -> str:
     """Two digits of it."""
     rounded = float(f"{number:.1e}")
     return f"{rounded:.0f}" if 10 <= rounded < 1e6 else f"{rounded:.2g}"
+
+
+def _underflow(measured: Sequence[Measured], course: Mapping[str, Array], dtype: str) -> str:
+    """That zeros may be none: sech^2 a is below the smallest number from half its logarithm on."""
+    smallest = np.finfo(dtype).tiny
+    if not course["drive"][0] > -math.log(smallest) / 2:  # not <=, or NaN passes
+        return ""
+    if not any(one.full.exact_zeros or not one.alive for one in measured):
+        return ""
+    return (
+        f"Pre-activations reach {_size(float(course['drive'][0]))}: slopes below {smallest:.0e} are 0 in "
+        f"{dtype}, so that what counts as zero may be a number too small for it."
+    )
 
 
 def _at_rest(course: Mapping[str, Array]) -> str:

@@ -135,3 +135,44 @@ def test_chain_of_a_file(tmp_path, capfd: pytest.CaptureFixture[str]) -> None:
     np.testing.assert_allclose(found["log10_singular_values"][0], expected, atol=1e-11)
     assert main(["chain", str(tmp_path / "j.npy"), "--top", "2"]) == 0
     assert "  -  " in capfd.readouterr().out
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Options for the weights of a cell."""
+
+    def options(cell):
+        np.savez(tmp_path / "cell.npz", **cell)
+        return {"checkpoint": tmp_path / "cell.npz"}
+
+    return options
+
+
+def test_top_values_of_saturated_units(monkeypatch, saved):
+    # Units that do not meet: the gain of each is the product of its slopes, R / cosh^2 a.
+    monkeypatch.setattr("gradscope.measure.batch.sooner_without_jacobians", lambda problem: True)
+    cell = {"W": np.eye(5), "R": 0.5 * np.eye(5), "b": np.zeros(5)}
+    x = np.random.default_rng(0).uniform(-200, 200, size=(20, 5))
+    h, log10 = np.zeros(5), np.zeros(5)
+    for row in x:
+        a = row + 0.5 * h
+        log10 += np.log10(0.5 * 4) - 2 * (np.abs(a) + np.log1p(np.exp(-2 * np.abs(a)))) / np.log(10)
+        h = np.tanh(a)
+    found = gradscope.analyze(**saved(cell), cell="rnn", inputs=x, top=3).full.spectra[0]
+    expected = np.sort(log10)[::-1][:3]
+    np.testing.assert_allclose(
+        found.log10_singular_values, expected, rtol=0, atol=max(1e-9, found.log10_error)
+    )
+    assert found.log10_error < 1e-6
+
+
+def test_top_values_know_of_the_largest_gain_on_the_way(monkeypatch, saved):
+    rng, n = np.random.default_rng(0), 24
+    x = np.concatenate([0.1 * rng.normal(size=(200, n)), 5 * np.sign(rng.normal(size=(34, n)))])
+    cell = {"W": np.eye(n), "R": 3 * rng.normal(size=(n, n)) / np.sqrt(n), "b": np.zeros(n)}
+    whole = gradscope.analyze(**saved(cell), cell="rnn", inputs=x).full.log10_largest_gain.median
+    monkeypatch.setattr("gradscope.measure.batch.sooner_without_jacobians", lambda problem: True)
+    top = gradscope.analyze(**saved(cell), cell="rnn", inputs=x, top=1)
+    assert whole > 12
+    assert whole - 2 <= top.full.log10_largest_gain.median <= whole + 0.8
+    assert any("amplifies the forward pass's rounding" in note for note in top.verdict.notes)

@@ -156,3 +156,14 @@ def test_nothing_is_noted_of_a_healthy_network(cell):
         assert found.verdict.notes == ()
     else:
         assert all(note.startswith("At this rate") for note in found.verdict.notes)
+
+
+def test_slopes_too_small_for_float64_are_no_exact_zeros(notes):
+    parameters = {"W": np.eye(3), "R": 0.5 * np.eye(3), "b": np.zeros(3)}
+    found = notes("rnn", parameters, signs(4, 3, 400))
+    assert any("slopes below 2e-308 are 0 in float64" in note for note in found)
+    assert any(
+        "slopes below 1e-38 are 0 in float32" in n
+        for n in notes("rnn", parameters, signs(4, 3, 60), dtype="float32")
+    )
+    assert not any("are 0 in" in note for note in notes("rnn", parameters, signs(4, 3, 300)))
