@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gradscope.checkpoints import Model, read
 from gradscope.checkpoints.array_map import rules_of
@@ -19,6 +19,7 @@ from gradscope.measure.loss import loss_gradient
 from gradscope.measure.measured import Measured
 from gradscope.measure.plan import Plan
 from gradscope.measure.progress import Progress
+from gradscope.problem.inputs import is_made
 from gradscope.problem.layers import Problems, make_problems
 from gradscope.product_svd.spectrum import spectrum
 from gradscope.report.analysis import Analysis
@@ -142,7 +143,15 @@ def _read(settings: Settings) -> Model | None:
         rules=rules_of(settings.map),
         also=[name for name in (settings.readout, settings.embedding) if name is not None],
         recorded=recorded,
+        inputs=None if recorded else _of_model(settings),
     )
+
+
+def _of_model(settings: Settings) -> Any:
+    """The inputs where they may be the model's: nothing else is said of them, or of what a layer reads."""
+    said = (settings.lengths, settings.initial_state, settings.embedding, settings.map)
+    told = settings.time_major or any(one is not None for one in said)
+    return None if told or is_made(settings.inputs) else settings.inputs
 
 
 def _concluded(

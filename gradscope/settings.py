@@ -287,12 +287,15 @@ class Settings:
         "normal",
         "Inputs",
         "normal, zeros, or a .npy, .npz, .safetensors or .csv file of shape (T, d) or (B, T, d); "
-        "FILE.npz:NAME picks one of several arrays; a file of gradscope.record has those of every layer.",
+        "FILE.npz:NAME picks one of several arrays; a file of gradscope.record has those of every layer. An "
+        "ONNX graph is run on them by onnxruntime, if that is installed and a layer reads something else.",
         metavar="KIND|FILE",
         reads=True,
         doc='"normal", "zeros", an array (T, d) or (B, T, d), or a file of one (.npy, .npz, .safetensors, '
         ".csv; FILE.npz:NAME is one of several). A model that is known to take (T, B, d) is given that. "
-        "A file of ``gradscope.record`` has those of every layer.",
+        "A file of ``gradscope.record`` has those of every layer. An ONNX graph is run on them by "
+        "onnxruntime, if that is installed and a layer reads something else: of several inputs a dict, or a "
+        "file of all.",
     )
     steps: int | None = option(
         None,

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from gradscope.cells import CELLS, find
 from gradscope.cells.cell import Cell
@@ -60,6 +61,8 @@ _ARRAYS = {
     ".hdf5": "gradscope.checkpoints.keras_file:open_hdf5",
     ".onnx": "gradscope.checkpoints.onnx_graph:open_onnx",
 }
+# suffix -> module:function that runs a model on its inputs, where the layers do not read these.
+_RUNS = {".onnx": "gradscope.checkpoints.onnx_running:recorded_on"}
 _HINTS = {
     ".eqx": "an .eqx file has no names: save its arrays with numpy.savez under W_z, R_z, b_z, ...",
 }
@@ -144,6 +147,7 @@ def read(
     rules: Sequence[str] = (),
     config: str | os.PathLike[str] | None = None,
     recorded: Recorded | None = None,
+    inputs: Any = None,
 ) -> Model:
     """The recurrent layers of a checkpoint, by default all of them.
 
@@ -153,12 +157,20 @@ def read(
         one of LAYOUTS. They decide what the file leaves open, and must not contradict it.
     also, rules, config : as for ``read_all``; reads : LAYER=BELOW, as for ``connected``.
     recorded : from a file of ``gradscope.record``, where the checkpoint does not bring its own.
+    inputs : that are given, an array or a file, of which a graph may make what its layers read (ONNX).
     Raises InputError for what ``read_all`` refuses, and for a layer that gradscope has no cell for.
     """
     wanted = find(cell) if isinstance(cell, str) else cell
     contents = read_all(path, wanted, max_size=max_size, also=also, rules=rules, config=config)
     if isinstance(path, Live) and path.recorded:
         recorded = path.recorded
+    if inputs is not None and not isinstance(path, Live) and (run := _RUNS.get(kind_of(path))):
+        names = [layer.name for layer in contents.layers]
+        named = [full for name in layers or () for full in names_of(name, names)]
+        recorded = recorded or load(run)(path, contents.layers, named, inputs, max_size)
+        if recorded is None:
+            own = [_on_its_own(one) if one.name in named else one for one in contents.layers]
+            contents = replace(contents, layers=tuple(own))
     with about(str(path)):
         decided = Decided(wanted, activation, layout)
         return choose(contents, decided, layers or (), str(path), reads, recorded)
@@ -269,6 +281,14 @@ def _check_unread(found: Mapping[str, Found]) -> None:
                     f"--reads {shown(name)}={shown(other)}: {shown(wrong.name)} is differentiated by its own "
                     "framework on what it was recorded to read: leave that out"
                 )
+
+
+def _on_its_own(layer: Found) -> Found:
+    """A layer that was asked for by name, with whose inputs those given are."""
+    said = (
+        "the inputs are what this layer itself reads, for --layer names it: without it they are the model's"
+    )
+    return replace(layer, assumed=(*layer.assumed, said)) if layer.below is None else layer
 
 
 def _assuming(layers: list[Found]) -> list[Found]:

@@ -16,6 +16,7 @@ from gradscope.checkpoints.onnx_scopes import Scope, every_graph
 from gradscope.checkpoints.onnx_tensors import Stored
 from gradscope.checkpoints.onnx_weights import native, stored_as, weights_of, whole
 from gradscope.checkpoints.onnx_wiring import QUANTISED, WITH_ATTENTION, OnnxOperator, operators
+from gradscope.checkpoints.signals import LENGTHS_ASKED
 from gradscope.custom_types import PathLike
 from gradscope.errors import InputError, listed, shown
 from gradscope.formats.protobuf import pay
@@ -45,12 +46,12 @@ _LENGTHS = 4
 @contextmanager
 def open_onnx(path: PathLike, max_size: int | None) -> Iterator[Tensors]:
     """The constants of a model's graph by name."""
-    with _opened(path, max_size) as (_, stored):
+    with opened_model(path, max_size) as (_, stored):
         yield stored.tensors
 
 
 @contextmanager
-def _opened(path: PathLike, max_size: int | None) -> Iterator[tuple[Any, Stored]]:
+def opened_model(path: PathLike, max_size: int | None) -> Iterator[tuple[Any, Stored]]:
     """A model, and the tensors of its graphs."""
     with opened(path, ".onnx", max_size) as (file, budget):
         kind = library("onnx", "onnx").ModelProto
@@ -62,7 +63,7 @@ def _opened(path: PathLike, max_size: int | None) -> Iterator[tuple[Any, Stored]
 
 def read_onnx(path: PathLike, max_size: int | None, also: Iterable[str] = ()) -> Contents:
     """The recurrent operators of a model, the two directions of a bidirectional one as two layers."""
-    with _opened(path, max_size) as (model, stored):
+    with opened_model(path, max_size) as (model, stored):
         constants = Constants(stored.values, stored.budget)
         met = operators(model, stored.budget)
         found = [layer for operator in met for layer in _directions(operator, constants)]
@@ -80,7 +81,7 @@ def _directions(operator: OnnxOperator, constants: Constants) -> list[Found]:
     node, scope, reads = operator.node, operator.scope, operator.reads
     inputs = operator.inputs
     told = node.input[_LENGTHS] if len(node.input) > _LENGTHS else ""
-    lengths = f"{shown(told)} of the graph says how many steps each sequence has: give these as --lengths"
+    lengths = f"{shown(told)} of the graph says how many steps each sequence has: {LENGTHS_ASKED}"
     states = [inputs[role] for role in ("h0", "c0") if role in inputs]
     found = []
     for number, (name, side) in enumerate(zip(operator.layers, operator.sides, strict=True)):

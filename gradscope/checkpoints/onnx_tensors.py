@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -113,3 +114,26 @@ def _beside(tensor: Any, folder: Path) -> Path:
             f"tensor {quoted(tensor.name)} is in {quoted(location)}: no such file beside the model"
         )
     return path
+
+
+def inlined(model: Any, folder: Path) -> None:
+    """Put what a model has in other files into it, as far as these lie in its folder."""
+    for tensor in _every_tensor(model):
+        if tensor.data_location == _EXTERNAL:
+            length = next((int(entry.value) for entry in tensor.external_data if entry.key == "length"), None)
+            path = _beside(tensor, folder)
+            tensor.raw_data = _read(tensor, path, path.stat().st_size if length is None else length)
+            del tensor.external_data[:]
+            tensor.data_location = 0
+
+
+def _every_tensor(model: Any) -> Iterator[Any]:
+    """All tensors of a model, also those in attributes, bodies and functions."""
+    for graph in (one for whole in (model.graph, *model.functions) for one in every_graph(whole)):
+        sparse = [*getattr(graph, "sparse_initializer", ())]
+        yield from getattr(graph, "initializer", ())
+        for attribute in (attribute for node in graph.node for attribute in node.attribute):
+            yield from (attribute.t, *attribute.tensors)
+            sparse += [attribute.sparse_tensor, *attribute.sparse_tensors]
+        for one in sparse:
+            yield from (one.values, one.indices)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from gradscope.checkpoints.signals import LENGTHS_ASKED
 from gradscope.custom_types import Array
 from gradscope.errors import listed
 
@@ -56,12 +57,21 @@ class Recorded:
 
     layers : by their names; problems : {name: why there is none of it}; label : the file, or "recorded".
     own : {name of a module: its own derivatives}, in which some of the layers are.
+    made_of_inputs : whether the inputs that were given are the model's, of which this was made; said : what
+        is to be said of that.
     """
 
     layers: Mapping[str, Recording]
     problems: Mapping[str, str] = field(default_factory=dict)
     label: str = "recorded"
     own: Mapping[str, Derivatives] = field(default_factory=dict)
+    made_of_inputs: bool = False
+    said: str = ""
+
+    @property
+    def state_label(self) -> str:
+        """What JSON calls where initial states are from."""
+        return "recorded" if self.made_of_inputs else self.label
 
     def named(self, names: Sequence[str]) -> Recorded:
         """The same by the names of a checkpoint, where these are the ends of others, or have them as theirs.
@@ -91,7 +101,9 @@ class Recorded:
         question = found.question if len(found.cells) > 1 else ""
         found = replace(found, doubt="", question=question, alone=False, given_state=False)
         found = replace(found, direction="backward" if recording.backward else "forward")
-        return replace(found, not_applied=(*found.not_applied, *said))
+        kept = [sentence for sentence in found.not_applied if not sentence.endswith(LENGTHS_ASKED)]
+        assumed = (*found.assumed, self.said) if self.said else found.assumed
+        return replace(found, not_applied=(*kept, *said), assumed=assumed)
 
     def on_its_own(self, found: Found, chosen: Collection[str]) -> Found:
         """A layer without those below it, where not all of these are chosen and it has inputs of its own."""

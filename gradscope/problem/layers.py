@@ -164,7 +164,7 @@ def _recorded(
     model, sentences = settled(model, recorded, settings.dtype or DTYPE, devices)
     assert model.recorded is not None
     recorded = model.recorded
-    problems = _each(model, on_recorded(settings, model, recorded), recorded.label, devices)
+    problems = _each(model, on_recorded(settings, model, recorded), recorded.state_label, devices)
     problems = {
         name: _assuming(with_mask(problem, recorded.layers[name], settings.steps), sentences.get(name, ""))
         for name, problem in problems.items()

@@ -42,6 +42,8 @@ def on_recorded(settings: Settings, model: Model, recorded: Recorded) -> dict[st
 def _check_same_source(settings: Settings, recorded: Recorded) -> None:
     """Raise InputError where there is a recording and inputs besides."""
     given = settings.inputs
+    if recorded.made_of_inputs:
+        return
     if isinstance(given, str) and given in ("normal", recorded.label):
         return
     if not isinstance(given, str) and str(given) == recorded.label:
