@@ -38,6 +38,10 @@ CELLS = {
 
 # Of these there is one for every number that follows: lstm-projected-P has an output of P features.
 FAMILIES = {"lstm-projected": "gradscope.cells.lstm:projected"}
+# Of these one for every epsilon of their norms: lstm-layernorm=1e-3, and lstm-layernorm with torch's own.
+NORMED = ("lstm-layernorm", "lstm-layernorm-carried", "lstm-layernorm-gates")
+_LAYER_NORM = "gradscope.cells.layernorm:layer_normed"
+_NORMED = re.compile(r"lstm-layernorm(?:-(carried|gates))?(?:=(\d{1,9}(?:\.\d{0,15})?(?:e-?\d{1,2})?))?")
 _MEMBER = re.compile(r"(.+)-([1-9]\d{0,5})")
 
 
@@ -52,6 +56,9 @@ def _built_in(name: str) -> Cell:
     member = _MEMBER.fullmatch(name)
     if member and member[1] in FAMILIES:
         return _load(FAMILIES[member[1]], int(member[2]))
+    if normed := _NORMED.fullmatch(name):
+        cell = _load(_LAYER_NORM, normed[1] or "", *([float(normed[2])] if normed[2] else []))
+        return cell if cell.name == name else find(cell.name)  # one object for one number, however written
     if name not in CELLS and (found := parts(name)):
         return _load(CELLS[found[0]], *found[1])
     return _load(CELLS.get(name) or _unknown(name))
@@ -59,14 +66,14 @@ def _built_in(name: str) -> Cell:
 
 def _unknown(name: str) -> str:
     others = (f"{base}-{activation}" for base in USUAL for activation in ACTIVATIONS)
-    near = difflib.get_close_matches(name.lower(), [*CELLS, *others], n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower(), [*CELLS, *NORMED, *others], n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else f"choose one of {', '.join(CELLS)}"
     raise InputError(
         f"unknown {as_option('cell')} {name!r}: {hint} (a cell of your own: --cell package.module:factory)"
     )
 
 
-def _load(reference: str, *which: int | str) -> Cell:
+def _load(reference: str, *which: float | str) -> Cell:
     from gradscope.cells.cell import Cell
 
     module_name, _, attribute = reference.partition(":")

@@ -112,7 +112,9 @@ def canonical(name: str) -> str:
 
 
 def base_of(name: str) -> str:
-    """The cell that one of these names is of, with whatever activations."""
+    """The cell that a name is of, with whatever activations, or epsilon."""
+    if name.startswith("lstm-layernorm"):
+        return name.partition("=")[0]
     found = parts(next((full for full, short in _ALIASES.items() if short == name), name))
     return found[0] if found else name
 

@@ -21,6 +21,9 @@ from gradscope.errors import InputError, listed, quoted
 from gradscope.formats.tensors import Tensors, as_float64
 
 ACTIVATIONS = ("tanh", "relu", "sigmoid", "linear")
+_EPSILON = (
+    "that the norms' epsilon is torch's 1e-5 (another, as in --cell lstm-layernorm=1e-3, says otherwise)"
+)
 # Of a layer in a module of several.
 _PLACE = re.compile(r"(^|[.])l\d+(_reverse)?$")
 SIMPLE = {"tanh": "rnn", "relu": "rnn-relu", "sigmoid": "rnn-sigmoid", "linear": "linear"}
@@ -32,6 +35,7 @@ class Found:
 
     name : where in the file, "" if it is all of it; arrays : float64 under the names of the cells.
     cells : the cells it may be, none where ``problem`` says why gradscope has no such cell.
+    forms : by the name of another cell that only ``cell`` chooses, the arrays that it would have.
     free : whether the file does not say the activations, so that it may be any like ``cells`` with others.
     question : what the file leaves open and how to decide it, "" where it says all.
     doubt : what speaks against its being any of these cells, which only ``cell`` overrules.
@@ -66,6 +70,7 @@ class Found:
     alone: bool = False
     layouts: Mapping[str, dict[str, Array]] = field(default_factory=dict)
     free: bool = False
+    forms: Mapping[str, dict[str, Array]] = field(default_factory=dict)
     derivatives: Derivatives | None = None
 
     @property
@@ -127,7 +132,7 @@ class Found:
             mask=self.mask,
             given_state=self.given_state,
             not_applied=self.not_applied,
-            assumed=self.assumed,
+            assumed=(*self.assumed, *[_EPSILON] * (layer.cell.name in self.forms)),
             time_major=self.time_major,
             alone=self.alone,
         )
@@ -142,10 +147,11 @@ class Found:
     def may_be(self, cell: Cell) -> bool:
         """Whether the layer could be of this cell."""
         like = {base_of(name) for name in self.cells} if self.free else set()
-        return cell.name in self.cells or base_of(cell.name) in like
+        return cell.name in self.cells or base_of(cell.name) in like or base_of(cell.name) in self.forms
 
     def _by_equations(self, cell: Cell | None, activation: str | None) -> Layer:
-        return assemble(self._choose(cell, activation), self.arrays, self.name)
+        chosen = self._choose(cell, activation)
+        return assemble(chosen, self.forms.get(base_of(chosen.name), self.arrays), self.name)
 
     def _by_derivatives(self, cell: Cell | None) -> Layer:
         assert self.derivatives is not None
@@ -162,7 +168,7 @@ class Found:
                 f"holds a layer with activation {self.activations}, not --activation {activation}"
             )
         if cell is not None:
-            if cell.name not in fitting and not (self.free and self.may_be(cell)):
+            if cell.name not in fitting and not ((self.free or self.forms) and self.may_be(cell)):
                 raise InputError(f"holds a layer that is {' or '.join(fitting)}, not --cell {cell.name}")
             return cell
         if self.doubt:

@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 
 from gradscope.checkpoints.found import Found, attempt, blocks, gated, projected_name, take
+from gradscope.checkpoints.torch_norms import normed
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, listed
 from gradscope.formats.tensors import Tensors
@@ -144,6 +145,7 @@ def _layer(tensors: Tensors, roles: Mapping[str, str], place: Place, beside: _Be
             f"holds {listed(list(roles.values()))} alone, expected weight_ih and weight_hh, "
             "and bias_ih and bias_hh or neither"
         )
+    forms, norms = normed(tensors, foreign, place[0], arrays) if _of_lstm(arrays) else ({}, "")
     projection = arrays.pop("weight_hr", None)
     count = 4 if projection is not None else blocks("weight_hh", arrays["weight_hh"], _FAMILIES)
     _check_rows(arrays, count)
@@ -162,16 +164,24 @@ def _layer(tensors: Tensors, roles: Mapping[str, str], place: Place, beside: _Be
         direction="backward" if place[1].endswith("_reverse") else "forward",
         dtype=dtype,
         not_applied=(_DROPPED.format(listed([kept[role] for role in sorted(raw)])),) if raw else (),
-        doubt=_own(next(iter(kept.values())), foreign, cells) if foreign else "",
+        doubt=_own(next(iter(kept.values())), foreign, cells, norms) if foreign else "",
+        forms=forms,
     )
 
 
-def _own(key: str, foreign: Sequence[str], cells: Sequence[str]) -> str:
+def _of_lstm(arrays: Mapping[str, Array]) -> bool:
+    """Whether the weights are whole and of an LSTM without projection."""
+    matrices = [arrays[role] for role in ("weight_ih", "weight_hh")]
+    rows = 4 * matrices[1].shape[-1]
+    return "weight_hr" not in arrays and all(m.ndim == 2 and len(m) == rows for m in matrices)
+
+
+def _own(key: str, foreign: Sequence[str], cells: Sequence[str], norms: str) -> str:
     """The doubt about a layer that has tensors which no layer of torch's has."""
     options = " or ".join(f"--cell {cell}" for cell in cells)
     return (
         f"beside {listed([key])} there are {listed(foreign)}, which no layer of torch's has: it may be of a "
-        f"class of the user's own; if it computes what torch's does all the same, add {options}"
+        f"class of the user's own; {norms}if it computes what torch's does all the same, add {options}"
     )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradscope.cells import CELLS, FAMILIES
+from gradscope.cells import CELLS, FAMILIES, NORMED
 from gradscope.cli.group import Command
 from gradscope.cli.options import Output, Process, find_modules_here, finish, options, pick, pick_settings
 from gradscope.errors import InputError, flag
@@ -31,7 +31,7 @@ _OTHERS = "with other activations as lstm-relu, gru-tanh-hard_sigmoid=0.2 (READM
 
 # Wrapped here: click would break names at their hyphens.
 _CELLS = textwrap.fill(
-    f"Cells: {', '.join([*CELLS, *(f'{family}-P' for family in FAMILIES)])}; {_OTHERS}.",
+    f"Cells: {', '.join([*CELLS, *NORMED, *(f'{family}-P' for family in FAMILIES)])}; {_OTHERS}.",
     76,
     break_on_hyphens=False,
 )
