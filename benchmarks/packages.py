@@ -52,7 +52,8 @@ CASES: dict[str, tuple[Case, ...]] = {
     "silero-vad": (
         Case("**/silero_vad.jit", layer="_model.decoder.rnn"),
         Case("**/*.safetensors"),
-        Case("**/*.onnx", layer="*"),
+        Case("**/*[!s].onnx", layer="*"),
+        Case("**/*_ifless.onnx", layer="model.decoder.rnn", offered=0, why="torch's names of an LSTMCell"),
     ),
     "Resemblyzer": (Case("**/pretrained.pt", layer="model_state.lstm.l0"),),
     "BeatNet": (Case("**/model-?.pt"), Case("**/model_?_weights.pt")),

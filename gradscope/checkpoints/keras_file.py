@@ -17,6 +17,7 @@ from gradscope.checkpoints.keras_activations import activated_cells, question
 from gradscope.checkpoints.keras_config import MOST_TEXT, Spec, specs
 from gradscope.checkpoints.keras_names import names_by_place, place_of, users_names, whole_name
 from gradscope.checkpoints.keras_weights import of_model, unconnected
+from gradscope.checkpoints.map_choices import unnamed
 from gradscope.custom_types import Array, PathLike
 from gradscope.errors import InputError, listed, shown
 from gradscope.formats.budget import Budget
@@ -132,8 +133,12 @@ def _contents(
 
     found = layers(tensors, known, lambda path: name(path) or _by_scope(path), version)
     found = found if config else unconnected(found, tensors, h5.headers)
+    found = found or list(unnamed(tensors))
     if not found:
-        raise InputError(f"holds no LSTM, GRU or SimpleRNN of Keras ({listed(list(tensors)) or 'nothing'})")
+        raise InputError(
+            f"holds no LSTM, GRU or SimpleRNN of Keras ({listed(list(tensors)) or 'nothing'}): if these "
+            "are the weights of one all the same, say by --map what they are"
+        )
     # Other variables too go by what the user calls their layer: readout/vars/0 of layers/dense/vars/0.
     called = {key: name(key.rpartition("/vars/")[0]) for key in tensors}
     for key in (key for layer in found for key in layer.keys):

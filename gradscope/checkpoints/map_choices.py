@@ -23,7 +23,7 @@ _ORDERS: dict[int, dict[str, str]] = {
 }
 _KINDS = {4: "an LSTM", 3: "a GRU", 1: "an RNN"}
 # How authors call what is multiplied with the state, where shapes do not tell.
-_RECURRENT = re.compile(r"hh|h2h|rec|state|(^|[^a-z])[ur]([^a-z]|$)", re.I)
+_RECURRENT = re.compile(r"hh|h2h|rec|state|(^|[^a-z])([ur]|w?_?h)([^a-z]|$)", re.I)
 _KERNEL = re.compile(r"(?P<cell>(.*/)?(basic_)?lstm_cell)/kernel", re.S)
 # Shapes are told by reading: of arrays beyond this nobody asks which are a layer's.
 _MOST_BYTES, _MOST_IN_MODULE = 2**28, 64
@@ -104,7 +104,9 @@ def _readings(shapes: Shapes, module: str) -> list[_Reading]:
         w, r = (shapes[name][::-1] if turned else shapes[name] for name in (first, second))
         gates, left = divmod(r[0], r[1]) if r[1] else (0, 1)
         alike = w == r and _says_recurrent(first, module) and not _says_recurrent(second, module)
-        if left or gates not in _ORDERS or w[0] != r[0] or alike:
+        # Of a plain RNN only a name tells: a Dense after another has such matrices too.
+        dense = gates == 1 and not _says_recurrent(second, module)
+        if left or gates not in _ORDERS or w[0] != r[0] or alike or dense:
             continue
         end = ".T" if turned else ""
         named = (in_rule(first) + end, in_rule(second) + end)

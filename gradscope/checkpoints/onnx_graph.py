@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gradscope.checkpoints.found import Contents, Found, attempt
+from gradscope.checkpoints.map_choices import unnamed
 from gradscope.checkpoints.onnx_activations import cell_of
 from gradscope.checkpoints.onnx_constants import Constants
 from gradscope.checkpoints.onnx_scopes import Scope, every_graph
@@ -67,11 +68,17 @@ def read_onnx(path: PathLike, max_size: int | None, also: Iterable[str] = ()) ->
         constants = Constants(stored.values, stored.budget)
         met = operators(model, stored.budget)
         found = [layer for operator in met for layer in _directions(operator, constants)]
+        if not found and (spelled_out := unnamed(stored.tensors)):
+            told = [
+                replace(layer, problem=f"is no operator of the graph, and {layer.problem}")
+                for layer in spelled_out
+            ]
+            return Contents.of(told, stored.tensors, also)
         if not found:
             kinds = sorted({node.op_type for graph in every_graph(model.graph) for node in graph.node})
             raise InputError(
                 f"holds no operator LSTM, GRU or RNN ({listed(kinds) or 'no operators'}): export it with its "
-                "recurrent layer as one operator, or give its weights in another format"
+                "recurrent layer as one operator, or say by --map what its constants are"
             )
         return Contents.of(_fitting(found), stored.tensors, also)
 

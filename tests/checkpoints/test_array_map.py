@@ -285,6 +285,14 @@ def test_inspect_offers_the_maps_and_analyze_refuses_with_the_same(kind, turned,
     ) - (kind == "lstm")
 
 
+def test_maps_are_offered_in_files_of_other_formats(tmp_path):
+    """Of HDF5 that is not Keras', as of any other."""
+    path = tmp_path / "x.h5"
+    files()[".h5"](path, FOREIGN)
+    (found,) = checkpoints.read_all(path).layers
+    check(read_layer(path, rules=rules_of(offered(found.problem)[0])), "gru", GRU)
+
+
 def test_both_readings_where_nothing_tells(tmp_path):
     """Two matrices of one shape under names without a meaning, and two biases of a GRU."""
     n = HIDDEN

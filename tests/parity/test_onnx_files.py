@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import warnings
 
 import numpy as np
@@ -23,6 +24,7 @@ from oracles.models import (
 )
 
 from gradscope import checkpoints
+from gradscope.checkpoints.array_map import rules_of
 from gradscope.errors import InputError
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -253,3 +255,24 @@ def test_onnx_lengths_that_the_graph_gives(tmp_path):
     onnx.save(model, tmp_path / "x.onnx")
     words = "lengths of the graph says how many steps each sequence has: give these as --lengths"
     assert read_layer(tmp_path / "x.onnx").not_applied == (words,)
+
+
+def test_a_cell_that_the_graph_spells_out(tmp_path):
+    """Without an operator there are the constants, of which inspect offers maps."""
+    cell = torch.nn.GRUCell(INPUT, HIDDEN)
+    names = {"weight_ih": "w_x", "weight_hh": "w_h", "bias_ih": "b_x", "bias_hh": "b_h"}
+    weights = [numpy_helper.from_array(cell.state_dict()[k].numpy(), f"rnn.{n}") for k, n in names.items()]
+    node = helper.make_node("Gemm", ["x", "rnn.w_x", "rnn.b_x"], ["y"], transB=1)
+    sides = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in "xy"]
+    graph = helper.make_graph([node], "g", sides[:1], sides[1:], weights)
+    onnx.save(helper.make_model(graph), tmp_path / "x.onnx")
+    (found,) = checkpoints.read_all(tmp_path / "x.onnx").layers
+    maps = re.findall("--map '([^']*)'", found.problem)
+    layers = [read_layer(tmp_path / "x.onnx", rules=rules_of(one)) for one in maps]
+    x, state, expected = sequence(), torch.zeros(1, HIDDEN), []
+    with torch.no_grad():
+        for step in torch.tensor(x, dtype=torch.float32):
+            expected.append((state := cell(step[None], state))[0].numpy())
+    fitting = [layer for layer in layers if layer.input_size == INPUT]
+    right = [np.allclose(outputs(layer, x), expected, rtol=0, atol=1e-6) for layer in fitting]
+    assert right.count(True) == 1
