@@ -125,20 +125,34 @@ def _saying(pace: Pace) -> Callable[[str, float], None]:
 
 def _together(settings: dict[str, Any], process: Process, output: Output) -> int:
     """The same as one of many processes, which all exit with the code of the first."""
+    from gradscope.cli.cluster_place import check_place
     from gradscope.cli.streams import guarded_stdout, hushed, silence
+    from gradscope.cli.supervised import give_up, split_off
 
+    check_place(**process.place)
+    if process.cluster_timeout < 1:
+        raise InputError(f"--cluster-timeout is {process.cluster_timeout}, expected at least 1 second")
+    ended = split_off(
+        "--distributed: the processes did not meet, or one of them is gone: start all of them within "
+        f"{process.cluster_timeout} s (--cluster-timeout), with one --coordinator whose port is free"
+    )
+    if ended is not None:
+        return ended
     with guarded_stdout(), hushed(output.quiet):
         from gradscope.machine import divide_cpu
-        from gradscope.measure.cluster import exchange, first, join, leads, leave
+        from gradscope.measure.cluster import LostError, exchange, first, join, leads, leave
 
         if "devices" in settings:
             divide_cpu(settings["devices"])  # JAX starts when the processes meet
-        join(**process.place)
-        exchange(lambda: None)  # what connects the processes prints to stdout
+        join(**process.place, timeout=process.cluster_timeout)
     try:
+        with guarded_stdout():  # what connects the processes prints to stdout
+            exchange(lambda: None)
         if not leads():
             silence()
         return _analyze(settings, process, output, first)
+    except LostError as error:
+        give_up(str(error))
     finally:
         leave()
 

@@ -57,6 +57,9 @@ class Process:
     process_id: int | None = option(
         None, "Machine", "Which of them this one is, 0 to N - 1.", metavar="I", parse=int
     )
+    cluster_timeout: int = option(
+        300, "Machine", "Seconds that the processes wait for one another.", metavar="S", parse=int
+    )
     compile_cache: bool = option(
         True, "Machine", "Keep compiled programs between runs (in GRADSCOPE_CACHE_DIR)."
     )

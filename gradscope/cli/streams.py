@@ -67,7 +67,7 @@ def silence_stdout() -> None:
 def silence() -> None:
     """Say nothing more: another process speaks for all."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
+    for stream in (1, 2, sys.stderr.fileno()):
         os.dup2(nowhere, stream)
 
 

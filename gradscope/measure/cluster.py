@@ -11,37 +11,38 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gradscope.errors import GradscopeError, InputError
+from gradscope.custom_types import Array
+from gradscope.errors import GradscopeError, InputError, reason
+from gradscope.measure.agreement import check_alike, fingerprint
 from gradscope.measure.batch import Means, measure_batch
 from gradscope.measure.measured import Measured
 from gradscope.measure.progress import Progress
 from gradscope.problem.layers import Problems
 
+# Seconds without a sign of life after which a process is taken for dead, at least and at most.
+_SOONEST, _HEARTBEAT = 10, 100
 # Errors that are answered differently from a bug; by their names they go from process to process.
 _KNOWN: dict[str, type[Exception]] = {kind.__name__: kind for kind in (InputError, BrokenPipeError)}
 
 
-def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+class LostError(InputError):
+    """The processes of a cluster cannot speak to one another any more."""
+
+
+def join(coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: int) -> None:
     """Become one of the processes of ``jax.distributed``, which finds the cluster where nothing is given.
 
-    coordinator : HOST:PORT where process 0 listens; process_id : 0 to num_processes - 1.
-    Raises InputError where only some of the three are given, or there is no such cluster.
+    coordinator : HOST:PORT where process 0 listens; process_id : 0 to num_processes - 1; timeout : seconds
+        that the processes wait for one another. Raises InputError where there is no such cluster; where the
+        processes do not meet, the library may end this one by a signal.
     """
-    given = {"coordinator": coordinator, "num-processes": num_processes, "process-id": process_id}
-    missing = [f"--{name}" for name, value in given.items() if value is None]
-    if 0 < len(missing) < len(given):
-        raise InputError(f"--distributed: {' and '.join(missing)} not given, expected all three or none")
-    if coordinator is not None and num_processes is not None and process_id is not None:
-        if not coordinator.rpartition(":")[0] or not coordinator.rpartition(":")[2].isdecimal():
-            raise InputError(f"--coordinator is {coordinator!r}, expected HOST:PORT of process 0")
-        if num_processes < 1:
-            raise InputError(f"--num-processes is {num_processes}, expected at least 1")
-        if not 0 <= process_id < num_processes:
-            raise InputError(
-                f"--process-id is {process_id}, expected 0 to {num_processes - 1} (--num-processes - 1)"
-            )
+    limits: dict[str, Any] = {
+        "initialization_timeout": timeout,
+        "shutdown_timeout_seconds": timeout,
+        "heartbeat_timeout_seconds": max(_SOONEST, min(timeout, _HEARTBEAT)),
+    }
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(coordinator, num_processes, process_id, **limits)
     except (ValueError, RuntimeError) as error:
         raise InputError(
             f"--distributed: {error}; outside Slurm, Kubernetes, MPI and TPU pods give --coordinator, "
@@ -89,11 +90,19 @@ def first(attempt: Callable[[], Any]) -> Any:
 
 def _gather(text: bytes) -> list[bytes]:
     """The bytes of every process, in their order."""
-    sizes = multihost_utils.process_allgather(np.array([len(text)], np.uint32)).ravel()
+    sizes = _gathered(np.array([len(text)], np.uint32)).ravel()
     padded = np.zeros(int(sizes.max()), np.uint8)
     padded[: len(text)] = np.frombuffer(text, np.uint8)
-    rows = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
-    return [row[:size].tobytes() for row, size in zip(np.asarray(rows), sizes, strict=True)]
+    rows = _gathered(padded).reshape(len(sizes), -1)
+    return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
+
+
+def _gathered(array: Array) -> Array:
+    """The arrays of every process, one after the other; raises LostError where one does not answer."""
+    try:
+        return np.asarray(multihost_utils.process_allgather(array))
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        raise LostError(reason(error)) from error
 
 
 def measure_shared(
@@ -105,13 +114,17 @@ def measure_shared(
     """
     prepared = []
 
+    def ready() -> dict[str, list[Any]]:
+        prepared.append(prepare())
+        return fingerprint(prepared[0][0], floor)
+
     def work() -> list[list[dict[str, Any]]]:
-        problems, means = prepare()
-        prepared.append((problems, means))
+        problems, means = prepared[0]
         mine = range(jax.process_index(), problems.batch, jax.process_count())
         found = measure_batch(problems, mine, floor, means, progress)
         return [[one.encode() for one in each] for each in found]
 
+    check_alike(exchange(ready))
     problem_by_problem = zip(*exchange(work), strict=True)
     return (*prepared[0], [_dealt(hands) for hands in problem_by_problem])
 

@@ -4,7 +4,9 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +14,10 @@ from oracles import layouts
 from oracles.program import ANALYZE, PATH, README, free_port, together
 
 import gradscope
-from gradscope.measure.cluster import join
+from gradscope.cli.cluster_place import check_place
+from gradscope.measure.agreement import check_alike, fingerprint
+from gradscope.problem.layers import make_problems
+from gradscope.settings import Settings
 
 SMALL = ["--hidden", "4", "--input-size", "2", "--steps", "20", "--json"]
 
@@ -68,6 +73,81 @@ def test_what_fails_in_one_process_ends_all_of_them(tmp_path):
 
 
 @pytest.mark.slow
+def test_processes_with_other_options_are_refused():
+    (code, out, err), second = together(2, SMALL, {1: ["--gain", "2"]})
+    assert (code, out) == (2, "")
+    assert "process 1 has other weights than process 0" in err.splitlines()[-1]
+    assert second[:2] == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("other", "differs"),
+    [
+        ({"gain": 1.001}, "weights"),
+        ({"seed": 1}, "weights, inputs"),
+        ({"cell": "lstm-nfg"}, "options, weights"),
+        ({"accuracy": "fast"}, "options"),
+        ({"cut": ("R_o",)}, "options"),
+        ({"steps": 6}, "inputs"),
+        ({"adjoint": np.ones(3)}, "adjoints"),
+    ],
+)
+def test_what_processes_must_have_in_common(other, differs):
+    def said(**given):
+        settings = Settings(**({"hidden": 3, "input_size": 2, "steps": 5} | given))
+        problems = make_problems(settings, None, []).with_loss(None, None, settings.adjoint)
+        return json.loads(json.dumps(fingerprint(problems, -3.0)))
+
+    check_alike([said(), said(), said()])
+    with pytest.raises(gradscope.InputError, match=f"process 2 has other {differs} than process 0"):
+        check_alike([said(), said(), said(**other)])
+
+
+SHORT = ["--distributed", "--cluster-timeout", "2", "--num-processes", "2"]
+
+
+def clustered(port, number, *arguments):
+    place = ["--coordinator", f"127.0.0.1:{port}", "--process-id", str(number)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*ANALYZE, *SHORT, *place, *arguments], stdout=pipe, stderr=pipe, text=True)
+
+
+def refusal(process):
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    last = err.splitlines()[-1]
+    assert last.startswith("gradscope: error: --distributed: ")
+    assert not re.search(r"Traceback|^\s+@ |^F\d{4}", err, re.M)
+    return last
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_cluster_that_does_not_meet_ends_in_one_line(number):
+    assert "(--cluster-timeout)" in refusal(clustered(free_port(), number, *SMALL))
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_is_said_so():
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::", 0))
+        taken.listen()
+        refusal(clustered(taken.getsockname()[1], 0, *SMALL))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_process_that_is_killed_ends_the_others_in_one_line(number):
+    port = free_port()
+    long = ["--hidden", "64", "--steps", "20000", "--batch", "2"]
+    processes = [clustered(port, k, *long) for k in range(2)]
+    time.sleep(6)
+    processes[number].kill()
+    refusal(processes[1 - number])
+    processes[number].communicate(timeout=60)  # its child goes too
+
+
+@pytest.mark.slow
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path):
     (code, _, err), other = together(2, [*SMALL, "-o", str(tmp_path / "no" / "result.json")])
     assert (code, other[0]) == (2, 2)
@@ -87,7 +167,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path):
 )
 def test_clusters_that_cannot_be_meant(cluster, expected):
     with pytest.raises(gradscope.InputError, match=re.escape(expected)):
-        join(*cluster)
+        check_place(*cluster)
 
 
 @pytest.mark.parametrize("arguments", [["--distributed"], ["--num-processes", "2"]])
