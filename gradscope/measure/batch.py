@@ -17,7 +17,7 @@ from gradscope.measure.cost import sooner_without_jacobians, units, work_of
 from gradscope.measure.measured import Measured
 from gradscope.measure.progress import Fraction, Progress, Tally
 from gradscope.measure.top_values import measure_together
-from gradscope.measure.workers import measure_all
+from gradscope.measure.workers import Workers, measure_all
 from gradscope.problem.layers import Problems
 from gradscope.problem.problem import Problem
 
@@ -35,10 +35,12 @@ class Means:
 
     devices : where states and Jacobians are computed; processes : how many sequences are measured side
         by side on the host, in float64; by default, and where the devices are no CPU, as many as cores.
+    workers : the processes for that, once there are any.
     """
 
     devices: Sequence[jax.Device]
     processes: int | None = None
+    workers: Workers | None = None
 
     @property
     def at_once(self) -> int:
@@ -60,6 +62,14 @@ def measure_batch(
         return [[] for _ in problems.every]
     costs = [units(work_of(problem, 1)) for problem in problems.every]
     tally = Tally(progress, [cost for cost in costs for _ in numbers])
+    with Workers() as workers:
+        return _each(problems, numbers, floor, replace(means, workers=workers), tally)
+
+
+def _each(
+    problems: Problems, numbers: range, floor: float, means: Means, tally: Tally
+) -> list[list[Measured]]:
+    """The sequences of every problem, with the workers of ``means`` for all of them."""
     found = []
     for place, problem in enumerate(problems.every):
         # A layer's own chain is the same in its stack.
@@ -99,7 +109,7 @@ def _side_by_side(
     def report(job: int) -> Fraction:
         return tally.of([job])
 
-    measured = measure_all(jobs, at_once, report)
+    measured = measure_all(jobs, at_once, report, means.workers)
     return [
         replace(one, gates=sequence.gate_sums, course=sequence.course)
         for one, sequence in zip(measured, sequences, strict=True)

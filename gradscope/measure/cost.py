@@ -9,15 +9,18 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.linalg.lapack import dgetrf
 
-from gradscope.cells.cell import Cell
 from gradscope.machine import cores, one_blas_thread
-from gradscope.problem.problem import Problem
 from gradscope.product_svd.error_estimate import DRAWS, RESET_SIZE, WORTH_A_THREAD
 from gradscope.settings import Only
+
+if TYPE_CHECKING:  # workers import no JAX
+    from gradscope.cells.cell import Cell
+    from gradscope.problem.problem import Problem
 
 # Units for a step of a chain of m states, gone through once: calls, reading and writing, operations.
 _CALLS, _SQUARE, _CUBE = 10.0, 5e-4, 2e-6

@@ -41,11 +41,39 @@ Job = tuple[Task, Source]
 Reports = Callable[[int], Fraction]
 
 
-def measure_all(jobs: Sequence[Job], count: int, report: Reports) -> list[Measured]:
-    """Measure every job, ``count`` of them at a time, and return the results in their order."""
+class Workers:
+    """Processes that measure beside this one, started when there is work for them and kept for more of it."""
+
+    def __init__(self) -> None:
+        self._started: list[subprocess.Popen[bytes]] = []
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def some(self, count: int) -> list[subprocess.Popen[bytes]]:
+        """Up to so many that are alive."""
+        alive = [worker for worker in self._started if worker.poll() is None]
+        if len(alive) < count:
+            alive += self._open.enter_context(_processes(count - len(alive)))
+        self._started = alive
+        return alive[:count]
+
+
+def measure_all(
+    jobs: Sequence[Job], count: int, report: Reports, workers: Workers | None = None
+) -> list[Measured]:
+    """Measure every job, ``count`` of them at a time, and return the results in their order.
+
+    workers : those to have part in it, and to be left for others; without them some of its own.
+    """
     work = _Work(jobs, report)
-    with _processes(min(count, len(jobs)) - 1) as workers:
-        threads = [threading.Thread(target=work.share, args=(worker,), daemon=True) for worker in workers]
+    with contextlib.nullcontext(workers) if workers else Workers() as kept:
+        beside = kept.some(min(count, len(jobs)) - 1)
+        threads = [threading.Thread(target=work.share, args=(worker,), daemon=True) for worker in beside]
         for thread in threads:
             thread.start()
         work.take_part()
