@@ -13,6 +13,10 @@ from gradscope.errors import InputError
 Place = tuple[Any, ...]
 # Of what is given and put out; and tensors that the module keeps itself, by their names.
 ARGUMENTS, OUTPUT, KEPT = "arguments", "output", "kept"
+BETWEEN = (
+    "is called {} times in the forward pass, and {} given to the next as it is: expected a state that passes "
+    "from call to call (what is done to it in between, as a mask does, belongs into the module)"
+)
 
 
 def leaves(value: Any, is_tensor: Callable[[Any], bool], place: Place = ()) -> Iterator[tuple[Place, Any]]:
@@ -85,11 +89,7 @@ def carried(calls: Sequence[StepCall], same: Callable[[Any, Any], bool]) -> Carr
                 found[place] = source
                 break
     if not found:
-        raise InputError(
-            f"is called {len(calls)} times in the forward pass, and nothing that one call puts out is given "
-            "as it is to the next: expected a state that passes from call to call (what is done to it in "
-            "between, as a mask does, belongs into the module: cells names a module around it)"
-        )
+        raise InputError(BETWEEN.format(len(calls), "nothing that a call puts out is"))
     sources = tuple(dict.fromkeys(found.values()))
     return Carried(sources, {place: sources.index(source) for place, source in found.items()})
 

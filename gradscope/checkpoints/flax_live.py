@@ -12,6 +12,7 @@ import numpy as np
 
 from gradscope.cells.activated import with_activations
 from gradscope.checkpoints import flax_names
+from gradscope.checkpoints.flax_own import with_modules
 from gradscope.checkpoints.flax_recording import linen_recorded, nnx_recorded
 from gradscope.checkpoints.found import Found
 from gradscope.checkpoints.live import Live, kept, source, wrong
@@ -33,7 +34,8 @@ def from_flax(model: Any, batch: Any = None) -> Live:
     batch : what the module is called with: an array, a tuple of arguments, or a dict of them by name. It runs
         over the batch once, a module of nnx as a copy in eval mode: every cell is then analysed on the
         inputs, states and lengths that it had itself, whatever stands before it and whatever loop or scan
-        calls it, and ``analyze`` compares what gradscope computes with what the cell put out.
+        calls it, and ``analyze`` compares what gradscope computes with what the cell put out. A module of nnx
+        of the user's own class whose calls pass a state on is a layer too, differentiated by JAX.
     Raises InputError where it is neither, holds no such cell, or fails on the batch.
     """
     return read_flax_model("from_flax", model, batch)
@@ -69,7 +71,7 @@ def read_flax_model(function: str, model: Any, batch: Any) -> Live:
         for found in layers
     )
     if not linen and batch is not None:
-        recorded = nnx_recorded(name, model, batch, layers)
+        layers, recorded = with_modules(model, batch, layers, nnx_recorded(name, model, batch, layers))
     return Live(name, layers, tensors, recorded)
 
 

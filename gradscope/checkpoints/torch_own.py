@@ -11,8 +11,10 @@ from typing import Any
 
 from gradscope.checkpoints.carried import (
     ARGUMENTS,
+    BETWEEN,
     KEPT,
     OUTPUT,
+    Carried,
     Place,
     StepCall,
     carried,
@@ -173,11 +175,27 @@ def _steps(own: Own, calls: list[StepCall]) -> TorchSteps:
     """Of calls of which each goes on from the state where the one before ended."""
     torch = importlib.import_module("torch")
     state = carried(calls, same)
+    _check_whole(own, calls, state)
     reads = [node for given, _ in own.nodes[1:] for p, node in given.items() if p not in state.places]
     makes = [node for _, made in own.nodes[:-1] for node in made.values()]
     fed_back = reaches(filter(None, reads), filter(None, makes))
     first = started(calls, state, torch.zeros_like)
     return TorchSteps(copied(own.module), class_of(own.module), first, state, fed_back=fed_back)
+
+
+def _check_whole(own: Own, calls: Sequence[StepCall], state: Carried) -> None:
+    """Raise InputError where what a call puts out comes back changed, and not as what the module reads."""
+    (given, _), (_, made) = own.nodes[1], own.nodes[0]
+    rest = [place for place in calls[1].given if place[0] == ARGUMENTS and place not in state.places]
+    for place in rest[1:]:
+        for source, tensor in calls[0].made.items():
+            back = source not in state.sources and tensor.shape == calls[1].given[place].shape
+            if (
+                back
+                and given[place] is not None
+                and reaches([given[place]], filter(None, [made.get(source)]))
+            ):
+                raise InputError(BETWEEN.format(len(calls), "a part of the state is not"))
 
 
 def feeds_itself(own: Own) -> bool:

@@ -343,7 +343,7 @@ REFUSED = {
     "draws random numbers": lambda: Loop(Drawn()),
     "mixes the sequences": lambda: Loop(Mixing()),
     "keeps a state where that is not seen": lambda: Loop(Hidden()),
-    "nothing that one call puts out is given as it is to the next": lambda: Masked(Minimal()),
+    "nothing that a call puts out is given to the next as it is": lambda: Masked(Minimal()),
     "puts out no state beside its outputs": Stateless,
 }
 
@@ -526,4 +526,4 @@ def test_which_module_is_taken():
     ours, theirs = (gradscope.analyze(checkpoint=one).full.log10_norm.median for one in (live, named))
     assert np.isclose(ours, theirs, rtol=0, atol=1e-9)
     assert "cells names 'x', expected modules of the model: cell" in refusal(model, live={"cells": "x"})
-    assert "nothing that one call puts out is given" in refusal(model, live={"cells": "cell.dense"})
+    assert "nothing that a call puts out is given" in refusal(model, live={"cells": "cell.dense"})

@@ -1,0 +1,71 @@
+"""Random small models of PyTorch, Keras and nnx: each is analysed right, or refused by a reason.
+
+``python benchmarks/random_models.py [--draws 1000] [--first 0] [--only torch,files,keras,nnx]`` prints how
+many were right and why others were refused, and every third outcome with its seed; exit code 1 if there is
+one. Right is what the framework's own derivatives say. ``tests/parity`` runs the first few.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+
+HERE = Path(__file__).parents[1]
+sys.path[:0] = [str(HERE), str(HERE / "tests"), str(HERE / "tests" / "parity")]
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # it compiles more than it computes
+
+# What is drawn, so many of ten: modules of torch in memory, files of torch, models of Keras, models of nnx.
+SHARES = {"torch": 5, "files": 3, "keras": 1, "nnx": 1}
+
+
+def outcomes(kind: str, seed: int, folder: Path) -> str:
+    """The outcome of one draw; AssertionError where it is a third."""
+    if kind == "torch":
+        from test_random_torch import outcome
+
+        return outcome(seed)
+    if kind == "nnx":
+        from test_random_nnx import outcome
+
+        return outcome(seed)
+    if kind == "files":
+        from test_torch_random import outcome
+    else:
+        from test_random_keras import outcome
+    return outcome(seed, folder)
+
+
+def main() -> int:
+    """Draw, count and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--draws", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--only", default=",".join(SHARES))
+    asked = parser.parse_args()
+    kinds = [kind for kind in SHARES if kind in asked.only.split(",")]
+    turns = [kind for kind in kinds for _ in range(SHARES[kind])]
+    counts, wrong, began = Counter[tuple[str, str]](), 0, time.perf_counter()
+    warnings.simplefilter("ignore")
+    for seed in range(asked.first, asked.first + asked.draws):
+        kind = turns[seed % len(turns)]
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                counts[kind, outcomes(kind, seed, Path(folder))] += 1
+            except Exception as error:  # a third outcome may be any
+                wrong += 1
+                print(f"{kind} {seed}: {type(error).__name__}: {str(error)[:400]}", flush=True)
+    for (kind, outcome), count in sorted(counts.items()):
+        print(f"{kind:6} {count:5}  {outcome}")
+    print(f"{wrong} of {asked.draws} draws had a third outcome, {time.perf_counter() - began:.0f} s")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
