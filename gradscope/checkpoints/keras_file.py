@@ -261,6 +261,11 @@ def _native(weights: dict[str, Array], spec: Spec | None) -> tuple[dict[str, Arr
     if "kernel" not in weights:
         raise InputError("lacks the kernel beside the recurrent_kernel: truncated or damaged")
     kernel, recurrent = weights["kernel"], weights["recurrent_kernel"]
+    if kernel.ndim == recurrent.ndim and kernel.ndim in (3, 4, 5):
+        raise InputError(
+            f"is a ConvLSTM (kernels {kernel.shape} and {recurrent.shape}), for which gradscope has no "
+            "equations: give its one-step Jacobians (T, m, m) to gradscope chain"
+        )
     if kernel.ndim != 2 or recurrent.ndim != 2 or kernel.shape[1] != recurrent.shape[1]:
         raise InputError(
             f"kernel and recurrent_kernel have shapes {kernel.shape} and {recurrent.shape}, "

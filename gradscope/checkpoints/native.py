@@ -8,6 +8,7 @@ from functools import partial
 
 from gradscope.cells import CELLS, find
 from gradscope.cells.cell import Cell
+from gradscope.checkpoints.convolutions import convolutional
 from gradscope.checkpoints.found import Found, attempt, projected_name, take
 from gradscope.checkpoints.layer import assemble, mismatch
 from gradscope.custom_types import Array
@@ -22,7 +23,8 @@ def layer(tensors: Tensors, cell: Cell | None) -> Found:
     """The layer whose arrays have the cells' own names; raises InputError where no cell has them."""
     if not has_keys(tensors, cell):
         raise InputError(
-            "holds no LSTM, GRU or RNN of PyTorch or Flax, nor one under gradscope's names, but "
+            convolutional(tensors)
+            or "holds no LSTM, GRU or RNN of PyTorch or Flax, nor one under gradscope's names, but "
             f"{listed(list(tensors), 4) or 'no tensors'}: save the model that has one, or say what its "
             "arrays are, as in --map 'W_z,W_r,W_h=NAME', or by numpy.savez as W_z, R_z, b_z, ..."
         )
