@@ -23,7 +23,7 @@ from gradscope.formats.tensors import Tensors, as_float64
 
 _EXAMPLE = "W_f=enc/wf[:,0:64].T"
 # Nobody has more to say; a file of rules is read whole.
-_MOST, _LONGEST = 4096, 2**20
+_MOST, _LONGEST, _LONGEST_TEXT = 4096, 2**20, 2**14
 _COMMENT = re.compile(r"(^|\s)#.*")
 _KEY = re.compile(r"((?P<layer>.+)\.)?(?P<key>\w+)", re.S)
 # A key that is no array: how the layer reads its inputs.
@@ -211,7 +211,11 @@ class _Reader:
             if _NUMBER.fullmatch(text):
                 return np.asarray(float(text))
             if text.startswith("-"):
-                return -self._term(text[1:].strip())
+                return -self._view(text[1:].strip())
+        return self._view(text)
+
+    def _view(self, text: str) -> Array:
+        """What slices and .T make of an array."""
         match = _TERM.fullmatch(text)
         if text in self.tensors or not match:
             name, views = text, ""
@@ -274,5 +278,7 @@ def with_shapes(shapes: Mapping[str, Any], most: int = 12) -> str:
 
 def _split(text: str, sign: str) -> list[str]:
     """The parts between signs that stand neither in quotes nor in brackets."""
+    if len(text) > _LONGEST_TEXT:  # to look for the ends of brackets takes the square of that
+        raise InputError(f"map has a text of {len(text)} characters, expected a rule in every line of a file")
     parts = re.findall(rf"(?:{_QUOTED}|\[[^\]]*\]|[^{re.escape(sign)}])+", text)
     return [part.strip() for part in parts if part.strip()]

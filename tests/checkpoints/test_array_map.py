@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shlex
 
@@ -327,3 +328,32 @@ def test_what_has_no_such_shapes_is_no_layer(tmp_path):
     }
     with pytest.raises(InputError, match=r"say what its arrays are, as in --map 'W_z,W_r,W_h=NAME'"):
         checkpoints.read_all(saved(tmp_path / "x.npz", arrays))
+
+
+def test_any_text_is_a_map_or_a_line(tmp_path):
+    """Rules with pieces out of place, of which none is run, nor takes long."""
+    path = saved(tmp_path / "x.npz", FOREIGN)
+    rng = random.Random(0)
+    pieces = [
+        *re.split(r"(\W)", TORCH),
+        *"[](){}+-;,.:='\"#",
+        "-9",
+        "1e999",
+        ".T",
+        "[0:5]",
+        "[::0]",
+        "direction",
+        "\0",
+        "é",
+    ]
+    for _ in range(1000):
+        text = "".join(rng.choice(pieces) for _ in range(rng.randrange(1, 30))) + rng.choice(["", TORCH])
+        try:
+            layers = checkpoints.read_all(path, rules=rules_of(text)).layers
+        except InputError as error:
+            assert str(error).isprintable()  # noqa: PT017
+            continue
+        assert all(np.isfinite(array).all() for layer in layers for array in layer.arrays.values())
+    for long in ("W=" + "[" * 10**6, "W=" + "-" * 10**4 + "x", "W=x" + "'" * 10**5, "=" * 10**6):
+        with pytest.raises(InputError):
+            checkpoints.read(path, rules=rules_of(long))
