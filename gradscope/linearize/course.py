@@ -9,12 +9,15 @@ import numpy as np
 
 from gradscope.cells.notation import is_recurrent, key
 from gradscope.custom_types import Array
+from gradscope.errors import InputError
 
 if TYPE_CHECKING:  # a worker process puts courses together, and starts without JAX
     from gradscope.cells.cell import Cell
 
 # Steps of a segment at which the terms of the gates are looked at, at most.
 _LOOKED_AT = 32
+# The cell whose Jacobians depend on no state.
+LINEAR = "linear"
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 # How two stretches of one trajectory, or the courses of two, are put together.
@@ -43,9 +46,10 @@ def course(
     leaves : the first step after which a state is beyond float32, infinity if none is;
     open.<gate> : (n,) its largest activation; squares : sums of squares of the input's, the state's and the
         bias' term of all gates, and of the inputs; counts : of how many numbers each; drive : the largest
-        pre-activation of any, these at some of the steps.
+        pre-activation of any, these at some of the steps. Raises InputError where a state is not finite.
     """
     after = np.asarray(states[1:], np.float64)
+    _check_finite(cell, after, before, states.dtype)
     with np.errstate(invalid="ignore"):
         moved = np.abs(after - states[:-1]).max(initial=0)
         beyond = np.flatnonzero(~(np.abs(after) <= FLOAT32_MAX).all(axis=1))
@@ -58,6 +62,21 @@ def course(
     found |= {f"open.{name}": np.asarray(value, np.float64).max(axis=0) for name, value in gates.items()}
     with np.errstate(over="ignore", invalid="ignore"):
         return found | _terms(cell, parameters, inputs, states, gates)
+
+
+def _check_finite(cell: Cell, after: Array, before: int, dtype: Any) -> None:
+    """Raise InputError where a state leaves its dtype: slopes there are of no number.
+
+    Of a linear cell they are the same everywhere.
+    """
+    finite = np.isfinite(after).all(axis=1)
+    if finite.all() or cell.name == LINEAR:
+        return
+    step = before + 1 + int(np.argmin(finite))
+    raise InputError(
+        f"the state is infinite or NaN in {dtype} after step {step}, expected numbers that it holds: give "
+        f"fewer than {step} steps, or weights or inputs that are smaller"
+    )
 
 
 def _terms(

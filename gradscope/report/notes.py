@@ -26,6 +26,8 @@ _ENOUGH = 20
 # Digits of a dtype that rounding has to leave of a trajectory.
 _DIGITS_LEFT = 4.0
 _FLOAT32 = (math.log10(np.finfo(np.float32).tiny), math.log10(np.finfo(np.float32).max))
+# Cells without gates whose slopes end as exponentials do.
+_SATURATING = ("rnn", "rnn-sigmoid")
 # Times T up to which a rate is carried on.
 _AHEAD = 10
 
@@ -37,7 +39,8 @@ def trajectory_notes(problem: Problem, measured: Sequence[Measured]) -> tuple[st
     course, system = course_of(measured), problem.system
     steps = sum(map(system.length, range(len(measured))))
     found = [_saturated(measured, course), _beyond_float32(course, system.dtype)]
-    found.append(_underflow(measured, course, system.dtype))
+    if system.cell.gates is not None or system.cell.name in _SATURATING:
+        found.append(_underflow(measured, course, system.dtype))
     if course["moved"][0] == 0 and steps > 1:
         found.append(_at_rest(course))
     elif steps >= _ENOUGH:
@@ -87,6 +90,8 @@ def _cause(course: Mapping[str, Array]) -> str:
 
 def _size(number: float) -> str:
     """Two digits of it."""
+    if not math.isfinite(number):
+        return "over 1e150"  # its square is infinite
     rounded = float(f"{number:.1e}")
     return f"{rounded:.0f}" if 10 <= rounded < 1e6 else f"{rounded:.2g}"
 
@@ -144,7 +149,7 @@ def _beyond_float32(course: Mapping[str, Array], dtype: str) -> str:
 def _growth(courses: Sequence[Mapping[str, Array]]) -> float:
     """log10 of the size that states reach where that is more than 1: rounding is relative to it."""
     ends = [np.abs(course[end]).max() for course in courses for end in ("highest", "lowest")]
-    return math.log10(max([1.0, *filter(math.isfinite, ends)]))
+    return math.log10(max([1.0, *(end if math.isfinite(end) else math.inf for end in ends)]))
 
 
 def _chaos(full: Chain, dtype: str, growth: float) -> str:

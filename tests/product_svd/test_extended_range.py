@@ -73,6 +73,14 @@ def test_saturated_cells_from_both_ends(name, n, size, seed, entry_error):
         assert here.log10_norm_by_lag[lag - 1] == pytest.approx(expected, abs=1e-10)
 
 
+@pytest.mark.parametrize(("weights", "size"), [(1e-3, 1e6), (30, 1), (100, 0.1)])
+def test_weights_of_any_size(weights, size):
+    chain = saturated("lstm", 3, 50, size, weights=weights)
+    found, true = spectrum(chain, by_lag=True, entry_error=ENTRY_ERROR), reference(chain, bits=16384)
+    check(found, true, ENTRY_ERROR)
+    assert np.isfinite(found.log10_norm_by_lag).all()
+
+
 @pytest.mark.parametrize("name", ["tanh", "gru", "row-scaled", "both-scaled", "clustered", "dead both"])
 def test_ordinary_chains_by_the_way_of_wide_ones(name, monkeypatch):
     monkeypatch.setattr("gradscope.product_svd.spectrum.WILD", 0.0)
