@@ -13,6 +13,9 @@ import flint
 import gmpy2
 import numpy as np
 
+# Bits of the singular values: what the product takes is for their range, and no result is asked for more.
+ENOUGH_BITS = 300
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -140,8 +143,12 @@ def _at_bits(jacobians: np.ndarray, rank: int, bits: int) -> Reference | None:
     if any(gram[i, i] < 0 for i in range(m)):
         return None
     try:
+        factor = cholesky(gram, rank)
+        # No singular value is larger than the smallest diagonal entry: what is not resolved needs no sweep.
+        if not _resolved(norm_bits, min(max(abs(x) for x in row) for row in factor), bits):
+            return None
         # The columns of R^T: graded, so that few sweeps are needed (Drmac and Veselic).
-        w = jacobi(cholesky(gram, rank).T.copy(), gmpy2.mpfr(2) ** -(bits - 32))
+        w = jacobi(factor.T.copy(), gmpy2.mpfr(2) ** -min(bits - 32, ENOUGH_BITS))
     except (ZeroDivisionError, ValueError, ArithmeticError):
         return None
     sigma = np.array([gmpy2.sqrt(c @ c) for c in w.T], dtype=object)
@@ -149,10 +156,15 @@ def _at_bits(jacobians: np.ndarray, rank: int, bits: int) -> Reference | None:
     sigma, w = sigma[order], w[:, order]
     if any(gmpy2.is_nan(s) or s <= 0 for s in sigma):
         return None
-    if 2 * (norm_bits - float(gmpy2.log2(sigma[-1]))) + 160 > bits:
+    if not _resolved(norm_bits, sigma[-1], bits):
         return None
     right = w / sigma
     return Reference(list(sigma), m - rank, (p @ right) / sigma, right, bits)
+
+
+def _resolved(norm_bits: float, smallest: gmpy2.mpfr, bits: int) -> bool:
+    """Whether so many bits leave a value of that size its digits."""
+    return 2 * (norm_bits - float(gmpy2.log2(smallest))) + 160 <= bits
 
 
 def conditioning(jacobians: np.ndarray, ref: Reference) -> np.ndarray:
