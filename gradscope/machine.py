@@ -113,6 +113,8 @@ def use_compilation_cache() -> None:
 
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
+    if not ({"GRADSCOPE_CACHE_DIR", "XDG_CACHE_HOME"} & os.environ.keys() or _home_is_there()):
+        return
     folder = cache_folder() / "jax"
     if not (_private(folder.parent) and _private(folder)):
         return
@@ -136,6 +138,14 @@ def cache_folder() -> Path:
     if sys.platform == "darwin":
         return Path("~/Library/Caches/gradscope").expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gradscope"
+
+
+def _home_is_there() -> bool:
+    """Whether there is a home folder: one that is only named is not ours to make."""
+    try:
+        return Path("~").expanduser().is_dir()
+    except (OSError, RuntimeError):
+        return False
 
 
 def _private(folder: Path) -> bool:

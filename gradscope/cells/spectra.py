@@ -50,6 +50,8 @@ def singular_values(matrix: Array) -> Array:
 def spectral_norm(matrix: Array) -> float:
     """The largest singular value; inf where it is beyond the range of float64."""
     scaled, scale = _scaled(matrix)
+    if not scale:
+        return 0.0
     if min(matrix.shape) > _SMALL:
         tall = scaled if scaled.shape[0] >= scaled.shape[1] else scaled.T
         value = _symmetric(lambda v: tall.T @ (tall @ v), tall.shape[1])

@@ -65,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         silence_stdout()
         return ExitCode.BROKEN_PIPE
+    except MemoryError:
+        return _fail("gradscope: error: too little memory: raise its limit, or analyse fewer units or steps")
     except (Exception, SystemExit) as error:
         return _bug(error)
 

@@ -261,6 +261,9 @@ def finish(analysis: Analysis, output: Output) -> int:
 
 def find_modules_here() -> None:
     """``--cell package.module:factory`` looks in the current folder too, as ``python -m`` does."""
-    here = str(Path.cwd())
+    try:
+        here = str(Path.cwd())
+    except OSError:  # it has been deleted
+        return
     if here not in sys.path:
         sys.path.append(here)

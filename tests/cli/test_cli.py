@@ -752,3 +752,27 @@ def test_a_failed_analysis_leaves_the_output_file_alone(run, files, monkeypatch)
     (files / "result.json").write_text("precious")
     assert run("analyze", "nan.npz", "-o", "result.json")[0] == 2
     assert (files / "result.json").read_text() == "precious"
+
+
+def test_a_folder_that_was_deleted_and_a_home_that_is_not_there(tmp_path):
+    """The first is no reason to fail, the second is not made."""
+    gone, home = tmp_path / "gone", tmp_path / "home"
+    gone.mkdir()
+    unset = ("GRADSCOPE_CACHE_DIR", "XDG_CACHE_HOME")
+    environment = {k: v for k, v in os.environ.items() if k not in unset} | {"HOME": str(home)}
+    code = "import os, sys; os.rmdir(os.getcwd()); from gradscope.cli.main import main"
+    code += "; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *SMALL, "-q"]
+    done = subprocess.run(command, cwd=gone, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout[:6]) == (0, "STABLE")
+    assert not home.exists()
+
+
+def test_too_little_memory_is_the_users_to_mend(run, monkeypatch):
+    def broken(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("gradscope.linearize.sequence.split", broken)
+    code, out, err = run(*SMALL)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith("gradscope: error: too little memory: ")
