@@ -10,7 +10,7 @@ import numpy as np
 
 from gradscope.checkpoints.equinox_recording import equinox_recorded
 from gradscope.checkpoints.found import Found, attempt, blocks, gated, take
-from gradscope.checkpoints.live import Live, kept, source
+from gradscope.checkpoints.live import Live, doubt_of, kept, source
 from gradscope.formats.tensors import Tensors
 
 _CELLS = {"LSTMCell": ("lstm", ("i", "f", "z", "o")), "GRUCell": ("gru", ("r", "z", "h"))}
@@ -58,7 +58,8 @@ def _kind(leaf: Any) -> str:
 
 def _found(tensors: Tensors, name: str, cell: Any) -> Found:
     keys = {role: key for role in _ROLES if (key := f"{name}.{role}".lstrip(".")) in tensors}
-    return attempt(partial(_layer, tensors, keys, _kind(cell)), name, keys.values())
+    found = attempt(partial(_layer, tensors, keys, _kind(cell)), name, keys.values())
+    return found if found.problem else replace(found, doubt=doubt_of(cell, "equinox", found.cells))
 
 
 def _layer(tensors: Tensors, keys: dict[str, str], kind: str) -> Found:

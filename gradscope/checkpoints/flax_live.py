@@ -15,7 +15,7 @@ from gradscope.checkpoints import flax_names
 from gradscope.checkpoints.flax_own import with_modules
 from gradscope.checkpoints.flax_recording import linen_recorded, nnx_recorded
 from gradscope.checkpoints.found import Found
-from gradscope.checkpoints.live import Live, kept, source, wrong
+from gradscope.checkpoints.live import Live, doubt_of, kept, source, wrong
 from gradscope.errors import InputError
 
 # Functions of jax.nn that go by the same name here.
@@ -106,6 +106,7 @@ def _told(found: Found, module: Any) -> Found:
         return replace(
             found, cells=(), kind="rnn", problem="has residual=True, for which there is no cell here"
         )
+    found = replace(found, doubt=doubt_of(module, "flax", found.cells) or found.doubt)
     gate, activation = (_function(getattr(module, n, None)) for n in ("gate_fn", "activation_fn"))
     if activation and len(found.cells) > 1:
         return replace(found, cells=(with_activations("rnn", [activation]),), question="", free=False)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
 
 from gradscope.checkpoints.found import SIMPLE, Found, attempt, blocks, gated, take
 from gradscope.custom_types import Array
-from gradscope.errors import InputError, listed
+from gradscope.errors import InputError, listed, shown
 from gradscope.formats.tensors import Tensors
 
 # params.LSTMCell_0.hi.kernel, params/encoder/in/bias, rnn.cell.dense_h.kernel, cell.if_.kernel (nnx)
@@ -38,12 +38,29 @@ def layers(tensors: Tensors) -> list[Found]:
     # JAX sorts the names of a tree, by which the backward of two directions is the first.
     pairs = {prefix: prefix.replace("backward_rnn", "forward_rnn") for prefix in cells}
     first = {pair: k for k, pair in enumerate(dict.fromkeys(pairs.values()))}
+    foreign = _foreign(tensors, cells)
     # A Dense of the model's own may be called i or h.
     return [
-        attempt(partial(_layer, tensors, cells[prefix], prefix), prefix.rstrip("./"), cells[prefix].values())
+        attempt(
+            partial(_layer, tensors, cells[prefix], prefix, foreign.get(prefix, "")),
+            prefix.rstrip("./"),
+            cells[prefix].values(),
+        )
         for prefix in sorted(cells, key=lambda prefix: (first[pairs[prefix]], prefix != pairs[prefix]))
         if _recurrent(cells[prefix])
     ]
+
+
+def _foreign(tensors: Tensors, cells: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """By what the names of a cell begin with, a tensor under them that no cell of Flax has."""
+    own = {key for keys in cells.values() for key in keys.values()}
+    found: dict[str, str] = {}
+    for key in tensors:
+        if key not in own and "rngs" not in key:
+            parts = re.split(r"(?<=[./])", key)
+            for prefix in {"".join(parts[:-1]), "".join(parts[:-2])} & cells.keys():
+                found.setdefault(prefix, key)
+    return found
 
 
 def _recurrent(keys: Mapping[str, str]) -> bool:
@@ -51,7 +68,7 @@ def _recurrent(keys: Mapping[str, str]) -> bool:
     return any({"i" + x, "h" + x} <= kernels for x in ("", "i", "r")) or {"dense_i", "dense_h"} <= kernels
 
 
-def _layer(tensors: Tensors, keys: Mapping[str, str], prefix: str) -> Found:
+def _layer(tensors: Tensors, keys: Mapping[str, str], prefix: str, foreign: str) -> Found:
     read, dtype = take(tensors, keys.values())
     weights = _joined({name: read[key] for name, key in keys.items()})
     count = blocks("the recurrent kernel, transposed,", weights["R"], _JOINED)
@@ -68,6 +85,14 @@ def _layer(tensors: Tensors, keys: Mapping[str, str], prefix: str) -> Found:
         dtype=dtype,
         alone=True,
         free=True,
+        doubt=_doubt(foreign, _CELLS[count]) if foreign else "",
+    )
+
+
+def _doubt(foreign: str, cells: Sequence[str]) -> str:
+    choice = f"--cell {' or '.join(cells)}"
+    return (
+        f"has {shown(foreign)}, which no cell of Flax has: if it computes the same all the same, add {choice}"
     )
 
 

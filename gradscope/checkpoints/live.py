@@ -11,7 +11,7 @@ import numpy as np
 from gradscope.checkpoints.found import Contents, Found
 from gradscope.checkpoints.recording import Recorded
 from gradscope.custom_types import Array
-from gradscope.errors import InputError, quoted, reason
+from gradscope.errors import InputError, quoted, reason, shown
 from gradscope.formats.tensors import Tensor, Tensors
 
 
@@ -41,6 +41,18 @@ class Live:
     def contents(self, also: Iterable[str] = ()) -> Contents:
         """The layers, the names of the other tensors, and of these the values of ``also``."""
         return Contents.of(self.layers, self.tensors, also)
+
+
+def doubt_of(module: Any, package: str, cells: Iterable[str]) -> str:
+    """What speaks against a cell being its library's: a call of its own, "" where it has none."""
+    kind = next((kind for kind in type(module).__mro__ if "__call__" in vars(kind)), type(module))
+    if kind.__module__.split(".")[0] == package:
+        return ""
+    choice = " or ".join(f"--cell {cell}" for cell in cells)
+    return (
+        f"is a {shown(type(module).__name__)}, which computes in its own way: if that is what the library's "
+        f"cell does all the same, add {choice}; a batch, given beside the model, shows it"
+    )
 
 
 def source(function: str, model: object) -> str:

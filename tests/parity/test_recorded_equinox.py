@@ -133,6 +133,12 @@ def test_cells_of_the_users_own():
     model = Model(upper=Same)
     expected = [values(model.upper, model.read(batch()[0]), jnp.ones(N))]
     check(gradscope.from_equinox(model, batch()[0]), expected, layer="upper")
+    asked = gradscope.from_equinox(Model(upper=Normed))
+    assert "is a Normed, which computes in its own way" in refusal(asked, layer="upper", inputs=batch())
+    assert (
+        gradscope.analyze(checkpoint=asked, layer="upper", inputs=batch()[0], cell="gru").problem["steps"]
+        == T
+    )
     live = gradscope.from_equinox(Model(upper=Normed), batch()[0])
     assert "layer upper puts out something else than cell gru with its weights" in refusal(
         live, layer="upper"

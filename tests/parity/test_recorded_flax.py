@@ -199,6 +199,9 @@ def test_cells_of_the_users_own():
         problem = check(gradscope.from_flax(wrong, batch()), expected)["problem"]
         assert problem["jacobians"] == "flax"
         assert "computes something else than cell" in problem["assumed"][0]
+    assert "is a Normed, which computes in its own way: if" in refusal(
+        gradscope.from_flax(nnx.Dict(cell=model.cell)), inputs=batch()
+    )
 
 
 def numbers(model):

@@ -112,7 +112,12 @@ class Normed(nn.LSTMCell):
 
 
 def test_cells_of_the_users_own():
-    live = gradscope.from_flax(bound(nn.RNN(Normed(N)), batch()), batch())
+    model = bound(nn.RNN(Normed(N)), batch())
+    with pytest.raises(
+        InputError, match=r"has params.cell.norm.bias, which no cell of Flax has: if it .* --cell lstm"
+    ):
+        gradscope.analyze(checkpoint=gradscope.from_flax(model.variables), inputs=batch())
+    live = gradscope.from_flax(model, batch())
     with pytest.raises(InputError, match=r"cell puts out something else than cell lstm .* at step 1 of"):
         gradscope.analyze(checkpoint=live)
 
