@@ -50,6 +50,12 @@ def record(model: Any, batch: Any, path: PathLike) -> None:
     recorded = live.recorded
     if recorded is None:
         raise InputError("record was given no batch, expected what the model is called with")
+    own = next((layer for layer in live.layers if layer.derivatives), None)
+    if not recorded.layers and own:
+        raise InputError(
+            f"{live.source}: {shown(own.name)} is a {own.kind}, which only its framework differentiates, and a "
+            "file does not hold it: give analyze, in Python, what from_torch or its like return"
+        )
     if not recorded.layers:
         name, why = next(iter(recorded.problems.items()))
         raise InputError(f"{live.source}: no layer can be recorded: {shown(name)} {why}")
