@@ -148,10 +148,10 @@ def test_a_loop_over_a_cell(forecasts):
 def test_what_cannot_run():
     model = nn.RNN(nn.GRUCell(N))
     variables = model.init(jax.random.key(0), batch())
-    for model, given, said in [
+    for source, given, said in [
         (model, batch(), r"expected a module of linen bound to its variables: model.bind\(variables\)"),
         (variables, batch(), r"was given parameters alone, .*: give model.bind\(variables\)"),
         (model.bind(variables), batch(B, T, 9), r"^from_flax\(RNN\): its forward pass fails on the batch"),
     ]:
         with pytest.raises(InputError, match=said):
-            gradscope.from_flax(model, given)
+            gradscope.from_flax(source, given)

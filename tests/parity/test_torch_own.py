@@ -173,7 +173,8 @@ def test_a_file_with_more_than_torchs_tensors_asks(place, tmp_path):
         f"{tmp_path / 'x.pt'}: beside {place}weight_ih there are {place}ln_ih.weight, {place}ln_ih.bias, "
         f"{place}ln_hh.weight, {place}ln_hh.bias, which no layer of torch's has: it may be of a class of the "
         f"user's own; if {place}ln_ih.weight, {place}ln_hh.weight are LayerNorms of W x + b_ih and of R h + "
-        "b_hh, add --cell lstm-layernorm-gates; if it computes what torch's does all the same, add --cell lstm"
+        "b_hh, add --cell lstm-layernorm-gates; if it computes what torch's does all the same, add "
+        "--cell lstm"
     )
     assert read_layer(tmp_path / "x.pt", "lstm").cell.name == "lstm"
 
