@@ -13,7 +13,7 @@ from typing import Any
 
 from gradscope.cells import CELLS, find
 from gradscope.cells.cell import Cell
-from gradscope.checkpoints import dynet_names, flax_names, native, tensorflow_names, torch_names
+from gradscope.checkpoints import dynet_names, flax_names, haste_names, native, tensorflow_names, torch_names
 from gradscope.checkpoints.array_map import mapped
 from gradscope.checkpoints.found import ACTIVATIONS, Contents, Found, Named, holder_of, names_of
 from gradscope.checkpoints.layer import Layer
@@ -69,7 +69,7 @@ _HINTS = {
 
 _UNCONNECTED = "reads the inputs, for the file does not say what reads what: --reads LAYER=BELOW does"
 
-_LIBRARIES = (torch_names, flax_names, tensorflow_names, dynet_names)
+_LIBRARIES = (torch_names, flax_names, tensorflow_names, dynet_names, haste_names)
 
 # Nobody wants to read more verdicts.
 MOST_LAYERS = 64

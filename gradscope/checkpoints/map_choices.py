@@ -17,13 +17,18 @@ from gradscope.formats.tensors import Tensors
 
 # By how many blocks of n a stacked matrix has: who orders them how.
 _ORDERS: dict[int, dict[str, str]] = {
-    4: {"PyTorch or Keras": "ifzo", "ONNX": "iofz", "TensorFlow 1": "izfo", "DyNet": "ifoz"},
-    3: {"PyTorch or Flax": "rzh", "Keras or ONNX": "zrh"},
+    4: {"PyTorch or Keras": "ifzo", "ONNX": "iofz", "TensorFlow 1 or haste": "izfo", "DyNet": "ifoz"},
+    3: {"PyTorch or Flax": "rzh", "Keras, ONNX or haste": "zrh"},
     1: {"": ""},
 }
 _KINDS = {4: "an LSTM", 3: "a GRU", 1: "an RNN"}
 # How authors call what is multiplied with the state, where shapes do not tell.
 _RECURRENT = re.compile(r"hh|h2h|rec|state|(^|[^a-z])([ur]|w?_?h)([^a-z]|$)", re.I)
+# Modules of the matrices alone: cell.x2h.weight and cell.h2h.weight are of the layer ``cell``.
+_INPUT = re.compile(r"[xi]2h", re.I)
+_MODULE = re.compile(r"(?P<layer>(.*?[./])??)([xih]2h[./])?[^./]*", re.S | re.I)
+# What layer normalisation is called.
+_NORM = re.compile(r"(^|[^a-z])(layer_?norm|norm|ln|gamma|beta|gain)", re.I)
 _KERNEL = re.compile(r"(?P<cell>(.*/)?(basic_)?lstm_cell)/kernel", re.S)
 # Shapes are told by reading: of arrays beyond this nobody asks which are a layer's.
 _MOST_BYTES, _MOST_IN_MODULE = 2**28, 64
@@ -58,9 +63,34 @@ def unnamed(tensors: Tensors) -> tuple[Found, ...]:
         said = "; or ".join(choice for one in readings for choice in _choices(one, layer))
         named = {name: shapes[name] for name in _used(readings, shapes)}
         problem = f"no library calls its arrays {with_shapes(named)}: say what they are: {said}"
+        if beside := _beside(module, named, shapes):
+            problem = _with_more(named, beside, said)
         kind = f"{_KINDS[readings[0].gates].split()[1].lower()}?"
         found[module] = Found(module, {}, problem=problem, kind=kind, keys=tuple(named))
     return tuple(filter(None, (*gates.values(), *found.values())))
+
+
+def _beside(module: str, named: Shapes, shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """What else is in the module, which no map of it reads: its own arrays, and norms within it."""
+    inside = {name: name.removeprefix(module).lstrip("./_") for name in shapes if name.startswith(module)}
+    return {
+        name: shapes[name]
+        for name, own in inside.items()
+        if _NORM.search(own) or (name not in named and not re.search(r"[./]", own))
+    }
+
+
+def _with_more(named: Shapes, beside: Shapes, said: str) -> str:
+    """The problem of a layer with more arrays than those of an LSTM, a GRU or an RNN."""
+    problem = (
+        f"no library calls its arrays {with_shapes(named)}, and beside them there are {with_shapes(beside)}"
+    )
+    if any(map(_NORM.search, beside)):
+        return (
+            f"{problem}: it may have layer normalisation; give the model with a batch, as in "
+            "gradscope.analyze(checkpoint=gradscope.from_torch(model, batch))"
+        )
+    return f"{problem}: if these are no part of the layer, say what the others are: {said}"
 
 
 def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
@@ -82,7 +112,8 @@ def _groups(names: Sequence[str], shapes: Shapes) -> dict[str, list[_Reading]]:
     """What the arrays of each module may be; a module is a path, or the first word of names without one."""
     modules: dict[str, list[str]] = {}
     for name in names:
-        modules.setdefault(re.split(r"[^./]*\Z", name, maxsplit=1)[0], []).append(name)
+        match = _MODULE.fullmatch(name)
+        modules.setdefault(match["layer"] if match else "", []).append(name)
     found: dict[str, list[_Reading]] = {}
     for path, inside in modules.items():
         words: dict[str, list[str]] = {}
@@ -130,7 +161,8 @@ def _biases(gates: int, rows: int, shapes: Shapes, module: str) -> list[tuple[st
 
 
 def _says_recurrent(name: str, module: str) -> bool:
-    return _RECURRENT.search(name.removeprefix(module)) is not None
+    own = name.removeprefix(module)
+    return _RECURRENT.search(own) is not None and not _INPUT.search(own)
 
 
 def _used(readings: Iterable[_Reading], shapes: Shapes) -> list[str]:

@@ -189,7 +189,7 @@ def hostile():
             onnx.ModelProto().SerializeToString() or b"\x08\x07",
             "holds no operator LSTM",
         ),
-        "no protobuf": (".onnx", b"\xff" * 40, "not a sound .onnx file"),
+        "no protobuf": (".onnx", b"\xff" * 40, "has a field of wire type 7: damaged"),
     }
 
 
