@@ -198,7 +198,9 @@ def test_cells_of_the_users_own():
         expected = [values(wrong.cell, one) for one in batch()]
         problem = check(gradscope.from_flax(wrong, batch()), expected)["problem"]
         assert problem["jacobians"] == "flax"
-        assert "computes something else than cell" in problem["assumed"][0]
+        # Activations that are functions of the user's own leave no cell to compare with.
+        said = ["computes something else than cell" in one for one in problem["assumed"]]
+        assert said == ([] if wrong.cell is other else [True])
     assert "is a Normed, which computes in its own way: if" in refusal(
         gradscope.from_flax(nnx.Dict(cell=model.cell)), inputs=batch()
     )
