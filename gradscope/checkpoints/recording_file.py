@@ -53,8 +53,8 @@ def record(model: Any, batch: Any, path: PathLike) -> None:
     own = next((layer for layer in live.layers if layer.derivatives), None)
     if not recorded.layers and own:
         raise InputError(
-            f"{live.source}: {shown(own.name)} is a {own.kind}, which only its framework differentiates, and a "
-            "file does not hold it: give analyze, in Python, what from_torch or its like return"
+            f"{live.source}: {shown(own.name)} is a {own.kind}, which only its framework differentiates, and "
+            "a file does not hold it: give analyze, in Python, what from_torch or its like return"
         )
     if not recorded.layers:
         name, why = next(iter(recorded.problems.items()))
