@@ -13,9 +13,6 @@ import flint
 import gmpy2
 import numpy as np
 
-# Bits of the singular values: what the product takes is for their range, and no result is asked for more.
-ENOUGH_BITS = 300
-
 
 @dataclass(frozen=True)
 class Reference:
@@ -148,7 +145,8 @@ def _at_bits(jacobians: np.ndarray, rank: int, bits: int) -> Reference | None:
         if not _resolved(norm_bits, min(max(abs(x) for x in row) for row in factor), bits):
             return None
         # The columns of R^T: graded, so that few sweeps are needed (Drmac and Veselic).
-        w = jacobi(factor.T.copy(), gmpy2.mpfr(2) ** -min(bits - 32, ENOUGH_BITS))
+        # To the last bit: ``conditioning`` takes the vectors through the chain, in which small errors grow.
+        w = jacobi(factor.T.copy(), gmpy2.mpfr(2) ** -(bits - 32))
     except (ZeroDivisionError, ValueError, ArithmeticError):
         return None
     sigma = np.array([gmpy2.sqrt(c @ c) for c in w.T], dtype=object)
