@@ -22,6 +22,8 @@ RECURRENT = {(domain, kind): kind for domain in _ONNX for kind in ("LSTM", "GRU"
 _INPUTS = {"W": 1, "R": 2, "B": 3, "h0": 5, "c0": 6, "P": 7}
 _SCALES = {"W scale": 8, "W zero point": 9, "R scale": 10, "R zero point": 11}
 _DEEPEST, _CALL = 32, 64  # functions that call functions; what a call takes, in objects
+# What a recurrent operator becomes: a node of some twenty bytes is a layer with a name and a signal.
+_OPERATOR = 32
 _IDENTITIES = ("Identity", "Dropout", "Cast")
 # What moves the axes of the inputs: that layers take them in another order is no other model.
 _TURNS = ("Squeeze", "Transpose", "Unsqueeze")
@@ -111,6 +113,7 @@ class _Walk:
                 if name and not scope.is_constant(name)
             ]
             if _recurrent(node):
+                self._budget.draw(_OPERATOR)
                 self.found.append(_operator(node, self._name(scope, node), scope, values))
                 values.update(_outputs(self.found[-1]))
             elif _key(node) in self._functions:
