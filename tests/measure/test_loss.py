@@ -272,7 +272,7 @@ def test_seeds(batch, given, expected):
         ({"adjoint": [1.0, np.nan]}, "adjoint holds nan"),
         ({"adjoint": np.full(N, 1e300)}, "go beyond float32"),
         ({"readout": HEAD, "adjoint": np.ones(N)}, "two losses: give one"),
-        ({"readout_at": "every"}, "without a readout"),
+        ({"readout_at": "every"}, "without readout: give both"),
         ({"readout_at": "every", "adjoint": np.ones(N)}, "the shape of the adjoint says"),
         ({"readout": HEAD, "readout_at": "first"}, "expected last or every"),
         ({"readout": Named("head.weight", np.ones((2, 5)))}, "reads 5 features, the layer puts out 4"),

@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import itertools
 import pickle
+import tempfile
 import warnings
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import quantize_dynamic
 from oracles.hostile import all_read, damage, refusal, stranger, truncated
 
 
@@ -203,6 +206,46 @@ def compiled():
     return buffer.getvalue()
 
 
+def bodies():
+    """An ONNX graph with a layer in a branch of an If, whose weights other nodes make of constants."""
+    rng = np.random.default_rng(0)
+    wide, back = rng.normal(size=(1, 3, 16)), rng.normal(size=(1, 16, 4))
+    body = helper.make_graph(
+        [
+            helper.make_node("Transpose", ["wide"], ["W"], perm=[0, 2, 1]),
+            helper.make_node("Concat", ["back0", "back1"], ["R"], axis=1),
+            helper.make_node("LSTM", ["X", "W", "R"], ["y"], name="inner", hidden_size=4),
+        ],
+        "body",
+        [],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+    )
+    choice = helper.make_node("If", ["yes"], ["Y"], name="choice", then_branch=body, else_branch=body)
+    graph = helper.make_graph(
+        [choice],
+        "g",
+        [
+            helper.make_tensor_value_info("X", TensorProto.FLOAT, (5, 1, 3)),
+            helper.make_tensor_value_info("yes", TensorProto.BOOL, ()),
+        ],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, None)],
+        [
+            numpy_helper.from_array(array.astype(np.float32), name)
+            for name, array in (("wide", wide), ("back0", back[:, :8]), ("back1", back[:, 8:]))
+        ],
+    )
+    return helper.make_model(graph, ir_version=8).SerializeToString()
+
+
+def quantised():
+    """One whose weights are whole numbers of 8 bits."""
+    with tempfile.TemporaryDirectory() as folder:
+        plain, path = Path(folder, "plain.onnx"), Path(folder, "quantised.onnx")
+        plain.write_bytes(onnx_model())
+        quantize_dynamic(plain, path)
+        return path.read_bytes()
+
+
 SOUND = {
     ".pt": torch_saved({"state_dict": state_dict(), "epoch": 1}),
     ".old.pt": torch_saved({"state_dict": state_dict()}, _use_new_zipfile_serialization=False),
@@ -211,6 +254,8 @@ SOUND = {
     ".tensors.pkl": pickle.dumps(state_dict()),
     ".arrays.pkl": pickle.dumps({name: value.numpy() for name, value in state_dict().items()}, 3),
     ".onnx": onnx_model(),
+    ".bodies.onnx": bodies(),
+    ".quantised.onnx": quantised(),
 }
 
 

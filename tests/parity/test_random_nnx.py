@@ -86,7 +86,8 @@ class Model(nnx.Module):
         return (zeros, zeros) if two else zeros
 
     def read(self, x):
-        return jnp.tanh(self.front(x)) if self.front else x
+        # In whole 64ths: else float32 rounds it in another way each time that it is compiled.
+        return jnp.round(64 * jnp.tanh(self.front(x))) / 64 if self.front else x
 
     def __call__(self, x):
         x = self.read(x)
@@ -138,12 +139,11 @@ def outcome(seed):
         assert noise
         return "draws random numbers"
     assert not noise
-    # What stands before the cell rounds in float32, and not the same way twice.
     for ours, theirs_too in zip(analysis.full.spectra, expected(model, x), strict=True):
         with np.errstate(divide="ignore"):  # relu may let nothing through
             ours, found = ours.log10_singular_values, log10_values(theirs_too)
         there = found > found[0] - 7 if np.isfinite(found[0]) else np.zeros(len(found), bool)
-        np.testing.assert_allclose(ours[there], found[there], rtol=0, atol=2e-5)
+        np.testing.assert_allclose(ours[there], found[there], rtol=0, atol=1e-6)
     return "right"
 
 
