@@ -64,6 +64,7 @@ def test_defaults():
         "accuracy": "full",
         "inputs": "normal",
         "source": "initialised",
+        "jacobians": "own",
         "cut": [],
         "view": "state",
         "top": None,
