@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from oracles.models import log10_values
+from oracles.recorded import check, refusal
 
 import gradscope
 from gradscope.errors import InputError
@@ -32,23 +33,6 @@ def values(cell, x, state=None):
         return jnp.concatenate(carry) if count == 2 else carry
 
     return log10_values(jax.jacrev(last)(start))
-
-
-def check(checkpoint, expected, **choice):
-    analysis = gradscope.analyze(checkpoint=checkpoint, **choice)
-    assert len(analysis.full.spectra) == len(expected)
-    for ours, theirs in zip(analysis.full.spectra, expected, strict=True):
-        there = theirs > -2.5  # what a product of float32 has digits of
-        assert there.any()
-        np.testing.assert_allclose(ours.log10_singular_values[there], theirs[there], rtol=0, atol=1e-3)
-    return analysis.to_dict()
-
-
-def refusal(checkpoint, **choice):
-    with pytest.raises(InputError) as caught:
-        gradscope.analyze(checkpoint=checkpoint, **choice)
-    assert str(caught.value).isprintable()
-    return str(caught.value)
 
 
 def rngs():
