@@ -21,7 +21,8 @@ MAY = {
     "problem": {"formats", "cells", "checkpoints", "linearize"},
     "measure": {"problem", "linearize", "cells", "product_svd"},
     "report": {"measure", "problem", "checkpoints", "cells", "product_svd"},
-    "cli": {"api", "report", "measure", "cells", "formats"},
+    "gate": {"report"},
+    "cli": {"api", "gate", "report", "measure", "cells", "formats"},
 }
 # Files of the root that every room may import, and what they may import themselves.
 LEAVES = {"custom_types": set(), "errors": {"custom_types"}, "version": set()}

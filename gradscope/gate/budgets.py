@@ -1,0 +1,217 @@
+"""A budget: the limits that a metric is to keep, and what is found where it is measured."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from gradscope.errors import InputError, quoted, shown
+from gradscope.gate.metrics import Metric, check_name
+
+Severity = Literal["off", "warn", "error"]
+Aggregation = Literal["median", "optimistic", "pessimistic"]
+# A budget on how far a metric is from that of a baseline, in its own unit, up or down.
+CHANGE = "change."
+
+
+@dataclass(frozen=True)
+class MetricBudget:
+    """Limits of one metric.
+
+    metric : its name, or change.NAME; min, max : what it is to keep, None is no limit; severity : whether it
+    fails (error), warns or is off; aggregation : which of the sequences and seeds decides: the median, the
+    one furthest within the limits, or the one furthest beyond them.
+    """
+
+    metric: str
+    min: float | None = None
+    max: float | None = None
+    severity: Severity = "error"
+    aggregation: Aggregation = "median"
+
+    def __post_init__(self) -> None:
+        check_name(self.measured)
+        for name, limit in (("min", self.min), ("max", self.max)):
+            if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float)):
+                raise InputError(f"{self._called}: {name} is {quoted(limit)}, expected a number")
+            if limit is not None and math.isnan(limit):
+                raise InputError(f"{self._called}: {name} is no number")
+        for name, choices in (("severity", get_args(Severity)), ("aggregation", get_args(Aggregation))):
+            if (value := getattr(self, name)) not in choices:
+                raise InputError(
+                    f"{self._called}: {name} is {quoted(value)}, expected {' or '.join(choices)}"
+                )
+        if self.min is None and self.max is None:
+            raise InputError(f"{self._called}: has no limit, give min or max")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise InputError(f"{self._called}: min {self.min:g} is above max {self.max:g}")
+        if self.of_change and self.max is None:
+            raise InputError(f"{self._called}: a change has no sign, give max")
+
+    @property
+    def of_change(self) -> bool:
+        """Whether it is about the distance from a baseline."""
+        return self.metric.startswith(CHANGE)
+
+    @property
+    def measured(self) -> str:
+        """The name of the metric that has to be known for it."""
+        return self.metric.removeprefix(CHANGE)
+
+    @property
+    def _called(self) -> str:
+        return f"budget {shown(self.metric)}"
+
+    @classmethod
+    def of(cls, metric: str, told: Any, aggregation: Aggregation = "median") -> MetricBudget:
+        """From what a file tells of it, such as {"max": 3}; raises InputError for what it does not know."""
+        if not isinstance(told, Mapping):
+            raise InputError(f"budget {shown(metric)} is {quoted(told)}, expected such as {{max = 3}}")
+        known = ("min", "max", "severity", "aggregation")
+        for key in told:
+            if key not in known:
+                raise InputError(f"budget {shown(metric)}: unknown key {quoted(key)}{suggestion(key, known)}")
+        return cls(metric, **{"aggregation": aggregation, **told})
+
+    @classmethod
+    def parse(cls, text: str, limit: Literal["min", "max"]) -> MetricBudget:
+        """From ``log10_norm=3``; raises InputError."""
+        name, equals, number = text.partition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not equals or math.isnan(value):
+            raise InputError(f"--{limit} is {quoted(text)}, expected METRIC=NUMBER such as log10_norm=3")
+        return cls(name.strip(), **{limit: value})  # type: ignore[arg-type]
+
+
+def suggestion(given: object, known: Sequence[str]) -> str:
+    """``: did you mean X?``, or what there is."""
+    near = difflib.get_close_matches(str(given), known, n=1)
+    return f": did you mean {near[0]}?" if near else f": expected {', '.join(known)}"
+
+
+@dataclass(frozen=True)
+class Check:
+    """What became of a budget.
+
+    value : what decided, of sequences and seeds, None where it could not be measured, for the reason in
+    ``failure``; lowest, highest : of them all; count : how many they are; unit : of all of these.
+    """
+
+    analysis: str
+    budget: MetricBudget
+    value: float | None
+    error: float | None = None
+    lowest: float | None = None
+    highest: float | None = None
+    count: int = 1
+    unit: str = ""
+    failure: str | None = None
+
+    @property
+    def margin(self) -> float | None:
+        """How far within the limits it is, in its unit; negative beyond them."""
+        if self.value is None or math.isnan(self.value):
+            return None
+        return min(_margins(self.budget, self.value))
+
+    @property
+    def passed(self) -> bool:
+        """Whether the limits are kept, whatever the severity; what is not known keeps none."""
+        return self.margin is not None and self.margin >= 0
+
+    @property
+    def failed(self) -> bool:
+        """Whether it fails the build."""
+        return not self.passed and self.budget.severity == "error"
+
+    @property
+    def open(self) -> str | None:
+        """Why it might as well have ended otherwise; None where that is certain."""
+        margin = self.margin
+        if margin is None or self.value is None:
+            return None
+        if self.error and abs(margin) <= self.error:
+            return "the limit is within the estimated error"
+        if self.lowest is None or self.highest is None:
+            return None
+        inside = [min(_margins(self.budget, one)) >= 0 for one in (self.lowest, self.highest)]
+        if self.count > 1 and not all(one == self.passed for one in inside):
+            return "the limit is within the spread"
+        return None
+
+    @property
+    def spread(self) -> float | None:
+        """From the lowest to the highest of sequences and seeds, 0 of a single one; None where not finite."""
+        if self.lowest is None or self.highest is None:
+            return None
+        width = self.highest - self.lowest
+        return width if math.isfinite(width) else (0.0 if self.lowest == self.highest else None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON tells it: what is not finite is None."""
+        return {
+            "analysis": self.analysis,
+            "metric": self.budget.metric,
+            "value": finite(self.value),
+            "min": finite(self.budget.min),
+            "max": finite(self.budget.max),
+            "severity": self.budget.severity,
+            "passed": self.passed,
+            "error": finite(self.error),
+            "spread": self.spread,
+            "lowest": finite(self.lowest),
+            "highest": finite(self.highest),
+            "sequences": self.count,
+            "aggregation": self.budget.aggregation,
+            "unit": self.unit,
+            "margin": finite(self.margin),
+            "open": self.open,
+            "failure": self.failure,
+        }
+
+
+def judge_budget(analysis: str, budget: MetricBudget, metric: Metric) -> Check:
+    """Hold a metric against its budget; analysis : what it is of, by its name."""
+    return Check(
+        analysis,
+        budget,
+        _decisive(budget, metric),
+        metric.error,
+        metric.lowest,
+        metric.highest,
+        len(metric.values),
+        metric.unit,
+    )
+
+
+def _decisive(budget: MetricBudget, metric: Metric) -> float:
+    """The value that is held against the limits."""
+    if budget.aggregation == "median":
+        return metric.median
+
+    def margin(value: float) -> float:
+        return min(_margins(budget, value))
+
+    return (max if budget.aggregation == "optimistic" else min)(metric.values, key=margin)
+
+
+def _margins(budget: MetricBudget, value: float) -> list[float]:
+    """Distances to the limits that there are; equal infinities are at the limit."""
+    below = [] if budget.max is None else [_distance(value, budget.max)]
+    above = [] if budget.min is None else [_distance(budget.min, value)]
+    return below + above
+
+
+def _distance(low: float, high: float) -> float:
+    return 0.0 if low == high else high - low
+
+
+def finite(value: float | None) -> float | None:
+    """A number as JSON knows it."""
+    return value if value is not None and math.isfinite(value) else None

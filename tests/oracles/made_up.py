@@ -1,0 +1,61 @@
+"""Analyses made by hand of round numbers, for every view of one."""
+
+import numpy as np
+
+from gradscope.product_svd.spectrum import Spectrum
+from gradscope.report.analysis import Analysis
+from gradscope.report.chains import chain_of
+from gradscope.report.notes import chain_notes
+from gradscope.report.verdict import judge, level
+from gradscope.settings import Policy
+
+STEPS = 40
+LSTM = {"full": -0.25, "carousel": -0.5, "R_z": -6.0, "R_f": None}
+
+
+def made_up(rate, size=4, zeros=0, error=3e-13):
+    """A Spectrum of round numbers: sigma_1 = 10 ** (rate * lag), the others a decade apart."""
+    logs = rate * STEPS - np.arange(float(size))
+    by_lag = rate * np.arange(1.0, STEPS + 1)
+    if zeros:
+        logs[-zeros:] = -np.inf
+    if zeros == size:
+        by_lag[-3:] = -np.inf
+    vector = np.eye(size)[0]
+    return Spectrum(logs, zeros, error, error / 10, vector, vector, by_lag)
+
+
+def analysis(rates, batch=1, **problem):
+    """An Analysis of made-up chains {name: rate}, the full one first."""
+    chains = []
+    for name, rate in rates.items():
+        dead = rate is None
+        spectra = [made_up(-1.0 if dead else rate + 0.01 * b, zeros=4 if dead else 0) for b in range(batch)]
+        chains.append(chain_of(name, spectra, 1e-3))
+    paths = [name for name in rates if name != "full"]
+    shares = {name: np.full(STEPS, s) for name, s in zip(paths, (0.75, 0.35, -0.1), strict=False)}
+    policy = Policy()
+    given = {
+        "cell": "lstm",
+        "hidden": 4,
+        "input_size": 3,
+        "steps": STEPS,
+        "batch": batch,
+        "source": "initialised",
+    }
+    matrix = {
+        "spectral_norm": 1.25,
+        "spectral_radius": 0.5,
+        "singular_values": np.array([1.25, 0.5, 0.25, 1e-4]),
+    }
+    verdict = judge(chains, {name: float(s.mean()) for name, s in shares.items()}, policy)
+    return Analysis(
+        problem=given | problem,
+        policy=policy,
+        verdict=verdict.noting(chain_notes(chains[0], verdict.level, "float64")),
+        chains=tuple(chains),
+        levels={chain.name: level(chain, policy) for chain in chains},
+        shares=shares,
+        gates={"f": {"mean": 0.5, "saturated": 0.125}} if paths else {},
+        matrices={"R_f": matrix} if paths else {},
+    )
