@@ -378,6 +378,16 @@ class Settings:
         repeatable=True,
         doc="Paths dropped from the sum of Jacobians, such as R_o.",
     )
+    scale: str | Sequence[str] | Mapping[str, float] = option(
+        (),
+        "Measurement",
+        "Multiply what paths carry, states unchanged: R_*=0.75 is the mean of h-detach with probability 0.25 "
+        "(repeatable).",
+        metavar="PATH=FACTOR",
+        repeatable=True,
+        doc='Factors on the Jacobians of paths, as {"R_*": 0.75} or "R_*=0.75", the states being as they '
+        "were: 1 - p on R_* is the mean of h-detach with probability p.",
+    )
     view: View = option(
         "state",
         "Measurement",

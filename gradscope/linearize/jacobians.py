@@ -104,6 +104,7 @@ def slopes(
     result = {units.own: d_own} if units.own else {}
     result |= {key("R", gate): d_pre[gate] for gate in units.gates}
     result |= {key("p", g): d_pre[g] * parameters[key("p", g)][None] for g in units.peepholes}
+    result |= {path: factor * result[path] for path, factor in cell.factors}
     return result, {name: d_pre[name] for name, _ in units.weights}, gates
 
 

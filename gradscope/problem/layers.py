@@ -22,8 +22,9 @@ from gradscope.problem.feeding import Unmasked, check_roots, unmasked
 from gradscope.problem.initial_state import initial_states
 from gradscope.problem.inputs import Sequences, extents, given_lengths, given_sequences, is_made, label
 from gradscope.problem.loss_adjoint import with_loss, with_losses
-from gradscope.problem.problem import Problem, as_names, chosen_top, known_paths, make_problem
+from gradscope.problem.problem import Problem, as_names, chosen_top, known_paths, make_problem, paths_of
 from gradscope.problem.recorded import on_recorded, with_mask
+from gradscope.problem.scaling import check_names, factors_of, scale_of
 from gradscope.problem.self_check import settled
 from gradscope.problem.time_axis import assumption, known_time_major, time_major
 from gradscope.settings import DTYPE, Settings, Top
@@ -255,7 +256,7 @@ def _problem(layer: Layer, model: Model, settings: Settings) -> Problem:
     biases = settings.biases or {}
     everywhere = {name for other in model.layers for name in other.parameters}
     there = {k: value for k, value in biases.items() if k in layer.parameters or k not in everywhere}
-    settings = replace(settings, biases=there)
+    settings = replace(settings, biases=there, scale=_scale_there(settings, layer, model))
     if len(model.layers) == 1:
         return make_problem(settings, layer)
     try:
@@ -264,6 +265,16 @@ def _problem(layer: Layer, model: Model, settings: Settings) -> Problem:
         others = [other.name for other in model.layers if other is not layer and _fits(other, settings)]
         hint = f"; or choose others with --layer: {listed(others)}" if others else ""
         raise InputError(f"layer {shown(layer.name)}: {error.marked}{_below(layer, model)}{hint}") from error
+
+
+def _scale_there(settings: Settings, layer: Layer, model: Model) -> dict[str, float]:
+    """The factors of the paths that this layer has; InputError for one that no layer has."""
+    scale = scale_of(settings.scale)
+    everywhere = tuple(dict.fromkeys(p for one in model.layers for p in paths_of(one.cell, settings.view)))
+    if len(model.layers) > 1:
+        check_names(scale, everywhere, "any layer")
+    own = paths_of(layer.cell, settings.view)
+    return {pattern: factor for pattern, factor in scale.items() if factors_of({pattern: factor}, own)}
 
 
 def _fits(layer: Layer, settings: Settings) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 
 from gradscope.cells import find
 from gradscope.cells.cell import Cell
+from gradscope.cells.factors import with_factors
 from gradscope.cells.initializers import initialize
 from gradscope.checkpoints import Layer
 from gradscope.checkpoints.derivatives import Derivatives
@@ -28,6 +29,7 @@ from gradscope.problem.inputs import (
     label,
 )
 from gradscope.problem.origin import Origin
+from gradscope.problem.scaling import check_names, factors_of, scale_of
 from gradscope.settings import CELL, DEFAULT_TOP, DTYPE, HIDDEN, INIT, MOST_FOR_ALL, Only, Settings, option_of
 
 
@@ -96,6 +98,8 @@ def make_problem(settings: Settings, layer: Layer | None = None) -> Problem:
     n = sizes.get("hidden", HIDDEN)
     (b, t, d), lengths = extents(sizes, given, lengths)
     cut = known_paths(cell, as_names(settings.cut), view, min(lengths or (t,)))
+    scale = scale_of(settings.scale)
+    check_names(scale, paths_of(cell, view), f"cell {cell.name} in view {view!r}")
     top = chosen_top(settings.top, n if view == "cell" else cell.size(n))
     check_memory(cell, n, (b, t, d), top is not None and view != "cell")
 
@@ -124,6 +128,7 @@ def make_problem(settings: Settings, layer: Layer | None = None) -> Problem:
         assumed=layer.assumed if layer else None,
     )
     direction = layer.direction if layer else "forward"
+    cell = with_factors(cell, tuple(factors_of(scale, paths_of(cell, view)).items()))
     system = System(cell, n, parameters, sequences, state, lengths, direction, dtype)
     problem = Problem(system, cut, view, top, accuracy, settings.only, origin=origin)
     return _differentiated(problem, layer.derivatives) if layer and layer.derivatives else problem
@@ -202,7 +207,7 @@ def _check_applies(settings: Settings, layer: Layer) -> None:
 
 def known_paths(cell: Cell, cut: tuple[str, ...], view: str, steps: int) -> tuple[str, ...]:
     """The paths to cut, each once, if this view of the cell has them and others besides."""
-    paths = cell.paths
+    paths = paths_of(cell, view)
     if view == "cell":
         if cell.units is None or cell.units.squash is None:
             raise MisfitError(f"{_CELL_VIEW} is the chain of an LSTM's cell state, cell {cell.name} has none")
@@ -210,7 +215,6 @@ def known_paths(cell: Cell, cut: tuple[str, ...], view: str, steps: int) -> tupl
             raise InputError(
                 f"{_CELL_VIEW} starts at step 2: expected {as_option('steps')} of at least 2, got 1"
             )
-        paths = tuple(path for path in paths if path != "R_o")  # o is held fixed
     for path in cut:
         if path not in paths:
             has = f"it has {', '.join(paths)}" if paths else "it has no named paths"
@@ -223,6 +227,11 @@ def known_paths(cell: Cell, cut: tuple[str, ...], view: str, steps: int) -> tupl
             "least one path"
         )
     return tuple(dict.fromkeys(cut))
+
+
+def paths_of(cell: Cell, view: str) -> tuple[str, ...]:
+    """The paths that this view of the cell has: that of its cell state holds o fixed."""
+    return tuple(path for path in cell.paths if view != "cell" or path != "R_o")
 
 
 def _check_range(arrays: Mapping[str, Array], dtype: str) -> None:

@@ -45,6 +45,7 @@ def described(problem: Problem, backend: str) -> dict[str, Any]:
         **of_layer,
         **{name: None if words is None else list(words) for name, words in _said(origin).items()},
         **_loss(problem),
+        "scale": dict(system.cell.factors) or None,
         "only": None if problem.only == "all" else problem.only,
     }
     return said | {name: value for name, value in given.items() if value is not None} | {"backend": backend}
@@ -62,6 +63,8 @@ def described_together(problems: Problems, backend: str) -> dict[str, Any]:
     common |= {
         name: _of_all(problems.names, [one[name] or () for one in said]) for name in said[0] if name in first
     }
+    scale = {path: factor for one in problems.layers for path, factor in one.system.cell.factors}
+    common |= {"scale": scale} if scale else {}
     return common | {"cell": ", ".join(cells), "cut": list(cut)}
 
 

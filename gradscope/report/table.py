@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -145,9 +145,18 @@ def _subject(analysis: Analysis) -> str:
         words.append(f"batch {problem['batch']}")
     if problem.get("cut"):
         words.append("without " + ", ".join(problem["cut"]))
+    words += _scaled(problem.get("scale", {}))
     if problem.get("view") == "cell":
         words.append("cell view")
     return ", ".join(words)
+
+
+def _scaled(scale: Mapping[str, float]) -> Iterable[str]:
+    """Which paths carry a factor, those of one together."""
+    paths: dict[float, list[str]] = {}
+    for path, factor in scale.items():
+        paths.setdefault(factor, []).append(path)
+    return (f"paths {', '.join(names)} x {factor:g}" for factor, names in paths.items())
 
 
 def _given(analysis: Analysis) -> Iterable[str]:
