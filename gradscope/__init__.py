@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from gradscope.product_svd.spectrum import Spectrum as Spectrum
     from gradscope.product_svd.spectrum import spectrum as spectrum
     from gradscope.report.analysis import Analysis as Analysis
-    from gradscope.report.analysis import schema as schema
     from gradscope.report.chains import Chain as Chain
     from gradscope.report.chains import Extremes as Extremes
     from gradscope.report.verdict import Verdict as Verdict
+    from gradscope.schemas import schema as schema
     from gradscope.settings import Policy as Policy
 
 # Public name -> the module that it is imported from when it is asked for. What a type checker sees is above.
@@ -52,7 +52,7 @@ _HOME = {
     "from_keras": "gradscope.checkpoints.keras_live",
     "from_torch": "gradscope.checkpoints.torch_live",
     "record": "gradscope.checkpoints.recording_file",
-    "schema": "gradscope.report.analysis",
+    "schema": "gradscope.schemas",
     "spectrum": "gradscope.product_svd.spectrum",
 }
 

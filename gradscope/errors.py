@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -79,6 +80,14 @@ def listed(names: Sequence[str], most: int = 8) -> str:
     """A few of the names for a one-line message: a stranger's file may hold thousands."""
     more = f", ... ({len(names)} in all)" if len(names) > most else ""
     return ", ".join(shown(name[:80]) for name in names[:most]) + more
+
+
+def did_you_mean(given: str, names: Iterable[str], most: int = 1) -> str:
+    """The end of a message about a name that is not known: those that it begins, else the nearest."""
+    known = list(names)
+    near = [name for name in sorted(known) if given.strip("-") and name.startswith(given)]
+    near = near or difflib.get_close_matches(given, known, n=most, cutoff=0.6)
+    return f": did you mean {' or '.join(near[:most])}?" if near else ""
 
 
 def duration(seconds: float) -> str:

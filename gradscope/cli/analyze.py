@@ -37,7 +37,13 @@ _CELLS = textwrap.fill(
 )
 
 
-@click.command(cls=Command, epilog=f"\b\n{_CELLS}")
+_MOST_USED = (
+    *("--layer", "--cell", "--hidden", "--steps", "--init", "--gain", "--forget-bias", "--inputs", "--batch"),
+    *("--cut", "--only", "--fail-on", "--json", "--output"),
+)
+
+
+@click.command(cls=Command, most_used=_MOST_USED, epilog=f"\b\n{_CELLS}")
 @options(Settings)
 @options(Process)
 @options(Output)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 
+from gradscope.cli.defaults import origin, set_defaults, settable
 from gradscope.cli.streams import delivering
-from gradscope.errors import ExitCode
+from gradscope.errors import ExitCode, did_you_mean
+
+# Examples that the short help shows.
+_EXAMPLES = 5
 
 
 @contextlib.contextmanager
@@ -21,19 +25,55 @@ def nearest_option(command: click.Command, ctx: click.Context) -> Iterator[None]
         yield
     except click.NoSuchOption as error:
         options = [flag for param in command.get_params(ctx) for flag in param.opts if flag.startswith("--")]
-        given = error.option_name
-        near = [flag for flag in options if flag.startswith(given)]
-        near = near or difflib.get_close_matches(given, options, n=3, cutoff=0.6)
-        hint = f": did you mean {' or '.join(sorted(near)[:3])}?" if near else ""
-        raise click.UsageError(f"no such option {given}{hint}", ctx) from error
+        hint = did_you_mean(error.option_name, options, most=3)
+        raise click.UsageError(f"no such option {error.option_name}{hint}", ctx) from error
+
+
+@contextlib.contextmanager
+def saying_where(ctx: click.Context) -> Iterator[None]:
+    """Say of a wrong value that was not given on the command line where it stands."""
+    try:
+        yield
+    except click.BadParameter as error:
+        name = error.param.name if error.param else None
+        if name and (where := origin(ctx, name, ctx.get_parameter_source(name))):
+            message = f"{error.message.rstrip('.')} ({where})"
+            raise click.BadParameter(message, error.ctx, error.param, error.param_hint) from error
+        raise
 
 
 class Command(click.Command):
-    """A command whose ``--help`` fails as a result would where stdout cannot be written."""
+    """A command whose ``--help`` fails as a result would where stdout cannot be written.
+
+    Options that are not given are looked for in the environment and in the settings file (cli/defaults.py).
+    most_used : of many options those that ``-h`` shows, by their flags; ``--help`` has all, by section.
+    """
+
+    def __init__(self, *args: Any, most_used: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._most_used, self._brief = tuple(most_used), None
+        if most_used:
+            self.context_settings["help_option_names"] = ["--help"]
+            self._brief = click.Option(
+                ["-h"],
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                allow_from_autoenv=False,
+                callback=_show_brief,
+                help="Show the options most used, and exit.",
+            )
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """As click's; ``-h`` stands before ``--help`` where it is not the same."""
+        params = super().get_params(ctx)
+        return params if self._brief is None else [*params[:-1], self._brief, params[-1]]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click's, which prints the help from here."""
-        with delivering("stdout"), nearest_option(self, ctx):
+        if not (ctx.resilient_parsing or {*args} & {"-h", "--help"}):
+            set_defaults(ctx)
+        with delivering("stdout"), nearest_option(self, ctx), saying_where(ctx):
             return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -46,6 +86,33 @@ class Command(click.Command):
         for title, records in sections.items():
             with formatter.section(title):
                 formatter.write_dl(records)
+
+    def brief_help(self, ctx: click.Context) -> str:
+        """What it does, some examples, and the options that most use."""
+        formatter = ctx.make_formatter()
+        self.format_usage(ctx, formatter)
+        what, _, rest = inspect.cleandoc(self.help or "").replace("\b\n", "").partition("\n\n")
+        with formatter.indentation():
+            formatter.write_paragraph()
+            formatter.write_text(what)
+            formatter.write_paragraph()
+            for line in rest.partition("\n\n")[0].splitlines()[: 1 + _EXAMPLES]:
+                formatter.write(f"  {line}\n")
+        records = {flag: param.get_help_record(ctx) for param in self.get_params(ctx) for flag in param.opts}
+        with formatter.section("Options"):
+            formatter.write_dl([record for flag in self._most_used if (record := records[flag])])
+        formatter.write_paragraph()
+        formatter.write_text(
+            f"{ctx.command_path} --help shows all {len(settable(self))} options, by section."
+        )
+        return formatter.getvalue().rstrip("\n")
+
+
+def _show_brief(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        assert isinstance(ctx.command, Command)
+        click.echo(ctx.command.brief_help(ctx), color=ctx.color)
+        ctx.exit()
 
 
 class SectionedOption(click.Option):
@@ -90,7 +157,6 @@ class LazyGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            near = difflib.get_close_matches(args[0], self._commands_in, n=1)
-            if near:
-                raise click.UsageError(f"{error.message.rstrip('.')}: did you mean {near[0]}?", ctx) from None
+            if hint := did_you_mean(args[0], self._commands_in):
+                raise click.UsageError(f"{error.message.rstrip('.')}{hint}", ctx) from None
             raise

@@ -29,10 +29,17 @@ from gradscope.errors import ExitCode, GradscopeError, shown
         "analyze": "gradscope.cli.analyze:analyze",
         "chain": "gradscope.cli.chain:chain",
         "inspect": "gradscope.cli.inspect:inspect",
+        "config": "gradscope.cli.config:config",
+        "schema": "gradscope.cli.schema:schema",
+        "completion": "gradscope.cli.completion:completion",
     },
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "auto_envvar_prefix": "GRADSCOPE",
+    },
 )
-@click.version_option(package_name="gradscope", message="%(prog)s %(version)s")
+@click.version_option(package_name="gradscope", message="%(prog)s %(version)s", allow_from_autoenv=False)
 def cli() -> None:
     """Tell, exactly, whether and how gradients vanish or explode in a recurrent network.
 

@@ -192,7 +192,7 @@ def _parameters(described: Field[Any], section: str | None) -> list[Callable[[Co
         return [_option(key, attributes | {"help": text}) for key, (_, text) in said.keys.items()]
     flags = said.flags or ((f"{flag(name)}/{flag(f'no_{name}')}",) if described.default is True else ())
     shorthands = [
-        _option(name, heading | {"flag_value": value, "help": text}, shorthand)
+        _option(name, heading | {"flag_value": value, "help": text, "allow_from_autoenv": False}, shorthand)
         for shorthand, (value, text) in said.shorthands.items()
     ]
     return [_option(name, attributes, *flags), *shorthands]

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import bisect
 import html
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -225,10 +223,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
     return value
-
-
-def schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of what ``Analysis.to_dict`` returns."""
-    text = resources.files("gradscope.report").joinpath("analysis.schema.json").read_text("utf-8")
-    loaded: dict[str, Any] = json.loads(text)
-    return loaded

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 from gradscope.cells import find
@@ -89,10 +87,3 @@ def _layer(found: Found, matrices: Mapping[str, Mapping[str, float | None]]) -> 
 
 def _finite(matrix: Mapping[str, float | None]) -> dict[str, float | None]:
     return {name: None if x is None or not math.isfinite(x) else x for name, x in matrix.items()}
-
-
-def inspection_schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of what ``Inspection.to_dict`` returns."""
-    text = resources.files("gradscope.report").joinpath("inspection.schema.json").read_text("utf-8")
-    loaded: dict[str, Any] = json.loads(text)
-    return loaded

@@ -6,6 +6,7 @@ UPDATE_GOLDEN=1 pytest tests/cli/test_settings.py writes the help anew; read the
 import inspect
 import os
 import re
+import runpy
 import subprocess
 import sys
 from dataclasses import dataclass, fields
@@ -31,15 +32,27 @@ PYTHON_ONLY = {"progress", "plan"}
 COMMANDS = cli.list_commands(None)
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help(run, monkeypatch, command):
+@pytest.mark.parametrize("asked", ["--help", *(f"{name} --help" for name in COMMANDS), "analyze -h"])
+def test_help(run, monkeypatch, asked):
     monkeypatch.setenv("COLUMNS", "80")
-    code, text, err = run(*command.split(), "--help")
+    code, text, err = run(*asked.split())
     assert (code, err) == (0, "")
-    golden = GOLDEN / f"help_{command or 'gradscope'}.txt"
+    command = asked.removesuffix("--help").replace("-h", "brief").split() or ["gradscope"]
+    golden = GOLDEN / f"help_{'_'.join(command)}.txt"
     if os.environ.get("UPDATE_GOLDEN"):
         golden.write_text(text, "utf-8")
     assert text == golden.read_text("utf-8")
+
+
+def test_the_reference_and_the_manual_are_of_these_commands():
+    generate = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "generate.py"))
+    if os.environ.get("UPDATE_GOLDEN"):
+        generate["main"]()
+    pages = generate["pages"]()
+    assert {path: path.read_text("utf-8") for path in pages} == pages
+    assert {path for folder in ("reference", "man") for path in (generate["DOCS"] / folder).iterdir()} == {
+        *pages
+    }
 
 
 def test_every_setting_is_an_option_and_every_option_a_field():

@@ -18,10 +18,11 @@ import gradscope
 from gradscope import checkpoints
 from gradscope.cli.main import main
 from gradscope.errors import InputError
-from gradscope.report.inspection import inspect, inspection_schema
+from gradscope.report.inspection import inspect
 from gradscope.report.inspection_table import render_contents
 from gradscope.report.terminal import Terminal
 from gradscope.report.views import Look
+from gradscope.schemas import schema
 
 # Keras reads an attribute of NumPy that is on its way out.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:keras")
@@ -172,7 +173,7 @@ def test_inspect_says_what_a_layer_reads(tmp_path):
     model = built(L.Dense(INPUT, name="front"), L.LSTM(HIDDEN, name="lstm"))
     found = inspect(saved(model, tmp_path / "x.keras"))
     result = found.to_dict()
-    jsonschema.validate(result, inspection_schema())
+    jsonschema.validate(result, schema("inspection"))
     (layer,) = result["layers"]
     assert (layer["below"], layer["reads"], layer["embedding"]) == (None, "front", None)
     assert layer["open"].startswith("reads front, which gradscope does not compute: give that as")

@@ -10,11 +10,12 @@ import torch
 from oracles.models import HIDDEN, INPUT, sequence
 
 import gradscope
-from gradscope.report.inspection import Inspection, inspection_schema
+from gradscope.report.inspection import Inspection
 from gradscope.report.inspection_table import render_contents
 from gradscope.report.table import render_table
 from gradscope.report.terminal import Terminal
 from gradscope.report.views import Look
+from gradscope.schemas import schema
 
 WIDE = Look(Terminal(color=False, unicode=True, width=160))
 
@@ -62,7 +63,7 @@ def test_a_fresh_cell_has_nothing_to_say():
 def test_inspection_says_it_too(stack):
     live = saying(stack, {"not_applied": ("dropout of 0.5",)}, {"assumed": ("axis 0 is time",)})
     inspection = Inspection("x", live.contents(), ({}, {}))
-    jsonschema.validate(inspection.to_dict(), inspection_schema())
+    jsonschema.validate(inspection.to_dict(), schema("inspection"))
     assert inspection.to_dict()["layers"][1]["assumed"] == ["axis 0 is time"]
     table = render_contents(inspection, WIDE)
     assert " • l0: Not applied: dropout of 0.5\n • l1: Assumed: axis 0 is time\n" in table

@@ -13,7 +13,8 @@ from oracles import layouts
 
 import gradscope
 from gradscope.errors import InputError
-from gradscope.report.inspection import inspect, inspection_schema
+from gradscope.report.inspection import inspect
+from gradscope.schemas import schema
 
 STATE = layouts.module(
     encoder=layouts.recurrent("lstm", 3, 4, layers=2),
@@ -32,7 +33,7 @@ def test_json_follows_its_schema(run, model):
     code, out, err = run("inspect", model, "--json")
     assert (code, err) == (0, "")
     result = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    jsonschema.validate(result, inspection_schema())
+    jsonschema.validate(result, schema("inspection"))
     layers = {layer["name"]: layer for layer in result["layers"]}
     assert list(layers) == ["encoder.l0", "encoder.l1", "decoder", "small"]  # as in the file
     assert layers["decoder"]["cells"] == ["rnn", "rnn-relu"]
@@ -207,7 +208,7 @@ def test_norms_beyond_float64(run, tmp_path, form):
     if form == "--json":
         (matrix,) = json.loads(out)["layers"][0]["matrices"]
         assert matrix == {"name": "R", "spectral_norm": None, "spectral_radius": None}
-        jsonschema.validate(json.loads(out), inspection_schema())
+        jsonschema.validate(json.loads(out), schema("inspection"))
     else:
         assert out.count("above 1e308") == 2
 

@@ -15,11 +15,11 @@ import pytest
 from oracles.made_up import LSTM, STEPS, analysis
 
 from gradscope.measure.loss import LossGradient
-from gradscope.report.analysis import schema
 from gradscope.report.json import render_json
 from gradscope.report.table import render_table
 from gradscope.report.terminal import Terminal
 from gradscope.report.views import Look
+from gradscope.schemas import schema
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -27,6 +27,7 @@ MAY = {
 # Files of the root that every room may import, and what they may import themselves.
 LEAVES = {"custom_types": set(), "errors": {"custom_types"}, "version": set()}
 # Of cells and checkpoints the settings know types alone.
+LEAVES |= {"config_file": {"errors"}, "schemas": {"errors"}}
 LEAVES |= {"machine": {"errors", "settings"}, "settings": {"errors", "cells", "checkpoints"}}
 ROOT = LEAVES | {"api": {*MAY, *LEAVES} - {"cli"}, "__main__": {"cli"}, "__init__": {*MAY, *LEAVES, "api"}}
 RICH = {"page", "table", "loss_table", "sparkline", "inspection_table"}
@@ -88,7 +89,7 @@ def test_a_file_says_what_it_is_and_its_functions_are_short(path):
 
 
 # One verb in the shell and in Python; what every library's names have; cells called after their activation.
-SHARED = {"analyze", "inspect", "layers", "sigmoid"}
+SHARED = {"analyze", "inspect", "layers", "schema", "sigmoid"}
 
 
 def test_no_two_public_things_have_one_name():
@@ -112,7 +113,11 @@ HEAVY = {"jax", "numpy", "scipy", "safetensors"}
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["-h"], ["--version"], *([command, "--help"] for command in COMMANDS), ["chain", "-h"]],
+    [
+        *(["--help"], ["-h"], ["--version"], ["chain", "-h"], ["analyze", "-h"]),
+        *([command, "--help"] for command in COMMANDS),
+        *(["config"], ["schema", "analysis"], ["completion", "bash"]),
+    ],
 )
 def test_help_imports_no_jax(arguments):
     loaded = modules_after(f"from gradscope.cli.main import main; assert main({arguments!r}) == 0")

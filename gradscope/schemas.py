@@ -1,0 +1,35 @@
+"""The JSON Schemas of what gradscope writes as JSON, each a file of the package."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from typing import Any
+
+from gradscope.errors import InputError, did_you_mean, listed, quoted
+
+# Name -> the package and file that it is in, and what has it.
+SCHEMAS = {
+    "analysis": (
+        "gradscope.report",
+        "analysis.schema.json",
+        "analyze --json, chain --json, Analysis.to_dict",
+    ),
+    "config": ("gradscope.cli", "config.schema.json", "config --json"),
+    "inspection": ("gradscope.report", "inspection.schema.json", "inspect --json"),
+}
+
+
+def schema(name: str = "analysis") -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of one kind of output; raises InputError for an unknown name.
+
+    name : "analysis" for what ``Analysis.to_dict`` returns; ``gradscope schema`` lists the others. What
+        stands in the output itself, such as "gradscope/analysis/1", is that schema's name too.
+    """
+    plain = name.removeprefix("gradscope/").rpartition("/")[0] or name
+    if plain not in SCHEMAS:
+        hint = did_you_mean(plain, SCHEMAS) or f", expected one of {listed(sorted(SCHEMAS), most=20)}"
+        raise InputError(f"no schema is called {quoted(name)}{hint}")
+    package, file, _ = SCHEMAS[plain]
+    found: dict[str, Any] = json.loads(resources.files(package).joinpath(file).read_text("utf-8"))
+    return found
