@@ -19,6 +19,7 @@ from gradscope.measure.loss import loss_gradient
 from gradscope.measure.measured import Measured
 from gradscope.measure.plan import Plan
 from gradscope.measure.progress import Progress
+from gradscope.measure.sensitivity import sensitivity_of
 from gradscope.problem.inputs import is_made
 from gradscope.problem.layers import Problems, make_problems
 from gradscope.product_svd.spectrum import spectrum
@@ -161,7 +162,10 @@ def _concluded(
     device: Device,
     progress: Progress | None,
 ) -> Analysis:
-    """The analysis of what was measured; losses are followed back on ``device``."""
+    """The analysis of what was measured; on ``device`` losses are followed back and chains differentiated."""
     whole = problems.layers[0].only == "all"
     losses = [loss_gradient(problem, device, progress) if whole else None for problem in problems.every]
-    return conclude(problems, policy, measured, losses, device.platform)
+    changes = [
+        sensitivity_of(problem, each, device) for problem, each in zip(problems.every, measured, strict=True)
+    ]
+    return conclude(problems, policy, measured, losses, changes, device.platform)

@@ -417,6 +417,12 @@ class Settings:
         doc="Compute no more than the verdict, which is the same; or also the gain by lag; or also the "
         "paths' chains and shares. A loss, gates and norms of the matrices only with all.",
     )
+    sensitivity: bool = option(
+        False,
+        "Measurement",
+        "How the gain changes with every parameter, exactly: d log10 sigma_1 / d(parameter).",
+        doc="Also ``Analysis.sensitivity``: d log10 sigma_1 / d(parameter) of the full chain, exactly.",
+    )
     dtype: DType | None = option(
         None,
         "Measurement",

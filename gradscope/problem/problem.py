@@ -42,6 +42,7 @@ class Problem:
     top : how many singular values to compute, without Jacobians; None is all of them.
     accuracy : "full", or "fast" for singular values to about 1e-6.
     only : what is measured, see ``Settings.only``.
+    sensitivity : whether the derivatives of log10 sigma_1 by the parameters are asked for.
     adjoint : (B, S, n) float64, the derivatives of a loss by the outputs h of the last S steps (S = 1: a loss
         at the last step, S = T: at every step); None without a loss.
     origin : where all of it came from.
@@ -53,6 +54,7 @@ class Problem:
     top: int | None = None
     accuracy: str = "full"
     only: Only = "all"
+    sensitivity: bool = False
     adjoint: Array | None = None
     origin: Origin = field(default_factory=Origin)
 
@@ -130,7 +132,8 @@ def make_problem(settings: Settings, layer: Layer | None = None) -> Problem:
     direction = layer.direction if layer else "forward"
     cell = with_factors(cell, tuple(factors_of(scale, paths_of(cell, view)).items()))
     system = System(cell, n, parameters, sequences, state, lengths, direction, dtype)
-    problem = Problem(system, cut, view, top, accuracy, settings.only, origin=origin)
+    _check_sensitivity(settings, cell, layer, top)
+    problem = Problem(system, cut, view, top, accuracy, settings.only, settings.sensitivity, origin=origin)
     return _differentiated(problem, layer.derivatives) if layer and layer.derivatives else problem
 
 
@@ -203,6 +206,35 @@ def _check_applies(settings: Settings, layer: Layer) -> None:
                 f"{as_option(name)} is {quoted(value)}, but layer {shown(layer.name)} is differentiated by "
                 f"{layer.derivatives.by}, with its weights as they are: leave {as_option(name)} out"
             )
+
+
+def _check_sensitivity(settings: Settings, cell: Cell, layer: Layer | None, top: int | None) -> None:
+    """Raise InputError where derivatives are asked for that there are none of."""
+    if not settings.sensitivity:
+        return
+    asked = as_option("sensitivity")
+    if settings.view == "cell":
+        raise InputError(f"{asked} is of the chain of the whole state: leave {_CELL_VIEW} out")
+    if settings.scale:
+        raise InputError(
+            f"{asked} is of the chain as the network has it: leave {as_option('scale')} out (a parameter's "
+            "elasticity says what its factor does)"
+        )
+    if settings.only in ("verdict", "gain"):
+        raise InputError(
+            f"{asked} wants the second singular value too, to see whether the first has a derivative: leave "
+            f"{as_option('only')} {settings.only} out"
+        )
+    if top == 1 < cell.size(2):
+        raise InputError(
+            f"{asked} wants the second singular value too, to see whether the first has a derivative: ask "
+            f"for {as_option('top')} 2 at least"
+        )
+    if layer and layer.derivatives:
+        raise InputError(
+            f"{asked}: layer {shown(layer.name)} is differentiated by {layer.derivatives.by}, of whose steps "
+            f"gradscope has the Jacobians but not the parameters: leave {asked} out"
+        )
 
 
 def known_paths(cell: Cell, cut: tuple[str, ...], view: str, steps: int) -> tuple[str, ...]:

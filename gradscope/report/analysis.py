@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from gradscope.measure.loss import LossGradient
+    from gradscope.measure.sensitivity import Sensitivity
 
 SCHEMA = "gradscope/analysis/1"
 _MAX_LAGS = 1000
@@ -39,7 +40,9 @@ class Analysis:
         sequences of different length the last step is the same;
     gates : {gate: {"mean", "saturated"}}; matrices : {name: spectral norm, radius, singular values};
     layers : of several layers, the analysis of each; the rest is then about all of them together;
-    loss : what a loss sends back, None where there is none; only : what was measured, see ``analyze``: of a
+    loss : what a loss sends back, None where there is none; sensitivity : how the gain changes with every
+        parameter, None where that was not asked for, or ``verdict.notes`` says why it has none; of layers of
+        which none reads another it is with each. only : what was measured, see ``analyze``: of a
         verdict or a gain alone there is the full chain and its first singular value, no paths, no shares.
     """
 
@@ -54,6 +57,7 @@ class Analysis:
     layers: tuple[Analysis, ...] = ()
     loss: LossGradient | None = None
     only: Only = "all"
+    sensitivity: Sensitivity | None = None
 
     def chain(self, name: str) -> Chain:
         """The chain called ``name``; raises KeyError, with the names that there are."""
@@ -144,6 +148,7 @@ class Analysis:
         """What JSON tells of the whole, and of each layer."""
         shown = lags(self.full.steps, every=all_lags)
         loss = {} if self.loss is None else {"loss": _plain(self.loss.to_dict(shown))}
+        changes = {} if self.sensitivity is None else {"sensitivity": _plain(self.sensitivity.to_dict())}
         return {
             "problem": dict(self.problem),
             "verdict": {
@@ -161,6 +166,7 @@ class Analysis:
             "shares": _plain(self.mean_shares),
             "gates": _plain(self.gates),
             **loss,
+            **changes,
         }
 
 

@@ -13,12 +13,13 @@ from gradscope.cells.spectra import recurrent_matrices
 from gradscope.custom_types import Array
 from gradscope.measure.loss import LossGradient
 from gradscope.measure.measured import Measured, gate_statistics
+from gradscope.measure.sensitivity import Sensitivity, known
 from gradscope.measure.side_by_side import together
 from gradscope.problem.layers import Problems
 from gradscope.problem.problem import Problem
 from gradscope.report.analysis import Analysis
 from gradscope.report.chains import chain_of, mean_share
-from gradscope.report.notes import chain_notes, loss_notes, trajectory_notes
+from gradscope.report.notes import chain_notes, loss_notes, sensitivity_notes, trajectory_notes
 from gradscope.report.provenance import described, described_together
 from gradscope.report.verdict import judge, level
 from gradscope.settings import MOST_FOR_ALL, Policy
@@ -34,15 +35,16 @@ def conclude(
     policy: Policy,
     measured: Sequence[Sequence[Measured]],
     losses: Sequence[LossGradient | None],
+    changes: Sequence[Sensitivity | str | None],
     backend: str,
 ) -> Analysis:
     """The analysis of all layers together, with that of each.
 
-    measured, losses : of every problem in ``problems.every``; backend : the platform they were run on.
+    measured, losses, changes : of every problem in ``problems.every``; backend : the platform.
     """
     layers = tuple(
-        _of_layer(problem, policy, each, loss, backend)
-        for problem, each, loss in zip(problems.layers, measured, losses, strict=False)
+        _of_layer(problem, policy, each, loss, change, backend)
+        for problem, each, loss, change in zip(problems.layers, measured, losses, changes, strict=False)
     )
     analysis = layers[0]
     if len(layers) > 1:
@@ -60,10 +62,12 @@ def conclude(
     if joint is None:
         verdict = replace(analysis.verdict, reasons=(*analysis.verdict.reasons, _SIDE_BY_SIDE))
         return replace(analysis, verdict=verdict)
-    (loss,) = (loss for problem, loss in zip(problems.every, losses, strict=True) if problem is joint)
+    (at,) = (number for number, problem in enumerate(problems.every) if problem is joint)
+    loss, change = losses[at], changes[at]
     if layers[1:]:
-        analysis = replace(analysis, verdict=analysis.verdict.noting(loss_notes(loss)))
-    return replace(analysis, loss=loss)
+        notes = (*loss_notes(loss), *sensitivity_notes(change))
+        analysis = replace(analysis, verdict=analysis.verdict.noting(notes))
+    return replace(analysis, loss=loss, sensitivity=known(change))
 
 
 def _of_layer(
@@ -71,17 +75,19 @@ def _of_layer(
     policy: Policy,
     measured: Sequence[Measured],
     loss: LossGradient | None,
+    change: Sensitivity | str | None,
     backend: str,
 ) -> Analysis:
     # Their spectra take longer than all else where only the top values were asked for.
     few = problem.system.hidden <= MOST_FOR_ALL
     whole = problem.only == "all"
     found = _conclude(measured, policy, described(problem, backend))
-    notes = (*trajectory_notes(problem, measured), *loss_notes(loss))
+    notes = (*trajectory_notes(problem, measured), *loss_notes(loss), *sensitivity_notes(change))
     return replace(
         found,
         verdict=found.verdict.noting(notes),
         loss=loss,
+        sensitivity=known(change),
         only=problem.only,
         gates=gate_statistics(measured) if whole else {},
         matrices=recurrent_matrices(problem.system.parameters, all_values=True) if few and whole else {},

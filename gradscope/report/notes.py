@@ -10,6 +10,7 @@ import numpy as np
 from gradscope.custom_types import Array
 from gradscope.measure.loss import LossGradient
 from gradscope.measure.measured import Measured, course_of, gate_statistics
+from gradscope.measure.sensitivity import Sensitivity
 from gradscope.problem.problem import Problem
 from gradscope.report.chains import Chain
 from gradscope.report.verdict import scientific
@@ -28,6 +29,8 @@ _DIGITS_LEFT = 4.0
 _FLOAT32 = (math.log10(np.finfo(np.float32).tiny), math.log10(np.finfo(np.float32).max))
 # Cells without gates whose slopes end as exponentials do.
 _SATURATING = ("rnn", "rnn-sigmoid")
+# 1 / cos of the angle between the forward and the backward vector from where on the gain hangs by one step.
+_FRAGILE = 100.0
 # Times T up to which a rate is carried on.
 _AHEAD = 10
 
@@ -65,6 +68,32 @@ def loss_notes(loss: LossGradient | None) -> tuple[str, ...]:
         norms = np.nanmedian(loss.log10_norm, axis=0)
     what = _leaving(np.arange(len(norms)), norms)
     return (f"In float32 the loss' gradient {what}.",) if what else ()
+
+
+def sensitivity_notes(change: Sensitivity | str | None) -> tuple[str, ...]:
+    """Of how the gain changes: what there is to know before anything is made of it."""
+    if change is None:
+        return ()
+    if isinstance(change, str):
+        return (f"No sensitivity: {change}.",)
+    found = []
+    if change.values > 1:
+        found.append(
+            f"The {change.values} largest singular values coincide, and have no derivatives of their own: "
+            "the sensitivity is that of their mean logarithm."
+        )
+    if change.window is not None:
+        found.append(
+            f"The trajectory answers to a change with a factor of {_size(change.largest_adjoint)}, "
+            f"chaotically: the sensitivity is of windows of {change.window} steps before each of which the "
+            "state is held, and tells little of a larger change."
+        )
+    if change.condition > _FRAGILE:
+        found.append(
+            f"The chain is fragile at step {change.condition_step}: a relative change of that Jacobian may "
+            f"change the gain {_size(change.condition)} times as much."
+        )
+    return tuple(found)
 
 
 def _saturated(measured: Sequence[Measured], course: Mapping[str, Array]) -> str:

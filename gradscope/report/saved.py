@@ -26,6 +26,7 @@ _HOME = {
     "LossGradient": "gradscope.measure.loss",
     "Matched": "gradscope.report.verdict",
     "Policy": "gradscope.settings",
+    "Sensitivity": "gradscope.measure.sensitivity",
     "Spectrum": "gradscope.product_svd.spectrum",
     "Verdict": "gradscope.report.verdict",
 }

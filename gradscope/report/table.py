@@ -25,6 +25,7 @@ from gradscope.report.page import (
     prose,
     section,
 )
+from gradscope.report.sensitivity_table import sensitivity_sections
 from gradscope.report.sparkline import by_lag, crossings
 from gradscope.report.terminal import Terminal
 from gradscope.report.verdict import scientific, steps_of
@@ -99,6 +100,8 @@ def _measured(analysis: Analysis, terminal: Terminal) -> Iterable[RenderableType
     )
     if analysis.loss:
         yield from loss_sections(analysis.loss, analysis.full, terminal)
+    if analysis.sensitivity:
+        yield from sensitivity_sections(analysis.sensitivity)
     if analysis.matrices:
         yield section("Recurrent matrices", _matrices(analysis))
     if analysis.gates:

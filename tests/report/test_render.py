@@ -15,6 +15,7 @@ import pytest
 from oracles.made_up import LSTM, STEPS, analysis
 
 from gradscope.measure.loss import LossGradient
+from gradscope.measure.sensitivity import Sensitivity
 from gradscope.report.json import render_json
 from gradscope.report.table import render_table
 from gradscope.report.terminal import Terminal
@@ -38,6 +39,15 @@ def loss(at):
     )
 
 
+def sensitivity(**fields):
+    """A made-up Sensitivity of three parameters of two gates."""
+    total = {"R_f": np.full((2, 2), 0.5), "b_f": np.array([1.0, -0.25]), "R_z": np.zeros((2, 2))}
+    elasticity = {"R_f": 12.5, "b_f": -3.0, "R_z": 0.0}
+    given = {"sequence": 0, "values": 1, "largest_adjoint": 2.5, "window": None, "error": 1e-14}
+    given |= {"condition": 3.25, "condition_step": 7}
+    return Sensitivity(total, total, elasticity, elasticity, **(given | fields))
+
+
 CASES = {
     "vanishing_80": (analysis(LSTM), Terminal(80)),
     "vanishing_120": (analysis(LSTM), Terminal(120)),
@@ -49,6 +59,12 @@ CASES = {
     "dead_80": (analysis({"full": None}, cell=None, source="dead.npy"), Terminal(80)),
     "narrow_50": (analysis(LSTM), Terminal(50)),
     "loss_80": (dataclasses.replace(analysis(LSTM), loss=loss("last")), Terminal(80)),
+    "sensitivity_80": (
+        dataclasses.replace(
+            analysis(LSTM), sensitivity=sensitivity(loss=sensitivity(largest_adjoint=np.inf))
+        ),
+        Terminal(80),
+    ),
     "loss_50": (dataclasses.replace(analysis(LSTM), loss=loss("every")), Terminal(50)),
 }
 
@@ -83,7 +99,9 @@ def test_verdict_alone():
     assert alone == render_table(subject, Look(terminal)).splitlines(keepends=True)[0]
 
 
-@pytest.mark.parametrize("name", ["vanishing_80", "batch_80", "chain_80", "dead_80", "loss_80"])
+@pytest.mark.parametrize(
+    "name", ["vanishing_80", "batch_80", "chain_80", "dead_80", "loss_80", "sensitivity_80"]
+)
 def test_json(name):
     text = render_json(CASES[name][0], Look(Terminal()))
     jsonschema.validate(json.loads(text), schema())
