@@ -20,6 +20,8 @@ from gradscope.measure.measured import Measured
 from gradscope.measure.plan import Plan
 from gradscope.measure.progress import Progress
 from gradscope.measure.sensitivity import sensitivity_of
+from gradscope.problem.checks import whole_number
+from gradscope.problem.clip import clip_of
 from gradscope.problem.inputs import is_made
 from gradscope.problem.layers import Problems, make_problems
 from gradscope.product_svd.spectrum import spectrum
@@ -103,7 +105,9 @@ def _prepare(settings: Settings) -> tuple[Problems, Means]:
     if model is None or len(model.chosen) == 1:
         plan.of_one(problems.layers[0])
     readout = model.arrays[settings.readout] if model and settings.readout else None
-    return problems.with_loss(readout, settings.readout_at, settings.adjoint), means
+    tbptt = None if settings.tbptt is None else whole_number("tbptt", settings.tbptt, 1)
+    problems = problems.with_loss(readout, settings.readout_at, settings.adjoint)
+    return problems.with_training(clip_of(settings.clip), tbptt), means
 
 
 def _read(settings: Settings) -> Model | None:

@@ -370,6 +370,24 @@ class Settings:
         "(n,) or (B, n) at the last step, (T, n) or (B, T, n) at every one.",
     )
 
+    clip: float | str | None = option(
+        None,
+        _LOSS,
+        "What gradient clipping does to it: 5 or norm:5 and value:0.5 as PyTorch's, keras-clipnorm:1 (each "
+        "variable), keras-global_clipnorm, keras-clipvalue, optax-clip_by_global_norm, optax-clip.",
+        metavar="[LAW:]C",
+        doc='What gradient clipping does to it: 5 or "norm:5" and "value:0.5" as PyTorch\'s clip_grad_norm_ '
+        'and clip_grad_value_, "keras-clipnorm:1" (each variable), "keras-global_clipnorm:1", '
+        '"keras-clipvalue:1", "optax-clip_by_global_norm:1", "optax-clip:1".',
+    )
+    tbptt: int | None = option(
+        None,
+        _LOSS,
+        "What truncated backpropagation through time gives of it, every loss followed back K steps.",
+        metavar="K",
+        parse=int,
+    )
+
     cut: str | Sequence[str] = option(
         (),
         "Measurement",

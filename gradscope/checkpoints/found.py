@@ -11,7 +11,7 @@ import numpy as np
 from gradscope.cells import find
 from gradscope.cells.activated import activation_of, base_of
 from gradscope.cells.cell import Cell
-from gradscope.cells.notation import is_input_weight, key
+from gradscope.cells.notation import is_bias, is_input_weight, key
 from gradscope.checkpoints.derivatives import Derivatives
 from gradscope.checkpoints.keras_cudnn import SAID
 from gradscope.checkpoints.layer import Layer, assemble, not_computed
@@ -41,7 +41,7 @@ class Found:
     doubt : what speaks against its being any of these cells, which only ``cell`` overrules.
     kind, activation : what it is, where ``cells`` does not tell.
     direction, depth, dtype, below, reads, table, mask, given_state, not_applied, assumed, time_major,
-        alone : as in Layer.
+        alone, twice : as in Layer.
     keys : the tensors of the file that it was made of.
     layouts : where these may lie in several ways, the arrays of each by its name.
     derivatives : its own framework's, where gradscope has no equations for it.
@@ -68,6 +68,7 @@ class Found:
     time_major: bool | None = None
     doubt: str = ""
     alone: bool = False
+    twice: tuple[str, ...] = ()
     layouts: Mapping[str, dict[str, Array]] = field(default_factory=dict)
     free: bool = False
     forms: Mapping[str, dict[str, Array]] = field(default_factory=dict)
@@ -135,6 +136,7 @@ class Found:
             assumed=(*self.assumed, *[_EPSILON] * (layer.cell.name in self.forms)),
             time_major=self.time_major,
             alone=self.alone,
+            twice=() if layer.cell.name in self.forms else self.twice,
         )
 
     def _laid_out(self, layout: str) -> Found:
@@ -294,6 +296,12 @@ def gated(
             with np.errstate(over="ignore"):  # as_float64 says so in a line
                 arrays[key("b", gate)] = as_float64(zero + b + c, "the sum of the two biases")
     return arrays
+
+
+def added_up(arrays: Iterable[str]) -> tuple[str, ...]:
+    """The biases that are the sum of two where ``gated`` was given two: not those of a candidate with c_h."""
+    names = tuple(arrays)
+    return tuple(name for name in names if is_bias(name) and not (name == "b_h" and "c_h" in names))
 
 
 def projected_name(projection: Array, called: str) -> str:

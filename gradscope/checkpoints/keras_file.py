@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from gradscope.checkpoints import keras_cudnn
-from gradscope.checkpoints.found import SIMPLE, Contents, Found, attempt, blocks, gated, take
+from gradscope.checkpoints.found import SIMPLE, Contents, Found, added_up, attempt, blocks, gated, take
 from gradscope.checkpoints.keras_activations import activated_cells, question
 from gradscope.checkpoints.keras_config import MOST_TEXT, Spec, specs
 from gradscope.checkpoints.keras_names import names_by_place, place_of, users_names, whole_name
@@ -234,7 +234,8 @@ def _layer(tensors: Tensors, keys: Mapping[str, str], spec: Spec | None, version
     # A layer that is to be made of such weights, of whatever class, Keras gives them in cuDNN's layout.
     arrays, count, reset_after = _native(next(iter(forms.values())), spec)
     cells, open_, problem = _cells(count, reset_after, spec, version)
-    found = Found("", arrays, cells, open_, problem, kind=_KINDS[count], dtype=dtype)
+    twice = added_up(arrays) if reset_after and "bias" in weights else ()
+    found = Found("", arrays, cells, open_, problem, kind=_KINDS[count], dtype=dtype, twice=twice)
     if packed and spec is None:
         return replace(found, question=keras_cudnn.which_layout(found.kind), layouts=layouts)
     if spec is None:

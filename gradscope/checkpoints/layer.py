@@ -41,6 +41,7 @@ class Layer:
     assumed : what the file does not say and was taken to be so.
     time_major : whether the model takes sequences as (T, B, d), None where that is not known.
     alone : whether the file does not say what it reads, which is then taken to be the inputs.
+    twice : parameters that are the sum of two in the file, as torch's biases are.
     derivatives : where its steps come from, if not from equations of ours; own_sizes : hidden and input size
         then, of the cell that has these steps.
     """
@@ -62,6 +63,7 @@ class Layer:
     assumed: tuple[str, ...] = ()
     time_major: bool | None = None
     alone: bool = False
+    twice: tuple[str, ...] = ()
     derivatives: Derivatives | None = None
     own_sizes: tuple[int, int] | None = None
 

@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from gradscope.checkpoints.found import Found, attempt, blocks, gated, projected_name, take
+from gradscope.checkpoints.found import Found, added_up, attempt, blocks, gated, projected_name, take
 from gradscope.checkpoints.torch_norms import normed
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, listed
@@ -161,6 +161,7 @@ def _layer(tensors: Tensors, roles: Mapping[str, str], place: Place, beside: _Be
         ours,
         cells,
         question=_WHICH_RNN if len(cells) > 1 else "",
+        twice=added_up(ours) if "bias_hh" in arrays else (),
         direction="backward" if place[1].endswith("_reverse") else "forward",
         dtype=dtype,
         not_applied=(_DROPPED.format(listed([kept[role] for role in sorted(raw)])),) if raw else (),

@@ -231,8 +231,9 @@ def _saturated(analysis: Analysis, gate: str | None) -> Found | None:
 
 
 def _clip_factor(analysis: Analysis, part: str | None) -> Found | None:
-    """What clipping the gradient leaves of it: 1 where it does not act."""
-    return None
+    """What clipping leaves of the norm of a loss's gradient (``--clip``): 1 where it does not act."""
+    clip = analysis.loss.clip if analysis.loss else None
+    return None if clip is None or part is not None else (clip.factor.tolist(), None)
 
 
 @dataclass(frozen=True)

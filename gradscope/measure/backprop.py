@@ -127,8 +127,8 @@ def _backward(
 
     def one(later: Columns, at: Any) -> tuple[Columns, Any]:
         step, entering, enters, more = at
-        here = _sum(later, _scaled(entering[:, None] * enters, jnp.zeros_like(later[1])))
-        return _scaled(maps.pull(shared, step, here[0]), here[1]), note(here, more)
+        here = _sum(later, renormed(entering[:, None] * enters, jnp.zeros_like(later[1])))
+        return renormed(maps.pull(shared, step, here[0]), here[1]), note(here, more)
 
     return lax.scan(one, later, every, reverse=True)
 
@@ -141,7 +141,7 @@ def _against(here: Columns, vectors: Any) -> Columns:
     return vectors @ here[0], here[1]
 
 
-def _scaled(block: Any, exponents: Any) -> Columns:
+def renormed(block: Any, exponents: Any) -> Columns:
     """Columns of largest entry 1/2 to 1, and their exponents."""
     largest = jnp.abs(block).max(axis=0)
     most = int(np.finfo(block.dtype).maxexp) - 1  # beyond, 2^-more would be no number

@@ -13,8 +13,11 @@ from gradscope.cells.notation import named
 from gradscope.custom_types import Array
 from gradscope.linearize.system import cast
 from gradscope.linearize.trajectory import Spread
-from gradscope.measure.adjoints import Adjoints, Total
+from gradscope.measure.adjoints import Adjoints, Followed, Total
+from gradscope.measure.clipping import ClippedGradient, Clipping, clipped, clipping_of
+from gradscope.measure.lag_sums import Losses
 from gradscope.measure.progress import Progress
+from gradscope.measure.truncation import Truncation, truncation
 from gradscope.problem.problem import Problem
 from gradscope.product_svd.log_scale import decades
 
@@ -35,6 +38,7 @@ class LossGradient:
         over the lags from a loss back to the use of p (1 at the step of the loss itself); the share of (k, p)
         is <G_(k,p), G_p> / sum_q |G_q|^2, with q all recurrent matrices, or all input weights: it sums to 1
         over lags and matrices. Negative where a lag works against the whole; NaN if the whole is zero.
+    clip, tbptt : what gradient clipping and truncated BPTT make of it, None where that is not asked for.
     """
 
     at: str
@@ -43,6 +47,8 @@ class LossGradient:
     log10_deltas: Mapping[str, Array]
     log10_gradients: Mapping[str, float]
     shares: Mapping[str, Array]
+    clip: Clipping | None = None
+    tbptt: Truncation | None = None
 
     @property
     def kinds(self) -> dict[str, list[str]]:
@@ -80,6 +86,8 @@ class LossGradient:
             "share": shares,
             "reach": {kind: self._reach(names) for kind, names in self.kinds.items()},
             "gradients": [self._gradient(name, norm) for name, norm in self.log10_gradients.items()],
+            **({} if self.clip is None else {"clip": self.clip.to_dict(lags)}),
+            **({} if self.tbptt is None else {"tbptt": self.tbptt.to_dict(lags)}),
         }
 
     def _gradient(self, name: str, norm: float) -> dict[str, Any]:
@@ -109,10 +117,14 @@ def loss_gradient(
             Adjoints(one, problem.kept, adjoint[: one.steps], device, parameters)
             for one, adjoint in zip(parts, problem.adjoint, strict=True)
         ]
-        done = _meter(sum(sequence.work for sequence in sequences), system.batch, progress)
-        total = Total(system.parameters)
-        found = [sequence.back(total, done) for sequence in sequences]
+        losses = None
+        if problem.clip or problem.tbptt:
+            losses = Losses(system, problem.kept, problem.adjoint, device)
+        passes = losses.work * (1 + (problem.tbptt is not None)) if losses else 0
+        done = _meter(sum(sequence.work for sequence in sequences) + passes, system.batch, progress)
+        found, total, each = _followed(problem, sequences, done)
         shares = _shares(total, sequences, system.steps, done)
+        clip, tbptt = _trained(problem, losses, total, each, done) if losses else (None, None)
     return LossGradient(
         at="last" if problem.adjoint.shape[1] == 1 else "every",
         log10_norm=_together([one.log10_norm[::-1] for one in found], np.nan),
@@ -125,7 +137,40 @@ def loss_gradient(
             name: float(decades(_norm(part), total.exponent)) for name, part in total.arrays.items()
         },
         shares=shares,
+        clip=clip,
+        tbptt=tbptt,
     )
+
+
+def _followed(
+    problem: Problem, sequences: Sequence[Adjoints], done: Callable[[int], None]
+) -> tuple[list[Followed], Total, list[ClippedGradient]]:
+    """Every sequence followed back, the gradient of all together, and of each what clipping does to it."""
+    total, found, each = Total(problem.system.parameters), [], []
+    for sequence in sequences:
+        own = Total(problem.system.parameters)
+        found.append(sequence.back(own, done))
+        total.add(own.arrays, own.exponent)
+        if problem.clip:
+            each.append(clipped(own, problem.clip, problem.twice))
+    return found, total, each
+
+
+def _trained(
+    problem: Problem,
+    losses: Losses,
+    total: Total,
+    each: Sequence[ClippedGradient],
+    done: Callable[[int], None],
+) -> tuple[Clipping | None, Truncation | None]:
+    """What clipping and truncation make of the gradient, as far as they are asked for."""
+    batch = clipped(total, problem.clip, problem.twice) if problem.clip else None
+    sums = losses.sums(total, batch.weights if batch else None, done=done)
+    clip = clipping_of(problem.clip, each, batch, sums) if problem.clip and batch else None
+    if problem.tbptt is None:
+        return clip, None
+    chunked = losses.sums(total, limits=losses.at % problem.tbptt + 1, done=done)
+    return clip, truncation(problem.tbptt, sums, chunked)
 
 
 def _shares(

@@ -18,6 +18,7 @@ from gradscope.linearize.budget import check_memory
 from gradscope.linearize.system import System
 from gradscope.linearize.trajectory import outputs, states_of
 from gradscope.problem.checks import whole_number
+from gradscope.problem.clip import Clip
 from gradscope.problem.feeding import Unmasked, check_roots, unmasked
 from gradscope.problem.initial_state import initial_states
 from gradscope.problem.inputs import Sequences, extents, given_lengths, given_sequences, is_made, label
@@ -79,6 +80,36 @@ class Problems:
         if len(self.layers) == 1:
             return replace(self, layers=(lossy,))
         return replace(self, stacks=(replace(self.stacks[0], problem=lossy),))
+
+    def with_training(self, clip: Clip | None, tbptt: int | None) -> Problems:
+        """The same with what is to be measured of the gradient of its loss, if anything."""
+        asked = {"clip": clip, "tbptt": tbptt}
+        names = [as_option(name) for name, value in asked.items() if value is not None]
+        lossy = [problem for problem in self.every if problem.adjoint is not None]
+        if not names:
+            return self
+        if not lossy:
+            loss = f"{as_option('readout')} or {as_option('adjoint')}"
+            raise InputError(
+                f"{' and '.join(names)}: of the gradient of a loss, but none is given: add {loss}"
+            )
+        if len(lossy) > 1:
+            raise InputError(
+                f"{' and '.join(names)}: of all weights together, but of two directions each has a "
+                f"gradient of its own: choose one with {as_option('layer')}, and give its part of the loss "
+                f"as {as_option('adjoint')}"
+            )
+        if not lossy[0].system.parameters:
+            raise InputError(
+                f"{' and '.join(names)}: of the gradient by the weights, but {lossy[0].origin.jacobians} "
+                f"differentiates this layer by its states alone: leave {' and '.join(names)} out"
+            )
+
+        def measured(problem: Problem) -> Problem:
+            return problem if problem.adjoint is None else replace(problem, clip=clip, tbptt=tbptt)
+
+        stacks = tuple(replace(stack, problem=measured(stack.problem)) for stack in self.stacks)
+        return replace(self, layers=tuple(map(measured, self.layers)), stacks=stacks)
 
     def _with_losses(self, *loss: Any) -> Problems:
         """A loss of the outputs of two directions, which is followed back in the topmost layer of each."""
@@ -383,7 +414,9 @@ def _stack(
         states=np.concatenate([_states(problems[number].system) for number in group], axis=2),
     )
     cut = known_paths(cell, tuple(path for path in cut if path in cell.paths), "state", steps)
-    return Stack(tuple(group), replace(first, system=system, cut=cut, top=chosen_top(top, size)))
+    twice = tuple(f"layer{number}.{name}" for number in group for name in problems[number].twice)
+    whole = replace(first, system=system, cut=cut, top=chosen_top(top, size), twice=twice)
+    return Stack(tuple(group), whole)
 
 
 def _states(system: System) -> Array:

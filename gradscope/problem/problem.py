@@ -19,6 +19,7 @@ from gradscope.errors import InputError, MisfitError, as_option, flag, quoted, s
 from gradscope.linearize.budget import check_memory
 from gradscope.linearize.system import System, reversed_within
 from gradscope.problem.checks import check_choices, real, whole_number
+from gradscope.problem.clip import Clip
 from gradscope.problem.initial_state import initial_states
 from gradscope.problem.inputs import (
     Sequences,
@@ -45,6 +46,8 @@ class Problem:
     sensitivity : whether the derivatives of log10 sigma_1 by the parameters are asked for.
     adjoint : (B, S, n) float64, the derivatives of a loss by the outputs h of the last S steps (S = 1: a loss
         at the last step, S = T: at every step); None without a loss.
+    clip, tbptt : how that loss's gradient is clipped, and after how many steps truncated, None where not.
+    twice : parameters that are the sum of two in their framework (torch's two biases).
     origin : where all of it came from.
     """
 
@@ -56,6 +59,9 @@ class Problem:
     only: Only = "all"
     sensitivity: bool = False
     adjoint: Array | None = None
+    clip: Clip | None = None
+    tbptt: int | None = None
+    twice: tuple[str, ...] = ()
     origin: Origin = field(default_factory=Origin)
 
     @property
@@ -100,8 +106,6 @@ def make_problem(settings: Settings, layer: Layer | None = None) -> Problem:
     n = sizes.get("hidden", HIDDEN)
     (b, t, d), lengths = extents(sizes, given, lengths)
     cut = known_paths(cell, as_names(settings.cut), view, min(lengths or (t,)))
-    scale = scale_of(settings.scale)
-    check_names(scale, paths_of(cell, view), f"cell {cell.name} in view {view!r}")
     top = chosen_top(settings.top, n if view == "cell" else cell.size(n))
     check_memory(cell, n, (b, t, d), top is not None and view != "cell")
 
@@ -130,11 +134,19 @@ def make_problem(settings: Settings, layer: Layer | None = None) -> Problem:
         assumed=layer.assumed if layer else None,
     )
     direction = layer.direction if layer else "forward"
-    cell = with_factors(cell, tuple(factors_of(scale, paths_of(cell, view)).items()))
-    system = System(cell, n, parameters, sequences, state, lengths, direction, dtype)
+    system = System(_scaled(cell, settings), n, parameters, sequences, state, lengths, direction, dtype)
     _check_sensitivity(settings, cell, layer, top)
     problem = Problem(system, cut, view, top, accuracy, settings.only, settings.sensitivity, origin=origin)
+    if layer:
+        problem = replace(problem, twice=layer.twice)
     return _differentiated(problem, layer.derivatives) if layer and layer.derivatives else problem
+
+
+def _scaled(cell: Cell, settings: Settings) -> Cell:
+    """The cell with the factors on its paths that are asked for."""
+    paths, scale = paths_of(cell, settings.view), scale_of(settings.scale)
+    check_names(scale, paths, f"cell {cell.name} in view {settings.view!r}")
+    return with_factors(cell, tuple(factors_of(scale, paths).items()))
 
 
 def _differentiated(problem: Problem, derivatives: Derivatives) -> Problem:

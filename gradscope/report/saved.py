@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 _HOME = {
     "Analysis": "gradscope.report.analysis",
     "Chain": "gradscope.report.chains",
+    "Clipping": "gradscope.measure.clipping",
     "LossGradient": "gradscope.measure.loss",
     "Matched": "gradscope.report.verdict",
     "Policy": "gradscope.settings",
     "Sensitivity": "gradscope.measure.sensitivity",
     "Spectrum": "gradscope.product_svd.spectrum",
+    "Truncation": "gradscope.measure.truncation",
     "Verdict": "gradscope.report.verdict",
 }
 _EXPECTED = "expected what Analysis.save has written"

@@ -30,7 +30,7 @@ LEAVES = {"custom_types": set(), "errors": {"custom_types"}, "version": set()}
 LEAVES |= {"config_file": {"errors"}, "schemas": {"errors"}}
 LEAVES |= {"machine": {"errors", "settings"}, "settings": {"errors", "cells", "checkpoints"}}
 ROOT = LEAVES | {"api": {*MAY, *LEAVES} - {"cli"}, "__main__": {"cli"}, "__init__": {*MAY, *LEAVES, "api"}}
-RICH = {"page", "table", "loss_table", "sensitivity_table", "sparkline", "inspection_table"}
+RICH = {"page", "table", "loss_table", "sensitivity_table", "training_table", "sparkline", "inspection_table"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 COMMANDS = cli.list_commands(None)

@@ -1,0 +1,115 @@
+"""What clipping and truncation make of a loss's gradient, as tables and sentences to be read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Group, RenderableType
+
+from gradscope.problem.clip import CLIP_LAWS
+from gradscope.report.page import headed, note, section
+from gradscope.report.sparkline import by_lag
+from gradscope.report.terminal import Terminal
+from gradscope.report.verdict import scientific
+
+if TYPE_CHECKING:
+    from gradscope.custom_types import Array
+    from gradscope.measure.clipping import Clipping
+    from gradscope.measure.loss import LossGradient
+    from gradscope.measure.truncation import Truncation
+
+_ONE_NUMBER = (
+    "Clipping by norm multiplies every lag by one number: it bounds the step, and cannot cure vanishing."
+)
+_TURNED = (
+    "Clipping of {over} turns the gradient, and still no lag gets more than it had: it cannot cure vanishing."
+)
+_OVER = {"variable": "each variable by itself", "entry": "single entries"}
+
+
+def training_sections(loss: LossGradient, terminal: Terminal) -> Iterable[RenderableType]:
+    """A section for each of the two that was asked for."""
+    if loss.clip:
+        title = f"Gradient clipping at {loss.clip.threshold:g} ({CLIP_LAWS[loss.clip.law].words})"
+        yield section(title, _clipping(loss.clip, terminal))
+    if loss.tbptt:
+        title = f"Truncated BPTT, every loss followed back {loss.tbptt.length} steps"
+        yield section(title, _truncation(loss.tbptt))
+
+
+def _clipping(clip: Clipping, terminal: Terminal) -> RenderableType:
+    over = CLIP_LAWS[clip.law].over
+    rows = {"|G_k|": _lags(clip.log10_part), "clipped": _lags(clip.log10_clipped)}
+    said = [
+        _acts(clip),
+        _ONE_NUMBER if over == "all" else _TURNED.format(over=_OVER[over]),
+        f"A threshold of {clip.suggested:.3g} would leave nine tenths of these sequences as they are.",
+        "|G_k|: what lag k contributes to dL/dR of the whole batch. The norm is over the weights analysed; a "
+        "model's others (embedding, readout) count in its own.",
+    ]
+    return Group(by_lag(rows, len(clip.log10_part), terminal), *map(note, said))
+
+
+def _acts(clip: Clipping) -> str:
+    """On how many sequences it acts, and how."""
+    count = len(clip.acts)
+    if not clip.acts.any():
+        whole = "the sequence" if count == 1 else f"any of the {count} sequences"
+        return f"It does not act on {whole}: |G| is at most {scientific(float(clip.log10_norm.max()))}."
+    where = "the sequence" if count == 1 else f"{100 * clip.proportion:.0f} % of the {count} sequences"
+    factor = f"factor {_spread(clip.factor)}, cosine {_spread(clip.cosine)}"
+    batch = f"; of their sum |G| is {scientific(clip.batch['log10_norm'])}, factor {clip.batch['factor']:.3g}"
+    return f"It acts on {where}: {factor}{batch * (count > 1)}."
+
+
+def _spread(values: Array) -> str:
+    least, median, most = np.percentile(values, [0, 50, 100])
+    lowest, highest = f"{least:.3g}", f"{most:.3g}"
+    beside = f" ({lowest} to {highest})" if lowest != highest else ""
+    return f"{median:.3g}{beside}"
+
+
+def _lags(log10: Array) -> tuple[Array, Array]:
+    return np.arange(1, len(log10) + 1), log10
+
+
+def _truncation(found: Truncation) -> RenderableType:
+    table = headed("weights", "bias", "cosine", "1 % needs", "bias in chunks")
+    for group in found.bias:
+        bias, cosine = found.at(group)
+        steps = found.needs(group) or "-"
+        chunked, _ = found.chunks[group]
+        table.add_row(group, _percent(bias), _number(cosine), str(steps), _percent(chunked))
+    said = [
+        f"bias |G - G_K| / |G| over the {found.steps} steps at hand, exact; 1 % needs so many steps; in "
+        f"chunks: states detached every {found.length} steps, so that a loss reaches back no further",
+        *_beyond(found),
+    ]
+    return Group(table, *map(note, said))
+
+
+def _beyond(found: Truncation) -> Iterable[str]:
+    """What longer sequences would add, of which only the fitted decay tells."""
+    if found.length >= found.steps:
+        yield f"nothing is truncated: the sequences have {found.steps} steps; more need longer ones (--steps)"
+    if math.isnan(found.decay):
+        return
+    lost = f"lags after {max(found.length, found.steps)} would add {_percent(found.beyond)}"
+    fitted = f"beyond {found.steps} steps there is only a fit: |G_k| x {found.decay:.3g} with every lag"
+    if math.isinf(found.beyond):
+        yield f"{fitted}, which does not decay: no length is enough there"
+    elif (length := found.needs_beyond) is None:
+        yield f"{fitted}, so that {lost}"
+    else:
+        yield f"{fitted}, so that {lost}; 1 % then needs {length} steps"
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.3g} %" if math.isfinite(part) else "-"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else "-"
