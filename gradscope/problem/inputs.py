@@ -131,12 +131,13 @@ def given_lengths(given: Any) -> tuple[int, ...] | None:
 
 
 def extents(
-    asked: Mapping[str, int], given: Sequences | None, lengths: tuple[int, ...] | None
+    asked: Mapping[str, int], given: Sequences | None, lengths: tuple[int, ...] | None, of_layer: bool = False
 ) -> tuple[tuple[int, int, int], tuple[int, ...] | None]:
     """Batch, steps and input size, and the lengths, cut to the steps that are asked for.
 
     asked : those of batch, steps and input_size that are; else they are as the inputs or the lengths have
         them, else the default. Raises InputError where they contradict each other.
+    of_layer : whether the input size is a layer's own, which no option sets.
     """
     default = (BATCH, STEPS, INPUT_SIZE) if lengths is None else (len(lengths), max(lengths), INPUT_SIZE)
     there = dict(zip(("batch", "steps", "input_size"), given.shape if given else default, strict=True))
@@ -146,7 +147,8 @@ def extents(
             must = f"at most {there[name]}" if name == "steps" else "they must agree"
             must += given.hint if name == "input_size" else ""
             kind = MisfitError if name == "input_size" else InputError
-            raise kind(f"{as_option(name)} is {size}, but the {given.called} have {there[name]}: {must}")
+            said = "its input size" if of_layer and name == "input_size" else as_option(name)
+            raise kind(f"{said} is {size}, but the {given.called} have {there[name]}: {must}")
     if lengths:
         other = given.other_order(lengths) if given else ""
         if len(lengths) != found["batch"]:

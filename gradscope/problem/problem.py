@@ -104,7 +104,7 @@ def make_problem(settings: Settings, layer: Layer | None = None) -> Problem:
         layer.check_inputs(given=given is not None)
         layer.check_state(given=initial_state is not None)
     n = sizes.get("hidden", HIDDEN)
-    (b, t, d), lengths = extents(sizes, given, lengths)
+    (b, t, d), lengths = extents(sizes, given, lengths, of_layer=layer is not None)
     cut = known_paths(cell, as_names(settings.cut), view, min(lengths or (t,)))
     top = chosen_top(settings.top, n if view == "cell" else cell.size(n))
     check_memory(cell, n, (b, t, d), top is not None and view != "cell")

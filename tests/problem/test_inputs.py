@@ -239,7 +239,7 @@ def test_what_looks_like_token_ids_is_told_of_the_embedding(tmp_path):
     analyze = gradscope.analyze
     assert hint in refusal(analyze, checkpoint=path, inputs=IDS[0])
     message = refusal(analyze, checkpoint=path, inputs=IDS)
-    assert message == f"input_size is 3, but the inputs have 4: they must agree; {hint}"
+    assert message == f"its input size is 3, but the inputs have 4: they must agree; {hint}"
     assert hint not in refusal(analyze, checkpoint=path, inputs=IDS + 0.5)
     message = refusal(analyze, checkpoint=path, inputs=IDS, embedding="words")
     assert message == f"{path}: holds no tensor 'words', expected one of tokens"

@@ -279,7 +279,7 @@ def test_inputs_must_fit_the_checkpoint(tmp_path):
     path, _ = checkpoint(tmp_path)
     np.testing.assert_array_equal(make_problem(layer=read_layer(path), inputs=X).system.inputs, X)
     message = refusal(layer=read_layer(path), inputs=X[:, :, :2])
-    assert "input_size is 3, but the inputs have 2: they must agree" in message
+    assert "its input size is 3, but the inputs have 2: they must agree" in message
 
 
 # Options
