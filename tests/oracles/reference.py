@@ -7,6 +7,7 @@ smallest value is resolved.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import flint
@@ -20,8 +21,8 @@ class Reference:
 
     sigma: list[gmpy2.mpfr]  # descending, without the exact zeros
     exact_zeros: int
-    left: np.ndarray  # (m, r) mpfr
-    right: np.ndarray  # (m, r) mpfr
+    left: np.ndarray | None  # (m, r) mpfr, where vectors were asked for
+    right: np.ndarray | None  # (m, r) mpfr
     bits: int
 
     def log10(self) -> list[gmpy2.mpfr]:
@@ -115,18 +116,18 @@ def jacobi(w: np.ndarray, tolerance: gmpy2.mpfr) -> np.ndarray:
     raise ArithmeticError("the reference did not converge")
 
 
-def reference(jacobians: np.ndarray, bits: int = 1024) -> Reference:
-    """All singular values of the exact product, with vectors. m = 64, T = 200 takes half a minute."""
+def reference(jacobians: np.ndarray, bits: int = 1024, vectors: bool = False) -> Reference:
+    """All singular values of the exact product; with vectors m = 64, T = 60 takes some ten seconds."""
     rank = exact_rank(jacobians)
     while True:
         with gmpy2.context(precision=bits, emin=gmpy2.get_emin_min(), emax=gmpy2.get_emax_max()):
-            found = _at_bits(jacobians, rank, bits)
+            found = _at_bits(jacobians, rank, bits, vectors)
         if found is not None:
             return found
         bits *= 2
 
 
-def _at_bits(jacobians: np.ndarray, rank: int, bits: int) -> Reference | None:
+def _at_bits(jacobians: np.ndarray, rank: int, bits: int, vectors: bool) -> Reference | None:
     m = jacobians.shape[1]
     product, exponent, norm_bits = flint.fmpz_mat(np.eye(m, dtype=int).tolist()), 0, 0.0
     for a in jacobians:
@@ -145,8 +146,9 @@ def _at_bits(jacobians: np.ndarray, rank: int, bits: int) -> Reference | None:
         if not _resolved(norm_bits, min(max(abs(x) for x in row) for row in factor), bits):
             return None
         # The columns of R^T: graded, so that few sweeps are needed (Drmac and Veselic).
-        # To the last bit: ``conditioning`` takes the vectors through the chain, in which small errors grow.
-        w = jacobi(factor.T.copy(), gmpy2.mpfr(2) ** -(bits - 32))
+        # Columns at angles of 2^-200 have norms that are singular values to as much. Vectors to the last bit:
+        # ``conditioning`` takes them through the chain, in which small errors grow.
+        w = jacobi(factor.T.copy(), gmpy2.mpfr(2) ** -(bits - 32 if vectors else min(200, bits - 32)))
     except (ZeroDivisionError, ValueError, ArithmeticError):
         return None
     sigma = np.array([gmpy2.sqrt(c @ c) for c in w.T], dtype=object)
@@ -156,13 +158,15 @@ def _at_bits(jacobians: np.ndarray, rank: int, bits: int) -> Reference | None:
         return None
     if not _resolved(norm_bits, sigma[-1], bits):
         return None
+    if not vectors:
+        return Reference(list(sigma), m - rank, None, None, bits)
     right = w / sigma
     return Reference(list(sigma), m - rank, (p @ right) / sigma, right, bits)
 
 
 def _resolved(norm_bits: float, smallest: gmpy2.mpfr, bits: int) -> bool:
     """Whether so many bits leave a value of that size its digits."""
-    return 2 * (norm_bits - float(gmpy2.log2(smallest))) + 160 <= bits
+    return 2 * (norm_bits - _log2(smallest)) + 160 <= bits
 
 
 def conditioning(jacobians: np.ndarray, ref: Reference) -> np.ndarray:
@@ -170,6 +174,8 @@ def conditioning(jacobians: np.ndarray, ref: Reference) -> np.ndarray:
     steps, _m, _ = jacobians.shape
     total = np.zeros(len(ref.sigma))
     with gmpy2.context(precision=ref.bits, emin=gmpy2.get_emin_min(), emax=gmpy2.get_emax_max()):
+        assert ref.right is not None, "ask for the reference with vectors"
+        assert ref.left is not None
         right, exponents_x = _fixed(ref.right, ref.bits)
         left, exponents_y = _fixed(ref.left, ref.bits)
         forward = [(right, exponents_x)]
@@ -177,11 +183,11 @@ def conditioning(jacobians: np.ndarray, ref: Reference) -> np.ndarray:
             step, e = integers(np.asarray(a, float))
             forward.append(rounded(step * forward[-1][0], forward[-1][1] + e, ref.bits))
         backward = (left, exponents_y)
+        log_sigma = np.array([_log2(s) for s in ref.sigma])
         for t in reversed(range(steps)):
             x, log_x = _columns(*forward[t])
             y, log_y = _columns(*backward)
             middle = np.einsum("ir,ij,jr->r", np.abs(y), np.abs(jacobians[t]), np.abs(x))
-            log_sigma = np.array([float(gmpy2.log2(s)) for s in ref.sigma])
             total += middle * np.exp2(log_x + log_y - log_sigma)
             step, e = integers(np.asarray(jacobians[t], float))
             backward = rounded(step.transpose() * backward[0], backward[1] + e, ref.bits)
@@ -195,6 +201,26 @@ def _fixed(vectors: np.ndarray, bits: int) -> tuple[flint.fmpz_mat, int]:
 
 def _columns(matrix: flint.fmpz_mat, exponent: int) -> tuple[np.ndarray, np.ndarray]:
     """Columns as float64 of unit largest entry, and log2 of what was taken out."""
-    values = floats(matrix, exponent)
-    top = np.array([max(max(abs(v) for v in c), gmpy2.mpfr(2) ** -(10**7)) for c in values.T])
-    return (values / top).astype(float), np.array([float(gmpy2.log2(t)) for t in top])
+    pairs = [_halved(int(x)) for x in matrix.entries()]
+    shape = matrix.nrows(), matrix.ncols()
+    mantissa = np.array([m for m, _ in pairs]).reshape(shape)
+    bits = np.array([b for _, b in pairs]).reshape(shape)
+    high = bits.max(axis=0, initial=-(10**7))
+    values = np.ldexp(mantissa, np.maximum(bits - high, -2000))
+    top = np.abs(values).max(axis=0, initial=0)
+    top[top == 0] = 1
+    return values / top, np.log2(top) + high + exponent
+
+
+def _halved(x: int) -> tuple[float, int]:
+    """(m, e) with x = m 2^e to the last place of float64, 0.5 <= |m| < 1; of 0 far below all else."""
+    if not x:
+        return 0.0, -(10**7)
+    bits = x.bit_length()
+    return math.ldexp(x >> (bits - 64) if bits > 64 else x, -min(bits, 64)), bits
+
+
+def _log2(x: gmpy2.mpfr) -> float:
+    """To float64: gmpy2's own takes the context's thousands of bits, and most of the time of a test."""
+    exponent, mantissa = gmpy2.frexp(x)
+    return exponent + math.log2(float(mantissa))

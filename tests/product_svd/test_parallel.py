@@ -28,7 +28,7 @@ def log10_values(graded):
 def test_segments_are_as_accurate_as_exact_arithmetic_demands(name, segments):
     chain = CHAINS[name](12, 80, 3)
     steps, _ = checked(chain)
-    true = reference(chain)
+    true = reference(chain, vectors=True)
     errors = np.abs(true.log10_errors(log10_values(product(steps, WALK, None, segments)[0]))) * np.log(10)
     # Not counting that a float64 of some hundred decades is itself no better than its last place.
     allowed = np.maximum(1e-11, 4 * EPS * conditioning(chain, true)) + 2e-13
