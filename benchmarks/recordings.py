@@ -75,6 +75,8 @@ COMMANDS = {
     "chain, table": "chain jacobians.npy",
     "chain, top": "chain jacobians.npy --top 2 --json",
     "inspect": "inspect two.safetensors --json",
+    "track": "track one.safetensors two.safetensors missing.pt --inputs x.npy",
+    "track, light": "track one.safetensors two.safetensors --inputs x.npy --light --json",
     "inspect, table": "inspect both.safetensors",
     "no such cell": "analyze --cell lstn",
     "no such file": "analyze missing.pt",

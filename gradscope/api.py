@@ -15,6 +15,7 @@ from gradscope.custom_types import Array
 from gradscope.errors import InputError, as_option, quoted, shown
 from gradscope.machine import find_devices, one_blas_thread
 from gradscope.measure.batch import Means, measure_batch
+from gradscope.measure.light import LightProbe
 from gradscope.measure.loss import loss_gradient
 from gradscope.measure.measured import Measured
 from gradscope.measure.plan import Plan
@@ -72,6 +73,14 @@ def analyze_problems(
     floor = math.log10(policy.vanishing_below)
     measured = measure_batch(problems, range(problems.batch), floor, means, progress)
     return _concluded(problems, policy, measured, means.devices[0], progress)
+
+
+def analyze_light(settings: Settings, probe: LightProbe) -> Analysis:
+    """The gain and the horizon alone, as lower bounds, by a probe that keeps its vectors between calls."""
+    problems, means = _prepare(replace(settings, only="gain", top=1))
+    low, high = (math.log10(gain) for gain in (settings.vanishing_below, settings.exploding_above))
+    measured = probe.measure(problems, low, high, means.devices[0])
+    return _concluded(problems, settings.policy, measured, means.devices[0], None)
 
 
 @one_blas_thread()

@@ -17,6 +17,7 @@ SCHEMAS = {
     ),
     "config": ("gradscope.cli", "config.schema.json", "config --json"),
     "inspection": ("gradscope.report", "inspection.schema.json", "inspect --json"),
+    "track": ("gradscope.track", "track.schema.json", "a row of track --format jsonl, and of merge"),
 }
 
 

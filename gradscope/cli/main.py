@@ -29,6 +29,8 @@ from gradscope.errors import ExitCode, GradscopeError, shown
         "analyze": "gradscope.cli.analyze:analyze",
         "chain": "gradscope.cli.chain:chain",
         "inspect": "gradscope.cli.inspect:inspect",
+        "track": "gradscope.cli.track:track",
+        "merge": "gradscope.cli.merge:merge",
         "config": "gradscope.cli.config:config",
         "schema": "gradscope.cli.schema:schema",
         "completion": "gradscope.cli.completion:completion",
@@ -50,6 +52,7 @@ def cli() -> None:
       gradscope analyze --json | jq .verdict.level   for scripts
       gradscope analyze --fail-on exploding          exit code 1 if it explodes
       gradscope inspect model.pt                     recurrent layers in a file
+      gradscope track runs/step_*.pt                 every checkpoint of a run
       gradscope chain jacobians.npy                  any Jacobians (T, m, m)
     """
 

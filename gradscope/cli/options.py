@@ -42,6 +42,11 @@ Asked = TypeVar("Asked")
 # -- options that only the shell has -----------------------------------------------------------------
 
 
+def as_path(text: str) -> Path:
+    """A file of that name."""
+    return Path(text)
+
+
 def _file_unless_stdout(text: str) -> Path | None:
     return None if Path(text) in _STDOUT else Path(text)
 

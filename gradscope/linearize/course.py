@@ -49,7 +49,7 @@ def course(
         pre-activation of any, these at some of the steps. Raises InputError where a state is not finite.
     """
     after = np.asarray(states[1:], np.float64)
-    _check_finite(cell, after, before, states.dtype)
+    check_finite(cell, after, before, states.dtype)
     with np.errstate(invalid="ignore"):
         moved = np.abs(after - states[:-1]).max(initial=0)
         beyond = np.flatnonzero(~(np.abs(after) <= FLOAT32_MAX).all(axis=1))
@@ -64,7 +64,7 @@ def course(
         return found | _terms(cell, parameters, inputs, states, gates)
 
 
-def _check_finite(cell: Cell, after: Array, before: int, dtype: Any) -> None:
+def check_finite(cell: Cell, after: Array, before: int, dtype: Any) -> None:
     """Raise InputError where a state leaves its dtype: slopes there are of no number.
 
     Of a linear cell they are the same everywhere.

@@ -38,7 +38,7 @@ def by_lag(
     taken = sum(max(map(len, column)) for column in zip(*labels, strict=True)) + any(rows)
     width = max(min(terminal.width - taken - 6, steps, _WIDEST), 1)
     shown = 1 + np.linspace(0, steps - 1, width).round()
-    lines = _sparkline(np.concatenate([_at(shown, *row) for row in rows.values()]), terminal)
+    lines = sparkline(np.concatenate([_at(shown, *row) for row in rows.values()]), terminal)
     grid = Table.grid(padding=(0, 1))
     for _ in range(5 + any(rows)):
         grid.add_column(no_wrap=True)
@@ -87,7 +87,8 @@ def _at(shown: Array, lags: Array, norms: Array) -> Array:
     return found
 
 
-def _sparkline(values: Array, terminal: Terminal) -> str:
+def sparkline(values: Array, terminal: Terminal) -> str:
+    """A block for every value, between the lowest and the highest; a space where it is not finite."""
     blocks = _BLOCKS if terminal.unicode else _ASCII_BLOCKS
     finite = values[np.isfinite(values)]
     if not len(finite):

@@ -184,7 +184,17 @@ def test_more_devices_than_cores_are_told(run, monkeypatch):
 
 
 def test_examples_fit_a_terminal(run):
-    for command in ([], ["analyze"], ["chain"], ["inspect"], ["config"], ["schema"], ["completion"]):
+    for command in (
+        [],
+        ["analyze"],
+        ["chain"],
+        ["inspect"],
+        ["config"],
+        ["schema"],
+        ["completion"],
+        ["track"],
+        ["merge"],
+    ):
         assert max(map(len, run(*command, "--help")[1].partition("Options:")[0].splitlines())) <= 80
 
 
@@ -214,12 +224,14 @@ def test_help_begins_with_examples(run):
 
 def test_every_example_of_the_help_has_a_line_of_its_own(run):
     for arguments, count in (
-        (["--help"], 6),
+        (["--help"], 7),
         (["analyze", "-h"], 5),
         (["analyze", "--help"], 10),
         (["chain", "-h"], 3),
         (["inspect", "-h"], 2),
         (["schema", "-h"], 2),
+        (["track", "-h"], 5),
+        (["merge", "-h"], 3),
         (["completion", "-h"], 3),
     ):
         examples = run(*arguments)[1].partition("Examples:\n")[2].partition("\n\n")[0].splitlines()
@@ -233,6 +245,8 @@ def test_the_list_of_commands_says_what_they_do(run):
         "Measure how the gradient flows through a recurrent cell.",
         "Measure the product of a stack of Jacobians.",
         "List the recurrent layers in a checkpoint.",
+        "Measure the checkpoints of a run, a row each.",
+        "Put the rows of many processes together.",
         "Say what every option is set to, and where.",
         "Print the JSON Schema of what a command writes.",
         "Print a script that completes options in your shell.",

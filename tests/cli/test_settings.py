@@ -32,7 +32,9 @@ PYTHON_ONLY = {"progress", "plan"}
 COMMANDS = cli.list_commands(None)
 
 
-@pytest.mark.parametrize("asked", ["--help", *(f"{name} --help" for name in COMMANDS), "analyze -h"])
+@pytest.mark.parametrize(
+    "asked", ["--help", *(f"{name} --help" for name in COMMANDS), "analyze -h", "track -h"]
+)
 def test_help(run, monkeypatch, asked):
     monkeypatch.setenv("COLUMNS", "80")
     code, text, err = run(*asked.split())

@@ -22,7 +22,8 @@ MAY = {
     "measure": {"problem", "linearize", "cells", "product_svd"},
     "report": {"measure", "problem", "checkpoints", "cells", "product_svd"},
     "gate": {"report"},
-    "cli": {"api", "gate", "report", "measure", "cells", "formats"},
+    "track": {"gate", "report", "formats"},
+    "cli": {"api", "track", "gate", "report", "measure", "cells", "formats"},
 }
 # Files of the root that every room may import, and what they may import themselves.
 LEAVES = {"custom_types": set(), "errors": {"custom_types"}, "version": set()}
@@ -30,7 +31,10 @@ LEAVES = {"custom_types": set(), "errors": {"custom_types"}, "version": set()}
 LEAVES |= {"config_file": {"errors"}, "schemas": {"errors"}}
 LEAVES |= {"machine": {"errors", "settings"}, "settings": {"errors", "cells", "checkpoints"}}
 ROOT = LEAVES | {"api": {*MAY, *LEAVES} - {"cli"}, "__main__": {"cli"}, "__init__": {*MAY, *LEAVES, "api"}}
-RICH = {"page", "table", "loss_table", "sensitivity_table", "training_table", "sparkline", "inspection_table"}
+RICH = {
+    *("page", "table", "loss_table", "sensitivity_table", "training_table", "sparkline"),
+    *("inspection_table", "track_table"),
+}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 COMMANDS = cli.list_commands(None)

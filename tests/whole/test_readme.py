@@ -77,14 +77,14 @@ def test_every_cell_and_initialiser_is_named():
 
 
 def test_every_option_of_the_first_lines_exists():
-    from gradscope.cli.analyze import analyze
-    from gradscope.cli.inspect import inspect
+    from gradscope.cli.main import cli
 
     known = {
         name
-        for parameter in (*analyze.params, *inspect.params)
+        for command in cli.list_commands(None)
+        for parameter in cli.get_command(None, command).params
         for name in parameter.opts + parameter.secondary_opts
-    }
+    } | {"--help"}
     used = set(re.findall(r"(?<=[ `(])--[a-z-]+", re.sub(r"`?--from.*|#SBATCH.*", "", README)))
     assert used <= known, used - known
 

@@ -1,0 +1,285 @@
+"""``gradscope track``: a row for every checkpoint of a run, as they come."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from gradscope.cli.group import Command
+from gradscope.cli.options import Process, find_modules_here, options, pick, pick_settings
+from gradscope.errors import ExitCode, InputError, shown
+from gradscope.settings import Level, Settings, option
+from gradscope.track.journal import Journal, Row, natural
+from gradscope.track.shards import Shard
+from gradscope.track.track_formats import FORMATS_OF_ROWS, row_writer
+
+if TYPE_CHECKING:
+    from gradscope.gate.budgets import MetricBudget
+    from gradscope.report.analysis import Analysis
+    from gradscope.track.following import Question
+
+# A checkpoint brings its own sizes, a row says nothing of these, and shards are what many processes share.
+_NOT_HERE = ("checkpoint", "hidden", "input_size", "init", "sensitivity", "tbptt", "distributed")
+TRACKED = tuple(one.name for one in fields(Settings) if one.name not in _NOT_HERE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """What becomes of the rows."""
+
+    light: bool = option(
+        False,
+        "Rows",
+        "Gain and horizon alone, as lower bounds that are raised until they settle: milliseconds each.",
+    )
+    shard: str | None = option(
+        None,
+        "Rows",
+        "Only every Nth checkpoint from the Ith on; auto: as Slurm, Kubernetes or GRADSCOPE_SHARD_INDEX "
+        "and GRADSCOPE_SHARDS say (auto/N where they do not say how many).",
+        metavar="I/N|auto",
+    )
+    sort: bool = option(False, "Rows", "In the order of the numbers in their names, not as given.")
+    output: str | None = option(
+        None,
+        "Rows",
+        "Append the rows to FILE (JSON lines), and keep those that are there: what was stopped goes on. In "
+        "a folder (FOLDER/) every shard has its file.",
+        flags=("-o", "--output"),
+        metavar="FILE",
+    )
+    max: tuple[str, ...] = option(
+        (), "Limits", "Exit 1 where a metric is above, such as log10_norm=3 (repeatable).",
+        metavar="METRIC=X", repeatable=True,
+    )  # fmt: skip
+    min: tuple[str, ...] = option(
+        (), "Limits", "Exit 1 where a metric is below, such as horizon=100 (repeatable).",
+        metavar="METRIC=X", repeatable=True,
+    )  # fmt: skip
+    fail_on: tuple[str, ...] = option(
+        (), "Limits", "Exit 1 on this verdict (repeatable).", choices=get_args(Level), repeatable=True
+    )
+    format: str = option(
+        "table",
+        "Output",
+        "A table, a JSON object a line, or CSV.",
+        choices=FORMATS_OF_ROWS,
+        shorthands={"--json": ("jsonl", "The same as --format jsonl.")},
+    )
+    color: str = option(
+        "auto",
+        "Output",
+        "Colour in the table; NO_COLOR and FORCE_COLOR are heeded.",
+        choices=("auto", "always", "never"),
+    )
+    quiet: bool = option(
+        False, "Output", "No rows on stdout, nothing on stderr but what failed.", flags=("-q", "--quiet")
+    )
+
+    @property
+    def budgets(self) -> list[MetricBudget]:
+        """The limits of --max and --min."""
+        from gradscope.gate.budgets import MetricBudget
+
+        above = [MetricBudget.parse(text, "max") for text in self.max]
+        return above + [MetricBudget.parse(text, "min") for text in self.min]
+
+
+_MOST_USED = (
+    *("--light", "--shard", "--sort", "--output", "--max", "--min", "--fail-on", "--format", "--json"),
+    *("--layer", "--cell", "--inputs", "--steps", "--only", "--quiet"),
+)
+
+
+@click.command(cls=Command, short_help="Measure the checkpoints of a run, a row each.", most_used=_MOST_USED)
+@click.argument("checkpoints", nargs=-1, required=True, type=click.Path())
+@options(Tracking)
+@options(Settings, TRACKED)
+@options(Process, ["compile_cache"])
+def track(checkpoints: tuple[str, ...], **given: Any) -> int:
+    """Measure the checkpoints of a run: a row for each as it comes, and the course of every number.
+
+    \b
+    Examples:
+      gradscope track runs/step_*.pt
+      gradscope track runs/step_*.pt --inputs x.npy --light
+      gradscope track runs/step_*.pt --format jsonl | jq -r .verdict
+      gradscope track runs/step_*.pt -o rows.jsonl --max log10_norm=3
+      gradscope track runs/step_*.pt --shard 2/8 -o rows/
+
+    A row has the gain, rate and horizon of the whole state, the path that carries the gradient, the gate that
+    is saturated most, and the verdict. A checkpoint that cannot be read is a row with its error, and the exit
+    code is 2; it is 1 where a limit is broken. With -o rows are kept by the content of their checkpoint, the
+    options and the version: another call goes on where this one was stopped.
+    """
+    tracking, process = pick(Tracking, given), pick(Process, given)
+    settings = pick_settings(given)
+    find_modules_here()
+    if settings.get("platform") == "cpu":
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    names = sorted(checkpoints, key=natural) if tracking.sort else list(checkpoints)
+    shard = Shard.parse(tracking.shard, os.environ) if tracking.shard else None
+    work = shard.of(names) if shard else list(enumerate(names))
+    say: Callable[[str], None] = (lambda _: None) if tracking.quiet else _say
+    _say_work(names, shard, work, say)
+    journal = _journal(tracking.output, shard, names, say)
+    rows = _run(tracking, process, settings, names, work, journal)
+    return _ended(rows, tracking)
+
+
+def _say(line: str) -> None:
+    click.echo(f"gradscope: {line}", err=True)
+
+
+def _say_work(
+    names: Sequence[str], shard: Shard | None, work: Sequence[tuple[int, str]], say: Callable[[str], None]
+) -> None:
+    from gradscope.track.following import out_of_order
+
+    if pair := out_of_order(names):
+        one, other = map(shown, pair)
+        say(f"{one} stands before {other}: as given, which the shell orders by letters; --sort by number")
+    if shard:
+        say(
+            f"shard {shard.number} of {shard.count} ({shard.source}): {len(work)} of {len(names)} checkpoints"
+        )
+        if not work:
+            raise InputError(
+                f"shard {shard.number} of {shard.count} has none of {len(names)} checkpoints: ask for fewer"
+            )
+
+
+def _journal(
+    output: str | None, shard: Shard | None, names: Sequence[str], say: Callable[[str], None]
+) -> Journal | None:
+    """The rows of before, and where more go."""
+    from gradscope.cli.streams import check_writable, delivering
+
+    if output is None:
+        return None
+    if output == "-":
+        raise InputError("-o -: rows are kept in a file: leave -o out, or name one")
+    path = Path(output)
+    with delivering(f"-o {output}"):
+        if path.is_dir() or output.endswith(("/", os.sep)):
+            path.mkdir(parents=True, exist_ok=True)
+            path = path / (f"rows.{shard.label}.jsonl" if shard else "rows.jsonl")
+    check_writable(path, *map(Path, names))
+    journal = Journal.read(path)
+    if journal.torn:
+        say(f"{shown(path)}: {journal.torn} torn by a process that was stopped, measured again")
+    return journal
+
+
+def _run(
+    tracking: Tracking,
+    process: Process,
+    settings: dict[str, Any],
+    names: Sequence[str],
+    work: Sequence[tuple[int, str]],
+    journal: Journal | None,
+) -> list[Row]:
+    """Every row, written as it comes."""
+    from gradscope.cli.streams import delivering, guarded_stdout, hushed, write_result
+    from gradscope.report.terminal import terminal_for
+    from gradscope.track.following import Question, follow
+
+    question = Question(settings, tracking.budgets, tracking.light)
+    measure = _measuring(question, compile_cache=process.compile_cache)
+    writer = row_writer(
+        tracking.format,
+        [name for _, name in work],
+        terminal_for(tracking.color, to_file=False),
+        light=tracking.light,
+    )
+    shows = not tracking.quiet and not (journal and tracking.format == "jsonl")
+    _write(writer.head(_subject(len(work), names, tracking)) if shows else "")
+    found = []
+    coming = follow(work, len(names), question, journal.rows if journal else [], measure)
+    while True:
+        with guarded_stdout(), hushed(tracking.quiet):
+            step = next(coming, None)
+        if step is None:
+            break
+        row, is_new = step
+        if journal and is_new:
+            with delivering(f"-o {journal.path}"):
+                journal.append(row)
+        _write(writer.line(row) if shows else "")
+        found.append(row)
+    write_result(writer.foot(found) if shows else "", None)
+    return found
+
+
+def _write(text: str) -> None:
+    from gradscope.cli.streams import write_result
+
+    if text:
+        write_result(text, None)
+
+
+def _measuring(question: Question, *, compile_cache: bool) -> Callable[[Path], Analysis]:
+    """What measures a checkpoint; JAX is imported for the first of them."""
+    settings = dict(question.settings)
+    for name in ("top", "accuracy", "only", "readout", "adjoint", "clip"):
+        if question.light and settings.get(name) not in (None, "full", "all"):
+            raise InputError(f"--{name} is given, but --light measures the gain alone: leave one of them out")
+
+    @cache
+    def prepared() -> Callable[[Path], Analysis]:
+        from gradscope.api import analyze, analyze_light
+        from gradscope.cells import find
+        from gradscope.machine import use_compilation_cache
+        from gradscope.measure.light import LightProbe
+
+        if compile_cache:
+            use_compilation_cache()
+        if ":" in str(settings.get("cell", "")):
+            settings["cell"] = find(settings["cell"])  # one object: what is compiled for it serves all
+        if not question.light:
+            return lambda path: analyze(checkpoint=path, **settings)
+        probe = LightProbe()
+        return lambda path: analyze_light(Settings(**{**settings, "checkpoint": path}), probe)
+
+    return lambda path: prepared()(path)
+
+
+def _subject(count: int, names: Sequence[str], tracking: Tracking) -> str:
+    how = (
+        "; light: gain and horizon are lower bounds, settled where further passes add nothing"
+        * tracking.light
+    )
+    many = f"{count} of {len(names)}" if count < len(names) else str(count)
+    return f"{many} checkpoint{'s' if len(names) != 1 else ''}{how}"
+
+
+# Checkpoints that are named where something is said of many.
+_NAMED = 3
+
+
+def _ended(rows: Sequence[Row], tracking: Tracking) -> int:
+    """Say what failed, and how to exit: what could not be read goes before what was found."""
+    errors = [row["checkpoint"] for row in rows if row.get("error")]
+    broken = [
+        row["checkpoint"]
+        for row in rows
+        if any(not one["passed"] and one["severity"] == "error" for one in row.get("checks") or [])
+    ]
+    matched = [row["checkpoint"] for row in rows if row.get("verdict") in tracking.fail_on]
+    for what, which in (
+        ("not read", errors),
+        ("beyond a limit", broken),
+        ("--fail-on matched", matched),
+    ):
+        if which:
+            more = ", ..." if len(which) > _NAMED else ""
+            _say(f"{what}: {len(which)} of {len(rows)} ({', '.join(map(shown, which[:_NAMED]))}{more})")
+    if errors or not rows:
+        return ExitCode.USAGE
+    return ExitCode.FINDING if broken or matched else ExitCode.OK

@@ -1,0 +1,125 @@
+"""Rows in a file that only grows: one JSON object a line, whatever ends the process that writes them.
+
+A row is known by its ``key``, the content of what it is about, and by the name that this had. A line that was
+torn when its process was killed is no row; what it was about is measured again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gradscope.errors import InputError, about, quoted
+
+Row = dict[str, Any]
+# What the rows of a journal say that they are.
+SCHEMAS = ("gradscope/track/1",)
+_ROW_BYTES = 2**20
+_NUMBERS = re.compile(r"(\d+)")
+
+
+@dataclass(frozen=True)
+class Journal:
+    """What a file holds.
+
+    rows : those that are whole, in the order of their lines; torn : how many lines are not.
+    """
+
+    path: Path
+    rows: list[Row] = field(default_factory=list)
+    torn: int = 0
+
+    @classmethod
+    def read(cls, path: Path) -> Journal:
+        """From a file, or none at all; raises InputError for a file of something else."""
+        found = cls(path)
+        with about(path):
+            try:
+                with path.open("rb") as file:
+                    lines = list(iter(lambda: file.readline(_ROW_BYTES + 1), b""))
+            except FileNotFoundError:
+                return found
+            except OSError as error:
+                raise InputError(f"{error.strerror}, expected rows of gradscope track") from error
+            rows = [_row(line, number) for number, line in enumerate(lines, 1)]
+        whole = [row for row in rows if row is not None]
+        return cls(path, whole, len(rows) - len(whole))
+
+    def append(self, row: Row) -> None:
+        """Write a row at once; after a torn line on a line of its own. Raises OSError."""
+        line = json.dumps(row, allow_nan=False).encode("ascii") + b"\n"
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            if not _ends_a_line(self.path):
+                line = b"\n" + line
+            while line:  # a signal, or a disk that is nearly full, may end a call early
+                line = line[os.write(descriptor, line) :]
+        finally:
+            os.close(descriptor)
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        if not (size := file.seek(0, os.SEEK_END)):
+            return True
+        file.seek(size - 1)
+        return file.read(1) == b"\n"
+
+
+def _row(line: bytes, number: int) -> Row | None:
+    """The row of a line; None where it is torn."""
+    if len(line) > _ROW_BYTES:
+        raise InputError(f"line {number} is over 1 MiB, expected a row of gradscope track")
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    schema = row.get("schema") if isinstance(row, dict) else row
+    if schema not in SCHEMAS or not isinstance(row.get("checkpoint"), str):
+        raise InputError(
+            f"line {number} is {quoted(schema)}, expected a row of gradscope track ({SCHEMAS[0]})"
+        )
+    found: Row = row
+    return found
+
+
+def deduplicated(rows: Iterable[Row]) -> list[Row]:
+    """Each once, the last that was written, in the order of the work; an error only where nothing came after.
+
+    Rows of the same checkpoint with other content, options or version are others.
+    """
+    found: dict[tuple[Any, str], Row] = {}
+    for row in rows:
+        found[row.get("key"), row["checkpoint"]] = row
+    measured = {row["checkpoint"] for row in found.values() if not row.get("error")}
+    left = [row for row in found.values() if not (row.get("error") and row["checkpoint"] in measured)]
+    return sorted(left, key=_place)
+
+
+def _place(row: Row) -> tuple[int, list[tuple[int, str]]]:
+    place = row.get("index")
+    return (place if isinstance(place, int) else 0), natural(row["checkpoint"])
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A name as people order it: its numbers by size."""
+    parts = _NUMBERS.split(name)
+    return [
+        (int(part), "") if part.isdecimal() and number % 2 else (-1, part)
+        for number, part in enumerate(parts)
+    ]
+
+
+def missing(rows: Iterable[Mapping[str, Any]]) -> tuple[list[int], int] | None:
+    """The places that no row has, and how many there should be; None where rows do not agree on that."""
+    rows = list(rows)
+    totals = {row.get("of") for row in rows}
+    if len(totals) != 1 or not isinstance(total := totals.pop(), int) or not 0 < total < 10**7:
+        return None
+    there = {row.get("index") for row in rows}
+    return [place for place in range(total) if place not in there], total

@@ -1,0 +1,405 @@
+"""gradscope track and merge: rows as they come, kept, dealt out, put together."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+
+import gradscope
+from gradscope.schemas import schema
+
+ROOT = Path(gradscope.__file__).parents[1]
+LIGHT = ["--cell", "rnn", "--steps", "8", "--light"]
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def native(path, scale, n=4):
+    rng = np.random.default_rng(0)
+    np.savez(
+        path, W=rng.normal(size=(n, 2)), R=scale * np.linalg.qr(rng.normal(size=(n, n)))[0], b=np.zeros(n)
+    )
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Six checkpoints, in a folder of the current one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    return [str(native(Path("runs") / f"step_{10 * k}.npz", 0.4 + 0.2 * k)) for k in (1, 2, 5, 10, 20, 40)]
+
+
+def rows_in(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_row_for_each_as_they_are_given(run, runs):
+    code, out, err = run("track", *runs, *LIGHT, "--format", "jsonl")
+    assert (code, err) == (0, "")
+    rows = rows_in(out)
+    assert [row["checkpoint"] for row in rows] == runs
+    for row in rows:
+        jsonschema.validate(row, schema("track"))
+        whole = gradscope.analyze(checkpoint=row["checkpoint"], cell="rnn", steps=8, top=1)
+        assert row["log10_norm"] == pytest.approx(whole.full.log10_norm.median, abs=1e-6)
+        assert row["rate"] == pytest.approx(whole.full.rate.median, abs=1e-6)
+        assert (row["horizon"], row["verdict"], row["converged"]) == (
+            whole.full.horizon.median,
+            whole.verdict.level,
+            True,
+        )
+    assert len({row["key"] for row in rows}) == len(rows)
+
+
+def test_the_whole_analysis_has_shares_and_gates(run, tmp_path):
+    rng = np.random.default_rng(0)
+    weights = {f"{kind}_{gate}": rng.normal(size=shape) for gate in "zifo" for kind, shape in
+               (("W", (3, 2)), ("R", (3, 3)), ("b", (3,)))}  # fmt: skip
+    np.savez(tmp_path / "lstm.npz", **weights)
+    (row,) = rows_in(run("track", tmp_path / "lstm.npz", "--cell", "lstm", "--steps", "8", "--json")[1])
+    whole = gradscope.analyze(checkpoint=tmp_path / "lstm.npz", cell="lstm", steps=8)
+    assert row["shares"] == whole.mean_shares
+    assert row["saturated"] == max(gate["saturated"] for gate in whole.gates.values())
+    assert row["log10_norm"] == whole.full.log10_norm.median
+    jsonschema.validate(row, schema("track"))
+
+
+def test_rows_come_one_by_one(run, runs, monkeypatch):
+    """Each is on stdout before the next is measured."""
+    seen = []
+    from gradscope.cli import streams
+
+    def measure(path, text):
+        seen.append(text)
+        return text
+
+    monkeypatch.setattr(streams, "write_result", lambda text, path: measure(path, text))
+    run("track", *runs, *LIGHT, "--json")
+    assert len([text for text in seen if text]) == len(runs)
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_the_table(run, runs, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    code, out, _ = run("track", *runs, "missing.npz", *LIGHT, "--max", "log10_norm=3")
+    assert code == 2
+    golden = GOLDEN / f"track_{width}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(out, "utf-8")
+    assert out == golden.read_text("utf-8")
+    assert max(map(len, out.splitlines())) <= width
+
+
+def test_without_unicode_and_with_colour(run, runs, monkeypatch):
+    monkeypatch.setattr("gradscope.report.terminal._unicode", lambda: False)
+    assert run("track", *runs, *LIGHT)[1].isascii()
+    assert "\x1b[" in run("track", *runs, *LIGHT, "--color", "always")[1]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[" not in run("track", *runs, *LIGHT)[1]
+
+
+def test_order(run, runs):
+    lexical = sorted(runs)
+    assert lexical != runs
+    _, out, err = run("track", *lexical, *LIGHT, "--json")
+    assert [row["checkpoint"] for row in rows_in(out)] == lexical
+    assert "runs/step_100.npz stands before runs/step_20.npz" in err
+    out, err = run("track", *lexical, *LIGHT, "--json", "--sort")[1:]
+    assert ([row["checkpoint"] for row in rows_in(out)], err) == (runs, "")
+
+
+def test_what_cannot_be_read_is_a_row_and_the_exit_code_says_so(run, runs):
+    Path("runs/broken.npz").write_bytes(b"PK\x03\x04 nothing")
+    code, out, err = run("track", runs[0], "runs/broken.npz", "runs/none.npz", runs[1], *LIGHT, "--json")
+    rows = rows_in(out)
+    assert code == 2
+    assert ["error" in row for row in rows] == [False, True, True, False]
+    assert (rows[1]["verdict"], rows[2]["key"]) == (None, None)
+    assert "not read: 2 of 4 (runs/broken.npz, runs/none.npz)" in err
+    for row in rows:
+        jsonschema.validate(row, schema("track"))
+
+
+def test_limits(run, runs):
+    code, out, err = run("track", *runs, *LIGHT, "--max", "log10_norm=1", "--min", "rate=-9", "--json")
+    rows = rows_in(out)
+    assert code == 1
+    broken = [row["checkpoint"] for row in rows if row["log10_norm"] > 1]
+    assert 0 < len(broken) < len(rows)
+    assert [row["checkpoint"] for row in rows if not row["checks"][0]["passed"]] == broken
+    assert f"beyond a limit: {len(broken)} of 6" in err
+    assert run("track", *runs, *LIGHT, "--max", "log10_norm=1", "-q")[:2] == (1, "")
+    assert run("track", *runs, *LIGHT, "--max", "log10_norm=99")[0] == 0
+    assert run("track", *runs, *LIGHT, "--fail-on", "vanishing")[0] == 1
+    assert "did you mean log10_norm?" in run("track", *runs, *LIGHT, "--max", "log10_nrm=1")[2]
+
+
+def test_limits_of_the_settings_file(run, runs):
+    Path("gradscope.toml").write_text('[track]\nmax = ["log10_norm=1"]\n')
+    assert run("track", *runs, *LIGHT)[0] == 1
+
+
+# -- rows that are kept ------------------------------------------------------------------------------
+
+
+def measured(monkeypatch):
+    """The checkpoints that are really measured from here on."""
+    from gradscope import api
+
+    seen, real = [], api.analyze_light
+    monkeypatch.setattr(
+        api,
+        "analyze_light",
+        lambda settings, probe: seen.append(settings.checkpoint) or real(settings, probe),
+    )
+    return seen
+
+
+def test_what_was_stopped_goes_on(run, runs, monkeypatch):
+    whole = rows_in(run("track", *runs, *LIGHT, "--json")[1])
+    run("track", *runs[:3], *LIGHT, "-o", "rows.jsonl")
+    file = Path("rows.jsonl")
+    file.write_bytes(file.read_bytes()[:-20])  # the third was torn
+    seen = measured(monkeypatch)
+    code, out, err = run("track", *runs, *LIGHT, "-o", "rows.jsonl", "--json")
+    assert (code, out) == (0, "")
+    assert "1 torn" in err
+    assert [str(one) for one in seen] == runs[2:]
+    assert rows_in(run("merge", "rows.jsonl")[1]) != []
+    merged = {row["checkpoint"]: row["log10_norm"] for row in rows_in(run("merge", "rows.jsonl")[1])}
+    assert merged == pytest.approx({row["checkpoint"]: row["log10_norm"] for row in whole}, abs=1e-7)
+    before = file.read_bytes()
+    assert run("track", *runs, *LIGHT, "-o", "rows.jsonl")[0] == 0
+    assert (file.read_bytes(), len(seen)) == (before, 4)
+
+
+def test_content_options_and_inputs_make_a_row_another(run, runs, monkeypatch):
+    seen = measured(monkeypatch)
+
+    def again(*more, of=runs[:1]):
+        count = len(seen)
+        run("track", *of, *LIGHT, *more, "-o", "rows.jsonl")
+        return len(seen) - count
+
+    assert [again(), again()] == [1, 0]
+    assert [again("--seed", "3"), again("--seed", "3"), again("--max", "rate=3")] == [1, 0, 1]
+    assert again("--platform", "cpu") == 0
+    np.save("x.npy", np.ones((8, 2)))
+    assert [again("--inputs", "x.npy"), again("--inputs", "x.npy")] == [1, 0]
+    np.save("x.npy", np.zeros((8, 2)))
+    assert again("--inputs", "x.npy") == 1
+    Path("runs/best.npz").write_bytes(Path(runs[0]).read_bytes())
+    assert again(of=["runs/best.npz"]) == 0  # the same content has a row of its own name, at no cost
+    native(Path(runs[0]), 0.9)
+    assert again() == 1
+    names = [row["checkpoint"] for row in rows_in(Path("rows.jsonl").read_text())]
+    assert names.count("runs/best.npz") == 1
+
+
+def test_shards_and_merge(run, runs, monkeypatch):
+    whole = rows_in(run("track", *runs, *LIGHT, "--json")[1])
+    for number in (1, 2):
+        err = run("track", *runs, *LIGHT, "--shard", f"{number}/4", "-o", "rows/")[2]
+        assert f"shard {number} of 4 (--shard): 2 of 6 checkpoints" in err
+    code, out, err = run("merge", "rows")
+    assert (code, err) == (2, "gradscope: missing: 2 of 6 checkpoints (number 3, 4)\n")
+    monkeypatch.setenv("GRADSCOPE_SHARDS", "4")
+    for number in (2, 3):
+        monkeypatch.setenv("GRADSCOPE_SHARD_INDEX", str(number))
+        run("track", *runs, *LIGHT, "--shard", "auto", "-o", "rows/")
+    assert sorted(path.name for path in Path("rows").iterdir()) == [
+        f"rows.{n}-of-4.jsonl" for n in (1, 2, 3, 4)
+    ]
+    run("track", *runs[:2], *LIGHT, "-o", "rows/twice.jsonl")
+    code, out, err = run("merge", *sorted(Path("rows").glob("rows.*")))
+    assert (code, err) == (0, "")
+    assert [row["checkpoint"] for row in rows_in(out)] == [row["checkpoint"] for row in whole]
+    assert run("merge", "rows", "-o", "all.jsonl")[0] == 0
+    assert [row["checkpoint"] for row in rows_in(Path("all.jsonl").read_text())] == runs
+    assert run("merge", "all.jsonl", "--format", "table")[1].splitlines()[0] == "6 rows in runs"
+    assert (
+        run("merge", "all.jsonl", "--format", "csv")[1].splitlines()[0].startswith("checkpoint,log10_norm,")
+    )
+
+
+def test_what_is_refused(run, runs):
+    assert "expected I/N such as 2/8" in run("track", *runs, *LIGHT, "--shard", "2")[2]
+    assert "has none of 6 checkpoints: ask for fewer" in run("track", *runs, *LIGHT, "--shard", "8/8")[2]
+    assert "--light measures the gain alone" in run("track", *runs, *LIGHT, "--top", "2")[2]
+    assert "is a file to be read" in run("track", *runs, *LIGHT, "-o", runs[0])[2]
+    Path("other.jsonl").write_text('{"schema": "gradscope/analysis/1"}\n')
+    assert "expected a row of gradscope track" in run("track", *runs, *LIGHT, "-o", "other.jsonl")[2]
+    assert "No such file" in run("merge", "none.jsonl")[2]
+    Path("empty").mkdir()
+    assert "no rows" in run("merge", "empty")[2]
+
+
+# -- real processes ----------------------------------------------------------------------------------
+
+PAGE = (ROOT / "docs" / "many-checkpoints.md").read_text("utf-8")
+
+
+def recipe(name):
+    return re.search(rf"<!-- recipe: {name} -->\n```\w+\n(.*?)```", PAGE, re.DOTALL)[1]
+
+
+def python_env(folder, **more):
+    """As on the machine of a user: gradscope, srun and parallel are programs."""
+    programs = {
+        "gradscope": f'exec {sys.executable} -m gradscope "$@"',
+        "srun": 'for i in 0 1 2 3; do SLURM_STEP_ID=0 SLURM_PROCID=$i SLURM_NTASKS=4 "$@" || exit 1; done',
+    }
+    for name, text in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    path = f"{folder}:{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | more
+
+
+@pytest.fixture
+def project(tmp_path):
+    from oracles import layouts
+
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "runs").mkdir()
+    for number in range(12):
+        layouts.saved(
+            layouts.recurrent("gru", 2, 3, seed=number), tmp_path / "runs" / f"step_{number}.safetensors"
+        )
+    return tmp_path
+
+
+def shell(script, folder, **more):
+    done = subprocess.run(
+        ["sh", "-euc", script],
+        cwd=folder,
+        env=python_env(folder / "bin", **more),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def complete(folder):
+    rows = rows_in(shell("gradscope merge rows/", folder))
+    assert [row["checkpoint"] for row in rows] == [
+        f"runs/step_{number}.safetensors" for number in sorted(range(12), key=str)
+    ]
+    assert not any("error" in row for row in rows)
+
+
+@pytest.mark.slow
+def test_the_recipe_for_slurm(project):
+    for task in range(8):
+        told = {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_COUNT": "8", "SLURM_ARRAY_TASK_MIN": "0"}
+        shell(recipe("slurm"), project, SLURM_JOB_ID="1", SLURM_PROCID="0", SLURM_NTASKS="1", **told)
+    shell(recipe("merge"), project)
+    complete(project)
+
+
+@pytest.mark.slow
+def test_the_recipe_for_srun(project):
+    for task in range(2):
+        told = {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MIN": "0"}
+        shell(recipe("srun"), project, SLURM_JOB_ID="1", **told)
+    complete(project)
+
+
+@pytest.mark.slow
+def test_the_recipe_for_kubernetes(project):
+    (command,) = re.findall(r"- (gradscope .*)", recipe("kubernetes"))
+    count = int(re.search(r"completions: (\d+)", recipe("kubernetes"))[1])
+    for index in range(count):
+        shell(command, project, JOB_COMPLETION_INDEX=str(index))
+    complete(project)
+
+
+@pytest.mark.slow
+def test_the_recipe_for_github(project):
+    commands = re.findall(r"- run: (gradscope .*)", recipe("github"))
+    shards = json.loads(re.search(r"shard: (\[.*?\])", recipe("github"))[1])
+    for shard in shards:
+        told = {"${{ matrix.shard }}": str(shard), "${{ strategy.job-total }}": str(len(shards))}
+        command = commands[0]
+        for name, value in told.items():
+            command = command.replace(name, value)
+        shell(command, project)
+    assert "12 rows" in shell(commands[1], project)
+    complete(project)
+
+
+@pytest.mark.slow
+def test_the_recipe_without_a_scheduler(project):
+    shell(recipe("shell"), project)
+    complete(project)
+
+
+@pytest.mark.slow
+def test_the_recipe_for_parallel(project):
+    command, _, items = recipe("parallel").removeprefix("parallel ").partition(" ::: ")
+    for item in items.split():
+        shell(command.replace("{}", item), project)
+    complete(project)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["submitit", "ray", "dask"])
+def test_what_a_worker_of_others_calls(project, name):
+    """The function that is handed to them, called here as they call it: with a number, in a process."""
+    lines = recipe(name).splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("def shard"))
+    function = "\n".join(["import subprocess, sys", "COUNT = 4", *lines[start : start + 3]])
+    assert "COUNT = 4" in lines
+    calls = "import glob\nCHECKPOINTS = sorted(glob.glob('runs/*'))\n" + function
+    calls += "\nassert [shard(number) for number in range(1, COUNT + 1)] == [0] * COUNT"
+    (project / "calls.py").write_text(calls)
+    shell(f"{sys.executable} calls.py", project)
+    complete(project)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_process_that_is_killed_loses_nothing_and_nothing_is_twice(project):
+    """Two shards at once; one is killed with SIGKILL when it has a few rows, and started again."""
+    many = 40
+    for number in range(many):
+        native(project / "runs" / f"many_{number}.npz", 1.0, n=20)
+    command = [sys.executable, "-m", "gradscope", "track"]
+    command += [*(f"runs/many_{number}.npz" for number in range(many)), "--cell", "rnn", "--steps", "50"]
+
+    def start(number):
+        return subprocess.Popen(
+            [*command, "--shard", f"{number}/2", "-o", "rows/"],
+            cwd=project,
+            env=python_env(project / "bin"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    first, second = start(1), start(2)
+    file = project / "rows" / "rows.1-of-2.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and (not file.exists() or file.read_bytes().count(b"\n") < 3):
+        time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    kept = file.read_bytes()
+    assert 3 <= kept.count(b"\n") < many // 2
+    file.write_bytes(kept + b'{"schema": "gradscope/track/1", "checkp')  # as if within a line
+    assert start(1).wait() == 0
+    assert second.wait() == 0
+    assert file.read_bytes().startswith(kept)
+    rows = rows_in(shell("gradscope merge rows/ 2>/dev/null", project))
+    assert [row["checkpoint"] for row in rows] == [f"runs/many_{number}.npz" for number in range(many)]
+    lines = [json.loads(line)["checkpoint"] for path in (project / "rows").iterdir()
+             for line in path.read_text().splitlines() if line.endswith("}")]  # fmt: skip
+    assert sorted(lines) == sorted(row["checkpoint"] for row in rows)

@@ -1,0 +1,130 @@
+"""The light probe: gain and horizon by power iteration, against every value by the product SVD."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from oracles import layouts
+
+import gradscope
+from gradscope.api import analyze_light
+from gradscope.errors import InputError
+from gradscope.linearize.leading_vector import leading_vectors
+from gradscope.measure.light import LightProbe
+from gradscope.settings import Settings
+
+SIZE = {"hidden": 8, "input_size": 3, "steps": 40}
+CASES = [
+    {"cell": "lstm"},
+    {"cell": "lstm", "biases": {"b_f": 3.0}, "batch": 3},
+    {"cell": "gru", "gain": 2.0, "cut": ("R_h",)},
+    {"cell": "rnn", "init": "gaussian", "gain": 1.5},
+    {"cell": "rnn", "gain": 0.01},
+    {"cell": "lstm-peephole", "scale": {"R_*": 0.5}},
+    {"cell": "gru-reset-before"},
+    {"cell": "linear", "init": "identity", "gain": 1.5},
+]
+
+
+def light(probe=None, **given):
+    return analyze_light(Settings(**given), probe or LightProbe())
+
+
+def close(probed, whole):
+    """The gain to a millionth of a decade, from below; horizon and verdict the same."""
+    gains = [[s.log10_singular_values[0] for s in one.full.spectra] for one in (probed, whole)]
+    np.testing.assert_allclose(*gains, atol=1e-6, rtol=0)
+    assert np.all(np.array(gains[0]) <= np.array(gains[1]) + 1e-11)
+    assert probed.full.horizons == whole.full.horizons
+    assert probed.verdict.level == whole.verdict.level
+    assert probed.full.log10_norm_error < 1e-6
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["cell"])
+def test_it_is_what_the_whole_analysis_finds(case):
+    whole = gradscope.analyze(**SIZE, **case, only="gain")
+    close(light(**SIZE, **case), whole)
+
+
+def test_lower_bounds_at_every_lag():
+    given = {**SIZE, "cell": "lstm", "biases": {"b_f": 1.0}, "batch": 2}
+    bounds, exact = light(**given).full.by_lag, gradscope.analyze(**given, only="gain").full.by_lag
+    assert np.all(bounds <= exact + 1e-10)
+    assert np.abs(bounds - exact).max() < 0.5
+
+
+def test_the_largest_gain_on_the_way_decides():
+    """A gain that is past the threshold at some lag is exploding, whatever the last lag has."""
+    given = {"cell": "lstm", "hidden": 6, "input_size": 3, "steps": 60, "gain": 12.0, "seed": 3}
+    whole = gradscope.analyze(**given, only="gain")
+    policy = {"exploding_above": 10 ** (whole.full.log10_peak.median - 0.01)}
+    assert light(**given, **policy).verdict.level == "exploding"
+
+
+def test_sequences_of_their_own_length():
+    x = np.random.default_rng(0).normal(size=(3, 20, 3))
+    given = {"cell": "gru", "hidden": 8, "inputs": x, "lengths": np.array([20, 7, 13])}
+    close(light(**given), gradscope.analyze(**given, only="gain"))
+
+
+def test_layers_and_their_stack(tmp_path):
+    path = tmp_path / "model.npz"
+    tensors = layouts.recurrent("lstm", 3, 4, layers=2)
+    layouts.saved(tensors, path)
+    given = {"checkpoint": path, "steps": 30}
+    probed, whole = light(**given), gradscope.analyze(**given, only="gain")
+    close(probed, whole)
+    for one, other in zip(probed.layers, whole.layers, strict=True):
+        close(one, other)
+
+
+def native(path, matrix):
+    n = len(matrix)
+    np.savez(path, W=np.zeros((n, 1)), R=matrix, b=np.zeros(n))
+    return path
+
+
+def test_a_kept_vector_does_not_hide_the_leading_one(tmp_path):
+    """The leading direction of the second is what the first left nothing of: its vector is no start alone."""
+    probe = LightProbe()
+    for number, matrix in enumerate(([2.0, 1.0], [1.0, 2.0], [0.5, 0.25])):
+        path = native(tmp_path / f"{number}.npz", np.diag(matrix))
+        found = light(probe, checkpoint=path, cell="linear", steps=12)
+        assert found.full.log10_norm.median == pytest.approx(12 * math.log10(max(matrix)), abs=1e-8)
+
+
+def test_an_exact_zero(tmp_path):
+    path = native(tmp_path / "zero.npz", np.array([[0.0, 1.0], [0.0, 0.0]]))
+    found = light(checkpoint=path, cell="linear", steps=5)
+    assert found.full.log10_norm.median == -math.inf
+    assert (found.full.horizon.median, found.verdict.level) == (1, "vanishing")
+
+
+def test_what_does_not_settle_says_so(tmp_path):
+    """Two singular values a part in ten thousand apart, over few steps: passes tell them apart but slowly."""
+    turn = np.linalg.qr(np.random.default_rng(1).normal(size=(40, 40)))[0]
+    path = native(tmp_path / "close.npz", turn @ np.diag(np.linspace(1, 0.9, 40)))
+    found = light(checkpoint=path, cell="linear", steps=1)
+    assert 0 <= 0 - found.full.log10_norm.median <= found.full.log10_norm_error
+    assert found.full.log10_norm_error > 1e-8
+
+
+def test_one_program_serves_all_checkpoints_of_a_shape(tmp_path):
+    rng, probe = np.random.default_rng(0), LightProbe()
+    paths = [native(tmp_path / f"{number}.npz", rng.normal(size=(5, 5))) for number in range(4)]
+    light(probe, checkpoint=paths[0], cell="rnn", steps=9)
+    before = leading_vectors._cache_size()
+    for path in paths[1:]:
+        light(probe, checkpoint=path, cell="rnn", steps=9)
+    assert leading_vectors._cache_size() == before
+
+
+def test_what_it_does_not_measure_is_refused():
+    with pytest.raises(InputError, match="light measures the whole state: leave view out"):
+        light(**SIZE, view="cell")
+    with pytest.raises(InputError, match=r"keeps all steps in memory .* give steps of at most \d+"):
+        light(cell="lstm", hidden=512, steps=100_000)
+    settings = replace(Settings(), cell="rnn-relu", gain=1e3, hidden=8, steps=400)
+    with pytest.raises(InputError, match="the state is infinite or NaN in float64 after step"):
+        analyze_light(settings, LightProbe())
