@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradscope.cells.notation import NAMELESS, is_recurrent
+from gradscope.compiled_svd.step_arrays import StepArrays
 from gradscope.custom_types import Array
+from gradscope.linearize.array_form import step_arrays
 from gradscope.linearize.jacobian_chain import JacobianChain, nonzero, random_row
 from gradscope.linearize.paths import DensePath, Path, UnitPath
 from gradscope.product_svd.steps import span
@@ -77,6 +79,20 @@ class CellChain(JacobianChain):
         """As of any chain, but for the recurrent matrices: their own entries are not that far apart."""
         links = [span(np.abs(path.link)) for path in self._units if path.link is not None]
         return span(*(np.abs(path.slope) for path in self._units)) + max(links, default=0.0)
+
+    @property
+    def zero_steps(self) -> Array:
+        """As of any chain: of a forget gate's the first, where c starts at zero."""
+        return np.flatnonzero(~self.sizes.any(axis=1)) if self.in_units else super().zero_steps
+
+    def after(self, first: int) -> CellChain:
+        """The steps from this one on."""
+        return CellChain(tuple(path.after(first) for path in self.paths), self.steps - first, self.size)
+
+    @cached_property
+    def step_arrays(self) -> StepArrays | None:
+        """The steps as a compiled program takes them."""
+        return step_arrays(self.paths, self.size // self.width)
 
     @property
     def in_units(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from gradscope.compiled_svd.step_arrays import StepArrays
 from gradscope.custom_types import Array
 from gradscope.product_svd.steps import StepSource
 
@@ -64,6 +65,16 @@ class JacobianChain(StepSource):
     @property
     def diagonal(self) -> Array | None:
         """(T, n) where every step of the chain is diagonal."""
+        return None
+
+    @property
+    def zero_steps(self) -> Array:
+        """Indices of the steps that are exactly zero, where that is seen without a look at every entry."""
+        return np.zeros(0, int)
+
+    @property
+    def step_arrays(self) -> StepArrays | None:
+        """The steps as a compiled program takes them, where one does."""
         return None
 
     @abstractmethod

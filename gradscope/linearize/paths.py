@@ -29,6 +29,10 @@ class UnitPath:
         """The path within the component that it reads: what its own chain multiplies."""
         return replace(self, slope=self.slope[:, self.source : self.source + 1], source=0)
 
+    def after(self, first: int) -> UnitPath:
+        """The steps from this one on."""
+        return replace(self, slope=self.slope[first:], link=None if self.link is None else self.link[first:])
+
     @property
     def width(self) -> int:
         """Units n."""
@@ -110,6 +114,10 @@ class DensePath:
         """The path within its component."""
         part = self.component
         return self if part is None else DensePath(self.name, self.stack[:, part, part])
+
+    def after(self, first: int) -> DensePath:
+        """The steps from this one on."""
+        return replace(self, stack=self.stack[first:])
 
     @property
     def width(self) -> int:

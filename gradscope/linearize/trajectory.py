@@ -16,6 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gradscope.cells.cell import Cell
 from gradscope.cells.units import Parameters
+from gradscope.compiled_svd.step_arrays import bucket
 from gradscope.custom_types import Array
 from gradscope.linearize.budget import SEGMENT_BYTES
 from gradscope.linearize.system import System, cast
@@ -56,7 +57,7 @@ class Segments:
         compiled for one T serves its neighbours too.
         """
         longest = max(2, limit // step_bytes)  # a view that leaves out step 1 has a first segment too
-        length = _bucket(math.ceil(steps / math.ceil(steps / longest)))
+        length = bucket(math.ceil(steps / math.ceil(steps / longest)))
         return cls(steps, length, math.ceil(steps / length))
 
     def first(self, steps: int) -> Segments:
@@ -67,11 +68,6 @@ class Segments:
     def valid(self, i: int) -> int:
         """How many steps of segment i are steps of the chain; the others are padding."""
         return min(self.length, self.steps - i * self.length)
-
-
-def _bucket(steps: int) -> int:
-    quarter = 1 << max(0, (steps - 1).bit_length() - 3)
-    return math.ceil(steps / quarter) * quarter
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from gradscope.custom_types import Array
 from gradscope.linearize.jacobian_chain import JacobianChain
 from gradscope.linearize.segmented import SegmentedChain, keeping_recent
 from gradscope.measure.chains import Ask, measure
-from gradscope.measure.cost import chain_cost, runs
+from gradscope.measure.cost import KNOWN, chain_cost, runs
 from gradscope.measure.measured import Measured
 from gradscope.measure.progress import Fraction, Meter
 from gradscope.measure.shares import shares
@@ -22,19 +22,21 @@ from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, spectrum
 class Task:
     """A chain of ``steps`` Jacobians in segments that begin at ``starts``, and what is asked of it.
 
-    watched : whether somebody wants to know how far it is.
+    watched : whether somebody wants to know how far it is; known : chains whose spectra are there already.
     """
 
     starts: Sequence[int]
     steps: int
     ask: Ask
     watched: bool = False
+    known: Mapping[str, Spectrum] = field(default_factory=dict)
 
 
 def measure_sequence(task: Task, segment: Callable[[int], JacobianChain], report: Fraction) -> Measured:
     """What is measured of one sequence; segment : number -> the Jacobians of that segment."""
     meter = Meter(report)
-    chains = JacobianChains(segment, task.starts, task.steps, meter.read if task.watched else None)
+    read = meter.read if task.watched else None
+    chains = JacobianChains(segment, task.starts, task.steps, read, task.known)
     (found,) = measure(chains, task.ask, meter)
     return found
 
@@ -42,7 +44,8 @@ def measure_sequence(task: Task, segment: Callable[[int], JacobianChain], report
 class JacobianChains:
     """The chains of one sequence (see ``Chains``).
 
-    segment, starts, steps : as for ``SegmentedChain``; read : called at every step that is read.
+    segment, starts, steps : as for ``SegmentedChain``; read : called at every step that is read; known :
+    spectra that are there already.
     """
 
     sequences = 1
@@ -53,7 +56,9 @@ class JacobianChains:
         starts: Sequence[int],
         steps: int,
         read: Callable[[], None] | None = None,
+        known: Mapping[str, Spectrum] | None = None,
     ) -> None:
+        self._known = known or {}
         recent = keeping_recent(segment)
         first = recent(0)
         self._sizes = {name: chain.size for name, chain in first.chains.items()}
@@ -67,6 +72,8 @@ class JacobianChains:
 
     def cost(self, name: str) -> float:
         """By its size; the full one again costs nothing, and a diagonal one next to nothing."""
+        if name in self._known:
+            return KNOWN
         if name == "full":
             return chain_cost(self._sizes[name])
         if self._is_full(name) or self._diagonal[name]:
@@ -98,6 +105,8 @@ class JacobianChains:
         return self._chains[name] is self._full
 
     def _spectrum(self, name: str, ask: Ask) -> Spectrum:
+        if name in self._known:
+            return self._known[name]
         chain = self._chains[name]
         if ask.top is not None:
             top = min(ask.top, len(chain[0]))

@@ -15,6 +15,7 @@ from gradscope.measure.all_values import Task
 from gradscope.measure.chains import Ask
 from gradscope.measure.cost import sooner_without_jacobians, units, work_of
 from gradscope.measure.measured import Measured
+from gradscope.measure.programs import by_programs
 from gradscope.measure.progress import Fraction, Progress, Tally
 from gradscope.measure.top_values import measure_together
 from gradscope.measure.workers import Workers, measure_all
@@ -104,7 +105,11 @@ def _side_by_side(
     worth = (len(sequences) - 1) * system.steps >= _WORTH_A_WORKER
     at_once = means.at_once if worth else 1
     ask = replace(ask, threads=max(1, cores() // min(at_once, len(sequences))))
-    jobs = [(Task(one.starts, one.steps, ask, tally.watched), one) for one in sequences]
+    known = by_programs(sequences, ask, means.devices, tally.of(range(len(sequences))))
+    jobs = [
+        (Task(one.starts, one.steps, ask, tally.watched, found), one)
+        for one, found in zip(sequences, known, strict=True)
+    ]
 
     def report(job: int) -> Fraction:
         return tally.of([job])

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.linalg.lapack import dgetrf
 
 from gradscope.machine import cores, one_blas_thread
-from gradscope.product_svd.error_estimate import DRAWS, RESET_SIZE, WORTH_A_THREAD
+from gradscope.product_svd.error_estimate import WORTH_A_THREAD, draws
 from gradscope.settings import Only
 
 if TYPE_CHECKING:  # workers import no JAX
@@ -31,6 +31,11 @@ _LAG = 8.0
 _PATH, _BLOCK, _FIRST = 0.4, 1.5, 0.45
 # Units for the start of a process, for a program that is compiled, and for a million multiplications in one.
 _START, _COMPILED, _MILLION = 8e3, 2.5e4, 3.0
+# Units for a step of a chain of m states in a compiled program, gone through once; for such a program.
+_STEP, _PROGRAM_SQUARE, _PROGRAM_CUBE = 0.8, 2.5e-4, 3e-6
+PROGRAM = 6e4
+# Units for a step of a chain whose spectrum is there already.
+KNOWN = 1e-3
 # How often its twenty are timed, 40 ms in all: long enough to see that others are at work as well.
 _TIMED = 50
 # Passes over the chain for its top values and those of its lags; columns of a block.
@@ -69,9 +74,15 @@ def chain_cost(size: int, *, path: bool = False, block: bool = False, first: boo
     return factor * (runs(size) * once + _LAG)
 
 
+def saved_by_program(size: int) -> float:
+    """Units for a step that a compiled program takes less than the host."""
+    once = _STEP + _PROGRAM_SQUARE * size**2 + _PROGRAM_CUBE * size**3
+    return max(0.0, chain_cost(size) - runs(size) * once)
+
+
 def runs(size: int) -> int:
     """How often a chain is gone through, on changed entries for the error."""
-    return 1 + (DRAWS if size < RESET_SIZE else 1)
+    return 1 + draws(size)
 
 
 def chain_costs(work: Work) -> dict[str, float]:

@@ -88,6 +88,7 @@ def direct_sum(spectra: Sequence[Spectrum]) -> Spectrum:
         lags,
         sum(s.lost for s in spectra),
         max((s.log10_largest_gain for s in spectra if s.log10_largest_gain is not None), default=None),
+        largest.engine if len({s.engine for s in spectra}) == 1 else "mixed",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -54,9 +54,9 @@ def best_run(
     Resets cure the loss that grows with the size; without them the structure of sparse chains
     (Jordan blocks) is kept, which is worth more there.
     """
-    large = max(len(w) for w in steps.weights) >= RESET_SIZE
-    grouped = {"full": GROUPED, "fast": GROUPED_FAST}[accuracy]
-    enough = (GOOD_IF_LARGE if large else GOOD) + 2 * SAFETY * len(steps) * (entry_error - EPS)
+    size = max(len(w) for w in steps.weights)
+    large, enough = size >= RESET_SIZE, good_enough(size, len(steps), entry_error)
+    grouped = grouped_for(accuracy)
     runs: list[Run] = []
     for reset in (large, not large):
         options = {"reset": reset, "grouped": grouped if reset else np.inf}
@@ -71,6 +71,22 @@ def best_run(
         best.error = HOPELESS + (float(np.ptp(best.log10)) if len(best.log10) else 0.0)
         best.norm_error = min(best.norm_error, best.error)
     return best
+
+
+def good_enough(size: int, steps: int, entry_error: float) -> float:
+    """The estimated error that is not worth another way of running a chain."""
+    good = GOOD_IF_LARGE if size >= RESET_SIZE else GOOD
+    return good + 2 * SAFETY * steps * (entry_error - EPS)
+
+
+def draws(size: int) -> int:
+    """How many runs on changed entries the first is compared with."""
+    return DRAWS if size < RESET_SIZE else 1
+
+
+def grouped_for(accuracy: str) -> float:
+    """The smallest pivot of several steps that are factored at once."""
+    return {"full": GROUPED, "fast": GROUPED_FAST}[accuracy]
 
 
 def _settle(run: Run, steps: Steps, enough: float) -> None:
@@ -104,8 +120,8 @@ def _compared(
             pool.shutdown(wait=False)  # an interrupt does not wait for the rest
     else:
         run = _run(steps, 1, entry_error, lag_norm=lag_norm, **options)
-        others = [again(run.plan, 1, draw) for draw in range(DRAWS if size < RESET_SIZE else 1)]
-    _compare(run, others, entry_error)
+        others = [again(run.plan, 1, draw) for draw in range(draws(size))]
+    compare(run, others, entry_error)
     return run
 
 
@@ -140,15 +156,34 @@ class DoubtError(Exception):
     """Whether a pivot is zero needs the exact rank of the product up to there: no slice knows it."""
 
 
-class Run:
-    """One pass over the chain and its finish. plan[t]: rank forced after step t.
+class Outcome:
+    """What a pass over the chain found, once it is finished.
 
-    lost : values that are not zero and not known either, see extended;
-    error, norm_error : estimates for all log10 values and for the first, once compared;
+    lags : (T,) log10 norms, where they were asked for; lost : values that are not zero and not known either,
+    see extended; error, norm_error : estimates for all log10 values and for the first, once compared;
     suspect : whether a pivot may have been noise; noisy : whether one was, and its value is lost.
     """
 
     lost = 0
+
+    def __init__(self) -> None:
+        self.error = self.norm_error = 0.0
+        self.suspect = self.noisy = False
+        self.lags = np.zeros(0)
+
+    def finish(self, graded: Graded) -> None:
+        """Values and top vectors of the whole product."""
+        graded = decomposed(graded)
+        held = graded.mantissa > 0  # what underflowed on the way is lost, not zero
+        self.suspect |= not held.all()
+        self.log10 = log_scale.log10(graded.mantissa[held], graded.exponent[held])
+        nothing = graded.rank == 0
+        self.left = np.zeros(graded.x.shape[1]) if nothing else graded.x[0]
+        self.right = np.zeros(graded.y.shape[1]) if nothing else graded.y[0]
+
+
+class Run(Outcome):
+    """One pass over the chain and its finish. plan[t]: rank forced after step t."""
 
     def __init__(
         self,
@@ -163,8 +198,7 @@ class Run:
         grouped: float = np.inf,
         slices: int = 1,
     ) -> None:
-        self.error = self.norm_error = 0.0
-        self.suspect = self.noisy = False
+        super().__init__()
         self.plan: dict[int, int] = {} if plan is None else plan
         exact = ExactRank(steps)
 
@@ -191,18 +225,8 @@ class Run:
         self.lags = np.array(lags)
         self.finish(graded)
 
-    def finish(self, graded: Graded) -> None:
-        """Values and top vectors of the whole product."""
-        graded = decomposed(graded)
-        held = graded.mantissa > 0  # what underflowed on the way is lost, not zero
-        self.suspect |= not held.all()
-        self.log10 = log_scale.log10(graded.mantissa[held], graded.exponent[held])
-        nothing = graded.rank == 0
-        self.left = np.zeros(graded.x.shape[1]) if nothing else graded.x[0]
-        self.right = np.zeros(graded.y.shape[1]) if nothing else graded.y[0]
 
-
-def _compare(run: Run, again: list[Run | None], entry_error: float) -> None:
+def compare(run: Outcome, again: Sequence[Outcome | None], entry_error: float) -> None:
     """Set the run's estimated errors from others on slightly different entries.
 
     The floor is for results so exact that runs agree by chance. Infinite where values are lost.
@@ -221,7 +245,7 @@ def _compare(run: Run, again: list[Run | None], entry_error: float) -> None:
         run.norm_error = np.inf
 
 
-def floor_of(run: Run, entry_error: float) -> float:
+def floor_of(run: Outcome, entry_error: float) -> float:
     """What rounding does to any log10 value, at least."""
     if not len(run.log10):
         return 0.0

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gradscope.custom_types import Array
-from gradscope.product_svd.error_estimate import EPS, SAFETY, Run, floor_of
+from gradscope.product_svd.error_estimate import EPS, SAFETY, Outcome, floor_of
 from gradscope.product_svd.exact import ExactRank, affordable, exact_product
 from gradscope.product_svd.extended_range_chain import StepMatrices, wide_prefixes
 from gradscope.product_svd.graded_lu import Graded
@@ -37,7 +37,7 @@ class Reversed:
         return self.steps.dense(len(self) - 1 - t).T
 
 
-class WideRun(Run):
+class WideRun(Outcome):
     """One pass over the chain with an exponent for every entry, and its finish.
 
     lost : how many values there are beyond those found, of which rounding leaves nothing; left_out : how many
@@ -45,8 +45,7 @@ class WideRun(Run):
     """
 
     def __init__(self, steps: StepMatrices, rounding: float, lag_norm: LagNorm | None = None) -> None:
-        self.error = self.norm_error = 0.0
-        self.suspect = self.noisy = False
+        super().__init__()
         lags = []
         for graded, self.left_out in wide_prefixes(steps, rounding):
             if lag_norm is not None:
@@ -56,7 +55,7 @@ class WideRun(Run):
         self.found = len(self.log10) + self.left_out
 
 
-def wide_run(steps: Steps, entry_error: float, lag_norm: LagNorm | None) -> Run:
+def wide_run(steps: Steps, entry_error: float, lag_norm: LagNorm | None) -> Outcome:
     """Values with their error, from runs on entries changed by +-entry_error; those that differ are lost.
 
     Neither end loses fewer values on every chain: where one lost any, the other is tried too.
@@ -97,7 +96,7 @@ def _large(steps: Steps) -> bool:
     return max(map(len, steps.weights)) >= LARGE
 
 
-def _settle(run: Run, steps: Steps) -> None:
+def _settle(run: Outcome, steps: Steps) -> None:
     """Count exact zeros by exact rank; small chains are taken exactly where that is worth the wait."""
     rank, known = ExactRank(steps).total(), len(run.log10)
     if (known != rank or run.error > POOR) and affordable(steps, hopeless=known != rank):

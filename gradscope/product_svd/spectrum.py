@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,13 +15,15 @@ from gradscope.machine import cores, one_blas_thread
 from gradscope.product_svd import log_scale
 from gradscope.product_svd.arguments import check_asked, window_of
 from gradscope.product_svd.block_krylov import TopTriplets, norm_by_lag, top_values
-from gradscope.product_svd.error_estimate import EPS, Run, best_run, lags_alone
+from gradscope.product_svd.error_estimate import EPS, Outcome, best_run, lags_alone
 from gradscope.product_svd.extended_range_run import wide_lags, wide_run
 from gradscope.product_svd.graded_chain import RangeError
 from gradscope.product_svd.leading import Leading, leading
 from gradscope.product_svd.norm_by_lag import LagNorm
 from gradscope.product_svd.operator import DenseOperator, Operator, tame
 from gradscope.product_svd.steps import WILD, Steps, checked, reachable, restricted
+
+Engine = Literal["host", "compiled", "mixed"]
 
 # From this size on, and from so many times the values asked for, blocks took a third of the time or
 # less (T = 200).
@@ -51,6 +53,8 @@ class Spectrum:
         others to be followed: NaN, before the zeros.
     log10_largest_gain : log10 of the largest sigma_1 over any stretch of the steps, None if not looked for;
         of the top values the largest that was met.
+    engine : what multiplied and factored the steps, "host" (this room) or "compiled" (programs on the
+        devices); "mixed" of parts.
     """
 
     log10_singular_values: Array
@@ -63,6 +67,7 @@ class Spectrum:
     lags: Array | None = None
     lost: int = 0
     log10_largest_gain: float | None = None
+    engine: Engine = "host"
 
 
 @one_blas_thread()
@@ -104,8 +109,7 @@ def spectrum(
     check_asked(top, floor, entry_error, accuracy, workers)
     steps, gaps = checked(jacobians)
     m = steps[0].shape[0]
-    if entry_error > EPS:
-        entry_error *= max(1.0, steps.span * SATURATION)
+    entry_error = rounding_of(entry_error, steps.span)
     rows, columns = window_of(window, m)
     count = min(len(range(m)[part]) for part in (rows, columns))
     if top is not None and not 1 <= top <= count:
@@ -138,11 +142,16 @@ def spectrum(
     left[steps.width(len(steps), m)] = found.left
     right[steps.width(0, m)] = found.right
     lags = found.lags if lagged is None else lagged
-    all_of_them = _assemble(found, lags if by_lag else None, count, left[rows], right[columns], top)
+    all_of_them = assembled(found, lags if by_lag else None, count, left[rows], right[columns], top)
     return _without_others(all_of_them) if only_first else all_of_them
 
 
-def _run(steps: Steps, entry_error: float, lag_norm: LagNorm | None, accuracy: str, workers: int) -> Run:
+def rounding_of(entry_error: float, span: float) -> float:
+    """Of entries that span so many bits: slopes of saturated units carry that of their pre-activations."""
+    return entry_error * max(1.0, span * SATURATION) if entry_error > EPS else entry_error
+
+
+def _run(steps: Steps, entry_error: float, lag_norm: LagNorm | None, accuracy: str, workers: int) -> Outcome:
     """The best run over the chain, with an exponent for every entry where float64 cannot hold them."""
     if steps.span < WILD:
         with contextlib.suppress(RangeError):
@@ -200,9 +209,10 @@ def _top_spectrum(found: TopTriplets, top: int, norms: Array | None, lags: Array
     )
 
 
-def _assemble(
-    found: Run, lags: Array | None, count: int, left: Array, right: Array, top: int | None
+def assembled(
+    found: Outcome, lags: Array | None, count: int, left: Array, right: Array, top: int | None
 ) -> Spectrum:
+    """The spectrum of an outcome: ``count`` values, its vectors among all states."""
     values = found.log10.astype(np.float64)
     log10 = np.full(count, -np.inf)
     log10[: len(values)] = values

@@ -160,7 +160,8 @@ class Analysis:
                 "vanishing_below": self.policy.vanishing_below,
                 "exploding_above": self.policy.exploding_above,
             },
-            "chains": [_chain(chain, self.levels[chain.name]) for chain in self.chains],
+            "chains": [_chain(chain, self.levels[chain.name], self.full.engine) for chain in self.chains],
+            "engine": self.full.engine,
             "matrices": [{"name": name, **_plain(matrix)} for name, matrix in self.matrices.items()],
             "profile": _NO_PROFILE if self.only == "verdict" else _profile(self.full, self.shares, all_lags),
             "shares": _plain(self.mean_shares),
@@ -183,8 +184,11 @@ def lags(steps: int, *, every: bool = False) -> Array:
     return spaced(enough - 1)
 
 
-def _chain(chain: Chain, level: str) -> dict[str, Any]:
-    """A chain as JSON tells it; what only all values tell is absent where there are fewer."""
+def _chain(chain: Chain, level: str, engine: str) -> dict[str, Any]:
+    """A chain as JSON tells it; what only all values tell is absent where there are fewer.
+
+    engine : that of the full chain.
+    """
     whole = {"exact_zeros": list(chain.exact_zeros)} if chain.exact_zeros else {}
     rms = {} if chain.log10_rms is None else {"log10_rms": _extremes(chain.log10_rms)}
     known = all(s.log10_largest_gain is not None for s in chain.spectra)
@@ -197,6 +201,7 @@ def _chain(chain: Chain, level: str) -> dict[str, Any]:
         "log10_singular_values": [_plain(s.log10_singular_values) for s in chain.spectra],
         **whole,
         **unmeasured,
+        **({} if chain.engine == engine else {"engine": chain.engine}),
         "log10_norm": _extremes(chain.log10_norm),
         "log10_norm_error": [_plain(s.log10_norm_error) for s in chain.spectra],
         **largest,

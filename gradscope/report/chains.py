@@ -61,6 +61,12 @@ class Chain:
         )
 
     @property
+    def engine(self) -> str:
+        """What multiplied and factored the steps, see Spectrum; "mixed" where sequences differ."""
+        engines = {s.engine for s in self.spectra}
+        return engines.pop() if len(engines) == 1 else "mixed"
+
+    @property
     def lengths(self) -> tuple[int, ...]:
         """Steps of each sequence's chain."""
         return tuple(int(_lags(s)[-1]) for s in self.spectra)

@@ -1,0 +1,130 @@
+"""The chains that compiled programs find sooner: which these are, and their spectra."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+
+import jax
+import numpy as np
+
+from gradscope.compiled_svd.engine import PLATFORMS, compiled_spectra
+from gradscope.compiled_svd.passes import ArraySource, shape_of
+from gradscope.compiled_svd.step_arrays import Shape
+from gradscope.linearize.budget import SEGMENT_BYTES
+from gradscope.linearize.cell_chain import CellChain
+from gradscope.linearize.segmented import SegmentedChain, keeping_recent
+from gradscope.linearize.sequence import Linearized
+from gradscope.machine import cores
+from gradscope.measure.chains import Ask
+from gradscope.measure.cost import PROGRAM, saved_by_program
+from gradscope.measure.progress import Fraction
+from gradscope.product_svd.spectrum import Spectrum
+
+# Segments of sequences under way, in memory at once.
+_BYTES = 2**30
+
+# Units (see cost) that programs would have saved so far in this process, by what they are compiled for.
+_missed: Counter[Shape] = Counter()
+_compiled: set[Shape] = set()
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A chain of a sequence: its steps after the last one that is zero, ``left_out`` of them come before."""
+
+    sequence: int
+    name: str
+    chain: ArraySource
+    left_out: int
+
+    def whole(self, spectrum: Spectrum) -> Spectrum:
+        """The spectrum of all steps, of that of these: a step that is zero leaves nothing."""
+        if not self.left_out:
+            return spectrum
+        size, nothing = len(spectrum.left), np.zeros_like(spectrum.left)
+        lags = np.append(np.asarray(spectrum.log10_norm_by_lag), np.full(self.left_out, -np.inf))
+        return replace(
+            spectrum,
+            log10_singular_values=np.full(size, -np.inf),
+            exact_zeros=size,
+            log10_error=0.0,
+            log10_norm_error=0.0,
+            left=nothing,
+            right=nothing,
+            log10_norm_by_lag=lags,
+        )
+
+
+def by_programs(
+    sequences: Sequence[Linearized], ask: Ask, devices: Sequence[jax.Device], report: Fraction
+) -> list[dict[str, Spectrum]]:
+    """{chain: Spectrum} of every sequence: of the chains that programs find sooner, and are sure of.
+
+    report : told which part of them is done.
+    """
+    found: list[dict[str, Spectrum]] = [{} for _ in sequences]
+    if not ask.paths or ask.top is not None or devices[0].platform not in PLATFORMS:
+        return found
+    worth = _worth(_shapes(sequences[0], ask), sum(one.steps for one in sequences))
+    wave = max(cores(), _BYTES // (4 * SEGMENT_BYTES)) if worth else len(sequences)
+    for low in range(0, len(sequences) if worth else 0, wave):
+        some = range(low, min(low + wave, len(sequences)))
+        parts = [part for number in some for part in _parts(number, sequences[number], ask, worth)]
+        before, share = low / len(sequences), len(some) / len(sequences) / max(1, len(parts))
+        told = partial(_told, count(1), before, share, report)
+        chains = [part.chain for part in parts]
+        spectra = compiled_spectra(chains, devices, ask.entry_error, ask.accuracy, told)
+        for part, spectrum in zip(parts, spectra, strict=True):
+            if spectrum is not None:
+                found[part.sequence][part.name] = part.whole(spectrum)
+    return found
+
+
+def _told(done: Iterator[int], before: float, share: float, report: Fraction) -> None:
+    report(before + share * next(done))
+
+
+def _chains(sequence: Linearized, ask: Ask) -> Iterator[tuple[str, SegmentedChain]]:
+    """The chains that are asked for, each once."""
+    full = SegmentedChain(keeping_recent(sequence.segment), sequence.starts, sequence.steps)
+    for name, chain in full.chains.items():
+        alone = chain is not full and chain.diagonal is None  # a product of numbers needs no program
+        if name not in ask.known and (name == "full" or alone):
+            yield name, chain
+
+
+def _shapes(sequence: Linearized, ask: Ask) -> list[Shape]:
+    """What programs for its chains are compiled for."""
+    return [shape for _, chain in _chains(sequence, ask) if (shape := shape_of(chain)) is not None]
+
+
+def _parts(number: int, sequence: Linearized, ask: Ask, worth: frozenset[Shape]) -> Iterator[_Part]:
+    """The chains of a sequence that programs take."""
+    for name, chain in _chains(sequence, ask):
+        if shape_of(chain) not in worth:
+            continue
+        only = chain.segment(0)
+        if len(chain.starts) > 1 or not isinstance(only, CellChain) or not len(only.zero_steps):
+            yield _Part(number, name, chain, 0)
+        elif (left_out := int(only.zero_steps[-1]) + 1) < only.steps:
+            yield _Part(number, name, only.after(left_out), left_out)
+
+
+def _worth(shapes: Sequence[Shape], steps: int) -> frozenset[Shape]:
+    """The shapes of these chains of so many steps whose programs are compiled, or pay for that by now.
+
+    What was not saved so far counts: so never more is lost than compiling would have taken.
+    """
+    saved: Counter[Shape] = Counter()
+    for shape in shapes:
+        saved[shape] += round(steps * saved_by_program(shape.size))
+    with _lock:
+        _compiled.update(shape for shape, units in saved.items() if units + _missed[shape] > PROGRAM)
+        _missed.update({shape: units for shape, units in saved.items() if shape not in _compiled})
+        return frozenset(shape for shape in saved if shape in _compiled)

@@ -1,0 +1,125 @@
+"""The compiled engine against exact arithmetic and the host engine; and what it leaves to that."""
+
+import jax
+import numpy as np
+import pytest
+from oracles import chains
+from oracles.arrays import WholeSteps, mixed
+from oracles.reference import conditioning, reference
+
+from gradscope.compiled_svd import passes
+from gradscope.compiled_svd.engine import compiled_spectra
+from gradscope.compiled_svd.step_arrays import Shape
+from gradscope.product_svd.spectrum import spectrum
+
+EPS = float(np.finfo(float).eps)
+# What entries of Jacobians are right to.
+ENTRY_ERROR = 4 * EPS
+# One program serves all of these tests.
+M, STEPS = 6, 32
+# Chains whose zeros, or the rounding of whose entries, the host engine looks at.
+LEFT = {"lstm f~1 i~0 o~1", "dead unit", "zero column", "dead both", "relu", "ones step", "integer rank"}
+LEFT |= {"duplicated rows"}
+
+
+def found(*stacks, entry_error=ENTRY_ERROR, length=None):
+    sources = [WholeSteps(stack, length) for stack in stacks]
+    return compiled_spectra(sources, jax.devices(), entry_error)
+
+
+@pytest.fixture
+def as_accelerator(monkeypatch):
+    """All passes that fit go through one call, as on a GPU."""
+
+    def pieces(asked, devices):
+        groups = {}
+        for each in asked:
+            groups.setdefault(each.key, []).append(each)
+        for (shape, *_), group in groups.items():
+            size = passes.at_once(shape, -(-len(group) // len(devices)))
+            yield from (group[i : i + size] for i in range(0, len(group), size))
+
+    monkeypatch.setattr(passes, "_pieces", pieces)
+
+
+def agree(one, other):
+    """Both within their estimates, and lags as far as they are above a gain of 1e-200."""
+    assert one.exact_zeros == other.exact_zeros == 0
+    difference = np.abs(one.log10_singular_values - other.log10_singular_values)
+    assert (difference <= one.log10_error + other.log10_error).all()
+    first = abs(one.log10_singular_values[0] - other.log10_singular_values[0])
+    assert first <= one.log10_norm_error + other.log10_norm_error
+    np.testing.assert_allclose(one.log10_norm_by_lag, other.log10_norm_by_lag, rtol=1e-11, atol=1e-11)
+    if one.log10_singular_values[0] - one.log10_singular_values[1] > 1e-3:
+        assert abs(one.left @ other.left) == pytest.approx(1, abs=1e-9)
+        assert one.left @ other.left * (one.right @ other.right) == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", chains.CHAINS)
+def test_against_exact_arithmetic(name):
+    chain = chains.CHAINS[name](M, STEPS, 0)
+    (one,) = found(chain)
+    assert (one is None) == (name in LEFT)
+    if one is None:
+        return
+    true = reference(chain, vectors=True)
+    assert one.engine == "compiled"
+    assert one.exact_zeros == true.exact_zeros == 0
+    errors = np.abs(true.log10_errors(one.log10_singular_values))
+    ulp = np.spacing(np.abs(one.log10_singular_values))
+    allowed = np.maximum(1e-11, 4 * EPS * conditioning(chain, true)) / np.log(10)
+    assert (errors - ulp <= np.maximum(allowed, one.log10_error)).all()
+    assert one.log10_error >= errors.max() / 10
+
+
+def test_mixed_chains_agree_with_the_host():
+    rng = np.random.default_rng(0)
+    stacks = [mixed(rng, M, STEPS) for _ in range(60)]
+    both = list(zip(found(*stacks), stacks, strict=True))
+    sure = [(one, stack) for one, stack in both if one is not None]
+    assert len(sure) > 40
+    for one, stack in sure:
+        agree(one, spectrum(stack, by_lag=True, entry_error=ENTRY_ERROR))
+
+
+def test_a_batch_is_what_each_is_alone(as_accelerator):
+    rng = np.random.default_rng(1)
+    stacks = [rng.normal(size=(STEPS, M, M)) for _ in range(3)]
+    for one, stack in zip(found(*stacks), stacks, strict=True):
+        agree(one, spectrum(stack, by_lag=True, entry_error=ENTRY_ERROR))
+
+
+def test_segments_are_one_chain():
+    chain = np.random.default_rng(2).normal(size=(STEPS, M, M)) / 2
+    (whole,), (parts,) = found(chain), found(chain, length=13)
+    agree(whole, parts)
+    agree(parts, spectrum(chain, by_lag=True, entry_error=ENTRY_ERROR))
+
+
+def test_exact_entries_that_deserve_more_are_left_to_the_host():
+    chain = chains.CHAINS["jordan"](M, STEPS, 0)
+    (one,) = found(chain, entry_error=EPS)
+    exact = spectrum(chain, by_lag=True)
+    assert one is None or np.abs(one.log10_singular_values - exact.log10_singular_values).max() < 1e-10
+
+
+@pytest.mark.slow  # a program of its own
+def test_large_chains_by_strips_and_steps_at_once():
+    """160 states: N by strips; well conditioned steps, several of them at once, then others."""
+    rng = np.random.default_rng(3)
+    chain = np.linalg.qr(rng.normal(size=(12, 160, 160)))[0]
+    chain[:6] = rng.normal(size=(6, 160, 160)) / 12
+    (one,) = found(chain)
+    agree(one, spectrum(chain, by_lag=True, entry_error=ENTRY_ERROR))
+
+
+def test_numbers_that_do_not_fit_side_by_side_are_left_to_the_host():
+    chain = np.random.default_rng(4).normal(size=(STEPS, M, M))
+    chain[:, 0] *= 1e150
+    assert found(chain) == [None]
+
+
+def test_as_many_passes_as_an_accelerator_has_room_for():
+    small, large = (Shape(2, 4, 1, n, False) for n in (16, 4096))
+    assert passes.at_once(small, 1000) == 1000
+    assert passes.at_once(large, 1000) == 1

@@ -1,0 +1,80 @@
+"""Chains that compiled programs take: when that pays, and that the analysis is the same."""
+
+import jsonschema
+import numpy as np
+import pytest
+
+import gradscope
+from gradscope.compiled_svd.step_arrays import Shape
+from gradscope.measure import programs
+from gradscope.schemas import schema
+
+SIZES = {"hidden": 5, "input_size": 3}
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """Every program pays."""
+    monkeypatch.setattr(programs, "PROGRAM", -1)
+    monkeypatch.setattr(programs, "_compiled", set())
+
+
+def same(one, other):
+    """Two spectra within their estimates, lags too where the gain has not vanished."""
+    assert one.exact_zeros == other.exact_zeros
+    some = np.isfinite(one.log10_singular_values)
+    assert (some == np.isfinite(other.log10_singular_values)).all()
+    apart = np.abs(one.log10_singular_values[some] - other.log10_singular_values[some])
+    assert (apart <= one.log10_error + other.log10_error).all()
+    there = np.asarray(other.log10_norm_by_lag) > -3  # below, the host may say a bound
+    np.testing.assert_allclose(
+        np.asarray(one.log10_norm_by_lag)[there], np.asarray(other.log10_norm_by_lag)[there], atol=1e-11
+    )
+    assert len(one.log10_norm_by_lag) == len(other.log10_norm_by_lag)
+
+
+def test_the_analysis_is_the_same(at_once, monkeypatch):
+    """Of an LSTM, whose forget gate's first step is zero, with sequences of two lengths."""
+    asked = {**SIZES, "steps": 32, "batch": 2, "lengths": [32, 31]}
+    compiled = gradscope.analyze(**asked)
+    monkeypatch.setattr(programs, "_worth", lambda shapes, steps: frozenset())
+    host = gradscope.analyze(**asked)
+    engines = {chain.name: chain.engine for chain in compiled.chains}
+    assert engines == {n: "host" if n == "carousel" else "compiled" for n in engines}
+    for one, other in zip(compiled.chains, host.chains, strict=True):
+        assert other.engine == "host"
+        for spectra in zip(one.spectra, other.spectra, strict=True):
+            same(*spectra)
+        assert one.horizons == other.horizons
+    assert compiled.verdict.level == host.verdict.level
+    for path, share in compiled.mean_shares.items():
+        assert share == pytest.approx(host.mean_shares[path], abs=1e-9)
+    told = compiled.to_dict()
+    jsonschema.validate(told, schema())
+    assert told["engine"] == "compiled"
+    assert [chain.get("engine") for chain in told["chains"]].count("host") == 1
+
+
+def test_what_is_in_doubt_is_measured_all_the_same(at_once):
+    found = gradscope.analyze(**SIZES, steps=30, cell="rnn-relu", seed=1)
+    assert found.full.engine == "host"
+    assert found.full.exact_zeros[0] > 0
+
+
+def test_a_program_is_compiled_when_it_would_have_paid(monkeypatch):
+    monkeypatch.setattr(programs, "PROGRAM", 1000.0)
+    monkeypatch.setattr(programs, "_compiled", set())
+    monkeypatch.setattr(programs, "_missed", programs.Counter())
+    monkeypatch.setattr(programs, "saved_by_program", lambda size: 4.0)
+    shape, other = Shape(2, 4, 1, 32, False), Shape(1, 1, 0, 32, False)
+    assert programs._worth([shape, other, other], 100) == {other} - {other}
+    assert programs._worth([shape, other, other], 100) == {other}  # 1600 by now, and 800
+    assert programs._worth([shape], 60) == {shape}
+    assert programs._worth([shape, other], 1) == {shape, other}
+    assert programs._worth([], 1) == frozenset()
+
+
+def test_large_chains_stay_on_the_host():
+    """There the host multiplies with half of a matrix, and is as quick."""
+    assert programs.saved_by_program(64) > 0
+    assert programs.saved_by_program(1024) == 0
