@@ -416,3 +416,14 @@ def test_no_framework_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_model_is_asserted_of_as_it_is():
+    from gradscope.testing import assert_gradient_flow
+
+    model = torch.nn.LSTM(INPUT, HIDDEN)
+    found = assert_gradient_flow(model, steps=9, max={"log10_norm": 9})
+    whole = gradscope.analyze(checkpoint=gradscope.from_torch(model), steps=9, only="gain")
+    assert found.full.log10_norm.median == pytest.approx(whole.full.log10_norm.median, abs=1e-12)
+    with pytest.raises(AssertionError, match="log10_norm is"):
+        assert_gradient_flow(gradscope.from_torch(model), steps=9, max={"log10_norm": -99})

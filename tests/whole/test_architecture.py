@@ -31,7 +31,12 @@ LEAVES = {"custom_types": set(), "errors": {"custom_types"}, "version": set()}
 # Of cells and checkpoints the settings know types alone.
 LEAVES |= {"config_file": {"errors"}, "schemas": {"errors"}}
 LEAVES |= {"machine": {"errors", "settings"}, "settings": {"errors", "cells", "checkpoints"}}
-ROOT = LEAVES | {"api": {*MAY, *LEAVES} - {"cli"}, "__main__": {"cli"}, "__init__": {*MAY, *LEAVES, "api"}}
+ROOT = LEAVES | {
+    "api": {*MAY, *LEAVES} - {"cli"},
+    "__main__": {"cli"},
+    "testing": {"api", "gate", "report", "checkpoints", *LEAVES},
+    "__init__": {*MAY, *LEAVES, "api"},
+}
 RICH = {
     *("page", "table", "loss_table", "sensitivity_table", "training_table", "sparkline"),
     *("inspection_table", "track_table"),

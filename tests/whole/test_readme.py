@@ -28,6 +28,14 @@ def test_python_blocks(code, tmp_path):
     assert "stable" in run([sys.executable, "-c", code], tmp_path)
 
 
+def test_the_assertion_for_a_test_of_ones_own():
+    (code,) = blocks("run: assert", "python")
+    namespace = {}
+    exec(code, namespace)
+    (test,) = (made for name, made in namespace.items() if name.startswith("test_"))
+    test()
+
+
 @pytest.mark.parametrize("script", blocks("run: sh", "sh"))
 def test_shell_blocks(script, tmp_path):
     assert run(["sh", "-euc", script], tmp_path).startswith("STABLE")
