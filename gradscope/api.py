@@ -25,16 +25,20 @@ from gradscope.problem.checks import whole_number
 from gradscope.problem.clip import clip_of
 from gradscope.problem.inputs import is_made
 from gradscope.problem.layers import Problems, make_problems
+from gradscope.problem.masked import masked_problems
+from gradscope.problem.masks import drawn_of
+from gradscope.problem.problem import Problem
 from gradscope.product_svd.spectrum import spectrum
 from gradscope.report.analysis import Analysis
 from gradscope.report.chains import chain_of
 from gradscope.report.conclude import conclude
+from gradscope.report.masked import MaskedGains, masked_gains
 from gradscope.report.notes import chain_notes
 from gradscope.report.verdict import judge, level
 from gradscope.settings import DTYPE, DTYPE_ON_TPU, Policy, Settings, takes
 
 if TYPE_CHECKING:
-    from jax import Device
+    pass
 
 
 @takes(Settings)
@@ -59,7 +63,7 @@ def analyze(settings: Settings) -> Analysis:
 
     floor = math.log10(policy.vanishing_below)
     problems, means, measured = measure_shared(prepare, floor, settings.progress)
-    return _concluded(problems, policy, measured, means.devices[0], settings.progress)
+    return _concluded(problems, policy, measured, means, settings.progress)
 
 
 def analyze_problems(
@@ -72,7 +76,7 @@ def analyze_problems(
     policy, means = policy or Policy(), means or Means(find_devices())
     floor = math.log10(policy.vanishing_below)
     measured = measure_batch(problems, range(problems.batch), floor, means, progress)
-    return _concluded(problems, policy, measured, means.devices[0], progress)
+    return _concluded(problems, policy, measured, means, progress)
 
 
 def analyze_light(settings: Settings, probe: LightProbe) -> Analysis:
@@ -116,7 +120,7 @@ def _prepare(settings: Settings) -> tuple[Problems, Means]:
     readout = model.arrays[settings.readout] if model and settings.readout else None
     tbptt = None if settings.tbptt is None else whole_number("tbptt", settings.tbptt, 1)
     problems = problems.with_loss(readout, settings.readout_at, settings.adjoint)
-    return problems.with_training(clip_of(settings.clip), tbptt), means
+    return problems.with_training(clip_of(settings.clip), tbptt, drawn_of(settings)), means
 
 
 def _read(settings: Settings) -> Model | None:
@@ -172,13 +176,32 @@ def _concluded(
     problems: Problems,
     policy: Policy,
     measured: Sequence[Sequence[Measured]],
-    device: Device,
+    means: Means,
     progress: Progress | None,
 ) -> Analysis:
-    """The analysis of what was measured; on ``device`` losses are followed back and chains differentiated."""
-    whole = problems.layers[0].only == "all"
+    """The analysis of what was measured; on one device losses are followed back and chains differentiated."""
+    whole, device = problems.layers[0].only == "all", means.devices[0]
     losses = [loss_gradient(problem, device, progress) if whole else None for problem in problems.every]
     changes = [
         sensitivity_of(problem, each, device) for problem, each in zip(problems.every, measured, strict=True)
     ]
-    return conclude(problems, policy, measured, losses, changes, device.platform)
+    masks = _masked(problems.layers[0], policy, means, progress) if whole else None
+    return replace(conclude(problems, policy, measured, losses, changes, device.platform), masks=masks)
+
+
+def _masked(problem: Problem, policy: Policy, means: Means, progress: Progress | None) -> MaskedGains | None:
+    """The gains with the masks of training that are asked for; they are measured after all else."""
+    if problem.masks is None:
+        return None
+    floor = math.log10(policy.vanishing_below)
+
+    def report(done: float, count: int) -> None:
+        if progress:
+            progress(done * problem.system.batch / count, problem.system.batch)
+
+    def measured(one: Problem, told: Progress | None = None) -> list[Measured]:
+        (each,) = measure_batch(Problems((one,)), range(one.system.batch), floor, means, told)
+        return each
+
+    drawn, mean = masked_problems(problem, problem.masks)
+    return masked_gains(problem.masks, measured(drawn, report), measured(mean), policy.vanishing_below)

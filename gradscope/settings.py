@@ -122,6 +122,7 @@ def number_or_word(text: str) -> int | str:
 
 
 _LOSS = "Loss, followed back beside the worst case"
+_MASKS = "Masks that training draws"
 
 
 # -- the options ------------------------------------------------------------------------------------
@@ -405,6 +406,35 @@ class Settings:
         repeatable=True,
         doc='Factors on the Jacobians of paths, as {"R_*": 0.75} or "R_*=0.75", the states being as they '
         "were: 1 - p on R_* is the mean of h-detach with probability p.",
+    )
+    h_detach: float | None = option(
+        None,
+        _MASKS,
+        "Also the gain where h is detached before the gates with probability P (h-detach).",
+        metavar="P",
+        parse=float,
+    )
+    recurrent_dropout: float | None = option(
+        None,
+        _MASKS,
+        "Also the gain with Keras' recurrent_dropout: each gate's own mask of h, the same at every step.",
+        metavar="P",
+        parse=float,
+    )
+    zoneout: float | str | Sequence[float] | None = option(
+        None,
+        _MASKS,
+        "Also the gain where a unit keeps its old value with probability P (C,H: of cell state, of output).",
+        metavar="P|C,H",
+        doc="Also the gain where a unit keeps its old value with this probability, or two of them: of the "
+        "cell state and of the output.",
+    )
+    masks: int = option(
+        32,
+        _MASKS,
+        "How many masks are drawn for every sequence.",
+        metavar="M",
+        parse=int,
     )
     view: View = option(
         "state",

@@ -23,7 +23,8 @@ _GATES = "izfo"  # the order of its columns
 _OWN = ("kernel", "recurrent_kernel", "bias", "gamma")
 _LSTM = (*_OWN, "gamma_h", "beta_h")
 _ZONEOUT = (
-    "that haste's zoneout is 0, which the file does not say (another is at work outside of training too)"
+    "that haste's zoneout is 0, which the file does not say (another is at work outside of training too: "
+    "--zoneout 0,P)"
 )
 
 

@@ -37,7 +37,7 @@ def _recurrent(rate: float) -> str:
     return (
         f"recurrent_dropout of {rate:g} in training: each unit enters the paths R* times {kept} or, with "
         f"probability {rate:g}, times 0, the same at every step of a sequence: per step a factor of at most "
-        f"{kept}, 1 on average"
+        f"{kept}, 1 on average (--recurrent-dropout {rate:g} measures it)"
     )
 
 

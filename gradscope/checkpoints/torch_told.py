@@ -54,7 +54,8 @@ def told_by_file(found: Found, saved: Saved) -> Found:
         for name, value in saved.tree.settings.items()
         if _TRAINING.fullmatch(name) and value and not isinstance(value, bool)
     ]:
-        said = f"by the file's hyper-parameters, in training: {listed(settings)}"
+        how = " (--zoneout measures it)" * any("zoneout" in one.lower() for one in settings)
+        said = f"by the file's hyper-parameters, in training: {listed(settings)}{how}"
         found = replace(found, not_applied=(*found.not_applied, said))
     if others := [name for name in saved.tree.beside if not is_optimiser(name)]:
         what = "models or averages of one" if any(map(is_average, others)) else "models"

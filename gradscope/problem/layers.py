@@ -23,6 +23,8 @@ from gradscope.problem.feeding import Unmasked, check_roots, unmasked
 from gradscope.problem.initial_state import initial_states
 from gradscope.problem.inputs import Sequences, extents, given_lengths, given_sequences, is_made, label
 from gradscope.problem.loss_adjoint import with_loss, with_losses
+from gradscope.problem.masked import check_masks
+from gradscope.problem.masks import Drawn
 from gradscope.problem.problem import Problem, as_names, chosen_top, known_paths, make_problem, paths_of
 from gradscope.problem.recorded import on_recorded, with_mask
 from gradscope.problem.scaling import check_names, factors_of, scale_of
@@ -81,8 +83,13 @@ class Problems:
             return replace(self, layers=(lossy,))
         return replace(self, stacks=(replace(self.stacks[0], problem=lossy),))
 
-    def with_training(self, clip: Clip | None, tbptt: int | None) -> Problems:
-        """The same with what is to be measured of the gradient of its loss, if anything."""
+    def with_training(self, clip: Clip | None, tbptt: int | None, masks: Drawn | None) -> Problems:
+        """The same with what training does besides: to the gradient of its loss, and to the steps."""
+        if masks is not None:
+            check_masks(self.layers, masks)
+            return replace(self, layers=(replace(self.layers[0], masks=masks),)).with_training(
+                clip, tbptt, None
+            )
         asked = {"clip": clip, "tbptt": tbptt}
         names = [as_option(name) for name, value in asked.items() if value is not None]
         lossy = [problem for problem in self.every if problem.adjoint is not None]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from gradscope.measure.loss import LossGradient
     from gradscope.measure.sensitivity import Sensitivity
+    from gradscope.report.masked import MaskedGains
 
 SCHEMA = "gradscope/analysis/1"
 _MAX_LAGS = 1000
@@ -42,7 +43,8 @@ class Analysis:
     layers : of several layers, the analysis of each; the rest is then about all of them together;
     loss : what a loss sends back, None where there is none; sensitivity : how the gain changes with every
         parameter, None where that was not asked for, or ``verdict.notes`` says why it has none; of layers of
-        which none reads another it is with each. only : what was measured, see ``analyze``: of a
+        which none reads another it is with each; masks : the gain with the masks of training, None where that
+        is not asked for. only : what was measured, see ``analyze``: of a
         verdict or a gain alone there is the full chain and its first singular value, no paths, no shares.
     """
 
@@ -56,6 +58,7 @@ class Analysis:
     matrices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     layers: tuple[Analysis, ...] = ()
     loss: LossGradient | None = None
+    masks: MaskedGains | None = None
     only: Only = "all"
     sensitivity: Sensitivity | None = None
 
@@ -167,6 +170,7 @@ class Analysis:
             "shares": _plain(self.mean_shares),
             "gates": _plain(self.gates),
             **loss,
+            **({} if self.masks is None else {"masks": _plain(self.masks.to_dict())}),
             **changes,
         }
 

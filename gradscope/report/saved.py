@@ -25,6 +25,7 @@ _HOME = {
     "Chain": "gradscope.report.chains",
     "Clipping": "gradscope.measure.clipping",
     "LossGradient": "gradscope.measure.loss",
+    "MaskedGains": "gradscope.report.masked",
     "Matched": "gradscope.report.verdict",
     "Policy": "gradscope.settings",
     "Sensitivity": "gradscope.measure.sensitivity",

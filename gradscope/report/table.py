@@ -28,7 +28,7 @@ from gradscope.report.page import (
 from gradscope.report.sensitivity_table import sensitivity_sections
 from gradscope.report.sparkline import by_lag, crossings
 from gradscope.report.terminal import Terminal
-from gradscope.report.training_table import training_sections
+from gradscope.report.training_table import masked_section, training_sections
 from gradscope.report.verdict import scientific, steps_of
 from gradscope.report.views import Look
 from gradscope.settings import INIT
@@ -102,6 +102,8 @@ def _measured(analysis: Analysis, terminal: Terminal) -> Iterable[RenderableType
     if analysis.loss:
         yield from loss_sections(analysis.loss, analysis.full, terminal)
         yield from training_sections(analysis.loss, terminal)
+    if analysis.masks:
+        yield masked_section(analysis.masks, analysis.full)
     if analysis.sensitivity:
         yield from sensitivity_sections(analysis.sensitivity)
     if analysis.matrices:

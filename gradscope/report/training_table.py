@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     from gradscope.measure.clipping import Clipping
     from gradscope.measure.loss import LossGradient
     from gradscope.measure.truncation import Truncation
+    from gradscope.report.chains import Chain
+    from gradscope.report.masked import MaskedGains
 
+_MEAN = {
+    "h-detach": "the mean is that of the product of Jacobians (--scale R_*=1-p), which a few masks may "
+    "carry: the typical chain is the median",
+    "recurrent-dropout": "as in Keras each gate has its own mask of h, 1 / (1 - p) or 0, the same at every "
+    "step, and its own states; with mean masks it is the network outside of training",
+    "zoneout": "units keep their old value, drawn at every step; with mean masks it is the network outside "
+    "of training",
+}
 _ONE_NUMBER = (
     "Clipping by norm multiplies every lag by one number: it bounds the step, and cannot cure vanishing."
 )
@@ -38,6 +48,23 @@ def training_sections(loss: LossGradient, terminal: Terminal) -> Iterable[Render
     if loss.tbptt:
         title = f"Truncated BPTT, every loss followed back {loss.tbptt.length} steps"
         yield section(title, _truncation(loss.tbptt))
+
+
+def masked_section(masks: MaskedGains, full: Chain) -> RenderableType:
+    """The gains with masks beside those without."""
+    table = headed("masks", "gain", "5 %", "95 %", "horizon")
+    low, high = map(scientific, masks.log10_spread)
+    rows: tuple[tuple[str, Chain, str, str], ...] = (
+        ("none", full, "", ""),
+        ("mean", masks.mean, "", ""),
+        (f"{masks.count} drawn", masks.drawn, low, high),
+    )
+    for name, chain, *spread in rows:
+        horizon = f"{chain.horizon.median:g}"
+        table.add_row(name, scientific(chain.log10_norm.median), *spread, horizon)
+    probability = ", ".join(f"{p:g}" for p in masks.probability)
+    title = f"Gain with {masks.law.replace('recurrent-', 'recurrent ')} of probability {probability}"
+    return section(title, Group(table, note(f"medians; {_MEAN[masks.law]}")))
 
 
 def _clipping(clip: Clipping, terminal: Terminal) -> RenderableType:

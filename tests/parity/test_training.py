@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 
 import jax
 import jsonschema
@@ -13,13 +14,16 @@ from oracles.models import HIDDEN, INPUT, STEPS, sequence
 
 import gradscope
 from gradscope import checkpoints
+from gradscope.cells import find
+from gradscope.cells.masked import masked
 
 # Keras reads an attribute of NumPy that is on its way out.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:keras")
 L = keras.layers
 RECURRENT = (
     "recurrent_dropout of 0.25 in training: each unit enters the paths R* times 1.33333 or, with probability "
-    "0.25, times 0, the same at every step of a sequence: per step a factor of at most 1.33333, 1 on average"
+    "0.25, times 0, the same at every step of a sequence: per step a factor of at most 1.33333, 1 on average "
+    "(--recurrent-dropout 0.25 measures it)"
 )
 
 
@@ -90,3 +94,29 @@ def test_the_factor_of_recurrent_dropout():
     factors, counts = np.unique(np.asarray(new).round(5), return_counts=True)
     np.testing.assert_allclose(factors, [0, 1.33333])
     assert counts[0] / 400 == pytest.approx(0.25, abs=0.1)
+
+
+def test_the_step_with_recurrent_dropout_is_that_of_keras():
+    """One mask of h for each gate; the state, and its Jacobian, with masks that are put into Keras' cell."""
+    rng, n = np.random.default_rng(0), 3
+    cell, x = L.LSTMCell(n, recurrent_dropout=0.25), rng.normal(size=(1, INPUT)).astype("float32")
+    cell.build(x.shape)
+    masks = {gate: ((rng.random((1, n)) >= 0.25) / 0.75).astype("float32") for gate in "ifzo"}
+    cell._recurrent_dropout_mask = [jax.numpy.asarray(mask) for mask in masks.values()]
+
+    def theirs(state):
+        _, (h, c) = cell(x, [state[None, n:], state[None, :n]], training=True)
+        return jax.numpy.concatenate([c[0], h[0]])
+
+    arrays = {"W": cell.kernel, "R": cell.recurrent_kernel, "b": cell.bias}
+    parameters = {
+        f"{kind}_{gate}": part.T
+        for kind, array in arrays.items()
+        for gate, part in zip("ifzo", np.split(np.asarray(array), 4, axis=-1), strict=True)
+    }
+    ours = find("lstm")
+    given = jax.numpy.concatenate([x[0], *(masks[path[2:]][0] for path in ours.paths if path[0] == "R")])
+    step = partial(masked(ours, "recurrent-dropout", n, ours.paths).step, parameters, given)
+    state = jax.numpy.asarray(rng.normal(size=2 * n), "float32")
+    np.testing.assert_allclose(step(state), theirs(state), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jacrev(step)(state), jax.jacrev(theirs)(state), rtol=1e-4, atol=1e-6)
