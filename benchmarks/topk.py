@@ -28,7 +28,9 @@ from gradscope.settings import Settings
 TOP = 8
 
 
-def top_of_full_chain(hidden: int, steps: int, dtype: str = "float64") -> Callable[[], Any]:
+def top_of_full_chain(
+    hidden: int, steps: int, dtype: str = "float64", by_lag: bool = False
+) -> Callable[[], Any]:
     """The top values of the full chain of an LSTM, forward pass and error estimate included."""
     problem = make_problem(Settings(hidden=hidden, steps=steps, dtype=dtype, top=TOP))
     cell = problem.system.cell
@@ -39,7 +41,7 @@ def top_of_full_chain(hidden: int, steps: int, dtype: str = "float64") -> Callab
             spread = Spread((jax.devices()[0],))
             trajectory = Trajectory(problem.system, segments, spread)
             sweeps = TangentChain(trajectory, tangents(cell, cell.paths), 1, dtype)
-            return top_spectra(sweeps, TOP, entry_error=ENTRY_ERROR)[0]
+            return top_spectra(sweeps, TOP, by_lag=by_lag, floor=-3.0, entry_error=ENTRY_ERROR)[0]
 
     return run
 

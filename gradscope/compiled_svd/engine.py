@@ -22,22 +22,24 @@ def compiled_spectra(
     entry_error: float,
     accuracy: str = "full",
     report: Callable[[], None] = lambda: None,
+    *,
+    by_lag: bool = True,
 ) -> list[Spectrum | None]:
-    """Every singular value of every chain with its norm at every lag, as product_svd.spectrum finds them.
+    """Every singular value of every chain, by_lag with its norm at every lag, as product_svd.spectrum does.
 
     None for a chain that the program is in doubt about: rows, columns or directions that may be zero, numbers
     that do not fit side by side, runs that do not agree. report : called when a chain was gone through.
     """
     asked = [_asked(chain, entry_error) for chain in chains]
     some = [one for one in asked if one is not None]
-    found = _compared(some, devices, accuracy, False, report)
+    found = _compared(some, devices, accuracy, False, by_lag, report)
     # As best_run of the host: with resets or without, whichever agrees better with itself.
     again = [one for one, outcome in found.items() if not outcome.error <= _enough(one)]
-    for one, other in _compared(again, devices, accuracy, True, lambda: None).items():
+    for one, other in _compared(again, devices, accuracy, True, False, lambda: None).items():
         if other.error < found[one].error:
             other.lags = found[one].lags
             found[one] = other
-    return [None if one is None or one not in found else _spectrum(one, found[one]) for one in asked]
+    return [None if one is None or one not in found else _spectrum(one, found[one], by_lag) for one in asked]
 
 
 def _asked(chain: ArraySource, entry_error: float) -> Asked | None:
@@ -60,11 +62,12 @@ def _compared(
     devices: Sequence[jax.Device],
     accuracy: str,
     other_way: bool,
+    by_lag: bool,
     report: Callable[[], None],
 ) -> dict[Asked, Outcome]:
     """The outcome of every chain that the program is sure of, with its error from runs on changed entries."""
     passes = [
-        Pass(one, draw, (one.shape.size >= RESET_SIZE) != other_way)
+        Pass(one, draw, (one.shape.size >= RESET_SIZE) != other_way, by_lag and draw is None)
         for one in asked
         for draw in (None, *range(draws(one.shape.size)))
     ]
@@ -78,9 +81,9 @@ def _compared(
     return found
 
 
-def _spectrum(asked: Asked, found: Outcome) -> Spectrum | None:
+def _spectrum(asked: Asked, found: Outcome, by_lag: bool) -> Spectrum | None:
     """What was found, but for entries that are exact and deserve more, see error_estimate."""
     if not found.error < float("inf") or (asked.entry_error <= EPS and found.error > _enough(asked)):
         return None
-    whole = assembled(found, found.lags, asked.shape.size, found.left, found.right, None)
+    whole = assembled(found, found.lags if by_lag else None, asked.shape.size, found.left, found.right, None)
     return replace(whole, engine="compiled")

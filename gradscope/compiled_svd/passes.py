@@ -69,12 +69,14 @@ class Asked:
 class Pass:
     """One pass over a chain: ``draw`` of its changed entries, or None for them as they are.
 
-    resets : whether x is made well conditioned again and again, see graded_chain.prefixes.
+    resets : whether x is made well conditioned again and again, see graded_chain.prefixes; by_lag : whether
+    the norm at every lag is wanted.
     """
 
     asked: Asked
     draw: int | None
     resets: bool
+    by_lag: bool
 
     @property
     def key(self) -> tuple[Shape, int, bool]:
@@ -177,7 +179,7 @@ def _start(piece: list[Pass]) -> Progress:
 
 def _how(piece: list[Pass], accuracy: str, last: bool) -> How:
     resets = piece[0].resets
-    want = np.array([one.draw is None for one in piece])
+    want = np.array([one.by_lag for one in piece])
     grouped = grouped_for(accuracy) if resets else np.inf
     return How(_noise(piece[0].asked.shape.size), want, np.bool_(last), np.bool_(resets), np.float64(grouped))
 
@@ -242,7 +244,7 @@ def _outcome(one: Pass, number: int, found: Progress) -> Outcome | None:
     if not all(np.isfinite(part).all() for part in form):
         return None
     outcome = Outcome()
-    if one.draw is None:
+    if one.by_lag:
         steps = len(one.asked.steps)
         outcome.lags = log_scale.decades(found.sigma[number, :steps], found.exponent[number, :steps])
     outcome.finish(Graded(form.x, form.mantissa, form.exponent.astype(np.int64), form.y))

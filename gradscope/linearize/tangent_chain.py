@@ -43,7 +43,7 @@ class TangentChain:
         self._first, self._read = 0, read
         self._kept: dict[int, Any] = {}
         with precise(dtype):
-            self._shared = [_shared(tangents, trajectory.parameters, back) for back in (False, True)]
+            self._shared = [_shared(tangents, trajectory, back) for back in (False, True)]
 
     def tail(self, lag: int) -> TangentChain:
         """The last ``lag`` steps alone."""
@@ -88,13 +88,12 @@ class TangentChain:
         return found
 
     def _through(self, block: Array, every: int, take: Callable[[Array], None], back: bool) -> Array:
-        groups = max(1, _FACTORS // block.shape[2] ** 2)
+        groups = min(self._trajectory.segments.length, max(1, _FACTORS // block.shape[2] ** 2))
         with precise(self._dtype):
             q = self._put(block)
             for i, low, high in self._pieces(every * groups, back):
-                span = np.array([low, high], np.int32)
-                most = min(groups, -(-self._trajectory.segments.length // every))
-                sweep = self._trajectory.spread.lift(_sweep, self._tangents.maps, back, every, most)
+                span = np.array([low, high, every], np.int32)
+                sweep = self._trajectory.spread.lift(_sweep, self._tangents.maps, back, groups)
                 q, factors = sweep((self._shared[back], span), self._steps(i), q)
                 take(np.asarray(factors)[: self.sequences, : -(-(high - low) // every)])
                 self._read(high - low)
@@ -128,18 +127,23 @@ class TangentChain:
         return self._trajectory.spread.put(np.asarray(batch, self._dtype))
 
 
-@partial(jax.jit, static_argnums=(0, 2))
-def _shared(tangents: TangentSteps, parameters: Any, back: bool) -> Any:
-    return tangents.shared(parameters, back)
+def _shared(tangents: TangentSteps, trajectory: Trajectory, back: bool) -> Any:
+    """On every device what all steps need, put together on the host: there it takes no program."""
+    parameters = jax.device_get(trajectory.parameters)
+    found = tangents.shared(parameters, back)
+    return trajectory.parameters if found is parameters else trajectory.spread.replicate(found)
 
 
 def _at(steps: Any, t: Any) -> Any:
     return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, t, keepdims=False), steps)
 
 
-def _sweep(maps: StepMaps, back: bool, every: int, most: int, shared: Any, steps: Any, block: Any) -> Any:
-    """A block through steps low .. high - 1, from the last to the first if ``back``; and its factors."""
-    common, (low, high) = shared
+def _sweep(maps: StepMaps, back: bool, most: int, shared: Any, steps: Any, block: Any) -> Any:
+    """A block through steps low .. high - 1, from the last to the first if ``back``; and its factors.
+
+    every : steps between two QRs; most : as many of these as there may be. One program for all of them.
+    """
+    common, (low, high, every) = shared
     move = maps.pull if back else maps.push
 
     def one(k: Any, block: Any) -> Any:

@@ -245,8 +245,9 @@ class UnitSteps:
 
 
 def _stacked(arrays: Mapping[str, Any], names: Sequence[str], like: Any) -> Any:
-    """The named arrays along a new first axis, of length 0 if there are none."""
-    return jnp.stack([arrays[name] for name in names]) if names else jnp.zeros((0, *like.shape), like.dtype)
+    """The named arrays along a new first axis, of length 0 if there are none; on the host where they are."""
+    of: Any = np if isinstance(like, np.ndarray) else jnp
+    return of.stack([arrays[name] for name in names]) if names else of.zeros((0, *like.shape), like.dtype)
 
 
 def every_step(cell: Cell, parameters: Parameters, inputs: Any, start: Any) -> Any:

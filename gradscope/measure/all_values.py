@@ -14,6 +14,7 @@ from gradscope.measure.cost import KNOWN, chain_cost, runs
 from gradscope.measure.measured import Measured
 from gradscope.measure.progress import Fraction, Meter
 from gradscope.measure.shares import shares
+from gradscope.product_svd.arguments import window_of
 from gradscope.product_svd.largest_gain import log10_largest_gain
 from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, spectrum
 
@@ -42,7 +43,7 @@ def measure_sequence(task: Task, segment: Callable[[int], JacobianChain], report
 
 
 class JacobianChains:
-    """The chains of one sequence (see ``Chains``).
+    """The chains of one sequence (see ``Chains``); of some values only all are computed, or by blocks.
 
     segment, starts, steps : as for ``SegmentedChain``; read : called at every step that is read; known :
     spectra that are there already.
@@ -108,18 +109,19 @@ class JacobianChains:
         if name in self._known:
             return self._known[name]
         chain = self._chains[name]
-        if ask.top is not None:
-            top = min(ask.top, len(chain[0]))
-            return spectrum(chain, top, by_lag=True, floor=ask.floor, entry_error=ask.entry_error)
         if chain.diagonal is not None and name != "full":
-            return diagonal_spectrum(chain.diagonal, by_lag=True, entry_error=ask.entry_error)
+            return diagonal_spectrum(chain.diagonal, by_lag=True, entry_error=ask.entry_error).first(ask.top)
+        bounds = ask.only == "verdict" or name != "full" or ask.top is not None
+        parts = window_of(chain.window, self._sizes[name])
+        count = min(len(range(self._sizes[name])[part]) for part in parts)
         return spectrum(
             chain,
+            None if ask.top is None else min(ask.top, count),
             by_lag=True,
-            floor=ask.floor if ask.only == "verdict" or name != "full" else -math.inf,
+            floor=ask.floor if bounds else -math.inf,
             entry_error=ask.entry_error,
             accuracy=ask.accuracy,
             workers=ask.threads,
             window=chain.window,
-            only_first=not ask.paths,
+            only_first=not ask.paths and ask.top is None,
         )

@@ -69,7 +69,7 @@ def by_programs(
     report : told which part of them is done.
     """
     found: list[dict[str, Spectrum]] = [{} for _ in sequences]
-    if not ask.paths or ask.top is not None or devices[0].platform not in PLATFORMS:
+    if not ask.paths or devices[0].platform not in PLATFORMS:
         return found
     worth = _worth(_shapes(sequences[0], ask), sum(one.steps for one in sequences))
     wave = max(cores(), _BYTES // (4 * SEGMENT_BYTES)) if worth else len(sequences)
@@ -82,7 +82,7 @@ def by_programs(
         spectra = compiled_spectra(chains, devices, ask.entry_error, ask.accuracy, told)
         for part, spectrum in zip(parts, spectra, strict=True):
             if spectrum is not None:
-                found[part.sequence][part.name] = part.whole(spectrum)
+                found[part.sequence][part.name] = part.whole(spectrum).first(ask.top)
     return found
 
 

@@ -67,6 +67,19 @@ def test_a_stack_has_the_jacobian_of_its_equations(kind, layers, tmp_path):
         assert in_stack == pytest.approx(layer.full.log10_norm.median, abs=1e-10)
 
 
+def test_top_values_of_a_block_are_those_of_the_block(tmp_path, monkeypatch):
+    """Where all values are sooner, as without Jacobians (linearize/test_stack.py)."""
+    monkeypatch.setattr("gradscope.measure.batch.sooner_without_jacobians", lambda _: False)
+    path = saved(tmp_path, rnn=layouts.recurrent("lstm", D, N, layers=2, scale=1.7))
+    np.save(tmp_path / "x.npy", sequences(1))
+    whole, top = (
+        gradscope.analyze(checkpoint=path, inputs=tmp_path / "x.npy", top=count) for count in (None, 2)
+    )
+    for one, other in zip(top.chains, whole.chains, strict=True):
+        found, expected = (chain.spectra[0].log10_singular_values for chain in (one, other))
+        np.testing.assert_allclose(found, expected[:2], atol=1e-9)
+
+
 NAMES = ("encoder.l0", "encoder.l1", "decoder")
 
 

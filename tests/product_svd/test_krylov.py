@@ -211,3 +211,11 @@ def test_top_of_a_stack_is_computed_whole_where_blocks_are_not_enough(
     assert np.isneginf(found.log10_singular_values[1:]).all()
     monkeypatch.setattr("gradscope.product_svd.spectrum.GOOD_TOP", 1e-16)
     assert spectrum(chains.gaussian(64, 10, 0), top=3).exact_zeros == 0
+
+
+def test_top_with_lags_is_the_whole_cut_short_with_every_lag() -> None:
+    """Of blocks each lag takes passes of its own."""
+    found = spectrum(chains.gaussian(64, 10, 0), top=3, by_lag=True)
+    assert found.lags is None
+    assert len(found.log10_singular_values) == 3
+    assert found.exact_zeros == 0

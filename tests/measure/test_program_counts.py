@@ -1,0 +1,64 @@
+"""How many programs a first call compiles: sizes that no other test has, so that all are new."""
+
+import jax
+import numpy as np
+import pytest
+
+import gradscope
+from gradscope.api import analyze_problems
+from gradscope.cells import find
+from gradscope.checkpoints import Model
+from gradscope.checkpoints.layer import Layer
+from gradscope.problem.layers import make_problems
+from gradscope.problem.problem import make_problem
+from gradscope.settings import Settings
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture
+def compiled():
+    """Names of the programs that are compiled, or taken from the cache."""
+    found = []
+
+    def listen(event, _, **options):
+        if event == COMPILED:
+            found.append(options.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_a_default_analysis(compiled):
+    gradscope.analyze(hidden=13, input_size=2, steps=11)
+    assert 1 <= len(compiled) <= 4, compiled
+    known = len(compiled)
+    gradscope.analyze(hidden=13, input_size=2, steps=11, seed=3)
+    gradscope.analyze(hidden=13, input_size=2, steps=11, gain=2.0)
+    assert len(compiled) == known
+
+
+def test_top_values(compiled, monkeypatch):
+    """As a command decides: of so few states all values are sooner."""
+    monkeypatch.setattr("gradscope.measure.batch.sooner_without_jacobians", lambda _: False)
+    gradscope.analyze(hidden=14, input_size=2, steps=11, top=8)
+    assert 1 <= len(compiled) <= 6, compiled
+
+
+def test_top_values_without_jacobians(compiled):
+    """Trajectory, gates and shares; for the full chain and for all paths alike one program each way."""
+    gradscope.analyze(hidden=7, input_size=2, steps=11, top=2)
+    assert 1 <= len(compiled) <= 11, compiled
+
+
+def test_two_layers(compiled):
+    layers = []
+    for number, features in enumerate((2, 15)):
+        system = make_problem(Settings(hidden=15, input_size=features, seed=number)).system
+        below = ("l0",) if number else ()
+        layers.append(Layer(find("lstm"), system.parameters, f"l{number}", np.zeros(30), below=below))
+    problems = make_problems(Settings(steps=11), Model(tuple(layers), ("l0", "l1")), jax.local_devices())
+    compiled.clear()
+    analyze_problems(problems)
+    assert 1 <= len(compiled) <= 8, compiled
