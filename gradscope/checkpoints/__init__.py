@@ -125,6 +125,7 @@ class Model:
     chosen : the names of the first; arrays : other tensors, by what they were asked for as.
     named : those of the chosen that were asked for by name, none where all were taken.
     recorded : what the layers read and put out in a forward pass of the model's own, if that is known.
+    reading : the layers of which the user says what they read.
     """
 
     layers: tuple[Layer, ...]
@@ -132,6 +133,7 @@ class Model:
     arrays: Mapping[str, Named] = field(default_factory=dict)
     named: tuple[str, ...] = ()
     recorded: Recorded | None = None
+    reading: frozenset[str] = frozenset()
 
 
 def read(
@@ -208,7 +210,9 @@ def choose(
     recorded: Recorded | None = None,
 ) -> Model:
     """The layers of these names, or all, and those below them, with what is open decided; as ``read``."""
-    found = connected({layer.name: layer for layer in contents.layers}, reads)
+    alone = {layer.name: layer for layer in contents.layers}
+    found = connected(alone, reads)
+    reading = frozenset(name for name, layer in found.items() if layer.below != alone[name].below)
     if recorded:
         recorded = recorded.named(list(found))
         found = {name: recorded.told(layer) for name, layer in found.items()}
@@ -237,6 +241,7 @@ def choose(
         contents.arrays,
         tuple(asked),
         recorded and recorded.with_steps(settled),
+        reading,
     )
 
 
@@ -246,14 +251,16 @@ def by_derivatives(model: Model, layer: Layer) -> Model:
     Raises InputError where that cannot be done.
     """
     assert model.recorded is not None
-    module = holder_of(layer.name)
-    mates = [one for one in model.layers if holder_of(one.name) == module]
+    own = model.recorded.own
+    module = holder_of(layer.name, own)
+    mates = [one for one in model.layers if holder_of(one.name, own) == module]
     names = {one.name for one in mates}
-    for one in model.layers:
-        if one.name not in names and names & {*(one.below or ())}:
-            raise InputError(f"{shown(one.name)} reads it by --reads: leave that out")
+    above = {one.name for one in model.layers if one.name not in names and names & {*(one.below or ())}}
+    for name in above:
+        if name in model.reading or model.recorded.layers[name].inputs is None:
+            raise InputError(f"{shown(name)} reads it by --reads: leave that out")
     made = replace(
-        model.recorded.own[module].layer(module),
+        own[module].layer(module),
         source=layer.source,
         not_applied=tuple(dict.fromkeys(said for one in mates for said in one.not_applied)),
         assumed=tuple(dict.fromkeys(said for one in mates for said in one.assumed)),
@@ -262,7 +269,10 @@ def by_derivatives(model: Model, layer: Layer) -> Model:
     def renamed(some: Iterable[str]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(module if name in names else name for name in some))
 
-    others = [made if one is mates[0] else one for one in model.layers]
+    others = [
+        made if one is mates[0] else replace(one, below=None) if one.name in above else one
+        for one in model.layers
+    ]
     return replace(
         model,
         layers=tuple(one for one in others if one is made or one.name not in names),

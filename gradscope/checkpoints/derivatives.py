@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,8 +11,13 @@ import numpy as np
 
 from gradscope.cells.given_steps import given_steps
 from gradscope.checkpoints.layer import Layer
-from gradscope.checkpoints.recording import Recording
+from gradscope.checkpoints.recording import Recording, turned_within
 from gradscope.custom_types import Array
+from gradscope.errors import InputError
+from gradscope.machine import available
+
+# The path of what goes through no recurrent matrix.
+DIRECT = "direct"
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,7 @@ class OwnSteps:
     jacobians : (B, T, paths, m, m), which add up to d(state after)/d(state before).
     states : (B, T + 1, m); parts : {component: size} of the state, "h" is what the module puts out.
     input_size : features that it reads, besides the state; rounding : relative, of what it was computed in.
+    lengths, mask : as in Recording, of steps at which the state changes.
     """
 
     paths: tuple[str, ...]
@@ -31,6 +37,43 @@ class OwnSteps:
     parts: Mapping[str, int]
     input_size: int
     rounding: float
+    lengths: tuple[int, ...] | None = None
+    mask: Array | None = None
+
+
+@dataclass(frozen=True)
+class Linearised:
+    """One step: states (B, m), and by path d(state after)/d(state before), (B, m, m)."""
+
+    before: Array
+    after: Array
+    paths: Mapping[str, Array]
+
+
+def own_steps(
+    found: Sequence[Linearised], parts: Mapping[str, int], input_size: int, rounding: float
+) -> OwnSteps:
+    """The steps of a module, each of which goes on from where the one before ended."""
+    names = dict.fromkeys(name for one in found for name, path in one.paths.items() if path.any())
+    paths = sorted(names, key=lambda name: (name == DIRECT, name)) or [DIRECT]
+    nothing = np.zeros((*found[0].after.shape, found[0].after.shape[1]))
+    jacobians = np.stack(
+        [np.stack([one.paths.get(name, nothing) for name in paths], axis=1) for one in found], axis=1
+    )
+    if not np.isfinite(jacobians).all():
+        raise InputError("has derivatives that are not finite: look for a square root or a quotient at zero")
+    states = np.stack([one.before for one in found] + [found[-1].after], axis=1)
+    return OwnSteps(tuple(paths) if paths != [DIRECT] else (), jacobians, states, parts, input_size, rounding)
+
+
+def check_jacobians(batch: int, steps: int, matrices: int, size: int) -> None:
+    """Refuse Jacobians that would not fit, before the work."""
+    need = 3 * 8 * batch * steps * matrices * size**2
+    if need > (have := available()):
+        raise InputError(
+            f"the Jacobians of {batch} sequences of {steps} steps and {size} states need "
+            f"{need >> 30} GiB, this machine has {have >> 30}: give fewer or shorter sequences"
+        )
 
 
 class Derivatives(ABC):
@@ -59,11 +102,20 @@ class Derivatives(ABC):
         cell = given_steps(self.kind, steps.paths, tuple(steps.parts.items()))
         size = steps.states.shape[2]
         sizes = steps.parts.get("h", size), max(1, len(steps.paths)) * size**2
-        return Layer(cell, {}, name, np.zeros(size), derivatives=self, own_sizes=sizes)
+        direction = "backward" if self.backward else "forward"
+        return Layer(cell, {}, name, np.zeros(size), direction, derivatives=self, own_sizes=sizes)
 
     @property
     def recording(self) -> Recording:
         """The same as what that layer read, and the states that it went through."""
         steps = self.steps
         read = steps.jacobians.reshape(*steps.jacobians.shape[:2], -1)
-        return Recording(read, rounding=steps.rounding, fed_back=self.fed_back, states=steps.states)
+        return Recording(
+            turned_within(read, steps.lengths) if self.backward else read,
+            rounding=steps.rounding,
+            fed_back=self.fed_back,
+            lengths=steps.lengths,
+            mask=steps.mask,
+            backward=self.backward,
+            states=steps.states,
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from gradscope.checkpoints.carried import ARGUMENTS, OUTPUT, StepCall, carried, 
 from gradscope.checkpoints.found import Found
 from gradscope.checkpoints.jax_derivatives import JaxSteps, equal, is_array
 from gradscope.checkpoints.jax_steps import call_model, is_float, line_by_line, wrapped
+from gradscope.checkpoints.own_modules import merged_modules
 from gradscope.checkpoints.recording import Recorded
 from gradscope.errors import InputError
 
@@ -71,7 +72,7 @@ def with_modules(
                 found[name] = _steps(model, batch, layers, name, modules[name], calls)
             except InputError:
                 continue
-    return _merged(layers, recording, found)
+    return merged_modules(layers, recording, found, ".")
 
 
 def _heard(model: Any, batch: Any, layers: Sequence[Found], pushed: str | None = None) -> _Notes:
@@ -89,6 +90,15 @@ def _heard(model: Any, batch: Any, layers: Sequence[Found], pushed: str | None =
     with line_by_line(), wrapped(classes, "__call__", notes.call):
         call_model(copy, batch)
     return notes
+
+
+def _double(module: Any) -> None:
+    """Let a module compute in float64 where it says float32, as that of a SimpleCell does by itself."""
+    nnx = sys.modules["flax.nnx"]
+    for _, part in nnx.iter_graph(module):
+        dtype = vars(part).get("dtype") if isinstance(part, nnx.Module) else None
+        if dtype is not None and jax.numpy.dtype(dtype) == "float32":
+            part.dtype = jax.numpy.float64
 
 
 def _is_own(module: Any) -> bool:
@@ -114,31 +124,10 @@ def _steps(
     fed_back = any(not all(map(np.array_equal, one, other)) for one, other in pairs)
 
     def call(weights: Any, args: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
-        return nnx.merge(graph, weights)(*args, **keywords)
+        again = nnx.merge(graph, weights)
+        if any(str(leaf.dtype) == "float64" for leaf in jax.tree.leaves(weights)):
+            _double(again)
+        return again(*args, **keywords)
 
     first = started(calls, state, np.zeros_like)
     return JaxSteps("flax", type(module).__name__, call, weights, first, state, fed_back=fed_back)
-
-
-def _merged(
-    layers: Sequence[Found], recording: Recorded, found: Mapping[str, JaxSteps]
-) -> tuple[tuple[Found, ...], Recorded]:
-    kept = list(layers)
-    names = {layer.name for layer in layers}
-    told = {layer.name for layer in layers if layer.name in recording.layers and not layer.question}
-    for name, steps in sorted(found.items(), key=lambda item: len(item[0])):  # the outermost first
-        inside = [one for one in kept if one.name == name or one.name.startswith(f"{name}.")]
-        inner = [found[one.name] for one in inside if one.name in found and one.name in recording.layers]
-        if name in told or (name not in names and inner and _all_of(steps, inner)):
-            continue
-        if any(name.startswith(f"{other.name}.") for other in kept if other.derivatives):
-            continue
-        kept = [one for one in kept if one.name not in {other.name for other in inside}]
-        kept.append(Found(name, {}, kind=steps.kind, derivatives=steps))
-    return tuple(kept), replace(recording, own=dict(found))
-
-
-def _all_of(steps: JaxSteps, inner: Sequence[JaxSteps]) -> bool:
-    """Whether every part of the state of a module is one of those of the cells within."""
-    parts = [part for one in inner for part in one.states]
-    return all(any(len(p) == len(q) and all(map(np.array_equal, p, q)) for q in parts) for p in steps.states)

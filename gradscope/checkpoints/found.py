@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -182,8 +182,13 @@ class Found:
         return find(fitting[0])
 
 
-def holder_of(name: str) -> str:
-    """The module that a layer of this name is in: of several layers of one the same."""
+def holder_of(name: str, modules: Container[str] = ()) -> str:
+    """The module that a layer of this name is in: of several layers of one the same.
+
+    modules : known by their names, of which the layer may be one itself.
+    """
+    if name in modules:
+        return name
     return _PLACE.sub("", name).replace("backward_rnn", "forward_rnn")
 
 

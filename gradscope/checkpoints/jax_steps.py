@@ -23,8 +23,7 @@ from gradscope.checkpoints.calls import (
     run_failed,
 )
 from gradscope.checkpoints.found import Found
-from gradscope.checkpoints.recording import Recorded
-from gradscope.custom_types import Array
+from gradscope.checkpoints.recording import Recorded, turned_within
 from gradscope.errors import InputError
 
 
@@ -235,7 +234,7 @@ def _call(arrays: Sequence[Any], parts: int, *, turned: bool) -> ModuleCall:
         raise InputError(f"has arrays of {[len(v) for v in values]} sequences, expected as many in each")
     lengths = tuple(int(n) for array in arrays[parts:] for n in np.ravel(array)) or None
     if turned:
-        values = [_turned(value, lengths) for value in values]
+        values = [turned_within(value, lengths) for value in values]
     inputs, outputs, *states = values
     half = len(states) // 2
     before, after = [state[:, 0] for state in states[:half]], [state[:, -1] for state in states[half:]]
@@ -257,16 +256,8 @@ def _sequence(calls: Sequence[ModuleCall], *, backward: bool) -> ModuleCall:
         whole = replace(whole, lengths=lengths, after=())  # those of the padding
     if not backward or whole.outputs is None:
         return whole
-    outputs = _turned(whole.outputs, whole.lengths)
-    return replace(whole, inputs=_turned(whole.inputs, whole.lengths), outputs=outputs)
-
-
-def _turned(values: Array, lengths: tuple[int, ...] | None) -> Array:
-    """Sequences, each from the end of its length."""
-    turned = values.copy()
-    for sequence, length in zip(turned, lengths or [turned.shape[1]] * len(turned), strict=True):
-        sequence[:length] = sequence[:length][::-1]
-    return turned
+    outputs = turned_within(whole.outputs, whole.lengths)
+    return replace(whole, inputs=turned_within(whole.inputs, whole.lengths), outputs=outputs)
 
 
 def _seen(keep: Callable[[Sequence[Any]], None], values: Sequence[Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 from gradscope.checkpoints.found import Found
 from gradscope.checkpoints.keras_config import RECURRENT, specs
 from gradscope.checkpoints.keras_file import layers
+from gradscope.checkpoints.keras_own import OF_RNN
 from gradscope.checkpoints.keras_recording import keras_recorded
 from gradscope.checkpoints.live import Live, kept, source, wrong
-from gradscope.errors import listed
+from gradscope.errors import InputError, listed, shown
 
 
 def from_keras(model: Any, batch: Any = None) -> Live:
@@ -26,7 +27,8 @@ def from_keras(model: Any, batch: Any = None) -> Live:
         name. The model runs over it once, with training=False, and is as before afterwards: every layer is
         then analysed on the inputs, states and masks that it had itself, whatever stands before it, and
         ``analyze`` compares what gradscope computes with what the layer put out. Calls of a cell in a row (a
-        loop) are one sequence.
+        loop) are one sequence. A layer or cell that computes something else than Keras' own is called again,
+        step by step, and differentiated by Keras itself, on its backends jax and torch.
     Raises InputError where it is neither, has no weights yet, holds no such layer, or fails on the batch.
     """
     return read_keras_model("from_keras", model, batch)
@@ -57,11 +59,26 @@ def read_keras_model(function: str, model: Any, batch: Any) -> Live:
     version = _version(model)
     known = specs(json.dumps(config, default=str), version=version)
     found = tuple(_told(f, own.get(f.name, [])) for f in layers(tensors, known, str, version))
-    live = Live(source(function, model), found, tensors)
+    called = source(function, model)
     if batch is None:
-        return live
+        _check_known(called, found, places)
+        return Live(called, found, tensors)
     owners = {path: owner for name, part in parts for path, owner in _owners(part, name)}
-    return replace(live, recorded=keras_recorded(live.source, model, batch, found, owners))
+    each: dict[str, Any] = {}
+    for path, part in places:
+        each.setdefault(path if path not in each else f"{path}{OF_RNN}", part)
+    found, recorded = keras_recorded(called, model, batch, found, owners, each)
+    return Live(called, found, tensors, recorded)
+
+
+def _check_known(called: str, found: Sequence[Found], places: Iterable[tuple[str, Any]]) -> None:
+    """Raise InputError where all that recurs is of the user's own, and nothing tells what it does."""
+    own = next(((path, part) for path, part in places if hasattr(part, "inner_loop")), None)
+    if own and not found:
+        raise InputError(
+            f"{called}: layer {shown(own[0])} has a cell of its own, {shown(type(own[1].cell).__name__)}, "
+            "for which gradscope has no equations: give a batch as well, on which Keras differentiates it"
+        )
 
 
 def _values(variable: Any) -> Any:

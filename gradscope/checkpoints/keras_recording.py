@@ -25,6 +25,7 @@ from gradscope.checkpoints.calls import (
     run_failed,
 )
 from gradscope.checkpoints.found import Found
+from gradscope.checkpoints.keras_own import OwnNotes, is_candidate, with_own_layers
 from gradscope.checkpoints.recording import Recorded
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, quoted
@@ -37,20 +38,27 @@ _CALLED = "a layer is recorded where it is called as Keras' own, (sequences) or 
 
 
 def keras_recorded(
-    source: str, model: Any, batch: Any, layers: Sequence[Found], owners: Mapping[str, Any]
-) -> Recorded:
-    """What the layers found in a model read and put out as it runs over a batch, not in training.
+    source: str,
+    model: Any,
+    batch: Any,
+    layers: Sequence[Found],
+    owners: Mapping[str, Any],
+    places: Mapping[str, Any],
+) -> tuple[tuple[Found, ...], Recorded]:
+    """The layers of a model with those that Keras differentiates, and what they do as it runs over a batch.
 
-    owners : of every path of weights the RNN that has them, or the cell that is in none. Raises InputError
-    where the forward pass fails.
+    It does not run as in training. owners : of every path of weights the RNN that has them, or the cell that
+    is in none; places : by path every layer of the model. Raises InputError where the forward pass fails.
     """
     keras = _keras(model)
     if not hasattr(keras, "ops"):
         raise InputError(f"{source}: is a model of Keras 2, expected one of Keras 3 to run on a batch")
     theirs = {layer.name: owner for layer in layers if (owner := owners.get(path_of(layer))) is not None}
+    steps = {path: layer for path, layer in places.items() if is_candidate(layer)}
 
-    def run(pushed: int | None = None) -> dict[int, Heard]:
+    def run(pushed: int | None = None, pushed_path: str = "") -> tuple[dict[int, Heard], OwnNotes]:
         notes = _Notes(keras, {id(owner): Heard() for owner in theirs.values()}, pushed)
+        own = OwnNotes(keras, steps, pushed_path)
         loops = [owner for owner in theirs.values() if hasattr(owner, "inner_loop")]
         try:
             with (
@@ -58,18 +66,27 @@ def keras_recorded(
                 _line_by_line(keras),
                 listening(theirs.values(), "call", notes.call),
                 listening(loops, "inner_loop", notes.inner_loop),
+                own.listening(listening),
             ):
                 _run(model, batch)
         except Exception as error:  # the user's code may fail in any way
             raise run_failed(source, error, _BATCH) from error
-        return notes.heard
+        return notes.heard, own
 
-    heard = run()
-    return recordings(
+    heard, own = run()
+    recorded = recordings(
         layers,
         lambda layer: id(theirs.get(layer.name)),
         heard,
-        lambda module, _: reads_its_own(heard[module], run(module)[module]),
+        lambda module, _: reads_its_own(heard[module], run(module)[0][module]),
+    )
+    paths = {id(layer): path for path, layer in reversed(steps.items())}
+
+    def owner_of(layer: Found) -> str:
+        return paths.get(id(theirs.get(layer.name)), "")
+
+    return with_own_layers(
+        keras, layers, recorded, owner_of, lambda path: run(pushed_path=path)[1] if path else own
     )
 
 
@@ -120,9 +137,9 @@ def _line_by_line(keras: Any) -> Iterator[None]:
 
 @contextmanager
 def listening(
-    layers: Iterable[Any], method: str, note: Callable[[Any, Mapping[str, Any], Any], Any]
+    layers: Iterable[Any], method: str, note: Callable[[Any, inspect.BoundArguments, Any], Any]
 ) -> Iterator[None]:
-    """Within, a method of layers ends in ``note(layer, arguments by name, output)``, which returns that."""
+    """Within, a method of layers ends in ``note(layer, arguments, output)``, which returns that."""
 
     def wrapped(layer: Any) -> Callable[..., Any]:
         own = getattr(layer, method)
@@ -130,7 +147,7 @@ def listening(
         @functools.wraps(own)
         def heard(*args: Any, **keywords: Any) -> Any:
             output = own(*args, **keywords)
-            return note(layer, inspect.signature(own).bind(*args, **keywords).arguments, output)
+            return note(layer, inspect.signature(own).bind(*args, **keywords), output)
 
         return heard
 
@@ -161,16 +178,16 @@ class _Notes:
     pushed: int | None = None
     states: dict[int, tuple[Any, Any]] = field(default_factory=dict)
 
-    def inner_loop(self, layer: Any, arguments: Mapping[str, Any], output: Any) -> Any:
+    def inner_loop(self, layer: Any, given: inspect.BoundArguments, output: Any) -> Any:
         """Of an RNN, which is given its states and gives them back whatever it puts out."""
         copy = partial(self.keras.tree.map_structure, lambda x: np.array(self.keras.ops.convert_to_numpy(x)))
-        self.states[id(layer)] = (copy(arguments.get("initial_state")), copy(output[2]))
+        self.states[id(layer)] = (copy(given.arguments.get("initial_state")), copy(output[2]))
         return output
 
-    def call(self, layer: Any, arguments: Mapping[str, Any], output: Any) -> Any:
+    def call(self, layer: Any, given: inspect.BoundArguments, output: Any) -> Any:
         """Of an RNN or a cell."""
         read = self._sequence if hasattr(layer, "cell") else self._step
-        self.heard[id(layer)].note(partial(read, layer, arguments, output))
+        self.heard[id(layer)].note(partial(read, layer, given.arguments, output))
         return self._push(output) if self.pushed == id(layer) else output
 
     def _push(self, output: Any) -> Any:

@@ -51,6 +51,14 @@ class Recording:
     states: Array | None = None
 
 
+def turned_within(values: Array, lengths: Sequence[int] | None) -> Array:
+    """Sequences (B, T, ...), each from the end of its length."""
+    turned = values.copy()
+    for sequence, length in zip(turned, lengths or [turned.shape[1]] * len(turned), strict=True):
+        sequence[:length] = sequence[:length][::-1]
+    return turned
+
+
 @dataclass(frozen=True)
 class Recorded:
     """Of the layers of a model.

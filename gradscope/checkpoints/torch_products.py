@@ -58,7 +58,8 @@ def watching(matrices: Mapping[int, str], *, cut: bool = True) -> Any:
             self._made_of = {key: (name, None) for key, name in matrices.items()}
 
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            kwargs, name = kwargs or {}, getattr(function, "__name__", "")
+            name = getattr(function, "__name__", "")
+            args, kwargs = _unwrapped(args), {key: _unwrapped(value) for key, value in (kwargs or {}).items()}
             if name in _CELLS:
                 with self:
                     return _CELL[name](torch, *args, **kwargs)
@@ -90,6 +91,13 @@ def _tensors(value: Any) -> list[Any]:
     if isinstance(value, tuple | list):
         return [tensor for part in value for tensor in _tensors(part)]
     return [value] if hasattr(value, "requires_grad") else []
+
+
+def _unwrapped(value: Any) -> Any:
+    """Arguments with tensors in place of Keras' variables, which would unwrap themselves unseen."""
+    if isinstance(value, tuple):
+        return tuple(map(_unwrapped, value))
+    return value.value if hasattr(value, "value") and hasattr(value, "overwrite_with_gradient") else value
 
 
 def _differs(value: Any) -> bool:

@@ -6,20 +6,24 @@ import copy
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gradscope.checkpoints.carried import ARGUMENTS, KEPT, OUTPUT, Carried, Place, StepCall, leaves, placed
-from gradscope.checkpoints.derivatives import Derivatives, OwnSteps
+from gradscope.checkpoints.derivatives import (
+    DIRECT,
+    Derivatives,
+    Linearised,
+    OwnSteps,
+    check_jacobians,
+    own_steps,
+)
 from gradscope.checkpoints.torch_products import Product, watching
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, reason
-from gradscope.machine import available, one_blas_thread
+from gradscope.machine import one_blas_thread
 
-# The path of what goes through no recurrent matrix.
-_DIRECT = "direct"
 # Times what a rounding of every number moves, and draws of that, as in problem/self_check.py.
 _SAFETY, _DRAWS = 16.0, 3
 # Parts that are put together again differ from the whole by their rounding.
@@ -70,15 +74,6 @@ def copied(module: Any) -> Any:
     return copy.deepcopy(module, memo)
 
 
-@dataclass(frozen=True)
-class Linearised:
-    """One step: states (B, m), and by path d(state after)/d(state before), (B, m, m)."""
-
-    before: Array
-    after: Array
-    paths: dict[str, Array]
-
-
 class TorchSteps(Derivatives):
     """Of a module that is called step by step.
 
@@ -106,28 +101,16 @@ class TorchSteps(Derivatives):
         if len({row.shape[0] for row in rows}) != 1:
             raise InputError("its state has parts of as many sequences as not all have")
         self._check_alike()
-        self._check_memory(rows[0].shape[0], sum(row.shape[1] for row in rows))
+        matrices = 1 + sum(parameter.ndim > 1 for parameter in self._module.parameters())
+        size = sum(row.shape[1] for row in rows)
+        check_jacobians(rows[0].shape[0], len(self._calls), matrices, size)
         with one_thread():
             stepped = self._stepper(axes)
             found = list(stepped.along(self._calls))
-        return self._steps(found, [row.shape[1] for row in rows], stepped.rounding)
-
-    def _steps(self, found: Sequence[Linearised], widths: Sequence[int], rounding: float) -> OwnSteps:
-        names = dict.fromkeys(name for one in found for name, path in one.paths.items() if path.any())
-        paths = sorted(names, key=lambda name: (name == _DIRECT, name)) or [_DIRECT]
-        nothing = np.zeros((*found[0].after.shape, found[0].after.shape[1]))
-        jacobians = np.stack(
-            [np.stack([one.paths.get(name, nothing) for name in paths], axis=1) for one in found], axis=1
-        )
-        if not np.isfinite(jacobians).all():
-            raise InputError(
-                "has derivatives that are not finite: look for a square root or a quotient at zero"
-            )
-        states = np.stack([one.before for one in found] + [found[-1].after], axis=1)
-        features = sum(int(tensor.shape[-1]) for tensor in self._inputs(self._calls[0])[:1] if tensor.ndim)
+        widths = [row.shape[1] for row in rows]
+        features = sum(int(tensor.shape[-1]) for tensor in self._inputs(first)[:1] if tensor.ndim)
         parts = dict(zip(self._part_names(), widths, strict=True))
-        named = tuple(paths) if paths != [_DIRECT] else ()
-        return OwnSteps(named, jacobians, states, parts, features, rounding)
+        return own_steps(found, parts, features, stepped.rounding)
 
     def _part_names(self) -> list[str]:
         """Of the parts of the state: h is what the module puts out first."""
@@ -151,16 +134,6 @@ class TorchSteps(Derivatives):
                     f"puts out a state of shape {shape[0]} at call {number}, {shapes[0][0]} at the first: "
                     "expected as many sequences and units at every step"
                 )
-
-    def _check_memory(self, batch: int, size: int) -> None:
-        """Refuse Jacobians that would not fit, before the work."""
-        matrices = 1 + sum(parameter.ndim > 1 for parameter in self._module.parameters())
-        need = 3 * 8 * batch * len(self._calls) * matrices * size**2
-        if need > (have := available()):
-            raise InputError(
-                f"the Jacobians of {batch} sequences of {len(self._calls)} steps and {size} states need "
-                f"{need >> 30} GiB, this machine has {have >> 30}: give fewer or shorter sequences"
-            )
 
     def _stepper(self, axes: Sequence[int | None]) -> Stepper:
         """In float64 where the module computes the same there, else in its own precision."""
@@ -255,7 +228,7 @@ class Stepper:
         paths = self._by_path(call, state, new) if self._split else None
         if paths is None:
             self._split = False
-            paths = {_DIRECT: self._derivatives(new, self._axes, state, self._axes)}
+            paths = {DIRECT: self._derivatives(new, self._axes, state, self._axes)}
         return new, Linearised(self._joined(state), self._joined(new), paths)
 
     def _by_path(self, call: StepCall, state: Sequence[Any], whole: Sequence[Any]) -> dict[str, Array] | None:
@@ -273,7 +246,7 @@ class Stepper:
         columns = np.cumsum([0, *(_rows(t, a).shape[1] for t, a in zip(inputs, all_axes, strict=True))])
         size = int(columns[len(state)])
         direct = self._derivatives(new, self._axes, inputs, all_axes)
-        paths = {_DIRECT: direct[:, :, :size]}
+        paths = {DIRECT: direct[:, :, :size]}
         onward = {
             k: direct[:, :, columns[len(state) + k] : columns[len(state) + k + 1]] for k in range(len(reads))
         }

@@ -53,6 +53,11 @@ def with_loss(
             f"{as_option('view')} 'cell' is of the cell state alone, a loss is not: leave "
             f"{as_option('view')} or the loss out"
         )
+    if problem.origin.jacobians != "own" and "h" not in problem.system.cell.components:
+        raise InputError(
+            "a loss is of what a layer puts out, and of this one that is no part of the state that passes "
+            "from step to step: leave the loss out"
+        )
     if readout is None:
         if readout_at is not None:
             raise InputError(

@@ -155,6 +155,11 @@ def _scaled(cell: Cell, settings: Settings) -> Cell:
 def _differentiated(problem: Problem, derivatives: Derivatives) -> Problem:
     """The problem along the states at which something else computed the Jacobians, which are the inputs."""
     system, steps = problem.system, derivatives.steps
+    if derivatives.backward and (system.steps, system.lengths) != (steps.jacobians.shape[1], steps.lengths):
+        raise InputError(
+            f"{as_option('steps')} leaves out the steps at which a layer that reads from the end begins, and "
+            f"{derivatives.by} differentiates it along the whole: leave {as_option('steps')} out"
+        )
     states = steps.states[: system.batch, : system.steps + 1]
     along = replace(system, state=states[:, 0], states=states.astype(system.dtype), rounding=steps.rounding)
     origin = replace(problem.origin, jacobians=derivatives.by, input_size=steps.input_size)

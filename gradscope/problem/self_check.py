@@ -75,7 +75,7 @@ def settled(
         try:
             return model, check_recorded(model, model.recorded or recorded, dtype, devices) | said
         except DisagreementError as error:
-            module = holder_of(error.layer.name)
+            module = holder_of(error.layer.name, recorded.own)
             if module not in recorded.own:
                 raise
             by = recorded.own[module].by

@@ -109,6 +109,9 @@ def expected(model, x):
             lambda leaf: jnp.asarray(leaf, jnp.float64) if leaf.dtype == jnp.float32 else leaf, state
         )
         cell, products = nnx.merge(graph, state), []
+        for _, part in nnx.iter_graph(cell):
+            if isinstance(part, nnx.Module) and getattr(part, "dtype", None) is jnp.float32:  # a SimpleCell's
+                part.dtype = jnp.float64
         for one in np.asarray(read, np.float64):
             like = model.carry(1)
             parts = 2 if isinstance(like, tuple) else 1
