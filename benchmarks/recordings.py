@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+import gradscope
 from gradscope.cells import CELLS
 from gradscope.cli.main import cli
 
@@ -74,6 +75,7 @@ COMMANDS = {
     "chain": "chain jacobians.npy --json",
     "chain, table": "chain jacobians.npy",
     "chain, top": "chain jacobians.npy --top 2 --json",
+    "plot": "plot result.json lag",
     "inspect": "inspect two.safetensors --json",
     "track": "track one.safetensors two.safetensors missing.pt --inputs x.npy",
     "track, light": "track one.safetensors two.safetensors --inputs x.npy --light --json",
@@ -126,6 +128,7 @@ def files(folder: Path) -> None:
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
     np.savez(folder / "state.npz", h0=rng.normal(size=6), c0=rng.normal(size=6))
+    gradscope.analyze(cell="lstm", hidden=4, input_size=3, steps=12).save(folder / "result.json")
     (folder / "own.py").write_text(
         "import jax.numpy as jnp\nfrom gradscope import Cell\n\n\n"
         "def cell():\n"

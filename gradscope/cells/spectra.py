@@ -26,6 +26,8 @@ _AGREE = 1e-9
 def recurrent_matrices(parameters: Mapping[str, Array], *, all_values: bool) -> dict[str, dict[str, Any]]:
     """Spectral norm and radius of every R*, and all its singular values if they are asked for.
 
+    With these come all eigenvalues, (n, 2) real and imaginary parts, the largest first, of a square matrix
+    of which they are computed for the radius, up to 256 x 256.
     Of what is beyond the range of float64 inf, of a radius that is not to be had nan, of a matrix that is
     not square None.
     """
@@ -34,11 +36,31 @@ def recurrent_matrices(parameters: Mapping[str, Array], *, all_values: bool) -> 
         if is_recurrent(name) and matrix.ndim == 2 and matrix.size:
             square = matrix.shape[0] == matrix.shape[1]
             singular = singular_values(matrix) if all_values else None
+            every = eigenvalues(matrix) if all_values and square and len(matrix) <= _SMALL else None
+            radius = None
+            if square:
+                radius = spectral_radius(matrix) if every is None else _farthest(every)
             found[name] = {
                 "spectral_norm": spectral_norm(matrix) if singular is None else float(singular[0]),
-                "spectral_radius": spectral_radius(matrix) if square else None,
-            } | ({} if singular is None else {"singular_values": singular})
+                "spectral_radius": radius,
+                **({} if singular is None else {"singular_values": singular}),
+                **({} if every is None else {"eigenvalues": every}),
+            }
     return found
+
+
+def eigenvalues(matrix: Array) -> Array:
+    """All of them, (n, 2) real and imaginary parts, the largest first; inf beyond the range of float64."""
+    scaled, scale = _scaled(matrix)
+    found = np.linalg.eigvals(scaled)
+    found = found[np.argsort(-np.abs(found), kind="stable")]
+    return np.asarray(_times(np.stack([found.real, found.imag], axis=1), scale))
+
+
+def _farthest(values: Array) -> float:
+    """The largest absolute value of eigenvalues (n, 2)."""
+    with np.errstate(over="ignore"):
+        return float(np.hypot(*values.T).max())
 
 
 def singular_values(matrix: Array) -> Array:

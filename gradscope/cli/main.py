@@ -28,6 +28,7 @@ from gradscope.errors import ExitCode, GradscopeError, shown
     commands_in={
         "analyze": "gradscope.cli.analyze:analyze",
         "chain": "gradscope.cli.chain:chain",
+        "plot": "gradscope.cli.plot:plot",
         "inspect": "gradscope.cli.inspect:inspect",
         "track": "gradscope.cli.track:track",
         "merge": "gradscope.cli.merge:merge",

@@ -17,15 +17,20 @@ from gradscope.linearize.trajectory import Trajectory, forward
 
 # Karpathy, Johnson and Li 2015 (arXiv 1506.02078): a gate is saturated left of 0.1 or right of 0.9.
 SATURATED = (0.1, 0.9)
+# Bars of the histogram of a gate's activations, between 0 and 1.
+BARS = 20
 
 
 def gate_sums(gates: Mapping[str, Array]) -> dict[str, Array]:
-    """Of activations {gate: array}: their sum, how many are saturated, how many there are."""
+    """Of activations {gate: array}: sum, how many are saturated, how many there are, and in each bar."""
+    return {name: np.array(_sums(np.asarray(g)), np.float64) for name, g in gates.items()}
+
+
+def _sums(g: Array) -> list[float]:
     low, high = SATURATED
-    return {
-        name: np.array([g.sum(), np.count_nonzero((g < low) | (g > high)), g.size], np.float64)
-        for name, g in gates.items()
-    }
+    # Those of a gate without bounds, a relu say, are in the last bar.
+    bars = np.histogram(np.clip(g, 0.0, 1.0), BARS, (0.0, 1.0))[0]
+    return [g.sum(), np.count_nonzero((g < low) | (g > high)), g.size, *bars]
 
 
 def followed(trajectory: Trajectory, count: int) -> list[tuple[dict[str, Array], dict[str, Array]]]:

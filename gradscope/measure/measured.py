@@ -19,7 +19,7 @@ class Measured:
     """Of one sequence.
 
     spectra : {chain: Spectrum}, the full one first; shares : {path: (T,)}, none where they are not asked for;
-    gates : {gate: sum of the activations, how many are saturated, how many there are}; course : of the
+    gates : {gate: see linearize.gates.gate_sums}; course : of the
     trajectory, see linearize.course.
     """
 
@@ -54,12 +54,16 @@ def _arrays(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: np.array(v) if isinstance(v, list) else v for name, v in fields.items()}
 
 
-def gate_statistics(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
-    """Mean activation of each gate, and the fraction saturated (below 0.1 or above 0.9)."""
+def gate_statistics(measured: Sequence[Measured]) -> dict[str, dict[str, Any]]:
+    """Mean activation of each gate, the fraction saturated (below 0.1 or above 0.9) and that in each bar."""
     totals = {name: np.sum([one.gates[name] for one in measured], axis=0) for name in measured[0].gates}
     return {
-        name: {"mean": float(total / count), "saturated": float(saturated / count)}
-        for name, (total, saturated, count) in totals.items()
+        name: {
+            "mean": float(sums[0] / sums[2]),
+            "saturated": float(sums[1] / sums[2]),
+            "histogram": (sums[3:] / sums[2]).tolist(),
+        }
+        for name, sums in totals.items()
     }
 
 

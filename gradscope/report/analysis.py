@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gradscope.measure.loss import LossGradient
     from gradscope.measure.sensitivity import Sensitivity
     from gradscope.report.masked import MaskedGains
+    from gradscope.report.pictures.picture import Picture
 
 SCHEMA = "gradscope/analysis/1"
 _MAX_LAGS = 1000
@@ -106,6 +107,16 @@ class Analysis:
         text = render_table(self, Look(Terminal(_NOTEBOOK)))
         return f'<pre style="line-height: 1.2">{html.escape(text)}</pre>'
 
+    def figure(self, name: str = "lag", *, size: str = "column", layer: str | None = None) -> Picture:
+        """A picture as SVG, which notebooks show: lag, share, spectrum, gates or eigenvalues.
+
+        size : ``column`` (85 x 64 mm), ``wide``, ``slide``, ``page`` or millimetres as ``120x80``; layer : of
+        several the one of this name, instead of the whole. Raises InputError where there is nothing to draw.
+        """
+        from gradscope.report.pictures.figures import picture
+
+        return picture(self.to_dict(), name, size, layer)
+
     def scalars(self) -> dict[str, float]:
         """Numbers for a logger by flat names, such as ``log10_norm`` or ``path/R_o/share``; see README."""
         from gradscope.report.numbers import scalars
@@ -163,7 +174,15 @@ class Analysis:
                 "vanishing_below": self.policy.vanishing_below,
                 "exploding_above": self.policy.exploding_above,
             },
-            "chains": [_chain(chain, self.levels[chain.name], self.full.engine) for chain in self.chains],
+            "chains": [
+                _chain(
+                    chain,
+                    self.levels[chain.name],
+                    self.full.engine,
+                    None if self.only == "verdict" else shown,
+                )
+                for chain in self.chains
+            ],
             "engine": self.full.engine,
             "matrices": [{"name": name, **_plain(matrix)} for name, matrix in self.matrices.items()],
             "profile": _NO_PROFILE if self.only == "verdict" else _profile(self.full, self.shares, all_lags),
@@ -188,10 +207,10 @@ def lags(steps: int, *, every: bool = False) -> Array:
     return spaced(enough - 1)
 
 
-def _chain(chain: Chain, level: str, engine: str) -> dict[str, Any]:
+def _chain(chain: Chain, level: str, engine: str, shown: Array | None) -> dict[str, Any]:
     """A chain as JSON tells it; what only all values tell is absent where there are fewer.
 
-    engine : that of the full chain.
+    engine : that of the full chain; shown : lags of its profile, None for no profile.
     """
     whole = {"exact_zeros": list(chain.exact_zeros)} if chain.exact_zeros else {}
     rms = {} if chain.log10_rms is None else {"log10_rms": _extremes(chain.log10_rms)}
@@ -213,7 +232,15 @@ def _chain(chain: Chain, level: str, engine: str) -> dict[str, Any]:
         "rate": _extremes(chain.rate),
         "horizon": _extremes(chain.horizon),
         "log10_error": [_plain(s.log10_error) for s in chain.spectra],
+        **({} if shown is None else {"by_lag": _by_lag(chain, shown)}),
     }
+
+
+def _by_lag(chain: Chain, shown: Array) -> dict[str, Any]:
+    """The gain at these lags, as far as it is known there, the median of the sequences that are as long."""
+    at = chain.lags if len(chain.lags) < chain.steps else shown
+    norms = np.nanmedian(chain.by_lag[:, np.isin(chain.lags, at)], axis=0)
+    return {"lag": at.tolist(), "log10_norm": _plain(norms)}
 
 
 def _profile(full: Chain, shares: Mapping[str, Array], all_lags: bool) -> dict[str, Any]:

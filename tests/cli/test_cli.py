@@ -194,6 +194,7 @@ def test_examples_fit_a_terminal(run):
         ["completion"],
         ["track"],
         ["merge"],
+        ["plot"],
     ):
         assert max(map(len, run(*command, "--help")[1].partition("Options:")[0].splitlines())) <= 80
 
@@ -232,6 +233,7 @@ def test_every_example_of_the_help_has_a_line_of_its_own(run):
         (["schema", "-h"], 2),
         (["track", "-h"], 5),
         (["merge", "-h"], 3),
+        (["plot", "-h"], 5),
         (["completion", "-h"], 3),
     ):
         examples = run(*arguments)[1].partition("Examples:\n")[2].partition("\n\n")[0].splitlines()

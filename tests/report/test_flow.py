@@ -93,13 +93,21 @@ def test_batch_median_and_extremes():
 
 def test_gate_statistics():
     parts = [
-        {"f": np.array([[0.05, 0.5], [0.95, 0.5]]), "i": np.array([[0.1]])},
+        {"f": np.array([[0.04, 0.5], [0.96, 0.5]]), "i": np.array([[0.1]])},
         {"f": np.array([[0.5]] * 4), "i": np.array([[0.9]])},
     ]
+    bars = {"f": np.zeros(20), "i": np.zeros(20)}
+    bars["f"][[0, 10, 19]] = 1 / 8, 6 / 8, 1 / 8
+    bars["i"][[2, 18]] = 0.5  # 0.1 and 0.9 are not saturated
     assert gate_statistics([Measured({}, {}, gate_sums(part)) for part in parts]) == {
-        "f": {"mean": pytest.approx(0.5), "saturated": 0.25},
-        "i": {"mean": pytest.approx(0.5), "saturated": 0.0},
+        "f": {"mean": pytest.approx(0.5), "saturated": 0.25, "histogram": bars["f"].tolist()},
+        "i": {"mean": pytest.approx(0.5), "saturated": 0.0, "histogram": bars["i"].tolist()},
     }
+
+
+def test_activations_beyond_0_and_1_are_in_the_bars_at_the_ends():
+    (gate,) = gate_statistics([Measured({}, {}, gate_sums({"u": np.array([-3.0, 7.0, 1.0, 0.0])}))]).values()
+    assert gate["histogram"] == [0.5, *[0.0] * 18, 0.5]
 
 
 def test_recurrent_matrices():
@@ -119,6 +127,11 @@ def test_recurrent_matrices():
         assert found[name]["spectral_norm"] == pytest.approx(singular.max(), rel=1e-13)
         assert found[name]["spectral_radius"] == pytest.approx(radius, rel=1e-12)
         np.testing.assert_allclose(found[name]["singular_values"], np.sort(singular)[::-1], rtol=1e-12)
+    # The cycle's are the sixth roots of the product of its weights.
+    roots = found["R_f"]["eigenvalues"] @ [1, 1j]
+    np.testing.assert_allclose(roots**6, np.prod(weights), rtol=1e-11)
+    assert len({round(float(np.angle(root)), 6) for root in roots}) == 6
+    np.testing.assert_allclose(found["R_z"]["eigenvalues"][:, 0], [-4.0, 3, 1, 1, 1, 1], atol=1e-12)
 
 
 def test_a_dead_sequence_does_not_hide_the_shares_of_the_others():

@@ -1,0 +1,91 @@
+"""The eigenvalues of every recurrent matrix, in the complex plane, with the unit circle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gradscope.custom_types import Array
+from gradscope.errors import InputError
+from gradscope.report.pictures.frame import Frame, words
+from gradscope.report.pictures.panels import MOST_PANELS, panels
+from gradscope.report.pictures.picture import Picture
+from gradscope.report.pictures.svg import element, short
+from gradscope.report.pictures.theme import Size, fill, stroke
+
+
+def draw_eigenvalues(parts: Mapping[str, Mapping[str, Any]], size: Size) -> Picture:
+    """parts : the layers whose matrices are drawn, {name or "": part}."""
+    matrices = [
+        (f"{layer} {matrix['name']}".strip(), matrix)
+        for layer, part in parts.items()
+        for matrix in part["matrices"]
+        if matrix.get("eigenvalues")
+    ][:MOST_PANELS]
+    if not matrices:
+        raise InputError(
+            "the result has no eigenvalues: it is of --only or gradscope chain, or its matrices are not "
+            "square or larger than 256 x 256"
+        )
+    size, frames = panels(len(matrices), size, 1.0)
+    drawn = []
+    for (name, matrix), frame in zip(matrices, frames, strict=True):
+        drawn += [*_heading(name, matrix, frame), *_plane(_finite(matrix["eigenvalues"]), frame)]
+    return Picture("Eigenvalues of the recurrent matrices", _said(matrices), size, tuple(drawn))
+
+
+def _finite(pairs: Any) -> Array:
+    found = np.array(pairs, np.float64).reshape(-1, 2)
+    return found[np.isfinite(found).all(axis=1)]
+
+
+def _plane(values: Array, frame: Frame) -> list[str]:
+    """One scale for both axes, with room for the circle and for all values."""
+    half = min(frame.right - frame.left, frame.bottom - frame.top) / 2
+    reach = 1.1 * max(1.0, float(np.abs(values).max(initial=0.0)))
+    centre = ((frame.left + frame.right) / 2, (frame.top + frame.bottom) / 2)
+
+    def at(real: float, imaginary: float) -> tuple[float, float]:
+        return centre[0] + half * real / reach, centre[1] - half * imaginary / reach
+
+    (x, y), unit = centre, half / reach
+    parts = [
+        element("line", x1=x - half, y1=y, x2=x + half, y2=y, **stroke("grid")),
+        element("line", x1=x, y1=y - half, x2=x, y2=y + half, **stroke("grid")),
+        element(
+            "circle", element("title", "unit circle"), cx=x, cy=y, r=unit, stroke_width=1.2, **stroke("ink")
+        ),
+    ]
+    dot = max(1.2, 0.16 * frame.font)
+    for real, imaginary in values.tolist():
+        cx, cy = at(real, imaginary)
+        parts.append(
+            element("circle", cx=cx, cy=cy, r=dot, **fill(2 if math.hypot(real, imaginary) > 1 else 1))
+        )
+    return parts
+
+
+def _heading(name: str, matrix: Mapping[str, Any], frame: Frame) -> list[str]:
+    small = 0.85 * frame.font
+    return [
+        words(short(name), frame.left, frame.top - 1.5 * frame.font, frame.font, bold=True),
+        words(_numbers(matrix), frame.left, frame.top - 0.4 * frame.font, small, "muted"),
+    ]
+
+
+def _numbers(matrix: Mapping[str, Any]) -> str:
+    radius, norm = (matrix[f"spectral_{name}"] for name in ("radius", "norm"))
+    return ", ".join(
+        f"{name} {value:.3g}" for name, value in (("radius", radius), ("norm", norm)) if value is not None
+    )
+
+
+def _said(matrices: list[tuple[str, Any]]) -> str:
+    each = [f"{short(name)} {_numbers(matrix)}" for name, matrix in matrices]
+    return (
+        f"Eigenvalues in the complex plane with the unit circle, those beyond it in another colour: "
+        f"{'; '.join(each)}."
+    )

@@ -1,0 +1,49 @@
+"""The pictures there are, by their names, of a result or of one of its layers."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from gradscope.errors import InputError, did_you_mean, listed, quoted, reason
+
+if TYPE_CHECKING:
+    from gradscope.report.pictures.picture import Picture
+
+# Name -> module:function, and whether it shows several layers side by side; of the others the whole is shown.
+FIGURES: Mapping[str, tuple[str, bool]] = {
+    "lag": ("lag:draw_lag", False),
+    "share": ("share:draw_share", False),
+    "spectrum": ("spectrum:draw_spectrum", False),
+    "gates": ("gates:draw_gates", True),
+    "eigenvalues": ("eigenvalues:draw_eigenvalues", True),
+}
+
+
+def picture(result: Mapping[str, Any], name: str, size: str = "column", layer: str | None = None) -> Picture:
+    """One of FIGURES, of the JSON of an analysis.
+
+    size : see ``theme.size_of``; layer : by its name or as layer0, instead of the whole.
+    Raises InputError for a name that is not known and for what the result does not tell.
+    """
+    from gradscope.report.pictures.parts import parts_of
+    from gradscope.report.pictures.theme import size_of
+
+    if name not in FIGURES:
+        hint = did_you_mean(name, FIGURES) or f", expected one of {listed([*FIGURES])}"
+        raise InputError(f"no picture is called {quoted(name)}{hint}")
+    where, several = FIGURES[name]
+    module, _, function = where.partition(":")
+    draw = getattr(importlib.import_module(f"gradscope.report.pictures.{module}"), function)
+    measured = size_of(size)
+    try:
+        parts = dict(parts_of(result, layer))
+        found: Picture = draw(parts if several else next(iter(parts.values())), measured)
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"the result is damaged ({reason(error)}): expected the JSON as analyze or chain wrote it"
+        ) from error
+    return found

@@ -1,0 +1,229 @@
+"""Where data stand in a picture: axes with their ticks, legends, lines that are cut and thinned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradscope.custom_types import Array
+from gradscope.report.pictures.svg import element, escaped, number, short
+from gradscope.report.pictures.theme import DASHES, fill, stroke
+from gradscope.report.verdict import scientific
+
+# Points of a line: more than a picture has columns of pixels.
+MOST_POINTS = 800
+# A character's width and a line's height, of the height of the letters.
+_WIDTH, _LINE = 0.6, 1.35
+
+
+@dataclass(frozen=True)
+class Axis:
+    """From ``low`` at pixel ``start`` to ``high`` at pixel ``end``."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        """The pixel of a value."""
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+    def ticks(self, apart: float) -> list[float]:
+        """Round values, at least so many pixels apart."""
+        step = _round_up((self.high - self.low) * apart / max(abs(self.end - self.start), apart))
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [float(f"{k * step:.12g}") for k in range(first, last + 1)]
+
+
+def _round_up(step: float) -> float:
+    """1, 2 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(step))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * (1 - 1e-9))
+
+
+def spread(values: Sequence[float] | Array, least: float) -> tuple[float, float]:
+    """From the lowest to the highest, and no less than ``least`` apart."""
+    low, high = float(np.min(values)), float(np.max(values))
+    missing = max(0.0, least - (high - low)) / 2
+    return low - missing, high + missing
+
+
+def power_of_ten(log10: float) -> str:
+    """A tick on a logarithmic axis: ``1e-12``, ``0.5``."""
+    whole = log10 == round(log10)
+    return scientific(log10, 1 if whole else 2)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The box in which data are drawn, in pixels; x to the right, y upwards."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    font: float
+
+    def axes(self, x: tuple[float, float], y: tuple[float, float]) -> tuple[Axis, Axis]:
+        """The axes of what lies between these values."""
+        return Axis(*x, self.left, self.right), Axis(*y, self.bottom, self.top)
+
+    def drawn(self, x: Axis, y: Axis, titles: tuple[str, str], *, log_y: bool = False) -> str:
+        """Grid, ticks with their numbers, and what the axes are."""
+        font, parts = self.font, []
+        for value in y.ticks(2.2 * font):
+            at, label = y.at(value), power_of_ten(value) if log_y else f"{value:g}"
+            parts.append(_line(self.left, at, self.right, at))
+            parts.append(words(label, self.left - 0.4 * font, at + 0.35 * font, font, anchor="end"))
+        for value in x.ticks(5 * font):
+            at = x.at(value)
+            parts.append(_line(at, self.bottom, at, self.bottom + 0.3 * font))
+            parts.append(words(f"{value:g}", at, self.bottom + 1.3 * font, font, anchor="middle"))
+        middle = (self.left + self.right) / 2
+        parts.append(words(titles[0], middle, self.bottom + 2.6 * font, font, "muted", anchor="middle"))
+        parts.append(words(titles[1], self.left, self.top - 0.6 * font, font, "muted"))
+        return element("g", *parts)
+
+
+def margin(labels: Sequence[str], font: float) -> float:
+    """Pixels that the numbers beside the y axis take."""
+    return (max(map(len, labels), default=1) * _WIDTH + 0.8) * font
+
+
+def _line(x1: float, y1: float, x2: float, y2: float) -> str:
+    return element("line", x1=x1, y1=y1, x2=x2, y2=y2, **stroke("grid"))
+
+
+def words(
+    text: str,
+    x: float,
+    y: float,
+    font: float,
+    ink: str = "ink",
+    *,
+    anchor: str | None = None,
+    bold: bool = False,
+) -> str:
+    """Text as text, that can be searched and copied."""
+    return element(
+        "text",
+        escaped(text),
+        x=x,
+        y=y,
+        font_size=font,
+        text_anchor=anchor,
+        font_weight="bold" if bold else None,
+        **fill(ink),
+    )
+
+
+def width_of(text: str, font: float) -> float:
+    """About how many pixels a text takes."""
+    return len(text) * _WIDTH * font
+
+
+# -- lines ---------------------------------------------------------------------------------------------
+
+
+def line(
+    points: Sequence[tuple[float, float]], colour: int, *, dashed: bool = True, width: float = 1.6
+) -> str:
+    """A line through points in pixels, or a dot where there is one alone."""
+    if len(points) == 1:
+        return element("circle", cx=points[0][0], cy=points[0][1], r=width, **fill(colour))
+    return element(
+        "polyline",
+        points=" ".join(f"{number(x)},{number(y)}" for x, y in points),
+        stroke_width=width,
+        stroke_dasharray=DASHES[colour % len(DASHES)] if dashed else None,
+        stroke_linejoin="round",
+        **stroke(colour),
+    )
+
+
+def thinned(x: Array, y: Array, most: int = MOST_POINTS) -> tuple[Array, Array]:
+    """At most so many of the points: of each stretch the first, lowest, highest and last."""
+    if len(x) <= most:
+        return x, y
+    kept = []
+    for part in np.array_split(np.arange(len(x)), most // 4):
+        kept += [part[0], part[-1]]
+        if not np.isnan(y[part]).all():
+            kept += [part[np.nanargmin(y[part])], part[np.nanargmax(y[part])]]
+    chosen = np.unique(kept)
+    return x[chosen], y[chosen]
+
+
+def stretches(x: Array, y: Array, low: float, high: float) -> Iterator[list[tuple[float, float]]]:
+    """The stretches of a line between two heights, cut where it leaves; NaN interrupts it."""
+    run: list[tuple[float, float]] = []
+    before: tuple[float, float] | None = None
+    for point in zip(x.tolist(), y.tolist(), strict=True):
+        inside = low <= point[1] <= high
+        if math.isnan(point[1]):
+            before, inside = None, False
+        elif before is not None and inside != (low <= before[1] <= high):
+            run.append(_crossing(before, point, low, high))
+        if inside:
+            run.append(point)
+        elif run:
+            yield run
+            run = []
+        before = None if math.isnan(point[1]) else point
+    if run:
+        yield run
+
+
+def _crossing(a: tuple[float, float], b: tuple[float, float], low: float, high: float) -> tuple[float, float]:
+    """Where the way from a to b, of which one is outside, meets the border."""
+    outside = b[1] if low <= a[1] <= high else a[1]
+    border = low if outside < low else high
+    part = (border - a[1]) / (b[1] - a[1])
+    return a[0] + part * (b[0] - a[0]), border
+
+
+# -- legends -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Legend:
+    """Names of lines with their colours and patterns, in rows of so many pixels."""
+
+    names: Sequence[tuple[str, int]]
+    width: float
+    font: float
+
+    @property
+    def height(self) -> float:
+        """Pixels that it takes."""
+        return len(self._rows()) * _LINE * self.font
+
+    def drawn(self, left: float, top: float) -> str:
+        """Each a piece of its line, and its name."""
+        parts = []
+        for number_, row in enumerate(self._rows()):
+            x, y = left, top + (number_ + 0.7) * _LINE * self.font
+            for name, colour in row:
+                end = x + 2.2 * self.font
+                parts.append(line([(x, y - 0.3 * self.font), (end, y - 0.3 * self.font)], colour))
+                parts.append(words(name, end + 0.4 * self.font, y, self.font))
+                x += self._taken(name)
+        return element("g", *parts)
+
+    def _taken(self, name: str) -> float:
+        return 3.8 * self.font + width_of(name, self.font)
+
+    def _rows(self) -> list[list[tuple[str, int]]]:
+        rows: list[list[tuple[str, int]]] = [[]]
+        room = self.width
+        for name, colour in ((short(name), colour) for name, colour in self.names):
+            if rows[-1] and self._taken(name) > room:
+                rows.append([])
+                room = self.width
+            rows[-1].append((name, colour))
+            room -= self._taken(name)
+        return rows

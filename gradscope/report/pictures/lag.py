@@ -1,0 +1,193 @@
+"""Gain by lag: how far back the gradient of the last step reaches, a line for every chain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gradscope.custom_types import Array
+from gradscope.errors import InputError
+from gradscope.report.pictures.frame import (
+    Frame,
+    Legend,
+    line,
+    margin,
+    power_of_ten,
+    spread,
+    stretches,
+    thinned,
+    words,
+)
+from gradscope.report.pictures.parts import floats, median, sentence
+from gradscope.report.pictures.picture import Picture
+from gradscope.report.pictures.svg import element, escaped, number, short
+from gradscope.report.pictures.theme import COLOURS, Size, fill, stroke
+from gradscope.report.verdict import scientific
+
+# How far below the lowest gain of the whole a path alone is followed, of the height of that; decades that
+# an axis has at least.
+_BELOW, _LEAST = 0.4, 2.0
+
+
+def draw_lag(part: Mapping[str, Any], size: Size) -> Picture:
+    """All chains and the loss by lag, the range of the batch, thresholds, and the error of the last gain."""
+    lines = _lines(part)
+    if not lines or not len(lines[0][1]):
+        raise InputError("the result has no gain by lag (--only verdict): analyse without --only verdict")
+    full, low, high = lines[0], *_heights(part, lines)
+    legend = Legend(
+        [(name, k) for k, (name, _, _) in enumerate(lines)], size.width - 2 * size.font, size.font
+    )
+    labels = [power_of_ten(math.floor(low)), power_of_ten(math.ceil(high))]
+    frame = Frame(
+        margin(labels, size.font) + 0.6 * size.font,
+        2.2 * size.font,
+        size.width - size.font,
+        size.height - 3.4 * size.font - legend.height,
+        size.font,
+    )
+    x, y = frame.axes(spread([1.0, full[1][-1]], 1.0), (low, high))
+
+    def placed(lags: Array, norms: Array) -> list[list[tuple[float, float]]]:
+        return [
+            [(x.at(lag), y.at(norm)) for lag, norm in run]
+            for run in stretches(*thinned(lags, norms), low, high)
+        ]
+
+    drawn = [
+        element(
+            "g",
+            element("title", escaped(name)),
+            *(line(run, k, width=1.2 if k else 2.2) for run in placed(*rest)),
+        )
+        for k, (name, *rest) in reversed([*enumerate(lines)])
+    ]
+    parts = (
+        frame.drawn(x, y, ("lag k, in steps", "gain, sigma_1 of the last k steps"), log_y=True),
+        *_range(part, frame, x.at, y.at, low, high),
+        *_thresholds(part, frame, y.at),
+        *drawn,
+        *_error(part, full, x.at, y.at),
+        legend.drawn(size.font, frame.bottom + 3.1 * size.font),
+    )
+    return Picture("Gain by lag", _said(part, lines, low), size, parts)
+
+
+def _lines(part: Mapping[str, Any]) -> list[tuple[str, Array, Array]]:
+    """(name, lags, log10 of the norms at them) of the full chain, the loss, and the largest of the paths."""
+    chains, profile = part["chains"], part["profile"]
+    found = []
+    for chain in chains:
+        if by_lag := chain.get("by_lag"):
+            found.append((chain["name"], floats(by_lag["lag"]), floats(by_lag["log10_norm"])))
+        elif chain is chains[0] and profile["lag"]:  # of before 0.1 was released
+            found.append((chain["name"], floats(profile["lag"]), median(profile["log10_norm"])))
+    full, paths = found[:1], found[1:]
+    paths.sort(key=lambda one: -np.nan_to_num(one[2], nan=-np.inf).max(initial=-np.inf))
+    if loss := part.get("loss"):
+        lags, norms = floats(loss["profile"]["lag"]), median(loss["profile"]["log10_norm"])
+        if len(norms) and not math.isnan(norms[0]):
+            full.append(("loss |dL/ds|, of its value at lag 0", lags[1:], norms[1:] - norms[0]))
+    return (full + paths)[:COLOURS]
+
+
+def _thresholds_of(part: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: math.log10(part["thresholds"][key])
+        for name, key in (("vanishing", "vanishing_below"), ("exploding", "exploding_above"))
+    }
+
+
+def _heights(part: Mapping[str, Any], lines: list[tuple[str, Array, Array]]) -> tuple[float, float]:
+    """From which decade to which: of the whole, the loss and the thresholds; of paths what is near."""
+    main = [norms for name, _, norms in lines[:1]] + [
+        n for name, _, n in lines[1:] if name.startswith("loss ")
+    ]
+    main.append(np.ravel([_ends(row) for row in part["profile"]["log10_norm"]]))
+    values = np.concatenate([*main, [0.0], [*_thresholds_of(part).values()]])
+    low, high = spread(values[np.isfinite(values)], _LEAST)
+    every = np.concatenate([norms for _, _, norms in lines])
+    every = every[np.isfinite(every)]
+    span = high - low
+    low = min(low, max(float(every.min(initial=low)), low - _BELOW * span))
+    high = max(high, min(float(every.max(initial=high)), high + _BELOW * span))
+    return low - 0.02 * span, high + 0.02 * span
+
+
+def _ends(row: list[float | None]) -> list[float]:
+    norms = floats(row)
+    norms = norms[np.isfinite(norms)]
+    return [norms.min(), norms.max()] if len(norms) else [0.0, 0.0]
+
+
+def _range(part: Mapping[str, Any], frame: Frame, x: Any, y: Any, low: float, high: float) -> list[str]:
+    """From the lowest to the highest gain of the batch."""
+    profile = part["profile"]
+    if len(profile["log10_norm"]) < 2:
+        return []
+    rows, lags = np.array([floats(row) for row in profile["log10_norm"]]), floats(profile["lag"])
+    known = np.isfinite(rows).any(axis=0)
+    if not known.any():
+        return []
+    rows, lags = rows[:, known], lags[known]
+    lower = thinned(lags, np.clip(np.nanmin(rows, axis=0), low, high))
+    upper = thinned(lags, np.clip(np.nanmax(rows, axis=0), low, high))
+    there = [(x(a), y(b)) for a, b in zip(*map(np.ndarray.tolist, lower), strict=True)]
+    back = [(x(a), y(b)) for a, b in zip(*map(np.ndarray.tolist, upper), strict=True)][::-1]
+    outline = " ".join(f"{number(a)},{number(b)}" for a, b in there + back)
+    return [
+        element(
+            "polygon", element("title", "range of the batch"), points=outline, opacity=0.14, **fill("ink")
+        )
+    ]
+
+
+def _thresholds(part: Mapping[str, Any], frame: Frame, y: Any) -> list[str]:
+    font, parts = 0.85 * frame.font, []
+    for name, value in _thresholds_of(part).items():
+        at = y(value)
+        style = {"stroke_dasharray": "1 2"} | stroke("muted")
+        parts.append(element("line", x1=frame.left, y1=at, x2=frame.right, y2=at, **style))
+        above = at + 1.1 * font if name == "vanishing" else at - 0.4 * font
+        parts.append(words(name, frame.right - 0.3 * font, above, font, "muted", anchor="end"))
+    return parts
+
+
+def _error(part: Mapping[str, Any], full: tuple[str, Array, Array], x: Any, y: Any) -> list[str]:
+    """The error of the whole chain's gain, where it is wider than the line."""
+    error, (_, lags, norms) = _error_of(part), full
+    if not len(norms) or not math.isfinite(norms[-1]) or abs(y(error) - y(0)) < 1:
+        return []
+    at, top, bottom = x(lags[-1]), y(norms[-1] + error), y(norms[-1] - error)
+    bar = {"x1": at, "x2": at, "y1": top, "y2": bottom, "stroke_width": 3.0}
+    return [element("line", element("title", "error of the gain"), **bar, **stroke("ink"))]
+
+
+def _error_of(part: Mapping[str, Any]) -> float:
+    return float(np.nanmax(floats(part["chains"][0].get("log10_norm_error") or [0.0])))
+
+
+def _said(part: Mapping[str, Any], lines: list[tuple[str, Array, Array]], low: float) -> str:
+    """What there is to see, and what cannot be seen."""
+    _, lags, norms = lines[0]
+    if math.isnan(norms[-1]):
+        last = f"exactly 0 from lag {lags[np.isnan(norms)][0]:.0f} on"
+    else:
+        last = f"{scientific(norms[-1])} at lag {lags[-1]:.0f}"
+    said = [
+        sentence(part),
+        f"Gain of the full chain: {last}; the error of its log10 is {_error_of(part):.0e}.",
+    ]
+    below = [short(name) for name, _, norms in lines if np.nanmax(norms, initial=-math.inf) < low]
+    if below:
+        said.append(f"Below the picture: {', '.join(below)}.")
+    if len(part["chains"]) > 1:
+        said.append("Of a path alone an upper bound, where it is below the vanishing threshold.")
+    if len(part["profile"]["log10_norm"]) > 1:
+        said.append("Lines are medians of the batch, the grey area its range.")
+    if len(part["chains"]) + ("loss" in part) > len(lines):
+        said.append(f"The {len(lines)} largest of {len(part['chains'])} chains.")
+    return " ".join(said)

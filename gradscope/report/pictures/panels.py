@@ -1,0 +1,40 @@
+"""Small pictures side by side, one for every gate or matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from gradscope.report.pictures.frame import Frame
+from gradscope.report.pictures.theme import Size
+
+# A panel's heading, the numbers of its axis and the gap beside it, in lines; the most that one picture has.
+HEADING, BELOW = 2.8, 1.8
+_GAP = 2.0
+MOST_PANELS = 24
+
+
+def panels(count: int, size: Size, aspect: float) -> tuple[Size, Iterator[Frame]]:
+    """The box of each, in rows; and how large the picture is, which grows downwards where they need it.
+
+    aspect : width over height of a box.
+    """
+    font, least = size.font, 9 * size.font
+    columns = max(1, min(count, int(size.width // (least + font))))
+    columns = math.ceil(count / math.ceil(count / columns))
+    gap = _GAP * font
+    width = (size.width - (columns - 1) * gap - 2 * font) / columns
+    # Few of them are no larger than leaves the picture as high as was asked for.
+    height = (
+        min(width / aspect, size.height - (HEADING + BELOW) * font) if count <= columns else width / aspect
+    )
+    tall = height + (HEADING + BELOW) * font
+    rows = math.ceil(count / columns)
+
+    def frames() -> Iterator[Frame]:
+        for k in range(count):
+            left = font + (k % columns) * (width + gap)
+            top = (k // columns) * tall + HEADING * font
+            yield Frame(left, top, left + width, top + height, font)
+
+    return Size(size.width, rows * tall, font), frames()

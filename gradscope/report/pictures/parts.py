@@ -1,0 +1,53 @@
+"""Numbers of a result's JSON as arrays, and its layers by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradscope.custom_types import Array
+from gradscope.errors import InputError, as_option, did_you_mean, listed, quoted
+
+
+def floats(values: Sequence[float | None]) -> Array:
+    """(n,), NaN for null and for what is beyond float64."""
+    found = np.array(values, np.float64)
+    if found.ndim != 1:
+        raise ValueError(f"got {found.ndim} axes of numbers, expected one")
+    return np.where(np.isfinite(found), found, np.nan)
+
+
+def median(rows: Sequence[Sequence[float | None]]) -> Array:
+    """(n,), the median of those that are not null; NaN where all are."""
+    found = np.array([floats(row) for row in rows])
+    known = np.isfinite(found)
+    some = known.any(axis=0)
+    middle = np.full(found.shape[1], np.nan)
+    middle[some] = np.nanmedian(found[:, some], axis=0)
+    return middle
+
+
+def sentence(part: Mapping[str, Any]) -> str:
+    """The verdict and its first reason."""
+    verdict = part["verdict"]
+    return " ".join([f"{str(verdict['level']).capitalize()}.", *map(str, verdict["reasons"][:1])])
+
+
+def parts_of(result: Mapping[str, Any], layer: str | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(name, part) of the whole, "", and of each layer; or of that layer alone, by its name or as layer0."""
+    layers = result.get("layers") or []
+    if layer is None:
+        yield "", result
+        yield from ((str(one["problem"]["layer"]), one) for one in layers)
+        return
+    named: dict[str, Mapping[str, Any]] = {}
+    for place, one in enumerate(layers or [result]):
+        named.setdefault(str(one["problem"].get("layer")), one)
+        named.setdefault(f"layer{place}", one)
+    if layer not in named:
+        known = [name for name in named if name != "None"]
+        hint = did_you_mean(layer, known) or f", expected one of {listed(known)}"
+        raise InputError(f"{as_option('layer')} is {quoted(layer)}{hint}")
+    yield layer, named[layer]

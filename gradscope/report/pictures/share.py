@@ -1,0 +1,106 @@
+"""Who carries the gradient: bars of all steps, areas by lag."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradscope.custom_types import Array
+from gradscope.errors import InputError
+from gradscope.report.pictures.frame import Axis, Frame, spread, stretches, thinned, width_of, words
+from gradscope.report.pictures.parts import floats, sentence
+from gradscope.report.pictures.picture import Picture
+from gradscope.report.pictures.svg import element, escaped, number, short
+from gradscope.report.pictures.theme import COLOURS, Size, fill
+
+_BAR = 1.5
+
+
+def draw_share(part: Mapping[str, Any], size: Size) -> Picture:
+    """The paths from the largest share to the smallest, with the lags below."""
+    shares = {name: math.nan if share is None else float(share) for name, share in part["shares"].items()}
+    if not any(map(math.isfinite, shares.values())):
+        raise InputError(
+            "the result has no shares of paths, as a chain of bare Jacobians or one path has none"
+        )
+    order = sorted(shares, key=lambda name: -abs(np.nan_to_num(shares[name])))
+    shown = order[: COLOURS - 1]
+    font, parts = size.font, []
+    names = max(width_of(short(name), font) for name in shown) + font
+    bar = Axis(
+        0.0, max(1.0, *(abs(np.nan_to_num(shares[name])) for name in shown)), names, size.width - 5 * font
+    )
+    for row, name in enumerate(shown):
+        parts += _bar(name, shares[name], row, bar, font)
+    below = (len(shown) * _BAR + 3.2) * font
+    profile = part["profile"]
+    by_lag = {name: floats(profile["share"][name]) for name in shown if name in profile["share"]}
+    lags = floats(profile["lag"])
+    if len(lags) > 1 and by_lag:
+        parts += _by_lag(
+            lags, by_lag, Frame(3.4 * font, below, size.width - font, size.height - 3 * font, font)
+        )
+    return Picture("Who carries the gradient", _said(part, shares, order, shown), size, tuple(parts))
+
+
+def _bar(name: str, share: float, row: int, bar: Axis, font: float) -> list[str]:
+    y = (row * _BAR + 0.3) * font
+    length = abs(share) if math.isfinite(share) else 0.0
+    label = "-" if math.isnan(share) else f"{100 * share:.1f} %"
+    rectangle = element(
+        "rect", x=bar.start, y=y, width=bar.at(length) - bar.start, height=font, **fill(row + 1)
+    )
+    name_ = words(short(name), bar.start - 0.5 * font, y + 0.85 * font, font, anchor="end")
+    return [name_, rectangle, words(label, bar.at(length) + 0.4 * font, y + 0.85 * font, font)]
+
+
+def _by_lag(lags: Array, by_lag: Mapping[str, Array], frame: Frame) -> list[str]:
+    """Areas on one another from 0 upwards, those that work against from 0 downwards."""
+    values = np.array([*by_lag.values()])
+    upper = np.where(np.isfinite(values), values, 0.0).clip(0).cumsum(axis=0)
+    lower = np.where(np.isfinite(values), values, 0.0).clip(None, 0).cumsum(axis=0)
+    x, y = frame.axes((1.0, float(lags[-1])), spread([lower.min(), upper.max(), 0.0, 1.0], 1.0))
+    titles = ("lag k, in steps", "share at the step that lag k reaches back through")
+    parts = [frame.drawn(x, y, titles)]
+    for number_, name in enumerate(by_lag):
+        areas = []
+        for outer in (upper, lower):
+            inner = outer[number_ - 1] if number_ else np.zeros(len(lags))
+            gone = np.where(np.isfinite(values[number_]), 0.0, np.nan)
+            areas += _areas(lags, inner + gone, outer[number_] + gone, x, y)
+        style = {"stroke_width": 0.6} | fill(number_ + 1)
+        parts.append(
+            element(
+                "g",
+                element("title", escaped(name)),
+                *(element("polygon", points=area, stroke="#ffffff", **style) for area in areas),
+            )
+        )
+    return parts
+
+
+def _areas(lags: Array, inner: Array, outer: Array, x: Axis, y: Axis) -> list[str]:
+    """Outlines between two lines, a piece for every stretch on which both are known."""
+    if np.array_equal(inner, outer, equal_nan=True):
+        return []
+    found = []
+    edges = (stretches(*thinned(lags, edge), -math.inf, math.inf) for edge in (inner, outer))
+    for there, back in zip(*edges, strict=True):
+        outline: Sequence[tuple[float, float]] = [*there, *back[::-1]]
+        found.append(" ".join(f"{number(x.at(a))},{number(y.at(b))}" for a, b in outline))
+    return found
+
+
+def _said(
+    part: Mapping[str, Any], shares: Mapping[str, float], order: Sequence[str], shown: Sequence[str]
+) -> str:
+    each = [f"{short(name)} {100 * shares[name]:.1f} %" for name in shown if math.isfinite(shares[name])]
+    said = [sentence(part), f"Shares: {', '.join(each)}."]
+    if min(np.nan_to_num([*shares.values()])) < 0:
+        said.append("A negative share works against the others.")
+    if len(order) > len(shown):
+        said.append(f"The {len(shown)} largest of {len(order)} paths.")
+    return " ".join(said)

@@ -1,0 +1,86 @@
+"""The singular values of the whole product, in their order, a line for every chain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gradscope.errors import InputError
+from gradscope.report.pictures.frame import (
+    Frame,
+    Legend,
+    line,
+    margin,
+    power_of_ten,
+    spread,
+    stretches,
+    thinned,
+)
+from gradscope.report.pictures.parts import floats, sentence
+from gradscope.report.pictures.picture import Picture
+from gradscope.report.pictures.svg import element, escaped
+from gradscope.report.pictures.theme import COLOURS, Size
+
+# Values that are dots as well as a line; sequences of a batch that are drawn.
+_DOTS, _SEQUENCES = 24, 16
+
+
+def draw_spectrum(part: Mapping[str, Any], size: Size) -> Picture:
+    """log10 of sigma_i against i: of the full chain every sequence, of the paths the first."""
+    chains = [chain for chain in part["chains"] if _some(chain)][:COLOURS]
+    if not chains or chains[0] is not part["chains"][0]:
+        raise InputError("no singular value of the full chain is above zero: there is nothing to draw")
+    rows = {
+        k: [floats(row) for row in chain["log10_singular_values"][: 1 if k else _SEQUENCES]]
+        for k, chain in enumerate(chains)
+    }
+    of_full = np.concatenate(rows[0])
+    low, high = spread(np.append(of_full[np.isfinite(of_full)], 0.0), 1.0)
+    low, high = low - 0.04 * (high - low), high + 0.04 * (high - low)
+    legend = Legend([(one["name"], k) for k, one in enumerate(chains)], size.width - 2 * size.font, size.font)
+    left = margin([power_of_ten(math.floor(low)), power_of_ten(math.ceil(high))], size.font) + 0.6 * size.font
+    bottom = size.height - 3.4 * size.font - legend.height
+    frame = Frame(left, 2.2 * size.font, size.width - size.font, bottom, size.font)
+    x, y = frame.axes(spread([1.0, float(max(map(len, rows[0])))], 1.0), (low, high))
+    drawn = []
+    for k in reversed(rows):
+        inside = []
+        for row in rows[k]:
+            for run in stretches(*thinned(np.arange(1.0, len(row) + 1), row), low, high):
+                points = [(x.at(a), y.at(b)) for a, b in run]
+                inside.append(line(points, k, width=1.2 if k else 1.8))
+                if not k and len(row) <= _DOTS:
+                    inside += [line([point], k, width=2.4) for point in points]
+        drawn.append(element("g", element("title", escaped(chains[k]["name"])), *inside))
+    titles = ("i, from the largest to the smallest", "singular value sigma_i of the whole product")
+    parts = (
+        frame.drawn(x, y, titles, log_y=True),
+        *drawn,
+        legend.drawn(size.font, frame.bottom + 3.1 * size.font),
+    )
+    return Picture("Singular values", _said(part, rows[0]), size, parts)
+
+
+def _some(chain: Mapping[str, Any]) -> bool:
+    return any(value is not None for row in chain["log10_singular_values"] for value in row)
+
+
+def _said(part: Mapping[str, Any], rows: list[Any]) -> str:
+    full, first = part["chains"][0], rows[0]
+    known = first[np.isfinite(first)]
+    said = [sentence(part)]
+    if len(known):
+        said.append(
+            f"Of {full['size']} singular values {len(first)} are asked for; from 10^{known[0]:.4g} to "
+            f"10^{known[-1]:.4g}; the worst is known to {max(full['log10_error']):.0e} decades."
+        )
+    if (zeros := full.get("exact_zeros")) and max(zeros):
+        said.append(f"{max(zeros)} are zero, and below the picture.")
+    if full.get("unmeasured"):
+        said.append(f"{full['unmeasured']}.")
+    if len(full["log10_singular_values"]) > 1:
+        said.append(f"{len(rows)} of {len(full['log10_singular_values'])} sequences; of the paths the first.")
+    return " ".join(said)

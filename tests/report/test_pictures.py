@@ -1,0 +1,346 @@
+"""Pictures hold the data: their points, read back by the ticks that the picture itself shows."""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import math
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from oracles.made_up import LSTM, STEPS, analysis
+
+from gradscope.errors import InputError
+from gradscope.report.pictures.figures import FIGURES, picture
+from gradscope.report.pictures.frame import MOST_POINTS, stretches, thinned
+
+SVG = "{http://www.w3.org/2000/svg}"
+RATES = {"full": -0.25, "carousel": -0.5, "R_z": -1.0, "R_f": None}
+HOSTILE = "<script>alert(1)</script>\"'&]]>\x07\u202e\ud800"
+
+
+def result(rates=RATES, **fields):
+    """The JSON of a made-up analysis with eigenvalues and histograms."""
+    told = json.loads(analysis(rates, **fields).to_json())
+    if told["matrices"]:
+        told["matrices"][0]["eigenvalues"] = [[1.5, 0.0], [0.0, 0.5], [0.0, -0.5]]
+        told["gates"]["f"]["histogram"] = [0.25, *[0.0] * 9, 0.5, *[0.0] * 8, 0.25]
+    return told
+
+
+def drawn(told, name, **asked):
+    text = str(picture(told, name, **asked))
+    return ElementTree.fromstring(text), text
+
+
+def pairs(points):
+    return np.array([[float(x) for x in pair.split(",")] for pair in points.split()])
+
+
+def axes(root):
+    """From the ticks and their numbers: functions from pixels to values."""
+    numbers = [(t, float(t.get("x")), float(t.get("y"))) for t in root.iter(f"{SVG}text")]
+    numbers = [(float(t.text), x, y, t.get("text-anchor")) for t, x, y in numbers if _is_number(t.text)]
+    ys = [(y, value) for value, _, y, anchor in numbers if anchor == "end"]
+    xs = [(x, value) for value, x, _, anchor in numbers if anchor == "middle"]
+    font = float(root.find(f".//{SVG}text").get("font-size"))
+
+    def through(ends, shift):
+        (a, u), (b, v) = ends[0], ends[-1]
+        return lambda at: u + (at + shift - a) / (b - a) * (v - u)
+
+    # The numbers stand a third of their height below their lines.
+    return through(xs, 0.0), lambda of: through([(y, of(v)) for y, v in ys], 0.35 * font)
+
+
+def _is_number(text):
+    return re.fullmatch(r"-?[\d.]+(e[+-]\d+)?", text or "")
+
+
+def of_chain(root, name):
+    (group,) = (
+        g
+        for g in root.iter(f"{SVG}g")
+        if g.find(f"{SVG}title") is not None and g.find(f"{SVG}title").text == name
+    )
+    return [pairs(line.get("points")) for line in group.iter(f"{SVG}polyline")]
+
+
+@pytest.mark.parametrize("size", ["column", "wide", "slide", "120x90"])
+def test_gains_by_lag_are_where_the_axes_say(size):
+    root, _ = drawn(result(), "lag", size=size)
+    x, y = axes(root)
+    for name, rate in (("full", -0.25), ("carousel", -0.5)):
+        (points,) = of_chain(root, name)
+        lags, norms = x(points[:, 0]), y(np.log10)(points[:, 1])
+        np.testing.assert_allclose(norms, rate * lags, atol=0.06)
+        assert lags[0] == pytest.approx(1, abs=0.1)
+    assert len(of_chain(root, "full")[0]) == STEPS
+
+
+def test_a_zero_ends_the_line_and_a_path_far_below_leaves_the_picture():
+    told = result({**RATES, "R_o": -50.0})
+    root, text = drawn(told, "lag")
+    (dead,) = of_chain(root, "R_f")
+    x, y = axes(root)
+    assert x(dead[-1, 0]) <= STEPS - 3
+    assert of_chain(root, "R_o") == []
+    assert "Below the picture: R_o." in text
+    bottom = y(np.log10)(float(root.get("height")))
+    assert -40 < bottom < -10
+
+
+def test_the_batch_is_an_area_between_its_extremes():
+    root, text = drawn(result(batch=3), "lag")
+    x, y = axes(root)
+    (area,) = (p for p in root.iter(f"{SVG}polygon"))
+    points = pairs(area.get("points"))
+    upper, lower = points[len(points) // 2], points[len(points) // 2 - 1]
+    assert x(upper[0]) == pytest.approx(STEPS, abs=0.1)
+    assert y(np.log10)(upper[1]) == pytest.approx(-0.23 * STEPS, abs=0.1)
+    assert y(np.log10)(lower[1]) == pytest.approx(-0.25 * STEPS, abs=0.1)
+    assert "Lines are medians of the batch" in text
+
+
+def test_a_loss_stands_beside_the_gain_relative_to_where_it_begins():
+    told = result()
+    told["loss"] = {"profile": {"lag": [0, 1, 2, 40], "log10_norm": [[5.0, 4.5, 4.0, -5.0]]}}
+    root, _ = drawn(told, "lag")
+    x, y = axes(root)
+    (points,) = of_chain(root, "loss |dL/ds|, of its value at lag 0")
+    np.testing.assert_allclose(x(points[:, 0]), [1, 2, 40], atol=0.2)
+    np.testing.assert_allclose(y(np.log10)(points[:, 1]), [-0.5, -1, -10], atol=0.1)
+
+
+def test_shares_are_bars_and_stacked_areas():
+    root, text = drawn(result({"full": -0.25, "carousel": -0.5, "R_z": -1.0, "R_f": -2.0}), "share")
+    bars = [float(r.get("width")) for r in root.iter(f"{SVG}rect")][1:]
+    assert bars[1] / bars[0] == pytest.approx(0.35 / 0.75, rel=1e-3)
+    assert bars[2] / bars[0] == pytest.approx(0.1 / 0.75, rel=0.01)
+    assert "R_f -10.0 %" in text
+    ys = axes(root)[1]
+    heights = [ys(float)(pairs(p.get("points"))[:, 1]) for p in root.iter(f"{SVG}polygon")]
+    for found, ends in zip(heights, [(0, 0.75), (0.75, 1.1), (-0.1, 0)], strict=True):
+        assert (found.min(), found.max()) == pytest.approx(ends, abs=0.02)
+
+
+def test_singular_values_are_where_the_axes_say():
+    root, _ = drawn(result(), "spectrum")
+    x, y = axes(root)
+    (points,) = of_chain(root, "full")
+    np.testing.assert_allclose(x(points[:, 0]), [1, 2, 3, 4], atol=0.02)
+    np.testing.assert_allclose(y(np.log10)(points[:, 1]), [-10, -11, -12, -13], atol=0.05)
+
+
+def test_eigenvalues_are_in_the_plane_of_the_unit_circle():
+    root, text = drawn(result(), "eigenvalues")
+    circle, *dots = root.iter(f"{SVG}circle")
+    unit, x0, y0 = (float(circle.get(name)) for name in ("r", "cx", "cy"))
+    found = [((float(d.get("cx")) - x0) / unit, (y0 - float(d.get("cy"))) / unit) for d in dots]
+    np.testing.assert_allclose(found, [[1.5, 0], [0, 0.5], [0, -0.5]], atol=1e-3)
+    assert len({dots[0].get("fill"), dots[1].get("fill")}) == 2, "beyond the circle"
+    assert "R_f radius 0.5, norm 1.25" in text
+
+
+def test_bars_of_a_gate_are_as_high_as_its_histogram():
+    root, text = drawn(result(), "gates")
+    bars = [r for r in root.iter(f"{SVG}rect") if r.find(f"{SVG}title") is not None]
+    heights = np.array([float(bar.get("height")) for bar in bars])
+    np.testing.assert_allclose(heights / heights.max(), [0.5, *[0] * 9, 1, *[0] * 8, 0.5], atol=1e-3)
+    assert [k for k, bar in enumerate(bars) if bar.get("fill") != bars[10].get("fill")] == [0, 1, 18, 19]
+    assert "mean 0.50, saturated 12.5 %" in text
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_picture_is_small_has_no_script_and_says_what_it_shows(name):
+    root, text = drawn(result(batch=3), name, size="wide")
+    assert len(text) < 100_000
+    assert root.get("role") == "img"
+    named = root.get("aria-labelledby").split()
+    assert [root.find(f"*[@id='{one}']").tag for one in named] == [f"{SVG}title", f"{SVG}desc"]
+    assert all(root.find(f"*[@id='{one}']").text for one in named)
+    assert {e.tag.removeprefix(SVG) for e in root.iter()} <= {
+        *("svg", "title", "desc", "g", "rect", "line", "polyline", "polygon", "circle", "text")
+    }
+    assert not any(
+        "href" in key or key.startswith("on") or key == "style" for e in root.iter() for key in e.attrib
+    )
+    assert root.get("width") == pytest.approx("661.42")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_names_of_strangers_are_text(name):
+    told = result()
+    for chain in told["chains"][1:]:
+        chain["name"] = HOSTILE
+    told["shares"] = {HOSTILE: 1.0}
+    told["profile"]["share"] = {HOSTILE: told["profile"]["share"]["carousel"]}
+    told["gates"] = {HOSTILE: told["gates"]["f"]}
+    told["matrices"][0]["name"] = HOSTILE
+    told["verdict"] |= {"reasons": [HOSTILE], "level": HOSTILE}
+    root, text = drawn(told, name)
+    assert "<script" not in text
+    assert not re.search("[\x00-\x08\u202e\ud800]", text)
+    assert any("<script>" in (e.text or "") for e in root.iter())
+
+
+def test_lines_keep_their_extremes_when_they_are_thinned():
+    y = np.sin(np.arange(100_000.0))
+    y[54_321], y[65_432], y[11_111] = 7, -7, np.nan
+    lags, norms = thinned(np.arange(1.0, 100_001), y)
+    assert len(lags) <= MOST_POINTS
+    assert {54_322, 65_433, 1, 100_000} <= set(lags.astype(int))
+    assert (np.nanmax(norms), np.nanmin(norms)) == (7, -7)
+
+
+@pytest.mark.parametrize(
+    ("y", "expected"),
+    [
+        ([0, 1, 2], [[(0, 0), (1, 1), (2, 2)]]),
+        ([0, 4, 0], [[(0, 0), (0.5, 2)], [(1.5, 2), (2, 0)]]),
+        ([np.nan, 1, np.nan, 0], [[(1, 1)], [(3, 0)]]),
+        ([-4, 4, 5], []),
+    ],
+)
+def test_a_line_is_cut_where_it_leaves(y, expected):
+    found = list(stretches(np.arange(float(len(y))), np.array(y, float), -2.0, 2.0))
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "words"),
+    [
+        ({}, "lags", "did you mean lag"),
+        ({"size": "poster"}, "lag", "expected column, wide, slide, page or WIDTHxHEIGHT in millimetres"),
+        ({"size": "3x900000"}, "lag", "50 to 1000 each"),
+        ({"layer": "encoder"}, "lag", "expected one of layer0"),
+    ],
+)
+def test_what_is_not_there_is_refused(fields, name, words):
+    with pytest.raises(InputError, match=re.escape(words)):
+        picture(result(), name, **fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("share", "no shares"), ("gates", "no gates"), ("eigenvalues", "no eigen")]
+)
+def test_a_bare_chain_has_no_paths_gates_or_matrices(name, words):
+    with pytest.raises(InputError, match=words):
+        picture(result({"full": 0.0}), name)
+
+
+def test_a_dead_chain_is_said_to_be_so():
+    _, text = drawn(result({"full": None}), "lag")
+    assert "Gain of the full chain: exactly 0 from lag 38 on" in text
+    with pytest.raises(InputError, match="nothing to draw"):
+        picture(result({"full": None}), "spectrum")
+
+
+def test_damage_anywhere_is_refused_or_drawn():
+    """Every value of the JSON in turn is replaced: no other error than ours comes."""
+    whole = result(batch=2)
+
+    def places(value, way=()):
+        yield way
+        inside = (
+            value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        )
+        for key, item in itertools.islice(inside, 3):
+            yield from places(item, (*way, key))
+
+    for way in [way for way in places(whole) if way and way[0] not in ("problem", "gradscope")]:
+        for wrong in (None, "x", [], {}, -1e308, math.inf):
+            told = json.loads(json.dumps(whole))
+            *parents, last = way
+            holder = told
+            for key in parents:
+                holder = holder[key]
+            holder[last] = wrong
+            for name in FIGURES:
+                with contextlib.suppress(InputError):
+                    ElementTree.fromstring(str(picture(told, name)))
+
+
+def test_layers_side_by_side_and_each_alone():
+    several = dataclasses.replace(
+        analysis({"full": -0.1, "layer0": -0.2, "0->1": -0.3}),
+        gates={},
+        layers=(analysis(LSTM, layer="below"), analysis({"full": -0.5}, layer="above")),
+    )
+    told = json.loads(several.to_json())
+    for layer in told["layers"]:
+        layer["gates"] = {"f": {"mean": 0.5, "saturated": 0.0, "histogram": [0.05] * 20}}
+    _, text = drawn(told, "gates")
+    assert text.index("below f") < text.index("above f")
+    _, alone = drawn(told, "lag", layer="layer1")
+    assert alone == drawn(told, "lag", layer="above")[1]
+    assert "layer0" not in alone
+
+
+def test_a_figure_of_an_analysis_is_shown_by_notebooks_and_saved(tmp_path):
+    figure = analysis(LSTM).figure("lag", size="slide")
+    assert figure._repr_svg_() == str(figure).rstrip("\n")
+    figure.save(tmp_path / "lag.svg")
+    assert (tmp_path / "lag.svg").read_text("utf-8") == str(figure)
+    assert "1.00e-10 at lag 40" in repr(figure)
+
+
+# -- the command ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "result.json"
+    analysis(LSTM).save(path)
+    return path
+
+
+def test_plot_writes_a_file(run, file, tmp_path):
+    out = tmp_path / "lag.svg"
+    assert run("plot", file, "lag", "-o", out) == (0, "", "")
+    assert out.read_text("utf-8") == str(analysis(LSTM).figure("lag"))
+    assert run("plot", file, "lag")[1] == out.read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "expected the JSON of gradscope analyze --json"),
+        ("[1]", "schema is None"),
+        ('{"schema": "gradscope/inspection/1"}', "schema is 'gradscope/inspection/1'"),
+        ('{"schema": "gradscope/analysis/1", "a": NaN}', "NaN is no JSON"),
+        ('{"schema": "gradscope/analysis/1"}', "damaged"),
+        ("[" * 100_000, "expected the JSON"),
+        ("\udcff", "expected the JSON"),
+    ],
+)
+def test_plot_refuses_what_is_no_result(run, tmp_path, text, words):
+    path = tmp_path / "x.json"
+    path.write_text(text, "utf-8", "surrogateescape")
+    code, out, err = run("plot", path, "lag")
+    assert (code, out) == (2, "")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_plot_says_how_to_come_to_a_pdf(run, file, tmp_path):
+    code, _, err = run("plot", file, "lag", "-o", tmp_path / "x.pdf")
+    assert code == 2
+    assert "rsvg-convert -f pdf" in err
+    assert "x.svg" in err
+    assert not (tmp_path / "x.pdf").exists()
+
+
+def test_plot_does_not_write_over_what_it_reads(run, file):
+    other = file.with_suffix(".svg")
+    file.rename(other)
+    code, _, err = run("plot", other, "lag", "-o", other)
+    assert (code, "is a file to be read" in err) == (2, True)
+
+
+def test_missing_files_are_named(run, tmp_path):
+    code, _, err = run("plot", tmp_path / "none.json", "lag")
+    assert code == 2
+    assert "No such file" in err
