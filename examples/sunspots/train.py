@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from statsmodels.datasets import sunspots
 
 HERE = Path(__file__).parent
 # Training longer than this overfits: the error of the later years rises again.
@@ -34,6 +33,8 @@ class Forecaster(torch.nn.Module):
 
 def main() -> None:
     """Train on 1700-1920, print the error on 1921-2008, write the fixture."""
+    from statsmodels.datasets import sunspots
+
     torch.manual_seed(0)
     data = sunspots.load_pandas().data
     years, counts = data["YEAR"].to_numpy(), data["SUNACTIVITY"].to_numpy()
