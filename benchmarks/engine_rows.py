@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,6 +29,7 @@ from gradscope.measure import programs
 from gradscope.measure.cost import saved_by_program
 from gradscope.problem.layers import make_problems
 from gradscope.problem.problem import make_problem
+from gradscope.product_svd.spectrum import spectrum
 from gradscope.settings import Settings
 
 # What, figure, limit (negative: at least, infinite: none), digits.
@@ -53,6 +55,8 @@ def engine_rows(quick: bool) -> Iterator[Row]:
                 2,
             )
     yield from program_rows()
+    if CPU:
+        yield from cpu_rows()
     if quick:
         return
     case = {"hidden": 128, "steps": STEPS}
@@ -77,6 +81,19 @@ def value_rows(m: int) -> Iterator[Row]:
     limit = LIMITS[m][not CPU]
     yield f"all values, LSTM m = {m}, engine {engine} / plain product", values / scan, limit, 1
     yield f"norm at every lag, LSTM m = {m} / without it", lags / values, 1.3, 2
+
+
+def cpu_rows() -> Iterator[Row]:
+    """What the engines take of the cores for one chain, with its error and every lag."""
+    devices = jax.local_devices()
+    for m in (32, 64, 128, 256):
+        chain = Case.of("lstm", m // 2).jacobians
+        runs = (
+            partial(compiled_spectra, [chain], devices, ENTRY_ERROR),
+            partial(spectrum, chain, by_lag=True, entry_error=ENTRY_ERROR),
+        )
+        compiled, host = together(list(runs), 3, time.process_time)
+        yield f"CPU time, compiled / host engine, LSTM m = {m}", compiled / host, 1, 2
 
 
 def top_rows() -> Iterator[Row]:
@@ -116,8 +133,11 @@ def stack_rows() -> Iterator[Row]:
 
 
 def verdict() -> float:
-    """CPU time of ``--only verdict`` over that of a naive loop, whole processes."""
-    with tempfile.TemporaryDirectory() as name:
+    """CPU time of ``--only verdict`` over that of a naive loop, whole processes of one thread.
+
+    Of more, those that wait by spinning would count.
+    """
+    with tempfile.TemporaryDirectory() as name, mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):
         folder = Path(name)
         write_model(folder)
         model = [*COMMAND, "two.safetensors", "--inputs", "x.npy", "-o", os.devnull, "--only", "verdict"]
@@ -159,14 +179,16 @@ def counted() -> Iterator[list[str]]:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def together(runs: list[Callable[[], Any]], repeats: int = 4) -> list[float]:
+def together(
+    runs: list[Callable[[], Any]], repeats: int = 4, clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
     """Least seconds of each, by turns, with every program compiled that saves anything."""
     least = [np.inf] * len(runs)
     with mock.patch.object(programs, "PROGRAM", 0):
         for number in range(repeats + 1):
             for i, one in enumerate(runs):
-                began = time.perf_counter()
+                began = clock()
                 one()
                 if number:  # the first compiles
-                    least[i] = min(least[i], time.perf_counter() - began)
+                    least[i] = min(least[i], clock() - began)
     return least

@@ -107,7 +107,7 @@ def gone_through(
             if each.draw is None:
                 report()
 
-    workers = cores() if devices[0].platform == "cpu" else len(devices)
+    workers = cores() if one_for_each_core(devices) else len(devices)
     pool = ThreadPoolExecutor(workers)
     try:
         list(pool.map(one, range(len(pieces))))
@@ -126,9 +126,14 @@ def _pieces(passes: Sequence[Pass], devices: Sequence[jax.Device]) -> Iterator[l
     for each in passes:
         groups.setdefault(each.key, []).append(each)
     for (shape, *_), group in groups.items():
-        size = 1 if devices[0].platform == "cpu" else at_once(shape, -(-len(group) // len(devices)))
+        size = 1 if one_for_each_core(devices) else at_once(shape, -(-len(group) // len(devices)))
         for i in range(0, len(group), size):
             yield group[i : i + size]
+
+
+def one_for_each_core(devices: Sequence[jax.Device]) -> bool:
+    """Whether a pass at a time goes to every core."""
+    return bool(devices[0].platform == "cpu")
 
 
 def at_once(shape: Shape, most: int) -> int:

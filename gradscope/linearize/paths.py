@@ -50,8 +50,7 @@ class UnitPath:
         """Components that the path changes at any step: an output gate leaves c alone."""
         return tuple(np.flatnonzero(self.slope.any(axis=(0, 2))).tolist())
 
-    def _factor(self, t: int, component: int) -> Array:
-        matrix = np.eye(self.slope.shape[-1]) if self.matrix is None else self.matrix
+    def _factor(self, t: int, component: int, matrix: Array) -> Array:
         left = self.slope[t, component][:, None] * matrix
         return np.asarray(left if self.link is None else left * self.link[t])
 
@@ -59,7 +58,12 @@ class UnitPath:
         """Add step t to the ``columns`` (m, n) of the component that is read."""
         n = self.slope.shape[-1]
         for component in self.writes:
-            columns[component * n : (component + 1) * n] += self._factor(t, component)
+            block = columns[component * n : (component + 1) * n]
+            if self.matrix is None:
+                diagonal = np.einsum("ii->i", block)  # a view
+                diagonal += self.slope[t, component] * (1.0 if self.link is None else self.link[t])
+            else:
+                block += self._factor(t, component, self.matrix)
 
     def add_diagonals(self, diagonals: Array, t: int) -> None:
         """The same for a path without a matrix: ``diagonals`` is (components, n)."""

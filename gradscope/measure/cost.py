@@ -6,6 +6,7 @@ The constants are fitted to runs of `benchmarks/waiting.py`, which prints how fa
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -112,7 +113,21 @@ def _paths(cell: Cell, hidden: int) -> Iterator[tuple[str, int]]:
 
 def all_values(work: Work) -> float:
     """Units for all sequences, with every value (or the first, where no more is wanted)."""
-    return work.steps * work.sequences * sum(chain_costs(work).values())
+    steps = work.steps * work.sequences
+    return steps * sum(chain_costs(work).values()) - _saved(work, steps)
+
+
+def _saved(work: Work, steps: int) -> float:
+    """Units that compiled programs save, where they pay for being compiled."""
+    if work.cell is None or work.only in ("verdict", "gain"):
+        return 0.0
+    full = saved_by_program(sum(work.sizes))
+    paths: Counter[int] = Counter()
+    for _, size in _paths(work.cell, work.hidden):
+        paths[size] += 1
+    # A path is cheaper on the host than the full chain of its size.
+    each = [full, *(count * _PATH * saved_by_program(size) for size, count in paths.items())]
+    return sum(max(0.0, steps * saved - PROGRAM) for saved in each)
 
 
 def without_jacobians(work: Work) -> float:

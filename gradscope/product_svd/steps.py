@@ -99,6 +99,14 @@ def row_exponents(a: Array) -> Array:
     return np.asarray(np.maximum(exponents, max(live.max(initial=-MAX_EXPONENT) - MAX_SPREAD, -MAX_EXPONENT)))
 
 
+def _all_row_exponents(sizes: Array) -> list[Array]:
+    """``row_exponents`` of every step, from the sizes (T, m) of its rows, none of them zero."""
+    exponents = np.clip(np.frexp(sizes)[1], -MAX_EXPONENT, MAX_EXPONENT)
+    least = np.maximum(exponents.max(axis=1, keepdims=True) - MAX_SPREAD, -MAX_EXPONENT)
+    near = (sizes.min(axis=1) > NEAR_ONE[0]) & (sizes.max(axis=1) < NEAR_ONE[1])
+    return list(np.where(near[:, None], 0, np.maximum(exponents, least)))
+
+
 class Steps:
     """The steps A_1 ... A_T of a chain, checked, each restricted to the states that matter.
 
@@ -152,7 +160,7 @@ def surveyed(steps: Steps) -> bool:
     # Bounds this far from the ends of float64 are of finite entries.
     if not (certain and sizes.min() > 2.0**-MAX_EXPONENT and sizes.max() < 2.0**MAX_EXPONENT):
         return False
-    steps.weights = [row_exponents(row[:, None]) for row in sizes]
+    steps.weights = _all_row_exponents(sizes)
     steps.span = steps.source.span
     return True
 

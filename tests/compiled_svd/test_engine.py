@@ -1,5 +1,10 @@
 """The compiled engine against exact arithmetic and the host engine; and what it leaves to that."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -30,16 +35,7 @@ def found(*stacks, entry_error=ENTRY_ERROR, length=None):
 @pytest.fixture
 def as_accelerator(monkeypatch):
     """All passes that fit go through one call, as on a GPU."""
-
-    def pieces(asked, devices):
-        groups = {}
-        for each in asked:
-            groups.setdefault(each.key, []).append(each)
-        for (shape, *_), group in groups.items():
-            size = passes.at_once(shape, -(-len(group) // len(devices)))
-            yield from (group[i : i + size] for i in range(0, len(group), size))
-
-    monkeypatch.setattr(passes, "_pieces", pieces)
+    monkeypatch.setattr(passes, "one_for_each_core", lambda devices: False)
 
 
 def agree(one, other):
@@ -123,3 +119,28 @@ def test_as_many_passes_as_an_accelerator_has_room_for():
     small, large = (Shape(2, 4, 1, n, False) for n in (16, 4096))
     assert passes.at_once(small, 1000) == 1000
     assert passes.at_once(large, 1000) == 1
+
+
+ON_DEVICES = """
+import sys, jax, numpy as np
+from oracles.arrays import WholeSteps
+from gradscope.compiled_svd import passes
+from gradscope.compiled_svd.engine import compiled_spectra
+from gradscope.product_svd.spectrum import spectrum
+assert len(jax.devices()) == 3
+passes.one_for_each_core = lambda devices: False
+stacks = np.random.default_rng(5).normal(size=(4, 12, 5, 5))
+found = compiled_spectra([WholeSteps(stack) for stack in stacks], jax.devices(), 1e-15)
+for one, stack in zip(found, stacks, strict=True):
+    other = spectrum(stack, by_lag=True, entry_error=1e-15)
+    apart = np.abs(one.log10_singular_values - other.log10_singular_values)
+    assert (apart <= one.log10_error + other.log10_error).all()
+    assert np.abs(one.log10_norm_by_lag - other.log10_norm_by_lag).max() < 1e-11
+"""
+
+
+@pytest.mark.slow  # a process with devices of its own
+def test_pieces_are_dealt_to_devices():
+    tests = Path(__file__).parents[1]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "3", "PYTHONPATH": f"{tests}:{tests.parent}"}
+    subprocess.run([sys.executable, "-c", ON_DEVICES], env=environment, check=True)

@@ -16,6 +16,7 @@ from scipy.special import polygamma, psi
 
 from gradscope.errors import InputError
 from gradscope.product_svd.spectrum import diagonal_spectrum, spectrum
+from gradscope.product_svd.steps import _all_row_exponents, row_exponents
 
 EPS = np.finfo(float).eps
 SIZES = [(1, 20), (2, 40), (6, 1), (8, 60), (16, 60)]
@@ -515,3 +516,10 @@ def test_lags_below_the_floor_are_upper_bounds(name: str) -> None:
     assert bounded.argmax() == exact.argmax()
     assert (bounded >= exact - 1e-10).all()
     assert (bounded[:-1] > exact[:-1] + 0.1).any(), "the shortcut was never taken"
+
+
+def test_exponents_of_all_rows_are_those_of_each() -> None:
+    """With steps whose rows are all near one, and such as span more than is kept."""
+    sizes = np.array([[1.0, 2.0, 0.5], [1e-3, 4.0, 1e3], [1e-300, 1e300, 1.0], [2.0**-6, 1.0, 1.0]])
+    for row, found in zip(sizes, _all_row_exponents(sizes), strict=True):
+        np.testing.assert_array_equal(found, row_exponents(np.diag(row)))
