@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 from gradscope.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from gradscope.advise.suggest import Suggestion as Suggestion
+    from gradscope.advise.suggest import Suggestions as Suggestions
     from gradscope.api import analyze as analyze
+    from gradscope.api import suggest as suggest
     from gradscope.cells.cell import Cell as Cell
     from gradscope.checkpoints.equinox_live import from_equinox as from_equinox
     from gradscope.checkpoints.flax_live import from_flax as from_flax
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from gradscope.errors import GradscopeError as GradscopeError
     from gradscope.errors import InputError as InputError
     from gradscope.measure.loss import LossGradient as LossGradient
+    from gradscope.measure.sensitivity import Sensitivity as Sensitivity
     from gradscope.product_svd.spectrum import Spectrum as Spectrum
     from gradscope.product_svd.spectrum import spectrum as spectrum
     from gradscope.report.analysis import Analysis as Analysis
@@ -44,7 +48,10 @@ _HOME = {
     "InputError": "gradscope.errors",
     "LossGradient": "gradscope.measure.loss",
     "Policy": "gradscope.settings",
+    "Sensitivity": "gradscope.measure.sensitivity",
     "Spectrum": "gradscope.product_svd.spectrum",
+    "Suggestion": "gradscope.advise.suggest",
+    "Suggestions": "gradscope.advise.suggest",
     "Verdict": "gradscope.report.verdict",
     "analyze": "gradscope.api",
     "from_equinox": "gradscope.checkpoints.equinox_live",
@@ -53,6 +60,7 @@ _HOME = {
     "from_torch": "gradscope.checkpoints.torch_live",
     "record": "gradscope.checkpoints.recording_file",
     "schema": "gradscope.schemas",
+    "suggest": "gradscope.api",
     "spectrum": "gradscope.product_svd.spectrum",
 }
 

@@ -35,10 +35,15 @@ from gradscope.report.conclude import conclude
 from gradscope.report.masked import MaskedGains, masked_gains
 from gradscope.report.notes import chain_notes
 from gradscope.report.verdict import judge, level
-from gradscope.settings import DTYPE, DTYPE_ON_TPU, Policy, Settings, takes
+from gradscope.settings import DTYPE, DTYPE_ON_TPU, STEPS, Policy, Settings, Suggesting, takes
+
+# Steps that are analysed for a horizon, in horizons.
+_BEYOND = 1.25
 
 if TYPE_CHECKING:
     pass
+
+    from gradscope.advise.suggest import Suggestions
 
 
 @takes(Settings)
@@ -85,6 +90,40 @@ def analyze_light(settings: Settings, probe: LightProbe) -> Analysis:
     low, high = (math.log10(gain) for gain in (settings.vanishing_below, settings.exploding_above))
     measured = probe.measure(problems, low, high, means.devices[0])
     return _concluded(problems, settings.policy, measured, means.devices[0], None)
+
+
+@takes(Suggesting)
+def suggest(settings: Suggesting) -> Suggestions:
+    """What to do about a network: settings that reach a target, each verified by a second analysis.
+
+    Returns
+    -------
+    Suggestions
+        For every knob the setting that reaches the target, or that none does; what a number cannot tell.
+
+    Raises
+    ------
+    InputError
+        With one line that says what was given and what is expected.
+    """
+    from gradscope.advise.suggest import suggested
+
+    settings.check()
+    steps = None if settings.horizon is None else whole_number("horizon", settings.horizon, 1)
+    if steps and settings.steps is None and is_made(settings.inputs) and settings.lengths is None:
+        # Beyond the horizon, so that it is seen to end.
+        settings = replace(settings, steps=max(STEPS, math.ceil(_BEYOND * steps)))
+    problems, means = _prepare(settings)
+    knobs = (settings.knob,) if isinstance(settings.knob, str) else tuple(settings.knob)
+    return suggested(
+        problems,
+        settings.policy,
+        means,
+        target=settings.target,
+        horizon=steps,
+        knobs=knobs,
+        report=settings.trying,
+    )
 
 
 @one_blas_thread()

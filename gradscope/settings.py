@@ -40,6 +40,8 @@ Platform = Literal["cpu", "gpu", "tpu"]
 Activation = Literal["tanh", "relu", "sigmoid", "linear"]
 Init = Literal["pytorch", "keras", "flax", "gaussian", "orthogonal", "identity", "chrono"]
 Top = int | Literal["all"] | None
+# What a network is to reach: a gain between the thresholds, or of 1.
+Target = Literal["stable", "critical"]
 # What a verdict may say.
 Level = Literal["vanishing", "stable", "exploding", "undecided"]
 
@@ -518,6 +520,61 @@ class Settings:
     def policy(self) -> Policy:
         """The thresholds; raises InputError where they cannot be meant."""
         return Policy(self.vanishing_below, self.exploding_above)
+
+
+# What is about an analysis alone.
+_ANALYSIS_ONLY = (
+    *("readout", "readout_at", "adjoint", "cut", "scale", "view", "top", "accuracy", "only", "sensitivity"),
+    *("distributed", "plan", "clip", "tbptt"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Suggesting(Settings):
+    """What is asked of suggestions: of which network, and what it is to reach."""
+
+    target: Target = option(
+        "stable",
+        "Target",
+        "A gain between the thresholds, or (critical) a gain of 1.",
+        choices=get_args(Target),
+    )
+    horizon: int | None = option(
+        None,
+        "Target",
+        "In place of that, a gain above --vanishing-below at every lag up to N.",
+        metavar="N",
+        parse=int,
+        doc="In place of a target, a gain above ``vanishing_below`` at every lag up to so many steps.",
+    )
+    knob: str | Sequence[str] = option(
+        (),
+        "Target",
+        "Try this knob, such as b_f, R_z or R_* (repeatable; default: all that are worth it).",
+        metavar="NAME",
+        repeatable=True,
+        doc="Names of the knobs to be tried, such as b_f, R_z or R_*.",
+    )
+
+    trying: Callable[[str], None] | None = option(
+        None, doc="Called with a line on every knob, before it is tried."
+    )
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The fields that suggestions are asked by."""
+        return tuple(one.name for one in fields(cls) if one.name not in _ANALYSIS_ONLY)
+
+    def check(self) -> None:
+        """Raise InputError for what is about an analysis alone, and for two targets."""
+        for one in fields(self):
+            if one.name in _ANALYSIS_ONLY and getattr(self, one.name) is not one.default:
+                raise InputError(
+                    f"{as_option(one.name)} is about an analysis, suggestions are of the whole chain: "
+                    "leave it out"
+                )
+        if self.horizon is not None and self.target != "stable":
+            raise InputError(f"{as_option('horizon')} and {as_option('target')} are two targets: give one")
 
 
 # -- the same for Python ----------------------------------------------------------------------------

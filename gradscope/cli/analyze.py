@@ -7,17 +7,24 @@ import gc
 import os
 import textwrap
 from collections.abc import Callable, Iterator
-from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from gradscope.cells import CELLS, FAMILIES, NORMED
 from gradscope.cli.group import Command
-from gradscope.cli.options import Output, Process, find_modules_here, finish, options, pick, pick_settings
+from gradscope.cli.options import (
+    Output,
+    Process,
+    find_modules_here,
+    finish,
+    input_files,
+    options,
+    pick,
+    pick_settings,
+)
 from gradscope.errors import InputError, flag
-from gradscope.settings import Settings, option_of
+from gradscope.settings import Settings
 
 if TYPE_CHECKING:
     from gradscope.cli.progress import Pace
@@ -85,7 +92,7 @@ def _analyze(settings: dict[str, Any], process: Process, output: Output, first: 
     from gradscope.cli.progress import progress_bar
     from gradscope.cli.streams import check_writable, guarded_stdout, hushed
 
-    first(lambda: check_writable(output.output, *_files(settings)))
+    first(lambda: check_writable(output.output, *input_files(settings)))
     with guarded_stdout(), hushed(output.quiet), progress_bar(output.quiet) as pace:
         with _uncollected():
             from gradscope.api import analyze
@@ -175,13 +182,3 @@ def _uncollected() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
-
-
-def _files(settings: dict[str, Any]) -> list[Path]:
-    """The files that are to be read."""
-    from gradscope.formats.numpy_files import split_key
-
-    given = [settings.get(field.name) for field in fields(Settings) if option_of(field).reads]
-    flat = [one for value in given for one in (value if isinstance(value, tuple) else (value,))]
-    named = [one for one in flat if one not in (None, "normal", "zeros")]
-    return [one if isinstance(one, Path) else Path(split_key(one)[0]) for one in named]

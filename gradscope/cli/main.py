@@ -32,6 +32,7 @@ from gradscope.errors import ExitCode, GradscopeError, shown
         "inspect": "gradscope.cli.inspect:inspect",
         "track": "gradscope.cli.track:track",
         "merge": "gradscope.cli.merge:merge",
+        "suggest": "gradscope.cli.suggest:suggest",
         "config": "gradscope.cli.config:config",
         "schema": "gradscope.cli.schema:schema",
         "completion": "gradscope.cli.completion:completion",
@@ -54,6 +55,7 @@ def cli() -> None:
       gradscope analyze --fail-on exploding          exit code 1 if it explodes
       gradscope inspect model.pt                     recurrent layers in a file
       gradscope track runs/step_*.pt                 every checkpoint of a run
+      gradscope suggest model.pt --horizon 200       settings that reach it
       gradscope chain jacobians.npy                  any Jacobians (T, m, m)
     """
 

@@ -21,7 +21,7 @@ from gradscope.settings import Activation, Init, Level, Option, Settings, option
 
 if TYPE_CHECKING:
     from gradscope.report.analysis import Analysis
-    from gradscope.report.inspection import Inspection
+    from gradscope.report.json import Told
 
 # Opened by its name, a stdout that is a file would lose what others have written to it.
 _STDOUT = (Path("-"), Path("/dev/stdout"))
@@ -131,7 +131,7 @@ class Output:
         """Whether the verdict's line is all that is shown."""
         return self.quiet and self.format == "table"
 
-    def write(self, result: Analysis | Inspection) -> None:
+    def write(self, result: Told) -> None:
         """Render the result and write it."""
         from gradscope.cli.streams import write_result
 
@@ -262,6 +262,16 @@ def finish(analysis: Analysis, output: Output) -> int:
     each = [f"{one.level} (layer {shown(one.layer)})" if one.layer else one.level for one in matched]
     click.echo(f"gradscope: --fail-on matched: {listed(each)}", err=True)
     return ExitCode.FINDING
+
+
+def input_files(settings: dict[str, Any]) -> list[Path]:
+    """The files that are to be read."""
+    from gradscope.formats.numpy_files import split_key
+
+    given = [settings.get(field.name) for field in fields(Settings) if option_of(field).reads]
+    flat = [one for value in given for one in (value if isinstance(value, tuple) else (value,))]
+    named = [one for one in flat if one not in (None, "normal", "zeros")]
+    return [one if isinstance(one, Path) else Path(split_key(one)[0]) for one in named]
 
 
 def find_modules_here() -> None:

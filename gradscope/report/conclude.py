@@ -50,7 +50,7 @@ def conclude(
     if len(layers) > 1:
         source = described_together(problems, backend)
         analysis = replace(
-            _conclude(together(problems, measured), policy, source), layers=layers, only=layers[0].only
+            of_sequences(together(problems, measured), policy, source), layers=layers, only=layers[0].only
         )
         told = (
             f"layer{number}: {note}"
@@ -81,7 +81,7 @@ def _of_layer(
     # Their spectra take longer than all else where only the top values were asked for.
     few = problem.system.hidden <= MOST_FOR_ALL
     whole = problem.only == "all"
-    found = _conclude(measured, policy, described(problem, backend))
+    found = of_sequences(measured, policy, described(problem, backend))
     notes = (*trajectory_notes(problem, measured), *loss_notes(loss), *sensitivity_notes(change))
     return replace(
         found,
@@ -94,7 +94,7 @@ def _of_layer(
     )
 
 
-def _conclude(measured: Sequence[Measured], policy: Policy, source: Mapping[str, Any]) -> Analysis:
+def of_sequences(measured: Sequence[Measured], policy: Policy, source: Mapping[str, Any]) -> Analysis:
     """What was measured of every sequence, in one."""
     spectra = {name: [one.spectra[name] for one in measured] for name in measured[0].spectra}
     chains = [chain_of(name, each, policy.vanishing_below) for name, each in spectra.items()]

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gradscope.report.views import Look
 
 if TYPE_CHECKING:
     from gradscope.report.analysis import Analysis
-    from gradscope.report.inspection import Inspection
+
+
+class Told(Protocol):
+    """A result that is a JSON object."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """That object."""
 
 
 def render_json(analysis: Analysis, look: Look) -> str:
@@ -17,9 +23,9 @@ def render_json(analysis: Analysis, look: Look) -> str:
     return strict(analysis.to_dict(all_lags=look.all_lags))
 
 
-def inspection_json(inspection: Inspection, look: Look) -> str:
-    """The same of what is in a checkpoint."""
-    return strict(inspection.to_dict())
+def told_json(result: Told, look: Look) -> str:
+    """The same of a result that has no lags: what is in a checkpoint, suggestions."""
+    return strict(result.to_dict())
 
 
 def strict(told: dict[str, Any]) -> str:

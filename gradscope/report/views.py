@@ -11,8 +11,7 @@ from gradscope.errors import InputError
 from gradscope.report.terminal import Terminal
 
 if TYPE_CHECKING:
-    from gradscope.report.analysis import Analysis
-    from gradscope.report.inspection import Inspection
+    from gradscope.report.json import Told
 
 # Format -> class of the result -> the module:function (result, look) -> text that renders it.
 # A new format is a module beside these and a row here; --format then offers it.
@@ -20,10 +19,12 @@ FORMATS: Mapping[str, Mapping[str, str]] = {
     "table": {
         "Analysis": "gradscope.report.table:render_table",
         "Inspection": "gradscope.report.inspection_table:render_contents",
+        "Suggestions": "gradscope.advise.suggestion_table:render_suggestions",
     },
     "json": {
         "Analysis": "gradscope.report.json:render_json",
-        "Inspection": "gradscope.report.json:inspection_json",
+        "Inspection": "gradscope.report.json:told_json",
+        "Suggestions": "gradscope.report.json:told_json",
     },
 }
 
@@ -42,14 +43,12 @@ class Look:
     every_layer: bool = False
 
 
-def render(result: Analysis | Inspection, name: str, look: Look) -> str:
+def render(result: Told, name: str, look: Look) -> str:
     """A result in the format ``name``; raises InputError where the format is not for such a result."""
     renderers, kind = FORMATS[name], type(result).__name__
     if kind not in renderers:
         others = [other for other, known in FORMATS.items() if kind in known]
         raise InputError(f"format {name} does not show an {kind.lower()}: choose {' or '.join(others)}")
     module, _, function = renderers[kind].partition(":")
-    renderer: Callable[[Analysis | Inspection, Look], str] = getattr(
-        importlib.import_module(module), function
-    )
+    renderer: Callable[[Told, Look], str] = getattr(importlib.import_module(module), function)
     return renderer(result, look)

@@ -195,6 +195,7 @@ def test_examples_fit_a_terminal(run):
         ["track"],
         ["merge"],
         ["plot"],
+        ["suggest"],
     ):
         assert max(map(len, run(*command, "--help")[1].partition("Options:")[0].splitlines())) <= 80
 
@@ -225,11 +226,12 @@ def test_help_begins_with_examples(run):
 
 def test_every_example_of_the_help_has_a_line_of_its_own(run):
     for arguments, count in (
-        (["--help"], 7),
+        (["--help"], 8),
         (["analyze", "-h"], 5),
         (["analyze", "--help"], 10),
         (["chain", "-h"], 3),
         (["inspect", "-h"], 2),
+        (["suggest", "--help"], 4),
         (["schema", "-h"], 2),
         (["track", "-h"], 5),
         (["merge", "-h"], 3),
@@ -249,6 +251,7 @@ def test_the_list_of_commands_says_what_they_do(run):
         "List the recurrent layers in a checkpoint.",
         "Measure the checkpoints of a run, a row each.",
         "Put the rows of many processes together.",
+        "Find settings that reach a gain or a horizon, verified.",
         "Say what every option is set to, and where.",
         "Print the JSON Schema of what a command writes.",
         "Print a script that completes options in your shell.",

@@ -24,7 +24,8 @@ MAY = {
     "report": {"measure", "problem", "checkpoints", "cells", "product_svd"},
     "gate": {"report"},
     "track": {"gate", "report", "formats"},
-    "cli": {"api", "track", "gate", "report", "measure", "cells", "formats"},
+    "advise": {"report", "measure", "problem", "linearize", "checkpoints", "formats", "cells", "product_svd"},
+    "cli": {"api", "advise", "track", "gate", "report", "measure", "cells", "formats"},
 }
 # Files of the root that every room may import, and what they may import themselves.
 LEAVES = {"custom_types": set(), "errors": {"custom_types"}, "version": set()}
@@ -38,7 +39,7 @@ ROOT = LEAVES | {
     "__init__": {*MAY, *LEAVES, "api"},
 }
 RICH = {
-    *("page", "table", "loss_table", "sensitivity_table", "training_table", "sparkline"),
+    *("page", "table", "loss_table", "sensitivity_table", "suggestion_table", "training_table", "sparkline"),
     *("inspection_table", "track_table"),
 }
 
@@ -101,7 +102,7 @@ def test_a_file_says_what_it_is_and_its_functions_are_short(path):
 
 
 # One verb in the shell and in Python; what every library's names have; cells called after their activation.
-SHARED = {"analyze", "inspect", "layers", "schema", "sigmoid"}
+SHARED = {"analyze", "suggest", "repair", "inspect", "layers", "schema", "sigmoid"}
 
 
 def test_no_two_public_things_have_one_name():

@@ -1,0 +1,244 @@
+"""Knobs: what a user can set of a network's parameters, and how a setting is written."""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import ClassVar
+
+import numpy as np
+
+from gradscope.cells.notation import is_any_bias, is_recurrent
+from gradscope.custom_types import Array
+from gradscope.errors import InputError, listed, quoted
+
+Parameters = Mapping[str, Array]
+# b_f+=2.3, b_f=3.35, R_z=x0.83, R_*<=1.02
+_SETTING = re.compile(r"(?P<name>[^=<+\s]+)\s*(?P<sign>\+=|=x|<=|=)\s*(?P<number>\S+)")
+_EXPECTED = "expected b_f+=2.3 (add), b_f=3.35 (set), R_z=x0.83 (scale) or R_*<=1.02 (clip singular values)"
+# How far a bias is shifted, a matrix scaled, singular values clipped (of the largest), at most.
+MOST_SHIFT, MOST_FACTOR, LEAST_FACTOR, LEAST_CLIP = 10.0, 10.0, 0.01, 0.01
+# Relative, of a singular value.
+_ROUNDED = 1e-9
+
+
+@dataclass(frozen=True)
+class Knob(ABC):
+    """Something that can be set of some parameters, by one number u.
+
+    name : what it is called; keys : the parameters that it changes. ``start`` is the u that changes nothing,
+    and ``low`` and ``high`` are how far it goes.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    sign: ClassVar[str]
+    start: ClassVar[float] = 0.0
+
+    @abstractmethod
+    def changed(self, array: Array, u: float) -> Array:
+        """A parameter with the knob at u."""
+
+    def applied(self, parameters: Parameters, u: float) -> dict[str, Array]:
+        """All parameters with the knob at u."""
+        return {
+            name: self.changed(array, u) if name in self.keys else array for name, array in parameters.items()
+        }
+
+    @abstractmethod
+    def tangent(self, array: Array) -> Array:
+        """How a parameter changes with u, where nothing is changed yet."""
+
+    @abstractmethod
+    def span(self, parameters: Parameters) -> tuple[float, float]:
+        """The lowest and the highest u that are tried."""
+
+    @abstractmethod
+    def value(self, parameters: Parameters, u: float) -> float:
+        """What it is then, as told."""
+
+    @abstractmethod
+    def number(self, u: float) -> float:
+        """What stands in the setting."""
+
+    def setting(self, u: float) -> str:
+        """How ``repair --knob`` is told."""
+        return f"{self.name}{self.sign}{self.number(u):.6g}"
+
+    @abstractmethod
+    def words(self, u: float) -> str:
+        """The setting for people."""
+
+
+@dataclass(frozen=True)
+class Shift(Knob):
+    """Add u to every entry of some biases."""
+
+    sign = "+="
+
+    def changed(self, array: Array, u: float) -> Array:
+        """See Knob."""
+        return array + u
+
+    def tangent(self, array: Array) -> Array:
+        """See Knob."""
+        return np.ones_like(array)
+
+    def span(self, parameters: Parameters) -> tuple[float, float]:
+        """See Knob."""
+        return -MOST_SHIFT, MOST_SHIFT
+
+    def value(self, parameters: Parameters, u: float) -> float:
+        """The mean bias."""
+        return float(np.mean([parameters[key].mean() for key in self.keys])) + u
+
+    def number(self, u: float) -> float:
+        """What is added."""
+        return u
+
+    def words(self, u: float) -> str:
+        """See Knob."""
+        return f"{self.name} {u:+.3g}"
+
+
+@dataclass(frozen=True)
+class Scale(Knob):
+    """Multiply some matrices by e^u."""
+
+    sign = "=x"
+
+    def changed(self, array: Array, u: float) -> Array:
+        """See Knob."""
+        return array * math.exp(u)
+
+    def tangent(self, array: Array) -> Array:
+        """See Knob."""
+        return array
+
+    def span(self, parameters: Parameters) -> tuple[float, float]:
+        """See Knob."""
+        return math.log(LEAST_FACTOR), math.log(MOST_FACTOR)
+
+    def value(self, parameters: Parameters, u: float) -> float:
+        """The factor."""
+        return math.exp(u)
+
+    def number(self, u: float) -> float:
+        """The factor."""
+        return math.exp(u)
+
+    def words(self, u: float) -> str:
+        """See Knob."""
+        return f"{self.name} x {math.exp(u):.3g}"
+
+
+@dataclass(frozen=True)
+class SpectralClip(Knob):
+    """Clip the singular values of some matrices: R <- U min(S, s) V^T, for s = e^-u of the largest of all.
+
+    A vanilla RNN of slopes at most gamma vanishes for sure where sigma_1(R) < 1 / gamma (Pascanu, Mikolov and
+    Bengio 2013, arXiv 1211.5063).
+    """
+
+    largest: float
+    sign = "<="
+
+    def changed(self, array: Array, u: float) -> Array:
+        """See Knob."""
+        return spectrally_clipped(array, self.number(u)) if u else array
+
+    def tangent(self, array: Array) -> Array:
+        """Of the largest singular value alone."""
+        if array.ndim != 2:
+            return np.where(np.abs(array) >= self.largest, array, 0.0)
+        left, values, right = np.linalg.svd(array, full_matrices=False)
+        if values[0] < self.largest * (1 - _ROUNDED):
+            return np.zeros_like(array)
+        return np.asarray(values[0] * np.outer(left[:, 0], right[0]))
+
+    def span(self, parameters: Parameters) -> tuple[float, float]:
+        """See Knob."""
+        return math.log(LEAST_CLIP), 0.0
+
+    def value(self, parameters: Parameters, u: float) -> float:
+        """The largest singular value that is left."""
+        return self.number(u)
+
+    def number(self, u: float) -> float:
+        """The same."""
+        return self.largest * math.exp(u)
+
+    def words(self, u: float) -> str:
+        """See Knob."""
+        return f"{self.name} clipped at {self.number(u):.3g}"
+
+
+def spectrally_clipped(matrix: Array, most: float) -> Array:
+    """The nearest matrix, in the Frobenius norm, none of whose singular values is above ``most``."""
+    if matrix.ndim != 2:  # a diagonal one
+        return np.clip(matrix, -most, most)
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    return matrix if values[0] <= most else (left * np.minimum(values, most)) @ right
+
+
+def largest_singular_value(parameters: Parameters, keys: Iterable[str]) -> float:
+    """Of all of these matrices."""
+    return max(
+        float(
+            np.linalg.norm(parameters[key], 2) if parameters[key].ndim == 2 else np.abs(parameters[key]).max()
+        )
+        for key in keys
+    )
+
+
+@dataclass(frozen=True)
+class KnobSetting:
+    """A knob's setting as it is written: the parameters that a pattern names, and how they are set."""
+
+    pattern: str
+    sign: str
+    number: float
+
+    @classmethod
+    def parse(cls, text: str) -> KnobSetting:
+        """From such as ``b_f+=2.3``; raises InputError."""
+        match = _SETTING.fullmatch(text.strip()) if isinstance(text, str) else None
+        try:
+            number = float(match["number"]) if match else math.nan
+        except ValueError:
+            number = math.nan
+        if match is None or not match["name"] or not math.isfinite(number):
+            raise InputError(f"--knob is {quoted(text)}, {_EXPECTED}")
+        if match["sign"] == "<=" and number <= 0:
+            raise InputError(f"--knob is {quoted(text)}: clip at a positive number")
+        return cls(match["name"], match["sign"], number)
+
+    def __str__(self) -> str:
+        return f"{self.pattern}{self.sign}{self.number:g}"
+
+    def names(self, key: str) -> bool:
+        """Whether it is about this parameter; R_* is about all recurrent matrices, R of a plain RNN too."""
+        patterns = {self.pattern, *(["R"] if self.pattern == "R_*" else [])}
+        return any(pattern == key or fnmatchcase(key, pattern) for pattern in patterns)
+
+    def check(self, keys: Sequence[str]) -> None:
+        """Raise InputError where there is none of what it names, or it cannot be set so."""
+        named = [key for key in keys if self.names(key)]
+        fitting = {"+=": is_any_bias, "=": is_any_bias, "<=": is_recurrent}.get(self.sign, lambda _: True)
+        if not named or not all(map(fitting, named)):
+            ours = [key for key in keys if fitting(key)]
+            raise InputError(f"--knob {self}: expected one of {listed(ours, 12) or 'none: there is none'}")
+
+    def changed(self, array: Array) -> Array:
+        """A parameter with this set."""
+        if self.sign == "+=":
+            return array + self.number
+        if self.sign == "=x":
+            return array * self.number
+        return (
+            spectrally_clipped(array, self.number) if self.sign == "<=" else np.full_like(array, self.number)
+        )

@@ -1,0 +1,95 @@
+"""A network that is analysed again and again with other parameters, by programs that are compiled once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from gradscope.cells.cell import Cell
+from gradscope.custom_types import Array
+from gradscope.errors import InputError
+from gradscope.measure.batch import Means, measure_batch
+from gradscope.measure.measured import Measured
+from gradscope.measure.sensitivity import Sensitivity, known, sensitivity_of
+from gradscope.problem.layers import Problems
+from gradscope.problem.problem import Problem
+from gradscope.report.analysis import Analysis
+from gradscope.report.conclude import of_sequences
+from gradscope.report.provenance import described
+from gradscope.settings import Only, Policy
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """One layer or one stack on a batch.
+
+    problem : as it is; its states are computed anew for every change.
+    """
+
+    problem: Problem
+    policy: Policy
+    means: Means
+
+    @classmethod
+    def of(cls, problem: Problem, policy: Policy, means: Means) -> Network:
+        """The network of a problem."""
+        system = replace(problem.system, states=None)
+        return cls(replace(problem, system=system, adjoint=None, sensitivity=False), policy, means)
+
+    @property
+    def parameters(self) -> dict[str, Array]:
+        """As they are."""
+        return self.problem.system.parameters
+
+    @cached_property
+    def analysis(self) -> Analysis:
+        """As it is, with every path."""
+        return self._concluded(self._measured)
+
+    @cached_property
+    def sensitivity(self) -> Sensitivity | None:
+        """How its gain changes, where that has a derivative which is worth a step."""
+        found = known(
+            sensitivity_of(replace(self.problem, sensitivity=True), self._measured, self.means.devices[0])
+        )
+        return None if found is None or found.window is not None else found
+
+    def changed(
+        self,
+        parameters: Mapping[str, Array] | None = None,
+        *,
+        inputs: Array | None = None,
+        cell: Cell | None = None,
+        only: Only = "gain",
+    ) -> Analysis | None:
+        """The analysis with other parameters, inputs or equations; None where a state is no number then."""
+        system = self.problem.system
+        there = replace(
+            system,
+            parameters=dict(parameters or system.parameters),
+            inputs=system.inputs if inputs is None else inputs,
+            cell=cell or system.cell,
+        )
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):
+                return self._concluded(self._measure(replace(self.problem, system=there, only=only)))
+        except InputError:  # a state that leaves its dtype: that it is said to be the user's fault is no use
+            return None
+
+    @cached_property
+    def _measured(self) -> list[Measured]:
+        return self._measure(replace(self.problem, only="paths"))
+
+    def _measure(self, problem: Problem) -> list[Measured]:
+        problems = Problems((problem,))
+        floor = math.log10(self.policy.vanishing_below)
+        return measure_batch(problems, range(problems.batch), floor, self.means)[0]
+
+    def _concluded(self, measured: list[Measured]) -> Analysis:
+        source: dict[str, Any] = described(self.problem, self.means.devices[0].platform)
+        return of_sequences(measured, self.policy, source)

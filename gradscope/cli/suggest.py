@@ -1,0 +1,65 @@
+"""``gradscope suggest``: settings that reach a target, each verified."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from gradscope.cli.group import Command
+from gradscope.cli.options import PAGE, Output, find_modules_here, input_files, options, pick, pick_settings
+from gradscope.errors import ExitCode, listed
+from gradscope.settings import Suggesting
+
+_MOST_USED = (
+    *("--horizon", "--target", "--knob", "--layer", "--cell", "--hidden", "--steps", "--inputs", "--batch"),
+    *("--fail-on", "--json", "--output"),
+)
+_OUT = (*PAGE, "fail_on", "quiet")
+
+
+@click.command(
+    cls=Command, most_used=_MOST_USED, short_help="Find settings that reach a gain or a horizon, verified."
+)
+@options(Suggesting, Suggesting.names())
+@options(Output, _OUT)
+def suggest(**given: Any) -> int:
+    """Find the settings of a network's knobs that reach a target, each verified by a second analysis.
+
+    \b
+    Examples:
+      gradscope suggest --cell lstm --init keras --horizon 200
+      gradscope suggest model.pt --inputs x.npy
+      gradscope suggest model.pt --inputs x.npy --target critical --knob 'R_*'
+      gradscope suggest model.pt --horizon 500 --json | jq '.suggestions[]'
+
+    For every knob (the forget or update bias, the scale of one recurrent matrix or of all, the clipping of
+    their singular values, for a fresh cell its initialisation, normalised inputs): the setting that reaches
+    the target in the median of the batch, or that none does. gradscope repair writes it into a file.
+    --fail-on is about the network as it is.
+    """
+    from gradscope.cli.streams import check_writable, guarded_stdout, hushed
+
+    output = pick(Output, given)
+    settings = pick_settings(given) | {
+        name: value for name, value in given.items() if value not in (None, ())
+    }
+    find_modules_here()
+    if settings.get("platform") == "cpu":
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    check_writable(output.output, *input_files(settings))
+    with guarded_stdout(), hushed(output.quiet):
+        from gradscope.api import suggest as find_settings
+        from gradscope.machine import use_compilation_cache
+
+        use_compilation_cache()
+        if not output.quiet:
+            settings["trying"] = lambda line: click.echo(f"gradscope: {line}", err=True)
+        found = find_settings(**settings)
+    output.write(found)
+    level = found.analysis.verdict.level
+    if level not in output.fail_on:
+        return ExitCode.OK
+    click.echo(f"gradscope: --fail-on matched: {listed([level])}", err=True)
+    return ExitCode.FINDING

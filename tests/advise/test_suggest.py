@@ -1,0 +1,215 @@
+"""Suggestions: each setting that is said to reach a target does, in NumPy; what reaches none is said."""
+
+import json
+import math
+
+import jsonschema
+import numpy as np
+import pytest
+from oracles import equations, layouts
+
+import gradscope
+from gradscope.advise.field_advice import carousel_bias
+from gradscope.advise.search import MOST, KnobSearch
+from gradscope.errors import InputError
+from gradscope.schemas import schema
+
+
+def by_knob(found):
+    return {one.knob: one for one in found.suggestions}
+
+
+def scalar(folder, w):
+    """h_t = w h_(t-1)."""
+    np.savez(folder / "w.npz", W=np.ones((1, 1)), R=np.full((1, 1), w), b=np.zeros(1))
+    return {"checkpoint": folder / "w.npz", "cell": "linear", "inputs": "zeros"}
+
+
+@pytest.mark.parametrize(
+    ("horizon", "gain", "bias"),
+    [(20, 1e-3, 0.8854), (200, 1e-3, 3.3484), (1000, 1e-3, 4.9717), (200, math.exp(-1), 5.2958)],
+)
+def test_the_bias_of_a_carousel(horizon, gain, bias):
+    assert carousel_bias(horizon, gain) == pytest.approx(bias, abs=5e-5)
+    assert equations.sigmoid(carousel_bias(horizon, gain)) ** horizon == pytest.approx(gain)
+
+
+@pytest.mark.parametrize(
+    ("w", "target"), [(0.9, "stable"), (0.9, "critical"), (1.2, "critical"), (1.2, "stable")]
+)
+def test_a_scalar_is_scaled_in_one_step(w, target, tmp_path):
+    """log10 gain = T log10(w alpha): the first order is exact, and the first guess is right."""
+    found = gradscope.suggest(**scalar(tmp_path, w), steps=100, target=target)
+    one = by_knob(found)["R"]
+    assert one.reaches
+    assert one.evaluations == 1
+    aimed = {"critical": 0.0, "stable": -1.5 if w < 1 else 1.5}[target]
+    assert 100 * math.log10(w * one.value) == pytest.approx(aimed, abs=0.05)
+    assert one.verified_log10 == pytest.approx(100 * math.log10(w * one.value), abs=1e-9)
+    assert one.predicted_log10 == pytest.approx(one.verified_log10, abs=1e-9)
+    assert (one.was, one.setting) == (1.0, f"R=x{one.value:.6g}")
+
+
+def test_singular_values_are_clipped_where_a_gain_explodes(tmp_path):
+    found = gradscope.suggest(**scalar(tmp_path, 1.2), steps=100)
+    one = by_knob(found)["clip R"]
+    assert one.reaches
+    assert one.was == pytest.approx(1.2)
+    assert one.verified_log10 == pytest.approx(100 * math.log10(one.value), abs=1e-9)
+    assert one.setting == f"R<={one.value:.6g}"
+
+
+def test_a_horizon_is_reached_and_verified_by_the_equations(tmp_path):
+    """The bias that is suggested gives the horizon, by products of complex-step Jacobians in NumPy."""
+    n, d, steps, horizon = 4, 2, 50, 40
+    options = {"cell": "lstm", "hidden": n, "input_size": d, "init": "keras", "steps": steps}
+    found = gradscope.suggest(**options, horizon=horizon, knob=["b_f", "R_z", "init chrono"])
+    ones = by_knob(found)
+    assert ones["b_f"].reaches
+    assert ones["b_f"].was == 1.0
+    fresh = gradscope.analyze(**options, biases={"b_f": ones["b_f"].value}, only="gain")
+    assert fresh.full.horizon.median == ones["b_f"].horizon >= horizon
+    p, xs = parameters(options), inputs(options)
+    states, product, norms = [np.zeros(2 * n)], np.eye(2 * n), []
+    p = p | {"b_f": p["b_f"] + ones["b_f"].value - ones["b_f"].was}
+    for x in xs:
+        states.append(equations.advance("lstm", p, x, states[-1]))
+    for x, state in zip(xs[::-1], states[-2::-1], strict=True):
+        product = product @ equations.jacobian("lstm", p, x, state)
+        norms.append(np.linalg.norm(product, 2))
+    assert min(norms[:horizon]) >= 1e-3
+    assert math.log10(norms[-1]) == pytest.approx(ones["b_f"].verified_log10, abs=1e-8)
+    for one in found.suggestions:
+        assert one.evaluations <= MOST
+        assert one.reaches == (
+            one.horizon is not None and one.horizon >= horizon and one.verdict != "exploding"
+        )
+    assert any("3.35" in line or "b_f is 1.00" in line for line in found.advice)
+
+
+def parameters(options):
+    from oracles.asking import make_problem
+
+    return make_problem(**options).system.parameters
+
+
+def inputs(options):
+    from oracles.asking import make_problem
+
+    return make_problem(**options).system.inputs[0]
+
+
+def test_what_nothing_reaches_is_said(tmp_path):
+    """A nilpotent R has no gain over two steps, whatever it is multiplied by."""
+    np.savez(tmp_path / "n.npz", W=np.ones((2, 1)), R=np.array([[0.0, 1.0], [0.0, 0.0]]), b=np.zeros(2))
+    found = gradscope.suggest(checkpoint=tmp_path / "n.npz", cell="linear", inputs="zeros", steps=5)
+    assert [one.reaches for one in found.suggestions] == [False]
+    told = found.to_dict()
+    assert told["suggestions"][0]["verified_log10"] is None
+    assert "No setting of these reaches it" in str(found)
+    jsonschema.validate(told, schema("suggestions"))
+
+
+def test_inputs_of_a_thousand_are_normalised():
+    x = 1000 * np.random.default_rng(0).standard_normal((30, 2))
+    found = gradscope.suggest(cell="gru", hidden=4, inputs=x, biases={"b_z": 3.0}, knob="inputs")
+    (one,) = found.suggestions
+    assert one.reaches
+    assert one.value == 1.0
+    assert one.was == pytest.approx(1000, rel=0.2)
+
+
+def test_tanh_is_suggested_for_a_relu_that_explodes():
+    found = gradscope.suggest(
+        cell="lstm-relu", hidden=8, input_size=2, steps=40, gain=40.0, biases={"b_f": 2.0}, knob="activation"
+    )
+    (one,) = found.suggestions
+    assert one.words == "activation tanh in place of relu"
+    assert one.verified_log10 is not None
+
+
+def test_layers_have_knobs_of_their_own(tmp_path):
+    state = layouts.recurrent("rnn", 2, 3, layers=2, dtype="float64", scale=0.4)
+    path = layouts.saved(state, tmp_path / "m.safetensors")
+    found = gradscope.suggest(checkpoint=path, cell="rnn", inputs="zeros", steps=12, batch=1)
+    ones = by_knob(found)
+    assert {"layer0.R", "layer1.R", "R_*"} <= ones.keys()
+    assert ones["R_*"].reaches
+    scaled = {k: ones["R_*"].value * a if k.startswith("weight_hh") else a for k, a in state.items()}
+    again = gradscope.analyze(
+        checkpoint=layouts.saved(scaled, tmp_path / "s.safetensors"), cell="rnn", inputs="zeros", steps=12
+    )
+    assert again.full.log10_norm.median == pytest.approx(ones["R_*"].verified_log10, abs=1e-9)
+    assert again.verdict.level == "stable"
+
+
+@pytest.mark.parametrize(
+    ("function", "slope", "root"),
+    [
+        (lambda u: 3 * u - 1, 3.0, 1 / 3),
+        (lambda u: u**3 - 8, 0.1, 2.0),
+        (lambda u: 5 - math.exp(u), None, math.log(5)),
+        (lambda u: 1.0 + u, 1.0, -1.0),
+        (lambda u: (u - 4) * (u + 3) - 2 if u < 0 else -14.0, 1.0, -3.27),
+    ],
+)
+def test_a_search_finds_where_the_excess_is_zero(function, slope, root):
+    calls = []
+
+    def evaluate(u):
+        calls.append(u)
+        return function(u)
+
+    search = KnobSearch(evaluate, -10.0, 10.0, 0.0, function(0.0))
+    search.run(slope)
+    assert len(calls) == len(search.tried) <= MOST
+    best = min(search.tried, key=lambda u: abs(search.tried[u]))
+    assert best == pytest.approx(root, abs=0.05)
+
+
+def test_a_search_that_finds_nothing_ends():
+    search = KnobSearch(lambda u: -1.0 - u * u, -10.0, 10.0, 0.0, -1.0)
+    search.run(0.5)
+    assert len(search.tried) <= MOST
+    assert {min(search.tried), max(search.tried)} == {-10.0, 10.0}
+    assert not search.monotone
+
+
+OPTIONS = ("--cell", "linear", "--hidden", 2, "--input-size", 1, "--steps", 30, "--init", "gaussian")
+
+
+def test_command_line(run):
+    code, out, err = run("suggest", *OPTIONS, "--gain", 0.2, "--knob", "R", "--json")
+    told = json.loads(out)
+    jsonschema.validate(told, schema("suggestions"))
+    assert code == 0
+    assert "trying R" in err
+    assert told["suggestions"][0]["reaches"]
+    names = {"knob", "value", "was", "reaches", "predicted_log10", "verified_log10", "horizon", "evaluations"}
+    assert names <= told["suggestions"][0].keys()
+    code, out, _ = run("suggest", *OPTIONS, "--gain", 0.2, "--knob", "R", "--fail-on", "vanishing")
+    assert code == 1
+    assert "R x " in out
+
+
+def test_a_target_that_is_reached_asks_for_nothing(run):
+    code, out, _ = run("suggest", *OPTIONS, "--gain", 1e-9, "--horizon", 0)
+    assert code == 2
+    code, out, _ = run("suggest", "--cell", "linear", "--hidden", 2, "--init", "identity", "--steps", 9)
+    assert code == 0
+    assert "reached already" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"steps": 30, "horizon": 31}, "--horizon is 31, but there are 30 steps"),
+        ({"steps": 30, "knob": "b_f"}, "--knob 'b_f': expected one of R"),
+        ({"cut": "R"}, "--cut is about an analysis"),
+        ({"horizon": 5, "target": "critical"}, "two targets"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(options, said):
+    with pytest.raises(InputError) as error:
+        gradscope.suggest(cell="linear", hidden=2, gain=0.1, **options)
+    assert said in error.value.in_shell
