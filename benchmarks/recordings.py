@@ -79,6 +79,7 @@ COMMANDS = {
     "inspect": "inspect two.safetensors --json",
     "track": "track one.safetensors two.safetensors missing.pt --inputs x.npy",
     "track, light": "track one.safetensors two.safetensors --inputs x.npy --light --json",
+    "repair": "repair two.safetensors -o repaired.safetensors --knob b_f+=1 --inputs x.npy --json",
     "suggest": f"suggest {SMALL} --horizon 20 --knob b_f --json",
     "inspect, table": "inspect both.safetensors",
     "no such cell": "analyze --cell lstn",

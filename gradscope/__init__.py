@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 from gradscope.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from gradscope.advise.repair import Repaired as Repaired
     from gradscope.advise.suggest import Suggestion as Suggestion
     from gradscope.advise.suggest import Suggestions as Suggestions
     from gradscope.api import analyze as analyze
+    from gradscope.api import repair as repair
     from gradscope.api import suggest as suggest
     from gradscope.cells.cell import Cell as Cell
     from gradscope.checkpoints.equinox_live import from_equinox as from_equinox
@@ -48,6 +50,7 @@ _HOME = {
     "InputError": "gradscope.errors",
     "LossGradient": "gradscope.measure.loss",
     "Policy": "gradscope.settings",
+    "Repaired": "gradscope.advise.repair",
     "Sensitivity": "gradscope.measure.sensitivity",
     "Spectrum": "gradscope.product_svd.spectrum",
     "Suggestion": "gradscope.advise.suggest",
@@ -59,6 +62,7 @@ _HOME = {
     "from_keras": "gradscope.checkpoints.keras_live",
     "from_torch": "gradscope.checkpoints.torch_live",
     "record": "gradscope.checkpoints.recording_file",
+    "repair": "gradscope.api",
     "schema": "gradscope.schemas",
     "suggest": "gradscope.api",
     "spectrum": "gradscope.product_svd.spectrum",

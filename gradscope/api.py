@@ -6,9 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from gradscope.checkpoints import Model, read
+from gradscope.cells import find
+from gradscope.cells.cell import Cell
+from gradscope.checkpoints import Decided, Model, read
 from gradscope.checkpoints.array_map import rules_of
 from gradscope.checkpoints.recording_file import read_recorded
 from gradscope.custom_types import Array
@@ -35,7 +38,7 @@ from gradscope.report.conclude import conclude
 from gradscope.report.masked import MaskedGains, masked_gains
 from gradscope.report.notes import chain_notes
 from gradscope.report.verdict import judge, level
-from gradscope.settings import DTYPE, DTYPE_ON_TPU, STEPS, Policy, Settings, Suggesting, takes
+from gradscope.settings import DTYPE, DTYPE_ON_TPU, STEPS, Policy, Repairing, Settings, Suggesting, takes
 
 # Steps that are analysed for a horizon, in horizons.
 _BEYOND = 1.25
@@ -43,6 +46,7 @@ _BEYOND = 1.25
 if TYPE_CHECKING:
     pass
 
+    from gradscope.advise.repair import Repaired
     from gradscope.advise.suggest import Suggestions
 
 
@@ -109,10 +113,7 @@ def suggest(settings: Suggesting) -> Suggestions:
     from gradscope.advise.suggest import suggested
 
     settings.check()
-    steps = None if settings.horizon is None else whole_number("horizon", settings.horizon, 1)
-    if steps and settings.steps is None and is_made(settings.inputs) and settings.lengths is None:
-        # Beyond the horizon, so that it is seen to end.
-        settings = replace(settings, steps=max(STEPS, math.ceil(_BEYOND * steps)))
+    settings, steps = _far_enough(settings)
     problems, means = _prepare(settings)
     knobs = (settings.knob,) if isinstance(settings.knob, str) else tuple(settings.knob)
     return suggested(
@@ -124,6 +125,88 @@ def suggest(settings: Suggesting) -> Suggestions:
         knobs=knobs,
         report=settings.trying,
     )
+
+
+Asked = TypeVar("Asked", bound=Suggesting)
+
+
+def _far_enough(settings: Asked) -> tuple[Asked, int | None]:
+    """The settings with steps beyond the horizon, so that it is seen to end; and the horizon."""
+    steps = None if settings.horizon is None else whole_number("horizon", settings.horizon, 1)
+    if steps and settings.steps is None and is_made(settings.inputs) and settings.lengths is None:
+        settings = replace(settings, steps=max(STEPS, math.ceil(_BEYOND * steps)))
+    return settings, steps
+
+
+@takes(Repairing)
+def repair(settings: Repairing) -> Repaired:
+    """Write the weights of a checkpoint with knobs set, under its own names, and analyse what was written.
+
+    Returns
+    -------
+    Repaired
+        What was set, which tensors changed, and the analyses of both files.
+
+    Raises
+    ------
+    InputError
+        With one line that says what was given and what is expected; nothing is written then.
+    """
+    from gradscope.advise import repair as repairing
+    from gradscope.advise.suggest import setting_of, suggested
+    from gradscope.checkpoints.editing import editable, written_as
+    from gradscope.formats.array_writing import write_whole
+
+    settings.check()
+    suffix = written_as(settings.checkpoint, settings.output)
+    source = Path(str(settings.checkpoint))
+    target = source if settings.output is None else Path(settings.output)
+    repairing.check_new(target, source, in_place=settings.in_place)
+    knobs = (settings.knob,) if isinstance(settings.knob, str) else tuple(settings.knob)
+    repairing.check_some(knobs, settings.floss)
+    settings, steps = _far_enough(settings)
+    problems, means = _prepare(settings)
+
+    def found(name: str) -> str:
+        tried = suggested(
+            problems, settings.policy, means, target=settings.target, horizon=steps, knobs=[name]
+        )
+        return setting_of(tried, name)
+
+    before = repairing.layers_of(problems)
+    chosen = repairing.settings_of(knobs, found)
+    after = repairing.set_knobs(before, chosen)
+    if settings.floss is not None:
+        count = whole_number("floss", settings.floss, 1)
+        say = settings.trying or (lambda _: None)
+        after = repairing.floss(problems, after, settings.policy, means, count, say)
+    decided = Decided(
+        find(settings.cell) if isinstance(settings.cell, str) else settings.cell,
+        settings.activation,
+        settings.layout,
+    )
+    reads = (settings.reads,) if isinstance(settings.reads, str) else settings.reads or ()
+    rules = rules_of(settings.map)
+    with editable(
+        source, decided, list(before), reads=reads, rules=rules, max_size=settings.max_size
+    ) as file:
+        data, changed = file.written(before, after, suffix)
+    write_whole(target, data)
+    again = replace(settings, checkpoint=target, cell=settings.cell or _cell_of(problems), activation=None)
+    return repairing.Repaired(
+        source=str(source),
+        file=str(target),
+        knobs=(*map(str, chosen), *([f"floss {settings.floss}"] if settings.floss else [])),
+        tensors=tuple(changed),
+        before=analyze_problems(problems, settings.policy, means=means),
+        after=analyze_problems(_prepare(again)[0], settings.policy, means=means),
+    )
+
+
+def _cell_of(problems: Problems) -> Cell | None:
+    """The cell of the layers, where it is one: a state dict alone may leave it open."""
+    cells = {problem.system.cell.name: problem.system.cell for problem in problems.layers}
+    return next(iter(cells.values())) if len(cells) == 1 else None
 
 
 @one_blas_thread()

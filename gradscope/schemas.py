@@ -16,6 +16,7 @@ SCHEMAS = {
         "analyze --json, chain --json, Analysis.to_dict",
     ),
     "config": ("gradscope.cli", "config.schema.json", "config --json"),
+    "repair": ("gradscope.advise", "repair.schema.json", "repair --json, Repaired.to_dict"),
     "suggestions": ("gradscope.advise", "suggestions.schema.json", "suggest --json, Suggestions.to_dict"),
     "inspection": ("gradscope.report", "inspection.schema.json", "inspect --json"),
     "track": ("gradscope.track", "track.schema.json", "a row of track --format jsonl, and of merge"),

@@ -529,6 +529,10 @@ _ANALYSIS_ONLY = (
 )
 
 
+# What is about a fresh cell, or changes the weights of a checkpoint.
+_FRESH = ("hidden", "input_size", "init", "gain", "biases")
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Suggesting(Settings):
     """What is asked of suggestions: of which network, and what it is to reach."""
@@ -575,6 +579,55 @@ class Suggesting(Settings):
                 )
         if self.horizon is not None and self.target != "stable":
             raise InputError(f"{as_option('horizon')} and {as_option('target')} are two targets: give one")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Repairing(Suggesting):
+    """What is asked of a repair: of which checkpoint, what is to be set, and where it is written."""
+
+    knob: str | Sequence[str] = option(
+        (),
+        "Repair",
+        "What is set, such as b_f+=2.3, b_f=3.35, R_z=x0.83, R_*<=1.02; a name alone is searched for the "
+        "setting that reaches the target (repeatable).",
+        metavar="KNOB",
+        repeatable=True,
+        doc='What is set: "b_f+=2.3" adds, "b_f=3.35" sets, "R_z=x0.83" scales, "R_*<=1.02" clips singular '
+        'values; "layer1.R_z=x0.83" is of one layer; a name alone is searched for the setting that reaches '
+        "the target.",
+    )
+    floss: int | None = option(
+        None,
+        "Repair",
+        "Move weights until the K largest singular values of the chain are near 1 (needs optax).",
+        metavar="K",
+        parse=int,
+    )
+    output: str | Path | None = option(
+        None,
+        "Repair",
+        "The new file: a .safetensors, or of a .npz a .npz.",
+        flags=("-o", "--output"),
+        metavar="FILE",
+    )
+    in_place: bool = option(False, "Repair", "Write the checkpoint itself again.")
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The fields that a repair is asked by."""
+        without = (*_ANALYSIS_ONLY, *_FRESH)
+        return tuple(one.name for one in fields(cls) if one.name not in without)
+
+    def check(self) -> None:
+        """Raise InputError also for what is about a fresh cell, and where no file is to be written."""
+        super().check()
+        for name in _FRESH:
+            if getattr(self, name) not in (None, {}):
+                raise InputError(f"{as_option(name)} changes the weights before they are read: leave it out")
+        if self.checkpoint is None:
+            raise InputError("repair writes a checkpoint again: give its file")
+        if (self.output is None) == (not self.in_place):
+            raise InputError("give the new file as -o FILE, or --in-place, not both")
 
 
 # -- the same for Python ----------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar
@@ -217,20 +217,29 @@ class KnobSetting:
             raise InputError(f"--knob is {quoted(text)}: clip at a positive number")
         return cls(match["name"], match["sign"], number)
 
+    @staticmethod
+    def is_one(text: str) -> bool:
+        """Whether a text says how to set something, and is no name alone."""
+        return not isinstance(text, str) or "=" in text
+
     def __str__(self) -> str:
-        return f"{self.pattern}{self.sign}{self.number:g}"
+        return f"{self.pattern}{self.sign}{self.number:.12g}"
 
     def names(self, key: str) -> bool:
         """Whether it is about this parameter; R_* is about all recurrent matrices, R of a plain RNN too."""
         patterns = {self.pattern, *(["R"] if self.pattern == "R_*" else [])}
         return any(pattern == key or fnmatchcase(key, pattern) for pattern in patterns)
 
-    def check(self, keys: Sequence[str]) -> None:
-        """Raise InputError where there is none of what it names, or it cannot be set so."""
-        named = [key for key in keys if self.names(key)]
-        fitting = {"+=": is_any_bias, "=": is_any_bias, "<=": is_recurrent}.get(self.sign, lambda _: True)
-        if not named or not all(map(fitting, named)):
-            ours = [key for key in keys if fitting(key)]
+    def check(self, named: Sequence[str], every: Sequence[str]) -> None:
+        """Raise InputError where there is none of what it names, or it cannot be set so.
+
+        named : the keys that it names; every : all that there are, as they are called.
+        """
+        fits: Callable[[str], bool] = {"+=": is_any_bias, "=": is_any_bias, "<=": is_recurrent}.get(
+            self.sign, lambda _: True
+        )
+        if not named or not all(map(fits, named)):
+            ours = [key for key in every if fits(key)]
             raise InputError(f"--knob {self}: expected one of {listed(ours, 12) or 'none: there is none'}")
 
     def changed(self, array: Array) -> Array:

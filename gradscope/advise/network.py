@@ -15,7 +15,7 @@ from gradscope.custom_types import Array
 from gradscope.errors import InputError
 from gradscope.measure.batch import Means, measure_batch
 from gradscope.measure.measured import Measured
-from gradscope.measure.sensitivity import Sensitivity, known, sensitivity_of
+from gradscope.measure.sensitivity import Sensitivity, known, median_sequence, sensitivity_of, top_sums
 from gradscope.problem.layers import Problems
 from gradscope.problem.problem import Problem
 from gradscope.report.analysis import Analysis
@@ -80,6 +80,30 @@ class Network:
                 return self._concluded(self._measure(replace(self.problem, system=there, only=only)))
         except InputError:  # a state that leaves its dtype: that it is said to be the user's fault is no use
             return None
+
+    def exponents(self, parameters: Mapping[str, Array], count: int) -> tuple[float, dict[str, Array]]:
+        """The sum of the squares of the ``count`` largest exponents, in nats per step, and its derivative.
+
+        Of the median sequence. Raises InputError where there is no derivative.
+        """
+        system = replace(self.problem.system, parameters=dict(parameters))
+        problem = replace(self.problem, system=system, only="paths")
+        measured = self._measure(problem)
+        number = median_sequence(measured)
+        steps = system.length(number)
+        logs = measured[number].full.log10_singular_values[:count] * math.log(10.0) / steps
+        if not np.isfinite(logs).all():
+            raise InputError(f"--floss {count}: of the largest values some are 0, which nothing moves")
+        each = top_sums(problem, measured[number], number, count, self.means.devices[0])
+        before = gradient = {name: np.zeros_like(array) for name, array in parameters.items()}
+        begun = 0  # the first of the values that coincide, whose exponents have one derivative
+        for end, summed in enumerate(each, 1):
+            if summed is None:
+                continue
+            slope = 2 * float(logs[begun:end].mean()) * math.log(10.0) / steps
+            gradient = {name: gradient[name] + slope * (summed[name] - before[name]) for name in gradient}
+            before, begun = summed, end
+        return float((logs**2).sum()), gradient
 
     @cached_property
     def _measured(self) -> list[Measured]:

@@ -400,3 +400,16 @@ def _moved(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str,
         for name in after
         if name in before and (name in most or abs(after[name] - before[name]) > 0.1)
     }
+
+
+def setting_of(found: Suggestions, name: str) -> str:
+    """The setting of the one knob that was tried; raises InputError where it does not reach the target."""
+    if found.reached:
+        raise InputError(f"--knob {name}: the target, {found.target}, is reached already: nothing is written")
+    (one,) = found.suggestions
+    if not one.reaches or one.setting is None:
+        raise InputError(
+            f"--knob {name}: no setting of it that a file could have reaches {found.target}: gradscope "
+            "suggest tries the others"
+        )
+    return one.setting

@@ -33,6 +33,7 @@ from gradscope.settings import LAYOUTS
 __all__ = [
     "ACTIVATIONS",
     "Contents",
+    "Decided",
     "Found",
     "Layer",
     "Live",
@@ -42,6 +43,7 @@ __all__ = [
     "Recording",
     "by_derivatives",
     "choose",
+    "contents_of",
     "holder_of",
     "read",
     "read_all",
@@ -106,7 +108,7 @@ def read_all(
     if rules and kind in _ARRAYS | TENSOR_FILES:
         opener = load(_ARRAYS[kind])(path, max_size) if kind in _ARRAYS else open_tensors(path, max_size)
         with opener as tensors:
-            return _mapped(tensors, rules, cell, also)
+            return contents_of(tensors, cell, also, rules)
     if kind in _MODELS:
         told = {} if config is None else {"config": config}
         contents: Contents = load(_MODELS[kind])(path, max_size, also, **told)
@@ -114,7 +116,14 @@ def read_all(
     if kind not in TENSOR_FILES:
         raise _unknown_format(path)
     with open_tensors(path, max_size) as tensors:
-        return _layers_by_name(tensors, cell, also)
+        return contents_of(tensors, cell, also)
+
+
+def contents_of(
+    tensors: Tensors, cell: Cell | None, also: Iterable[str] = (), rules: Sequence[str] = ()
+) -> Contents:
+    """The same of tensors, by the rules of a map or by their names."""
+    return _mapped(tensors, rules, cell, also) if rules else _layers_by_name(tensors, cell, also)
 
 
 @dataclass(frozen=True)

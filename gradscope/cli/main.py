@@ -33,6 +33,7 @@ from gradscope.errors import ExitCode, GradscopeError, shown
         "track": "gradscope.cli.track:track",
         "merge": "gradscope.cli.merge:merge",
         "suggest": "gradscope.cli.suggest:suggest",
+        "repair": "gradscope.cli.repair:repair",
         "config": "gradscope.cli.config:config",
         "schema": "gradscope.cli.schema:schema",
         "completion": "gradscope.cli.completion:completion",

@@ -177,7 +177,7 @@ def pick_settings(given: dict[str, Any]) -> dict[str, Any]:
     for one in fields(Settings):
         keys = option_of(one).keys
         if keys:
-            values = {key: given.pop(name) for name, (key, _) in keys.items()}
+            values = {key: given.pop(name) for name, (key, _) in keys.items() if name in given}
             settings[one.name] = {key: value for key, value in values.items() if value is not None}
         elif one.name in given:
             settings[one.name] = given.pop(one.name)

@@ -111,15 +111,39 @@ def sensitivity_of(
     """The sensitivity of the median sequence, or why it has none; None where it was not asked for."""
     if not problem.sensitivity:
         return None
-    norms = [float(one.full.log10_singular_values[0]) for one in measured]
-    # The middle one: of an even number the lower of the two in the middle.
-    number = int(np.argsort(norms, kind="stable")[(len(norms) - 1) // 2])
-    if norms[number] == -math.inf:
+    number = median_sequence(measured)
+    if not measured[number].alive:
         return "the gain is 0, whose logarithm has no derivative"
     try:
         return of_sequence(problem, measured[number], number, device)
     except ArithmeticError as error:
         return str(error)
+
+
+def median_sequence(measured: Sequence[Measured]) -> int:
+    """The number of the sequence in the middle; of an even number the lower of the two there."""
+    norms = [float(one.full.log10_singular_values[0]) for one in measured]
+    return int(np.argsort(norms, kind="stable")[(len(norms) - 1) // 2])
+
+
+def top_sums(
+    problem: Problem, measured: Measured, number: int, count: int, device: jax.Device
+) -> list[dict[str, Array] | None]:
+    """Derivatives of the sums of log10 of the 1, 2, ... ``count`` largest singular values of one sequence.
+
+    None where a sum has none: where its last value and the next one coincide.
+    """
+    found: list[dict[str, Array] | None] = []
+    with problem.system.running():
+        chain = _Sequence(problem.system, number, problem.kept, device)
+        for values in range(1, count + 1):
+            try:
+                mean = chain.of_norm(measured.full.right, values)
+            except ArithmeticError:
+                found.append(None)
+            else:
+                found.append({name: values * mean.total[name] for name in mean.direct})
+    return found
 
 
 def known(found: Sensitivity | str | None) -> Sensitivity | None:

@@ -20,11 +20,13 @@ FORMATS: Mapping[str, Mapping[str, str]] = {
         "Analysis": "gradscope.report.table:render_table",
         "Inspection": "gradscope.report.inspection_table:render_contents",
         "Suggestions": "gradscope.advise.suggestion_table:render_suggestions",
+        "Repaired": "gradscope.advise.repair_table:render_repaired",
     },
     "json": {
         "Analysis": "gradscope.report.json:render_json",
         "Inspection": "gradscope.report.json:told_json",
         "Suggestions": "gradscope.report.json:told_json",
+        "Repaired": "gradscope.report.json:told_json",
     },
 }
 

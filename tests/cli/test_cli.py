@@ -196,6 +196,7 @@ def test_examples_fit_a_terminal(run):
         ["merge"],
         ["plot"],
         ["suggest"],
+        ["repair"],
     ):
         assert max(map(len, run(*command, "--help")[1].partition("Options:")[0].splitlines())) <= 80
 
@@ -232,6 +233,7 @@ def test_every_example_of_the_help_has_a_line_of_its_own(run):
         (["chain", "-h"], 3),
         (["inspect", "-h"], 2),
         (["suggest", "--help"], 4),
+        (["repair", "--help"], 5),
         (["schema", "-h"], 2),
         (["track", "-h"], 5),
         (["merge", "-h"], 3),
@@ -248,10 +250,12 @@ def test_the_list_of_commands_says_what_they_do(run):
     assert [line.split(None, 1)[1] for line in commands if line] == [
         "Measure how the gradient flows through a recurrent cell.",
         "Measure the product of a stack of Jacobians.",
+        "Draw a picture of a result, as SVG.",
         "List the recurrent layers in a checkpoint.",
         "Measure the checkpoints of a run, a row each.",
         "Put the rows of many processes together.",
         "Find settings that reach a gain or a horizon, verified.",
+        "Write a checkpoint with knobs set, and verify it.",
         "Say what every option is set to, and where.",
         "Print the JSON Schema of what a command writes.",
         "Print a script that completes options in your shell.",

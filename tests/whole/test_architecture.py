@@ -39,7 +39,16 @@ ROOT = LEAVES | {
     "__init__": {*MAY, *LEAVES, "api"},
 }
 RICH = {
-    *("page", "table", "loss_table", "sensitivity_table", "suggestion_table", "training_table", "sparkline"),
+    *(
+        "page",
+        "table",
+        "loss_table",
+        "sensitivity_table",
+        "suggestion_table",
+        "repair_table",
+        "training_table",
+        "sparkline",
+    ),
     *("inspection_table", "track_table"),
 }
 

@@ -75,6 +75,13 @@ def test_a_loss_is_followed_back(tmp_path):
     assert run(["sh", "-euc", script], tmp_path).count("Weight gradients") == 2
 
 
+def test_a_setting_is_suggested_and_written(tmp_path):
+    (script,) = blocks("repair: sh", "sh")
+    layouts.saved(layouts.recurrent("lstm", 3, 4, prefix="lstm."), tmp_path / "model.pt")
+    np.save(tmp_path / "x.npy", np.ones((9, 3)))
+    assert run(["sh", "-euc", script], tmp_path).count("Before and after") == 2
+
+
 def test_every_cell_and_initialiser_is_named():
     from gradscope.cells import CELLS
     from gradscope.cells.initializers import INITIALIZERS

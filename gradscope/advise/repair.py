@@ -1,0 +1,169 @@
+"""The weights of a checkpoint with knobs set, written under its own names, and analysed again as written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradscope.advise.flossing import flossed
+from gradscope.advise.knobs import KnobSetting, Parameters
+from gradscope.advise.network import Network
+from gradscope.errors import InputError, listed
+from gradscope.measure.batch import Means
+from gradscope.problem.layers import Problems
+from gradscope.report.analysis import Analysis
+from gradscope.settings import Policy
+from gradscope.version import __version__
+
+SCHEMA = "gradscope/repair/1"
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """A checkpoint that was written again.
+
+    source, file : from which, and to which; knobs : what was set, as ``--knob`` has it; tensors : those of
+    the file that changed; before, after : the analyses of both files, the second of what was written.
+    """
+
+    source: str
+    file: str
+    knobs: tuple[str, ...]
+    tensors: tuple[str, ...]
+    before: Analysis
+    after: Analysis
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object ``gradscope/repair/1``."""
+        return {
+            "schema": SCHEMA,
+            "gradscope": __version__,
+            "source": self.source,
+            "file": self.file,
+            "knobs": list(self.knobs),
+            "tensors": list(self.tensors),
+            "before": _told(self.before),
+            "after": _told(self.after),
+        }
+
+    def __str__(self) -> str:
+        from gradscope.advise.repair_table import render_repaired
+        from gradscope.report.terminal import terminal_for
+        from gradscope.report.views import Look
+
+        return render_repaired(self, Look(terminal_for("never", to_file=False))).rstrip("\n")
+
+
+def _told(analysis: Analysis) -> dict[str, Any]:
+    full = analysis.full
+    return {
+        "verdict": analysis.verdict.level,
+        "log10_norm": _finite(full.log10_norm.median),
+        "log10_peak": _finite(full.log10_peak.median),
+        "horizon": _finite(full.horizon.median),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+# {layer in the file: its parameters}.
+Layers = Mapping[str, Parameters]
+
+
+def layers_of(problems: Problems) -> dict[str, dict[str, Any]]:
+    """The parameters of every layer by its name in the file."""
+    return {problem.origin.layer or "": problem.system.parameters for problem in problems.layers}
+
+
+def set_knobs(layers: Layers, settings: Sequence[KnobSetting]) -> dict[str, dict[str, Any]]:
+    """The layers with these knobs set, one after the other.
+
+    A pattern names a parameter of every layer, of one by its number (layer0.b_f) or its name in the file.
+    Raises InputError where one names nothing.
+    """
+    changed = {name: dict(parameters) for name, parameters in layers.items()}
+    for setting in settings:
+        called = {
+            (name, key): (key, f"layer{number}.{key}", f"{name}.{key}")
+            for number, (name, parameters) in enumerate(changed.items())
+            for key in parameters
+        }
+        every = [names[0] if len(changed) == 1 else names[1] for names in called.values()]
+        named = [place for place, names in called.items() if any(map(setting.names, names))]
+        setting.check([key for _, key in named], every)
+        for name, key in named:
+            with np.errstate(over="ignore"):
+                changed[name][key] = setting.changed(changed[name][key])
+    return changed
+
+
+def stacked_parameters(layers: Layers) -> dict[str, Any]:
+    """The parameters of several layers as a stack of them has them."""
+    if len(layers) == 1:
+        return dict(next(iter(layers.values())))
+    return {
+        f"layer{number}.{key}": array
+        for number, parameters in enumerate(layers.values())
+        for key, array in parameters.items()
+    }
+
+
+def unstacked(parameters: Parameters, layers: Layers) -> dict[str, dict[str, Any]]:
+    """The reverse."""
+    if len(layers) == 1:
+        return {name: dict(parameters) for name in layers}
+    return {
+        name: {key: parameters[f"layer{number}.{key}"] for key in of}
+        for number, (name, of) in enumerate(layers.items())
+    }
+
+
+def check_some(knobs: Sequence[str], count: int | None) -> None:
+    """Raise InputError where nothing is to be set."""
+    if not knobs and count is None:
+        raise InputError(
+            "nothing is to be set: give --knob, such as b_f+=2.3 (gradscope suggest finds it) or b_f "
+            "alone, which is searched for, or --floss"
+        )
+
+
+Find = Callable[[str], str]
+
+
+def settings_of(knobs: Sequence[str], find: Find) -> list[KnobSetting]:
+    """What is to be set; find : the setting of a knob that is given by its name alone."""
+    return [KnobSetting.parse(text if KnobSetting.is_one(text) else find(text)) for text in knobs]
+
+
+def check_new(path: Path, source: Path, *, in_place: bool) -> None:
+    """Raise InputError where the original would be overwritten, and that was not asked for."""
+    if not in_place and path.exists() and source.exists() and path.samefile(source):
+        raise InputError(
+            f"-o {listed([str(path)])} is the checkpoint itself: give another file, or --in-place"
+        )
+
+
+def floss(
+    problems: Problems,
+    layers: Layers,
+    policy: Policy,
+    means: Means,
+    count: int,
+    report: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:
+    """The layers with the ``count`` largest singular values of their chain brought near 1."""
+    joint = problems.joint
+    if joint is None:
+        raise InputError(
+            "--floss is of one chain, and these layers stand side by side: choose one with --layer"
+        )
+    system = replace(joint.system, parameters=stacked_parameters(layers))
+    network = Network.of(replace(joint, system=system), policy, means)
+    return unstacked(flossed(network, count, report), layers)

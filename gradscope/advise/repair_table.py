@@ -1,0 +1,48 @@
+"""A repaired checkpoint as a page to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from gradscope.errors import listed, shown
+from gradscope.report.page import bullet, headed, page, prose, section
+from gradscope.report.table import STYLES, headline
+from gradscope.report.verdict import scientific
+from gradscope.report.views import Look
+
+if TYPE_CHECKING:
+    from gradscope.advise.repair import Repaired
+
+
+def render_repaired(found: Repaired, look: Look) -> str:
+    """The page as text."""
+    return page(_parts(found, look), look.terminal)
+
+
+def _parts(found: Repaired, look: Look) -> Iterable[RenderableType]:
+    yield prose(Text(headline(found.after)))
+    if look.verdict_only:
+        return
+    yield bullet(f"{shown(found.file)} is {shown(found.source)} with {listed(list(found.knobs), 12)}.")
+    yield bullet(
+        f"Changed: {listed(list(found.tensors), 12)}; all others are those of the original, to the last bit."
+    )
+    yield section("Before and after, each analysed from its file", _before_and_after(found))
+
+
+def _before_and_after(found: Repaired) -> Table:
+    table = headed("", "gain", "horizon", "verdict")
+    for name, one in (("before", found.before), ("after", found.after)):
+        level = one.verdict.level
+        table.add_row(
+            name,
+            scientific(one.full.log10_norm.median),
+            f"{one.full.horizon.median:g}",
+            Text(level, style=STYLES[level]),
+        )
+    return table

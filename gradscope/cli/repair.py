@@ -1,0 +1,84 @@
+"""``gradscope repair``: the weights of a checkpoint with knobs set."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gradscope.cli.group import Command
+from gradscope.cli.options import Output, find_modules_here, input_files, options, pick, pick_settings
+from gradscope.errors import ExitCode, listed
+from gradscope.settings import Repairing
+
+_MOST_USED = (
+    *(
+        "--output",
+        "--knob",
+        "--horizon",
+        "--target",
+        "--floss",
+        "--in-place",
+        "--layer",
+        "--cell",
+        "--inputs",
+    ),
+    *("--fail-on", "--json"),
+)
+_OUT = ("format", "color", "fail_on", "quiet")
+
+
+@click.command(
+    cls=Command, most_used=_MOST_USED, short_help="Write a checkpoint with knobs set, and verify it."
+)
+@options(Repairing, Repairing.names())
+@options(Output, _OUT)
+def repair(**given: Any) -> int:
+    """Write the weights of a checkpoint with knobs set, under its own names, and analyse what was written.
+
+    \b
+    Examples:
+      gradscope repair model.safetensors -o new.safetensors --knob 'b_f+=2.3'
+      gradscope repair model.pt -o new.safetensors --knob b_f --horizon 200
+      gradscope repair model.pt -o new.safetensors --knob 'R_*<=1.02'
+      gradscope repair model.safetensors --in-place --knob 'layer1.R_z=x0.83'
+      gradscope repair model.npz -o new.npz --cell lstm --floss 1
+
+    \b
+    Knobs: b_f+=2.3 adds, b_f=3.35 sets, R_z=x0.83 scales, R_*<=1.02 clips
+    singular values; a name alone (b_f, R_z, R_*) is searched for the setting that
+    reaches the target.
+
+    Everything else in the file stays byte for byte: a .safetensors or .npz; of a PyTorch state dict a
+    .safetensors is written, which load_state_dict takes. --fail-on is about the new file.
+    """
+    from gradscope.cli.streams import check_writable, guarded_stdout, hushed
+
+    target = given.pop("output")  # of the weights; what is said of them goes to stdout
+    output = pick(Output, given)
+    given["output"] = target
+    settings = pick_settings(given) | {
+        name: value for name, value in given.items() if value not in (None, ())
+    }
+    find_modules_here()
+    if settings.get("platform") == "cpu":
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    if "output" in settings:
+        files = [] if settings.get("in_place") else input_files(settings)
+        check_writable(Path(settings["output"]), *files)
+    with guarded_stdout(), hushed(output.quiet):
+        from gradscope.api import repair as write_repaired
+        from gradscope.machine import use_compilation_cache
+
+        use_compilation_cache()
+        if not output.quiet:
+            settings["trying"] = lambda line: click.echo(f"gradscope: {line}", err=True)
+        found = write_repaired(**settings)
+    output.write(found)
+    level = found.after.verdict.level
+    if level not in output.fail_on:
+        return ExitCode.OK
+    click.echo(f"gradscope: --fail-on matched: {listed([level])}", err=True)
+    return ExitCode.FINDING
