@@ -93,7 +93,7 @@ def analyze_light(settings: Settings, probe: LightProbe) -> Analysis:
     problems, means = _prepare(replace(settings, only="gain", top=1))
     low, high = (math.log10(gain) for gain in (settings.vanishing_below, settings.exploding_above))
     measured = probe.measure(problems, low, high, means.devices[0])
-    return _concluded(problems, settings.policy, measured, means.devices[0], None)
+    return _concluded(problems, settings.policy, measured, means, None)
 
 
 @takes(Suggesting)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +63,8 @@ def read_config(path: Path) -> ConfigFile:
 
 
 def _read(path: Path) -> ConfigFile | None:
+    import tomllib  # here: most folders have no such file
+
     with about(path):
         try:
             with path.open("rb") as file:

@@ -25,6 +25,8 @@ from gradscope.product_svd.spectrum import Spectrum
 TOLERANCE, _MOST_PASSES, _MOST_WINDOWS = 1e-8, 100, 40
 # Part of a start that is drawn: what a kept vector misses is in it.
 _DRAWN = 0.1
+# What is said to be missing where there are windows left to look at.
+_UNKNOWN = 1e-3
 # Decades below the exploding threshold from which on the largest gain by lag is looked at more closely.
 _CLOSE = 3.0
 
@@ -78,6 +80,7 @@ class _Probed:
         drawn = np.random.default_rng(0).normal(size=(system.batch, system.size))
         drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
         self.left = drawn if kept is None else _unit(kept + _DRAWN * drawn)
+        self._doubt = np.zeros(system.batch)  # decades by which a horizon may not be settled
 
     def spectra(self, low: float, high: float) -> list[Spectrum]:
         """The gain of each, and lower bounds by lag that are raised where they decide."""
@@ -85,13 +88,13 @@ class _Probed:
         self.left = whole["left"]
         by_lag, missing = whole["by_lag"], whole["missing"]
         rows = np.arange(len(by_lag))
-        by_lag[rows, self._lengths - 1] = whole["gain"]
+        np.maximum.at(by_lag, (rows, self._lengths - 1), whole["gain"])
         self._raise(by_lag, whole["left"], low)
         peak = np.argmax(by_lag, axis=1)
         if (near := by_lag[rows, peak] > high - _CLOSE).any():
             self._look(by_lag, whole["left"], np.where(near, peak + 1, 0))
         whole["gain"] = by_lag[rows, self._lengths - 1]
-        error = missing + self._rounding(whole)
+        error = missing + self._rounding(whole) + self._doubt
         return [self._spectrum(whole, by_lag, error, number) for number in range(len(rows))]
 
     def _raise(self, by_lag: Array, left: Array, low: float) -> None:
@@ -104,13 +107,19 @@ class _Probed:
             if not first.any():
                 return
             looked = np.where(first > 0, first, looked)
-            left = self._look(by_lag, left, first)
+            left, missing = self._look(by_lag, left, first)
+            reached = by_lag[np.arange(len(by_lag)), first - 1]
+            self._doubt = np.where((first > 0) & (reached < low) & (reached + missing >= low), missing, 0.0)
+        self._doubt = np.maximum(self._doubt, np.where(first > 0, _UNKNOWN, 0.0))
 
-    def _look(self, by_lag: Array, left: Array, lags: Array) -> Array:
-        """Raise the bounds by what is found at one lag of each sequence, none where it is 0."""
+    def _look(self, by_lag: Array, left: Array, lags: Array) -> tuple[Array, Array]:
+        """Raise the bounds by what is found at one lag of each sequence, none where it is 0.
+
+        Returns the vectors that were found, and how many decades further passes would add.
+        """
         found = self._window(lags.astype(np.int32), left)
         np.maximum(by_lag, found["by_lag"], out=by_lag)
-        return np.asarray(np.where(lags[:, None] > 0, found["left"], left))
+        return np.asarray(np.where(lags[:, None] > 0, found["left"], left)), found["missing"]
 
     def _window(self, lags: Array, left: Array) -> dict[str, Array]:
         """The leading vectors of the last ``lags`` steps of each sequence."""

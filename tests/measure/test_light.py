@@ -110,6 +110,19 @@ def test_what_does_not_settle_says_so(tmp_path):
     assert found.full.log10_norm_error > 1e-8
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_what_has_settled_is_right_and_what_has_not_is_within_its_error(tmp_path, seed):
+    """Singular values that stand close together, at the lag where the horizon ends too."""
+    rng = np.random.default_rng(seed)
+    matrix = np.linalg.qr(rng.normal(size=(12, 12)))[0] @ np.diag(np.linspace(1, rng.uniform(0.9, 1), 12))
+    path = native(tmp_path / "close.npz", matrix * rng.uniform(0.3, 0.95))
+    given = {"checkpoint": path, "cell": "linear", "steps": 40}
+    probed, whole = light(**given), gradscope.analyze(**given, only="gain")
+    missed = whole.full.log10_norm.median - probed.full.log10_norm.median
+    assert -1e-11 <= missed <= probed.full.log10_norm_error
+    assert probed.full.log10_norm_error > 1e-6 or probed.full.horizons == whole.full.horizons
+
+
 def test_one_program_serves_all_checkpoints_of_a_shape(tmp_path):
     rng, probe = np.random.default_rng(0), LightProbe()
     paths = [native(tmp_path / f"{number}.npz", rng.normal(size=(5, 5))) for number in range(4)]
