@@ -57,8 +57,7 @@ def groups_of(parameters: Mapping[str, Any]) -> dict[str, list[str]]:
 class Losses:
     """Every loss of a batch as one column each, followed back side by side, one lag at a time.
 
-    To be used within ``system.running()``. limits : of each loss, beyond which lag it is not followed; None
-    for none.
+    To be used within ``system.running()``.
     """
 
     def __init__(self, system: System, kept: tuple[str, ...], adjoint: Array, device: jax.Device) -> None:
@@ -90,7 +89,11 @@ class Losses:
         limits: Array | None = None,
         done: Callable[[int], None] = lambda _: None,
     ) -> LagSums:
-        """The sums by lag, held against the ``whole`` gradient G."""
+        """The sums by lag, held against the ``whole`` gradient G.
+
+        weights : what the entries of each parameter's part are multiplied by (clipping), 1 without; limits :
+            how many lags each loss is followed back, all without; done : told how many steps that were.
+        """
         groups = tuple((name, tuple(names)) for name, names in groups_of(whole.arrays).items())
         if not any(array.any() for array in whole.arrays.values()):
             return _nothing([name for name, _ in groups], self.steps)

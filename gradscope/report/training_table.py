@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Group, RenderableType
 
 from gradscope.problem.clip import CLIP_LAWS
-from gradscope.report.page import headed, note, section
+from gradscope.report.page import fitted, note, section
 from gradscope.report.sparkline import by_lag
 from gradscope.report.terminal import Terminal
 from gradscope.report.verdict import scientific
@@ -47,24 +47,23 @@ def training_sections(loss: LossGradient, terminal: Terminal) -> Iterable[Render
         yield section(title, _clipping(loss.clip, terminal))
     if loss.tbptt:
         title = f"Truncated BPTT, every loss followed back {loss.tbptt.length} steps"
-        yield section(title, _truncation(loss.tbptt))
+        yield section(title, _truncation(loss.tbptt, terminal))
 
 
-def masked_section(masks: MaskedGains, full: Chain) -> RenderableType:
+def masked_section(masks: MaskedGains, full: Chain, terminal: Terminal) -> RenderableType:
     """The gains with masks beside those without."""
-    table = headed("masks", "gain", "5 %", "95 %", "horizon")
+    chains = (full, masks.mean, masks.drawn)
     low, high = map(scientific, masks.log10_spread)
-    rows: tuple[tuple[str, Chain, str, str], ...] = (
-        ("none", full, "", ""),
-        ("mean", masks.mean, "", ""),
-        (f"{masks.count} drawn", masks.drawn, low, high),
-    )
-    for name, chain, *spread in rows:
-        horizon = f"{chain.horizon.median:g}"
-        table.add_row(name, scientific(chain.log10_norm.median), *spread, horizon)
+    columns = {
+        "masks": ["none", "mean", f"{masks.count} drawn"],
+        "gain": [scientific(chain.log10_norm.median) for chain in chains],
+        "spread": ["", "", f"{low} to {high}"],
+        "horizon": [f"{chain.horizon.median:g}" for chain in chains],
+    }
     probability = ", ".join(f"{p:g}" for p in masks.probability)
     title = f"Gain with {masks.law.replace('recurrent-', 'recurrent ')} of probability {probability}"
-    return section(title, Group(table, note(f"medians; {_MEAN[masks.law]}")))
+    table = fitted(columns, terminal, folds="masks", dispensable=("spread",), styles={})
+    return section(title, Group(table, note(f"medians, spread from 5 to 95 %; {_MEAN[masks.law]}")))
 
 
 def _clipping(clip: Clipping, terminal: Terminal) -> RenderableType:
@@ -103,16 +102,19 @@ def _lags(log10: Array) -> tuple[Array, Array]:
     return np.arange(1, len(log10) + 1), log10
 
 
-def _truncation(found: Truncation) -> RenderableType:
-    table = headed("weights", "bias", "cosine", "1 % needs", "bias in chunks")
-    for group in found.bias:
-        bias, cosine = found.at(group)
-        steps = found.needs(group) or "-"
-        chunked, _ = found.chunks[group]
-        table.add_row(group, _percent(bias), _number(cosine), str(steps), _percent(chunked))
+def _truncation(found: Truncation, terminal: Terminal) -> RenderableType:
+    groups = list(found.bias)
+    columns = {
+        "weights": groups,
+        "bias": [_percent(found.at(group)[0]) for group in groups],
+        "cosine": [_number(found.at(group)[1]) for group in groups],
+        "1% needs": [str(found.needs(group) or "-") for group in groups],
+        "chunked bias": [_percent(found.chunks[group][0]) for group in groups],
+    }
+    table = fitted(columns, terminal, folds="weights", dispensable=("chunked bias", "cosine"), styles={})
     said = [
-        f"bias |G - G_K| / |G| over the {found.steps} steps at hand, exact; 1 % needs so many steps; in "
-        f"chunks: states detached every {found.length} steps, so that a loss reaches back no further",
+        f"bias |G - G_K| / |G| over the {found.steps} steps at hand, exact; 1% needs so many steps; chunked: "
+        f"states detached every {found.length} steps, so that a loss reaches back no further",
         *_beyond(found),
     ]
     return Group(table, *map(note, said))

@@ -15,6 +15,7 @@ from gradscope.measure.lag_sums import LagSums
 from gradscope.measure.loss import loss_gradient
 from gradscope.measure.truncation import truncation
 from gradscope.problem.clip import clip_of
+from gradscope.problem.layers import Problems
 
 B, T, N = 3, 12, 2
 SMALL = {"cell": "lstm", "hidden": N, "input_size": 2, "steps": T, "gain": 2.0, "batch": B}
@@ -200,6 +201,13 @@ def test_a_parameter_that_is_two_counts_twice():
 def test_clippings_that_cannot_be_meant(given):
     with pytest.raises(gradscope.InputError, match=r"^clip "):
         clip_of(given)
+
+
+def test_of_two_directions(lstm):
+    """Each has a gradient of its own, and the norm is of both together."""
+    problem = replace(lstm[0], adjoint=lstm[1])
+    with pytest.raises(gradscope.InputError, match="clip: of all weights together, but of two directions"):
+        Problems((problem, problem)).with_training(clip_of(5), None, None)
 
 
 def test_of_no_loss_and_of_a_loss_that_is_zero(tmp_path):
