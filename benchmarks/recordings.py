@@ -76,6 +76,7 @@ COMMANDS = {
     "chain, table": "chain jacobians.npy",
     "chain, top": "chain jacobians.npy --top 2 --json",
     "plot": "plot result.json lag",
+    "report": "report result.json --embed-data",
     "inspect": "inspect two.safetensors --json",
     "track": "track one.safetensors two.safetensors missing.pt --inputs x.npy",
     "track, light": "track one.safetensors two.safetensors --inputs x.npy --light --json",

@@ -44,13 +44,14 @@ _CELLS = textwrap.fill(
 )
 
 
-_MOST_USED = (
+# Of its options those that -h shows.
+MOST_USED = (
     *("--layer", "--cell", "--hidden", "--steps", "--init", "--gain", "--forget-bias", "--inputs", "--batch"),
     *("--cut", "--only", "--fail-on", "--json", "--output"),
 )
 
 
-@click.command(cls=Command, most_used=_MOST_USED, epilog=f"\b\n{_CELLS}")
+@click.command(cls=Command, most_used=MOST_USED, epilog=f"\b\n{_CELLS}")
 @options(Settings)
 @options(Process)
 @options(Output)
@@ -75,7 +76,11 @@ def analyze(**given: Any) -> int:
     weights in gradscope's notation (.npz: W_z, R_z, b_z, ...). Without it the cell is freshly initialised.
     """
     output, process = pick(Output, given), pick(Process, given)
-    settings = pick_settings(given)
+    return answer(pick_settings(given), process, output)
+
+
+def answer(settings: dict[str, Any], process: Process, output: Output) -> int:
+    """Analyse with these settings, write, and how to exit."""
     find_modules_here()
     if settings.get("platform") == "cpu":
         os.environ["JAX_PLATFORMS"] = "cpu"  # or JAX takes hold of the GPU all the same
@@ -92,7 +97,8 @@ def _analyze(settings: dict[str, Any], process: Process, output: Output, first: 
     from gradscope.cli.progress import progress_bar
     from gradscope.cli.streams import check_writable, guarded_stdout, hushed
 
-    first(lambda: check_writable(output.output, *input_files(settings)))
+    files = input_files(settings)
+    first(lambda: check_writable(output.output, *files))
     with guarded_stdout(), hushed(output.quiet), progress_bar(output.quiet) as pace:
         with _uncollected():
             from gradscope.api import analyze
@@ -109,7 +115,7 @@ def _analyze(settings: dict[str, Any], process: Process, output: Output, first: 
         said = f"top {top} of {analysis.full.size} singular values computed; --top all computes every one"
         first(lambda: click.echo(said, err=True))
     first(lambda: _say_cores(analysis, settings.get("devices"), output))
-    code: int = first(lambda: finish(analysis, output))
+    code: int = first(lambda: finish(analysis, output, files))
     return code
 
 

@@ -14,6 +14,8 @@ from gradscope.cli.defaults import origin, set_defaults, settable
 from gradscope.cli.streams import delivering
 from gradscope.errors import ExitCode, did_you_mean
 
+# Where a context keeps all that was given on the command line.
+ARGUMENTS = "gradscope.arguments"
 # Examples that the short help shows.
 _EXAMPLES = 5
 

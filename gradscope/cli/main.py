@@ -18,7 +18,7 @@ from typing import NoReturn
 
 import click
 
-from gradscope.cli.group import LazyGroup
+from gradscope.cli.group import ARGUMENTS, LazyGroup
 from gradscope.cli.streams import open_closed_streams, silence_stdout
 from gradscope.errors import ExitCode, GradscopeError, shown
 
@@ -28,6 +28,7 @@ from gradscope.errors import ExitCode, GradscopeError, shown
     commands_in={
         "analyze": "gradscope.cli.analyze:analyze",
         "chain": "gradscope.cli.chain:chain",
+        "report": "gradscope.cli.report:report",
         "plot": "gradscope.cli.plot:plot",
         "inspect": "gradscope.cli.inspect:inspect",
         "track": "gradscope.cli.track:track",
@@ -104,6 +105,7 @@ def _run(arguments: list[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     with cli.make_context("gradscope", arguments) as context:
+        context.meta[ARGUMENTS] = arguments
         code = cli.invoke(context)
     return int(code or ExitCode.OK)
 

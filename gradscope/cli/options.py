@@ -22,6 +22,7 @@ from gradscope.settings import Activation, Init, Level, Option, Settings, option
 if TYPE_CHECKING:
     from gradscope.report.analysis import Analysis
     from gradscope.report.json import Told
+    from gradscope.report.verdict import Matched
 
 # Opened by its name, a stdout that is a file would lose what others have written to it.
 _STDOUT = (Path("-"), Path("/dev/stdout"))
@@ -86,7 +87,7 @@ class Output:
     format: str = option(
         "table",
         "Output",
-        "A table for people or JSON for programs.",
+        "A table or a page (html) for people, JSON for programs.",
         choices=tuple(FORMATS),
         shorthands={"--json": ("json", "The same as --format json.")},
     )
@@ -117,25 +118,40 @@ class Output:
         flags=("-q", "--quiet"),
     )
     details: bool = option(False, "Output", "Of several layers show all of each, not of the worst alone.")
+    embed_data: bool = option(False, "Output", "Put the JSON into the HTML page.")
 
-    @property
-    def look(self) -> Look:
-        """How the result is to be shown; asks stdout what it is."""
+    def look(self, read: Sequence[Path] = ()) -> Look:
+        """How the result is to be shown; asks stdout what it is. read : the files that it was made of."""
         from gradscope.report.terminal import terminal_for
 
         terminal = terminal_for(self.color, to_file=self.output is not None)
-        return Look(terminal, verdict_only=self.quiet, all_lags=self.lags == "all", every_layer=self.details)
+        return Look(
+            terminal,
+            verdict_only=self.quiet,
+            all_lags=self.lags == "all",
+            every_layer=self.details,
+            embed_data=self.embed_data,
+            origin=self._origin(read),
+        )
+
+    def _origin(self, read: Sequence[Path]) -> dict[str, str]:
+        """What a page says of the command and its files; to hash them takes a second for every gigabyte."""
+        if self.format != "html":
+            return {}
+        from gradscope.cli.origin_of import origin_of
+
+        return origin_of(read)
 
     @property
     def one_line(self) -> bool:
         """Whether the verdict's line is all that is shown."""
         return self.quiet and self.format == "table"
 
-    def write(self, result: Told) -> None:
-        """Render the result and write it."""
+    def write(self, result: Told, read: Sequence[Path] = ()) -> None:
+        """Render the result and write it; read : the files that it was made of."""
         from gradscope.cli.streams import write_result
 
-        write_result(render(result, self.format, self.look), self.output)
+        write_result(render(result, self.format, self.look(read)), self.output)
 
 
 # Of these, what any result can be asked for; and an analysis of no layers.
@@ -252,11 +268,15 @@ def _parsing(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Para
 # -- what commands share -----------------------------------------------------------------------------
 
 
-def finish(analysis: Analysis, output: Output) -> int:
-    """Render, write, say what matched ``--fail-on``, and how to exit."""
+def finish(analysis: Analysis, output: Output, read: Sequence[Path] = ()) -> int:
+    """Render, write, say what matched ``--fail-on``, and how to exit; read : the files it was made of."""
     analysis = analysis.matching(output.fail_on)
-    output.write(analysis)
-    matched = analysis.verdict.matched
+    output.write(analysis, read)
+    return say_matched(analysis.verdict.matched)
+
+
+def say_matched(matched: Sequence[Matched]) -> int:
+    """What has a level that was looked for, on stderr; and how to exit."""
     if not matched:
         return ExitCode.OK
     each = [f"{one.level} (layer {shown(one.layer)})" if one.layer else one.level for one in matched]

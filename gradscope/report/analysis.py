@@ -99,13 +99,14 @@ class Analysis:
         return render_table(self, Look(terminal_for("never", to_file=False))).rstrip("\n")
 
     def _repr_html_(self) -> str:
-        """The table as notebooks show it."""
+        """The table and the gain by lag, as notebooks show them."""
         from gradscope.report.table import render_table
         from gradscope.report.terminal import Terminal
         from gradscope.report.views import Look
 
         text = render_table(self, Look(Terminal(_NOTEBOOK)))
-        return f'<pre style="line-height: 1.2">{html.escape(text)}</pre>'
+        drawn = "" if self.only == "verdict" else self.figure("lag", size="page").svg(f"gradscope-{id(self)}")
+        return f'<pre style="line-height: 1.2">{html.escape(text)}</pre>{drawn}'
 
     def figure(self, name: str = "lag", *, size: str = "column", layer: str | None = None) -> Picture:
         """A picture as SVG, which notebooks show: lag, share, spectrum, gates or eigenvalues.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,16 @@ class Inspection:
     source: str
     contents: Contents
     matrices: tuple[Mapping[str, Mapping[str, float | None]], ...]
+
+    def _repr_html_(self) -> str:
+        """The table as notebooks show it."""
+        from gradscope.report.inspection_table import render_contents
+        from gradscope.report.terminal import Terminal
+        from gradscope.report.views import Look
+
+        return (
+            f'<pre style="line-height: 1.2">{html.escape(render_contents(self, Look(Terminal(100))))}</pre>'
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object ``gradscope/inspection/1``: plain Python, no NaN."""

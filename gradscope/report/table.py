@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,11 +27,11 @@ from gradscope.report.page import (
 )
 from gradscope.report.sensitivity_table import sensitivity_sections
 from gradscope.report.sparkline import by_lag, crossings
+from gradscope.report.subject import chosen, subject
 from gradscope.report.terminal import Terminal
 from gradscope.report.training_table import masked_section, training_sections
-from gradscope.report.verdict import scientific, steps_of
+from gradscope.report.verdict import scientific
 from gradscope.report.views import Look
-from gradscope.settings import INIT
 
 if TYPE_CHECKING:
     from gradscope.report.analysis import Analysis
@@ -130,59 +130,13 @@ def headline(analysis: Analysis) -> str:
 def _headline(analysis: Analysis, *, given: bool = True) -> Text:
     """The verdict in a line; given : with what the user chose or changed."""
     level = analysis.verdict.level
-    words = ", ".join([_subject(analysis), *(_given(analysis) if given else ())])
+    problem = analysis.problem
+    words = ", ".join(
+        [subject(problem, len(analysis.layers), analysis.full.size), *(chosen(problem) if given else ())]
+    )
     text = Text.assemble((level.upper(), STYLES[level]), ": ", words)
     text.append(f", gain {scientific(analysis.full.log10_norm.median)}")
     return text
-
-
-def _subject(analysis: Analysis) -> str:
-    problem, full = analysis.problem, analysis.full
-    if problem.get("cell") is None:
-        return f"{problem['source']}, {full.size} x {full.size}, {full.steps} steps"
-    if analysis.layers:
-        words = [f"{shown(problem['source'])}, {len(analysis.layers)} layers"]
-    else:
-        called = f"layer {shown(problem['layer'])}: " if problem.get("layer") else ""
-        words = [f"{called}{problem['cell']}, hidden {problem['hidden']}"]
-    masked = problem.get("masked") or [0]
-    beside = f" ({steps_of(masked)} masked)" if any(masked) else ""
-    words.append(f"{steps_of(problem.get('lengths') or [problem['steps']])} steps{beside}")
-    if problem["batch"] > 1:
-        words.append(f"batch {problem['batch']}")
-    if problem.get("cut"):
-        words.append("without " + ", ".join(problem["cut"]))
-    words += _scaled(problem.get("scale", {}))
-    if problem.get("view") == "cell":
-        words.append("cell view")
-    return ", ".join(words)
-
-
-def _scaled(scale: Mapping[str, float]) -> Iterable[str]:
-    """Which paths carry a factor, those of one together."""
-    paths: dict[float, list[str]] = {}
-    for path, factor in scale.items():
-        paths.setdefault(factor, []).append(path)
-    return (f"paths {', '.join(names)} x {factor:g}" for factor, names in paths.items())
-
-
-def _given(analysis: Analysis) -> Iterable[str]:
-    """What the user chose or changed of the weights, and what a checkpoint was run on."""
-    problem = analysis.problem
-    if problem.get("cell") is None:
-        return
-    if (problem.get("init") or INIT) != INIT:
-        yield f"init {problem['init']}"
-    if problem.get("gain", 1.0) != 1.0:
-        yield f"recurrent matrices x {problem['gain']:g}"
-    for name, value in problem.get("biases", {}).items():
-        yield f"{name} = {value:g}"
-    inputs = shown(problem.get("inputs", "normal"))
-    if inputs in ("normal", "zeros"):
-        if inputs == "zeros" or problem["source"] != "initialised":
-            yield "inputs all zero" if inputs == "zeros" else "random inputs, N(0, 1)"
-    elif not inputs.startswith("outputs of "):
-        yield f"inputs {inputs}"
 
 
 def _chains(analysis: Analysis, terminal: Terminal) -> RenderableType:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gradscope.errors import InputError
@@ -22,6 +22,9 @@ FORMATS: Mapping[str, Mapping[str, str]] = {
         "Suggestions": "gradscope.advise.suggestion_table:render_suggestions",
         "Repaired": "gradscope.advise.repair_table:render_repaired",
     },
+    "html": {
+        "Analysis": "gradscope.report.html_page:render_html",
+    },
     "json": {
         "Analysis": "gradscope.report.json:render_json",
         "Inspection": "gradscope.report.json:told_json",
@@ -37,12 +40,15 @@ class Look:
 
     verdict_only : of an analysis the one line; all_lags : every lag, not a thousand of them at most.
     every_layer : of several layers all of each, not of the worst alone.
+    embed_data : of a page the JSON in it; origin : what else it says of where the result came from.
     """
 
     terminal: Terminal
     verdict_only: bool = False
     all_lags: bool = False
     every_layer: bool = False
+    embed_data: bool = False
+    origin: Mapping[str, str] = field(default_factory=dict)
 
 
 def render(result: Told, name: str, look: Look) -> str:

@@ -197,6 +197,7 @@ def test_examples_fit_a_terminal(run):
         ["plot"],
         ["suggest"],
         ["repair"],
+        ["report"],
     ):
         assert max(map(len, run(*command, "--help")[1].partition("Options:")[0].splitlines())) <= 80
 
@@ -238,6 +239,7 @@ def test_every_example_of_the_help_has_a_line_of_its_own(run):
         (["track", "-h"], 5),
         (["merge", "-h"], 3),
         (["plot", "-h"], 5),
+        (["report", "--help"], 4),
         (["completion", "-h"], 3),
     ):
         examples = run(*arguments)[1].partition("Examples:\n")[2].partition("\n\n")[0].splitlines()

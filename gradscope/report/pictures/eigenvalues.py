@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,11 +9,11 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
-from gradscope.report.pictures.frame import Frame, words
-from gradscope.report.pictures.panels import MOST_PANELS, panels
+from gradscope.report.pictures.frame import Frame
+from gradscope.report.pictures.panels import MOST_PANELS, heading, panels
 from gradscope.report.pictures.picture import Picture
-from gradscope.report.pictures.svg import element, short
-from gradscope.report.pictures.theme import Size, fill, stroke
+from gradscope.report.pictures.svg import element, number, short
+from gradscope.report.pictures.theme import Size, stroke
 
 
 def draw_eigenvalues(parts: Mapping[str, Mapping[str, Any]], size: Size) -> Picture:
@@ -33,8 +32,9 @@ def draw_eigenvalues(parts: Mapping[str, Mapping[str, Any]], size: Size) -> Pict
     size, frames = panels(len(matrices), size, 1.0)
     drawn = []
     for (name, matrix), frame in zip(matrices, frames, strict=True):
-        drawn += [*_heading(name, matrix, frame), *_plane(_finite(matrix["eigenvalues"]), frame)]
-    return Picture("Eigenvalues of the recurrent matrices", _said(matrices), size, tuple(drawn))
+        drawn += [*heading(name, "", _radius(matrix), frame), *_plane(_finite(matrix["eigenvalues"]), frame)]
+    said = "Eigenvalues in the complex plane with the unit circle; those beyond it in another colour."
+    return Picture("Eigenvalues of the recurrent matrices", _said(matrices), said, size, tuple(drawn))
 
 
 def _finite(pairs: Any) -> Array:
@@ -59,21 +59,19 @@ def _plane(values: Array, frame: Frame) -> list[str]:
             "circle", element("title", "unit circle"), cx=x, cy=y, r=unit, stroke_width=1.2, **stroke("ink")
         ),
     ]
-    dot = max(1.2, 0.16 * frame.font)
-    for real, imaginary in values.tolist():
-        cx, cy = at(real, imaginary)
-        parts.append(
-            element("circle", cx=cx, cy=cy, r=dot, **fill(2 if math.hypot(real, imaginary) > 1 else 1))
-        )
+    dot = max(2.4, 0.32 * frame.font)
+    beyond = np.hypot(*values.T) > 1
+    for colour, some in ((1, values[~beyond]), (2, values[beyond])):
+        # A dot is a short line with round ends: a tenth of the text that circles take.
+        dots = "".join("M{},{}h.1".format(*map(number, at(*value))) for value in some.tolist())
+        style = {"stroke_width": dot, "stroke_linecap": "round"} | stroke(colour)
+        parts += [element("path", d=dots, **style)] if dots else []
     return parts
 
 
-def _heading(name: str, matrix: Mapping[str, Any], frame: Frame) -> list[str]:
-    small = 0.85 * frame.font
-    return [
-        words(short(name), frame.left, frame.top - 1.5 * frame.font, frame.font, bold=True),
-        words(_numbers(matrix), frame.left, frame.top - 0.4 * frame.font, small, "muted"),
-    ]
+def _radius(matrix: Mapping[str, Any]) -> str:
+    radius = matrix["spectral_radius"]
+    return "" if radius is None else f"radius {radius:.3g}"
 
 
 def _numbers(matrix: Mapping[str, Any]) -> str:
@@ -85,7 +83,4 @@ def _numbers(matrix: Mapping[str, Any]) -> str:
 
 def _said(matrices: list[tuple[str, Any]]) -> str:
     each = [f"{short(name)} {_numbers(matrix)}" for name, matrix in matrices]
-    return (
-        f"Eigenvalues in the complex plane with the unit circle, those beyond it in another colour: "
-        f"{'; '.join(each)}."
-    )
+    return f"{'; '.join(each)}."

@@ -13,8 +13,6 @@ from gradscope.report.pictures.svg import element, escaped, number, short
 from gradscope.report.pictures.theme import DASHES, fill, stroke
 from gradscope.report.verdict import scientific
 
-# Points of a line: more than a picture has columns of pixels.
-MOST_POINTS = 800
 # A character's width and a line's height, of the height of the letters.
 _WIDTH, _LINE = 0.6, 1.35
 
@@ -145,7 +143,7 @@ def line(
     )
 
 
-def thinned(x: Array, y: Array, most: int = MOST_POINTS) -> tuple[Array, Array]:
+def thinned(x: Array, y: Array, most: int) -> tuple[Array, Array]:
     """At most so many of the points: of each stretch the first, lowest, highest and last."""
     if len(x) <= most:
         return x, y

@@ -7,7 +7,7 @@ from typing import Any
 
 from gradscope.errors import InputError
 from gradscope.report.pictures.frame import Axis, words
-from gradscope.report.pictures.panels import MOST_PANELS, panels
+from gradscope.report.pictures.panels import MOST_PANELS, heading, panels
 from gradscope.report.pictures.parts import floats
 from gradscope.report.pictures.picture import Picture
 from gradscope.report.pictures.svg import element, short
@@ -31,42 +31,28 @@ def draw_gates(parts: Mapping[str, Mapping[str, Any]], size: Size) -> Picture:
     for (name, gate), frame in zip(gates, frames, strict=True):
         bars = floats(gate["histogram"])
         x, y = frame.axes((0.0, 1.0), (0.0, max(float(bars.max()), 1e-9)))
-        drawn += [*_heading(name, gate, frame), *_bars(bars.tolist(), x, y)]
+        mean, saturated = f": mean {gate['mean']:.2f}", f"saturated {100 * gate['saturated']:.1f} %"
+        drawn += [*heading(name, mean, saturated, frame), *_bars(bars.tolist(), x, y)]
         drawn.append(element("line", x1=x.start, y1=y.start, x2=x.end, y2=y.start, **stroke("muted")))
         for tick in (0.0, 0.5, 1.0):
             drawn.append(
                 words(f"{tick:g}", x.at(tick), y.start + 1.2 * frame.font, frame.font, anchor="middle")
             )
-    return Picture("Gates", _said(gates), size, tuple(drawn))
-
-
-def _heading(name: str, gate: Mapping[str, Any], frame: Any) -> list[str]:
-    said = f"mean {gate['mean']:.2f}, saturated {100 * gate['saturated']:.1f} %"
-    small = 0.85 * frame.font
-    return [
-        words(short(name), frame.left, frame.top - 1.5 * frame.font, frame.font, bold=True),
-        words(said, frame.left, frame.top - 0.4 * frame.font, small, "muted"),
-    ]
+    said = "Histograms of gate activations, in another colour the saturated ones below 0.1 and above 0.9."
+    return Picture("Gates", _said(gates), said, size, tuple(drawn))
 
 
 def _bars(bars: list[float], x: Axis, y: Axis) -> list[str]:
-    """Those of saturated activations in the second colour, and with an outline."""
-    found = []
+    """Those of saturated activations in another colour."""
+    found: dict[int, list[str]] = {1: [], 2: []}
     for k, bar in enumerate(bars):
         low, high = k / len(bars), (k + 1) / len(bars)
         saturated = high <= _SATURATED[0] + 1e-9 or low >= _SATURATED[1] - 1e-9
-        found.append(
-            element(
-                "rect",
-                element("title", f"{low:.2f} to {high:.2f}: {100 * bar:.1f} %"),
-                x=x.at(low) + 0.4,
-                y=y.at(bar),
-                width=x.at(high) - x.at(low) - 0.8,
-                height=y.start - y.at(bar),
-                **fill(2 if saturated else 1),
-            )
-        )
-    return found
+        box = {"x": x.at(low) + 0.4, "width": x.at(high) - x.at(low) - 0.8}
+        box |= {"y": y.at(bar), "height": y.start - y.at(bar)}
+        if bar:
+            found[2 if saturated else 1].append(element("rect", **box))
+    return [element("g", *boxes, **fill(colour)) for colour, boxes in found.items() if boxes]
 
 
 def _said(gates: list[tuple[str, Any]]) -> str:
@@ -74,4 +60,4 @@ def _said(gates: list[tuple[str, Any]]) -> str:
         f"{short(name)} mean {gate['mean']:.3f}, saturated {100 * gate['saturated']:.1f} %"
         for name, gate in gates
     ]
-    return f"Histograms of gate activations, saturated below 0.1 and above 0.9: {'; '.join(each)}."
+    return f"{'; '.join(each)}."

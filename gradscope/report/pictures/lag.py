@@ -54,7 +54,7 @@ def draw_lag(part: Mapping[str, Any], size: Size) -> Picture:
     def placed(lags: Array, norms: Array) -> list[list[tuple[float, float]]]:
         return [
             [(x.at(lag), y.at(norm)) for lag, norm in run]
-            for run in stretches(*thinned(lags, norms), low, high)
+            for run in stretches(*thinned(lags, norms, size.points), low, high)
         ]
 
     drawn = [
@@ -67,13 +67,13 @@ def draw_lag(part: Mapping[str, Any], size: Size) -> Picture:
     ]
     parts = (
         frame.drawn(x, y, ("lag k, in steps", "gain, sigma_1 of the last k steps"), log_y=True),
-        *_range(part, frame, x.at, y.at, low, high),
+        *_range(part, size.points, x.at, y.at, low, high),
         *_thresholds(part, frame, y.at),
         *drawn,
         *_error(part, full, x.at, y.at),
         legend.drawn(size.font, frame.bottom + 3.1 * size.font),
     )
-    return Picture("Gain by lag", _said(part, lines, low), size, parts)
+    return Picture("Gain by lag", sentence(part), _said(part, lines, low), size, parts)
 
 
 def _lines(part: Mapping[str, Any]) -> list[tuple[str, Array, Array]]:
@@ -123,7 +123,7 @@ def _ends(row: list[float | None]) -> list[float]:
     return [norms.min(), norms.max()] if len(norms) else [0.0, 0.0]
 
 
-def _range(part: Mapping[str, Any], frame: Frame, x: Any, y: Any, low: float, high: float) -> list[str]:
+def _range(part: Mapping[str, Any], most: int, x: Any, y: Any, low: float, high: float) -> list[str]:
     """From the lowest to the highest gain of the batch."""
     profile = part["profile"]
     if len(profile["log10_norm"]) < 2:
@@ -133,8 +133,8 @@ def _range(part: Mapping[str, Any], frame: Frame, x: Any, y: Any, low: float, hi
     if not known.any():
         return []
     rows, lags = rows[:, known], lags[known]
-    lower = thinned(lags, np.clip(np.nanmin(rows, axis=0), low, high))
-    upper = thinned(lags, np.clip(np.nanmax(rows, axis=0), low, high))
+    lower = thinned(lags, np.clip(np.nanmin(rows, axis=0), low, high), most)
+    upper = thinned(lags, np.clip(np.nanmax(rows, axis=0), low, high), most)
     there = [(x(a), y(b)) for a, b in zip(*map(np.ndarray.tolist, lower), strict=True)]
     back = [(x(a), y(b)) for a, b in zip(*map(np.ndarray.tolist, upper), strict=True)][::-1]
     outline = " ".join(f"{number(a)},{number(b)}" for a, b in there + back)
@@ -178,7 +178,6 @@ def _said(part: Mapping[str, Any], lines: list[tuple[str, Array, Array]], low: f
     else:
         last = f"{scientific(norms[-1])} at lag {lags[-1]:.0f}"
     said = [
-        sentence(part),
         f"Gain of the full chain: {last}; the error of its log10 is {_error_of(part):.0e}.",
     ]
     below = [short(name) for name, _, norms in lines if np.nanmax(norms, initial=-math.inf) < low]

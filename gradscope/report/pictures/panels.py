@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from gradscope.report.pictures.frame import Frame
+from gradscope.report.pictures.frame import Frame, width_of, words
+from gradscope.report.pictures.svg import short
 from gradscope.report.pictures.theme import Size
 
 # A panel's heading, the numbers of its axis and the gap beside it, in lines; the most that one picture has.
@@ -38,3 +39,13 @@ def panels(count: int, size: Size, aspect: float) -> tuple[Size, Iterator[Frame]
             yield Frame(left, top, left + width, top + height, font)
 
     return Size(size.width, rows * tall, font), frames()
+
+
+def heading(name: str, beside: str, below: str, frame: Frame) -> list[str]:
+    """A name, of which the beginning where it is too wide, with what stands beside it; and a line below."""
+    small = 0.85 * frame.font
+    room = int((frame.right - frame.left) / width_of("m", small)) - len(beside)
+    return [
+        words(short(name, room) + beside, frame.left, frame.top - 1.5 * frame.font, small, bold=True),
+        words(below, frame.left, frame.top - 0.4 * frame.font, small, "muted"),
+    ]

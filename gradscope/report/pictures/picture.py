@@ -14,9 +14,13 @@ _FONTS = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
 
 @dataclass(frozen=True)
 class Picture:
-    """An SVG; notebooks show it. title, said : a heading, and in words what there is to see."""
+    """An SVG; notebooks show it.
+
+    title : a heading; before : what those who do not see it are told first; said : what there is to see.
+    """
 
     title: str
+    before: str
     said: str
     size: Size
     parts: tuple[str, ...]
@@ -28,7 +32,7 @@ class Picture:
         return element(
             "svg",
             element("title", escaped(self.title), id=f"{name}-title"),
-            element("desc", escaped(self.said), id=f"{name}-desc"),
+            element("desc", escaped(f"{self.before} {self.said}"), id=f"{name}-desc"),
             *(() if inside else (paper,)),
             *self.parts,
             xmlns=None if inside else "http://www.w3.org/2000/svg",

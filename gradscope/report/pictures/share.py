@@ -10,11 +10,11 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
-from gradscope.report.pictures.frame import Axis, Frame, spread, stretches, thinned, width_of, words
+from gradscope.report.pictures.frame import Axis, Frame, spread, stretches, width_of, words
 from gradscope.report.pictures.parts import floats, sentence
 from gradscope.report.pictures.picture import Picture
 from gradscope.report.pictures.svg import element, escaped, number, short
-from gradscope.report.pictures.theme import COLOURS, Size, fill
+from gradscope.report.pictures.theme import COLOURS, Size, fill, stroke
 
 _BAR = 1.5
 
@@ -40,10 +40,10 @@ def draw_share(part: Mapping[str, Any], size: Size) -> Picture:
     by_lag = {name: floats(profile["share"][name]) for name in shown if name in profile["share"]}
     lags = floats(profile["lag"])
     if len(lags) > 1 and by_lag:
-        parts += _by_lag(
-            lags, by_lag, Frame(3.4 * font, below, size.width - font, size.height - 3 * font, font)
-        )
-    return Picture("Who carries the gradient", _said(part, shares, order, shown), size, tuple(parts))
+        frame = Frame(3.4 * font, below, size.width - font, size.height - 3 * font, font)
+        parts += _by_lag(lags, by_lag, frame, size.points // 2)
+    said = _said(shares, order, shown)
+    return Picture("Who carries the gradient", sentence(part), said, size, tuple(parts))
 
 
 def _bar(name: str, share: float, row: int, bar: Axis, font: float) -> list[str]:
@@ -57,9 +57,13 @@ def _bar(name: str, share: float, row: int, bar: Axis, font: float) -> list[str]
     return [name_, rectangle, words(label, bar.at(length) + 0.4 * font, y + 0.85 * font, font)]
 
 
-def _by_lag(lags: Array, by_lag: Mapping[str, Array], frame: Frame) -> list[str]:
-    """Areas on one another from 0 upwards, those that work against from 0 downwards."""
-    values = np.array([*by_lag.values()])
+def _by_lag(lags: Array, by_lag: Mapping[str, Array], frame: Frame, most: int) -> list[str]:
+    """Areas on one another from 0 upwards, those that work against from 0 downwards.
+
+    most : lags that are drawn, the same of all: areas have no other edges in common.
+    """
+    chosen = np.unique(np.linspace(0, len(lags) - 1, most).round().astype(int))
+    lags, values = lags[chosen], np.array([*by_lag.values()])[:, chosen]
     upper = np.where(np.isfinite(values), values, 0.0).clip(0).cumsum(axis=0)
     lower = np.where(np.isfinite(values), values, 0.0).clip(None, 0).cumsum(axis=0)
     x, y = frame.axes((1.0, float(lags[-1])), spread([lower.min(), upper.max(), 0.0, 1.0], 1.0))
@@ -71,12 +75,13 @@ def _by_lag(lags: Array, by_lag: Mapping[str, Array], frame: Frame) -> list[str]
             inner = outer[number_ - 1] if number_ else np.zeros(len(lags))
             gone = np.where(np.isfinite(values[number_]), 0.0, np.nan)
             areas += _areas(lags, inner + gone, outer[number_] + gone, x, y)
-        style = {"stroke_width": 0.6} | fill(number_ + 1)
+        style = stroke("paper") | fill(number_ + 1) | {"stroke_width": 0.6}
+        style["class_"] = f"{stroke('paper')['class_']} {style['class_']}"
         parts.append(
             element(
                 "g",
                 element("title", escaped(name)),
-                *(element("polygon", points=area, stroke="#ffffff", **style) for area in areas),
+                *(element("polygon", points=area, **style) for area in areas),
             )
         )
     return parts
@@ -84,21 +89,22 @@ def _by_lag(lags: Array, by_lag: Mapping[str, Array], frame: Frame) -> list[str]
 
 def _areas(lags: Array, inner: Array, outer: Array, x: Axis, y: Axis) -> list[str]:
     """Outlines between two lines, a piece for every stretch on which both are known."""
-    if np.array_equal(inner, outer, equal_nan=True):
-        return []
+    apart = inner != outer
+    thick = apart.copy()
+    thick[1:] |= apart[:-1]  # an area begins and ends in a point
+    thick[:-1] |= apart[1:]
+    inner, outer = (np.where(thick, edge, np.nan) for edge in (inner, outer))
     found = []
-    edges = (stretches(*thinned(lags, edge), -math.inf, math.inf) for edge in (inner, outer))
+    edges = (stretches(lags, edge, -math.inf, math.inf) for edge in (inner, outer))
     for there, back in zip(*edges, strict=True):
         outline: Sequence[tuple[float, float]] = [*there, *back[::-1]]
         found.append(" ".join(f"{number(x.at(a))},{number(y.at(b))}" for a, b in outline))
     return found
 
 
-def _said(
-    part: Mapping[str, Any], shares: Mapping[str, float], order: Sequence[str], shown: Sequence[str]
-) -> str:
+def _said(shares: Mapping[str, float], order: Sequence[str], shown: Sequence[str]) -> str:
     each = [f"{short(name)} {100 * shares[name]:.1f} %" for name in shown if math.isfinite(shares[name])]
-    said = [sentence(part), f"Shares: {', '.join(each)}."]
+    said = [f"Shares: {', '.join(each)}."]
     if min(np.nan_to_num([*shares.values()])) < 0:
         said.append("A negative share works against the others.")
     if len(order) > len(shown):

@@ -23,6 +23,7 @@ from gradscope.report.pictures.parts import floats, sentence
 from gradscope.report.pictures.picture import Picture
 from gradscope.report.pictures.svg import element, escaped
 from gradscope.report.pictures.theme import COLOURS, Size
+from gradscope.report.verdict import scientific
 
 # Values that are dots as well as a line; sequences of a batch that are drawn.
 _DOTS, _SEQUENCES = 24, 16
@@ -49,7 +50,7 @@ def draw_spectrum(part: Mapping[str, Any], size: Size) -> Picture:
     for k in reversed(rows):
         inside = []
         for row in rows[k]:
-            for run in stretches(*thinned(np.arange(1.0, len(row) + 1), row), low, high):
+            for run in stretches(*thinned(np.arange(1.0, len(row) + 1), row, size.points), low, high):
                 points = [(x.at(a), y.at(b)) for a, b in run]
                 inside.append(line(points, k, width=1.2 if k else 1.8))
                 if not k and len(row) <= _DOTS:
@@ -61,7 +62,7 @@ def draw_spectrum(part: Mapping[str, Any], size: Size) -> Picture:
         *drawn,
         legend.drawn(size.font, frame.bottom + 3.1 * size.font),
     )
-    return Picture("Singular values", _said(part, rows[0]), size, parts)
+    return Picture("Singular values", sentence(part), _said(part, rows[0]), size, parts)
 
 
 def _some(chain: Mapping[str, Any]) -> bool:
@@ -71,12 +72,11 @@ def _some(chain: Mapping[str, Any]) -> bool:
 def _said(part: Mapping[str, Any], rows: list[Any]) -> str:
     full, first = part["chains"][0], rows[0]
     known = first[np.isfinite(first)]
-    said = [sentence(part)]
+    said = []
     if len(known):
-        said.append(
-            f"Of {full['size']} singular values {len(first)} are asked for; from 10^{known[0]:.4g} to "
-            f"10^{known[-1]:.4g}; the worst is known to {max(full['log10_error']):.0e} decades."
-        )
+        ends = f"{scientific(float(known[0]))} to {scientific(float(known[-1]))}"
+        said.append(f"{len(first)} of {full['size']} singular values, from {ends}.")
+        said.append(f"The worst is known to {max(full['log10_error']):.0e} decades.")
     if (zeros := full.get("exact_zeros")) and max(zeros):
         said.append(f"{max(zeros)} are zero, and below the picture.")
     if full.get("unmeasured"):

@@ -17,8 +17,7 @@ def element(tag: str, *children: str, **attributes: object) -> str:
         for name, value in attributes.items()
         if value is not None
     )
-    inside = "".join(children)
-    return f"<{tag}{given}>{inside}</{tag}>" if inside else f"<{tag}{given}/>"
+    return f"<{tag}{given}>{''.join(children)}</{tag}>"
 
 
 def escaped(text: object) -> str:
@@ -26,15 +25,15 @@ def escaped(text: object) -> str:
     return html.escape(shown(text))
 
 
-def short(name: object) -> str:
-    """A name that fits into a picture."""
+def short(name: object, most: int = _NAME) -> str:
+    """A name that fits into a picture: its beginning where it has more characters."""
     plain = shown(name)
-    return plain if len(plain) <= _NAME else plain[: _NAME - 1] + "…"
+    return plain if len(plain) <= most else plain[: max(most - 1, 1)] + "…"
 
 
 def number(value: float) -> str:
-    """A coordinate, to a hundredth of a pixel."""
-    return "0" if abs(value) < 5e-3 else f"{value:.2f}".rstrip("0").rstrip(".")
+    """A coordinate, to a tenth of a pixel."""
+    return "0" if abs(value) < 0.05 else f"{value:.1f}".removesuffix(".0")
 
 
 def _value(value: object) -> str:

@@ -15,24 +15,30 @@ _GIVEN = re.compile(r"(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)(?:mm)?")
 
 @dataclass(frozen=True)
 class Size:
-    """width, height : pixels, 96 to the inch; font : pixels that a line of text is high."""
+    """width, height : pixels, 96 to the inch; font : pixels that a line of text is high.
+
+    points : of a line, at most: no more than there are columns of pixels.
+    """
 
     width: float
     height: float
     font: float
+    points: int = 800
 
 
 def _mm(width: float, height: float, points: float) -> Size:
     return Size(width * _PIXELS_PER_MM, height * _PIXELS_PER_MM, points * _POINT)
 
 
-# One column of a paper, both, a slide; the report's own.
+# One column of a paper, both, a slide; a page's own, and that of the layers on it.
 SIZES = {
     "column": _mm(85, 64, 8),
     "wide": _mm(175, 80, 8),
     "slide": _mm(254, 143, 16),
-    "page": Size(480.0, 300.0, 13.0),
+    "page": Size(480.0, 300.0, 13.0, 200),
+    "small": Size(480.0, 300.0, 13.0, 80),
 }
+_NAMED = ("column", "wide", "slide", "page")
 
 
 def size_of(text: str) -> Size:
@@ -43,7 +49,7 @@ def size_of(text: str) -> Size:
     sides = [float(side) for side in given.groups()] if given else []
     if not sides or not all(_SMALLEST <= side <= _LARGEST for side in sides):
         raise InputError(
-            f"size is {quoted(text)}, expected {', '.join(SIZES)} or WIDTHxHEIGHT in millimetres, "
+            f"size is {quoted(text)}, expected {', '.join(_NAMED)} or WIDTHxHEIGHT in millimetres, "
             f"{_SMALLEST} to {_LARGEST} each, such as 120x80"
         )
     return _mm(sides[0], sides[1], 8)

@@ -1,0 +1,281 @@
+"""The result as one HTML file: no script, nothing from elsewhere, fit for screen, print and ear."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradscope.errors import InputError, reason
+from gradscope.report.html_style import style_sheet
+from gradscope.report.html_text import figures_of, folded, gain_of, listing, table
+from gradscope.report.pictures.figures import picture
+from gradscope.report.pictures.parts import parts_of
+from gradscope.report.pictures.svg import element, escaped
+from gradscope.report.subject import subject
+from gradscope.report.views import Look
+
+if TYPE_CHECKING:
+    from gradscope.report.analysis import Analysis
+
+# Rows of a table of exact numbers, and names in a list of them.
+_ROWS, _NAMES = 24, 40
+# Bytes of a page without its data: what is left of 300 KB goes to the sections of the layers.
+_BUDGET = 290_000
+_LEVELS = ("vanishing", "stable", "exploding", "undecided")
+
+
+def render_html(analysis: Analysis, look: Look) -> str:
+    """The page of an analysis."""
+    return html_page(analysis.to_dict(all_lags=look.all_lags), look.origin, embed=look.embed_data)
+
+
+def html_page(result: Mapping[str, Any], origin: Mapping[str, str] = {}, *, embed: bool = False) -> str:
+    """The page of an analysis' JSON.
+
+    origin : what else there is to say of where it came from, such as the command; embed : with the JSON.
+    Raises InputError where the JSON is not that of an analysis.
+    """
+    try:
+        whole, end = [*_whole(result)], _provenance(result, origin)
+        room = _BUDGET - sum(len(part.encode("utf-8", "replace")) for part in (*whole, end))
+        parts = [*whole, *_layers(result, room), end, _data(result, embed)]
+        title = f"{_level(result)}: {_subject(result)}"
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"the result is damaged ({reason(error)}): expected the JSON as analyze or chain wrote it"
+        ) from error
+    return _document(title, parts)
+
+
+def _document(title: str, parts: Sequence[str]) -> str:
+    """A page that may load nothing, and whose one style sheet is known by its hash."""
+    style = style_sheet()
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    head = element(
+        "head",
+        '<meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{escaped(policy)}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<meta name="generator" content="gradscope">',
+        element("title", escaped(f"gradscope: {title}")),
+        f"<style>{style}</style>",
+    )
+    body = element("body", element("main", "\n".join(filter(None, parts))))
+    return f'<!DOCTYPE html>\n<html lang="en">\n{head}\n{body}\n</html>\n'
+
+
+# -- what is said of the whole -------------------------------------------------------------------------
+
+
+def _subject(part: Mapping[str, Any]) -> str:
+    return subject(part["problem"], len(part.get("layers") or ()), part["chains"][0]["size"])
+
+
+def _level(part: Mapping[str, Any]) -> str:
+    return str(part["verdict"]["level"])
+
+
+def _whole(result: Mapping[str, Any]) -> Iterator[str]:
+    """The verdict, what to do, and the sections in the order in which they are asked for."""
+    level = _level(result)
+    known = level if level in _LEVELS else "undecided"
+    gain = gain_of(result["chains"][0]["log10_norm"]["median"])
+    heading = element("span", escaped(level), class_=f"level {known}")
+    yield element("h1", heading, escaped(f": {_subject(result)}, gain {gain}"))
+    yield listing(result["verdict"]["reasons"])
+    notes = result["verdict"].get("notes") or []
+    if notes:
+        yield element("h2", "What to know, and what to do")
+        yield listing(notes)
+    problem = result["problem"]
+    yield listing([f"{words}: {said}" for key, words in _SAID.items() for said in problem.get(key) or []])
+    yield _sections(result, "whole")
+
+
+_SAID = {"not_applied": "Not applied", "assumed": "Assumed"}
+
+
+def _sections(part: Mapping[str, Any], name: str) -> str:
+    """The pictures of the whole, or of a layer, with their numbers."""
+    yields = (
+        _figure(part, "lag", name, _lag_table(part)),
+        _figure(part, "share", name, _share_table(part)),
+        _figure(part, "spectrum", name, _spectrum_table(part)),
+        _figure(part, "gates", name, _gates_table(part)),
+        _figure(part, "eigenvalues", name, _matrix_table(part)),
+    )
+    return _chains(part) + element("div", *yields, class_="grid")
+
+
+def _figure(part: Mapping[str, Any], name: str, where: str, numbers: str) -> str:
+    """A picture with its heading, what it says, and its numbers; nothing where there is none to draw."""
+    try:
+        drawn = picture(part, name, "page" if where == "whole" else "small")
+    except InputError:
+        return ""
+    return element(
+        "figure",
+        element("h2" if where == "whole" else "h3", escaped(drawn.title)),
+        drawn.svg(f"{where}-{name}", inside=True),
+        element("figcaption", escaped(drawn.said)),
+        folded("Exact numbers", numbers) if numbers else "",
+    )
+
+
+# -- tables --------------------------------------------------------------------------------------------
+
+
+def _chains(part: Mapping[str, Any]) -> str:
+    rows = [
+        (
+            chain["name"],
+            gain_of(chain["log10_norm"]["median"]),
+            figures_of(chain["rate"]["median"], "+.4f"),
+            figures_of(chain["horizon"]["median"], "g"),
+            chain["verdict"],
+            figures_of(max(chain["log10_error"], default=None), ".0e"),
+        )
+        for chain in part["chains"][:_NAMES]
+    ]
+    headings = ("chain", "gain", "rate, nats/step", "horizon, steps", "verdict", "worst error, decades")
+    return table("Chains: the full one, and each path alone", headings, rows)
+
+
+def _some(count: int) -> list[int]:
+    """Places of the rows shown: all, or some, evenly in the logarithm, the first and the last with them."""
+    if count <= _ROWS:
+        return [*range(count)]
+    return [int(k) - 1 for k in np.unique(np.geomspace(1, count, _ROWS).round())]
+
+
+def _lag_table(part: Mapping[str, Any]) -> str:
+    chains = [chain for chain in part["chains"] if chain.get("by_lag")][:8]
+    lags = part["profile"]["lag"]
+    if not chains or not lags:
+        return ""
+    known = [dict(zip(one["by_lag"]["lag"], one["by_lag"]["log10_norm"], strict=True)) for one in chains]
+    rows = [
+        (lags[k], *(gain_of(one[lags[k]]) if lags[k] in one else "–" for one in known))
+        for k in _some(len(lags))
+    ]
+    return table("Gain by lag, medians of the batch", ("lag", *(one["name"] for one in chains)), rows)
+
+
+def _share_table(part: Mapping[str, Any]) -> str:
+    lags, share = part["profile"]["lag"], dict([*part["profile"]["share"].items()][:8])
+    if not lags:
+        return ""
+    rows = [
+        (lags[k], *(figures_of(None if one[k] is None else 100 * one[k], ".2f") for one in share.values()))
+        for k in _some(len(lags))
+    ]
+    mean = [figures_of(None if s is None else 100 * s, ".2f") for s in map(part["shares"].get, share)]
+    return table("Shares in percent, by lag", ("lag", *share), [("mean", *mean), *rows])
+
+
+def _spectrum_table(part: Mapping[str, Any]) -> str:
+    values = part["chains"][0]["log10_singular_values"][0]
+    rows = [(k + 1, gain_of(values[k]), figures_of(values[k], ".12g")) for k in _some(len(values))]
+    return table("Singular values of the full chain, first sequence", ("i", "sigma_i", "log10"), rows)
+
+
+def _gates_table(part: Mapping[str, Any]) -> str:
+    rows = [
+        (f"{name} {gate}".strip(), f"{one['mean']:.4f}", f"{100 * one['saturated']:.2f} %", *_sides(one))
+        for name, inside in parts_of(part)
+        for gate, one in inside["gates"].items()
+    ]
+    headings = ("gate", "mean", "saturated", "below 0.1", "above 0.9")
+    return table("Gates", headings, rows[:_NAMES]) if rows else ""
+
+
+def _sides(gate: Mapping[str, Any]) -> tuple[str, str]:
+    """How much of a gate is saturated on either side."""
+    bars = gate.get("histogram") or []
+    return (f"{100 * sum(bars[:2]):.2f} %", f"{100 * sum(bars[-2:]):.2f} %") if bars else ("–", "–")
+
+
+def _matrix_table(part: Mapping[str, Any]) -> str:
+    rows = [
+        (
+            f"{name} {one['name']}".strip(),
+            figures_of(one["spectral_norm"], ".6g"),
+            figures_of(one["spectral_radius"], ".6g"),
+            figures_of(one["singular_values"][-1], ".3e"),
+        )
+        for name, inside in parts_of(part)
+        for one in inside["matrices"]
+    ]
+    headings = ("matrix", "spectral norm", "spectral radius", "smallest singular value")
+    return table("Recurrent matrices", headings, rows[:_NAMES]) if rows else ""
+
+
+# -- layers, and where it came from --------------------------------------------------------------------
+
+
+def _layers(result: Mapping[str, Any], room: int) -> Iterator[str]:
+    """The layers of a stack side by side, then each of as many as there is room for, in bytes."""
+    layers = result.get("layers") or []
+    if not layers:
+        return
+    yield element("h2", "Layers side by side")
+    rows = [
+        (
+            f"layer{place}",
+            layer["problem"]["layer"],
+            layer["problem"]["cell"],
+            layer["problem"]["hidden"],
+            gain_of(layer["chains"][0]["log10_norm"]["median"]),
+            figures_of(layer["chains"][0]["rate"]["median"], "+.4f"),
+            figures_of(layer["chains"][0]["horizon"]["median"], "g"),
+            _level(layer),
+        )
+        for place, layer in enumerate(layers[:_NAMES])
+    ]
+    headings = ("layer", "name", "cell", "hidden", "gain", "rate, nats/step", "horizon, steps", "verdict")
+    yield table("Each layer on its own", headings, rows)
+    for place, layer in enumerate(layers):
+        name = f"layer{place}"
+        section = folded(
+            f"{name}: {_subject(layer)}: {_level(layer)}",
+            listing([*layer["verdict"]["reasons"], *(layer["verdict"].get("notes") or [])]),
+            _sections(layer | {"gates": {}, "matrices": []}, name),
+        )
+        room -= len(section.encode("utf-8", "replace"))
+        if room < 0:
+            said = f"From {name} on there is no room for pictures of each: gradscope plot --layer draws them."
+            yield element("p", escaped(said), class_="quiet")
+            return
+        yield section
+
+
+def _provenance(result: Mapping[str, Any], origin: Mapping[str, str]) -> str:
+    """The settings, thresholds, versions, and what the command line knows of the file."""
+    facts = {**origin, "gradscope": result.get("gradscope", ""), "schema": result["schema"]}
+    facts |= {key: value for key, value in result["problem"].items() if key not in _SAID}
+    facts |= result["thresholds"]
+    rows = [(key, _plain(value)) for key, value in facts.items() if value not in (None, [], {})]
+    made = table("What was analysed, and with what", ("setting", "value"), rows[: 2 * _NAMES])
+    return element("section", element("h2", "Provenance"), made, class_="facts")
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)[:200]
+
+
+def _data(result: Mapping[str, Any], embed: bool) -> str:
+    """The JSON as data, which no browser runs; nothing in it ends the element."""
+    if not embed:
+        return ""
+    text = json.dumps(result, allow_nan=False).replace("<", "\\u003c").replace("&", "\\u0026")
+    return f'<script type="application/json" id="gradscope-result">{text}</script>'

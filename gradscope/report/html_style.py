@@ -1,0 +1,63 @@
+"""The one style sheet of the page: light, dark and printed."""
+
+from __future__ import annotations
+
+from gradscope.report.pictures.theme import dark_rules
+
+# Level -> its colour on white and on black, of a contrast of at least 4.5.
+_LEVELS = {
+    "vanishing": ("#4338ca", "#b3b5ff"),
+    "stable": ("#1b6e2e", "#7fdc9a"),
+    "exploding": ("#b4154b", "#ff9dbb"),
+    "undecided": ("#8a4b00", "#f3bd70"),
+}
+_PAGE = """
+:root{color-scheme:light dark}
+body{margin:0 auto;padding:1rem;max-width:76rem;font:1rem/1.5 system-ui,sans-serif}
+body{color:#1a1a1a;background:#fff}
+h1{font-size:1.5rem;line-height:1.3;overflow-wrap:anywhere}
+h2{font-size:1.15rem;margin:2rem 0 .5rem;overflow-wrap:anywhere}
+h3{font-size:1rem;margin:1.2rem 0 .4rem;overflow-wrap:anywhere}
+ul{padding-left:1.2rem}
+p,li{max-width:48rem;overflow-wrap:anywhere}
+.level{font-weight:700;text-transform:uppercase;letter-spacing:.03em}
+.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,29rem),1fr));gap:0 2rem}
+figure{margin:0 0 1rem;min-width:0}
+figure svg{display:block;width:100%;max-width:38rem;height:auto}
+figcaption,.quiet{color:#55595f;font-size:.9rem;overflow-wrap:anywhere}
+.wide{overflow-x:auto}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}
+caption{text-align:left;color:#55595f;padding:.3rem 0}
+th,td{padding:.15rem .8rem .15rem 0;text-align:right;vertical-align:top;border-bottom:1px solid #dcdfe4}
+td{white-space:nowrap}
+th:first-child{text-align:left;overflow-wrap:anywhere;min-width:4rem}
+.facts td,.facts th{text-align:left}
+.facts td{white-space:normal;overflow-wrap:anywhere}
+summary{cursor:pointer;padding:.3rem 0;color:#0b57a4}
+"""
+_DARK = """
+body{color:#f2f2f2;background:#15181d}
+figcaption,.quiet,caption{color:#b6bcc6}
+th,td{border-color:#353b45}
+summary{color:#8ec1f7}
+"""
+_PRINT = """
+@page{margin:15mm}
+body{padding:0;max-width:none;font-size:10pt}
+h2,h3{break-after:avoid}
+figure,tr{break-inside:avoid}
+.grid{grid-template-columns:1fr 1fr}
+.wide{overflow:visible}
+details:not([open]){display:none}
+"""
+
+
+def style_sheet() -> str:
+    """All rules, on one line."""
+    light = "".join(f".{level}{{color:{on_white}}}" for level, (on_white, _) in _LEVELS.items())
+    dark = "".join(f".{level}{{color:{on_black}}}" for level, (_, on_black) in _LEVELS.items())
+    rules = (
+        f"{_PAGE}{light}@media screen and (prefers-color-scheme:dark){{{_DARK}{dark}{dark_rules()}}}"
+        f"@media print{{{_PRINT}}}"
+    )
+    return rules.replace("\n", "")

@@ -1,0 +1,59 @@
+"""Pieces of an HTML page: elements with their texts escaped, tables with headings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from gradscope.report.pictures.svg import element, escaped
+from gradscope.report.verdict import scientific
+
+# Characters of a sentence or name; sentences of a list.
+_LONGEST, _MOST = 2000, 60
+
+
+def gain_of(log10: float | None) -> str:
+    """A gain from JSON's log10 of it, null for zero."""
+    return "0" if log10 is None else scientific(log10)
+
+
+def figures_of(value: float | None, form: str) -> str:
+    """A number in this form, a dash where there is none."""
+    return "–" if value is None or not math.isfinite(value) else format(value, form)
+
+
+def beginning(text: object) -> str:
+    """Text escaped; of one that is no sentence any more, as a stranger's file may have, the beginning."""
+    plain = str(text)
+    return escaped(plain if len(plain) <= _LONGEST else plain[:_LONGEST] + "…")
+
+
+def table(caption: str, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table that can be scrolled sideways, its first column the headings of the rows."""
+    head = element("tr", *(element("th", beginning(name), scope="col") for name in headings))
+    body = [
+        element(
+            "tr",
+            element("th", beginning(first), scope="row"),
+            *(element("td", beginning(cell)) for cell in cells),
+        )
+        for first, *cells in rows
+    ]
+    inside = element(
+        "table",
+        element("caption", escaped(caption)),
+        element("thead", head),
+        element("tbody", *body),
+    )
+    return element("div", inside, class_="wide", tabindex=0, role="group", aria_label=caption)
+
+
+def folded(summary: str, *inside: str) -> str:
+    """What is shown when its heading is clicked."""
+    return element("details", element("summary", escaped(summary)), *inside)
+
+
+def listing(sentences: Sequence[object]) -> str:
+    """A list of sentences, nothing where there is none."""
+    items = [element("li", beginning(sentence)) for sentence in sentences[:_MOST]]
+    return element("ul", *items) if items else ""

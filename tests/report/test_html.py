@@ -1,0 +1,322 @@
+"""The one-file page: what it says, that it loads and runs nothing, and how large it is."""
+
+import base64
+import dataclasses
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from oracles.made_up import LSTM, STEPS, analysis
+
+from gradscope.errors import InputError
+from gradscope.report.analysis import Analysis
+from gradscope.report.html_page import html_page
+from gradscope.report.pictures.theme import dark_rules
+
+HOSTILE = "</script></title><img src=x onerror=alert(1)><style>*{}</style>\"'&\x00\u202e"
+VOID = {"meta"}
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, texts by element, and whether all that is opened is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open, self.texts = [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append((self.open[-1] if self.open else "", data))
+
+    def said(self, *tags):
+        return [data for tag, data in self.texts if tag in tags]
+
+    def tags(self, name):
+        return [attributes for tag, attributes in self.elements if tag == name]
+
+
+def stack(**fields):
+    """Two layers, and what is about them together."""
+    whole = analysis({"full": -0.1, "layer0": -0.2, "layer1": -0.3, "0->1": -0.2}, source="model.pt")
+    layers = tuple(analysis(LSTM, layer=name, direction="forward", **fields) for name in ("below", "above"))
+    return dataclasses.replace(whole, gates={}, matrices={}, layers=layers)
+
+
+RESULTS = {
+    "one": analysis(LSTM),
+    "batch": analysis(LSTM, batch=3),
+    "exploding": analysis({"full": 0.5, "carousel": -0.5}),
+    "chain": analysis({"full": 0.0}, cell=None, source="jacobians.npy"),
+    "dead": analysis({"full": None}, cell=None, source="dead.npy"),
+    "stack": stack(),
+}
+
+
+def told(name):
+    return json.loads(RESULTS[name].to_json())
+
+
+@pytest.mark.parametrize("name", RESULTS)
+@pytest.mark.parametrize("embed", [False, True])
+def test_nothing_is_run_and_nothing_loaded(name, embed):
+    text = html_page(told(name), embed=embed)
+    page = Page(text)
+    assert page.tags("html") == [{"lang": "en"}]
+    assert page.tags("script") == ([{"type": "application/json", "id": "gradscope-result"}] if embed else [])
+    assert not {"img", "link", "iframe", "object", "embed", "base", "form", "a"} & {
+        t for t, _ in page.elements
+    }
+    for _, attributes in page.elements:
+        assert not [key for key in attributes if key.startswith("on") or key in ("style", "src", "href")]
+    assert not re.search(r"https?://|url\(|@import|javascript:", text)
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_the_policy_allows_this_style_alone(name):
+    page = Page(html_page(told(name)))
+    (policy,) = (m["content"] for m in page.tags("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy
+    (style,) = page.said("style")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"style-src 'sha256-{digest}';" in policy
+    assert "@media print" in style
+    assert "prefers-color-scheme:dark" in style
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_everything_has_a_name_for_those_who_hear_the_page(name):
+    page = Page(html_page(told(name)))
+    identifiers = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+    assert len(page.tags("svg")) == len(page.tags("figure"))
+    for svg in page.tags("svg"):
+        assert svg["role"] == "img"
+        assert set(svg["aria-labelledby"].split()) <= set(identifiers)
+    assert all(th.get("scope") in ("col", "row") for th in page.tags("th"))
+    assert all(page.said("th"))
+    assert len(page.tags("caption")) == len(page.tags("table"))
+    assert page.tags("h1") == [{}]
+
+
+def test_the_order_is_verdict_remedy_gain_carrier_spectrum_matrices_layers_provenance():
+    page = Page(html_page(told("stack")))
+    headings = page.said("h1", "span", "h2")
+    expected = [
+        "stable",
+        ": model.pt, 2 layers, 40 steps, gain 1.00e-04",
+        "Gain by lag",
+        "Who carries the gradient",
+        "Singular values",
+        "Layers side by side",
+        "Provenance",
+    ]
+    expected[0] = RESULTS["stack"].verdict.level
+    assert [one for one in headings if one in expected] == expected
+    layers = [words for words in page.said("summary") if words != "Exact numbers"]
+    assert [words.split(":")[:2] for words in layers] == [
+        ["layer0", " layer below"],
+        ["layer1", " layer above"],
+    ]
+
+
+def test_exact_numbers_are_those_of_the_result():
+    page = Page(html_page(told("one")))
+    cells = page.said("td", "th")
+    assert [*cells[cells.index("full") :]][:6] == ["full", "1.00e-10", "-0.5756", "12", "vanishing", "3e-13"]
+    lag = cells.index("lag")
+    row = cells[cells.index("40", lag) :]
+    assert row[:4] == ["40", "1.00e-10", "1.00e-20", "1.00e-240"]
+
+
+def test_a_long_profile_has_some_rows_with_the_first_and_last():
+    result = told("one")
+    lags = list(range(1, 1001))
+    norms = (-0.001 * np.array(lags)).tolist()
+    result["profile"] = {"lag": lags, "log10_norm": [norms], "share": {"R_z": [0.5] * 1000}}
+    for chain in result["chains"]:
+        chain["by_lag"] = {"lag": lags, "log10_norm": norms}
+    page = Page(html_page(result))
+    cells = page.said("th")
+    shown = [int(cell) for cell in cells[cells.index("lag") + 5 :] if cell.isdigit()]
+    first = shown[: shown.index(1000) + 1]
+    assert (first[0], first[-1]) == (1, 1000)
+    assert len(first) <= 24
+
+
+def test_names_of_strangers_are_text():
+    result = told("stack")
+    result["problem"]["source"] = HOSTILE
+    result["problem"]["assumed"] = [HOSTILE]
+    result["verdict"] = {"level": HOSTILE, "reasons": [HOSTILE], "notes": [HOSTILE]}
+    result["chains"][1]["name"] = HOSTILE
+    result["shares"] = {HOSTILE: 1.0}
+    result["profile"]["share"] = {HOSTILE: result["profile"]["share"]["layer0"]}
+    for layer in result["layers"]:
+        layer["problem"]["layer"] = HOSTILE
+        layer["gates"] = {HOSTILE: layer["gates"]["f"] | {"histogram": [0.05] * 20}}
+        layer["matrices"][0]["name"] = HOSTILE
+    text = html_page(result, {"command": HOSTILE, HOSTILE: "x"}, embed=True)
+    page = Page(text)
+    assert not page.tags("img")
+    assert len(page.tags("style")) == len(page.tags("script")) == 1
+    assert "\x00" not in text.split("<script")[0]
+    assert "\u202e" not in text
+    assert sum("onerror" in data for data in page.said("h1", "li", "td", "th", "summary")) >= 6
+
+
+def test_the_data_are_in_it_if_they_are_asked_for():
+    page = Page(html_page(told("stack"), embed=True))
+    (data,) = page.said("script")
+    assert json.loads(data) == told("stack")
+
+
+def large(steps=200, hidden=256, layers=3):
+    """A stack as large as the page is promised for, every list as long as it can be."""
+    rng = np.random.default_rng(0)
+    lags = list(range(1, steps + 1))
+
+    def part(name, chains):
+        made = json.loads(analysis(LSTM, layer=name, direction="forward").to_json())
+        one = made["chains"][0]
+        values = np.sort(rng.normal(-50, 20, hidden))[::-1]
+        made["chains"] = [
+            one
+            | {"name": chain, "log10_singular_values": [values.tolist()]}
+            | {"by_lag": {"lag": lags, "log10_norm": rng.normal(-5, 3, steps).tolist()}}
+            for chain in chains
+        ]
+        share = {chain: rng.normal(0.2, 0.3, steps).tolist() for chain in chains[1:]}
+        made["profile"] = {"lag": lags, "log10_norm": [rng.normal(-5, 3, steps).tolist()], "share": share}
+        made["shares"] = dict.fromkeys(chains[1:], 0.2)
+        made["gates"] = {g: {"mean": 0.5, "saturated": 0.1, "histogram": [0.05] * 20} for g in "ifo"}
+        made["matrices"] = [
+            made["matrices"][0] | {"name": f"R_{g}", "eigenvalues": rng.normal(size=(hidden, 2)).tolist()}
+            for g in "zifo"
+        ]
+        return made
+
+    blocks = [f"{i}->{j}" for j in range(layers) for i in range(j)]
+    result = part("all", ["full", *(f"layer{k}" for k in range(layers)), *blocks])
+    paths = ["full", "carousel", "R_z", "R_i", "R_f", "R_o"]
+    result["layers"] = [part(f"l{k}", paths) for k in range(layers)]
+    return result | {"gates": {}, "matrices": []}
+
+
+@pytest.mark.parametrize(("layers", "steps"), [(3, 200), (3, 1000), (12, 1000)])
+def test_a_page_has_no_more_than_300_kilobytes(layers, steps):
+    page = html_page(large(steps=steps, layers=layers))
+    assert len(page.encode()) < 300_000
+    assert ("there is no room for pictures" in page) == (layers == 12)
+    Page(page)
+
+
+def test_a_damaged_result_is_refused():
+    for key in ("chains", "profile", "problem", "verdict"):
+        result = told("one")
+        result[key] = None
+        with pytest.raises(InputError, match="damaged"):
+            html_page(result)
+
+
+def test_pictures_are_shown_on_black_too():
+    rules = dark_rules()
+    for name in re.findall(r'class="([lf]-\w+)', html_page(told("batch"))):
+        assert f".{name}{{" in rules
+
+
+def contrast(one, other):
+    """Of two colours, as WCAG 2 has it."""
+
+    def luminance(colour):
+        parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return np.dot([0.2126, 0.7152, 0.0722], linear)
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_words_stand_out_on_white_and_on_black():
+    (style,) = Page(html_page(told("one"))).said("style")
+    light, _, rest = style.partition("@media screen")
+    dark = rest.partition("@media print")[0]
+    for rules, paper in ((light, "#ffffff"), (dark, "#15181d")):
+        colours = re.findall(r"[{;]color:(#\w{6})", rules)
+        assert len(colours) >= 6
+        assert min(contrast(colour, paper) for colour in colours) >= 4.5
+
+
+# -- the commands --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "result.json"
+    stack().save(path)
+    return path
+
+
+def test_report_of_a_result(run, file, tmp_path):
+    out = tmp_path / "report.html"
+    assert run("report", file, "-o", out) == (0, "", "")
+    page = Page(out.read_text("utf-8"))
+    cells = page.said("td")
+    assert f"gradscope report {file} -o {out}" in cells
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in cells
+    assert run("report", file, "--fail-on", "vanishing")[0] == 1
+    assert Analysis.load(file).verdict.level in page.said("span")
+
+
+def test_report_analyses_what_is_no_result(run, tmp_path):
+    out = tmp_path / "report.html"
+    small = ("--cell", "lstm", "--hidden", "4", "--input-size", "3", "--steps", "6")
+    code, text, _ = run("report", *small, "-o", out)
+    assert (code, text) == (0, "")
+    page = Page(out.read_text("utf-8"))
+    assert [": lstm, hidden 4, 6 steps" in words for words in page.said("h1")] == [True]
+    headings = page.said("h2")
+    assert headings[-3:] == ["Gates", "Eigenvalues of the recurrent matrices", "Provenance"]
+    code, same, _ = run("analyze", *small, "--format", "html", "--embed-data")
+    assert code == 0
+    (data,) = Page(same).said("script")
+    assert json.loads(data)["problem"]["hidden"] == 4
+
+
+def test_options_of_an_analysis_are_refused_with_a_result(run, file):
+    code, out, err = run("report", file, "--steps", "7", "--forget-bias", "1")
+    assert (code, out) == (2, "")
+    assert "--steps is about an analysis" in err
+
+
+def test_report_of_a_file_that_is_neither(run, tmp_path):
+    (tmp_path / "x.json").write_text('{"schema": "other"}')
+    code, _, err = run("report", tmp_path / "x.json", "-o", tmp_path / "x.html")
+    assert (code, "expected the JSON of gradscope analyze" in err) == (2, True)
+    assert not (tmp_path / "x.html").exists()
+    code, _, err = run("report", tmp_path / "none.json", "-o", tmp_path / "x.html")
+    assert (code, "No such file" in err) == (2, True)
+
+
+def test_inspect_has_no_page(run, tmp_path):
+    np.savez(tmp_path / "x.npz", W=np.ones((2, 3)), R=np.eye(2), b=np.zeros(2))
+    code, _, err = run("inspect", tmp_path / "x.npz", "--format", "html")
+    assert (code, "format html does not show an inspection" in err) == (2, True)
+
+
+def test_notebooks_show_table_and_picture():
+    shown = analysis(LSTM)._repr_html_()
+    assert shown.index("VANISHING") < shown.index("<svg")
+    assert f"of {STEPS}" in shown
