@@ -19,7 +19,7 @@ from gradscope.compiled_svd.step_arrays import Shape, StepArrays, bucket
 from gradscope.custom_types import Array
 from gradscope.machine import cores
 from gradscope.product_svd import log_scale
-from gradscope.product_svd.error_estimate import EPS, Outcome, grouped_for
+from gradscope.product_svd.error_estimate import EPS, UNRESOLVED, Outcome, grouped_for
 from gradscope.product_svd.graded_chain import LARGEST
 from gradscope.product_svd.graded_lu import NOISE, SUSPECT, Graded
 from gradscope.product_svd.steps import Steps
@@ -238,11 +238,18 @@ def _changes(one: Pass, low: int, length: int) -> tuple[Array, Array]:
     return pool, starts.astype(np.int32)
 
 
+def least_pivot(entry_error: float) -> float:
+    """Pivots this small relative to their columns are for the host engine to decide upon.
+
+    Of exact entries those that may be noise; of rounded ones those that are, or that the rounding explains.
+    """
+    return SUSPECT if entry_error <= EPS else min(SUSPECT, max(NOISE, UNRESOLVED * entry_error))
+
+
 def _outcome(one: Pass, number: int, found: Progress) -> Outcome | None:
     """What a pass found; None where it cannot be sure."""
     form = Form(*(part[number] for part in found.form))
-    rounded = one.asked.entry_error > EPS
-    if not found.worst[number] > (NOISE if rounded else SUSPECT):  # not <=, or NaN passes
+    if not found.worst[number] > least_pivot(one.asked.entry_error):  # not <=, or NaN passes
         return None
     if not (found.sure[number] and found.growth[number] < LARGEST):
         return None

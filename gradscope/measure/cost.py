@@ -75,8 +75,10 @@ def chain_cost(size: int, *, path: bool = False, block: bool = False, first: boo
     return factor * (runs(size) * once + _LAG)
 
 
-def saved_by_program(size: int) -> float:
-    """Units for a step that a compiled program takes less than the host."""
+def saved_by_program(size: int, accelerator: bool = False) -> float:
+    """Units for a step that a compiled program takes less than the host; on an accelerator about all."""
+    if accelerator:
+        return chain_cost(size)
     once = _STEP + _PROGRAM_SQUARE * size**2 + _PROGRAM_CUBE * size**3
     return max(0.0, chain_cost(size) - runs(size) * once)
 

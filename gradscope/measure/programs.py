@@ -71,7 +71,8 @@ def by_programs(
     found: list[dict[str, Spectrum]] = [{} for _ in sequences]
     if not ask.paths or devices[0].platform not in PLATFORMS:
         return found
-    worth = _worth(_shapes(sequences[0], ask), sum(one.steps for one in sequences))
+    accelerator = devices[0].platform != "cpu"
+    worth = _worth(_shapes(sequences[0], ask), sum(one.steps for one in sequences), accelerator)
     wave = max(cores(), _BYTES // (4 * SEGMENT_BYTES)) if worth else len(sequences)
     for low in range(0, len(sequences) if worth else 0, wave):
         some = range(low, min(low + wave, len(sequences)))
@@ -116,14 +117,14 @@ def _parts(number: int, sequence: Linearized, ask: Ask, worth: frozenset[Shape])
             yield _Part(number, name, only.after(left_out), left_out)
 
 
-def _worth(shapes: Sequence[Shape], steps: int) -> frozenset[Shape]:
+def _worth(shapes: Sequence[Shape], steps: int, accelerator: bool = False) -> frozenset[Shape]:
     """The shapes of these chains of so many steps whose programs are compiled, or pay for that by now.
 
     What was not saved so far counts: so never more is lost than compiling would have taken.
     """
     saved: Counter[Shape] = Counter()
     for shape in shapes:
-        saved[shape] += round(steps * saved_by_program(shape.size))
+        saved[shape] += round(steps * saved_by_program(shape.size, accelerator))
     with _lock:
         _compiled.update(shape for shape, units in saved.items() if units + _missed[shape] > PROGRAM)
         _missed.update({shape: units for shape, units in saved.items() if shape not in _compiled})

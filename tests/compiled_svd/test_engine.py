@@ -78,6 +78,25 @@ def test_mixed_chains_agree_with_the_host():
         agree(one, spectrum(stack, by_lag=True, entry_error=ENTRY_ERROR))
 
 
+def test_pivots_that_the_rounding_of_the_entries_explains_are_left_to_the_host():
+    """A pivot of 1e-12 is nothing of entries right to float32, and a value of those right to float64."""
+    chain = np.random.default_rng(6).normal(size=(STEPS, M, M))
+    u, _, v = np.linalg.svd(chain[5])
+    chain[5] = (u * [1, 1, 1, 1, 1, 3e-12]) @ v
+    (precise,), (rounded,) = found(chain), found(chain, entry_error=4 * float(np.finfo(np.float32).eps))
+    assert rounded is None
+    agree(precise, spectrum(chain, by_lag=True, entry_error=ENTRY_ERROR))
+
+
+def test_entries_right_to_float32():
+    rng, entry_error = np.random.default_rng(7), 4 * float(np.finfo(np.float32).eps)
+    stacks = [mixed(rng, M, STEPS) for _ in range(30)]
+    both = [(one, s) for one, s in zip(found(*stacks, entry_error=entry_error), stacks, strict=True) if one]
+    assert len(both) > 15
+    for one, stack in both:
+        agree(one, spectrum(stack, by_lag=True, entry_error=entry_error))
+
+
 def test_a_batch_is_what_each_is_alone(as_accelerator):
     rng = np.random.default_rng(1)
     stacks = [rng.normal(size=(STEPS, M, M)) for _ in range(3)]

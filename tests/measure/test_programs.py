@@ -37,7 +37,7 @@ def test_the_analysis_is_the_same(at_once, monkeypatch):
     """Of an LSTM, whose forget gate's first step is zero, with sequences of two lengths."""
     asked = {**SIZES, "steps": 32, "batch": 2, "lengths": [32, 31]}
     compiled = gradscope.analyze(**asked)
-    monkeypatch.setattr(programs, "_worth", lambda shapes, steps: frozenset())
+    monkeypatch.setattr(programs, "_worth", lambda *_: frozenset())
     host = gradscope.analyze(**asked)
     engines = {chain.name: chain.engine for chain in compiled.chains}
     assert engines == {n: "host" if n == "carousel" else "compiled" for n in engines}
@@ -65,7 +65,7 @@ def test_a_program_is_compiled_when_it_would_have_paid(monkeypatch):
     monkeypatch.setattr(programs, "PROGRAM", 1000.0)
     monkeypatch.setattr(programs, "_compiled", set())
     monkeypatch.setattr(programs, "_missed", programs.Counter())
-    monkeypatch.setattr(programs, "saved_by_program", lambda size: 4.0)
+    monkeypatch.setattr(programs, "saved_by_program", lambda *_: 4.0)
     shape, other = Shape(2, 4, 1, 32, False), Shape(1, 1, 0, 32, False)
     assert programs._worth([shape, other, other], 100) == {other} - {other}
     assert programs._worth([shape, other, other], 100) == {other}  # 1600 by now, and 800
@@ -78,3 +78,4 @@ def test_large_chains_stay_on_the_host():
     """There the host multiplies with half of a matrix, and is as quick."""
     assert programs.saved_by_program(64) > 0
     assert programs.saved_by_program(1024) == 0
+    assert programs.saved_by_program(1024, accelerator=True) > 0
