@@ -9,6 +9,7 @@ import numpy as np
 
 from gradscope.advise.goals import Goal, Horizon
 from gradscope.advise.network import Network
+from gradscope.report.next_steps import carousel_bias
 
 _CLIP = (
     "Clip the norm of the gradient where it explodes: it bounds a step and changes no direction (Pascanu, "
@@ -26,11 +27,6 @@ _NORMALISE = (
     "Layer normalisation keeps pre-activations where units have a slope, whatever weights grow to (Ba, Kiros "
     "and Hinton 2016, arXiv 1607.06450); it is another network, to be trained anew."
 )
-
-
-def carousel_bias(horizon: int, gain: float) -> float:
-    """The forget bias b with sigmoid(b)^horizon = gain: -ln(expm1(ln(1 / gain) / horizon))."""
-    return -math.log(math.expm1(-math.log(gain) / horizon))
 
 
 def field_advice(network: Network, goal: Goal) -> Iterator[str]:

@@ -174,7 +174,7 @@ class SpectralClip(Knob):
 
     def words(self, u: float) -> str:
         """See Knob."""
-        return f"{self.name} clipped at {self.number(u):.3g}"
+        return f"{self.name.removeprefix('clip ')} clipped at {self.number(u):.3g}"
 
 
 def spectrally_clipped(matrix: Array, most: float) -> Array:

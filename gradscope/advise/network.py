@@ -39,7 +39,10 @@ class Network:
     def of(cls, problem: Problem, policy: Policy, means: Means) -> Network:
         """The network of a problem."""
         system = replace(problem.system, states=None)
-        return cls(replace(problem, system=system, adjoint=None, sensitivity=False), policy, means)
+        # A stack has the origin of its first layer, whose name is not that of all.
+        origin = replace(problem.origin, layer=None) if system.cell.members else problem.origin
+        plain = replace(problem, system=system, adjoint=None, sensitivity=False, origin=origin)
+        return cls(plain, policy, means)
 
     @property
     def parameters(self) -> dict[str, Array]:

@@ -77,7 +77,8 @@ class Suggestions:
     """What to do about a network, or about the layers of one that stand side by side.
 
     analysis : as it is; target : in words; reached : whether that is reached already, and nothing is to be
-    done; suggestions : of every knob that was tried; advice : what a number cannot tell, with its source.
+    done; suggestions : of every knob that was tried; advice : what a number cannot tell, with its source;
+    layers : the names in the file of layer0, layer1, ... of several that are connected.
     """
 
     analysis: Analysis
@@ -85,6 +86,7 @@ class Suggestions:
     reached: bool
     suggestions: tuple[Suggestion, ...]
     advice: tuple[str, ...]
+    layers: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object ``gradscope/suggestions/1``."""
@@ -148,10 +150,11 @@ def suggested(
     goal = _goal(network, target, horizon)
     analysis = network.analysis
     if goal.reached(analysis):
-        return Suggestions(analysis, goal.words, True, (), ())
+        return Suggestions(analysis, goal.words, True, (), (), problems.names)
     trial = Trial(network, goal, report or (lambda _: None))
     found = trial.all(knobs)
-    return Suggestions(analysis, goal.words, False, tuple(found), tuple(field_advice(network, goal)))
+    advice = tuple(field_advice(network, goal))
+    return Suggestions(analysis, goal.words, False, tuple(found), advice, problems.names)
 
 
 def _goal(network: Network, target: str, steps: int | None) -> Goal:
@@ -392,7 +395,7 @@ def _weight(derivative: Array, parameter: Array, key: str) -> float:
 
 def _moved(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, tuple[float, float]]:
     """The path that carries most, before or after, and any that moved by a tenth."""
-    if not after:
+    if len(after) < 2:
         return {}
     most = {max(shares, key=lambda name: abs(shares[name])) for shares in (before, after)}
     return {

@@ -34,6 +34,10 @@ def _parts(found: Suggestions, look: Look) -> Iterable[RenderableType]:
     yield prose(Text(headline(found.analysis)))
     full = found.analysis.full
     yield bullet(f"Horizon {full.horizon.median:g} of {full.steps} steps. Target: {found.target}.")
+    if len(found.layers) > 1:
+        yield bullet(
+            ", ".join(f"layer{number}: {shown(name)}" for number, name in enumerate(found.layers)) + "."
+        )
     if found.reached:
         yield bullet("That is reached already: there is nothing to be done.")
         return
@@ -99,4 +103,4 @@ def _next(found: Suggestions, reaching: list[Suggestion]) -> Iterable[Renderable
     if source == "initialised" or setting is None:
         return
     command = f"gradscope repair {shown(source)} -o repaired.safetensors --knob '{setting}'"
-    yield section("Next", Text(command))
+    yield section("Next, with the options that were given here", Text(command))

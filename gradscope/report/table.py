@@ -13,6 +13,7 @@ from rich.text import Text
 
 from gradscope.errors import shown
 from gradscope.report.loss_table import loss_sections
+from gradscope.report.next_steps import next_steps
 from gradscope.report.page import (
     assumed,
     bullet,
@@ -65,6 +66,7 @@ def _parts(analysis: Analysis, look: Look) -> Iterable[RenderableType]:
         yield section("Layers", _layers(analysis, look.terminal))
     yield from _measured(analysis, look.terminal)
     if not analysis.layers or analysis.only == "verdict":
+        yield from _next(analysis)
         return
     worst = max(range(len(analysis.layers)), key=lambda number: _badness(analysis.layers[number]))
     for number in range(len(analysis.layers)) if look.every_layer else [worst]:
@@ -72,6 +74,13 @@ def _parts(analysis: Analysis, look: Look) -> Iterable[RenderableType]:
         yield from _layer(analysis.layers[number], look.terminal, analysis.verdict.notes)
     if not look.every_layer:
         yield Text(f"\nlayer{worst} is the worst of the layers; --details shows all of each.", style="dim")
+    yield from _next(analysis)
+
+
+def _next(analysis: Analysis) -> Iterable[RenderableType]:
+    """What to do about it."""
+    if sentences := list(next_steps(analysis)):
+        yield section("Next", Group(*map(bullet, sentences)))
 
 
 def _badness(layer: Analysis) -> tuple[int, float]:

@@ -9,9 +9,9 @@ import pytest
 from oracles import equations, layouts
 
 import gradscope
-from gradscope.advise.field_advice import carousel_bias
 from gradscope.advise.search import MOST, KnobSearch
 from gradscope.errors import InputError
+from gradscope.report.next_steps import carousel_bias
 from gradscope.schemas import schema
 
 
