@@ -10,6 +10,7 @@ from oracles import equations, layouts
 from oracles.asking import make_problem
 
 import gradscope
+from gradscope.gate.metrics import metric
 from gradscope.measure.clipping import clipped
 from gradscope.measure.lag_sums import LagSums
 from gradscope.measure.loss import loss_gradient
@@ -235,6 +236,7 @@ def test_saved_and_loaded_with_biases_that_are_two(tmp_path):
     whole = sum(n**2 * (1 + (name in ("b_r", "b_z"))) for name, n in norms.items())
     assert told["loss"]["clip"]["batch"]["log10_norm"] == pytest.approx(np.log10(whole) / 2, abs=1e-10)
     assert told["loss"]["clip"]["clipped_proportion"] == 1
+    assert metric(found, "clip_factor").values == tuple(found.loss.clip.factor)  # what a budget is about
     found.save(tmp_path / "saved.json")
     assert str(gradscope.Analysis.load(tmp_path / "saved.json")) == str(found)
 
