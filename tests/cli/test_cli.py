@@ -252,6 +252,7 @@ def test_the_list_of_commands_says_what_they_do(run):
     assert [line.split(None, 1)[1] for line in commands if line] == [
         "Measure how the gradient flows through a recurrent cell.",
         "Measure the product of a stack of Jacobians.",
+        "Write a result as one HTML page.",
         "Draw a picture of a result, as SVG.",
         "List the recurrent layers in a checkpoint.",
         "Measure the checkpoints of a run, a row each.",
