@@ -37,7 +37,8 @@ def plot(result: Path, picture: str, output: Path | None, size: str, layer: str 
       gradscope analyze --cell gru --json | gradscope plot - spectrum -o gru.svg
 
     lag is the gain by lag of every chain, and of a loss; share who carries the gradient; spectrum the
-    singular values of the whole product; gates their histograms; eigenvalues those of each recurrent matrix.
+    singular values of the whole product; heatmap the gradient of a loss by unit and step; gates their
+    histograms; eigenvalues those of each recurrent matrix.
 
     Text stays text, in papers too: rsvg-convert -f pdf lag.svg -o lag.pdf, or inkscape, makes PDF or PNG
     of it.

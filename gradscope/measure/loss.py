@@ -16,6 +16,7 @@ from gradscope.linearize.trajectory import Spread
 from gradscope.measure.adjoints import Adjoints, Followed, Total
 from gradscope.measure.clipping import ClippedGradient, Clipping, clipped, clipping_of
 from gradscope.measure.lag_sums import Losses
+from gradscope.measure.loss_by_unit import by_unit
 from gradscope.measure.progress import Progress
 from gradscope.measure.truncation import Truncation, truncation
 from gradscope.problem.problem import Problem
@@ -83,6 +84,7 @@ class LossGradient:
             "profile": {"lag": at, "log10_norm": self.log10_norm[:, at]},
             "lag": lags.tolist(),
             "deltas": deltas,
+            **({"units": by_unit(self.deltas)} if self.deltas else {}),
             "share": shares,
             "reach": {kind: self._reach(names) for kind, names in self.kinds.items()},
             "gradients": [self._gradient(name, norm) for name, norm in self.log10_gradients.items()],

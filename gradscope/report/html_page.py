@@ -110,6 +110,7 @@ def _sections(part: Mapping[str, Any], name: str) -> str:
     yields = (
         _figure(part, "lag", name, _lag_table(part)),
         _figure(part, "share", name, _share_table(part)),
+        _figure(part, "heatmap", name, ""),
         _figure(part, "spectrum", name, _spectrum_table(part)),
         _figure(part, "gates", name, _gates_table(part)),
         _figure(part, "eigenvalues", name, _matrix_table(part)),

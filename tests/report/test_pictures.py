@@ -1,11 +1,13 @@
 """Pictures hold the data: their points, read back by the ticks that the picture itself shows."""
 
+import base64
 import contextlib
 import dataclasses
 import itertools
 import json
 import math
 import re
+import zlib
 from xml.etree import ElementTree
 
 import numpy as np
@@ -27,6 +29,8 @@ def result(rates=RATES, **fields):
     if told["matrices"]:
         told["matrices"][0]["eigenvalues"] = [[1.5, 0.0], [0.0, 0.5], [0.0, -0.5]]
         told["gates"]["f"]["histogram"] = [0.25, *[0.0] * 9, 0.5, *[0.0] * 8, 0.25]
+    told["loss"] = {"profile": {"lag": [0], "log10_norm": [[None]]}}
+    told["loss"]["units"] = {"": {"step": [1, 4, 7], "unit": [1, 3], "log10": [[-6, -3, 0], [None, -2, -9]]}}
     return told
 
 
@@ -109,7 +113,7 @@ def test_a_loss_stands_beside_the_gain_relative_to_where_it_begins():
     told["loss"] = {"profile": {"lag": [0, 1, 2, 40], "log10_norm": [[5.0, 4.5, 4.0, -5.0]]}}
     root, _ = drawn(told, "lag")
     x, y = axes(root)
-    (points,) = of_chain(root, "loss |dL/ds|, of its value at lag 0")
+    (points,) = of_chain(root, "loss |dL/ds|")
     np.testing.assert_allclose(x(points[:, 0]), [1, 2, 40], atol=0.2)
     np.testing.assert_allclose(y(np.log10)(points[:, 1]), [-0.5, -1, -10], atol=0.1)
 
@@ -161,6 +165,39 @@ def test_eigenvalues_are_in_the_plane_of_the_unit_circle():
     assert "R_f radius 0.5, norm 1.25" in text
 
 
+def test_the_heat_map_is_a_picture_of_its_cells():
+    root, _ = drawn(result(), "heatmap")
+    image, scale = (pixels(one.get("href")) for one in root.iter(f"{SVG}image"))
+    assert (image.shape, scale.shape) == ((2, 3, 4), (1, 64, 4))
+    assert image[1, 0, 3] == 0, "zero is empty"
+    at = {tuple(colour): k for k, colour in enumerate(scale[0].tolist())}
+    found = [[at.get(tuple(colour)) for colour in row] for row in image.tolist()]
+    decades = np.linspace(-9, 0, 64)
+    for row, expected in zip(found, ([-6, -3, 0], [None, -2, -9]), strict=True):
+        for k, log10 in zip(row, expected, strict=True):
+            assert (k is None) == (log10 is None)
+            assert k is None or decades[k] == pytest.approx(log10, abs=9 / 63)
+    assert (np.diff(scale[0, :, :3].astype(float) @ [0.2126, 0.7152, 0.0722]) > 0).all(), "brighter is more"
+
+
+def pixels(uri):
+    """(h, w, 4) of a PNG, read by the standard's own words."""
+    data = base64.b64decode(uri.removeprefix("data:image/png;base64,"))
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    chunks, at = {}, 8
+    while at < len(data):
+        size, kind = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
+        chunks[kind] = data[at + 8 : at + 8 + size]
+        assert int.from_bytes(data[at + 8 + size : at + 12 + size]) == zlib.crc32(kind + chunks[kind])
+        at += 12 + size
+    width, height = int.from_bytes(chunks[b"IHDR"][:4]), int.from_bytes(chunks[b"IHDR"][4:8])
+    rows = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(height, width + 1)
+    colours = np.frombuffer(chunks[b"PLTE"], np.uint8).reshape(-1, 3)
+    alpha = np.full(len(colours), 255, np.uint8)
+    alpha[: len(chunks[b"tRNS"])] = [*chunks[b"tRNS"]]
+    return np.column_stack([colours, alpha])[rows[:, 1:]]
+
+
 def test_bars_of_a_gate_are_as_high_as_its_histogram():
     root, text = drawn(result(), "gates")
     axis = root.find(f"{SVG}line")
@@ -189,10 +226,27 @@ def test_a_picture_is_small_has_no_script_and_says_what_it_shows(name):
     assert [root.find(f"*[@id='{one}']").tag for one in named] == [f"{SVG}title", f"{SVG}desc"]
     assert all(root.find(f"*[@id='{one}']").text for one in named)
     assert {e.tag.removeprefix(SVG) for e in root.iter()} <= {
-        *("svg", "title", "desc", "g", "rect", "line", "polyline", "polygon", "circle", "path", "text")
+        *(
+            "svg",
+            "title",
+            "desc",
+            "g",
+            "rect",
+            "line",
+            "polyline",
+            "polygon",
+            "circle",
+            "path",
+            "text",
+            "image",
+        )
     }
     assert not any(
-        "href" in key or key.startswith("on") or key == "style" for e in root.iter() for key in e.attrib
+        key.startswith("on")
+        or key == "style"
+        or ("href" in key and not value.startswith("data:image/png;base64,"))
+        for e in root.iter()
+        for key, value in e.attrib.items()
     )
     assert root.get("width") == "661.4"
 

@@ -16,6 +16,7 @@ FIGURES: Mapping[str, tuple[str, bool]] = {
     "lag": ("lag:draw_lag", False),
     "share": ("share:draw_share", False),
     "spectrum": ("spectrum:draw_spectrum", False),
+    "heatmap": ("heatmap:draw_heatmap", False),
     "gates": ("gates:draw_gates", True),
     "eigenvalues": ("eigenvalues:draw_eigenvalues", True),
 }

@@ -30,6 +30,7 @@ from gradscope.report.verdict import scientific
 # How far below the lowest gain of the whole a path alone is followed, of the height of that; decades that
 # an axis has at least.
 _BELOW, _LEAST = 0.4, 2.0
+_LOSS = "loss |dL/ds|"
 
 
 def draw_lag(part: Mapping[str, Any], size: Size) -> Picture:
@@ -90,7 +91,7 @@ def _lines(part: Mapping[str, Any]) -> list[tuple[str, Array, Array]]:
     if loss := part.get("loss"):
         lags, norms = floats(loss["profile"]["lag"]), median(loss["profile"]["log10_norm"])
         if len(norms) and not math.isnan(norms[0]):
-            full.append(("loss |dL/ds|, of its value at lag 0", lags[1:], norms[1:] - norms[0]))
+            full.append((_LOSS, lags[1:], norms[1:] - norms[0]))
     return (full + paths)[:COLOURS]
 
 
@@ -103,9 +104,7 @@ def _thresholds_of(part: Mapping[str, Any]) -> dict[str, float]:
 
 def _heights(part: Mapping[str, Any], lines: list[tuple[str, Array, Array]]) -> tuple[float, float]:
     """From which decade to which: of the whole, the loss and the thresholds; of paths what is near."""
-    main = [norms for name, _, norms in lines[:1]] + [
-        n for name, _, n in lines[1:] if name.startswith("loss ")
-    ]
+    main = [norms for name, _, norms in lines[:1]] + [n for name, _, n in lines[1:] if name == _LOSS]
     main.append(np.ravel([_ends(row) for row in part["profile"]["log10_norm"]]))
     values = np.concatenate([*main, [0.0], [*_thresholds_of(part).values()]])
     low, high = spread(values[np.isfinite(values)], _LEAST)
@@ -183,6 +182,8 @@ def _said(part: Mapping[str, Any], lines: list[tuple[str, Array, Array]], low: f
     below = [short(name) for name, _, norms in lines if np.nanmax(norms, initial=-math.inf) < low]
     if below:
         said.append(f"Below the picture: {', '.join(below)}.")
+    if any(name == _LOSS for name, _, _ in lines):
+        said.append("That of the loss is beside its value at lag 0.")
     if len(part["chains"]) > 1:
         said.append("Of a path alone an upper bound, where it is below the vanishing threshold.")
     if len(part["profile"]["log10_norm"]) > 1:

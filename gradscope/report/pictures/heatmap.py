@@ -1,0 +1,105 @@
+"""In which unit and at which step the gradient of a loss is, as colours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gradscope.custom_types import Array
+from gradscope.errors import InputError
+from gradscope.report.pictures.frame import Frame, margin, spread, words
+from gradscope.report.pictures.parts import floats, sentence
+from gradscope.report.pictures.picture import Picture
+from gradscope.report.pictures.png import data_uri
+from gradscope.report.pictures.svg import element, short
+from gradscope.report.pictures.theme import Size
+from gradscope.report.verdict import scientific
+
+# cividis (Nunez, Anderton, Renslow 2018), as bright as it is far along for all who see few colours.
+_ANCHORS = np.array([(0, 34, 78), (67, 78, 108), (125, 124, 120), (188, 175, 111), (254, 232, 56)])
+_COLOURS = 64
+# Decades below the largest that are told apart; layers that are drawn.
+_DECADES, _LAYERS = 20.0, 4
+
+
+def draw_heatmap(part: Mapping[str, Any], size: Size) -> Picture:
+    """A row for every unit, a column for every step, one scale of colours for all layers."""
+    units = (part.get("loss") or {}).get("units") or {}
+    maps = {name: np.array([floats(row) for row in one["log10"]]) for name, one in [*units.items()][:_LAYERS]}
+    known = np.concatenate([np.ravel(one) for one in maps.values()]) if maps else np.array([])
+    known = known[np.isfinite(known)]
+    if not len(known):
+        raise InputError(
+            "the result has no gradient of a loss by unit: analyse a checkpoint with --readout or --adjoint"
+        )
+    low, high = spread(known, 1.0)
+    low = max(low, high - _DECADES)
+    font, parts = size.font, []
+    tall = (size.height - 4.4 * font) / len(maps)
+    left = margin([str(units[name]["unit"][-1]) for name in maps], font) + font
+    for row, (name, cells) in enumerate(maps.items()):
+        top = row * tall + 1.5 * font
+        frame = Frame(left, top, size.width - font, top + tall - 2.9 * font, font)
+        parts += _map(name, cells, units[name], (low, high), frame)
+    bar = Frame(left, size.height - 2.4 * font, size.width - font, size.height - 1.6 * font, font)
+    parts += _scale(low, high, bar)
+    said = (
+        f"Largest |dL/d(pre-activation)| of each unit and step, {scientific(high)} at most, "
+        f"{_DECADES:g} decades at most apart; what is empty is zero or beyond float64."
+    )
+    return Picture("Gradient of the loss by unit and step", sentence(part), said, size, tuple(parts))
+
+
+def _map(
+    name: str, cells: Array, told: Mapping[str, Any], ends: tuple[float, float], frame: Frame
+) -> list[str]:
+    numbers, font = frame.bottom + 1.2 * frame.font, frame.font
+    title = f"{short(name)}: unit, and step" if name else "unit, and step"
+    steps, units = told["step"], told["unit"]
+    return [
+        words(title, frame.left, frame.top - 0.4 * font, 0.85 * font, "muted"),
+        _image(_places(cells, *ends), frame),
+        words(str(int(units[0])), frame.left - 0.4 * font, frame.top + 0.9 * font, font, anchor="end"),
+        words(str(int(units[-1])), frame.left - 0.4 * font, frame.bottom, font, anchor="end"),
+        words(str(int(steps[0])), frame.left, numbers, font),
+        words(str(int(steps[-1])), frame.right, numbers, font, anchor="end"),
+    ]
+
+
+def _places(cells: Array, low: float, high: float) -> Array:
+    """In the palette: 1 what is lowest or less, 0 what is not known."""
+    part = np.clip((np.nan_to_num(cells, nan=low) - low) / (high - low), 0, 1)
+    return np.where(np.isfinite(cells), 1 + (part * (_COLOURS - 1)).round(), 0).astype(np.uint8)
+
+
+def _image(places: Array, frame: Frame) -> str:
+    return element(
+        "image",
+        href=data_uri(places, _palette()),
+        x=frame.left,
+        y=frame.top,
+        width=frame.right - frame.left,
+        height=frame.bottom - frame.top,
+        preserveAspectRatio="none",
+        image_rendering="pixelated",
+    )
+
+
+def _palette() -> Array:
+    """White, which is never seen, and the colours from dark to bright."""
+    at = np.linspace(0, len(_ANCHORS) - 1, _COLOURS)
+    colours = [np.interp(at, np.arange(len(_ANCHORS)), channel) for channel in _ANCHORS.T]
+    return np.vstack([[255, 255, 255], np.stack(colours, axis=1).round()]).astype(np.uint8)
+
+
+def _scale(low: float, high: float, bar: Frame) -> list[str]:
+    below = bar.bottom + 1.2 * bar.font
+    lowest = scientific(low) if math.isfinite(low) else "0"
+    return [
+        _image(np.arange(1, _COLOURS + 1)[None], bar),
+        words(lowest, bar.left, below, bar.font),
+        words(scientific(high), bar.right, below, bar.font, anchor="end"),
+    ]
