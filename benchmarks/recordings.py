@@ -77,6 +77,8 @@ COMMANDS = {
     "chain, top": "chain jacobians.npy --top 2 --json",
     "plot": "plot result.json lag",
     "report": "report result.json --embed-data",
+    "check": "check one.safetensors --inputs x.npy --max log10_norm=3 --min horizon.R_o=1 --json",
+    "compare": "compare one.safetensors two.safetensors --inputs x.npy",
     "inspect": "inspect two.safetensors --json",
     "track": "track one.safetensors two.safetensors missing.pt --inputs x.npy",
     "track, light": "track one.safetensors two.safetensors --inputs x.npy --light --json",

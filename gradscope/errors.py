@@ -90,6 +90,12 @@ def did_you_mean(given: str, names: Iterable[str], most: int = 1) -> str:
     return f": did you mean {' or '.join(near[:most])}?" if near else ""
 
 
+def nearest_or_all(given: object, known: Iterable[str]) -> str:
+    """``: did you mean X?`` of what there is, else ``: expected ...`` with all of it."""
+    names = list(known)
+    return did_you_mean(str(given), names) or f": expected {listed(names, most=30)}"
+
+
 def duration(seconds: float) -> str:
     """``40 s``, ``3 min`` or ``2 h``: no more digits than an estimate has."""
     size, unit = next((s, u) for s, u in ((1, "s"), (60, "min"), (3600, "h")) if seconds < 90 * s or u == "h")

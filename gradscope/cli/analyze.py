@@ -95,12 +95,12 @@ def answer(settings: dict[str, Any], process: Process, output: Output) -> int:
 def _analyze(settings: dict[str, Any], process: Process, output: Output, first: First) -> int:
     """Analyse and write. ``first`` calls what only the first process of a cluster is to do."""
     from gradscope.cli.progress import progress_bar
-    from gradscope.cli.streams import check_writable, guarded_stdout, hushed
+    from gradscope.cli.streams import guarded_stdout, hushed
 
     files = input_files(settings)
-    first(lambda: check_writable(output.output, *files))
+    first(lambda: output.ready("Analysis", *files))
     with guarded_stdout(), hushed(output.quiet), progress_bar(output.quiet) as pace:
-        with _uncollected():
+        with uncollected():
             from gradscope.api import analyze
             from gradscope.machine import use_compilation_cache
         if process.compile_cache:
@@ -177,7 +177,7 @@ def _together(settings: dict[str, Any], process: Process, output: Output) -> int
 
 
 @contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """Within, nothing is garbage, and what there is at the end never will be.
 
     Looking for garbage among all that JAX imports takes a tenth of the start.

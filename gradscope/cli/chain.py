@@ -28,10 +28,10 @@ def chain(file: Path, top: int | None, **given: Any) -> int:
 
     FILE is a .npy array of shape (T, m, m), - is stdin; item t is the Jacobian of step t + 1.
     """
-    from gradscope.cli.streams import check_writable, guarded_stdout, hushed
+    from gradscope.cli.streams import guarded_stdout, hushed
 
     policy, output = pick(Policy, given), pick(Output, given)
-    check_writable(output.output, file)
+    output.ready("Analysis", file)
     with guarded_stdout(), hushed(output.quiet):
         from gradscope.api import analyze_chain
         from gradscope.formats.jacobians import read_jacobians

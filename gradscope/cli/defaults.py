@@ -13,7 +13,7 @@ from gradscope.config_file import ConfigFile, find_config
 from gradscope.errors import InputError, did_you_mean, quoted, shown
 
 # What ``check`` reads of the file: the table of its analyses, and the file that changes are counted from.
-ANALYSES, OF_CHECK = "analyses", ("analyses", "baseline")
+ANALYSES = "analyses"
 # Variables that are no options.
 OTHERS = (
     *("GRADSCOPE_CACHE_DIR", "GRADSCOPE_TRACEBACK"),
@@ -85,7 +85,7 @@ def _shared(found: ConfigFile, ctx: click.Context) -> Iterator[tuple[str, Any]]:
     commands = group.list_commands(ctx) if isinstance(group, click.Group) else []
     here = settable(ctx.command)
     for key, value in found.table.items():
-        if key in OF_CHECK or key in commands:
+        if key == ANALYSES or key in commands:
             continue
         if key not in here and isinstance(group, click.Group):
             others = {name for each in commands for name in settable(_command(group, ctx, each))}

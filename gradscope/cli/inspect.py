@@ -29,10 +29,10 @@ def inspect(file: Path, cell: str | None, max_size: int | None, **given: Any) ->
     (.msgpack, .npz, .safetensors), ONNX, TensorFlow 1 (.pb) or DyNet (.model), or weights in gradscope's
     notation. Nothing in it is run.
     """
-    from gradscope.cli.streams import check_writable, guarded_stdout
+    from gradscope.cli.streams import guarded_stdout
 
     output, rules, config = pick(Output, given), given.pop("map"), given.pop("config")
-    check_writable(output.output, file, *map(Path, filter(None, (*rules, config))))
+    output.ready("Inspection", file, *map(Path, filter(None, (*rules, config))))
     with guarded_stdout():
         find_modules_here()
         from gradscope.report.inspection import inspect as inspect_file

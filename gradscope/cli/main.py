@@ -1,7 +1,7 @@
 """Entry point: the commands, and the exit code of everything that can end one.
 
-0  analysed, and no verdict matched --fail-on
-1  a verdict matched --fail-on
+0  analysed, and nothing was found that fails
+1  a verdict matched --fail-on, a budget is broken, more has changed than --fail-on-change allows
 2  usage, configuration or unreadable input
 3  a bug in gradscope (GRADSCOPE_TRACEBACK=1 shows where)
 130 interrupted, 141 the reader of stdout went away
@@ -31,6 +31,8 @@ from gradscope.errors import ExitCode, GradscopeError, shown
         "report": "gradscope.cli.report:report",
         "plot": "gradscope.cli.plot:plot",
         "inspect": "gradscope.cli.inspect:inspect",
+        "check": "gradscope.cli.check:check",
+        "compare": "gradscope.cli.compare:compare_results",
         "track": "gradscope.cli.track:track",
         "merge": "gradscope.cli.merge:merge",
         "suggest": "gradscope.cli.suggest:suggest",
@@ -59,6 +61,8 @@ def cli() -> None:
       gradscope track runs/step_*.pt                 every checkpoint of a run
       gradscope suggest model.pt --horizon 200       settings that reach it
       gradscope chain jacobians.npy                  any Jacobians (T, m, m)
+      gradscope check                                hold budgets, in CI
+      gradscope compare old.json new.pt              what has changed
     """
 
 

@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import Field, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -15,13 +15,12 @@ from click.shell_completion import CompletionItem
 
 from gradscope.cells import CELLS
 from gradscope.cli.group import SectionedOption
-from gradscope.errors import ExitCode, flag, listed, shown
-from gradscope.report.views import FORMATS, Look, render
+from gradscope.errors import ExitCode, InputError, flag, listed, nearest_or_all, quoted, shown
+from gradscope.report.views import FORMATS, Look, Told, check_format, render
 from gradscope.settings import Activation, Init, Level, Option, Settings, option, option_of
 
 if TYPE_CHECKING:
     from gradscope.report.analysis import Analysis
-    from gradscope.report.json import Told
     from gradscope.report.verdict import Matched
 
 # Opened by its name, a stdout that is a file would lose what others have written to it.
@@ -87,7 +86,8 @@ class Output:
     format: str = option(
         "table",
         "Output",
-        "A table or a page (html) for people, JSON for programs.",
+        "A table or a page (html) for people; json, jsonl or csv for programs; markdown; github annotations, "
+        "junit for CI; bmf (Bencher), benchmark (github-action-benchmark) for charts.",
         choices=tuple(FORMATS),
         shorthands={"--json": ("json", "The same as --format json.")},
     )
@@ -98,6 +98,20 @@ class Output:
         flags=("-o", "--output"),
         metavar="FILE",
         parse=_file_unless_stdout,
+    )
+    also: tuple[str, ...] = option(
+        (),
+        "Output",
+        "Write a further format to FILE, such as junit=report.xml (repeatable).",
+        metavar="FORMAT=FILE",
+        repeatable=True,
+    )
+    write_baseline: Path | None = option(
+        None,
+        "Output",
+        "Write what was measured, for compare and for check --baseline.",
+        metavar="FILE",
+        parse=as_path,
     )
     color: str = option(
         "auto",
@@ -136,7 +150,7 @@ class Output:
 
     def _origin(self, read: Sequence[Path]) -> dict[str, str]:
         """What a page says of the command and its files; to hash them takes a second for every gigabyte."""
-        if self.format != "html":
+        if "html" not in (self.format, *(name for name, _ in self.others)):
             return {}
         from gradscope.cli.origin_of import origin_of
 
@@ -147,15 +161,65 @@ class Output:
         """Whether the verdict's line is all that is shown."""
         return self.quiet and self.format == "table"
 
+    @property
+    def others(self) -> list[tuple[str, Path | None]]:
+        """The further formats, each with its file, None for stdout; raises InputError."""
+        found = []
+        for text in self.also:
+            name, equals, file = text.partition("=")
+            if not equals or not file:
+                raise InputError(f"--also is {quoted(text)}, expected FORMAT=FILE such as junit=report.xml")
+            if name not in FORMATS:
+                near = nearest_or_all(name, FORMATS)
+                raise InputError(f"--also {quoted(text)}: there is no format {quoted(name)}{near}")
+            found.append((name, _file_unless_stdout(file)))
+        return found
+
+    def ready(self, kind: str, *read: Path | None) -> None:
+        """Raise InputError now, not after the work, if a result of this class could not be written.
+
+        read : files that are to be read, which none that is written may be.
+        """
+        from gradscope.cli.streams import check_writable, same_file
+
+        files = [self.output]
+        for name, file in [(self.format, None), *self.others]:
+            check_format(name, kind)
+            if file is not None and any(other is not None and same_file(file, other) for other in files):
+                raise InputError(f"--also {name}={file}: is written already, choose another")
+            check_writable(file, *read, option="--also")
+            files.append(file)
+        check_writable(self.output, *read)
+        check_writable(self.write_baseline, option="--write-baseline")
+
     def write(self, result: Told, read: Sequence[Path] = ()) -> None:
-        """Render the result and write it; read : the files that it was made of."""
+        """Render the result in every format that is asked for, then write all; read : what it was made of."""
+        from gradscope.cli.step_summary import summarize
         from gradscope.cli.streams import write_result
 
-        write_result(render(result, self.format, self.look(read)), self.output)
+        told = [(self.format, self.output), *self.others]
+        texts = [(render(result, name, self._look_of(file, read)), file) for name, file in told]
+        for text, file in texts:
+            write_result(text, file)
+        if any(name == "github" for name, _ in told):
+            summarize(render(result, "markdown", self.look()))
+
+    def keep(self, baseline: str) -> None:
+        """Write the text of a baseline where it is asked for."""
+        from gradscope.cli.streams import write_result
+
+        if self.write_baseline is not None:
+            write_result(baseline, self.write_baseline, "--write-baseline")
+
+    def _look_of(self, file: Path | None, read: Sequence[Path]) -> Look:
+        """As ``look``, but of a file the page is plain."""
+        from gradscope.report.terminal import terminal_for
+
+        return replace(self.look(read), terminal=terminal_for(self.color, to_file=file is not None))
 
 
 # Of these, what any result can be asked for; and an analysis of no layers.
-PAGE = ("format", "output", "color")
+PAGE = ("format", "output", "also", "color")
 BARE = tuple(one.name for one in fields(Output) if one.name != "details")
 
 
@@ -272,6 +336,11 @@ def finish(analysis: Analysis, output: Output, read: Sequence[Path] = ()) -> int
     """Render, write, say what matched ``--fail-on``, and how to exit; read : the files it was made of."""
     analysis = analysis.matching(output.fail_on)
     output.write(analysis, read)
+    if output.write_baseline:
+        from gradscope.gate.baseline import baseline_text, entry_of
+        from gradscope.gate.findings import suite_of
+
+        output.keep(baseline_text({suite_of(analysis): entry_of([analysis])}))
     return say_matched(analysis.verdict.matched)
 
 
@@ -284,7 +353,7 @@ def say_matched(matched: Sequence[Matched]) -> int:
     return ExitCode.FINDING
 
 
-def input_files(settings: dict[str, Any]) -> list[Path]:
+def input_files(settings: Mapping[str, Any]) -> list[Path]:
     """The files that are to be read."""
     from gradscope.formats.numpy_files import split_key
 

@@ -82,26 +82,27 @@ def delivering(where: str) -> Iterator[None]:
         raise InputError(f"{where}: {error.strerror or error}") from error
 
 
-def check_writable(path: Path | None, *read: Path | None) -> None:
+def check_writable(path: Path | None, *read: Path | None, option: str = "-o") -> None:
     """Raise InputError now, not after the work, if ``path`` cannot be written or is to be ``read``."""
     if path is None:
         return
-    with delivering(f"-o {path}"):
+    said = f"{option} {path}"
+    with delivering(said):
         place = _place(path)
         there = _exists(place)
         if place.is_dir():
-            raise InputError(f"-o {path}: is a directory, expected a file name")
+            raise InputError(f"{said}: is a directory, expected a file name")
         if not place.parent.is_dir():
-            raise InputError(f"-o {path}: folder {place.parent} does not exist, create it first")
+            raise InputError(f"{said}: folder {place.parent} does not exist, create it first")
         if not os.access(place if there else place.parent, os.W_OK):
-            raise InputError(f"-o {path}: permission denied, choose a file you may write")
-        if any(source and _same(place, source) for source in read):
-            raise InputError(f"-o {path}: is a file to be read, choose another")
+            raise InputError(f"{said}: permission denied, choose a file you may write")
+        if any(source and same_file(path, source) for source in read):
+            raise InputError(f"{said}: is a file to be read, choose another")
 
 
-def write_result(text: str, path: Path | None) -> None:
+def write_result(text: str, path: Path | None, option: str = "-o") -> None:
     """Write to stdout, or to ``path`` in one move so that a failure loses nothing."""
-    with delivering("stdout" if path is None else f"-o {path}"):
+    with delivering("stdout" if path is None else f"{option} {path}"):
         if path is None:
             sys.stdout.write(text)
             sys.stdout.flush()
@@ -125,11 +126,12 @@ def _exists(place: Path) -> bool:
     return True
 
 
-def _same(place: Path, source: Path) -> bool:
+def same_file(path: Path, other: Path) -> bool:
+    """Whether two names are of one file, which need not be there yet."""
     try:
-        return place.samefile(source)
+        return _place(path).samefile(other)
     except OSError:  # one of them is not there
-        return False
+        return _place(path) == _place(other)
 
 
 def _in_place(path: Path) -> bool:

@@ -39,7 +39,7 @@ def suggest(**given: Any) -> int:
     the target in the median of the batch, or that none does. gradscope repair writes it into a file.
     --fail-on is about the network as it is.
     """
-    from gradscope.cli.streams import check_writable, guarded_stdout, hushed
+    from gradscope.cli.streams import guarded_stdout, hushed
 
     output = pick(Output, given)
     settings = pick_settings(given) | {
@@ -48,7 +48,7 @@ def suggest(**given: Any) -> int:
     find_modules_here()
     if settings.get("platform") == "cpu":
         os.environ["JAX_PLATFORMS"] = "cpu"
-    check_writable(output.output, *input_files(settings))
+    output.ready("Suggestions", *input_files(settings))
     with guarded_stdout(), hushed(output.quiet):
         from gradscope.api import suggest as find_settings
         from gradscope.machine import use_compilation_cache

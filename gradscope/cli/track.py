@@ -83,12 +83,11 @@ class Tracking:
     )
 
     @property
-    def budgets(self) -> list[MetricBudget]:
+    def budgets(self) -> tuple[MetricBudget, ...]:
         """The limits of --max and --min."""
-        from gradscope.gate.budgets import MetricBudget
+        from gradscope.gate.budgets import budgets_of
 
-        above = [MetricBudget.parse(text, "max") for text in self.max]
-        return above + [MetricBudget.parse(text, "min") for text in self.min]
+        return budgets_of(self.min, self.max)
 
 
 _MOST_USED = (

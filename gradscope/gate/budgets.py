@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from gradscope.errors import InputError, quoted, shown
+from gradscope.errors import InputError, nearest_or_all, quoted, shown
 from gradscope.gate.metrics import Metric, check_name
 
 Severity = Literal["off", "warn", "error"]
@@ -73,26 +72,33 @@ class MetricBudget:
         known = ("min", "max", "severity", "aggregation")
         for key in told:
             if key not in known:
-                raise InputError(f"budget {shown(metric)}: unknown key {quoted(key)}{suggestion(key, known)}")
+                raise InputError(
+                    f"budget {shown(metric)}: unknown key {quoted(key)}{nearest_or_all(key, known)}"
+                )
         return cls(metric, **{"aggregation": aggregation, **told})
 
-    @classmethod
-    def parse(cls, text: str, limit: Literal["min", "max"]) -> MetricBudget:
-        """From ``log10_norm=3``; raises InputError."""
-        name, equals, number = text.partition("=")
-        try:
-            value = float(number)
-        except ValueError:
-            value = math.nan
-        if not equals or math.isnan(value):
-            raise InputError(f"--{limit} is {quoted(text)}, expected METRIC=NUMBER such as log10_norm=3")
-        return cls(name.strip(), **{limit: value})  # type: ignore[arg-type]
+
+def budgets_of(minima: Iterable[str], maxima: Iterable[str]) -> tuple[MetricBudget, ...]:
+    """From such as ``log10_norm=3`` of --min and --max, one for each metric; raises InputError."""
+    limits: dict[str, dict[str, float]] = {}
+    for option, texts in (("min", minima), ("max", maxima)):
+        for text in texts:
+            metric, number = _limit(text, option)
+            if option in limits.setdefault(metric, {}):
+                raise InputError(f"--{option} {shown(text)}: {shown(metric)} has a {option} already")
+            limits[metric][option] = number
+    return tuple(MetricBudget(metric, each.get("min"), each.get("max")) for metric, each in limits.items())
 
 
-def suggestion(given: object, known: Sequence[str]) -> str:
-    """``: did you mean X?``, or what there is."""
-    near = difflib.get_close_matches(str(given), known, n=1)
-    return f": did you mean {near[0]}?" if near else f": expected {', '.join(known)}"
+def _limit(text: str, option: str) -> tuple[str, float]:
+    name, equals, number = text.partition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not equals or math.isnan(value):
+        raise InputError(f"--{option} is {quoted(text)}, expected METRIC=NUMBER such as log10_norm=3")
+    return name.strip(), value
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from gradscope.errors import InputError, listed, quoted
+from gradscope.errors import InputError, listed, nearest_or_all, quoted
 from gradscope.report.chains import horizon
 from gradscope.settings import Only
 
@@ -98,9 +98,7 @@ def check_name(name: str) -> Quantity:
     """The quantity that a name begins with; raises InputError, with the nearest, where there is none such."""
     quantity = name.partition(".")[0]
     if quantity not in QUANTITIES:
-        near = difflib.get_close_matches(quantity, QUANTITIES, n=1)
-        expected = f"expected {listed(list(QUANTITIES))}, such as horizon.R_o"
-        raise InputError(f"no metric {quoted(name)}: {f'did you mean {near[0]}?' if near else expected}")
+        raise InputError(f"no metric {quoted(name)}{nearest_or_all(quantity, QUANTITIES)}")
     return QUANTITIES[quantity]
 
 
@@ -152,11 +150,15 @@ def _of(analysis: Analysis, layer: str | None, left_out: set[str]) -> list[Metri
 
 def _nearest(analysis: Analysis, name: str) -> str:
     known = [one.name for one in all_metrics(analysis)]
-    less = "" if analysis.only == "all" else f" (only = {analysis.only!r} measures no more)"
+    order = get_args(Only)
+    missing = order.index(least([name])) > order.index(analysis.only)
+    less = f" (only = {analysis.only!r} measures no more)" if missing else ""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    if near:
+    if near and name != "clip_factor":
         return f"did you mean {' or '.join(near)}?{less}"
     quantity = name.partition(".")[0]
+    if quantity == "clip_factor":
+        return f"give clip, and a loss by readout or adjoint{less}"
     of_it = [one for one in known if one.partition(".")[0] == quantity]
     return f"expected {listed(of_it or known)}{less}"
 
@@ -231,7 +233,7 @@ def _saturated(analysis: Analysis, gate: str | None) -> Found | None:
 
 
 def _clip_factor(analysis: Analysis, part: str | None) -> Found | None:
-    """What clipping leaves of the norm of a loss's gradient (``--clip``): 1 where it does not act."""
+    """What clipping leaves of every sequence's gradient, 1 where it does not act; needs --clip and a loss."""
     clip = analysis.loss.clip if analysis.loss else None
     return None if clip is None or part is not None else (clip.factor.tolist(), None)
 

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from gradscope.report.views import Look
+from gradscope.report.views import Look, Told
 
 if TYPE_CHECKING:
     from gradscope.report.analysis import Analysis
-
-
-class Told(Protocol):
-    """A result that is a JSON object."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """That object."""
 
 
 def render_json(analysis: Analysis, look: Look) -> str:

@@ -57,8 +57,13 @@ def to_dataframe(analysis: Analysis) -> pd.DataFrame:
         import pandas as pd
     except ImportError as error:
         raise InputError("to_dataframe needs pandas, which is not installed: pip install pandas") from error
+    return pd.DataFrame(rows(analysis))
+
+
+def rows(analysis: Analysis) -> list[dict[str, Any]]:
+    """{column: value} for every chain and sequence, of the whole (layer "") and of each layer."""
     parts = [("", analysis), *((str(layer.problem["layer"]), layer) for layer in analysis.layers)]
-    return pd.DataFrame([row for name, part in parts for row in _rows(name, part)])
+    return [row for name, part in parts for row in _rows(name, part)]
 
 
 def _rows(layer: str, analysis: Analysis) -> Iterator[dict[str, Any]]:

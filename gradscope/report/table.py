@@ -149,7 +149,7 @@ def _headline(analysis: Analysis, *, given: bool = True) -> Text:
 
 
 def _chains(analysis: Analysis, terminal: Terminal) -> RenderableType:
-    columns = _columns(analysis)
+    columns = table_of_chains(analysis)
     table = _fitted(columns, terminal, folds="chain")
     units = ", ".join(words for name, words in _UNITS.items() if name in columns)
     blocks = _BLOCKS if any("->" in chain.name for chain in analysis.chains) else ""
@@ -157,8 +157,13 @@ def _chains(analysis: Analysis, terminal: Terminal) -> RenderableType:
 
 
 def _layers(analysis: Analysis, terminal: Terminal) -> RenderableType:
+    return _fitted(table_of_layers(analysis), terminal, folds="layer")
+
+
+def table_of_layers(analysis: Analysis) -> dict[str, list[str]]:
+    """Heading and cells of every column of the layers' table."""
     layers, problems = analysis.layers, [layer.problem for layer in analysis.layers]
-    columns = {
+    return {
         "": [f"layer{number}" for number in range(len(layers))],
         "layer": [shown(problem["layer"]) for problem in problems],
         "cell": [problem["cell"] for problem in problems],
@@ -168,7 +173,6 @@ def _layers(analysis: Analysis, terminal: Terminal) -> RenderableType:
         "horizon": [f"{layer.full.horizon.median:g}" for layer in layers],
         "verdict": [layer.verdict.level for layer in layers],
     }
-    return _fitted(columns, terminal, folds="layer")
 
 
 # What stands below the chains.
@@ -193,7 +197,7 @@ def _fitted(columns: dict[str, list[str]], terminal: Terminal, *, folds: str) ->
     return fitted(columns, terminal, folds=folds, dispensable=_DISPENSABLE, styles=STYLES)
 
 
-def _columns(analysis: Analysis) -> dict[str, list[str]]:
+def table_of_chains(analysis: Analysis) -> dict[str, list[str]]:
     """Heading and cells of every column of the chains' table."""
     chains = analysis.chains
     columns = {

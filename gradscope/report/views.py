@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from gradscope.errors import InputError
 from gradscope.report.terminal import Terminal
-
-if TYPE_CHECKING:
-    from gradscope.report.json import Told
 
 # Format -> class of the result -> the module:function (result, look) -> text that renders it.
 # A new format is a module beside these and a row here; --format then offers it.
 FORMATS: Mapping[str, Mapping[str, str]] = {
     "table": {
         "Analysis": "gradscope.report.table:render_table",
+        "Checks": "gradscope.gate.checks_table:render_checks",
+        "Comparison": "gradscope.gate.changes_table:render_changes",
         "Inspection": "gradscope.report.inspection_table:render_contents",
         "Suggestions": "gradscope.advise.suggestion_table:render_suggestions",
         "Repaired": "gradscope.advise.repair_table:render_repaired",
@@ -27,11 +27,27 @@ FORMATS: Mapping[str, Mapping[str, str]] = {
     },
     "json": {
         "Analysis": "gradscope.report.json:render_json",
+        "Checks": "gradscope.report.json:told_json",
+        "Comparison": "gradscope.report.json:told_json",
         "Inspection": "gradscope.report.json:told_json",
-        "Suggestions": "gradscope.report.json:told_json",
         "Repaired": "gradscope.report.json:told_json",
+        "Suggestions": "gradscope.report.json:told_json",
     },
+    "jsonl": dict.fromkeys(("Analysis", "Checks", "Comparison"), "gradscope.report.rows:render_jsonl"),
+    "csv": dict.fromkeys(("Analysis", "Checks", "Comparison"), "gradscope.report.rows:render_csv"),
+    "markdown": {
+        "Analysis": "gradscope.report.markdown:render_markdown",
+        "Checks": "gradscope.gate.markdown:checks_markdown",
+        "Comparison": "gradscope.gate.markdown:changes_markdown",
+    },
+    "github": dict.fromkeys(("Analysis", "Checks", "Comparison"), "gradscope.gate.github:render_github"),
+    "junit": dict.fromkeys(("Analysis", "Checks", "Comparison"), "gradscope.gate.junit:render_junit"),
+    "bmf": dict.fromkeys(("Analysis", "Checks"), "gradscope.gate.trends:render_bmf"),
+    "benchmark": dict.fromkeys(("Analysis", "Checks"), "gradscope.gate.trends:render_benchmark"),
 }
+
+# What a format needs that gradscope does not: library -> the extra that brings it.
+LIBRARIES: Mapping[str, Mapping[str, str]] = {"junit": {"junitparser": "ci"}}
 
 
 @dataclass(frozen=True)
@@ -51,12 +67,29 @@ class Look:
     origin: Mapping[str, str] = field(default_factory=dict)
 
 
+class Told(Protocol):
+    """A result, which JSON tells as one object."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """That object."""
+
+
+def check_format(name: str, kind: str) -> None:
+    """Raise InputError where the format is not for a result of this class, or lacks its library."""
+    if kind not in FORMATS[name]:
+        others = [other for other, known in FORMATS.items() if kind in known]
+        article = "an" if kind[0] in "AI" else "a"
+        what = "checks" if kind == "Checks" else f"{article} {kind.lower()}"
+        raise InputError(f"format {name} does not show {what}: choose {' or '.join(others)}")
+    for library, extra in LIBRARIES.get(name, {}).items():
+        if importlib.util.find_spec(library) is None:
+            raise InputError(f"format {name} needs {library}: pip install 'gradscope[{extra}]'")
+
+
 def render(result: Told, name: str, look: Look) -> str:
     """A result in the format ``name``; raises InputError where the format is not for such a result."""
-    renderers, kind = FORMATS[name], type(result).__name__
-    if kind not in renderers:
-        others = [other for other, known in FORMATS.items() if kind in known]
-        raise InputError(f"format {name} does not show an {kind.lower()}: choose {' or '.join(others)}")
-    module, _, function = renderers[kind].partition(":")
+    kind = type(result).__name__
+    check_format(name, kind)
+    module, _, function = FORMATS[name][kind].partition(":")
     renderer: Callable[[Told, Look], str] = getattr(importlib.import_module(module), function)
     return renderer(result, look)

@@ -228,11 +228,14 @@ def test_help_begins_with_examples(run):
 
 def test_every_example_of_the_help_has_a_line_of_its_own(run):
     for arguments, count in (
-        (["--help"], 8),
+        (["--help"], 10),
         (["analyze", "-h"], 5),
         (["analyze", "--help"], 10),
         (["chain", "-h"], 3),
         (["inspect", "-h"], 2),
+        (["check", "-h"], 5),
+        (["check", "--help"], 6),
+        (["compare", "-h"], 3),
         (["suggest", "--help"], 4),
         (["repair", "--help"], 5),
         (["schema", "-h"], 2),
@@ -255,6 +258,8 @@ def test_the_list_of_commands_says_what_they_do(run):
         "Write a result as one HTML page.",
         "Draw a picture of a result, as SVG.",
         "List the recurrent layers in a checkpoint.",
+        "Hold analyses to budgets: exit 1 if one is broken.",
+        "Show what has changed between two results.",
         "Measure the checkpoints of a run, a row each.",
         "Put the rows of many processes together.",
         "Find settings that reach a gain or a horizon, verified.",

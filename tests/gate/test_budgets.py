@@ -6,7 +6,7 @@ import math
 import pytest
 
 from gradscope import InputError
-from gradscope.gate.budgets import MetricBudget, judge_budget
+from gradscope.gate.budgets import MetricBudget, budgets_of, judge_budget
 from gradscope.gate.metrics import Metric
 
 
@@ -42,10 +42,15 @@ def test_of_no_metric_and_of_a_change():
 
 
 def test_on_the_command_line():
-    assert MetricBudget.parse("horizon.R_o=1e2", "min") == MetricBudget("horizon.R_o", min=100.0)
+    assert budgets_of(["horizon.R_o=1e2", "rate=-1"], ["rate=2"]) == (
+        MetricBudget("horizon.R_o", min=100.0),
+        MetricBudget("rate", min=-1.0, max=2.0),
+    )
+    with pytest.raises(InputError, match="--max rate=2: rate has a max already"):
+        budgets_of([], ["rate=1", "rate=2"])
     for text in ("log10_norm", "log10_norm=", "log10_norm=nan", "log10_norm=x"):
         with pytest.raises(InputError, match="expected METRIC=NUMBER such as log10_norm=3"):
-            MetricBudget.parse(text, "max")
+            budgets_of([], [text])
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from oracles.made_up import LSTM, STEPS, analysis
 
@@ -107,3 +109,13 @@ def test_no_more_is_measured_than_is_asked_for():
 def test_pooled_as_one_batch():
     joined = Metric.pooled([metric(analysis({"full": rate}), "log10_norm") for rate in (-0.1, -0.4, -0.2)])
     assert (joined.median, joined.lowest, joined.highest) == pytest.approx((-8.0, -16.0, -4.0))
+
+
+def test_what_clipping_leaves():
+    clipped = SimpleNamespace(clip=SimpleNamespace(factor=np.array([1.0, 0.25, 0.5])))
+    found = metric(dataclasses.replace(WHOLE, loss=clipped), "clip_factor")
+    assert (found.median, found.lowest, found.highest) == (0.5, 0.25, 1.0)
+    with pytest.raises(
+        InputError, match="'clip_factor' of this analysis: give clip, and a loss by readout or"
+    ):
+        metric(WHOLE, "clip_factor")

@@ -14,6 +14,8 @@ ROWS = [(name, kind) for name, kinds in views.FORMATS.items() for kind in kinds]
 @pytest.mark.parametrize(("name", "kind"), ROWS)
 def test_every_row_leads_somewhere(name, kind):
     module, _, function = views.FORMATS[name][kind].partition(":")
+    for library in views.LIBRARIES.get(name, ()):
+        pytest.importorskip(library)
     assert callable(getattr(importlib.import_module(module), function))
 
 
@@ -37,10 +39,12 @@ def test_a_new_format_is_a_module_and_a_row(run, native, monkeypatch):
     code, out, err = run("inspect", native / "native.npz", "--cell", "rnn", "--json")
     assert (code, out) == (2, "")
     assert err == "gradscope: error: format json does not show an inspection: choose table\n"
+    code, out, err = run("inspect", native / "native.npz", "--cell", "rnn", "--format", "csv")
+    assert err == "gradscope: error: format csv does not show an inspection: choose table\n"
 
 
 def test_the_commands_offer_what_is_in_the_table(run, native):
-    for command in ("analyze", "chain", "inspect"):
+    for command in ("analyze", "chain", "inspect", "check", "compare"):
         assert f"--format [{'|'.join(views.FORMATS)}]" in run(command, "--help")[1]
     done = run("inspect", native / "native.npz", "--cell", "rnn", "--format", "json")
     assert json.loads(done[1])["schema"] == "gradscope/inspection/1"

@@ -49,7 +49,7 @@ RICH = {
         "training_table",
         "sparkline",
     ),
-    *("inspection_table", "track_table"),
+    *("inspection_table", "track_table", "checks_table", "changes_table"),
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))
