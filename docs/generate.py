@@ -27,7 +27,7 @@ def pages() -> dict[Path, str]:
     for name in cli.list_commands(context):
         command = cli.get_command(context, name)
         assert command is not None
-        commands[name] = _told(command, click.Context(command, context, name))
+        commands[name] = _told(command, click.Context(command, context, name, **command.context_settings))
     of_group = _told(cli, context)
     reference, manual = DOCS / "reference", DOCS / "man"
     found = {
@@ -43,7 +43,9 @@ def pages() -> dict[Path, str]:
 def _told(command: click.Command, context: click.Context) -> dict[str, Any]:
     """What click tells of a command, with what it leaves out of its parameters."""
     params = [
-        param.to_info_dict() | {"metavar": param.metavar, "section": getattr(param, "section", "Options")}
+        param.to_info_dict()
+        | {"metavar": param.metavar, "section": getattr(param, "section", "Options")}
+        | {"default": param.default if getattr(param, "show_default", None) else None}
         for param in command.get_params(context)
     ]
     told: dict[str, Any] = click.Command.to_info_dict(command, context)
@@ -70,7 +72,8 @@ def _options(params: list[dict[str, Any]]) -> dict[str, list[tuple[str, str]]]:
 
 
 def _flags(param: dict[str, Any]) -> str:
-    flags = ", ".join(param["opts"]) + "".join(f" / {one}" for one in param["secondary_opts"])
+    flags = ", ".join(sorted(param["opts"], key=len))
+    flags += "".join(f" / {one}" for one in param["secondary_opts"])
     return flags if param["is_flag"] else f"{flags} {_kind(param)}"
 
 
@@ -81,8 +84,7 @@ def _kind(param: dict[str, Any]) -> str:
 
 def _said(param: dict[str, Any]) -> str:
     default = param["default"]
-    plain = isinstance(default, str | int | float) and not isinstance(default, bool) and not param["is_flag"]
-    return f"{param['help']} Default: {default}." if plain else str(param["help"])
+    return str(param["help"]) if default is None else f"{param['help']} Default: {default}."
 
 
 def _arguments(params: list[dict[str, Any]]) -> str:
