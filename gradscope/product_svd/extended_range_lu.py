@@ -104,10 +104,9 @@ class _Float64:
     def largest(self, k: int) -> tuple[int, int] | None:
         """As of any rest; noise is cleared where it would be a pivot."""
         size = np.abs(self.entries[k:, k:], out=self.work[k:, k:])
-        size *= self.weights[k:]
-        height = size.max(axis=1, initial=0)
-        with np.errstate(divide="ignore"):
-            height = np.log2(height) + self.row_scales[k:]
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # found out below
+            size *= self.weights[k:]
+            height = np.log2(size.max(axis=1, initial=0)) + self.row_scales[k:]
         while True:
             i = int(np.argmax(height))
             if not np.isfinite(height[i]):
