@@ -20,6 +20,7 @@ from gradscope.problem.layers import Problems
 from gradscope.problem.problem import Problem
 from gradscope.report.analysis import Analysis
 from gradscope.report.conclude import of_sequences
+from gradscope.report.notes import trajectory_notes
 from gradscope.report.provenance import described
 from gradscope.settings import Only, Policy
 
@@ -51,8 +52,12 @@ class Network:
 
     @cached_property
     def analysis(self) -> Analysis:
-        """As it is, with every path."""
-        return self._concluded(self._measured)
+        """As it is, with every path, and what its trajectory has to tell."""
+        found = self._concluded(self._measured)
+        if self.problem.system.cell.members:  # of a stack the layers' courses are not apart
+            return found
+        notes = trajectory_notes(self.problem, self._measured)
+        return replace(found, verdict=found.verdict.noting(notes))
 
     @cached_property
     def sensitivity(self) -> Sensitivity | None:

@@ -76,8 +76,8 @@ class Suggestion:
 class Suggestions:
     """What to do about a network, or about the layers of one that stand side by side.
 
-    analysis : as it is; target : in words; reached : whether that is reached already, and nothing is to be
-    done; suggestions : of every knob that was tried; advice : what a number cannot tell, with its source;
+    analysis : as it is; target : in words; reached : whether that is reached already, and no weight is to be
+    changed; suggestions : of every knob that was tried; advice : what a number cannot tell, with its source;
     layers : the names in the file of layer0, layer1, ... of several that are connected.
     """
 
@@ -149,9 +149,9 @@ def suggested(
     network = Network.of(joint, policy, means)
     goal = _goal(network, target, horizon)
     analysis = network.analysis
-    if goal.reached(analysis):
-        return Suggestions(analysis, goal.words, True, (), (), problems.names)
     trial = Trial(network, goal, report or (lambda _: None))
+    if goal.reached(analysis):
+        return Suggestions(analysis, goal.words, True, tuple(trial.all_the_same()), (), problems.names)
     found = trial.all(knobs)
     advice = tuple(field_advice(network, goal))
     return Suggestions(analysis, goal.words, False, tuple(found), advice, problems.names)
@@ -192,6 +192,10 @@ class Trial:
             self.report(f"trying {name}")
             found.append(tries[name]())
         return found
+
+    def all_the_same(self) -> list[Suggestion]:
+        """What is tried though the target is reached: a gain of 1 may be that of saturated gates."""
+        return [tried() for tried in self._inputs().values()]
 
     def _knobs(self, every: bool) -> Iterator[Knob]:
         """Biases, scales of some matrices, of all, and the clipping of their singular values."""

@@ -38,10 +38,15 @@ def _parts(found: Suggestions, look: Look) -> Iterable[RenderableType]:
         yield bullet(
             ", ".join(f"layer{number}: {shown(name)}" for number, name in enumerate(found.layers)) + "."
         )
+    yield from map(bullet, found.analysis.verdict.notes)
     if found.reached:
-        yield bullet("That is reached already: there is nothing to be done.")
-        return
+        yield bullet("That is reached already: no weight is to be changed.")
     if look.verdict_only:
+        return
+    if found.reached:
+        if found.suggestions:
+            body = Group(*(_lines(one, found) for one in found.suggestions), note(_FIRST), note(_VERIFIED))
+            yield section("With inputs of mean 0 and variance 1", body)
         return
     reaching = [one for one in found.suggestions if one.reaches]
     if reaching:
@@ -56,6 +61,10 @@ def _parts(found: Suggestions, look: Look) -> Iterable[RenderableType]:
     yield from _next(found, reaching)
 
 
+_FIRST = (
+    "saturated gates keep a gain near 1 by letting nothing in or out; normalise first, and ask again on "
+    "those inputs"
+)
 _VERIFIED = (
     "each measured by analysing the changed network on these inputs, not predicted; what training makes of "
     "it is another question"
