@@ -29,6 +29,7 @@ from gradscope.cli.options import (
 from gradscope.config_file import read_config
 from gradscope.errors import ExitCode, InputError, nearest_or_all, quoted, shown
 from gradscope.settings import CELL, Settings, option
+from gradscope.track.shards import Shard
 
 if TYPE_CHECKING:
     from gradscope.cli.progress import Pace
@@ -50,6 +51,12 @@ class Gate:
 
     name: tuple[str, ...] = option(
         (), "Budgets", "Only this analysis of the file (repeatable).", metavar="NAME", repeatable=True
+    )
+    shard: str | None = option(
+        None,
+        "Budgets",
+        "Only every Nth analysis of the file from the Ith on; auto: as the scheduler says (see track).",
+        metavar="I/N|auto",
     )
     max: tuple[str, ...] = option(
         (),
@@ -174,8 +181,9 @@ def _plan(
     from gradscope.gate.config import PlannedRun, planned
 
     if budgets := budgets_of(gate.min, gate.max):
-        if gate.name:
-            raise InputError("--max and --min are in place of the file's analyses: leave out --name")
+        for name, given in (("--name", gate.name), ("--shard", gate.shard)):
+            if given:
+                raise InputError(f"--max and --min are in place of the file's analyses: leave out {name}")
         name = shown(said.get("checkpoint") or said.get("cell") or CELL)
         return [PlannedRun(name, {}, (), budgets, {}, in_shell=True).between(shared, said)]
     if file is None:
@@ -194,7 +202,19 @@ def _plan(
             f"{shown(file.path)}: nothing to check: has no {what} (gradscope check --help shows how)"
         )
     chosen = [one for one in every if not gate.name or one.name in gate.name]
-    return [one.between(shared, said) for one in chosen]
+    return [one.between(shared, said) for one in _dealt(chosen, gate.shard)]
+
+
+def _dealt(chosen: list[PlannedRun], text: str | None) -> list[PlannedRun]:
+    """Those that are this process's."""
+    if text is None:
+        return chosen
+    shard = Shard.parse(text, os.environ)
+    work = [one for _, one in shard.of(chosen)]
+    if not work:
+        raise InputError(f"{shard} has none of {len(chosen)} analyses: ask for fewer")
+    click.echo(f"gradscope: {shard} ({shard.source}): {', '.join(shown(one.name) for one in work)}", err=True)
+    return work
 
 
 def _baseline(gate: Gate) -> tuple[Mapping[str, Entry] | None, str]:

@@ -15,7 +15,7 @@ from gradscope.cli.group import Command
 from gradscope.cli.options import as_path, options, pick
 from gradscope.errors import ExitCode, InputError, listed, shown
 from gradscope.settings import option
-from gradscope.track.journal import Journal, deduplicated, missing
+from gradscope.track.journal import Journal, deduplicated, failed, missing
 from gradscope.track.track_formats import FORMATS_OF_ROWS, row_writer
 
 
@@ -41,7 +41,7 @@ class Merging:
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @options(Merging)
 def merge(files: tuple[Path, ...], **given: Any) -> int:
-    """Put the rows together that shards of gradscope track have written: each once, in order.
+    """Put the rows together that shards of track, or of check, have written: each once, in order.
 
     \b
     Examples:
@@ -49,9 +49,9 @@ def merge(files: tuple[Path, ...], **given: Any) -> int:
       gradscope merge rows.1-of-2.jsonl rows.2-of-2.jsonl -o all.jsonl
       gradscope merge rows/ --format table
 
-    FILES are what track -o wrote, or folders of them (*.jsonl). A line that was torn when its process was
-    killed is left out; which checkpoints have no row is said, and the exit code is 2 then: call the shards
-    again, they measure no more than what is missing.
+    FILES are what track -o, or check --format jsonl -o, wrote, or folders of them (*.jsonl). A line that was
+    torn when its process was killed is left out. Which checkpoints have no row is said, and the exit code is
+    2 then: call the shards again, they measure no more than what is missing.
     """
     from gradscope.cli.streams import check_writable, write_result
     from gradscope.report.terminal import terminal_for
@@ -68,9 +68,11 @@ def merge(files: tuple[Path, ...], **given: Any) -> int:
         raise InputError(
             f"{listed([str(path) for path in files])}: no rows, expected what track -o has written"
         )
+    if merging.format != "jsonl" and not all("checkpoint" in row for row in rows):
+        raise InputError(f"--format {merging.format} is of rows of track; those of check are merged as jsonl")
     light = all("converged" in row for row in rows)
     terminal = terminal_for(merging.color, to_file=merging.output is not None)
-    writer = row_writer(merging.format, [row["checkpoint"] for row in rows], terminal, light=light)
+    writer = row_writer(merging.format, [str(row.get("checkpoint")) for row in rows], terminal, light=light)
     text = writer.head(f"{len(rows)} rows") + "".join(map(writer.line, rows)) + writer.foot(rows)
     write_result(text, merging.output)
     return _complete(rows)
@@ -87,7 +89,7 @@ def _within(file: Path) -> Iterator[Path]:
 
 def _complete(rows: list[dict[str, Any]]) -> int:
     """Say which rows there should be besides."""
-    errors = [row["checkpoint"] for row in rows if row.get("error")]
+    errors = [row["checkpoint"] for row in rows if failed(row)]
     if errors:
         _say(f"not read: {len(errors)} of {len(rows)} ({listed(errors, most=3)})")
     if (found := missing(rows)) and (places := found[0]):

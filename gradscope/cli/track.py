@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from gradscope.cli.check import pick_said
 from gradscope.cli.group import Command
-from gradscope.cli.options import Process, find_modules_here, options, pick, pick_settings
-from gradscope.errors import ExitCode, InputError, shown
+from gradscope.cli.options import Process, find_modules_here, options, pick
+from gradscope.config_file import ConfigFile
+from gradscope.errors import ExitCode, InputError, nearest_or_all, quoted, shown
 from gradscope.settings import Level, Settings, option
 from gradscope.track.journal import Journal, Row, natural
 from gradscope.track.shards import Shard
@@ -21,6 +23,7 @@ from gradscope.track.track_formats import FORMATS_OF_ROWS, row_writer
 
 if TYPE_CHECKING:
     from gradscope.gate.budgets import MetricBudget
+    from gradscope.gate.config import PlannedRun
     from gradscope.report.analysis import Analysis
     from gradscope.track.following import Question
 
@@ -33,6 +36,12 @@ TRACKED = tuple(one.name for one in fields(Settings) if one.name not in _NOT_HER
 class Tracking:
     """What becomes of the rows."""
 
+    name: str | None = option(
+        None,
+        "Rows",
+        "Options and budgets of this analysis of the settings file, as check has them.",
+        metavar="NAME",
+    )
     light: bool = option(
         False,
         "Rows",
@@ -117,8 +126,13 @@ def track(checkpoints: tuple[str, ...], **given: Any) -> int:
     code is 2; it is 1 where a limit is broken. With -o rows are kept by the content of their checkpoint, the
     options and the version: another call goes on where this one was stopped.
     """
+    from gradscope.track.following import Question
+
     tracking, process = pick(Tracking, given), pick(Process, given)
-    settings = pick_settings(given)
+    said, shared = pick_said(given)
+    planned = _planned(tracking.name)
+    budgets = (*tracking.budgets, *(one for one in planned.budgets if not one.of_change))
+    settings = {**shared, **{name: one for name, one in planned.settings.items() if name in TRACKED}, **said}
     find_modules_here()
     if settings.get("platform") == "cpu":
         os.environ["JAX_PLATFORMS"] = "cpu"
@@ -128,8 +142,23 @@ def track(checkpoints: tuple[str, ...], **given: Any) -> int:
     say: Callable[[str], None] = (lambda _: None) if tracking.quiet else _say
     _say_work(names, shard, work, say)
     journal = _journal(tracking.output, shard, names, say)
-    rows = _run(tracking, process, settings, names, work, journal)
+    question = Question(settings, budgets, tracking.light)
+    rows = _run(tracking, process, question, names, work, journal)
     return _ended(rows, tracking)
+
+
+def _planned(name: str | None) -> PlannedRun:
+    """The analysis of the settings file that is asked for, or one of nothing."""
+    from gradscope.gate.config import PlannedRun, planned
+
+    if name is None:
+        return PlannedRun("", {}, (), (), {})
+    if not isinstance(file := click.get_current_context().obj, ConfigFile):
+        raise InputError(f"--name is {quoted(name)}, but there is no settings file here or above")
+    every = {one.name: one for one in planned(file)}
+    if name not in every:
+        raise InputError(f"--name is {quoted(name)}{nearest_or_all(name, every)}")
+    return every[name]
 
 
 def _say(line: str) -> None:
@@ -145,13 +174,9 @@ def _say_work(
         one, other = map(shown, pair)
         say(f"{one} stands before {other}: as given, which the shell orders by letters; --sort by number")
     if shard:
-        say(
-            f"shard {shard.number} of {shard.count} ({shard.source}): {len(work)} of {len(names)} checkpoints"
-        )
+        say(f"{shard} ({shard.source}): {len(work)} of {len(names)} checkpoints")
         if not work:
-            raise InputError(
-                f"shard {shard.number} of {shard.count} has none of {len(names)} checkpoints: ask for fewer"
-            )
+            raise InputError(f"{shard} has none of {len(names)} checkpoints: ask for fewer")
 
 
 def _journal(
@@ -179,7 +204,7 @@ def _journal(
 def _run(
     tracking: Tracking,
     process: Process,
-    settings: dict[str, Any],
+    question: Question,
     names: Sequence[str],
     work: Sequence[tuple[int, str]],
     journal: Journal | None,
@@ -187,9 +212,8 @@ def _run(
     """Every row, written as it comes."""
     from gradscope.cli.streams import delivering, guarded_stdout, hushed, write_result
     from gradscope.report.terminal import terminal_for
-    from gradscope.track.following import Question, follow
+    from gradscope.track.following import follow
 
-    question = Question(settings, tracking.budgets, tracking.light)
     measure = _measuring(question, compile_cache=process.compile_cache)
     writer = row_writer(
         tracking.format,

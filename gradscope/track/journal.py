@@ -20,6 +20,7 @@ Row = dict[str, Any]
 # What the rows of a journal say that they are.
 SCHEMAS = ("gradscope/track/1",)
 _ROW_BYTES = 2**20
+_AS_IT_IS = getattr(os, "O_BINARY", 0)  # of Windows, which would end lines in its own way
 _NUMBERS = re.compile(r"(\d+)")
 
 
@@ -53,7 +54,7 @@ class Journal:
     def append(self, row: Row) -> None:
         """Write a row at once; after a torn line on a line of its own. Raises OSError."""
         line = json.dumps(row, allow_nan=False).encode("ascii") + b"\n"
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _AS_IT_IS, 0o666)
         try:
             if not _ends_a_line(self.path):
                 line = b"\n" + line
@@ -79,13 +80,20 @@ def _row(line: bytes, number: int) -> Row | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    schema = row.get("schema") if isinstance(row, dict) else row
-    if schema not in SCHEMAS or not isinstance(row.get("checkpoint"), str):
-        raise InputError(
-            f"line {number} is {quoted(schema)}, expected a row of gradscope track ({SCHEMAS[0]})"
-        )
+    if not isinstance(row, dict) or row_subject(row) is None:
+        what = row.get("schema") if isinstance(row, dict) else row
+        raise InputError(f"line {number} is {quoted(what)}, expected a row of gradscope track ({SCHEMAS[0]})")
     found: Row = row
     return found
+
+
+def row_subject(row: Mapping[str, Any]) -> str | None:
+    """What a row is about: a checkpoint, or of check --format jsonl a budget; None of no such row."""
+    of_check = "passed" in row and "severity" in row
+    names = ("analysis", "metric") if of_check else ("checkpoint",)
+    parts = [row.get(name) for name in names]
+    known = all(isinstance(part, str) for part in parts) and (of_check or row.get("schema") in SCHEMAS)
+    return ": ".join(map(str, parts)) if known else None
 
 
 def deduplicated(rows: Iterable[Row]) -> list[Row]:
@@ -93,17 +101,22 @@ def deduplicated(rows: Iterable[Row]) -> list[Row]:
 
     Rows of the same checkpoint with other content, options or version are others.
     """
-    found: dict[tuple[Any, str], Row] = {}
+    found: dict[tuple[Any, str | None], Row] = {}
     for row in rows:
-        found[row.get("key"), row["checkpoint"]] = row
-    measured = {row["checkpoint"] for row in found.values() if not row.get("error")}
-    left = [row for row in found.values() if not (row.get("error") and row["checkpoint"] in measured)]
+        found[row.get("key"), row_subject(row)] = row
+    measured = {row_subject(row) for row in found.values() if not failed(row)}
+    left = [row for row in found.values() if not (failed(row) and row_subject(row) in measured)]
     return sorted(left, key=_place)
+
+
+def failed(row: Row) -> bool:
+    """Whether a checkpoint could not be measured: of a check an error is a number, the estimated one."""
+    return isinstance(row.get("error"), str)
 
 
 def _place(row: Row) -> tuple[int, list[tuple[int, str]]]:
     place = row.get("index")
-    return (place if isinstance(place, int) else 0), natural(row["checkpoint"])
+    return (place if isinstance(place, int) else 0), natural(str(row_subject(row)))
 
 
 def natural(name: str) -> list[tuple[int, str]]:

@@ -27,7 +27,7 @@ class Shard:
     def __post_init__(self) -> None:
         if self.count < 1 or not 1 <= self.number <= self.count:
             raise InputError(
-                f"{self.source}: shard {self.number} of {self.count}, expected 1/{max(self.count, 1)} to "
+                f"{self.source}: {self}, expected 1/{max(self.count, 1)} to "
                 f"{max(self.count, 1)}/{max(self.count, 1)}"
             )
 
@@ -44,6 +44,9 @@ class Shard:
     def of(self, whole: Sequence[T]) -> list[tuple[int, T]]:
         """Its items with their places in the whole, dealt round: neighbours take about as long."""
         return list(enumerate(whole))[self.number - 1 :: self.count]
+
+    def __str__(self) -> str:
+        return f"shard {self.number} of {self.count}"
 
     @property
     def label(self) -> str:

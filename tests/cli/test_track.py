@@ -135,7 +135,7 @@ def test_limits(run, runs):
     assert code == 1
     broken = [row["checkpoint"] for row in rows if row["log10_norm"] > 1]
     assert 0 < len(broken) < len(rows)
-    assert [row["checkpoint"] for row in rows if not row["checks"][0]["passed"]] == broken
+    assert [row["checkpoint"] for row in rows if not row["checks"][-1]["passed"]] == broken
     assert f"beyond a limit: {len(broken)} of 6" in err
     assert run("track", *runs, *LIGHT, "--max", "log10_norm=1", "-q")[:2] == (1, "")
     assert run("track", *runs, *LIGHT, "--max", "log10_norm=99")[0] == 0
@@ -146,6 +146,67 @@ def test_limits(run, runs):
 def test_limits_of_the_settings_file(run, runs):
     Path("gradscope.toml").write_text('[track]\nmax = ["log10_norm=1"]\n')
     assert run("track", *runs, *LIGHT)[0] == 1
+
+
+CONFIG = """
+[track]
+steps = 9
+[analyses.decoder]
+cell = "rnn"
+steps = 8
+[analyses.decoder.budgets]
+log10_norm = {max = 1}
+rate = {min = 9, severity = "warn"}
+"change.rate" = {max = 0.1}
+[analyses.other]
+cell = "gru"
+hidden = 4
+input_size = 2
+steps = 5
+[analyses.other.budgets]
+log10_norm = {max = 3}
+"""
+
+
+def test_options_and_budgets_of_an_analysis_of_the_file(run, runs):
+    Path("gradscope.toml").write_text(CONFIG)
+    code, out, _ = run("track", *runs, "--name", "decoder", "--light", "--json")
+    rows = rows_in(out)
+    assert code == 1
+    assert {row["steps"] for row in rows} == {8}
+    assert [check["metric"] for check in rows[0]["checks"]] == ["log10_norm", "rate"]
+    assert rows[0]["checks"][1]["severity"] == "warn"
+    assert {
+        row["steps"] for row in rows_in(run("track", runs[0], "--cell", "rnn", "--light", "--json")[1])
+    } == {9}
+    assert (
+        rows_in(run("track", runs[0], "--name", "decoder", "--steps", "7", "--light", "--json")[1])[0][
+            "steps"
+        ]
+        == 7
+    )
+    assert "did you mean decoder?" in run("track", *runs, "--name", "decodr")[2]
+    Path("gradscope.toml").unlink()
+    assert "no settings file" in run("track", *runs, "--name", "decoder")[2]
+
+
+def test_analyses_of_check_are_dealt_out(run, runs, monkeypatch):
+    text = CONFIG.replace('cell = "rnn"', 'cell = "rnn"\nhidden = 4\ninput_size = 2')
+    Path("gradscope.toml").write_text(text.replace('"change.rate" = {max = 0.1}', ""))
+    Path("rows").mkdir()
+    whole = rows_in(run("check", "--format", "jsonl")[1])
+    for number, name in ((1, "decoder"), (2, "other")):
+        monkeypatch.setenv("GRADSCOPE_SHARD_INDEX", str(number - 1))
+        monkeypatch.setenv("GRADSCOPE_SHARDS", "2")
+        code, out, err = run("check", "--shard", "auto", "--format", "jsonl", "-o", f"rows/{number}.jsonl")
+        assert (code, out) == (0, "")
+        assert f"shard {number} of 2 (GRADSCOPE_SHARD_INDEX): {name}" in err
+    code, out, err = run("merge", "rows")
+    assert (code, err) == (0, "")
+    assert sorted(rows_in(out), key=str) == sorted(whole, key=str)
+    assert "those of check are merged as jsonl" in run("merge", "rows", "--format", "table")[2]
+    assert "shard 3 of 3 has none of 2 analyses" in run("check", "--shard", "3/3")[2]
+    assert "leave out --shard" in run("check", "--shard", "1/2", "--max", "log10_norm=3")[2]
 
 
 # -- rows that are kept ------------------------------------------------------------------------------
