@@ -44,6 +44,10 @@ class CellChain(JacobianChain):
                 found[path.name] = self if chain.size == self.size and len(self.paths) == 1 else chain
         return found
 
+    def without(self, path: str) -> CellChain:
+        """See JacobianChain."""
+        return CellChain(tuple(one for one in self.paths if one.name != path), self.steps, self.size)
+
     @property
     def diagonal(self) -> Array | None:
         """(T, n) where every step of the chain is diagonal."""

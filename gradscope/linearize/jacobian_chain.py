@@ -62,6 +62,10 @@ class JacobianChain(StepSource):
     def chains(self) -> Mapping[str, JacobianChain]:
         """The full chain and each named path's own: itself again where a path is all there is."""
 
+    @abstractmethod
+    def without(self, path: str) -> Self:
+        """The full chain of all paths but this one."""
+
     @property
     def diagonal(self) -> Array | None:
         """(T, n) where every step of the chain is diagonal."""

@@ -87,6 +87,10 @@ class SegmentedChain(StepSource):
             found.append(part)
         return np.concatenate(found)
 
+    def without(self, path: str) -> SegmentedChain:
+        """As of the segments."""
+        return SegmentedChain(lambda i: self.segment(i).without(path), self.starts, self.steps, self._read)
+
     def _path(self, name: str) -> SegmentedChain:
         return SegmentedChain(lambda i: self.segment(i).chains[name], self.starts, self.steps, self._read)
 

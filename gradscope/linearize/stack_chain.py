@@ -91,6 +91,10 @@ class StackChain(JacobianChain):
             found[name] = self.layers[i] if i == j else self._between(i, j)
         return found
 
+    def without(self, path: str) -> StackChain:
+        """See JacobianChain."""
+        return replace(self, named={block: name for block, name in self.named.items() if name != path})
+
     @cached_property
     def extents(self) -> tuple[slice, ...]:
         """Where in the state each layer's is."""

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field, replace
 from gradscope.custom_types import Array
 from gradscope.linearize.jacobian_chain import JacobianChain
 from gradscope.linearize.segmented import SegmentedChain, keeping_recent
-from gradscope.measure.chains import Ask, measure
+from gradscope.measure.chains import WITHOUT, Ask, measure
 from gradscope.measure.cost import KNOWN, chain_cost, runs
 from gradscope.measure.measured import Measured
 from gradscope.measure.progress import Fraction, Meter
 from gradscope.measure.shares import shares
 from gradscope.product_svd.arguments import window_of
 from gradscope.product_svd.largest_gain import log10_largest_gain
-from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, spectrum
+from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, first_value, spectrum
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,14 @@ class JacobianChains:
         self._chains = self._full.chains
         self._whole: list[Spectrum] = []
         self.names = tuple(self._chains)
+        self.parts = first.names if len(first.names) > 1 else ()
 
     def cost(self, name: str) -> float:
         """By its size; the full one again costs nothing, and a diagonal one next to nothing."""
         if name in self._known:
             return KNOWN
+        if name.startswith(WITHOUT):
+            return chain_cost(self._sizes["full"], first=True)
         if name == "full":
             return chain_cost(self._sizes[name])
         if self._is_full(name) or self._diagonal[name]:
@@ -84,6 +87,8 @@ class JacobianChains:
 
     def reads(self, name: str, ask: Ask) -> float:
         """So many as there are runs over the chain; of a block every step is looked at besides."""
+        if name.startswith(WITHOUT):
+            return self.reads("full", ask)
         looks = 3 if self._chains[name].window is not None else 0
         return len(self._full) * (runs(self._sizes[name]) + looks)
 
@@ -95,6 +100,13 @@ class JacobianChains:
             found = self._spectrum("full", ask)
             self._whole = [replace(found, log10_largest_gain=log10_largest_gain(self._full))]
         return self._whole
+
+    def without(self, path: str, ask: Ask) -> list[Spectrum]:
+        """Every lag, below the vanishing threshold an upper bound."""
+        chain = self._full.without(path)
+        found = first_value(chain, entry_error=ask.entry_error, floor=ask.floor, workers=ask.threads)
+        first = found.log10_singular_values[:1]
+        return [replace(found, log10_singular_values=first, exact_zeros=None, lost=0)]
 
     def shares(self, full: Sequence[Spectrum]) -> list[Mapping[str, Array]]:
         """See ``Chains``."""

@@ -12,6 +12,9 @@ from gradscope.measure.progress import Meter
 from gradscope.product_svd.spectrum import Spectrum
 from gradscope.settings import Only
 
+# How the name of the chain without a path begins where what it takes is told.
+WITHOUT = "without "
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -37,16 +40,23 @@ class Ask:
         """Whether the paths are measured too, and their shares."""
         return self.only in ("paths", "all")
 
+    @property
+    def without(self) -> bool:
+        """Whether the whole chain without each path is measured too."""
+        return self.paths
+
 
 class Chains(Protocol):
     """The chains of some sequences of one length.
 
-    names : "full" first, then each path or block. There are two kinds: ``JacobianChains`` (every value, on
+    names : "full" first, then each path or block; parts : the paths that the full chain is the sum of, none
+    where there is only one. There are two kinds: ``JacobianChains`` (every value, on
     the host) and ``TangentChains`` (the top values, without Jacobians, on the devices).
     """
 
     sequences: int
     names: tuple[str, ...]
+    parts: tuple[str, ...]
 
     def cost(self, name: str) -> float:
         """How long a chain takes, beside the others."""
@@ -57,22 +67,35 @@ class Chains(Protocol):
     def spectra(self, name: str, ask: Ask) -> list[Spectrum]:
         """The spectrum of a chain, for every sequence."""
 
+    def without(self, path: str, ask: Ask) -> list[Spectrum]:
+        """The first value of the full chain without a path, for every sequence, and its norm by lag."""
+
     def shares(self, full: Sequence[Spectrum]) -> list[Mapping[str, Array]]:
         """Each path's share in carrying the gradient at every step, {path: (T,)}, see ``measure.shares``."""
 
 
 def measure(chains: Chains, ask: Ask, meter: Meter) -> list[Measured]:
-    """Spectra of the full chain, of every path alone and the shares of the paths, for every sequence."""
+    """Spectra of the full chain, of every path alone, of all but it, and the shares, for every sequence."""
     names = [name for name in chains.names if name not in ask.known] if ask.paths else ["full"]
+    parts = chains.parts if ask.without else ()
+    every = [*names, *(WITHOUT + part for part in parts)]
     meter.begin(
-        {name: chains.cost(name) for name in names}, {name: chains.reads(name, ask) for name in names}
+        {name: chains.cost(name) for name in every}, {name: chains.reads(name, ask) for name in every}
     )
     found: dict[str, list[Spectrum]] = {}
     for name in names:
         found[name] = chains.spectra(name, ask)
         meter.finished(name)
     shares = chains.shares(found["full"]) if ask.paths else [{}] * chains.sequences
+    without: dict[str, list[Spectrum]] = {}
+    for part in parts:
+        without[part] = chains.without(part, ask)
+        meter.finished(WITHOUT + part)
     return [
-        Measured({name: each[number] for name, each in found.items()}, shares[number])
+        Measured(
+            {name: each[number] for name, each in found.items()},
+            shares[number],
+            without={part: each[number] for part, each in without.items()},
+        )
         for number in range(chains.sequences)
     ]

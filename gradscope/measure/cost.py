@@ -94,6 +94,11 @@ def chain_costs(work: Work) -> dict[str, float]:
     costs = {"full": chain_cost(sum(work.sizes), first=alone)}
     if alone:
         return costs
+    layers = len(work.sizes)
+    parts = len(work.cell.paths) if work.cell is not None else layers * (layers + 1) // 2
+    if parts > 1:
+        each = chain_cost(sum(work.sizes), first=True)
+        costs |= {f"without {part}": each for part in range(parts)}
     for j in range(len(work.sizes)):
         for i in range(j):
             costs[f"{i}->{j}"] = chain_cost(sum(work.sizes[i : j + 1]), block=True)

@@ -13,12 +13,16 @@ from gradscope.custom_types import Array
 from gradscope.linearize.course import joined_course
 from gradscope.product_svd.spectrum import Spectrum
 
+# Those of its fields that hold spectra by name.
+_SPECTRA = ("spectra", "without")
+
 
 @dataclass(frozen=True)
 class Measured:
     """Of one sequence.
 
-    spectra : {chain: Spectrum}, the full one first; shares : {path: (T,)}, none where they are not asked for;
+    spectra : {chain: Spectrum}, the full one first; without : {path: Spectrum} of the full chain without it,
+    its first value alone, none of one path; shares : {path: (T,)}, none where they are not asked for;
     gates : {gate: see linearize.gates.gate_sums}; course : of the
     trajectory, see linearize.course.
     """
@@ -27,6 +31,7 @@ class Measured:
     shares: Mapping[str, Array]
     gates: Mapping[str, Array] = field(default_factory=dict)
     course: Mapping[str, Array] = field(default_factory=dict)
+    without: Mapping[str, Spectrum] = field(default_factory=dict)
 
     @property
     def full(self) -> Spectrum:
@@ -40,14 +45,19 @@ class Measured:
 
     def encode(self) -> dict[str, Any]:
         """The same in mappings and arrays alone."""
-        return vars(self) | {"spectra": {name: vars(one) for name, one in self.spectra.items()}}
+        return vars(self) | {
+            kind: {name: vars(one) for name, one in getattr(self, kind).items()} for kind in _SPECTRA
+        }
 
     @classmethod
     def decode(cls, plain: Mapping[str, Any]) -> Measured:
         """From what ``encode`` returned, its arrays as lists."""
-        spectra = {name: Spectrum(**_arrays(fields)) for name, fields in plain["spectra"].items()}
-        rest = {name: _arrays(value) for name, value in plain.items() if name != "spectra"}
-        return cls(spectra, **rest)
+        spectra, without = (
+            {name: Spectrum(**_arrays(fields)) for name, fields in plain.get(kind, {}).items()}
+            for kind in _SPECTRA
+        )
+        rest = {name: _arrays(value) for name, value in plain.items() if name not in _SPECTRA}
+        return cls(spectra, **rest, without=without)
 
 
 def _arrays(fields: Mapping[str, Any]) -> dict[str, Any]:

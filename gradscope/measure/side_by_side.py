@@ -11,6 +11,7 @@ import numpy as np
 
 from gradscope.measure.measured import Measured, direct_sum
 from gradscope.problem.layers import Problems
+from gradscope.product_svd.spectrum import Spectrum
 
 _NUMBERS = re.compile(r"\d+")
 
@@ -63,7 +64,20 @@ def _side_by_side(groups: Sequence[Measured]) -> Measured:
         for name, share in group.shares.items()
     }
     full = direct_sum([group.full for group in groups])
-    return Measured({"full": full, **_in_order(chains)}, _in_order(shares))
+    without = {name: one for group in groups for name, one in _without(group, groups).items()}
+    return Measured({"full": full, **_in_order(chains)}, _in_order(shares), without=_in_order(without))
+
+
+def _without(group: Measured, groups: Sequence[Measured]) -> dict[str, Spectrum]:
+    """The chain of all groups without each path of one, of which nothing is left where that is all of it."""
+    if not group.shares:
+        return {}
+    others = [other.full for other in groups if other is not group]
+    return {
+        name: direct_sum([*others, *([group.without[name]] if name in group.without else [])])
+        for name in group.spectra
+        if name != "full"
+    }
 
 
 def _in_order(named: Mapping[str, Any]) -> dict[str, Any]:

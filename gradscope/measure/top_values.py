@@ -17,7 +17,7 @@ from gradscope.linearize.budget import SEGMENT_BYTES, tangent_bytes
 from gradscope.linearize.gates import followed
 from gradscope.linearize.system import System
 from gradscope.linearize.tangent_chain import TangentChain
-from gradscope.linearize.tangents import TangentSteps, tangents
+from gradscope.linearize.tangents import TangentSteps, tangents, tangents_without
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory
 from gradscope.measure.chains import Ask, measure
 from gradscope.measure.cost import TOP_PASSES
@@ -70,7 +70,8 @@ class TangentChains:
             alone = path not in self._windows and path not in self._same
             own = tangents(cell, (path,), cell.source(path), system.hidden)
             self._steps[path] = own if alone else self._steps["full"]
-        self._read = read
+        self._cell, self._read = cell, read
+        self.parts = kept if len(kept) > 1 else ()
         self._full = self._chain(self._steps["full"])
         self._whole: list[Spectrum] = []
         self.names = tuple(self._steps)
@@ -89,6 +90,14 @@ class TangentChains:
             return self._spectra(name, ask)
         self._whole = self._whole or self._spectra("full", ask)
         return self._whole
+
+    def without(self, path: str, ask: Ask) -> list[Spectrum]:
+        """The first value, and some lags, from blocks as wide as those of the full chain."""
+        assert ask.top is not None
+        chain = self._chain(tangents_without(self._cell, self.parts, path))
+        top = min(ask.top, chain.size)
+        found = top_spectra(chain, top, by_lag=True, floor=ask.floor, entry_error=ask.entry_error)
+        return [one.first(1) for one in found]
 
     def shares(self, full: Sequence[Spectrum]) -> list[Mapping[str, Array]]:
         """See ``Chains``."""
@@ -124,15 +133,16 @@ def _saturated(one: Measured, course: Mapping[str, Array], ask: Ask, steps: int)
     """
     more = max(0.0, float(course["drive"][0]) * ROUNDINGS_PER_DRIVE - 1) * ask.entry_error
     added = 2 * math.sqrt(steps) * more / math.log(10)  # roundings add up like a random walk
-    return replace(
-        one,
-        spectra={
+    spectra, without = (
+        {
             name: replace(
                 each, log10_error=each.log10_error + added, log10_norm_error=each.log10_norm_error + added
             )
-            for name, each in one.spectra.items()
-        },
+            for name, each in some.items()
+        }
+        for some in (one.spectra, one.without)
     )
+    return replace(one, spectra=spectra, without=without)
 
 
 def _diagonal(factors: Array, top: int, entry_error: float) -> Spectrum:

@@ -39,10 +39,10 @@ class Leading:
         self.error = 0.0
 
 
-def leading(steps: Steps, entry_error: float, floor: float = -np.inf) -> Leading | None:
+def leading(steps: Steps, entry_error: float, floor: float = -np.inf, draws: int = DRAWS) -> Leading | None:
     """The largest singular value of the chain at every lag; None where this way of finding it is not sure.
 
-    floor : as for ``spectrum``.
+    floor : as for ``spectrum``; draws : runs on changed entries, at most.
 
     The graded chain, of which directions below 2^-80 of the first are left out. Whether they stay as small
     is seen from a few random sums of them that are followed: where a large direction dies later on and shares
@@ -51,7 +51,7 @@ def leading(steps: Steps, entry_error: float, floor: float = -np.inf) -> Leading
     large = max(map(len, steps.weights)) >= RESET_SIZE
     try:
         found = _run(steps, large, LagNorm(floor))
-        others = [_run(Perturbed(steps, entry_error, draw), large) for draw in range(1 if large else DRAWS)]
+        others = [_run(Perturbed(steps, entry_error, draw), large) for draw in range(1 if large else draws)]
     except RangeError:
         return None
     if found is None or any(other is None for other in others):

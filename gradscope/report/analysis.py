@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradscope.custom_types import Array, PathLike
-from gradscope.report.chains import Chain, Extremes, mean_share
+from gradscope.report.chains import WITHOUT, Chain, Extremes, mean_share
 from gradscope.report.verdict import Matched, Verdict
 from gradscope.settings import Only, Policy
 from gradscope.version import __version__
@@ -40,6 +40,8 @@ class Analysis:
     chains : the full chain first, then one per path; levels : {chain name: level};
     shares : {path: (T,) share at each step t = 1..T, mean over the batch}, empty for a bare chain; of
         sequences of different length the last step is the same;
+    without : {path: the full chain without it}, its first value alone, along the same states; levels has
+        theirs as "without PATH".
     gates : {gate: {"mean", "saturated"}}; matrices : {name: spectral norm, radius, singular values};
     layers : of several layers, the analysis of each; the rest is then about all of them together;
     loss : what a loss sends back, None where there is none; sensitivity : how the gain changes with every
@@ -62,6 +64,7 @@ class Analysis:
     masks: MaskedGains | None = None
     only: Only = "all"
     sensitivity: Sensitivity | None = None
+    without: Mapping[str, Chain] = field(default_factory=dict)
 
     def chain(self, name: str) -> Chain:
         """The chain called ``name``; raises KeyError, with the names that there are."""
@@ -163,6 +166,10 @@ class Analysis:
         """What JSON tells of the whole, and of each layer."""
         shown = lags(self.full.steps, every=all_lags)
         loss = {} if self.loss is None else {"loss": _plain(self.loss.to_dict(shown))}
+        without = {
+            name: _without(chain, self.levels[WITHOUT + name], all_lags)
+            for name, chain in self.without.items()
+        }
         changes = {} if self.sensitivity is None else {"sensitivity": _plain(self.sensitivity.to_dict())}
         return {
             "problem": dict(self.problem),
@@ -188,6 +195,7 @@ class Analysis:
             "matrices": [{"name": name, **_plain(matrix)} for name, matrix in self.matrices.items()],
             "profile": _NO_PROFILE if self.only == "verdict" else _profile(self.full, self.shares, all_lags),
             "shares": _plain(self.mean_shares),
+            **({"without": without} if without else {}),
             "gates": _plain(self.gates),
             **loss,
             **({} if self.masks is None else {"masks": _plain(self.masks.to_dict())}),
@@ -242,6 +250,17 @@ def _by_lag(chain: Chain, shown: Array) -> dict[str, Any]:
     at = chain.lags if len(chain.lags) < chain.steps else shown
     norms = np.nanmedian(chain.by_lag[:, np.isin(chain.lags, at)], axis=0)
     return {"lag": at.tolist(), "log10_norm": _plain(norms)}
+
+
+def _without(chain: Chain, level: str, all_lags: bool) -> dict[str, Any]:
+    """The full chain without a path as JSON tells it."""
+    return {
+        "log10_norm": _extremes(chain.log10_norm),
+        "log10_norm_error": [_plain(s.log10_norm_error) for s in chain.spectra],
+        "horizon": _extremes(chain.horizon),
+        "verdict": level,
+        "profile": {name: told for name, told in _profile(chain, {}, all_lags).items() if name != "share"},
+    }
 
 
 def _profile(full: Chain, shares: Mapping[str, Array], all_lags: bool) -> dict[str, Any]:

@@ -11,6 +11,9 @@ import numpy as np
 from gradscope.custom_types import Array
 from gradscope.product_svd.spectrum import Spectrum
 
+# How the name of the level of the full chain without a path begins.
+WITHOUT = "without "
+
 
 @dataclass(frozen=True)
 class Extremes:

@@ -18,7 +18,7 @@ from gradscope.measure.side_by_side import together
 from gradscope.problem.layers import Problems
 from gradscope.problem.problem import Problem
 from gradscope.report.analysis import Analysis
-from gradscope.report.chains import chain_of, mean_share
+from gradscope.report.chains import WITHOUT, chain_of, mean_share
 from gradscope.report.notes import chain_notes, loss_notes, sensitivity_notes, trajectory_notes
 from gradscope.report.provenance import described, described_together
 from gradscope.report.verdict import judge, level
@@ -100,14 +100,21 @@ def of_sequences(measured: Sequence[Measured], policy: Policy, source: Mapping[s
     chains = [chain_of(name, each, policy.vanishing_below) for name, each in spectra.items()]
     by_step = _mean_shares(measured)
     shares = {name: mean_share(share, chains[0]) for name, share in by_step.items()}
-    verdict = judge(chains, shares, policy)
+    names = measured[0].without
+    without = {
+        name: chain_of(name, [one.without[name] for one in measured], policy.vanishing_below)
+        for name in names
+    }
+    verdict = judge(chains, shares, policy, without=without)
     return Analysis(
         problem=source,
         policy=policy,
         verdict=verdict.noting(chain_notes(chains[0], verdict.level, source["dtype"], measured)),
         chains=tuple(chains),
-        levels={chain.name: level(chain, policy) for chain in chains},
+        levels={chain.name: level(chain, policy) for chain in chains}
+        | {WITHOUT + name: level(chain, policy) for name, chain in without.items()},
         shares=by_step,
+        without=without,
     )
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradscope.errors import shown
+from gradscope.report.chains import WITHOUT
 from gradscope.report.loss_table import loss_sections
 from gradscope.report.next_steps import next_steps
 from gradscope.report.page import (
@@ -104,6 +105,10 @@ def _measured(analysis: Analysis, terminal: Terminal) -> Iterable[RenderableType
     yield section("Chains", _chains(analysis, terminal))
     if len(analysis.shares) > 1:
         yield section("Shares: who carries the gradient", _shares(analysis, terminal))
+    if analysis.without:
+        yield section(
+            "Without: the whole chain but for one path, along the same states", _without(analysis, terminal)
+        )
     yield section(
         "Gain by lag: how far back the gradient of the last step reaches (logarithmic)",
         _lags(analysis, terminal),
@@ -250,6 +255,16 @@ def _shares(analysis: Analysis, terminal: Terminal) -> Table:
     for name, share in sorted(analysis.mean_shares.items(), key=lambda item: -abs(item[1])):
         table.add_row(name, f"{100 * share:.1f} %", _bar(share, max(1, width), terminal))
     return table
+
+
+def _without(analysis: Analysis, terminal: Terminal) -> RenderableType:
+    columns = {
+        "without": list(analysis.without),
+        "gain": [scientific(chain.log10_norm.median) for chain in analysis.without.values()],
+        "horizon": [f"{chain.horizon.median:g}" for chain in analysis.without.values()],
+        "verdict": [analysis.levels[WITHOUT + name] for name in analysis.without],
+    }
+    return _fitted(columns, terminal, folds="without")
 
 
 def _bar(share: float, width: int, terminal: Terminal) -> str:

@@ -51,6 +51,10 @@ def level(chain: Chain, policy: Policy) -> Level:
     return "undecided" if chain.log10_norm.median - error < low else "stable"
 
 
+# Paths that are named.
+_MOST_CULPRITS = 3
+
+
 def scientific(log10: float, digits: int = 3) -> str:
     """``3.48e-24`` for the number whose log10 is given, however far outside float range."""
     if log10 == -math.inf:
@@ -63,11 +67,17 @@ def scientific(log10: float, digits: int = 3) -> str:
 
 
 def judge(
-    chains: Sequence[Chain], shares: Mapping[str, float], policy: Policy, *, trajectory: bool = True
+    chains: Sequence[Chain],
+    shares: Mapping[str, float],
+    policy: Policy,
+    *,
+    trajectory: bool = True,
+    without: Mapping[str, Chain] | None = None,
 ) -> Verdict:
     """The verdict on the first chain, the full one.
 
-    shares : {path: mean share}; trajectory : whether a forward pass was computed for it.
+    shares : {path: mean share}; trajectory : whether a forward pass was computed for it; without : {path: the
+        full chain without it}.
     """
     full = chains[0]
     sentences = [_gain(full, policy, trajectory), _way(full, policy)]
@@ -75,7 +85,24 @@ def judge(
         sentences.append(f"{zeros} of the {full.size} singular values are {_zero(trajectory)}.")
     if len(shares) > 1 and full.log10_norm.median > -math.inf and any(map(math.isfinite, shares.values())):
         sentences.append(_carrier(chains, shares))
-    return Verdict(level(full, policy), tuple(sentences))
+    found = level(full, policy)
+    if found == "exploding" and without:
+        sentences += _culprits(without, policy)
+    return Verdict(found, tuple(sentences))
+
+
+def _culprits(without: Mapping[str, Chain], policy: Policy) -> list[str]:
+    """The paths without any one of which the chain does not explode, the one that leaves it stable first."""
+    levels = {name: level(chain, policy) for name, chain in without.items()}
+    cured = [name for name in without if levels[name] not in ("exploding", "undecided")]
+    if not cured:
+        return ["No path alone makes it explode: without any one of them it still does."]
+    cured.sort(key=lambda name: (levels[name] != "stable", abs(without[name].log10_norm.median)))
+    said = [
+        f"without {name} it is {levels[name]} (gain {scientific(without[name].log10_norm.median)})"
+        for name in cured[:_MOST_CULPRITS]
+    ]
+    return [f"{', '.join(said)}, all other paths as they are.".replace("without", "Without", 1)]
 
 
 def _zero(rounded: bool) -> str:

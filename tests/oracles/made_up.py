@@ -25,8 +25,8 @@ def made_up(rate, size=4, zeros=0, error=3e-13):
     return Spectrum(logs, zeros, error, error / 10, vector, vector, by_lag)
 
 
-def analysis(rates, batch=1, **problem):
-    """An Analysis of made-up chains {name: rate}, the full one first."""
+def analysis(rates, batch=1, without=None, **problem):
+    """An Analysis of made-up chains {name: rate}, the full one first; without : of all but a path."""
     chains = []
     for name, rate in rates.items():
         dead = rate is None
@@ -48,14 +48,17 @@ def analysis(rates, batch=1, **problem):
         "spectral_radius": 0.5,
         "singular_values": np.array([1.25, 0.5, 0.25, 1e-4]),
     }
-    verdict = judge(chains, {name: float(s.mean()) for name, s in shares.items()}, policy)
+    others = {name: chain_of(name, [made_up(rate)] * batch, 1e-3) for name, rate in (without or {}).items()}
+    verdict = judge(chains, {name: float(s.mean()) for name, s in shares.items()}, policy, without=others)
     return Analysis(
         problem=given | problem,
         policy=policy,
         verdict=verdict.noting(chain_notes(chains[0], verdict.level, "float64")),
         chains=tuple(chains),
-        levels={chain.name: level(chain, policy) for chain in chains},
+        levels={chain.name: level(chain, policy) for chain in chains}
+        | {f"without {name}": level(chain, policy) for name, chain in others.items()},
         shares=shares,
+        without=others,
         gates={"f": {"mean": 0.5, "saturated": 0.125}} if paths else {},
         matrices={"R_f": matrix} if paths else {},
     )

@@ -55,6 +55,10 @@ CASES = {
     "vanishing_colour": (analysis(LSTM), Terminal(80, color=True)),
     "batch_80": (analysis(LSTM, batch=3, cut=["R_o"], view="cell"), Terminal(80)),
     "exploding_80": (analysis({"full": 0.5, "carousel": -0.5, "R_z": 0.4}), Terminal(80)),
+    "without_80": (
+        analysis({"full": 0.5, "carousel": -0.5, "R_z": -0.4}, without={"carousel": -0.4, "R_z": -0.05}),
+        Terminal(80),
+    ),
     "chain_80": (analysis({"full": 0.0}, cell=None, source="jacobians.npy"), Terminal(80)),
     "dead_80": (analysis({"full": None}, cell=None, source="dead.npy"), Terminal(80)),
     "narrow_50": (analysis(LSTM), Terminal(50)),
@@ -100,7 +104,7 @@ def test_verdict_alone():
 
 
 @pytest.mark.parametrize(
-    "name", ["vanishing_80", "batch_80", "chain_80", "dead_80", "loss_80", "sensitivity_80"]
+    "name", ["vanishing_80", "batch_80", "chain_80", "dead_80", "loss_80", "without_80", "sensitivity_80"]
 )
 def test_json(name):
     text = render_json(CASES[name][0], Look(Terminal()))

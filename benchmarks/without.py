@@ -1,0 +1,52 @@
+"""What the gain without each path costs beside the rest of an analysis: ``python benchmarks/without.py``.
+
+A row for each cell, hidden size and way: CPU seconds of an analysis with it and of one that leaves it
+out, each in this process with all programs compiled, and their ratio.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import argparse
+import time
+from unittest.mock import patch
+
+import gradscope
+from gradscope.measure.chains import Ask
+
+STEPS = 200
+
+
+def seconds(**options: object) -> float:
+    """CPU seconds of an analysis, the second of two."""
+    for _ in range(2):
+        began = time.process_time()
+        gradscope.analyze(steps=STEPS, **options)
+        taken = time.process_time() - began
+    return taken
+
+
+def main() -> None:
+    """Print the rows."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--hidden", default="16,64,128")
+    parser.add_argument("--cells", default="lstm,gru")
+    asked = parser.parse_args()
+    print("| cell | hidden | values | with, s | left out, s | ratio |\n|---|---|---|---|---|---|")
+    for cell in asked.cells.split(","):
+        for hidden in map(int, asked.hidden.split(",")):
+            for top in (None, 4):
+                whole = seconds(cell=cell, hidden=hidden, top=top)
+                with patch.object(Ask, "without", False):
+                    less = seconds(cell=cell, hidden=hidden, top=top)
+                print(
+                    f"| {cell} | {hidden} | {top or 'all'} | {whole:.2f} | {less:.2f} | {whole / less:.2f} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
