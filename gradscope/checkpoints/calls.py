@@ -169,6 +169,8 @@ def _recording(found: Found, mates: Sequence[Found], call: ModuleCall) -> Record
     index, width = depths.index(found.depth) * ways + second, found.width or 0
     if call.outputs is not None and call.outputs.shape[2] != ways * width and found.depth == depths[-1]:
         raise InputError(f"puts out {call.outputs.shape[2]} features, expected {ways} x {width}")
+    if index >= len(mates):
+        raise InputError("is one of several in a module, some of which read from the end and some not")
     names = ("h0", "c0") if found.label.startswith("lstm") else ("h0",)
     for states in (call.before, call.after):
         if states and (len(states) != len(names) or any(len(state) != len(mates) for state in states)):

@@ -22,8 +22,8 @@ BACKENDS = ("jax", "torch")
 # Of the largest number: what steps one by one and all at once may differ by, in eps.
 _APART_EPS = 1e4
 _RANDOM = (
-    "puts out something else when it is called once more on the same: it draws random numbers, when it is "
-    "not in training too, or keeps a state where that is not seen"
+    "puts out something else when it is called once more on the same: it draws random numbers, in use too, "
+    "or keeps a state where that is not seen"
 )
 # arguments, {by name} -> what a layer puts out.
 Run = Callable[..., Any]

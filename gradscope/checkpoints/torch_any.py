@@ -38,6 +38,12 @@ def with_own(
     beside = [_beside(name, why) for name, why in problems.items() if feeds_itself(own[name])]
     if not kept and beside:
         raise InputError(f"{source}: {beside[0]}")
+    if not kept and problems:
+        name, why = next(iter(problems.items()))
+        raise InputError(
+            f"{source}: holds no recurrent layer of torch's own; module {shown(name)} {why}, and no gradient "
+            "goes from one of its calls to the next"
+        )
     order = {name: k for k, name in enumerate(dict(model.named_modules(remove_duplicate=False)))}
     kept.sort(key=lambda one: order.get(one.module, len(order)))
     kept = [replace(one, not_applied=(*one.not_applied, *beside)) for one in kept]
