@@ -15,6 +15,7 @@ from gradscope.errors import InputError
 DOUBLE = {"dtype": torch.float64}
 D, N = 3, 4
 DRAWS = [*range(10), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(10, 60))]
+FOUND = [804, 951]  # each was once neither right nor refused by a reason
 SQUASH = {
     "tanh": torch.tanh,
     "relu": torch.relu,
@@ -197,6 +198,6 @@ def outcome(seed):
     return "right"
 
 
-@pytest.mark.parametrize("seed", DRAWS)
+@pytest.mark.parametrize("seed", [*DRAWS, *FOUND])
 def test_right_or_refused(seed):
     assert outcome(seed)
