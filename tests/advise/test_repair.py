@@ -153,6 +153,7 @@ def test_a_map_is_inverted_too(tmp_path, x):
         assert (new["bias"][: 2 * N] == bias[: 2 * N]).all()
 
 
+@pytest.mark.slow
 def test_flossing_brings_a_linear_rnn_to_an_isometry(tmp_path):
     """Of a normal R all sigma_i(R^T) near 1 are all sigma_i(R) near 1."""
     pytest.importorskip("optax")

@@ -200,21 +200,18 @@ def test_a_target_that_is_reached_asks_for_nothing(run):
     assert "reached already" in out
 
 
-def test_a_gain_that_saturated_gates_keep_is_not_called_well(run, tmp_path):
+def test_a_gain_that_saturated_gates_keep_is_not_called_well():
     inputs = 1000 + 100 * np.random.default_rng(0).normal(size=(30, 4))
-    np.save(tmp_path / "x.npy", inputs)
-    options = ("--cell", "lstm", "--hidden", 6, "--inputs", tmp_path / "x.npy")
-    code, out, _ = run("suggest", *options)
-    assert code == 0
-    assert "normalise them" in out
-    assert "reached already" in out
-    assert "inputs normalised (size now" in out
+    found = gradscope.suggest(cell="lstm", hidden=6, inputs=inputs)
+    page = str(found)
+    assert "normalise them" in page
+    assert "reached already" in page
+    assert "inputs normalised (size now" in page
     verified = gradscope.analyze(
         cell="lstm", hidden=6, inputs=(inputs - inputs.mean(0)) / inputs.std(0), only="gain"
     )
-    _, told, _ = run("suggest", *options, "--json")
-    (one,) = json.loads(told)["suggestions"]
-    assert one["verified_log10"] == pytest.approx(verified.full.log10_norm.median, abs=1e-9)
+    (one,) = found.suggestions
+    assert one.verified_log10 == pytest.approx(verified.full.log10_norm.median, abs=1e-9)
 
 
 @pytest.mark.parametrize(

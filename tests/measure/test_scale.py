@@ -35,7 +35,12 @@ def scaled_steps(cell, system, factors):
     [
         ("lstm-peephole", "R_*=0.75", dict.fromkeys(["R_z", "R_i", "R_f", "R_o"], 0.75)),
         ("lstm-peephole", {"*": -0.5, "p_f": 3, "carousel": 1}, None),
-        ("gru-reset-before", ["carry=0.3", "R_[rz]=1e-20"], {"carry": 0.3, "R_r": 1e-20, "R_z": 1e-20}),
+        pytest.param(
+            "gru-reset-before",
+            ["carry=0.3", "R_[rz]=1e-20"],
+            {"carry": 0.3, "R_r": 1e-20, "R_z": 1e-20},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 @pytest.mark.parametrize("top", [None, 2])

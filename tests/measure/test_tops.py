@@ -46,7 +46,8 @@ def test_top_tells_what_all_values_tell(options: dict[str, object]) -> None:
     for path, share in whole.shares.items():
         np.testing.assert_allclose(top.shares[path], share, atol=1e-9)
     for gate, statistics in whole.gates.items():
-        assert top.gates[gate] == pytest.approx(statistics)
+        for name, value in statistics.items():
+            assert top.gates[gate][name] == pytest.approx(value), (gate, name)
 
 
 def test_json_leaves_out_what_is_not_known() -> None:

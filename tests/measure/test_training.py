@@ -224,6 +224,7 @@ def test_of_no_loss_and_of_a_loss_that_is_zero(tmp_path):
     assert "does not act" in str(found)
 
 
+@pytest.mark.slow
 def test_saved_and_loaded_with_biases_that_are_two(tmp_path):
     """Torch has two of each bias but for the candidate's, which stand apart: the norm counts both."""
     file = layouts.saved(layouts.recurrent("gru", 2, N, dtype="float64"), tmp_path / "m.pt")

@@ -17,7 +17,7 @@ def told(**options):
     return gradscope.analyze(**options).to_dict()
 
 
-@pytest.mark.parametrize(("cell", "top"), [("lstm", None), ("gru", 2)])
+@pytest.mark.parametrize(("cell", "top"), [("lstm", None), pytest.param("gru", 2, marks=pytest.mark.slow)])
 def test_it_is_what_cut_leaves(cell, top):
     found = told(cell=cell, gain=2.0, batch=2, top=top, **SIZES)["without"]
     assert list(found) == [chain["name"] for chain in told(cell=cell, top=top, **SIZES)["chains"][1:]]

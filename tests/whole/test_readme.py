@@ -75,6 +75,7 @@ def test_a_loss_is_followed_back(tmp_path):
     assert run(["sh", "-euc", script], tmp_path).count("Weight gradients") == 2
 
 
+@pytest.mark.slow
 def test_a_setting_is_suggested_and_written(tmp_path):
     (script,) = blocks("repair: sh", "sh")
     layouts.saved(layouts.recurrent("lstm", 3, 4, prefix="lstm."), tmp_path / "model.pt")
