@@ -13,6 +13,7 @@ import numpy as np
 from gradscope.errors import InputError, reason
 from gradscope.report.html_style import style_sheet
 from gradscope.report.html_text import figures_of, folded, gain_of, listing, table
+from gradscope.report.next_steps import next_steps
 from gradscope.report.pictures.figures import picture
 from gradscope.report.pictures.parts import parts_of
 from gradscope.report.pictures.svg import element, escaped
@@ -99,7 +100,16 @@ def _whole(result: Mapping[str, Any]) -> Iterator[str]:
         yield listing(notes)
     problem = result["problem"]
     yield listing([f"{words}: {said}" for key, words in _SAID.items() for said in problem.get(key) or []])
+    if problem.get("cell") is not None and (next_ := listing(_next(result))):
+        yield element("h2", "Next")
+        yield next_
     yield _sections(result, "whole")
+
+
+def _next(result: Mapping[str, Any]) -> list[str]:
+    names = [str(chain["name"]) for chain in result["chains"]]
+    tau, steps = result["thresholds"]["vanishing_below"], result["problem"]["steps"]
+    return list(next_steps(_level(result), steps, tau, names))
 
 
 _SAID = {"not_applied": "Not applied", "assumed": "Assumed"}

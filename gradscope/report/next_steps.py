@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from gradscope.report.analysis import Analysis
+from collections.abc import Collection, Iterator
 
 # Paths by which a cell holds its state, and the bias of the gate on each.
 _HOLDING = {"carousel": "b_f", "carry": "b_z"}
@@ -18,15 +14,16 @@ def carousel_bias(horizon: int, gain: float) -> float:
     return -math.log(math.expm1(-math.log(gain) / horizon))
 
 
-def next_steps(analysis: Analysis) -> Iterator[str]:
-    """Sentences for a network that vanishes or explodes; of bare Jacobians there is nothing to set."""
-    level = analysis.verdict.level
-    if analysis.problem.get("cell") is None or level not in ("vanishing", "exploding"):
+def next_steps(level: str, steps: int, tau: float, chains: Collection[str]) -> Iterator[str]:
+    """Sentences for a cell's verdict, to a vanishing threshold tau, if it vanishes or explodes.
+
+    chains : the names of those that were measured.
+    """
+    if level not in ("vanishing", "exploding"):
         return
-    tau, steps = analysis.policy.vanishing_below, analysis.full.steps
     if level == "vanishing" and tau < 1:
         for path, bias in _HOLDING.items():
-            if any(chain.name == path for chain in analysis.chains):
+            if path in chains:
                 yield (
                     f"The {path} alone keeps a gain of {tau:g} over {steps} steps from {bias} = "
                     f"{carousel_bias(steps, tau):.2f} on."

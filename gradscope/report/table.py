@@ -79,8 +79,12 @@ def _parts(analysis: Analysis, look: Look) -> Iterable[RenderableType]:
 
 
 def _next(analysis: Analysis) -> Iterable[RenderableType]:
-    """What to do about it."""
-    if sentences := list(next_steps(analysis)):
+    """What to do about it; of bare Jacobians there is nothing to set."""
+    if analysis.problem.get("cell") is None:
+        return
+    full, tau = analysis.full, analysis.policy.vanishing_below
+    names = [chain.name for chain in analysis.chains]
+    if sentences := list(next_steps(analysis.verdict.level, full.steps, tau, names)):
         yield section("Next", Group(*map(bullet, sentences)))
 
 

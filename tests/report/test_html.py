@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from html.parser import HTMLParser
 
@@ -130,6 +131,17 @@ def test_the_order_is_verdict_remedy_gain_carrier_spectrum_matrices_layers_prove
         ["layer0", " layer below"],
         ["layer1", " layer above"],
     ]
+
+
+def test_a_page_says_what_to_do_next():
+    vanishing = json.loads(analysis({"full": -0.5, "carousel": -0.5}).to_json())
+    said = " ".join(Page(html_page(vanishing)).said("li"))
+    (bias,) = re.findall(r"from b_f = ([\d.]+) on", said)
+    steps, tau = vanishing["problem"]["steps"], vanishing["thresholds"]["vanishing_below"]
+    assert (1 / (1 + math.exp(-float(bias)))) ** steps == pytest.approx(tau, rel=0.05)
+    assert "gradscope suggest" in said
+    for name in ("chain", "dead"):  # of bare Jacobians there is nothing to set
+        assert "gradscope suggest" not in html_page(told(name))
 
 
 def test_exact_numbers_are_those_of_the_result():
