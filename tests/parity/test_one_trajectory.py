@@ -46,14 +46,16 @@ def test_the_states_of_a_stack_are_those_of_its_layers():
 @pytest.mark.slow
 def test_the_gain_of_a_stack_is_no_less_than_its_blocks():
     """Exactly true of a product whose blocks the layers' are; it was not where these went another way."""
-    analysis = gradscope.analyze(checkpoint=chaotic(), inputs=X, top=1)
+    analysis = gradscope.analyze(checkpoint=chaotic(), inputs=X, top=1, only="gain")
     gains = [one.full.log10_norm.median for one in analysis.layers]
     assert analysis.full.log10_norm.median >= max(gains) - 1e-12
 
 
 @pytest.mark.slow
 def test_all_values_and_the_top_are_of_one_trajectory():
-    top, every = (gradscope.analyze(checkpoint=chaotic(), inputs=X, top=top) for top in (1, "all"))
+    top, every = (
+        gradscope.analyze(checkpoint=chaotic(), inputs=X, top=top, only="gain") for top in (1, "all")
+    )
     for one, other in zip((top, *top.layers), (every, *every.layers), strict=True):
         assert one.full.log10_norm.median == pytest.approx(other.full.log10_norm.median, abs=1e-9)
 
@@ -64,7 +66,7 @@ def test_held_states_cut_to_lengths_and_segments(monkeypatch):
     module = torch.nn.LSTM(3, 2, 2, bidirectional=True, batch_first=True, dtype=torch.float64)
     live = gradscope.from_torch(module)
     x = np.stack([sequence(), sequence(seed=4)])
-    options = {"checkpoint": live, "inputs": x, "lengths": [5, 7], "top": 1}
+    options = {"checkpoint": live, "inputs": x, "lengths": [5, 7], "top": 1, "only": "gain"}
     whole = gradscope.analyze(**options)
     monkeypatch.setattr("gradscope.measure.top_values.SEGMENT_BYTES", 2**10)
     cut = gradscope.analyze(**options)
