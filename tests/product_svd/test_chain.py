@@ -91,7 +91,8 @@ def test_long_chains(name: str, seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tanh", "lstm", "gru", "relu", "gaussian", "integer rank"])
+# tanh and gru are among the medium ones.
+@pytest.mark.parametrize("name", ["lstm", "relu", "gaussian", "integer rank"])
 def test_wide_chains(name: str) -> None:
     check_against_reference(name, 64, 60)
 
