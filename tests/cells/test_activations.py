@@ -100,6 +100,8 @@ TERMS = {
 }
 # What the exponent of a slope that ends is: it is rounded before.
 EXPONENTS = {"gelu": lambda a: a * a / 2, "gelu_tanh": lambda a: 6 * gelu_inner(a)}
+# Where a slope bends, at 0 on one side, a difference quotient is off by its step: all there is beside 0.
+BENDS = {"sparse_plus": (-1, 1)}
 KINKS = {
     "hard_shrink": (-0.5, 0.5),
     "hard_sigmoid=0.2": (-2.5, 2.5),
@@ -213,8 +215,8 @@ FORMATS = {"float64": 2.0**-1022, "float32": 2.0**-126}
 def test_slopes_of_activations(name, dtype, a):
     if name == "exponential" and dtype == "float32":
         a /= 8  # or it is larger than any number
-    if a in KINKS.get(name, ()) or a == 0:
-        a = 5.0  # the slope there is a convention
+    if a in KINKS.get(name, ()) or a in BENDS.get(name, ()) or a == 0:
+        a = 5.0  # the slope there is a convention, or not what a difference quotient finds
     with mpmath.workdps(DIGITS), jax.enable_x64(dtype == "float64"):
         value, *slopes = (float(one) for one in slopes_of(name)(jnp.asarray(a, dtype)))
         f, at = FUNCTIONS[name], mpmath.mpf(a)
@@ -227,6 +229,11 @@ def test_slopes_of_activations(name, dtype, a):
 
 def test_every_activation_is_tried():
     assert {name.partition("=")[0] for name in FUNCTIONS} == set(ACTIVATIONS)
+
+
+def test_slopes_where_they_bend():
+    phi = jax.grad(activations.activation("sparse_plus"))
+    assert [float(phi(a)) for a in (-1.0, 0.0, 1.0)] == [0.0, 0.5, 1.0]
 
 
 @pytest.mark.parametrize("name", [name for name in KINKS if name != "hard_silu"])
