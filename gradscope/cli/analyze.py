@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import textwrap
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -16,12 +15,12 @@ from gradscope.cli.group import Command
 from gradscope.cli.options import (
     Output,
     Process,
-    find_modules_here,
     finish,
     input_files,
     options,
     pick,
     pick_settings,
+    ready_to_measure,
 )
 from gradscope.errors import InputError, flag
 from gradscope.settings import Settings
@@ -81,9 +80,7 @@ def analyze(**given: Any) -> int:
 
 def answer(settings: dict[str, Any], process: Process, output: Output) -> int:
     """Analyse with these settings, write, and how to exit."""
-    find_modules_here()
-    if settings.get("platform") == "cpu":
-        os.environ["JAX_PLATFORMS"] = "cpu"  # or JAX takes hold of the GPU all the same
+    ready_to_measure(settings)
     if settings.get("distributed"):
         return _together(settings, process, output)
     for name, value in process.place.items():

@@ -20,11 +20,11 @@ from gradscope.cli.options import (
     Output,
     Process,
     as_path,
-    find_modules_here,
     input_files,
     options,
     pick,
     pick_settings,
+    ready_to_measure,
 )
 from gradscope.config_file import read_config
 from gradscope.errors import ExitCode, InputError, nearest_or_all, quoted, shown
@@ -138,11 +138,9 @@ def check(**given: Any) -> int:
     """
     gate, output, process = pick(Gate, given), pick(Output, given), pick(Process, given)
     said, shared = pick_said(given)
-    find_modules_here()
     file = click.get_current_context().obj
     plan = _plan(gate, file, shared, said)
-    if all(one.settings.get("platform") == "cpu" for one in plan):
-        os.environ["JAX_PLATFORMS"] = "cpu"  # or JAX takes hold of the GPU all the same
+    ready_to_measure(*(one.settings for one in plan))
     files = [name for one in plan for name in input_files(one.settings)]
     output.ready("Checks", *files, *([file.path] if file else []))
     if gate.update_budgets:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -13,7 +12,7 @@ import click
 from gradscope.cli.analyze import uncollected
 from gradscope.cli.check import pick_said, saying
 from gradscope.cli.group import Command
-from gradscope.cli.options import Output, Process, find_modules_here, input_files, options, pick
+from gradscope.cli.options import Output, Process, input_files, options, pick, ready_to_measure
 from gradscope.settings import Settings
 
 if TYPE_CHECKING:
@@ -55,9 +54,7 @@ def compare_results(old: Path, new: Path, limits: tuple[str, ...], **given: Any)
     output, process = pick(Output, given), pick(Process, given)
     said, shared = pick_said(given)
     settings = shared | said
-    if settings.get("platform") == "cpu":
-        os.environ["JAX_PLATFORMS"] = "cpu"
-    find_modules_here()
+    ready_to_measure(settings)
     output.ready("Comparison", old, new, *input_files(settings))
     from gradscope.cli.streams import guarded_stdout, hushed
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields, replace
@@ -361,6 +362,13 @@ def input_files(settings: Mapping[str, Any]) -> list[Path]:
     flat = [one for value in given for one in (value if isinstance(value, tuple) else (value,))]
     named = [one for one in flat if one not in (None, "normal", "zeros")]
     return [one if isinstance(one, Path) else Path(split_key(one)[0]) for one in named]
+
+
+def ready_to_measure(*settings: Mapping[str, Any]) -> None:
+    """What has to be so before JAX is imported, for analyses with these settings."""
+    find_modules_here()
+    if all(one.get("platform") == "cpu" for one in settings):
+        os.environ["JAX_PLATFORMS"] = "cpu"  # or JAX takes hold of the GPU all the same
 
 
 def find_modules_here() -> None:

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import click
 
+from gradscope.cli.advising import advised, pick_given
 from gradscope.cli.group import Command
-from gradscope.cli.options import Output, find_modules_here, input_files, options, pick, pick_settings
-from gradscope.errors import ExitCode, listed
+from gradscope.cli.options import Output, input_files, options, pick, say_matched
 from gradscope.settings import Repairing
 
 _MOST_USED = (
-    *(
-        "--output",
-        "--knob",
-        "--horizon",
-        "--target",
-        "--floss",
-        "--in-place",
-        "--layer",
-        "--cell",
-        "--inputs",
-    ),
-    *("--fail-on", "--json"),
+    *("--output", "--knob", "--horizon", "--target", "--floss", "--in-place", "--layer", "--cell"),
+    *("--inputs", "--fail-on", "--json"),
 )
 _OUT = ("format", "color", "fail_on", "quiet")
 
@@ -54,31 +43,17 @@ def repair(**given: Any) -> int:
     Everything else in the file stays byte for byte: a .safetensors or .npz; of a PyTorch state dict a
     .safetensors is written, which load_state_dict takes. --fail-on is about the new file.
     """
-    from gradscope.cli.streams import check_writable, guarded_stdout, hushed
+    from gradscope.cli.streams import check_writable
 
     target = given.pop("output")  # of the weights; what is said of them goes to stdout
     output = pick(Output, given)
     given["output"] = target
-    settings = pick_settings(given) | {
-        name: value for name, value in given.items() if value not in (None, ())
-    }
-    find_modules_here()
-    if settings.get("platform") == "cpu":
-        os.environ["JAX_PLATFORMS"] = "cpu"
+    settings = pick_given(given)
     if "output" in settings:
         files = [] if settings.get("in_place") else input_files(settings)
         check_writable(Path(settings["output"]), *files)
-    with guarded_stdout(), hushed(output.quiet):
-        from gradscope.api import repair as write_repaired
-        from gradscope.machine import use_compilation_cache
+    from gradscope.api import repair as write_repaired
 
-        use_compilation_cache()
-        if not output.quiet:
-            settings["trying"] = lambda line: click.echo(f"gradscope: {line}", err=True)
-        found = write_repaired(**settings)
+    found = advised(write_repaired, settings, output)
     output.write(found)
-    level = found.after.verdict.level
-    if level not in output.fail_on:
-        return ExitCode.OK
-    click.echo(f"gradscope: --fail-on matched: {listed([level])}", err=True)
-    return ExitCode.FINDING
+    return say_matched(found.after.matching(output.fail_on).verdict.matched)

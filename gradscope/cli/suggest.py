@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
 
+from gradscope.cli.advising import advised, pick_given
 from gradscope.cli.group import Command
-from gradscope.cli.options import PAGE, Output, find_modules_here, input_files, options, pick, pick_settings
-from gradscope.errors import ExitCode, listed
+from gradscope.cli.options import PAGE, Output, input_files, options, pick, say_matched
 from gradscope.settings import Suggesting
 
 _MOST_USED = (
@@ -39,27 +38,11 @@ def suggest(**given: Any) -> int:
     the target in the median of the batch, or that none does. gradscope repair writes it into a file.
     --fail-on is about the network as it is.
     """
-    from gradscope.cli.streams import guarded_stdout, hushed
-
     output = pick(Output, given)
-    settings = pick_settings(given) | {
-        name: value for name, value in given.items() if value not in (None, ())
-    }
-    find_modules_here()
-    if settings.get("platform") == "cpu":
-        os.environ["JAX_PLATFORMS"] = "cpu"
+    settings = pick_given(given)
     output.ready("Suggestions", *input_files(settings))
-    with guarded_stdout(), hushed(output.quiet):
-        from gradscope.api import suggest as find_settings
-        from gradscope.machine import use_compilation_cache
+    from gradscope.api import suggest as find_settings
 
-        use_compilation_cache()
-        if not output.quiet:
-            settings["trying"] = lambda line: click.echo(f"gradscope: {line}", err=True)
-        found = find_settings(**settings)
+    found = advised(find_settings, settings, output)
     output.write(found)
-    level = found.analysis.verdict.level
-    if level not in output.fail_on:
-        return ExitCode.OK
-    click.echo(f"gradscope: --fail-on matched: {listed([level])}", err=True)
-    return ExitCode.FINDING
+    return say_matched(found.analysis.matching(output.fail_on).verdict.matched)

@@ -13,7 +13,7 @@ import click
 
 from gradscope.cli.check import pick_said
 from gradscope.cli.group import Command
-from gradscope.cli.options import Process, find_modules_here, options, pick
+from gradscope.cli.options import Process, options, pick, ready_to_measure
 from gradscope.config_file import ConfigFile
 from gradscope.errors import ExitCode, InputError, nearest_or_all, quoted, shown
 from gradscope.settings import Level, Settings, option
@@ -133,9 +133,7 @@ def track(checkpoints: tuple[str, ...], **given: Any) -> int:
     planned = _planned(tracking.name)
     budgets = (*tracking.budgets, *(one for one in planned.budgets if not one.of_change))
     settings = {**shared, **{name: one for name, one in planned.settings.items() if name in TRACKED}, **said}
-    find_modules_here()
-    if settings.get("platform") == "cpu":
-        os.environ["JAX_PLATFORMS"] = "cpu"
+    ready_to_measure(settings)
     names = sorted(checkpoints, key=natural) if tracking.sort else list(checkpoints)
     shard = Shard.parse(tracking.shard, os.environ) if tracking.shard else None
     work = shard.of(names) if shard else list(enumerate(names))

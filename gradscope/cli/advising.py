@@ -1,0 +1,32 @@
+"""What the commands that change a network share: ``suggest`` and ``repair``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from gradscope.cli.options import Output, pick_settings, ready_to_measure
+
+Advice = TypeVar("Advice")
+
+
+def pick_given(given: dict[str, Any]) -> dict[str, Any]:
+    """The options of ``Settings`` and the command's own that say anything, ready to be measured with."""
+    settings = pick_settings(given) | {
+        name: value for name, value in given.items() if value not in (None, ())
+    }
+    ready_to_measure(settings)
+    return settings
+
+
+def advised(call: Callable[..., Advice], settings: dict[str, Any], output: Output) -> Advice:
+    """What the library's function returns; what it tries meanwhile goes to stderr."""
+    from gradscope.cli.streams import guarded_stdout, hushed
+    from gradscope.machine import use_compilation_cache
+
+    said = {} if output.quiet else {"trying": lambda line: click.echo(f"gradscope: {line}", err=True)}
+    with guarded_stdout(), hushed(output.quiet):
+        use_compilation_cache()
+        return call(**settings, **said)
