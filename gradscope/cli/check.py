@@ -28,8 +28,8 @@ from gradscope.cli.options import (
 )
 from gradscope.config_file import read_config
 from gradscope.errors import ExitCode, InputError, nearest_or_all, quoted, shown
+from gradscope.rows.shards import Shard
 from gradscope.settings import CELL, Settings, option
-from gradscope.track.shards import Shard
 
 if TYPE_CHECKING:
     from gradscope.cli.progress import Pace

@@ -12,10 +12,11 @@ from typing import Any
 import click
 
 from gradscope.cli.group import Command
+from gradscope.cli.kept_rows import say_line, say_missing
 from gradscope.cli.options import as_path, options, pick
 from gradscope.errors import ExitCode, InputError, listed, shown
+from gradscope.rows.journal import Journal, deduplicated, failed, missing
 from gradscope.settings import option
-from gradscope.track.journal import Journal, deduplicated, failed, missing
 from gradscope.track.track_formats import FORMATS_OF_ROWS, row_writer
 
 
@@ -62,7 +63,7 @@ def merge(files: tuple[Path, ...], **given: Any) -> int:
     journals = [Journal.read(path) for path in paths]
     for journal in journals:
         if journal.torn:
-            _say(f"{shown(journal.path)}: {journal.torn} torn, left out")
+            say_line(f"{shown(journal.path)}: {journal.torn} torn, left out")
     rows = deduplicated(row for journal in journals for row in journal.rows)
     if not rows:
         raise InputError(
@@ -91,14 +92,9 @@ def _complete(rows: list[dict[str, Any]]) -> int:
     """Say which rows there should be besides."""
     errors = [row["checkpoint"] for row in rows if failed(row)]
     if errors:
-        _say(f"not read: {len(errors)} of {len(rows)} ({listed(errors, most=3)})")
+        say_line(f"not read: {len(errors)} of {len(rows)} ({listed(errors, most=3)})")
     if (found := missing(rows)) and (places := found[0]):
         of = found[1]
-        numbers = listed([str(place + 1) for place in places], most=5)
-        _say(f"missing: {len(places)} of {of} checkpoints (number {numbers})")
+        say_missing(places, of, str(rows[0]["schema"]))
         return ExitCode.USAGE
     return ExitCode.USAGE if errors else ExitCode.OK
-
-
-def _say(line: str) -> None:
-    click.echo(f"gradscope: {line}", err=True)

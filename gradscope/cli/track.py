@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
@@ -13,18 +12,19 @@ import click
 
 from gradscope.cli.check import pick_said
 from gradscope.cli.group import Command
+from gradscope.cli.kept_rows import SHARD, coming, dealt, journal_at, say_line, shard_here
 from gradscope.cli.options import Process, options, pick, ready_to_measure
 from gradscope.config_file import ConfigFile
 from gradscope.errors import ExitCode, InputError, nearest_or_all, quoted, shown
+from gradscope.rows.journal import TRACK, Row, natural
 from gradscope.settings import Level, Settings, option
-from gradscope.track.journal import Journal, Row, natural
-from gradscope.track.shards import Shard
 from gradscope.track.track_formats import FORMATS_OF_ROWS, row_writer
 
 if TYPE_CHECKING:
     from gradscope.gate.budgets import MetricBudget
     from gradscope.gate.config import PlannedRun
     from gradscope.report.analysis import Analysis
+    from gradscope.rows.journal import Journal
     from gradscope.track.following import Question
 
 # A checkpoint brings its own sizes, a row says nothing of these, and shards are what many processes share.
@@ -50,8 +50,7 @@ class Tracking:
     shard: str | None = option(
         None,
         "Rows",
-        "Only every Nth checkpoint from the Ith on; auto: as Slurm, Kubernetes or GRADSCOPE_SHARD_INDEX "
-        "and GRADSCOPE_SHARDS say (auto/N where they do not say how many).",
+        f"Only every Nth checkpoint from the Ith {SHARD}",
         metavar="I/N|auto",
     )
     sort: bool = option(False, "Rows", "In the order of the numbers in their names, not as given.")
@@ -135,11 +134,11 @@ def track(checkpoints: tuple[str, ...], **given: Any) -> int:
     settings = {**shared, **{name: one for name, one in planned.settings.items() if name in TRACKED}, **said}
     ready_to_measure(settings)
     names = sorted(checkpoints, key=natural) if tracking.sort else list(checkpoints)
-    shard = Shard.parse(tracking.shard, os.environ) if tracking.shard else None
-    work = shard.of(names) if shard else list(enumerate(names))
-    say: Callable[[str], None] = (lambda _: None) if tracking.quiet else _say
-    _say_work(names, shard, work, say)
-    journal = _journal(tracking.output, shard, names, say)
+    shard = shard_here(tracking.shard)
+    say: Callable[[str], None] = (lambda _: None) if tracking.quiet else say_line
+    _say_order(names, say)
+    work = dealt(shard, names, "checkpoints", say)
+    journal = journal_at(tracking.output, shard, TRACK, say, list(map(Path, names)))
     question = Question(settings, budgets, tracking.light)
     rows = _run(tracking, process, question, names, work, journal)
     return _ended(rows, tracking)
@@ -159,44 +158,12 @@ def _planned(name: str | None) -> PlannedRun:
     return every[name]
 
 
-def _say(line: str) -> None:
-    click.echo(f"gradscope: {line}", err=True)
-
-
-def _say_work(
-    names: Sequence[str], shard: Shard | None, work: Sequence[tuple[int, str]], say: Callable[[str], None]
-) -> None:
+def _say_order(names: Sequence[str], say: Callable[[str], None]) -> None:
     from gradscope.track.following import out_of_order
 
     if pair := out_of_order(names):
         one, other = map(shown, pair)
         say(f"{one} stands before {other}: as given, which the shell orders by letters; --sort by number")
-    if shard:
-        say(f"{shard} ({shard.source}): {len(work)} of {len(names)} checkpoints")
-        if not work:
-            raise InputError(f"{shard} has none of {len(names)} checkpoints: ask for fewer")
-
-
-def _journal(
-    output: str | None, shard: Shard | None, names: Sequence[str], say: Callable[[str], None]
-) -> Journal | None:
-    """The rows of before, and where more go."""
-    from gradscope.cli.streams import check_writable, delivering
-
-    if output is None:
-        return None
-    if output == "-":
-        raise InputError("-o -: rows are kept in a file: leave -o out, or name one")
-    path = Path(output)
-    with delivering(f"-o {output}"):
-        if path.is_dir() or output.endswith(("/", os.sep)):
-            path.mkdir(parents=True, exist_ok=True)
-            path = path / (f"rows.{shard.label}.jsonl" if shard else "rows.jsonl")
-    check_writable(path, *map(Path, names))
-    journal = Journal.read(path)
-    if journal.torn:
-        say(f"{shown(path)}: {journal.torn} torn by a process that was stopped, measured again")
-    return journal
 
 
 def _run(
@@ -208,9 +175,9 @@ def _run(
     journal: Journal | None,
 ) -> list[Row]:
     """Every row, written as it comes."""
-    from gradscope.cli.streams import delivering, guarded_stdout, hushed, write_result
+    from gradscope.cli.streams import write_result
     from gradscope.report.terminal import terminal_for
-    from gradscope.track.following import follow
+    from gradscope.track.following import Checkpoint
 
     measure = _measuring(question, compile_cache=process.compile_cache)
     writer = row_writer(
@@ -222,16 +189,8 @@ def _run(
     shows = not tracking.quiet and not (journal and tracking.format == "jsonl")
     _write(writer.head(_subject(len(work), names, tracking)) if shows else "")
     found = []
-    coming = follow(work, len(names), question, journal.rows if journal else [], measure)
-    while True:
-        with guarded_stdout(), hushed(tracking.quiet):
-            step = next(coming, None)
-        if step is None:
-            break
-        row, is_new = step
-        if journal and is_new:
-            with delivering(f"-o {journal.path}"):
-                journal.append(row)
+    tasks = [(place, Checkpoint(name, question, measure)) for place, name in work]
+    for row in coming(tasks, len(names), TRACK, journal, quiet=tracking.quiet):
         _write(writer.line(row) if shows else "")
         found.append(row)
     write_result(writer.foot(found) if shows else "", None)
@@ -300,7 +259,7 @@ def _ended(rows: Sequence[Row], tracking: Tracking) -> int:
     ):
         if which:
             more = ", ..." if len(which) > _NAMED else ""
-            _say(f"{what}: {len(which)} of {len(rows)} ({', '.join(map(shown, which[:_NAMED]))}{more})")
+            say_line(f"{what}: {len(which)} of {len(rows)} ({', '.join(map(shown, which[:_NAMED]))}{more})")
     if errors or not rows:
         return ExitCode.USAGE
     return ExitCode.FINDING if broken or matched else ExitCode.OK

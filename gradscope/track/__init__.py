@@ -1,1 +1,1 @@
-"""Rows of many checkpoints: measured one by one, kept in files that only grow, dealt out, merged."""
+"""Checkpoints as rows: what is asked of each, what is kept of it, and what it reads like."""

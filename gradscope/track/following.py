@@ -1,9 +1,9 @@
-"""Checkpoints one after another, each measured unless a row of it is there already."""
+"""Checkpoints as work: what is asked of each, and what becomes of it."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 from gradscope.errors import InputError
 from gradscope.gate.budgets import MetricBudget
 from gradscope.report.analysis import Analysis
-from gradscope.track.journal import Row, natural
-from gradscope.track.rows import key_of, row_about, row_of, row_of_error
+from gradscope.rows.journal import Row, natural
+from gradscope.rows.keys import hash_of, key_of, told_settings
+from gradscope.track.rows import row_of, row_of_error
 
 Measure = Callable[[Path], Analysis]
 
@@ -25,37 +26,34 @@ class Question:
     budgets: Sequence[MetricBudget] = ()
     light: bool = False
 
-    def key(self, checkpoint: Path) -> str:
-        """See ``key_of``."""
-        asked = {**self.settings, "budgets": [vars(one) for one in self.budgets]}
-        return key_of(checkpoint, asked, self.light)
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file to be measured (``rows.following.Piece``)."""
 
-def follow(
-    work: Sequence[tuple[int, str]], of: int, question: Question, known: Sequence[Row], measure: Measure
-) -> Iterator[tuple[Row, bool]]:
-    """A row for each (place, checkpoint) of ``of``, in this order, and whether it is new.
+    name: str
+    question: Question
+    measured: Measure
 
-    known : rows of earlier; of the same content and question they are kept, under another name too.
-    """
-    sound = [row for row in known if row.get("key") and not row.get("error")]
-    found = {row["key"]: row for row in sound}
-    named = {(row["key"], row["checkpoint"]) for row in sound}
-    for index, name in work:
-        key = None
-        try:
-            key = question.key(Path(name))
-            if key in found:
-                row = found[key] | {"checkpoint": name, "index": index, "of": of}
-                yield row, (key, name) not in named
-                continue
-            measured = row_of(measure(Path(name)), question.budgets, question.light)
-        except InputError as error:
-            measured = row_of_error(error)
-        row = row_about(name, index, of, key, measured)
-        if key and not row.get("error"):
-            found[key] = row
-        yield row, True
+    def key(self) -> str:
+        """Of its bytes and of what is asked."""
+        asked = self.question
+        return key_of(
+            {
+                "checkpoint": hash_of(Path(self.name)),
+                "settings": told_settings(asked.settings),
+                "budgets": [vars(one) for one in asked.budgets],
+                "light": asked.light,
+            }
+        )
+
+    def measure(self) -> Row:
+        """See ``row_of``."""
+        return row_of(self.measured(Path(self.name)), self.question.budgets, self.question.light)
+
+    def unmeasured(self, error: InputError) -> Row:
+        """See ``row_of_error``."""
+        return row_of_error(error)
 
 
 def out_of_order(names: Sequence[str]) -> tuple[str, str] | None:

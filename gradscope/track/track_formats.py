@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from gradscope.report.terminal import Terminal
-from gradscope.track.journal import Row
+from gradscope.rows.journal import Row
 
 FORMATS_OF_ROWS = ("table", "jsonl", "csv")
 _COLUMNS = (

@@ -16,7 +16,7 @@ from gradscope.report.sparkline import sparkline
 from gradscope.report.table import STYLES
 from gradscope.report.terminal import Terminal
 from gradscope.report.verdict import scientific
-from gradscope.track.journal import Row
+from gradscope.rows.journal import Row
 
 # Characters of a name, at least and at most.
 _NAME, _LONGEST_NAME = 10, 48

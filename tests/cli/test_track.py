@@ -298,7 +298,7 @@ def test_what_is_refused(run, runs):
     assert "--light measures the gain alone" in run("track", *runs, *LIGHT, "--top", "2")[2]
     assert "is a file to be read" in run("track", *runs, *LIGHT, "-o", runs[0])[2]
     Path("other.jsonl").write_text('{"schema": "gradscope/analysis/1"}\n')
-    assert "expected a row of gradscope track" in run("track", *runs, *LIGHT, "-o", "other.jsonl")[2]
+    assert "expected a row (gradscope/track/1)" in run("track", *runs, *LIGHT, "-o", "other.jsonl")[2]
     assert "No such file" in run("merge", "none.jsonl")[2]
     Path("empty").mkdir()
     assert "no rows" in run("merge", "empty")[2]

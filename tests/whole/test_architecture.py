@@ -23,9 +23,10 @@ MAY = {
     "measure": {"problem", "linearize", "cells", "product_svd", "compiled_svd"},
     "report": {"measure", "problem", "checkpoints", "cells", "product_svd"},
     "gate": {"report"},
-    "track": {"gate", "report", "formats"},
+    "rows": {"formats"},
+    "track": {"rows", "gate", "report"},
     "advise": {"report", "measure", "problem", "linearize", "checkpoints", "formats", "cells", "product_svd"},
-    "cli": {"api", "advise", "track", "gate", "report", "measure", "cells", "formats"},
+    "cli": {"api", "advise", "track", "rows", "gate", "report", "measure", "cells", "formats"},
 }
 # Files of the root that every room may import, and what they may import themselves.
 LEAVES = {"custom_types": set(), "errors": {"custom_types"}, "version": set()}

@@ -1,7 +1,8 @@
 """Rows in a file that only grows: one JSON object a line, whatever ends the process that writes them.
 
-A row is known by its ``key``, the content of what it is about, and by the name that this had. A line that was
-torn when its process was killed is no row; what it was about is measured again.
+A row is known by its ``key``, the content of what it is about, and by the name that this had; ``index`` is
+its place in the whole work, of which there are ``of``. A line that was torn when its process was killed is no
+row; what it was about is measured again.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from typing import Any
 from gradscope.errors import InputError, about, quoted
 
 Row = dict[str, Any]
-# What the rows of a journal say that they are.
-SCHEMAS = ("gradscope/track/1",)
+# What rows say that they are: the field that names what each is about, and what many of these are called.
+TRACK = "gradscope/track/1"
+KINDS: Mapping[str, tuple[str, str]] = {
+    TRACK: ("checkpoint", "checkpoints"),
+}
 _ROW_BYTES = 2**20
 _AS_IT_IS = getattr(os, "O_BINARY", 0)  # of Windows, which would end lines in its own way
 _NUMBERS = re.compile(r"(\d+)")
@@ -36,8 +40,11 @@ class Journal:
     torn: int = 0
 
     @classmethod
-    def read(cls, path: Path) -> Journal:
-        """From a file, or none at all; raises InputError for a file of something else."""
+    def read(cls, path: Path, schema: str | None = None) -> Journal:
+        """From a file, or none at all; raises InputError for a file of something else.
+
+        schema : what its rows are to be, anything known where that is None.
+        """
         found = cls(path)
         with about(path):
             try:
@@ -46,8 +53,8 @@ class Journal:
             except FileNotFoundError:
                 return found
             except OSError as error:
-                raise InputError(f"{error.strerror}, expected rows of gradscope track") from error
-            rows = [_row(line, number) for number, line in enumerate(lines, 1)]
+                raise InputError(f"{error.strerror}, expected rows ({_expected(schema)})") from error
+            rows = [_row(line, number, schema) for number, line in enumerate(lines, 1)]
         whole = [row for row in rows if row is not None]
         return cls(path, whole, len(rows) - len(whole))
 
@@ -72,28 +79,33 @@ def _ends_a_line(path: Path) -> bool:
         return file.read(1) == b"\n"
 
 
-def _row(line: bytes, number: int) -> Row | None:
+def _row(line: bytes, number: int, schema: str | None) -> Row | None:
     """The row of a line; None where it is torn."""
     if len(line) > _ROW_BYTES:
-        raise InputError(f"line {number} is over 1 MiB, expected a row of gradscope track")
+        raise InputError(f"line {number} is over 1 MiB, expected a row ({_expected(schema)})")
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(row, dict) or row_subject(row) is None:
-        what = row.get("schema") if isinstance(row, dict) else row
-        raise InputError(f"line {number} is {quoted(what)}, expected a row of gradscope track ({SCHEMAS[0]})")
+    said = row.get("schema") if isinstance(row, dict) else None
+    if row_subject(row) is None or schema not in (None, said):
+        what = said if isinstance(row, dict) else row
+        raise InputError(f"line {number} is {quoted(what)}, expected a row ({_expected(schema)})")
     found: Row = row
     return found
 
 
-def row_subject(row: Mapping[str, Any]) -> str | None:
-    """What a row is about: a checkpoint, or of check --format jsonl a budget; None of no such row."""
-    of_check = "passed" in row and "severity" in row
-    names = ("analysis", "metric") if of_check else ("checkpoint",)
-    parts = [row.get(name) for name in names]
-    known = all(isinstance(part, str) for part in parts) and (of_check or row.get("schema") in SCHEMAS)
-    return ": ".join(map(str, parts)) if known else None
+def _expected(schema: str | None) -> str:
+    return schema or " or ".join(KINDS)
+
+
+def row_subject(row: Any) -> str | None:
+    """The name of what a row is about; None of what is no row."""
+    if isinstance(row, Mapping) and "passed" in row and "severity" in row:  # check --format jsonl: a budget
+        return f"{row.get('analysis')}: {row.get('metric')}"
+    kind = KINDS.get(str(row.get("schema"))) if isinstance(row, Mapping) else None
+    name = row.get(kind[0]) if kind else None
+    return name if isinstance(name, str) else None
 
 
 def deduplicated(rows: Iterable[Row]) -> list[Row]:
@@ -110,7 +122,7 @@ def deduplicated(rows: Iterable[Row]) -> list[Row]:
 
 
 def failed(row: Row) -> bool:
-    """Whether a checkpoint could not be measured: of a check an error is a number, the estimated one."""
+    """Whether what it is about could not be measured."""
     return isinstance(row.get("error"), str)
 
 

@@ -3,11 +3,11 @@
 import pytest
 
 from gradscope.errors import InputError
-from gradscope.track.journal import SCHEMAS, Journal, deduplicated, missing, natural
+from gradscope.rows.journal import Journal, deduplicated, missing, natural
 
 
 def row(name, key="k", **more):
-    return {"schema": SCHEMAS[0], "checkpoint": name, "key": key, "index": 0, "of": 1, **more}
+    return {"schema": "gradscope/track/1", "checkpoint": name, "key": key, "index": 0, "of": 1, **more}
 
 
 def test_rows_are_what_was_written(tmp_path):
@@ -42,7 +42,7 @@ def test_a_torn_line_is_left_out_and_what_comes_after_stands(tmp_path, cut):
 )
 def test_a_file_of_something_else_is_refused(tmp_path, line):
     (tmp_path / "other").write_text(f"{line}\n")
-    with pytest.raises(InputError, match=r"line 1 is .* expected a row of gradscope track"):
+    with pytest.raises(InputError, match=r"line 1 is .* expected a row \(gradscope/track/1"):
         Journal.read(tmp_path / "other")
     (tmp_path / "long").write_text("x" * (2**20 + 2))
     with pytest.raises(InputError, match="line 1 is over 1 MiB"):

@@ -3,7 +3,7 @@
 import pytest
 
 from gradscope.errors import InputError
-from gradscope.track.shards import Shard
+from gradscope.rows.shards import Shard
 
 ITEMS = [f"step_{number}" for number in range(10)]
 

@@ -1,0 +1,96 @@
+"""What commands that make rows share: their part of the work, and the file that keeps what is done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from gradscope.cli.streams import check_writable, delivering, guarded_stdout, hushed
+from gradscope.errors import InputError, listed, shown
+from gradscope.rows.following import Piece, follow
+from gradscope.rows.journal import KINDS, Journal, Row
+from gradscope.rows.shards import Shard
+
+T = TypeVar("T")
+
+SHARD = (
+    "on; auto: as Slurm, Kubernetes or GRADSCOPE_SHARD_INDEX and GRADSCOPE_SHARDS say (auto/N where they do "
+    "not say how many)."
+)
+
+
+def say_line(line: str) -> None:
+    """On stderr, with the name of the program."""
+    click.echo(f"gradscope: {line}", err=True)
+
+
+def dealt(
+    shard: Shard | None, whole: Sequence[T], what: str, say: Callable[[str], None]
+) -> list[tuple[int, T]]:
+    """The part of the work that is this process's, with the places; raises InputError where it has none."""
+    if shard is None:
+        return list(enumerate(whole))
+    work = shard.of(whole)
+    if not work:
+        raise InputError(f"{shard} has none of {len(whole)} {what}: ask for fewer")
+    say(f"{shard} ({shard.source}): {len(work)} of {len(whole)} {what}")
+    return work
+
+
+def shard_here(text: str | None) -> Shard | None:
+    """What --shard says, with the help of the environment."""
+    return Shard.parse(text, os.environ) if text else None
+
+
+def journal_at(
+    output: str | None,
+    shard: Shard | None,
+    schema: str,
+    say: Callable[[str], None],
+    read: Sequence[Path | None] = (),
+) -> Journal | None:
+    """The rows of before, and where more go; in a folder every shard has its file.
+
+    output : what -o says; read : files that it may not be.
+    """
+    if output is None:
+        return None
+    if output == "-":
+        raise InputError("-o -: rows are kept in a file: leave -o out, or name one")
+    path = Path(output)
+    with delivering(f"-o {output}"):
+        if path.is_dir() or output.endswith(("/", os.sep)):
+            path.mkdir(parents=True, exist_ok=True)
+            path = path / (f"rows.{shard.label}.jsonl" if shard else "rows.jsonl")
+    check_writable(path, *read)
+    journal = Journal.read(path, schema)
+    if journal.torn:
+        say(f"{shown(path)}: {journal.torn} torn by a process that was stopped, measured again")
+    return journal
+
+
+def coming(
+    work: Sequence[tuple[int, Piece]], of: int, schema: str, journal: Journal | None, *, quiet: bool
+) -> Iterator[Row]:
+    """See ``follow``: every row is on the disk before the next is begun."""
+    steps = follow(work, of, schema, journal.rows if journal else [])
+    while True:
+        with guarded_stdout(), hushed(quiet):
+            step = next(steps, None)
+        if step is None:
+            return
+        row, is_new = step
+        if journal and is_new:
+            with delivering(f"-o {journal.path}"):
+                journal.append(row)
+        yield row
+
+
+def say_missing(places: Sequence[int], of: int, schema: str) -> None:
+    """Which rows there should be besides."""
+    numbers = listed([str(place + 1) for place in places], most=5)
+    say_line(f"missing: {len(places)} of {of} {KINDS[schema][1]} (number {numbers})")
