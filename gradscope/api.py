@@ -24,6 +24,7 @@ from gradscope.measure.measured import Measured
 from gradscope.measure.plan import Plan
 from gradscope.measure.progress import Progress
 from gradscope.measure.sensitivity import sensitivity_of
+from gradscope.measure.side_by_side import together
 from gradscope.problem.checks import whole_number
 from gradscope.problem.clip import clip_of
 from gradscope.problem.inputs import is_made
@@ -36,7 +37,7 @@ from gradscope.report.analysis import Analysis
 from gradscope.report.chains import chain_of
 from gradscope.report.conclude import conclude
 from gradscope.report.masked import MaskedGains, masked_gains
-from gradscope.report.notes import chain_notes
+from gradscope.report.notes import chain_notes, left_out
 from gradscope.report.verdict import judge, level
 from gradscope.settings import DTYPE, DTYPE_ON_TPU, STEPS, Policy, Repairing, Settings, Suggesting, takes
 
@@ -307,23 +308,29 @@ def _concluded(
     changes = [
         sensitivity_of(problem, each, device) for problem, each in zip(problems.every, measured, strict=True)
     ]
-    masks = _masked(problems.layers[0], policy, means, progress) if whole else None
-    return replace(conclude(problems, policy, measured, losses, changes, device.platform), masks=masks)
+    masks = _masked(problems, policy, means, progress) if whole else None
+    found = conclude(problems, policy, measured, losses, changes, device.platform)
+    return replace(found, masks=masks, verdict=found.verdict.noting(left_out(problems)))
 
 
-def _masked(problem: Problem, policy: Policy, means: Means, progress: Progress | None) -> MaskedGains | None:
+def _masked(
+    problems: Problems, policy: Policy, means: Means, progress: Progress | None
+) -> MaskedGains | None:
     """The gains with the masks of training that are asked for; they are measured after all else."""
-    if problem.masks is None:
+    masks = problems.masks
+    if masks is None:
         return None
     floor = math.log10(policy.vanishing_below)
 
     def report(done: float, count: int) -> None:
         if progress:
-            progress(done * problem.system.batch / count, problem.system.batch)
+            progress(done * problems.batch / count, problems.batch)
 
-    def measured(one: Problem, told: Progress | None = None) -> list[Measured]:
-        (each,) = measure_batch(Problems((one,)), range(one.system.batch), floor, means, told)
-        return each
+    def measured(each: Sequence[Problem], told: Progress | None = None) -> list[Measured]:
+        side_by_side = Problems(tuple(each))
+        found = measure_batch(side_by_side, range(side_by_side.batch), floor, means, told)
+        return together(side_by_side, found) if len(each) > 1 else found[0]
 
-    drawn, mean = masked_problems(problem, problem.masks)
-    return masked_gains(problem.masks, measured(drawn, report), measured(mean), policy.vanishing_below)
+    made = (masked_problems(problem, masks, number) for number, problem in enumerate(problems.groups))
+    drawn, mean = zip(*made, strict=True)
+    return masked_gains(masks, measured(drawn, report), measured(mean), policy.vanishing_below)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any, Literal
 
@@ -14,7 +15,9 @@ MaskLaw = Literal["h-detach", "recurrent-dropout", "zoneout"]
 
 
 def mask_width(cell: Cell, law: MaskLaw, hidden: int) -> int:
-    """Numbers of a mask at every step."""
+    """Numbers of a mask at every step, of a stack of all its layers."""
+    if cell.members:
+        return sum(mask_width(member.cell, law, member.hidden) for member in cell.members)
     output = cell.output(hidden)
     every = sum(map(is_recurrent, cell.paths)) * (output.stop - output.start)
     width: dict[MaskLaw, int] = {
@@ -53,11 +56,28 @@ def masked(cell: Cell, law: MaskLaw, hidden: int, kept: tuple[str, ...]) -> Cell
 
     return Cell(
         name=f"{cell.name} with {law}",
-        parameters=cell.parameters,
+        parameters=lambda n, d: cell.parameters(n, d - width),
         step=step,
         components=cell.components,
         sizes=cell.sizes,
     )
+
+
+def masked_stack(cell: Cell, law: MaskLaw, input_size: int) -> Cell:
+    """The stack whose layers have masks of their own, side by side after the ``input_size`` columns it reads.
+
+    What a layer reads of those below it in the same step is no recurrent path, and stays as it is.
+    """
+    from gradscope.cells.stack import stacked
+
+    members, taken = [], input_size
+    for member in cell.members:
+        width = mask_width(member.cell, law, member.hidden)
+        along = masked(member.cell, law, member.hidden, member.cell.paths)
+        reads = (*member.reads, (taken, taken + width))
+        members.append(replace(member, cell=along, input_size=member.input_size + width, reads=reads))
+        taken += width
+    return stacked(tuple(members))
 
 
 def _reach(law: MaskLaw, output: slice, copy: Any, mask: Any) -> Any:

@@ -48,13 +48,15 @@ class Stack:
 class Problems:
     """What is analysed together: a problem for each layer, and the stacks that some of them form.
 
-    names : of the layers in their file; last : the numbers of the layers that no other reads.
+    names : of the layers in their file; last : the numbers of the layers that no other reads; masks : those
+        of training that are to be drawn.
     """
 
     layers: tuple[Problem, ...]
     names: tuple[str, ...] = ("",)
     stacks: tuple[Stack, ...] = ()
     last: tuple[int, ...] = (0,)
+    masks: Drawn | None = None
 
     @cached_property
     def every(self) -> tuple[Problem, ...]:
@@ -72,6 +74,13 @@ class Problems:
         stacked = [stack.problem for stack in self.stacks if len(stack.members) == len(self.layers)]
         return self.layers[0] if len(self.layers) == 1 else next(iter(stacked), None)
 
+    @property
+    def groups(self) -> tuple[Problem, ...]:
+        """The problems that stand side by side: of the layers in no stack, and of the stacks."""
+        stacked = {number for stack in self.stacks for number in stack.members}
+        alone = tuple(problem for number, problem in enumerate(self.layers) if number not in stacked)
+        return alone + tuple(stack.problem for stack in self.stacks)
+
     def with_loss(self, readout: Named | None, readout_at: str | None, adjoint: Any) -> Problems:
         """The same with a loss of the outputs of ``joint``, if one is given; see ``loss_adjoint``."""
         if readout is None and readout_at is None and adjoint is None:
@@ -86,10 +95,8 @@ class Problems:
     def with_training(self, clip: Clip | None, tbptt: int | None, masks: Drawn | None) -> Problems:
         """The same with what training does besides: to the gradient of its loss, and to the steps."""
         if masks is not None:
-            check_masks(self.layers, masks)
-            return replace(self, layers=(replace(self.layers[0], masks=masks),)).with_training(
-                clip, tbptt, None
-            )
+            check_masks(self.groups, masks)
+            return replace(self, masks=masks).with_training(clip, tbptt, None)
         asked = {"clip": clip, "tbptt": tbptt}
         names = [as_option(name) for name, value in asked.items() if value is not None]
         lossy = [problem for problem in self.every if problem.adjoint is not None]

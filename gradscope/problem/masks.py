@@ -32,9 +32,14 @@ class Drawn:
     seed: int
 
     @property
+    def name(self) -> str:
+        """Of the option that asks for it."""
+        return {law: name for name, law in _OPTIONS.items()}[self.law]
+
+    @property
     def option(self) -> str:
         """As the user asked for it."""
-        return as_option({law: name for name, law in _OPTIONS.items()}[self.law])
+        return as_option(self.name)
 
 
 def drawn_of(settings: Settings) -> Drawn | None:

@@ -29,7 +29,6 @@ from gradscope.problem.inputs import (
     given_sequences,
     label,
 )
-from gradscope.problem.masks import Drawn
 from gradscope.problem.origin import Origin
 from gradscope.problem.scaling import check_names, factors_of, scale_of
 from gradscope.settings import CELL, DEFAULT_TOP, DTYPE, HIDDEN, INIT, MOST_FOR_ALL, Only, Settings, option_of
@@ -48,7 +47,6 @@ class Problem:
     adjoint : (B, S, n) float64, the derivatives of a loss by the outputs h of the last S steps (S = 1: a loss
         at the last step, S = T: at every step); None without a loss.
     clip, tbptt : how that loss's gradient is clipped, and after how many steps truncated, None where not.
-    masks : those of training that are to be drawn.
     twice : parameters that are the sum of two in their framework (torch's two biases).
     origin : where all of it came from.
     """
@@ -63,7 +61,6 @@ class Problem:
     adjoint: Array | None = None
     clip: Clip | None = None
     tbptt: int | None = None
-    masks: Drawn | None = None
     twice: tuple[str, ...] = ()
     origin: Origin = field(default_factory=Origin)
 

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from gradscope.custom_types import Array
+from gradscope.errors import flag, listed
 from gradscope.measure.loss import LossGradient
 from gradscope.measure.measured import Measured, course_of, gate_statistics
 from gradscope.measure.sensitivity import Sensitivity
+from gradscope.problem.layers import Problems
 from gradscope.problem.problem import Problem
 from gradscope.report.chains import Chain
 from gradscope.report.verdict import scientific
@@ -49,6 +51,22 @@ def trajectory_notes(problem: Problem, measured: Sequence[Measured]) -> tuple[st
     elif steps >= _ENOUGH:
         found += [_dead(course, system.output), *(_closed(course, gate) for gate in ("i", "o"))]
     return tuple(filter(None, found))
+
+
+def left_out(problems: Problems) -> tuple[str, ...]:
+    """What was asked for of a loss or of training, and is not measured with less than all."""
+    only = problems.layers[0].only
+    if only == "all":
+        return ()
+    lossy = next((problem for problem in problems.every if problem.adjoint is not None), None)
+    asked = {
+        "readout" if lossy and lossy.origin.readout else "adjoint": lossy,
+        "clip": lossy and lossy.clip,
+        "tbptt": lossy and lossy.tbptt,
+    }
+    names = [flag(name) for name, value in asked.items() if value is not None]
+    names += [flag(problems.masks.name)] if problems.masks else []
+    return (f"{listed(names)} not measured: --only {only} leaves it out.",) if names else ()
 
 
 def chain_notes(

@@ -121,7 +121,8 @@ def _measured(analysis: Analysis, terminal: Terminal) -> Iterable[RenderableType
         yield from loss_sections(analysis.loss, analysis.full, terminal)
         yield from training_sections(analysis.loss, terminal)
     if analysis.masks:
-        yield masked_section(analysis.masks, analysis.full, terminal)
+        several = len(analysis.layers) > 1
+        yield masked_section(analysis.masks, analysis.full, terminal, several=several)
     if analysis.sensitivity:
         yield from sensitivity_sections(analysis.sensitivity)
     if analysis.matrices:

@@ -31,6 +31,10 @@ _MEAN = {
     "zoneout": "units keep their old value, drawn at every step; with mean masks it is the network outside "
     "of training",
 }
+_OF_LAYERS = (
+    "every layer draws its own; what one reads of another within a step passes as it is, and of another "
+    "direction as it is without masks"
+)
 _ONE_NUMBER = (
     "Clipping by norm multiplies every lag by one number: it bounds the step, and cannot cure vanishing."
 )
@@ -50,8 +54,10 @@ def training_sections(loss: LossGradient, terminal: Terminal) -> Iterable[Render
         yield section(title, _truncation(loss.tbptt, terminal))
 
 
-def masked_section(masks: MaskedGains, full: Chain, terminal: Terminal) -> RenderableType:
-    """The gains with masks beside those without."""
+def masked_section(
+    masks: MaskedGains, full: Chain, terminal: Terminal, *, several: bool = False
+) -> RenderableType:
+    """The gains with masks beside those without; several : whether of more layers than one."""
     chains = (full, masks.mean, masks.drawn)
     low, high = map(scientific, masks.log10_spread)
     columns = {
@@ -63,7 +69,8 @@ def masked_section(masks: MaskedGains, full: Chain, terminal: Terminal) -> Rende
     probability = ", ".join(f"{p:g}" for p in masks.probability)
     title = f"Gain with {masks.law.replace('recurrent-', 'recurrent ')} of probability {probability}"
     table = fitted(columns, terminal, folds="masks", dispensable=("spread",), styles={})
-    return section(title, Group(table, note(f"medians, spread from 5 to 95 %; {_MEAN[masks.law]}")))
+    said = [f"medians, spread from 5 to 95 %; {_MEAN[masks.law]}", *([_OF_LAYERS] if several else [])]
+    return section(title, Group(table, *map(note, said)))
 
 
 def _clipping(clip: Clipping, terminal: Terminal) -> RenderableType:

@@ -6,10 +6,11 @@ import jax
 import jsonschema
 import numpy as np
 import pytest
-from oracles import equations
-from oracles.asking import make_problem
+from oracles import equations, layouts
+from oracles.asking import make_problem, make_problems
 
 import gradscope
+from gradscope.checkpoints import read
 from gradscope.measure.batch import Means, measure_batch
 from gradscope.problem.layers import Problems
 from gradscope.problem.masked import check_masks, masked_problems
@@ -126,11 +127,91 @@ def test_masks_that_cannot_be_meant(given, message):
     assert message in str(error.value)
 
 
-def test_of_several_layers_and_of_a_cell_without_paths():
-    problem = make_problem(cell="lstm", **SMALL)
+def file_of(kind, folder, bidirectional=False, layers=2):
+    state = layouts.recurrent(
+        kind, D, N, layers=layers, bidirectional=bidirectional, scale=2.0, dtype="float64"
+    )
+    return state, layouts.saved(state, folder / "m.safetensors")
+
+
+def own_masks(path, drawn, x, cell=None):
+    """The problems with masks of every group of a file's layers, and with mean masks."""
+    problems = make_problems(read(path, cell), jax.local_devices(), inputs=x)
+    return [masked_problems(one, drawn, number) for number, one in enumerate(problems.groups)]
+
+
+def stacked_gain(kind, state, law, x, masks):
+    """log10 gain of two layers, one upon the other, with these masks (T, width of both)."""
+    step, size = equations.CELLS[kind][0], 2 * N if kind == "lstm" else N
+    weights = [layouts.equations_of(kind, state, f"_l{k}") for k in range(2)]
+    recurrent = [key for key in gradscope.cells.find(kind).paths if key.startswith("R")]
+
+    def last(start):
+        states = np.split(start, 2)
+        for below, both in zip(x, masks, strict=True):
+            for k, mask in enumerate(np.split(both, 2)):
+
+                def use(path, value, mask=mask):
+                    if path not in recurrent or law == "zoneout":
+                        return value
+                    if law == "h-detach":
+                        return value.real + 1j * mask[0] * value.imag
+                    return value * mask.reshape(len(recurrent), -1)[recurrent.index(path)]
+
+                new = step(weights[k], below, states[k], use)
+                states[k] = mask * states[k] + (1 - mask) * new if law == "zoneout" else new
+                below = states[k][-N:]
+        return np.concatenate(states)
+
+    columns = [last(one).imag / equations.H for one in equations.nudged(np.zeros(2 * size))]
+    return np.log10(np.linalg.norm(np.stack(columns, axis=1), 2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        ("lstm", "h_detach"),
+        pytest.param("gru", "recurrent_dropout", marks=pytest.mark.slow),
+        pytest.param("lstm", "zoneout", marks=pytest.mark.slow),
+    ],
+)
+def test_each_layer_of_a_stack_has_masks_of_its_own(kind, option, tmp_path):
+    state, path = file_of(kind, tmp_path)
+    x = np.random.default_rng(1).standard_normal((T, D))
+    drawn = drawn_of(Settings(**{option: LAWS[option]}, masks=2))
+    ((with_masks, mean),) = own_masks(path, drawn, x)
+    for one in (with_masks, mean):
+        gains = [stacked_gain(kind, state, drawn.law, x, row[:, D:]) for row in one.system.inputs]
+        np.testing.assert_allclose(measured(one), gains, rtol=0, atol=1e-7)
+    assert len(set(gains)) == 1 < len(set(measured(with_masks)))
+
+
+def gains_of(chain):
+    return [float(spectrum.log10_singular_values[0]) for spectrum in chain.spectra]
+
+
+def test_of_two_directions_each_has_masks_and_the_larger_gain_counts(tmp_path):
+    state, path = file_of("rnn", tmp_path, bidirectional=True, layers=1)
+    x = np.random.default_rng(1).standard_normal((T, D))
+    found = gradscope.analyze(checkpoint=path, cell="rnn", inputs=x, zoneout=0.4, masks=3)
+    directions = own_masks(path, Drawn("zoneout", (0.4,), 3, 0), x, "rnn")
+    for row in range(3):
+        gains = [
+            log10_gain(
+                "rnn", "zoneout", layouts.equations_of("rnn", state, end), xs[row, :, :D], xs[row, :, D:]
+            )
+            for xs, end in zip(
+                (one.system.inputs for one, _ in directions), ("_l0", "_l0_reverse"), strict=True
+            )
+        ]
+        assert gains_of(found.masks.drawn)[row] == pytest.approx(max(gains), abs=1e-7)
+    forward, backward = (one.system.inputs[:, :, D:] for one, _ in directions)
+    assert not (forward == backward).all()
+    assert "every layer draws its own" in str(found)
+
+
+def test_of_a_cell_without_paths():
     drawn = Drawn("h-detach", (0.1,), 2, 0)
-    with pytest.raises(gradscope.InputError, match="h_detach is of one layer: choose one with layer"):
-        check_masks([problem, problem], drawn)
     rnn = gradscope.cells.find("rnn")
     pathless = gradscope.Cell("mine", rnn.parameters, lambda p, x, s: s)
     with pytest.raises(gradscope.InputError, match="names no path R"):

@@ -163,3 +163,14 @@ def test_drawn_problems(seed):
     }
     whole = gradscope.analyze(**drawn)
     same_verdict(gradscope.analyze(**drawn, only="verdict"), whole)
+
+
+def test_what_only_all_measures_is_named_where_it_was_asked_for():
+    asked = {"adjoint": np.ones(2), "clip": 1.0, "tbptt": 3, "h_detach": 0.5}
+    drawn = {"cell": "linear", "hidden": 2, "input_size": 1, "steps": 5}
+    found = gradscope.analyze(**drawn, **asked, only="gain")
+    assert (
+        "--adjoint, --clip, --tbptt, --h-detach not measured: --only gain leaves it out."
+        in found.verdict.notes
+    )
+    assert not any("not measured" in note for note in gradscope.analyze(**drawn, only="gain").verdict.notes)
