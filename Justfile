@@ -22,3 +22,7 @@ test *arguments:
 # Accuracy against high precision, speed against the usual ways, and where the time goes
 bench:
     .venv/bin/python benchmarks/accuracy.py && .venv/bin/python benchmarks/speed.py && .venv/bin/python benchmarks/where.py
+
+# The site, in site/ (extra docs); its gallery is drawn by docs/gallery.py
+site:
+    .venv/bin/sphinx-build -W -q docs site

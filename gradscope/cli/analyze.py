@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 First = Callable[[Callable[[], Any]], Any]
 
 
-_OTHERS = "with other activations as lstm-relu, gru-tanh-hard_sigmoid=0.2 (README)"
+_OTHERS = "with other activations as lstm-relu, gru-tanh-hard_sigmoid=0.2 (docs/cells.md)"
 
 
 # Wrapped here: click would break names at their hyphens.

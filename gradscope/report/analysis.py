@@ -122,7 +122,7 @@ class Analysis:
         return picture(self.to_dict(), name, size, layer)
 
     def scalars(self) -> dict[str, float]:
-        """Numbers for a logger by flat names, such as ``log10_norm`` or ``path/R_o/share``; see README."""
+        """Numbers for a logger by flat names, such as ``log10_norm`` or ``path/R_o/share``."""
         from gradscope.report.numbers import scalars
 
         return scalars(self)

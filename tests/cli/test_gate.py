@@ -7,7 +7,7 @@ import shlex
 import jsonschema
 import numpy as np
 import pytest
-from oracles.program import README
+from oracles.program import TOLD
 
 import gradscope
 from gradscope.gate.baseline import read_entries
@@ -268,13 +268,13 @@ def test_the_json_of_analyze_stays_as_it_was(run):
 def test_the_recipe_for_ci(run, tmp_path, monkeypatch):
     """Every command of the workflow, in the order that it has them."""
     pytest.importorskip("junitparser")
-    (budgets,) = re.findall(r"<!-- budgets: toml -->\n```toml\n(.*?)```", README, re.DOTALL)
-    (workflow,) = re.findall(r"<!-- budgets: yaml -->\n```yaml\n(.*?)```", README, re.DOTALL)
+    (budgets,) = re.findall(r"<!-- budgets: toml -->\n```toml\n(.*?)```", TOLD, re.DOTALL)
+    (workflow,) = re.findall(r"<!-- budgets: yaml -->\n```yaml\n(.*?)```", TOLD, re.DOTALL)
     (tmp_path / "gradscope.toml").write_text(budgets)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
     codes = []
-    (write,) = re.findall(r"`gradscope (check --write-baseline \S+)`", README)
+    (write,) = re.findall(r"`gradscope (check --write-baseline \S+)`", TOLD)
     for command in [write, *re.findall(r"- run: gradscope (.*?)(?: +#.*)?\n", workflow)]:
         code, _, err = run(*shlex.split(command))
         codes.append(code)

@@ -12,14 +12,17 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 README = (ROOT / "README.md").read_text("utf-8")
+# What users are told: README, then the pages of the site but those that commands make.
+PAGES = {path: path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+TOLD = "\n".join([README, *PAGES.values()])
 ANALYZE = [sys.executable, "-m", "gradscope", "analyze"]
 # This environment's ``gradscope`` before any other.
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
 def blocks(kind, language):
-    """The README's blocks under a comment of this kind."""
-    return re.findall(rf"<!-- {kind} -->\n```{language}\n(.*?)```", README, re.DOTALL)
+    """The blocks of README and the site under a comment of this kind."""
+    return re.findall(rf"<!-- {kind} -->\n```{language}\n(.*?)```", TOLD, re.DOTALL)
 
 
 def run(command, folder, code=0, **environment):

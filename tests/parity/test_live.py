@@ -15,7 +15,7 @@ import pytest
 import torch
 from flax import nnx
 from oracles.models import HIDDEN, INPUT, STEPS, check_spectrum, outputs, read_layer, sequence
-from oracles.program import README
+from oracles.program import TOLD
 
 import gradscope
 from gradscope import checkpoints
@@ -357,7 +357,7 @@ def test_equinox_subclass_and_a_cell_alone():
 # All of them
 
 
-RECIPES = re.findall(r"<!-- live: (\w+) -->\n```python\n(.*?)```", README, re.DOTALL)
+RECIPES = re.findall(r"<!-- live: (\w+) -->\n```python\n(.*?)```", TOLD, re.DOTALL)
 
 
 class Equinox(equinox.Module):

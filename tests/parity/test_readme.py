@@ -1,11 +1,11 @@
-"""README's recipes for the models of every framework do what they say."""
+"""The recipes of the site for the models of every framework do what they say."""
 
 import re
 import shlex
 import sys
 
 import pytest
-from oracles.program import README, run
+from oracles.program import TOLD, run
 
 # What each recipe needs: names it uses, and what the analysis then says.
 TORCH = "import torch, safetensors.torch\nmodel = torch.nn.Sequential(torch.nn.LSTM(3, 8))"
@@ -30,7 +30,7 @@ MODELS = {
         "gru",
     ),
 }
-RECIPES = re.findall(r"<!-- model: (\w+) -->\n```python\n(.*?)```\n\n```sh\n(.*?)\n```", README, re.DOTALL)
+RECIPES = re.findall(r"<!-- model: (\w+) -->\n```python\n(.*?)```\n\n```sh\n(.*?)\n```", TOLD, re.DOTALL)
 
 
 def test_every_model_has_a_recipe():
@@ -54,7 +54,7 @@ ids, lengths = numpy.random.default_rng(0).integers(50, size=(4, 30)), [30, 12, 
 
 def test_inputs_of_tokens(tmp_path):
     ((save, analyse),) = re.findall(
-        r"<!-- inputs: tokens -->\n```python\n(.*?)```\n\n```sh\n(.*?)\n```", README, re.DOTALL
+        r"<!-- inputs: tokens -->\n```python\n(.*?)```\n\n```sh\n(.*?)\n```", TOLD, re.DOTALL
     )
     run([sys.executable, "-W", "ignore", "-c", TOKENS + save], tmp_path)
     assert "lstm, hidden 8, 12 to 30 steps, batch 4" in run(analyse.split(), tmp_path)
@@ -76,9 +76,9 @@ BATCH = {
         "batch = numpy.ones((4, 30, 3), 'float32')",
     ),
 }
-LIVE = re.findall(r"<!-- recorded: (\w+) -->\n```python\n(.*?)```", README, re.DOTALL)
+LIVE = re.findall(r"<!-- recorded: (\w+) -->\n```python\n(.*?)```", TOLD, re.DOTALL)
 FILES = re.findall(
-    r"<!-- recorded: file (\w+) -->\n```python\n(.*?)```\n\n```sh\n(.*?)\n```", README, re.DOTALL
+    r"<!-- recorded: file (\w+) -->\n```python\n(.*?)```\n\n```sh\n(.*?)\n```", TOLD, re.DOTALL
 )
 
 

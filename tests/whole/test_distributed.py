@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 from oracles import layouts
-from oracles.program import ANALYZE, PATH, README, free_port, together
+from oracles.program import ANALYZE, PATH, TOLD, free_port, together
 
 import gradscope
 from gradscope.cli.cluster_place import check_place
@@ -183,7 +183,7 @@ def test_options_that_are_not_enough(arguments):
 
 @pytest.mark.slow
 def test_the_shell_example_of_the_readme(tmp_path):
-    (script,) = re.findall(r"```sh\n(for process in .*?)```", README, re.DOTALL)
+    (script,) = re.findall(r"```sh\n(for process in .*?)```", TOLD, re.DOTALL)
     script = script.replace("localhost:9876", f"localhost:{free_port()}")
     done = subprocess.run(
         ["sh", "-euc", script],
@@ -199,7 +199,7 @@ def test_the_shell_example_of_the_readme(tmp_path):
 
 
 def test_the_slurm_example_of_the_readme_is_a_shell_script_with_known_options():
-    (script,) = re.findall(r"```sh\n(#!/bin/sh\n#SBATCH.*?)```", README, re.DOTALL)
+    (script,) = re.findall(r"```sh\n(#!/bin/sh\n#SBATCH.*?)```", TOLD, re.DOTALL)
     subprocess.run(["sh", "-n"], input=script, text=True, check=True)
     (command,) = [line for line in script.splitlines() if line.startswith("srun ")]
     from gradscope.cli.analyze import analyze

@@ -1,4 +1,4 @@
-"""What README says is what happens: its blocks run, its output is the program's."""
+"""What README and the site say is what happens: blocks run, output is the program's, links lead somewhere."""
 
 import re
 import shlex
@@ -8,7 +8,7 @@ import tomllib
 import numpy as np
 import pytest
 from oracles import layouts
-from oracles.program import README, ROOT, blocks, run
+from oracles.program import PAGES, README, ROOT, TOLD, blocks, run
 
 import gradscope
 
@@ -41,7 +41,7 @@ def test_shell_blocks(script, tmp_path):
     assert run(["sh", "-euc", script], tmp_path).startswith("STABLE")
 
 
-RECIPES = re.findall(r"<!-- model: (\w+) -->\n```python\n(.*?)```\n\n```sh\n(.*?)\n```", README, re.DOTALL)
+RECIPES = re.findall(r"<!-- model: (\w+) -->\n```python\n(.*?)```\n\n```sh\n(.*?)\n```", TOLD, re.DOTALL)
 
 
 def test_a_recipe_for_weights_of_ones_own(tmp_path):
@@ -89,7 +89,7 @@ def test_every_cell_and_initialiser_is_named():
 
     for name in [*CELLS, *INITIALIZERS]:
         short = name.removeprefix("lstm")
-        assert f"`{name}`" in README or f"`{short}`" in README, name
+        assert f"`{name}`" in TOLD or f"`{short}`" in TOLD, name
 
 
 def test_every_option_of_the_first_lines_exists():
@@ -101,16 +101,39 @@ def test_every_option_of_the_first_lines_exists():
         for parameter in cli.get_command(None, command).params
         for name in parameter.opts + parameter.secondary_opts
     } | {"--help"}
-    used = set(re.findall(r"(?<=[ `(])--[a-z-]+", re.sub(r"`?--from.*|#SBATCH.*", "", README)))
+    # The recipes of schedulers have options of theirs, and tests in tests/cli/test_track.py.
+    told = "\n".join([README, *(text for page, text in PAGES.items() if page.stem != "many-checkpoints")])
+    used = set(re.findall(r"(?<=[ `(])--[a-z-]+", re.sub(r"`?--from.*|#SBATCH.*", "", told)))
     assert used <= known, used - known
 
 
-def test_links_lead_somewhere():
-    headings = {line.strip("# ").lower().replace(" ", "-") for line in re.findall(r"^#+ .*", README, re.M)}
-    for target in re.findall(r"\]\((?!https?:)(.*?)\)", README):
+def headings(text):
+    """The anchors of its headings, as GitHub and the site make them."""
+    plain = (line.strip("# ").lower() for line in re.findall(r"^#+ .*", text, re.MULTILINE))
+    return {re.sub(r"[^\w\- ]", "", line).replace(" ", "-") for line in plain}
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    """Those to other sites are theirs; sphinx-build -W checks the same, where it is installed."""
+    text = page.read_text("utf-8")
+    prose = re.sub(r"```.*?```|`[^`\n]*`(?!\])", "", text, flags=re.DOTALL)
+    for target in re.findall(r"\]\((?!https?:)(.*?)\)", prose):
         file, _, heading = target.partition("#")
-        assert (ROOT / file).exists(), target
-        assert file or heading in headings, target
+        led = page.parent / file if file else page
+        assert led.is_file(), target
+        assert not heading or heading in headings(led.read_text("utf-8")), target
+
+
+def test_every_page_is_in_the_contents():
+    listed = "\n".join(re.findall(r"```{toctree}\n(.*?)```", PAGES[ROOT / "docs" / "index.md"], re.DOTALL))
+    named = {line for line in listed.splitlines() if line and not line.startswith(":")}
+    assert {page.stem for page in PAGES} <= named | {"index"}
+    assert all("*" in name or (ROOT / "docs" / f"{name}.md").is_file() for name in named)
+
+
+def test_readme_is_what_a_newcomer_reads():
+    assert README.count("\n") <= 150
 
 
 def test_version_is_in_the_changelog():
@@ -126,7 +149,7 @@ def test_the_readme_of_the_package_has_no_dead_links():
     made = re.sub(change["pattern"], change["replacement"], README)
     outside_code = re.sub(r"```.*?```|`[^`\n]*`", "", made, flags=re.DOTALL)
     links = re.findall(r"\[[^\]]*\]\(([^)]*)\)", outside_code)
-    assert links
+    assert "](docs/start.md)" in README
     assert all(link.startswith("https://") for link in links)
 
 
