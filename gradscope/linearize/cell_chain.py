@@ -13,7 +13,7 @@ from gradscope.cells.notation import NAMELESS, is_recurrent
 from gradscope.compiled_svd.step_arrays import StepArrays
 from gradscope.custom_types import Array
 from gradscope.linearize.array_form import step_arrays
-from gradscope.linearize.jacobian_chain import JacobianChain, nonzero, random_row
+from gradscope.linearize.jacobian_chain import JacobianChain, nonzero, random_row, sums_but_one
 from gradscope.linearize.paths import DensePath, Path, UnitPath
 from gradscope.product_svd.steps import span
 
@@ -69,6 +69,24 @@ class CellChain(JacobianChain):
                 else:
                     path.add_to(part, t)
             parts.append(part)
+        return parts
+
+    def but_one(self, low: int, high: int) -> list[Array]:
+        """As of any chain, in the parts of ``parts``."""
+        parts = []
+        for source in range(self.size // self.width):
+            units = [path for path in self._units if path.source == source and path.matrix is None]
+            others = [path for path in self.paths if path.source == source and path not in units]
+            rows = self.size if others else self.size // self.width
+            each = np.zeros((len(self.paths), high - low, rows, self.width))
+            for own, path in zip(each, self.paths, strict=True):
+                if path.source != source:
+                    continue
+                if isinstance(path, UnitPath) and not others:
+                    own += path.diagonals(low, high)
+                else:
+                    own += path.steps(low, high)
+            parts.append(sums_but_one(each))
         return parts
 
     def survey(self) -> tuple[Array, bool]:

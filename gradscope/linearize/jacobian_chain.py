@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Self
 
@@ -11,10 +11,13 @@ import numpy as np
 
 from gradscope.compiled_svd.step_arrays import StepArrays
 from gradscope.custom_types import Array
-from gradscope.product_svd.steps import StepSource
+from gradscope.product_svd.plain_product import Beside
+from gradscope.product_svd.steps import StepSource, span
 
 # Chains smaller than this are formed once.
 _KEEP_BYTES = 32 * 2**20
+# Bytes of steps without each path that are formed at once.
+_FORMED = 2**21
 # A row that a probe finds this much smaller than its bound may be an exact zero, rounded.
 _CANCELS = 1e-13
 
@@ -66,6 +69,20 @@ class JacobianChain(StepSource):
     def without(self, path: str) -> Self:
         """The full chain of all paths but this one."""
 
+    @abstractmethod
+    def but_one(self, low: int, high: int) -> list[Array]:
+        """Some steps of what ``without`` gives of every path, as ``Beside.parts`` of each: (L, P, ..)."""
+
+    def beside(self) -> Iterator[Beside]:
+        """The steps of what ``without`` gives of every path, side by side, the last first."""
+        at_once = max(1, _FORMED // (8 * len(self.names) * self.size**2))
+        certain = self.survey()[1]
+        for high in range(self.steps, 0, -at_once):
+            parts = self.but_one(max(0, high - at_once), high)
+            spans = self.span if certain else max(span(np.abs(part)) for part in parts)
+            for t in reversed(range(len(parts[0]))):
+                yield Beside([part[t] for part in parts], spans)
+
     @property
     def diagonal(self) -> Array | None:
         """(T, n) where every step of the chain is diagonal."""
@@ -84,6 +101,17 @@ class JacobianChain(StepSource):
     @abstractmethod
     def carried(self, backward: Array, forward: Array) -> dict[str, Array]:
         """b_t^T J_t a_t of every path for all t, {path: (T,)}, of b and a (T, m)."""
+
+
+def sums_but_one(each: Array) -> Array:
+    """(L, P, ...) what all but one of (P, L, ...) add up to, without subtracting."""
+    found = np.zeros_like(each)
+    for order in (slice(None), slice(None, None, -1)):
+        total = np.zeros_like(each[0])
+        for own, one in zip(found[order], each[order], strict=True):
+            own += total
+            total += one
+    return found.swapaxes(0, 1)
 
 
 def random_row(size: int) -> Array:

@@ -65,6 +65,20 @@ class UnitPath:
             else:
                 block += self._factor(t, component, self.matrix)
 
+    def steps(self, low: int, high: int) -> Array:
+        """Some steps at once, (L, m, n) in the columns of the component that is read."""
+        slope, (_, components, n) = self.slope[low:high], self.slope.shape
+        matrix = np.eye(n) if self.matrix is None else self.matrix
+        found = slope[..., None] * matrix
+        if self.link is not None:
+            found *= self.link[low:high, None, None]
+        return np.asarray(found.reshape(-1, components * n, n))
+
+    def diagonals(self, low: int, high: int) -> Array:
+        """The same for a path without a matrix: (L, components, n)."""
+        slope = self.slope[low:high]
+        return slope if self.link is None else slope * self.link[low:high, None]
+
     def add_diagonals(self, diagonals: Array, t: int) -> None:
         """The same for a path without a matrix: ``diagonals`` is (components, n)."""
         diagonals += self.slope[t] if self.link is None else self.slope[t] * self.link[t]
@@ -112,6 +126,10 @@ class DensePath:
     def add_to(self, columns: Array, t: int) -> None:
         """Add this path's Jacobian of step t to ``columns`` (m, m)."""
         columns += self.stack[t]
+
+    def steps(self, low: int, high: int) -> Array:
+        """Some steps at once, (L, m, m)."""
+        return self.stack[low:high]
 
     @property
     def alone(self) -> DensePath:

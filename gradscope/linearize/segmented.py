@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.linearize.jacobian_chain import JacobianChain
+from gradscope.product_svd.plain_product import Beside
 from gradscope.product_svd.steps import Layout, StepSource
 
 # Two runs over a chain may be on either side of a boundary.
@@ -90,6 +91,14 @@ class SegmentedChain(StepSource):
     def without(self, path: str) -> SegmentedChain:
         """As of the segments."""
         return SegmentedChain(lambda i: self.segment(i).without(path), self.starts, self.steps, self._read)
+
+    def beside(self) -> Iterator[Beside]:
+        """As of the segments."""
+        for i in reversed(range(len(self.starts))):
+            for step in self.segment(i).beside():
+                if self._read:
+                    self._read()
+                yield step
 
     def _path(self, name: str) -> SegmentedChain:
         return SegmentedChain(lambda i: self.segment(i).chains[name], self.starts, self.steps, self._read)

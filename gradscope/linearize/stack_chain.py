@@ -95,6 +95,13 @@ class StackChain(JacobianChain):
         """See JacobianChain."""
         return replace(self, named={block: name for block, name in self.named.items() if name != path})
 
+    def but_one(self, low: int, high: int) -> list[Array]:
+        """As of any chain: the whole step without a block."""
+        each = np.repeat(np.stack([self[t] for t in range(low, high)])[:, None], len(self.named), axis=1)
+        for own, (i, j) in enumerate(self.named):
+            each[:, own, self.extents[j], self.extents[i]] = 0.0
+        return [each]
+
     @cached_property
     def extents(self) -> tuple[slice, ...]:
         """Where in the state each layer's is."""

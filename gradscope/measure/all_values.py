@@ -10,12 +10,13 @@ from gradscope.custom_types import Array
 from gradscope.linearize.jacobian_chain import JacobianChain
 from gradscope.linearize.segmented import SegmentedChain, keeping_recent
 from gradscope.measure.chains import WITHOUT, Ask, measure
-from gradscope.measure.cost import KNOWN, chain_cost, runs
+from gradscope.measure.cost import KNOWN, chain_cost, runs, without_cost
 from gradscope.measure.measured import Measured
 from gradscope.measure.progress import Fraction, Meter
 from gradscope.measure.shares import shares
 from gradscope.product_svd.arguments import window_of
 from gradscope.product_svd.largest_gain import log10_largest_gain
+from gradscope.product_svd.plain_product import plain_values
 from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, first_value, spectrum
 
 
@@ -76,8 +77,8 @@ class JacobianChains:
         """By its size; the full one again costs nothing, and a diagonal one next to nothing."""
         if name in self._known:
             return KNOWN
-        if name.startswith(WITHOUT):
-            return chain_cost(self._sizes["full"], first=True)
+        if name == WITHOUT:
+            return without_cost(self._sizes["full"], len(self.parts))
         if name == "full":
             return chain_cost(self._sizes[name])
         if self._is_full(name) or self._diagonal[name]:
@@ -87,8 +88,8 @@ class JacobianChains:
 
     def reads(self, name: str, ask: Ask) -> float:
         """So many as there are runs over the chain; of a block every step is looked at besides."""
-        if name.startswith(WITHOUT):
-            return self.reads("full", ask)
+        if name == WITHOUT:
+            return len(self._full)
         looks = 3 if self._chains[name].window is not None else 0
         return len(self._full) * (runs(self._sizes[name]) + looks)
 
@@ -101,12 +102,19 @@ class JacobianChains:
             self._whole = [replace(found, log10_largest_gain=log10_largest_gain(self._full))]
         return self._whole
 
-    def without(self, path: str, ask: Ask) -> list[Spectrum]:
+    def without(self, ask: Ask) -> Mapping[str, list[Spectrum]]:
         """Every lag, below the vanishing threshold an upper bound."""
+        shape = (len(self.parts), self._sizes["full"])
+        found = plain_values(self._full.beside(), len(self._full), shape, ask.entry_error, ask.floor)
+        pairs = zip(self.parts, found, strict=True)
+        return {part: [one or self._first_without(part, ask)] for part, one in pairs}
+
+    def _first_without(self, path: str, ask: Ask) -> Spectrum:
+        """The same where a plain product may have lost it."""
         chain = self._full.without(path)
         found = first_value(chain, entry_error=ask.entry_error, floor=ask.floor, workers=ask.threads)
         first = found.log10_singular_values[:1]
-        return [replace(found, log10_singular_values=first, exact_zeros=None, lost=0)]
+        return replace(found, log10_singular_values=first, exact_zeros=None, lost=0)
 
     def shares(self, full: Sequence[Spectrum]) -> list[Mapping[str, Array]]:
         """See ``Chains``."""

@@ -12,8 +12,8 @@ from gradscope.measure.progress import Meter
 from gradscope.product_svd.spectrum import Spectrum
 from gradscope.settings import Only
 
-# How the name of the chain without a path begins where what it takes is told.
-WITHOUT = "without "
+# What the chains without each path are called where what they take is told.
+WITHOUT = "without each path"
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Chains(Protocol):
     def spectra(self, name: str, ask: Ask) -> list[Spectrum]:
         """The spectrum of a chain, for every sequence."""
 
-    def without(self, path: str, ask: Ask) -> list[Spectrum]:
-        """The first value of the full chain without a path, for every sequence, and its norm by lag."""
+    def without(self, ask: Ask) -> Mapping[str, list[Spectrum]]:
+        """The first value of the full chain without each path, for every sequence, and its norm by lag."""
 
     def shares(self, full: Sequence[Spectrum]) -> list[Mapping[str, Array]]:
         """Each path's share in carrying the gradient at every step, {path: (T,)}, see ``measure.shares``."""
@@ -77,8 +77,7 @@ class Chains(Protocol):
 def measure(chains: Chains, ask: Ask, meter: Meter) -> list[Measured]:
     """Spectra of the full chain, of every path alone, of all but it, and the shares, for every sequence."""
     names = [name for name in chains.names if name not in ask.known] if ask.paths else ["full"]
-    parts = chains.parts if ask.without else ()
-    every = [*names, *(WITHOUT + part for part in parts)]
+    every = [*names, WITHOUT] if ask.without and chains.parts else names
     meter.begin(
         {name: chains.cost(name) for name in every}, {name: chains.reads(name, ask) for name in every}
     )
@@ -87,10 +86,8 @@ def measure(chains: Chains, ask: Ask, meter: Meter) -> list[Measured]:
         found[name] = chains.spectra(name, ask)
         meter.finished(name)
     shares = chains.shares(found["full"]) if ask.paths else [{}] * chains.sequences
-    without: dict[str, list[Spectrum]] = {}
-    for part in parts:
-        without[part] = chains.without(part, ask)
-        meter.finished(WITHOUT + part)
+    without = chains.without(ask) if WITHOUT in every else {}
+    meter.finished(WITHOUT)
     return [
         Measured(
             {name: each[number] for name, each in found.items()},

@@ -35,6 +35,8 @@ _START, _COMPILED, _MILLION = 8e3, 2.5e4, 3.0
 # Units for a step of a chain of m states in a compiled program, gone through once; for such a program.
 _STEP, _PROGRAM_SQUARE, _PROGRAM_CUBE = 0.8, 2.5e-4, 3e-6
 PROGRAM = 6e4
+# Units for a step of plain products side by side, with their norms.
+_BESIDE, _BESIDE_SQUARE, _BESIDE_CUBE = 1.2, 6.5e-5, 4e-7
 # Units for a step of a chain whose spectrum is there already.
 KNOWN = 1e-3
 # How often its twenty are timed, 40 ms in all: long enough to see that others are at work as well.
@@ -75,6 +77,11 @@ def chain_cost(size: int, *, path: bool = False, block: bool = False, first: boo
     return factor * (runs(size) * once + _LAG)
 
 
+def without_cost(size: int, paths: int) -> float:
+    """Units for a step of the chains without each of so many paths."""
+    return _BESIDE + paths * (_BESIDE_SQUARE * size**2 + _BESIDE_CUBE * size**3)
+
+
 def saved_by_program(size: int, accelerator: bool = False) -> float:
     """Units for a step that a compiled program takes less than the host; on an accelerator about all."""
     if accelerator:
@@ -97,8 +104,7 @@ def chain_costs(work: Work) -> dict[str, float]:
     layers = len(work.sizes)
     parts = len(work.cell.paths) if work.cell is not None else layers * (layers + 1) // 2
     if parts > 1:
-        each = chain_cost(sum(work.sizes), first=True)
-        costs |= {f"without {part}": each for part in range(parts)}
+        costs["without"] = without_cost(sum(work.sizes), parts)
     for j in range(len(work.sizes)):
         for i in range(j):
             costs[f"{i}->{j}"] = chain_cost(sum(work.sizes[i : j + 1]), block=True)

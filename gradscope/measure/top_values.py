@@ -19,7 +19,7 @@ from gradscope.linearize.system import System
 from gradscope.linearize.tangent_chain import TangentChain
 from gradscope.linearize.tangents import TangentSteps, tangents, tangents_without
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory
-from gradscope.measure.chains import Ask, measure
+from gradscope.measure.chains import WITHOUT, Ask, measure
 from gradscope.measure.cost import TOP_PASSES
 from gradscope.measure.measured import Measured
 from gradscope.measure.progress import Fraction, Meter
@@ -78,11 +78,11 @@ class TangentChains:
 
     def cost(self, name: str) -> float:
         """About the same for all, but for the full one again."""
-        return float(name not in self._same)
+        return float(len(self.parts) if name == WITHOUT else name not in self._same)
 
     def reads(self, name: str, ask: Ask) -> float:
         """Some passes over the chain, and over the parts of it whose lags are asked for."""
-        return TOP_PASSES * self._full.steps
+        return TOP_PASSES * self._full.steps * (len(self.parts) if name == WITHOUT else 1)
 
     def spectra(self, name: str, ask: Ask) -> list[Spectrum]:
         """The top of them, and some lags."""
@@ -91,8 +91,11 @@ class TangentChains:
         self._whole = self._whole or self._spectra("full", ask)
         return self._whole
 
-    def without(self, path: str, ask: Ask) -> list[Spectrum]:
+    def without(self, ask: Ask) -> Mapping[str, list[Spectrum]]:
         """The first value, and some lags, from blocks as wide as those of the full chain."""
+        return {path: self._without(path, ask) for path in self.parts}
+
+    def _without(self, path: str, ask: Ask) -> list[Spectrum]:
         assert ask.top is not None
         chain = self._chain(tangents_without(self._cell, self.parts, path))
         top = min(ask.top, chain.size)

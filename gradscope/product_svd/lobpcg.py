@@ -1,0 +1,95 @@
+"""The leading left vectors of many matrices at once, each from a start that is near it: LOBPCG."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from gradscope.custom_types import Array
+from gradscope.product_svd.norm_by_lag import TINY, TOLERANCE
+
+# After so many steps in which the norm does not grow it is found; steps at most.
+_STILL, _MOST = 2, 100
+# How much of the start is random: it finds a new top vector that is orthogonal to the old one.
+_RANDOM = 0.1
+# Squarings of the small Gram matrix, after which its first vector is what is left; its entries stay finite.
+_SQUARINGS = 8
+# What is left of a direction without the new vector, of its size, or it counts as none.
+_CANCELS = 1e-2
+# Matrices that are so small are decomposed.
+_SMALL = 6
+
+
+class LeadingPairs(NamedTuple):
+    """sigma : (N,); left, right : (N, m) unit vectors; sure : (N,) whether they were found."""
+
+    sigma: Array
+    left: Array
+    right: Array
+    sure: Array
+
+
+def leading_left(matrices: Array, start: Array, rng: np.random.Generator) -> LeadingPairs:
+    """Of matrices (N, m, m), none of them zero and entries about 1, the largest singular values.
+
+    start : (N, m). Steps of LOBPCG (Knyazev 2001) with M M^T: the best of u, its residual and the direction
+    before takes as many steps as Lanczos, and no small problem that grows.
+    """
+    if matrices.shape[1] <= _SMALL:
+        u, s, vt = np.linalg.svd(matrices)
+        return LeadingPairs(s[:, 0], u[:, :, 0], vt[:, 0], np.ones(len(s), bool))
+    noise = rng.normal(size=start.shape)
+    basis = np.zeros((len(start), 3, start.shape[1]))
+    basis[:, 0] = _unit(_unit(start) + _RANDOM * _unit(noise))
+    images = np.zeros_like(basis)
+    images[:, :1] = basis[:, :1] @ matrices
+    sigma, still = np.linalg.norm(images[:, 0], axis=1), np.zeros(len(start), int)
+    for _ in range(_MOST):
+        _improve(basis, images, matrices, sigma)
+        better = np.linalg.norm(images[:, 0], axis=1)
+        still = np.where(better - sigma <= TOLERANCE * better, still + 1, 0)
+        sigma = better
+        if (still >= _STILL).all():
+            break
+    return LeadingPairs(sigma, basis[:, 0], images[:, 0] / sigma[:, None], still >= _STILL)
+
+
+def _improve(basis: Array, images: Array, matrices: Array, sigma: Array) -> None:
+    """Put into basis (N, 3, m) the best vector u of its span with the residual, and the step there.
+
+    It holds u, a place for the residual, and the last step p without its part along u; images : theirs.
+    """
+    w = (matrices @ images[:, 0, :, None])[..., 0] / sigma[:, None] ** 2
+    basis[:, 1] = 0.0
+    for _ in range(2):
+        w -= ((basis @ w[..., None]).transpose(0, 2, 1) @ basis)[:, 0]
+        w /= np.maximum(np.linalg.norm(w, axis=1, keepdims=True), TINY)
+    basis[:, 1] = w
+    images[:, 1:2] = basis[:, 1:2] @ matrices
+    gram = images @ images.transpose(0, 2, 1)
+    gram /= np.einsum("nii->n", gram)[:, None, None]
+    for _ in range(_SQUARINGS):
+        gram = gram @ gram
+        gram /= np.einsum("nii->n", gram)[:, None, None]
+    column = np.einsum("nii->ni", gram).argmax(axis=1)
+    top = gram[np.arange(len(gram)), column]
+    top /= np.linalg.norm(top, axis=1, keepdims=True)
+    both = np.stack([top, top * [0.0, 1.0, 1.0]], axis=1)
+    before = np.linalg.norm(both[:, 1], axis=1)
+    new, new_images = both @ basis, both @ images
+    for k in (0, 1):
+        if k:  # the step without its part along u
+            along = (new[:, 0] * new[:, 1]).sum(axis=1)[:, None]
+            new[:, 1] -= along * new[:, 0]
+            new_images[:, 1] -= along * new_images[:, 0]
+        size = np.linalg.norm(new[:, k], axis=1)
+        some = size > (_CANCELS * before if k else 0.0)  # of less there is no image to that many digits
+        factor = np.where(some, 1 / np.where(some, size, 1.0), 0.0)[:, None]
+        new[:, k] *= factor
+        new_images[:, k] *= factor
+    basis[:, ::2], images[:, ::2] = new, new_images
+
+
+def _unit(vectors: Array) -> Array:
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), TINY))

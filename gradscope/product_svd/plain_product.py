@@ -1,0 +1,153 @@
+"""The largest values of chains of one size at every lag, side by side: plain products, and their noise.
+
+A plain product keeps nothing but its largest directions, which is all that is asked for, unless steps that
+come later do away with them. Whether they do is seen from rows of noise that every step leaves beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradscope.custom_types import Array
+from gradscope.product_svd.error_estimate import EPS, SAFETY, rounding_floor
+from gradscope.product_svd.leading import GOOD
+from gradscope.product_svd.lobpcg import leading_left
+from gradscope.product_svd.log_scale import LOG10_2
+from gradscope.product_svd.spectrum import Spectrum, rounding_of
+from gradscope.product_svd.steps import WILD
+
+# Rows that stand for what rounding left in the product.
+_NOISE = 8
+# Lags whose norms are looked for at once, and numbers of theirs that are held.
+_LAGS, _NUMBERS = 8, 2**20
+# Noise that is so many times what a random walk of roundings is, and as much again, may grow with the steps.
+_USUAL = 32.0
+# A column of a step may be so much smaller than its largest: its digits are there, and its squares fit.
+_SMALL_COLUMN = 2.0**-WILD
+
+
+@dataclass(frozen=True)
+class Beside:
+    """One step of P chains side by side.
+
+    parts : blocks of columns, (P, m, n), or (P, m / n, n) diagonals one below the other; span : bits that the
+    entries span, at most.
+    """
+
+    parts: Sequence[Array]
+    span: float
+
+    def times(self, y: Array, out: Array) -> None:
+        """y @ A of each chain, y (P, r, m)."""
+        m, start = y.shape[2], 0
+        for part in self.parts:
+            n = part.shape[2]
+            block = out[:, :, start : start + n]
+            if part.shape[1] == m:
+                np.matmul(y, part, out=block)
+            else:
+                np.multiply(y[:, :, :n], part[:, None, 0], out=block)
+                for k in range(1, part.shape[1]):
+                    block += y[:, :, k * n : (k + 1) * n] * part[:, None, k]
+            start += n
+
+    @property
+    def columns(self) -> Array:
+        """(P, m) norms of the columns."""
+        return np.concatenate([np.sqrt(np.einsum("pij,pij->pj", part, part)) for part in self.parts], axis=1)
+
+
+def plain_values(
+    steps: Iterable[Beside], length: int, shape: tuple[int, int], entry_error: float, floor: float = -np.inf
+) -> list[Spectrum | None]:
+    """The largest value of each of P chains with every lag; None of those of which this is not sure.
+
+    steps : the last one first; length : how many; shape : (P, m); entry_error, floor : as for ``spectrum``.
+
+    The estimated error is what random noise of the size of a rounding, put into every product, makes of the
+    value; that of the entries does the same.
+    """
+    found = _Products(length, shape, floor)
+    span = 0.0
+    for step in steps:
+        span = max(span, step.span)
+        found.times(step)
+    return found.spectra(rounding_of(entry_error, span)) if span < WILD else [None] * shape[0]
+
+
+class _Products:
+    """P products that grow by one step after the other, with their norms."""
+
+    def __init__(self, length: int, shape: tuple[int, int], floor: float) -> None:
+        count, size = shape
+        self._length, self._floor, self._rng = length, floor, np.random.default_rng(0)
+        at_once = max(2, min(_LAGS, _NUMBERS // (count * (size + _NOISE) * size)))
+        self._held = np.zeros((at_once, count, size + _NOISE, size))  # the last products, one below the other
+        self._held[-1, :, :size] = np.eye(size)
+        self._exponents = np.zeros((length + 1, count), np.int64)
+        self._row = np.ones(count)  # largest norm of a row of the last product
+        self.lags, self.noise = np.empty((length, count)), np.zeros((length, count))
+        self._left = self._rng.normal(size=(count, size))
+        self._right = np.zeros((count, size))
+        self._sure = np.ones(count, bool)
+        self._done = 0
+
+    def times(self, step: Beside) -> None:
+        """Multiply by one more step from the right."""
+        at, size = self._done % len(self._held), self._held.shape[3]
+        new, columns = self._held[at], step.columns
+        step.times(self._held[at - 1], new)
+        signs = self._rng.normal(size=(_NOISE, size))
+        new[:, size:] += (EPS * self._row[:, None] * columns)[:, None] * signs
+        largest = np.abs(new[:, :size]).max(axis=(1, 2))
+        carried = np.frexp(largest)[1]
+        new *= np.ldexp(1.0, -carried)[:, None, None]
+        self._row = np.sqrt(np.einsum("pij,pij->pi", new[:, :size], new[:, :size]).max(axis=1))
+        # Of a product that is zero, or of columns that are next to nothing but not zero, others know more.
+        smallest = columns.min(axis=1, where=columns > 0, initial=np.inf)
+        self._sure &= (largest > 0) & (smallest > _SMALL_COLUMN * columns.max(axis=1))
+        self._done += 1
+        self._exponents[self._done] = self._exponents[self._done - 1] + carried
+        if at + 1 == len(self._held) or self._done == self._length:
+            self._measure(at + 1)
+
+    def _measure(self, count: int) -> None:
+        """The norms of the last ``count`` products, or where they are small enough bounds on them."""
+        size = self._held.shape[3]
+        some = slice(self._done - count, self._done)
+        held = self._held[:count]
+        products, rows = held[:, :, :size], held[:, :, size:]
+        scale = self._exponents[1:][some] * LOG10_2
+        with np.errstate(divide="ignore"):
+            bound = np.log10(np.einsum("lpij,lpij->lp", held, held)) / 2 + scale
+        peak = np.max(self.lags[: some.start], axis=0, initial=-np.inf)
+        wanted = ~(bound < np.minimum(self._floor, peak))
+        wanted[-1] |= self._done == self._length
+        wanted &= self._sure
+        self.lags[some] = bound
+        if not wanted.any():
+            return
+        chains = np.nonzero(wanted)[1]
+        chosen = products.reshape(-1, size, size) if wanted.all() else products[wanted]
+        found = leading_left(chosen, self._left[chains], self._rng)
+        self.lags[some][wanted] = np.log10(found.sigma) + scale[wanted]
+        along = np.einsum("nsj,nj->ns", rows[wanted], found.right) / found.sigma[:, None]
+        self.noise[some][wanted] = np.sqrt((along**2).mean(axis=1))
+        np.logical_and.at(self._sure, chains, found.sure)
+        self._left[chains], self._right[chains] = found.left, found.right  # of the longest lag
+
+    def spectra(self, entry_error: float) -> list[Spectrum | None]:
+        """What was found, of those that are sure."""
+        added = SAFETY * (EPS + entry_error) / EPS / math.log(10) * self.noise
+        usual = _USUAL * (1 + np.sqrt(np.arange(1, self._length + 1)))[:, None] * EPS
+        sure = self._sure & ((added <= GOOD) | (self.noise <= usual)).all(axis=0)
+        return [self._spectrum(p, added[-1, p], entry_error) if sure[p] else None for p in range(len(sure))]
+
+    def _spectrum(self, p: int, added: float, entry_error: float) -> Spectrum:
+        lags = self.lags[:, p].copy()
+        error = float(added + rounding_floor(lags[-1], entry_error))
+        return Spectrum(lags[-1:].copy(), None, error, error, self._left[p], self._right[p], lags)

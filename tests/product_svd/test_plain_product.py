@@ -1,0 +1,117 @@
+"""Plain products side by side, against exact arithmetic; and what they lose is left to others."""
+
+import numpy as np
+import pytest
+from oracles import chains
+from oracles.few import few
+from oracles.reference import conditioning, reference
+
+from gradscope.product_svd.plain_product import Beside, plain_values
+from gradscope.product_svd.spectrum import EPS
+from gradscope.product_svd.steps import WILD, span
+
+# Those whose values are known to be there, so that no test passes because all were left out.
+FOUND = ("lstm", "gru", "tanh", "orthogonal", "identity", "clustered")
+
+
+def values(*stacks, **options):
+    """What is found of stacks (T, m, m), in two parts each: the last column a part of its own."""
+    joint = np.stack(stacks, axis=1)
+    steps = (
+        Beside([step[:, :, :-1].copy(), step[:, :, -1:].copy()], span(np.abs(step))) for step in joint[::-1]
+    )
+    shape = joint.shape[1:3]
+    return plain_values(steps, len(joint), shape, options.pop("entry_error", EPS), **options)
+
+
+@pytest.mark.parametrize("name", few(chains.CHAINS, "lstm", "jordan", "clustered"))
+def test_against_exact_arithmetic(name):
+    check(name, 8, 60)
+
+
+@pytest.mark.slow
+def test_of_a_larger_chain():
+    check("lstm", 24, 60)
+
+
+def check(name, m, steps):
+    chain = chains.CHAINS[name](m, steps, 0)
+    found, beside = values(chain, chains.CHAINS["gru"](m, steps, 1))
+    assert beside is not None
+    if found is None:
+        assert name not in FOUND
+        return
+    true = reference(chain, vectors=True)
+    (value,) = found.log10_singular_values
+    error = missed(true, value)
+    assert error <= max(1e-11, 4 * EPS * conditioning(chain, true)[0]) / np.log(10) + np.spacing(abs(value))
+    assert found.log10_norm_error >= error / 10
+    for lag in (1, 7, 30):
+        assert missed(reference(chain[-lag:]), found.log10_norm_by_lag[lag - 1]) <= 1e-9
+    assert found.log10_norm_by_lag[-1] == value
+
+
+def missed(true, value):
+    """|error| of log10 of the largest value."""
+    return abs(true.log10_errors(np.array([value] * len(true.sigma)))[0])
+
+
+def two_blocks(sizes):
+    """(T, 6, 6): two orthogonal blocks, the first times sizes[t]."""
+    rng = np.random.default_rng(0)
+    blocks = [np.linalg.qr(rng.normal(size=(3, 3)))[0] for _ in range(2)]
+    chain = np.zeros((len(sizes), 6, 6))
+    chain[:, :3, :3] = np.multiply.outer(sizes, blocks[0])
+    chain[:, 3:, 3:] = blocks[1]
+    return chain
+
+
+def test_what_later_steps_leave_nothing_of_is_left_to_others():
+    """From the output end the first block grows to 2^120, and then dies: the other was rounded away."""
+    sizes = np.concatenate([np.full(100, 1e-3), np.full(120, 2.0)])
+    found, sound = values(two_blocks(sizes), two_blocks(np.full(220, 2.0)))
+    assert found is None
+    assert sound.log10_singular_values[0] == pytest.approx(220 * np.log10(2), abs=1e-11)
+
+
+def test_products_that_are_zero_or_wild_are_left_to_others():
+    chain = chains.CHAINS["lstm"](4, 20, 0)
+    dead = chain.copy()
+    dead[7] = 0.0
+    found, sound = values(dead, chain)
+    assert found is None
+    assert sound is not None
+    wild = chain.copy()
+    wild[3, 0, 0] = 2.0 ** -(2 * WILD)
+    assert values(wild) == [None]
+
+
+def test_columns_that_are_zero_are_none_of_a_doubt():
+    chain = chains.CHAINS["lstm"](8, 30, 0)
+    chain[:, :, 2] = 0.0
+    (found,) = values(chain)
+    assert missed(reference(chain), found.log10_singular_values[0]) <= 1e-12
+
+
+def test_lags_below_a_floor_are_bounds():
+    chain = chains.CHAINS["lstm"](12, 60, 0) * 0.7
+    (whole,) = values(chain)
+    (bounded,) = values(chain, floor=np.log10(1e-3))
+    exact, some = whole.log10_norm_by_lag, bounded.log10_norm_by_lag
+    above = exact >= -3
+    assert 5 < above.sum() < 55
+    np.testing.assert_allclose(some[above], exact[above], atol=1e-10)
+    assert (some >= exact - 1e-10).all()
+    assert (some[~above] < -3 + np.log10(12) / 2).all()
+
+
+def test_the_error_of_the_entries_is_in_the_estimate():
+    """Entries changed by that much move the value by no more than is said, and by not much less."""
+    chain, size = chains.CHAINS["lstm"](16, 80, 0), 1e-8
+    (found,) = values(chain, entry_error=size)
+    signs = np.random.default_rng(1).choice([-1.0, 1.0], size=(6, *chain.shape))
+    moved = [
+        abs(values(chain * (1 + size * sign))[0].log10_singular_values[0] - found.log10_singular_values[0])
+        for sign in signs
+    ]
+    assert max(moved) <= found.log10_norm_error <= 1e3 * max(moved)
