@@ -22,6 +22,12 @@ SCHEMAS = {
     "repair": ("gradscope.advise", "repair.schema.json", "repair --json, Repaired.to_dict"),
     "suggestions": ("gradscope.advise", "suggestions.schema.json", "suggest --json, Suggestions.to_dict"),
     "inspection": ("gradscope.report", "inspection.schema.json", "inspect --json"),
+    "check": ("gradscope.track", "check.schema.json", "a row of check --shard: an analysis"),
+    "tracked": (
+        "gradscope.track",
+        "tracked.schema.json",
+        "track --json, merge --json of its rows",
+    ),
     "track": ("gradscope.track", "track.schema.json", "a row of track --format jsonl, and of merge"),
 }
 

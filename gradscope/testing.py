@@ -60,7 +60,7 @@ def assert_gradient_flow(
     levels = _levels(verdict, "stable" if not budgets else None)
     analysis = _analysis(subject, [one.metric for one in budgets], options)
     checks = [_check(analysis, budget) for budget in budgets]
-    wrong = [_said(one) for one in checks if not one.passed]
+    wrong = [one.sentence for one in checks if not one.passed]
     if levels and analysis.verdict.level not in levels:
         wrong.insert(0, f"the verdict is {analysis.verdict.level}, expected {' or '.join(levels)}")
     if wrong:
@@ -95,16 +95,3 @@ def _analysis(subject: Any, metrics: list[str], options: dict[str, Any]) -> Anal
 
 def _check(analysis: Analysis, budget: MetricBudget) -> Check:
     return judge_budget("", budget, metric(analysis, budget.metric))
-
-
-def _said(check: Check) -> str:
-    """What a metric is, and what it was to be."""
-    budget, value = check.budget, check.value
-    limit = f"at most {budget.max:g}" if budget.max is not None else f"at least {budget.min:g}"
-    found = (
-        "not defined: no gradient gets through"
-        if check.margin is None
-        else f"{value:.6g} {check.unit}".strip()
-    )
-    spread = f"; {check.lowest:.4g} to {check.highest:.4g} over {check.count}" if check.count > 1 else ""
-    return f"{budget.metric} is {found}, expected {limit}{spread}" + (f"; {check.open}" if check.open else "")

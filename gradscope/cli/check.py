@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
-import os
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,12 @@ from click.core import ParameterSource
 from gradscope.cli.analyze import uncollected
 from gradscope.cli.defaults import set_defaults
 from gradscope.cli.group import Command, SectionedOption
+from gradscope.cli.kept_rows import SHARD, coming, dealt, journal_at, say_line, shard_here
 from gradscope.cli.options import (
     Output,
     Process,
     as_path,
+    file_unless_stdout,
     input_files,
     options,
     pick,
@@ -28,18 +31,22 @@ from gradscope.cli.options import (
 )
 from gradscope.config_file import read_config
 from gradscope.errors import ExitCode, InputError, nearest_or_all, quoted, shown
-from gradscope.rows.shards import Shard
+from gradscope.rows.journal import CHECK
 from gradscope.settings import CELL, Settings, option
 
 if TYPE_CHECKING:
     from gradscope.cli.progress import Pace
     from gradscope.config_file import ConfigFile
     from gradscope.gate.baseline import Entry
-    from gradscope.gate.checks import Checks
+    from gradscope.gate.checks import Checking, Checks
     from gradscope.gate.config import PlannedRun
+    from gradscope.rows.journal import Journal
+    from gradscope.rows.shards import Shard
 
 _OUTPUT = tuple(
-    one.name for one in fields(Output) if one.name not in ("fail_on", "lags", "details", "embed_data")
+    one.name
+    for one in fields(Output)
+    if one.name not in ("fail_on", "lags", "details", "embed_data", "output")
 )
 # --config is here the file of budgets; --distributed is of a single analysis.
 _SETTINGS = tuple(one.name for one in fields(Settings) if one.name not in ("config", "distributed"))
@@ -55,7 +62,8 @@ class Gate:
     shard: str | None = option(
         None,
         "Budgets",
-        "Only every Nth analysis of the file from the Ith on; auto: as the scheduler says (see track).",
+        f"Only every Nth analysis of the file from the Ith {SHARD} Then -o keeps rows, as track does, and "
+        "merge tells of them all.",
         metavar="I/N|auto",
     )
     max: tuple[str, ...] = option(
@@ -78,6 +86,18 @@ class Gate:
     update_budgets: bool = option(
         False, "Budgets", "Write limits that hold, rounded outward, in place of those that are broken."
     )
+    output: str | None = option(
+        None,
+        "Output",
+        "Write to FILE; - is stdout. With --shard: append rows to FILE, or to one in FOLDER/, and keep those "
+        "that are there: what was stopped goes on.",
+        flags=("-o", "--output"),
+        metavar="FILE",
+    )
+
+
+# Called before each run of an analysis with its number, returns further arguments of ``analyze``.
+Begun = Callable[[int], Mapping[str, Any]]
 
 
 def _take_up(context: click.Context, _: click.Parameter, path: Path | None) -> None:
@@ -121,6 +141,7 @@ def check(**given: Any) -> int:
       gradscope check model.pt --inputs x.npy --min horizon.carousel=100
       gradscope check --write-baseline baseline.json
       gradscope check --update-budgets
+      gradscope check --shard 2/8 -o rows/ && gradscope merge rows/ --format table
 
     \b
     gradscope.toml (in pyproject.toml [tool.gradscope.analyses.small]):
@@ -136,23 +157,27 @@ def check(**given: Any) -> int:
     (rate.encoder.l0) too; share.R_o, saturated.f, clip_factor. Options given here go before the file's.
     Exit 1: a budget is broken; 2: something could not be measured.
     """
-    gate, output, process = pick(Gate, given), pick(Output, given), pick(Process, given)
+    gate, process = pick(Gate, given), pick(Process, given)
+    output = replace(pick(Output, given), output=file_unless_stdout(gate.output) if gate.output else None)
     said, shared = pick_said(given)
     file = click.get_current_context().obj
     plan = _plan(gate, file, shared, said)
-    ready_to_measure(*(one.settings for one in plan))
-    files = [name for one in plan for name in input_files(one.settings)]
-    output.ready("Checks", *files, *([file.path] if file else []))
+    work = Assignment.of(plan, gate, output)
+    ready_to_measure(*(one.settings for one in work.mine))
+    files = [name for one in work.mine for name in input_files(one.settings)]
+    files += [file.path] if file else []
+    work.page.ready("Checks", *files)
     if gate.update_budgets:
         _check_updatable(None if plan[0].in_shell else file)
-    checks = _run(plan, _baseline(gate), output, process)
+    checks = _run(work, gate, process, files)
     if output.write_baseline:
         from gradscope.gate.baseline import baseline_text
 
         output.keep(baseline_text(checks.entries))
     if file is not None and gate.update_budgets and checks.broken:
         return _update(checks, file, output)
-    output.write(checks)
+    if not work.in_rows:
+        work.page.write(checks)
     return checks.exit_code
 
 
@@ -179,9 +204,11 @@ def _plan(
     from gradscope.gate.config import PlannedRun, planned
 
     if budgets := budgets_of(gate.min, gate.max):
-        for name, given in (("--name", gate.name), ("--shard", gate.shard)):
+        for option_name, given in (("--name", gate.name), ("--shard", gate.shard)):
             if given:
-                raise InputError(f"--max and --min are in place of the file's analyses: leave out {name}")
+                raise InputError(
+                    f"--max and --min are in place of the file's analyses: leave out {option_name}"
+                )
         name = shown(said.get("checkpoint") or said.get("cell") or CELL)
         return [PlannedRun(name, {}, (), budgets, {}, in_shell=True).between(shared, said)]
     if file is None:
@@ -200,19 +227,47 @@ def _plan(
             f"{shown(file.path)}: nothing to check: has no {what} (gradscope check --help shows how)"
         )
     chosen = [one for one in every if not gate.name or one.name in gate.name]
-    return [one.between(shared, said) for one in _dealt(chosen, gate.shard)]
+    return [one.between(shared, said) for one in chosen]
 
 
-def _dealt(chosen: list[PlannedRun], text: str | None) -> list[PlannedRun]:
-    """Those that are this process's."""
-    if text is None:
-        return chosen
-    shard = Shard.parse(text, os.environ)
-    work = [one for _, one in shard.of(chosen)]
-    if not work:
-        raise InputError(f"{shard} has none of {len(chosen)} analyses: ask for fewer")
-    click.echo(f"gradscope: {shard} ({shard.source}): {', '.join(shown(one.name) for one in work)}", err=True)
-    return work
+@dataclass(frozen=True)
+class Assignment:
+    """What this process has to do of all analyses, and where what it finds goes.
+
+    numbered : its analyses with their places in the whole, of which there are ``count``; rows : the file that
+    keeps them, as -o has it of a shard; page : everything else that is written.
+    """
+
+    numbered: Sequence[tuple[int, PlannedRun]]
+    count: int
+    shard: Shard | None
+    rows: str | None
+    page: Output
+
+    @classmethod
+    def of(cls, plan: Sequence[PlannedRun], gate: Gate, output: Output) -> Assignment:
+        """All of a plan, or the shard that is said."""
+        shard = shard_here(gate.shard)
+        if shard is None:
+            return cls(list(enumerate(plan)), len(plan), None, None, output)
+        if gate.update_budgets:
+            raise InputError("--update-budgets rewrites a file that all shards read: leave out --shard")
+        numbered = dealt(shard, plan, "analyses", _saying(output))
+        return cls(numbered, len(plan), shard, gate.output, replace(output, output=None))
+
+    @property
+    def mine(self) -> list[PlannedRun]:
+        """The analyses of this process."""
+        return [one for _, one in self.numbered]
+
+    @property
+    def in_rows(self) -> bool:
+        """Whether JSON lines are the rows of a shard, which have been told as they came."""
+        return self.shard is not None and self.page.format == "jsonl"
+
+
+def _saying(output: Output) -> Callable[[str], None]:
+    return (lambda _: None) if output.quiet else say_line
 
 
 def _baseline(gate: Gate) -> tuple[Mapping[str, Entry] | None, str]:
@@ -235,30 +290,59 @@ def _baseline(gate: Gate) -> tuple[Mapping[str, Entry] | None, str]:
 # -- running it --------------------------------------------------------------------------------------
 
 
-def _run(
-    plan: Sequence[PlannedRun],
-    baseline: tuple[Mapping[str, Entry] | None, str],
-    output: Output,
-    process: Process,
-) -> Checks:
+def _run(work: Assignment, gate: Gate, process: Process, files: Sequence[Path]) -> Checks:
     from gradscope.cli.progress import progress_bar
     from gradscope.cli.streams import guarded_stdout, hushed
 
-    with guarded_stdout(), hushed(output.quiet), progress_bar(output.quiet) as pace:
-        with uncollected():
-            from gradscope.api import analyze
-            from gradscope.gate.checks import run_checks
-            from gradscope.machine import use_compilation_cache
-        if process.compile_cache:
-            use_compilation_cache()
-        return run_checks(
-            plan,
-            analyze,
-            baseline=baseline[0],
-            lacking=baseline[1],
-            whole=output.write_baseline is not None,
-            begun=saying(pace, sum(len(one.seeds) for one in plan)),
-        )
+    output = work.page
+    baseline, lacking = _baseline(gate)
+    journal = journal_at(work.rows, work.shard, CHECK, _saying(output), files)
+    with progress_bar(output.quiet) as pace:
+        begun = _begun(pace, work.mine)
+        with guarded_stdout(), hushed(output.quiet):
+            with uncollected():
+                from gradscope.api import analyze
+                from gradscope.gate.checks import Checking, Checks, places_of
+                from gradscope.machine import use_compilation_cache
+            if process.compile_cache:
+                use_compilation_cache()
+            checking = Checking(analyze, work.count, baseline, lacking, output.write_baseline is not None)
+            if work.shard is None:
+                done = tuple(checking(one, more) for one, more in zip(work.mine, begun, strict=True))
+                return Checks(done, places_of(work.mine))
+        return _rows_of(work, checking, begun, journal)
+
+
+def _rows_of(
+    work: Assignment,
+    checking: Checking,
+    begun: Sequence[Begun],
+    journal: Journal | None,
+) -> Checks:
+    """Of a shard: every analysis is a row as soon as it is done, kept where there is a file for it."""
+    from gradscope.cli.streams import write_result
+    from gradscope.track.checked import HeldAnalysis, checks_of
+
+    pieces = [
+        (place, HeldAnalysis(one, checking, more))
+        for (place, one), more in zip(work.numbered, begun, strict=True)
+    ]
+    rows = []
+    for row in coming(pieces, work.count, CHECK, journal, quiet=work.page.quiet):
+        if work.in_rows and journal is None:
+            write_result(json.dumps(row, allow_nan=False) + "\n", None)
+        rows.append(row)
+    return checks_of(rows)
+
+
+def _begun(pace: Pace | None, work: Sequence[PlannedRun]) -> list[Begun]:
+    """Of every analysis what is called before each of its runs: see ``saying``."""
+    runs = [len(one.seeds) for one in work]
+    tell = saying(pace, sum(runs))
+    return [
+        partial(lambda name, before, run: tell(name, before + run), one.name, sum(runs[:number]))
+        for number, one in enumerate(work)
+    ]
 
 
 def saying(pace: Pace | None, runs: int) -> Callable[[str, int], Mapping[str, Any]]:

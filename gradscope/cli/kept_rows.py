@@ -67,6 +67,8 @@ def journal_at(
             path.mkdir(parents=True, exist_ok=True)
             path = path / (f"rows.{shard.label}.jsonl" if shard else "rows.jsonl")
     check_writable(path, *read)
+    if path.exists() and not path.is_file():
+        raise InputError(f"-o {output}: is no file, expected one that can be read again")
     journal = Journal.read(path, schema)
     if journal.torn:
         say(f"{shown(path)}: {journal.torn} torn by a process that was stopped, measured again")
@@ -93,4 +95,4 @@ def coming(
 def say_missing(places: Sequence[int], of: int, schema: str) -> None:
     """Which rows there should be besides."""
     numbers = listed([str(place + 1) for place in places], most=5)
-    say_line(f"missing: {len(places)} of {of} {KINDS[schema][1]} (number {numbers})")
+    say_line(f"missing: {len(places)} of {of} {KINDS[schema].many} (number {numbers})")

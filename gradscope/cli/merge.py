@@ -1,11 +1,9 @@
 """``gradscope merge``: the rows of many processes in one."""
 
-# ruff: noqa: RUF009  (``option`` makes a dataclass field)
-
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +11,30 @@ import click
 
 from gradscope.cli.group import Command
 from gradscope.cli.kept_rows import say_line, say_missing
-from gradscope.cli.options import as_path, options, pick
+from gradscope.cli.options import Output, options, pick
 from gradscope.errors import ExitCode, InputError, listed, shown
-from gradscope.rows.journal import Journal, deduplicated, failed, missing
+from gradscope.report.views import FORMATS
+from gradscope.rows.journal import CHECK, TRACK, Journal, Row, deduplicated, failed, missing, the_only
 from gradscope.settings import option
-from gradscope.track.track_formats import FORMATS_OF_ROWS, row_writer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Merging:
-    """Where the rows go, and how."""
+    """What the rows become."""
 
     format: str = option(
-        "jsonl", "Options", "A table, a JSON object a line, or CSV.", choices=FORMATS_OF_ROWS
-    )
-    output: Path | None = option(
-        None, "Options", "Write to FILE.", flags=("-o", "--output"), metavar="FILE", parse=as_path
-    )
-    color: str = option(
-        "auto",
-        "Options",
-        "Colour in the table; NO_COLOR and FORCE_COLOR are heeded.",
-        choices=("auto", "always", "never"),
+        "jsonl",
+        "Output",
+        "As track and check have them: rows as JSON lines, or any other format of the whole.",
+        choices=tuple(FORMATS),
+        shorthands={"--json": ("json", "The same as --format json.")},
     )
 
 
 @click.command(cls=Command, short_help="Put the rows of many processes together.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @options(Merging)
+@options(Output, ("output", "also", "color"))
 def merge(files: tuple[Path, ...], **given: Any) -> int:
     """Put the rows together that shards of track, or of check, have written: each once, in order.
 
@@ -49,34 +43,56 @@ def merge(files: tuple[Path, ...], **given: Any) -> int:
       gradscope merge rows/ > all.jsonl
       gradscope merge rows.1-of-2.jsonl rows.2-of-2.jsonl -o all.jsonl
       gradscope merge rows/ --format table
+      gradscope merge checks/ --format github --also junit=report.xml
 
-    FILES are what track -o, or check --format jsonl -o, wrote, or folders of them (*.jsonl). A line that was
-    torn when its process was killed is left out. Which checkpoints have no row is said, and the exit code is
-    2 then: call the shards again, they measure no more than what is missing.
+    FILES are what track -o, or check --shard -o, wrote, or folders of them (*.jsonl). A line that was torn
+    when its process was killed is left out. The exit code is what one process would have had: 1 where a
+    budget is broken. Where rows are missing that is said, and the exit code is 2: call the shards again, they
+    do no more than what is missing.
     """
-    from gradscope.cli.streams import check_writable, write_result
-    from gradscope.report.terminal import terminal_for
-
     merging = pick(Merging, given)
-    paths = [path for file in files for path in _within(file) if path != merging.output]
-    check_writable(merging.output, *paths)
+    output = replace(pick(Output, given), format=merging.format)
+    paths = [path for file in files for path in _within(file) if path != output.output]
     journals = [Journal.read(path) for path in paths]
     for journal in journals:
         if journal.torn:
             say_line(f"{shown(journal.path)}: {journal.torn} torn, left out")
-    rows = deduplicated(row for journal in journals for row in journal.rows)
-    if not rows:
+    kinds = {str(row["schema"]) for journal in journals for row in journal.rows}
+    if not kinds:
         raise InputError(
             f"{listed([str(path) for path in files])}: no rows, expected what track -o has written"
         )
-    if merging.format != "jsonl" and not all("checkpoint" in row for row in rows):
-        raise InputError(f"--format {merging.format} is of rows of track; those of check are merged as jsonl")
-    light = all("converged" in row for row in rows)
-    terminal = terminal_for(merging.color, to_file=merging.output is not None)
-    writer = row_writer(merging.format, [str(row.get("checkpoint")) for row in rows], terminal, light=light)
-    text = writer.head(f"{len(rows)} rows") + "".join(map(writer.line, rows)) + writer.foot(rows)
-    write_result(text, merging.output)
-    return _complete(rows)
+    if len(kinds) > 1:
+        raise InputError(f"rows are of {' and '.join(sorted(kinds))}: merge those of one command at a time")
+    output.ready("Checks" if kinds == {CHECK} else "Track", *paths)
+    return _merge_checks(journals, output) if kinds == {CHECK} else _merge_track(journals, output)
+
+
+def _merge_checks(journals: Sequence[Journal], output: Output) -> int:
+    """What ``check`` would have told of all analyses."""
+    from gradscope.gate.checks import Checked
+    from gradscope.track.checked import checks_of
+
+    rows = the_only(journals)
+    places, of = missing(rows) or ([], 0)
+    if places:
+        say_missing(places, of, CHECK)
+    checks = checks_of(rows)
+    lost = [Checked(f"analysis {place + 1}", failure="no shard has its row") for place in places]
+    checks = replace(checks, analyses=(*checks.analyses, *lost))
+    output.write(checks)
+    return checks.exit_code
+
+
+def _merge_track(journals: Sequence[Journal], output: Output) -> int:
+    from gradscope.track.tracked import Track, check_row
+
+    rows = deduplicated(row for journal in journals for row in journal.rows)
+    for row in rows:
+        check_row(row)
+    track = Track(tuple(rows), light=all("converged" in row for row in rows if not failed(row)))
+    output.write(track)
+    return track.exit_code if _complete(rows) else ExitCode.USAGE
 
 
 def _within(file: Path) -> Iterator[Path]:
@@ -88,13 +104,15 @@ def _within(file: Path) -> Iterator[Path]:
     yield from sorted(file.glob("*.jsonl"))
 
 
-def _complete(rows: list[dict[str, Any]]) -> int:
-    """Say which rows there should be besides."""
+def _complete(rows: Sequence[Row]) -> bool:
+    """Whether every checkpoint was measured; says which were not, and which rows there should be besides."""
     errors = [row["checkpoint"] for row in rows if failed(row)]
     if errors:
         say_line(f"not read: {len(errors)} of {len(rows)} ({listed(errors, most=3)})")
-    if (found := missing(rows)) and (places := found[0]):
-        of = found[1]
-        say_missing(places, of, str(rows[0]["schema"]))
-        return ExitCode.USAGE
-    return ExitCode.USAGE if errors else ExitCode.OK
+    found = missing(rows)
+    if found is None:
+        totals = " and of ".join(sorted({str(row.get("of")) for row in rows}))
+        say_line(f"rows are of {totals} checkpoints: whether some are missing is not known")
+    elif found[0]:
+        say_missing(found[0], found[1], TRACK)
+    return not errors and not (found and found[0])

@@ -48,7 +48,8 @@ def as_path(text: str) -> Path:
     return Path(text)
 
 
-def _file_unless_stdout(text: str) -> Path | None:
+def file_unless_stdout(text: str) -> Path | None:
+    """A file of that name; None of what is stdout."""
     return None if Path(text) in _STDOUT else Path(text)
 
 
@@ -98,7 +99,7 @@ class Output:
         "Write to FILE; - is stdout.",
         flags=("-o", "--output"),
         metavar="FILE",
-        parse=_file_unless_stdout,
+        parse=file_unless_stdout,
     )
     also: tuple[str, ...] = option(
         (),
@@ -173,7 +174,7 @@ class Output:
             if name not in FORMATS:
                 near = nearest_or_all(name, FORMATS)
                 raise InputError(f"--also {quoted(text)}: there is no format {quoted(name)}{near}")
-            found.append((name, _file_unless_stdout(file)))
+            found.append((name, file_unless_stdout(file)))
         return found
 
     def ready(self, kind: str, *read: Path | None) -> None:
@@ -193,13 +194,19 @@ class Output:
         check_writable(self.output, *read)
         check_writable(self.write_baseline, option="--write-baseline")
 
-    def write(self, result: Told, read: Sequence[Path] = ()) -> None:
-        """Render the result in every format that is asked for, then write all; read : what it was made of."""
+    def write(self, result: Told, read: Sequence[Path] = (), *, first: bool = True) -> None:
+        """Render the result in every format that is asked for, then write all.
+
+        read : what it was made of; first : whether the first format is among them, or was written as it came.
+        """
         from gradscope.cli.step_summary import summarize
         from gradscope.cli.streams import write_result
 
         told = [(self.format, self.output), *self.others]
-        texts = [(render(result, name, self._look_of(file, read)), file) for name, file in told]
+        texts = [
+            (render(result, name, self._look_of(file, read)), file)
+            for name, file in told[0 if first else 1 :]
+        ]
         for text, file in texts:
             write_result(text, file)
         if any(name == "github" for name, _ in told):

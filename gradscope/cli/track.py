@@ -13,12 +13,11 @@ import click
 from gradscope.cli.check import pick_said
 from gradscope.cli.group import Command
 from gradscope.cli.kept_rows import SHARD, coming, dealt, journal_at, say_line, shard_here
-from gradscope.cli.options import Process, options, pick, ready_to_measure
+from gradscope.cli.options import Output, Process, options, pick, ready_to_measure
 from gradscope.config_file import ConfigFile
-from gradscope.errors import ExitCode, InputError, nearest_or_all, quoted, shown
-from gradscope.rows.journal import TRACK, Row, natural
+from gradscope.errors import InputError, listed, nearest_or_all, quoted, shown
+from gradscope.rows.journal import TRACK, failed, natural
 from gradscope.settings import Level, Settings, option
-from gradscope.track.track_formats import FORMATS_OF_ROWS, row_writer
 
 if TYPE_CHECKING:
     from gradscope.gate.budgets import MetricBudget
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from gradscope.report.analysis import Analysis
     from gradscope.rows.journal import Journal
     from gradscope.track.following import Question
+    from gradscope.track.tracked import Track
 
 # A checkpoint brings its own sizes, a row says nothing of these, and shards are what many processes share.
 _NOT_HERE = ("checkpoint", "hidden", "input_size", "init", "sensitivity", "tbptt", "distributed")
@@ -73,19 +73,6 @@ class Tracking:
     fail_on: tuple[str, ...] = option(
         (), "Limits", "Exit 1 on this verdict (repeatable).", choices=get_args(Level), repeatable=True
     )
-    format: str = option(
-        "table",
-        "Output",
-        "A table, a JSON object a line, or CSV.",
-        choices=FORMATS_OF_ROWS,
-        shorthands={"--json": ("jsonl", "The same as --format jsonl.")},
-    )
-    color: str = option(
-        "auto",
-        "Output",
-        "Colour in the table; NO_COLOR and FORCE_COLOR are heeded.",
-        choices=("auto", "always", "never"),
-    )
     quiet: bool = option(
         False, "Output", "No rows on stdout, nothing on stderr but what failed.", flags=("-q", "--quiet")
     )
@@ -99,7 +86,18 @@ class Tracking:
 
 
 _MOST_USED = (
-    *("--light", "--shard", "--sort", "--output", "--max", "--min", "--fail-on", "--format", "--json"),
+    *(
+        "--light",
+        "--shard",
+        "--sort",
+        "--output",
+        "--max",
+        "--min",
+        "--fail-on",
+        "--format",
+        "--also",
+        "--json",
+    ),
     *("--layer", "--cell", "--inputs", "--steps", "--only", "--quiet"),
 )
 
@@ -107,6 +105,7 @@ _MOST_USED = (
 @click.command(cls=Command, short_help="Measure the checkpoints of a run, a row each.", most_used=_MOST_USED)
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path())
 @options(Tracking)
+@options(Output, ("format", "also", "color"))
 @options(Settings, TRACKED)
 @options(Process, ["compile_cache"])
 def track(checkpoints: tuple[str, ...], **given: Any) -> int:
@@ -118,6 +117,7 @@ def track(checkpoints: tuple[str, ...], **given: Any) -> int:
       gradscope track runs/step_*.pt --inputs x.npy --light
       gradscope track runs/step_*.pt --format jsonl | jq -r .verdict
       gradscope track runs/step_*.pt -o rows.jsonl --max log10_norm=3
+      gradscope track runs/step_*.pt --max log10_norm=3 --format github --also junit=report.xml
       gradscope track runs/step_*.pt --shard 2/8 -o rows/
 
     A row has the gain, rate and horizon of the whole state, the path that carries the gradient, the gate that
@@ -128,6 +128,7 @@ def track(checkpoints: tuple[str, ...], **given: Any) -> int:
     from gradscope.track.following import Question
 
     tracking, process = pick(Tracking, given), pick(Process, given)
+    output = pick(Output, given)
     said, shared = pick_said(given)
     planned = _planned(tracking.name)
     budgets = (*tracking.budgets, *(one for one in planned.budgets if not one.of_change))
@@ -139,9 +140,9 @@ def track(checkpoints: tuple[str, ...], **given: Any) -> int:
     _say_order(names, say)
     work = dealt(shard, names, "checkpoints", say)
     journal = journal_at(tracking.output, shard, TRACK, say, list(map(Path, names)))
-    question = Question(settings, budgets, tracking.light)
-    rows = _run(tracking, process, question, names, work, journal)
-    return _ended(rows, tracking)
+    output.ready("Track", *map(Path, names), *([journal.path] if journal else []))
+    question = Question(settings, budgets, tracking.light, planned.places)
+    return _ended(_run(tracking, output, process, question, names, work, journal))
 
 
 def _planned(name: str | None) -> PlannedRun:
@@ -168,33 +169,31 @@ def _say_order(names: Sequence[str], say: Callable[[str], None]) -> None:
 
 def _run(
     tracking: Tracking,
+    output: Output,
     process: Process,
     question: Question,
     names: Sequence[str],
     work: Sequence[tuple[int, str]],
     journal: Journal | None,
-) -> list[Row]:
+) -> Track:
     """Every row, written as it comes."""
-    from gradscope.cli.streams import write_result
-    from gradscope.report.terminal import terminal_for
     from gradscope.track.following import Checkpoint
+    from gradscope.track.track_formats import row_writer
+    from gradscope.track.tracked import Track
 
     measure = _measuring(question, compile_cache=process.compile_cache)
-    writer = row_writer(
-        tracking.format,
-        [name for _, name in work],
-        terminal_for(tracking.color, to_file=False),
-        light=tracking.light,
-    )
-    shows = not tracking.quiet and not (journal and tracking.format == "jsonl")
+    track = Track((), tracking.fail_on, tracking.light)
+    writer = row_writer(output.format, [name for _, name in work], output.look(), track)
+    shows = not tracking.quiet and not (journal and output.format == "jsonl")
     _write(writer.head(_subject(len(work), names, tracking)) if shows else "")
     found = []
-    tasks = [(place, Checkpoint(name, question, measure)) for place, name in work]
-    for row in coming(tasks, len(names), TRACK, journal, quiet=tracking.quiet):
+    pieces = [(place, Checkpoint(name, question, measure)) for place, name in work]
+    for row in coming(pieces, len(names), TRACK, journal, quiet=tracking.quiet):
         _write(writer.line(row) if shows else "")
         found.append(row)
-    write_result(writer.foot(found) if shows else "", None)
-    return found
+    _write(writer.foot(found) if shows else "")
+    output.write(track.of(found), first=False)
+    return track.of(found)
 
 
 def _write(text: str) -> None:
@@ -239,27 +238,18 @@ def _subject(count: int, names: Sequence[str], tracking: Tracking) -> str:
     return f"{many} checkpoint{'s' if len(names) != 1 else ''}{how}"
 
 
-# Checkpoints that are named where something is said of many.
-_NAMED = 3
-
-
-def _ended(rows: Sequence[Row], tracking: Tracking) -> int:
+def _ended(track: Track) -> int:
     """Say what failed, and how to exit: what could not be read goes before what was found."""
-    errors = [row["checkpoint"] for row in rows if row.get("error")]
-    broken = [
-        row["checkpoint"]
-        for row in rows
-        if any(not one["passed"] and one["severity"] == "error" for one in row.get("checks") or [])
-    ]
-    matched = [row["checkpoint"] for row in rows if row.get("verdict") in tracking.fail_on]
+    unread = [row["checkpoint"] for row in track.rows if failed(row)]
+    lost = [name for name in track.having("unmeasured") if name not in unread]
+    matched = [row["checkpoint"] for row in track.rows if row.get("verdict") in track.fail_on]
+    broken = track.having_broken()
     for what, which in (
-        ("not read", errors),
+        ("not read", unread),
+        ("not measured", lost),
         ("beyond a limit", broken),
         ("--fail-on matched", matched),
     ):
         if which:
-            more = ", ..." if len(which) > _NAMED else ""
-            say_line(f"{what}: {len(which)} of {len(rows)} ({', '.join(map(shown, which[:_NAMED]))}{more})")
-    if errors or not rows:
-        return ExitCode.USAGE
-    return ExitCode.FINDING if broken or matched else ExitCode.OK
+            say_line(f"{what}: {len(which)} of {len(track.rows)} ({listed(which, most=3)})")
+    return track.exit_code

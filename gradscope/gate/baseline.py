@@ -74,19 +74,27 @@ def baseline_text(entries: Mapping[str, Entry]) -> str:
 
 
 def _entry_text(entry: Entry) -> str:
-    kept = {name: one for name, one in entry.metrics.items() if not math.isnan(one.median)}
-    layers = sorted({one.layer for one in kept.values() if one.layer})
-    parts = {
-        "problem": {name: json.dumps(entry.problem[name], sort_keys=True) for name in sorted(entry.problem)},
-        "metrics": {name: json.dumps(_told(kept[name])) for name in sorted(kept)},
-    }
+    told = entry_told(entry)
     texts = [
         f'   "{part}": {{\n'
-        + ",\n".join(f"    {json.dumps(name)}: {text}" for name, text in lines.items())
+        + ",\n".join(
+            f"    {json.dumps(name)}: {json.dumps(one, sort_keys=part == 'problem')}"
+            for name, one in told[part].items()
+        )
         + "\n   }"
-        for part, lines in parts.items()
+        for part in ("problem", "metrics")
     ]
-    return "{\n" + ",\n".join([*texts, f'   "layers": {json.dumps(layers)}']) + "\n  }"
+    return "{\n" + ",\n".join([*texts, f'   "layers": {json.dumps(told["layers"])}']) + "\n  }"
+
+
+def entry_told(entry: Entry) -> dict[str, Any]:
+    """An entry as JSON knows it, sorted."""
+    kept = {name: one for name, one in entry.metrics.items() if not math.isnan(one.median)}
+    return {
+        "problem": {name: entry.problem[name] for name in sorted(entry.problem)},
+        "metrics": {name: _told(kept[name]) for name in sorted(kept)},
+        "layers": sorted({one.layer for one in kept.values() if one.layer}),
+    }
 
 
 def _told(one: Metric) -> dict[str, float | None]:
@@ -128,13 +136,14 @@ def read_entries(path: Path) -> dict[str, Entry] | None:
 
 
 def _of_baseline(told: Mapping[str, Any]) -> dict[str, Entry]:
-    found = {}
-    for name, entry in told["analyses"].items():
-        metrics = [_read(key, one, entry["layers"]) for key, one in entry["metrics"].items()]
-        found[str(name)] = Entry(
-            str(told["gradscope"]), dict(entry["problem"]), {one.name: one for one in metrics}
-        )
-    return found
+    version = str(told["gradscope"])
+    return {str(name): entry_from(entry, version) for name, entry in told["analyses"].items()}
+
+
+def entry_from(told: Mapping[str, Any], version: str) -> Entry:
+    """From what ``entry_told`` has told; version : of the program that has."""
+    metrics = [_read(key, one, told["layers"]) for key, one in told["metrics"].items()]
+    return Entry(version, dict(told["problem"]), {one.name: one for one in metrics})
 
 
 def _read(name: str, told: Mapping[str, Any], layers: Iterable[str]) -> Metric:

@@ -12,6 +12,8 @@ from gradscope.gate.metrics import Metric, check_name
 
 Severity = Literal["off", "warn", "error"]
 Aggregation = Literal["median", "optimistic", "pessimistic"]
+# kept : all is well; warning, error : a limit is broken; off : not looked at; unmeasured : could not be.
+Outcome = Literal["kept", "warning", "error", "off", "unmeasured"]
 # A budget on how far a metric is from that of a baseline, in its own unit, up or down.
 CHANGE = "change."
 
@@ -59,6 +61,13 @@ class MetricBudget:
     def measured(self) -> str:
         """The name of the metric that has to be known for it."""
         return self.metric.removeprefix(CHANGE)
+
+    @property
+    def limits(self) -> str:
+        """``max 3``, ``min 1``, ``1 .. 3``."""
+        if self.min is None:
+            return f"max {self.max:g}"
+        return f"min {self.min:g}" if self.max is None else f"{self.min:g} .. {self.max:g}"
 
     @property
     def _called(self) -> str:
@@ -159,6 +168,47 @@ class Check:
         width = self.highest - self.lowest
         return width if math.isfinite(width) else (0.0 if self.lowest == self.highest else None)
 
+    @property
+    def outcome(self) -> Outcome:
+        """What became of it, in a word."""
+        if self.budget.severity == "off":
+            return "off"
+        if self.failure is not None:
+            return "unmeasured"
+        if self.passed:
+            return "kept"
+        return "error" if self.budget.severity == "error" else "warning"
+
+    @property
+    def sentence(self) -> str:
+        """The metric with its value, its limit and its margin: what every view says of it."""
+        budget, text = self.budget, shown(self.budget.metric)
+        if self.value is None:
+            return f"{text} not measured: {self.failure}"
+        if self.margin is None:
+            return f"{text} is not defined: no gradient gets through"
+        text += f" is {self.value:.6g} {self.unit}".rstrip()
+        if self.passed:
+            text += f", within {budget.limits} by {self.margin:.3g}"
+        else:
+            above = budget.max is not None and self.value > budget.max
+            limit = f"above max {budget.max:g}" if above else f"below min {budget.min:g}"
+            text += f", {limit} by {-self.margin:.3g}"
+        spread = f"; {self.lowest:.4g} to {self.highest:.4g} over {self.count}" if self.count > 1 else ""
+        return f"{text}{spread}" + (f"; {self.open}" if self.open else "")
+
+    @property
+    def numbers(self) -> dict[str, float | str | None]:
+        """What goes with the sentence where a format has room for numbers."""
+        return {
+            "value": self.value,
+            "min": self.budget.min,
+            "max": self.budget.max,
+            "margin": self.margin,
+            "error": self.error,
+            "spread": self.spread,
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON tells it: what is not finite is None."""
         return {
@@ -180,6 +230,35 @@ class Check:
             "open": self.open,
             "failure": self.failure,
         }
+
+    def to_row(self) -> dict[str, Any]:
+        """As ``to_dict``, but what is not finite is its name: of it nothing is lost."""
+        exact = {name: getattr(self, name) for name in _NUMBERS}
+        exact |= {"min": self.budget.min, "max": self.budget.max}
+        odd = {name: str(one) for name, one in exact.items() if one is not None and not math.isfinite(one)}
+        return self.to_dict() | odd
+
+    @classmethod
+    def of_row(cls, told: Mapping[str, Any]) -> Check:
+        """From what ``to_row`` has told."""
+        asked: dict[str, Any] = {name: _exact(told[name]) for name in ("min", "max")}
+        asked |= {name: told[name] for name in ("severity", "aggregation")}
+        numbers: dict[str, Any] = {name: _exact(told[name]) for name in _NUMBERS}
+        return cls(
+            str(told["analysis"]),
+            MetricBudget(str(told["metric"]), **asked),
+            **numbers,
+            count=int(told["sequences"]),
+            unit=str(told["unit"]),
+            failure=told["failure"],
+        )
+
+
+_NUMBERS = ("value", "error", "lowest", "highest")
+
+
+def _exact(told: float | str | None) -> float | None:
+    return float(told) if isinstance(told, str) else told
 
 
 def judge_budget(analysis: str, budget: MetricBudget, metric: Metric) -> Check:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from gradscope.gate.baseline import Entry, entry_of
 from gradscope.gate.budgets import Check, MetricBudget, judge_budget
 from gradscope.gate.compare import differences, distance, in_words
 from gradscope.gate.config import PlannedRun
-from gradscope.gate.findings import Finding, Measure, Outcome
+from gradscope.gate.findings import Finding, Measure
 from gradscope.gate.metrics import Metric, least, metric
 from gradscope.gate.places import BudgetPlace
 from gradscope.report.analysis import Analysis
@@ -22,66 +22,101 @@ SCHEMA = "gradscope/checks/1"
 
 
 @dataclass(frozen=True)
+class Checked:
+    """What became of the budgets of one analysis.
+
+    failure : why it could not be run, None where it was; entry : what was measured, for a baseline; notes :
+    on the baseline; idle : whether it has no budget and was not run.
+    """
+
+    name: str
+    checks: tuple[Check, ...] = ()
+    failure: str | None = None
+    entry: Entry | None = None
+    notes: tuple[str, ...] = ()
+    idle: bool = False
+
+
+@dataclass(frozen=True)
 class Checks:
     """What became of every budget.
 
-    checks : in the order of the file; failures : {analysis: why it could not be run}; idle : analyses without
-    any budget, which were not run; entries : what was measured, for a baseline; notes : on the
-    baseline; places : {(analysis, metric): where its budget stands}.
+    analyses : in the order of the file; places : {(analysis, metric): where its budget stands}.
     """
 
-    checks: tuple[Check, ...]
-    failures: Mapping[str, str]
-    idle: tuple[str, ...]
-    entries: Mapping[str, Entry]
-    notes: tuple[str, ...] = ()
+    analyses: tuple[Checked, ...]
     places: Mapping[tuple[str, str], BudgetPlace] = field(default_factory=dict)
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """Of every budget."""
+        return tuple(check for one in self.analyses for check in one.checks)
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """{analysis: why it could not be run}."""
+        return {one.name: one.failure for one in self.analyses if one.failure is not None}
+
+    @property
+    def idle(self) -> list[str]:
+        """Analyses without any budget, which were not run."""
+        return [one.name for one in self.analyses if one.idle]
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """What was measured, for a baseline."""
+        return {one.name: one.entry for one in self.analyses if one.entry is not None}
+
+    @property
+    def notes(self) -> list[str]:
+        """On the baseline."""
+        return [note for one in self.analyses for note in one.notes]
+
+    @property
+    def _ran(self) -> list[Checked]:
+        return [one for one in self.analyses if not one.idle and one.failure is None]
 
     @property
     def broken(self) -> list[Check]:
         """Budgets that were measured, are on, and are not kept."""
-        return [one for one in self.checks if outcome(one) in ("error", "warning")]
+        return [one for one in self.checks if one.outcome in ("error", "warning")]
 
     @property
     def unmeasured(self) -> list[Check]:
         """Budgets that are on, and could not be measured."""
-        return [one for one in self.checks if outcome(one) == "unmeasured"]
+        return [one for one in self.checks if one.outcome == "unmeasured"]
 
     @property
     def exit_code(self) -> int:
         """1 where an error budget is broken, 2 where something, or all, could not be measured, else 0."""
-        if any(outcome(one) == "error" for one in self.checks):
+        if any(one.outcome == "error" for one in self.checks):
             return ExitCode.FINDING
-        done = self.entries and not (self.failures or self.unmeasured)
+        done = self._ran and not (self.failures or self.unmeasured)
         return ExitCode.OK if done else ExitCode.USAGE
 
     @property
     def headline(self) -> str:
         """All of it in one line."""
         on = [one for one in self.checks if one.budget.severity != "off"]
-        errors = sum(outcome(one) == "error" for one in on)
-        warnings = sum(outcome(one) == "warning" for one in on)
+        errors = sum(one.outcome == "error" for one in on)
+        warnings = sum(one.outcome == "warning" for one in on)
         word = "FAILED" if errors else ("PASSED" if self.exit_code == ExitCode.OK else "NOT MEASURED")
-        parts = [f"{sum(outcome(one) == 'kept' for one in on)} of {counted(len(on), 'budget')} kept"]
+        parts = [f"{sum(one.outcome == 'kept' for one in on)} of {counted(len(on), 'budget')} kept"]
         parts += [f"{errors} broken"] * bool(errors)
         parts += [f"{counted(warnings, 'warning')}"] * bool(warnings)
         parts += [f"{len(self.unmeasured)} not measured"] * bool(self.unmeasured)
-        analyses = len(self.entries) + len(self.failures)
+        analyses = len(self._ran) + len(self.failures)
         return f"{word}: {', '.join(parts)}, {counted(analyses, 'analysis', 'analyses')}"
 
     def remarks(self) -> list[str]:
         """Sentences on what is not kept, what is not certain, what was not run, and what to do about it."""
         on = [one for one in self.checks if one.budget.severity != "off"]
-        said = [check_line(one) for one in on if outcome(one) in ("error", "warning") or one.open]
+        said = [check_line(one) for one in on if one.outcome in ("error", "warning") or one.open]
         said += [
             why if why.startswith(f"{name}: ") else f"{shown(name)}: {why}"
             for name, why in self.failures.items()
         ]
-        said += [
-            f"{shown(one.analysis)}: {shown(one.budget.metric)}: {one.failure}"
-            for one in self.unmeasured
-            if one.analysis not in self.failures
-        ]
+        said += [check_line(one) for one in self.unmeasured if one.analysis not in self.failures]
         said += [f"{listed(self.idle)}: not run, has no budget"] * bool(self.idle)
         return [*said, *self.notes]
 
@@ -92,8 +127,8 @@ class Checks:
             "gradscope": __version__,
             "checks": self.rows(),
             "failures": [{"analysis": name, "reason": why} for name, why in self.failures.items()],
-            "not_run": list(self.idle),
-            "notes": list(self.notes),
+            "not_run": self.idle,
+            "notes": self.notes,
         }
 
     def rows(self) -> list[dict[str, Any]]:
@@ -106,17 +141,10 @@ class Checks:
             Finding(
                 one.analysis,
                 one.budget.metric,
-                outcome(one),
+                one.outcome,
                 check_line(one),
                 self.places.get((one.analysis, one.budget.metric)),
-                {
-                    "value": one.value,
-                    "min": one.budget.min,
-                    "max": one.budget.max,
-                    "margin": one.margin,
-                    "error": one.error,
-                    "spread": one.spread,
-                },
+                one.numbers,
             )
             for one in self.checks
         ]
@@ -130,99 +158,76 @@ class Checks:
         ]
 
 
-def outcome(check: Check) -> Outcome:
-    """What became of a budget, in a word."""
-    severity = check.budget.severity
-    if severity == "off":
-        return "off"
-    if check.failure is not None:
-        return "unmeasured"
-    if check.passed:
-        return "kept"
-    return "error" if severity == "error" else "warning"
-
-
 def counted(count: int, one: str, many: str = "") -> str:
     """``1 budget``, ``2 budgets``."""
     return f"{count} {one if count == 1 else many or one + 's'}"
 
 
 def check_line(check: Check) -> str:
-    """A budget with its value, its limit and its margin, as a sentence."""
-    budget, unit = check.budget, f" {check.unit}" if check.unit else ""
-    text = f"{shown(check.analysis)}: {shown(budget.metric)}"
-    if check.value is None:
-        return f"{text} not measured: {check.failure}"
-    if check.margin is None:
-        return f"{text} is not defined: no gradient gets through"
-    text += f" is {check.value:.6g}{unit}"
-    if check.passed:
-        text += f", within {limits(budget)} by {check.margin:.3g}"
-    else:
-        above = budget.max is not None and check.value > budget.max
-        limit = f"above max {budget.max:g}" if above else f"below min {budget.min:g}"
-        text += f", {limit} by {-check.margin:.3g}"
-    spread = f"; {check.lowest:.4g} to {check.highest:.4g} over {check.count}" if check.count > 1 else ""
-    return f"{text}{spread}" + (f"; {check.open}" if check.open else "")
-
-
-def limits(budget: MetricBudget) -> str:
-    """``max 3``, ``min 1``, ``1 .. 3``."""
-    if budget.min is None:
-        return f"max {budget.max:g}"
-    return f"min {budget.min:g}" if budget.max is None else f"{budget.min:g} .. {budget.max:g}"
+    """What became of a budget, with the analysis that it is of."""
+    return f"{shown(check.analysis)}: {check.sentence}"
 
 
 # -- running -------------------------------------------------------------------------------------------
 
 
-def run_checks(
-    plan: Sequence[PlannedRun],
-    analyze: Callable[..., Analysis],
-    *,
-    baseline: Mapping[str, Entry] | None = None,
-    lacking: str = "the baseline lacks it",
-    whole: bool = False,
-    begun: Callable[[str, int], Mapping[str, Any]] = lambda name, run: {},
-) -> Checks:
-    """Run the analyses and hold the budgets against them.
+@dataclass(frozen=True)
+class Checking:
+    """How the analyses of a plan are run, and what their budgets are held against.
 
-    analyze : runs one, of arguments of ``gradscope.analyze``; baseline : what changes are counted from;
-    lacking : what is said of a change that cannot be; whole : measure all of each, not only what its budgets
-    are about, and also what has none; begun : called before every run with the analysis and the number of the
-    run, returns further arguments.
+    analyze : runs one, of arguments of ``gradscope.analyze``; count : how many analyses there are; baseline :
+    what changes are counted from; lacking : what is said of a change that cannot be; whole : measure all of
+    each, not only what its budgets are about, and also what has none.
     """
-    checks: list[Check] = []
-    failures, entries, notes, idle = {}, {}, [], []
-    run = 0
-    for planned in plan:
-        if not planned.budgets and not whole:
-            idle.append(planned.name)
-            run += len(planned.seeds)
-            continue
-        settings = {**({} if whole else _no_more(planned)), **planned.settings}
-        analyses = []
+
+    analyze: Callable[..., Analysis]
+    count: int
+    baseline: Mapping[str, Entry] | None = None
+    lacking: str = "the baseline lacks it"
+    whole: bool = False
+
+    def __call__(
+        self, planned: PlannedRun, begun: Callable[[int], Mapping[str, Any]] = lambda run: {}
+    ) -> Checked:
+        """Run one and hold its budgets against it.
+
+        begun : called before the run of every seed with its number, returns further arguments of ``analyze``.
+        """
+        name = planned.name
+        if not planned.budgets and not self.whole:
+            return Checked(name, idle=True)
+        settings = {**({} if self.whole else _no_more(planned)), **planned.settings}
         try:
-            for seed in planned.seeds:
-                more = begun(planned.name, run)
-                analyses.append(analyze(**{**settings, "seed": seed, **more}))
-                run += 1
+            analyses = [
+                self.analyze(**{**settings, "seed": seed, **begun(run)})
+                for run, seed in enumerate(planned.seeds)
+            ]
         except InputError as error:
             why = error.in_shell if planned.in_shell else str(error)
-            failures[planned.name] = why
-            checks += [Check(planned.name, one, None, failure=why) for one in planned.budgets]
-            run += len(planned.seeds) - len(analyses)
-            continue
-        entries[planned.name] = entry_of(analyses)
+            lost = tuple(Check(name, one, None, failure=why) for one in planned.budgets)
+            return Checked(name, lost, failure=why)
+        new = entry_of(analyses)
+        old = self.old(name)
         # Where a baseline is to be written, and there is none yet, changes count from that.
-        old = (
-            entries[planned.name] if whole and baseline is None else _entry(baseline, planned.name, len(plan))
+        counted_from = new if self.whole and self.baseline is None else old
+        checks = [_check(name, one, analyses, counted_from, self.lacking) for one in planned.budgets]
+        changes = any(one.of_change for one in planned.budgets)
+        return Checked(
+            name, tuple(checks), entry=new, notes=_other(name, old, new) if old and changes else ()
         )
-        checks += [_check(planned.name, one, analyses, old, lacking) for one in planned.budgets]
-        if old and any(one.of_change for one in planned.budgets):
-            notes += _other(planned.name, old, entries[planned.name])
-    places = {(one.name, name): place for one in plan for name, place in one.places.items()}
-    return Checks(tuple(checks), failures, tuple(idle), entries, tuple(notes), places)
+
+    def old(self, name: str) -> Entry | None:
+        """The analysis of this name in the baseline; where each has only one, that."""
+        if not self.baseline:
+            return None
+        if len(self.baseline) == self.count == 1:
+            return next(iter(self.baseline.values()))
+        return self.baseline.get(name)
+
+
+def places_of(plan: Iterable[PlannedRun]) -> dict[tuple[str, str], BudgetPlace]:
+    """Where the budgets of a plan stand."""
+    return {(one.name, name): place for one in plan for name, place in one.places.items()}
 
 
 def _no_more(planned: PlannedRun) -> dict[str, Any]:
@@ -232,16 +237,9 @@ def _no_more(planned: PlannedRun) -> dict[str, Any]:
     return {"only": least([one.measured for one in planned.budgets])}
 
 
-def _entry(baseline: Mapping[str, Entry] | None, name: str, count: int) -> Entry | None:
-    """The analysis of this name in a baseline; where each has only one, that."""
-    if not baseline:
-        return None
-    return next(iter(baseline.values())) if len(baseline) == count == 1 else baseline.get(name)
-
-
-def _other(name: str, old: Entry, new: Entry) -> list[str]:
+def _other(name: str, old: Entry, new: Entry) -> tuple[str, ...]:
     found = differences(old, new)
-    return [f"{shown(name)}: the baseline is of another problem or maker: {in_words(found)}."] * bool(found)
+    return (f"{shown(name)}: the baseline is of another problem or maker: {in_words(found)}.",) * bool(found)
 
 
 def _check(

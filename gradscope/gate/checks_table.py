@@ -10,7 +10,7 @@ from rich.text import Text
 
 from gradscope.errors import shown
 from gradscope.gate.budgets import Check
-from gradscope.gate.checks import Checks, limits, outcome
+from gradscope.gate.checks import Checks
 from gradscope.report.page import bullet, fitted, page, prose, section
 from gradscope.report.terminal import Terminal
 from gradscope.report.views import Look
@@ -66,14 +66,14 @@ def table_of_checks(every: Sequence[Check]) -> dict[str, list[str]]:
     columns = {
         "budget": [shown(one.budget.metric) for one in every],
         "value": [_number(one.value) for one in every],
-        "limit": [limits(one.budget) for one in every],
+        "limit": [one.budget.limits for one in every],
         "margin": ["-" if one.margin is None else f"{one.margin:+.3g}" for one in every],
         "unit": [one.unit or "-" for one in every],
         "error": ["-" if one.error is None else f"{one.error:.0e}" for one in every],
     }
     if any(one.count > 1 for one in every):
         columns["spread"] = [_spread(one) for one in every]
-    return columns | {"verdict": [WORDS.get(outcome(one), outcome(one)) for one in every]}
+    return columns | {"verdict": [WORDS.get(one.outcome, one.outcome) for one in every]}
 
 
 def _number(value: float | None) -> str:

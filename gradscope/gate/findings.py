@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 from gradscope.errors import shown
+from gradscope.gate.budgets import Outcome
 from gradscope.gate.metrics import all_metrics
 from gradscope.gate.places import BudgetPlace
 from gradscope.report.analysis import Analysis
 from gradscope.report.table import headline
-
-# kept : all is well; warning, error : a limit is broken; off : not looked at; unmeasured : could not be.
-Outcome = Literal["kept", "warning", "error", "off", "unmeasured"]
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class BudgetPlace:
-    """A value in a TOML file: the keys that lead to it."""
+    """A value in a TOML file: the keys that lead to it; known : its line, where another process found it."""
 
     file: Path
     keys: tuple[str, ...]
+    known: int | None = None
 
     @cached_property
     def line(self) -> int | None:
         """The line, from 1, that it begins on; None where the file has it no longer."""
+        if self.known is not None:
+            return self.known
         try:
             return line_of(self.file.read_text("utf-8"), self.keys)
         except (OSError, ValueError):

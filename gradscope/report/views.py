@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from gradscope.errors import InputError
 from gradscope.report.terminal import Terminal
 
+_JUDGED = ("Analysis", "Checks", "Comparison", "Track")
 # Format -> class of the result -> the module:function (result, look) -> text that renders it.
 # A new format is a module beside these and a row here; --format then offers it.
 FORMATS: Mapping[str, Mapping[str, str]] = {
@@ -21,6 +22,7 @@ FORMATS: Mapping[str, Mapping[str, str]] = {
         "Inspection": "gradscope.report.inspection_table:render_contents",
         "Suggestions": "gradscope.advise.suggestion_table:render_suggestions",
         "Repaired": "gradscope.advise.repair_table:render_repaired",
+        "Track": "gradscope.track.track_formats:track_table",
     },
     "html": {
         "Analysis": "gradscope.report.html_page:render_html",
@@ -32,18 +34,26 @@ FORMATS: Mapping[str, Mapping[str, str]] = {
         "Inspection": "gradscope.report.json:told_json",
         "Repaired": "gradscope.report.json:told_json",
         "Suggestions": "gradscope.report.json:told_json",
+        "Track": "gradscope.report.json:told_json",
     },
-    "jsonl": dict.fromkeys(("Analysis", "Checks", "Comparison"), "gradscope.report.rows:render_jsonl"),
-    "csv": dict.fromkeys(("Analysis", "Checks", "Comparison"), "gradscope.report.rows:render_csv"),
+    "jsonl": {
+        **dict.fromkeys(("Analysis", "Checks", "Comparison"), "gradscope.report.rows:render_jsonl"),
+        "Track": "gradscope.track.track_formats:track_jsonl",
+    },
+    "csv": {
+        **dict.fromkeys(("Analysis", "Checks", "Comparison"), "gradscope.report.rows:render_csv"),
+        "Track": "gradscope.track.track_formats:track_csv",
+    },
     "markdown": {
         "Analysis": "gradscope.report.markdown:render_markdown",
         "Checks": "gradscope.gate.markdown:checks_markdown",
         "Comparison": "gradscope.gate.markdown:changes_markdown",
+        "Track": "gradscope.track.track_formats:track_markdown",
     },
-    "github": dict.fromkeys(("Analysis", "Checks", "Comparison"), "gradscope.gate.github:render_github"),
-    "junit": dict.fromkeys(("Analysis", "Checks", "Comparison"), "gradscope.gate.junit:render_junit"),
-    "bmf": dict.fromkeys(("Analysis", "Checks"), "gradscope.gate.trends:render_bmf"),
-    "benchmark": dict.fromkeys(("Analysis", "Checks"), "gradscope.gate.trends:render_benchmark"),
+    "github": dict.fromkeys(_JUDGED, "gradscope.gate.github:render_github"),
+    "junit": dict.fromkeys(_JUDGED, "gradscope.gate.junit:render_junit"),
+    "bmf": dict.fromkeys(("Analysis", "Checks", "Track"), "gradscope.gate.trends:render_bmf"),
+    "benchmark": dict.fromkeys(("Analysis", "Checks", "Track"), "gradscope.gate.trends:render_benchmark"),
 }
 
 # What a format needs that gradscope does not: library -> the extra that brings it.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from gradscope.errors import InputError
-from gradscope.rows.journal import KINDS, Row, failed, row_subject
+from gradscope.rows.journal import KINDS, Kind, Row, failed, row_subject
 from gradscope.version import __version__
 
 
@@ -36,9 +36,10 @@ def follow(
     """
     sound = [row for row in known if row.get("key") and not failed(row)]
     found = {row["key"]: row for row in sound}
-    last = {row_subject(row): row["key"] for row in sound}
+    last = {row_subject(row): row for row in sound}
+    kind = KINDS[schema]
     for index, piece in work:
-        about: Row = {"schema": schema, "gradscope": __version__, KINDS[schema][0]: piece.name}
+        about: Row = {"schema": schema, "gradscope": __version__, kind.subject: piece.name}
         about |= {"index": index, "of": of}
         key = None
         try:
@@ -51,5 +52,11 @@ def follow(
         if key and not failed(row):
             found[key] = row
         # Of what was asked in turns the last row is to be the one that counts.
-        yield row, kept is None or last.get(piece.name) != key
-        last[piece.name] = str(key)
+        yield row, kept is None or not _stands(last.get(piece.name), row, kind)
+        last[piece.name] = row
+
+
+def _stands(old: Row | None, new: Row, kind: Kind) -> bool:
+    """Whether a row need not be written again."""
+    names = ("key", "index", "of") if kind.of_one else ("key",)
+    return old is not None and all(old.get(name) == new[name] for name in names)

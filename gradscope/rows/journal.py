@@ -18,10 +18,26 @@ from typing import Any
 from gradscope.errors import InputError, about, quoted
 
 Row = dict[str, Any]
-# What rows say that they are: the field that names what each is about, and what many of these are called.
-TRACK = "gradscope/track/1"
-KINDS: Mapping[str, tuple[str, str]] = {
-    TRACK: ("checkpoint", "checkpoints"),
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of rows.
+
+    subject : the field that names what each is about; many : what several of these are called; of_one :
+    whether all of them make one result: a row that has another place in it by now is written again.
+    """
+
+    subject: str
+    many: str
+    of_one: bool = False
+
+
+# What rows say that they are.
+TRACK, CHECK = "gradscope/track/1", "gradscope/check/1"
+KINDS: Mapping[str, Kind] = {
+    TRACK: Kind("checkpoint", "checkpoints"),
+    CHECK: Kind("analysis", "analyses", of_one=True),
 }
 _ROW_BYTES = 2**20
 _AS_IT_IS = getattr(os, "O_BINARY", 0)  # of Windows, which would end lines in its own way
@@ -101,10 +117,8 @@ def _expected(schema: str | None) -> str:
 
 def row_subject(row: Any) -> str | None:
     """The name of what a row is about; None of what is no row."""
-    if isinstance(row, Mapping) and "passed" in row and "severity" in row:  # check --format jsonl: a budget
-        return f"{row.get('analysis')}: {row.get('metric')}"
     kind = KINDS.get(str(row.get("schema"))) if isinstance(row, Mapping) else None
-    name = row.get(kind[0]) if kind else None
+    name = row.get(kind.subject) if kind else None
     return name if isinstance(name, str) else None
 
 
@@ -119,6 +133,32 @@ def deduplicated(rows: Iterable[Row]) -> list[Row]:
     measured = {row_subject(row) for row in found.values() if not failed(row)}
     left = [row for row in found.values() if not (failed(row) and row_subject(row) in measured)]
     return sorted(left, key=_place)
+
+
+def the_only(journals: Iterable[Journal]) -> list[Row]:
+    """Of rows that make one result: of each subject the last of its file, in order.
+
+    Raises InputError where files hold rows of one subject that were asked in two ways, as from shards of an
+    older call, or where they are not of one whole: which of them counts nobody can say.
+    """
+    found: dict[str | None, tuple[Row, Path]] = {}
+    for journal in journals:
+        for subject, row in {row_subject(row): row for row in journal.rows}.items():
+            other, path = found.get(subject, (row, journal.path))
+            if failed(row) and not failed(other):
+                continue
+            if other.get("key") != row.get("key") and not failed(other):
+                raise InputError(
+                    f"{quoted(subject)} is in {path} and in {journal.path}, with other options or another "
+                    "version: remove the older file, or call both shards again"
+                )
+            found[subject] = row, journal.path
+    totals = sorted({str(row.get("of")) for row, _ in found.values()})
+    if len(totals) > 1:
+        raise InputError(
+            f"rows are of {' and of '.join(totals)} in all: call every shard again, what is unchanged is kept"
+        )
+    return sorted((row for row, _ in found.values()), key=_place)
 
 
 def failed(row: Row) -> bool:

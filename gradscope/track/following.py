@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gradscope.errors import InputError
 from gradscope.gate.budgets import MetricBudget
+from gradscope.gate.places import BudgetPlace
 from gradscope.report.analysis import Analysis
 from gradscope.rows.journal import Row, natural
 from gradscope.rows.keys import hash_of, key_of, told_settings
@@ -20,11 +21,15 @@ Measure = Callable[[Path], Analysis]
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of every checkpoint: arguments of ``analyze``, limits, whether gain and horizon do."""
+    """What is asked of every checkpoint: arguments of ``analyze``, limits, whether gain and horizon do.
+
+    places : {metric of a limit: where it stands}.
+    """
 
     settings: Mapping[str, Any]
     budgets: Sequence[MetricBudget] = ()
     light: bool = False
+    places: Mapping[str, BudgetPlace] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class Checkpoint:
 
     def measure(self) -> Row:
         """See ``row_of``."""
-        return row_of(self.measured(Path(self.name)), self.question.budgets, self.question.light)
+        asked = self.question
+        return row_of(self.measured(Path(self.name)), asked.budgets, asked.light, asked.places)
 
     def unmeasured(self, error: InputError) -> Row:
         """See ``row_of_error``."""

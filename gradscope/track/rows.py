@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from gradscope.errors import GradscopeError, InputError
 from gradscope.gate.budgets import Check, MetricBudget, judge_budget
 from gradscope.gate.metrics import metric
+from gradscope.gate.places import BudgetPlace
 from gradscope.report.analysis import Analysis
 from gradscope.rows.journal import Row
 
 
-def row_of(analysis: Analysis, budgets: Sequence[MetricBudget], light: bool) -> Row:
-    """What a row keeps of an analysis: medians over its sequences; what is not finite is None."""
+def row_of(
+    analysis: Analysis,
+    budgets: Sequence[MetricBudget],
+    light: bool,
+    places: Mapping[str, BudgetPlace] = MappingProxyType({}),
+) -> Row:
+    """What a row keeps of an analysis: medians over its sequences; what is not finite is None.
+
+    places : {metric of a budget: where it stands}.
+    """
     full = analysis.full
     gates = [(name, gate) for one in (analysis, *analysis.layers) for name, gate in one.gates.items()]
     found: Row = {
@@ -34,7 +47,7 @@ def row_of(analysis: Analysis, budgets: Sequence[MetricBudget], light: bool) -> 
     if gates:
         found["saturated"] = max(gate["saturated"] for _, gate in gates)
     if budgets:
-        found["checks"] = [_judged(analysis, budget).to_dict() for budget in budgets]
+        found["checks"] = [told_check(_judged(analysis, one), places.get(one.metric)) for one in budgets]
     return found
 
 
@@ -46,6 +59,18 @@ def row_of_error(error: GradscopeError) -> Row:
     """Of a checkpoint that could not be measured."""
     nothing = dict.fromkeys(("log10_norm", "rate", "horizon", "verdict"))
     return {**nothing, "error": error.in_shell}
+
+
+def told_check(check: Check, place: BudgetPlace | None) -> dict[str, Any]:
+    """A budget as rows have it: with the line that it stands on."""
+    if place is None:
+        return check.to_row()
+    return check.to_row() | {"file": Path(os.path.relpath(place.file)).as_posix(), "line": place.line}
+
+
+def told_place(told: Mapping[str, Any]) -> BudgetPlace | None:
+    """Where a budget stands that ``told_check`` has told of."""
+    return BudgetPlace(Path(told["file"]), (), told["line"]) if told.get("file") else None
 
 
 def _judged(analysis: Analysis, budget: MetricBudget) -> Check:

@@ -1,4 +1,4 @@
-"""Rows as text, one by one as they come: a table, a JSON object a line, or CSV."""
+"""Rows as text: a table, JSON lines and CSV one by one as they come, any other format when all are there."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from gradscope.report.terminal import Terminal
+from gradscope.errors import shown
+from gradscope.report.markdown import as_markdown, bullets, markdown_table, sections
+from gradscope.report.views import Look, render
 from gradscope.rows.journal import Row
+from gradscope.track.track_table import TrackTable, table_of_rows
+from gradscope.track.tracked import Track, checks_in
 
-FORMATS_OF_ROWS = ("table", "jsonl", "csv")
 _COLUMNS = (
     *("checkpoint", "log10_norm", "log10_norm_error", "rate", "horizon", "log10_largest_gain", "saturated"),
     *("verdict", "error"),
@@ -31,15 +35,34 @@ class RowWriter(Protocol):
         """After all of them."""
 
 
-def row_writer(name: str, checkpoints: Sequence[str], terminal: Terminal, *, light: bool) -> RowWriter:
-    """What writes the format of this name."""
+def row_writer(name: str, checkpoints: Sequence[str], look: Look, whole: Track) -> RowWriter:
+    """What writes the format of this name; whole : what the rows are to be part of."""
+    if name == "table":
+        return TrackTable(checkpoints, look.terminal, light=whole.light)
     if name == "jsonl":
         return JsonLines()
-    if name == "csv":
-        return CsvLines()
-    from gradscope.track.track_table import TrackTable
+    return CsvLines() if name == "csv" else Whole(name, look, whole)
 
-    return TrackTable(checkpoints, terminal, light=light)
+
+@dataclass(frozen=True)
+class Whole:
+    """A format of a result, for which all rows have to be there."""
+
+    name: str
+    look: Look
+    whole: Track
+
+    def head(self, said: str) -> str:
+        """Nothing."""
+        return ""
+
+    def line(self, row: Row) -> str:
+        """Nothing."""
+        return ""
+
+    def foot(self, rows: Sequence[Row]) -> str:
+        """All of them."""
+        return render(self.whole.of(rows), self.name, self.look)
 
 
 class JsonLines:
@@ -78,3 +101,41 @@ def _csv(cells: Sequence[object]) -> str:
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerow(cells)
     return stream.getvalue()
+
+
+# -- of all rows at once -----------------------------------------------------------------------------
+
+
+def _written(track: Track, name: str, look: Look) -> str:
+    writer = row_writer(name, [row["checkpoint"] for row in track.rows], look, track)
+    return writer.head(track.subject) + "".join(map(writer.line, track.rows)) + writer.foot(track.rows)
+
+
+def track_table(track: Track, look: Look) -> str:
+    """The table that otherwise grows."""
+    return _written(track, "table", look)
+
+
+def track_jsonl(track: Track, look: Look) -> str:
+    """A row a line."""
+    return _written(track, "jsonl", look)
+
+
+def track_csv(track: Track, look: Look) -> str:
+    """What of each row is one number or one text."""
+    return _written(track, "csv", look)
+
+
+def track_markdown(track: Track, look: Look) -> str:
+    """The headline, what is not kept, and a line per checkpoint."""
+    word, _, rest = track.headline.partition(": ")
+    said = [
+        f"{row['checkpoint']}: {one.sentence}"
+        for row in track.rows
+        for one in checks_in(row)
+        if one.outcome in ("error", "warning", "unmeasured") or one.open
+    ]
+    said += [f"{row['checkpoint']}: {row['error']}" for row in track.rows if row.get("error")]
+    names = {"checkpoint": [shown(row["checkpoint"]) for row in track.rows]}
+    table = markdown_table(names | table_of_rows(track.rows, light=track.light))
+    return sections(f"**{word}**: {as_markdown(rest)}\n", bullets(said), table)

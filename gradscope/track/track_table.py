@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from rich.console import RenderableType
+from rich.padding import Padding
 from rich.text import Text
 
 from gradscope.errors import shown
+from gradscope.gate.budgets import Check
+from gradscope.gate.checks_table import OUTCOMES
 from gradscope.report.page import page, section
 from gradscope.report.sparkline import sparkline
 from gradscope.report.table import STYLES
 from gradscope.report.terminal import Terminal
 from gradscope.report.verdict import scientific
 from gradscope.rows.journal import Row
+from gradscope.track.tracked import checks_in
 
 # Characters of a name, at least and at most.
 _NAME, _LONGEST_NAME = 10, 48
@@ -72,6 +76,12 @@ _LIGHT = (Column("settled", 7, _settled),)
 _LAST = Column("verdict", 10, _level)
 
 
+def table_of_rows(rows: Sequence[Row], *, light: bool) -> dict[str, list[str]]:
+    """Heading and cells of every column."""
+    columns = (*_ALWAYS, *_WHERE_ROOM, *(_LIGHT if light else _WHOLE), _LAST)
+    return {one.heading: [one.cell(row) for row in rows] for one in columns}
+
+
 class TrackTable:
     """Lines for a terminal, one by one.
 
@@ -106,10 +116,11 @@ class TrackTable:
         if error := row.get("error"):
             return page([Text(f"{name:{self._name}} not read: {shown(error)}", style="red")], self._terminal)
         cells = [Text(f"{name:{self._name}}")]
+        not_kept = [one for one in checks_in(row) if one.outcome in ("error", "warning", "unmeasured")]
         for one in self._columns:
             text = one.cell(row)
             cells.append(Text(f"{text:>{one.width}}", style=STYLES.get(text, "")))
-        return page([Text(" ").join(cells), *map(_broken, broken(row))], self._terminal)
+        return page([Text(" ").join(cells), *map(_broken, not_kept)], self._terminal)
 
     def foot(self, rows: Sequence[Row]) -> str:
         """The course of each number over the rows that were measured."""
@@ -151,21 +162,12 @@ def _courses(rows: Sequence[Row]) -> Iterator[tuple[str, list[float | None], str
     yield "saturated", [row.get("saturated") for row in rows], ".1%"
 
 
-def broken(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The budgets that a row does not keep, and that are on."""
-    return [one for one in row.get("checks") or [] if not one["passed"] and one["severity"] != "off"]
-
-
-def _broken(check: Mapping[str, Any]) -> Text:
-    limits = [f"{side} {check[side]:g}" for side in ("min", "max") if check.get(side) is not None]
-    value = check.get("failure") or (
-        "not finite"
-        if check.get("value") is None
-        else f"{check['value']:.4g} {check.get('unit') or ''}".strip()
-    )
-    style = "red" if check["severity"] == "error" else "yellow"
-    said = f"  {check['severity']}: {shown(check['metric'])} is {value}, {', '.join(limits)}"
-    return Text(said + (f" ({check['open']})" if check.get("open") else ""), style=style)
+def _broken(check: Check) -> RenderableType:
+    """A line below a row on a budget of it that is on, and not kept."""
+    style = OUTCOMES["warning" if check.outcome == "warning" else "BROKEN"]
+    if check.outcome == "unmeasured":
+        return Padding(Text(check.sentence, style=style), (0, 0, 0, 2))
+    return Padding(Text.assemble((check.outcome, style), f": {check.sentence}"), (0, 0, 0, 2))
 
 
 def _total(columns: Sequence[Column]) -> int:

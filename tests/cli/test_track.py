@@ -18,6 +18,7 @@ import gradscope
 from gradscope.schemas import schema
 
 ROOT = Path(gradscope.__file__).parents[1]
+JSONL = "--format=jsonl"
 LIGHT = ["--cell", "rnn", "--steps", "8", "--light"]
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -43,7 +44,7 @@ def rows_in(text):
 
 
 def test_a_row_for_each_as_they_are_given(run, runs):
-    code, out, err = run("track", *runs, *LIGHT, "--format", "jsonl")
+    code, out, err = run("track", *runs, *LIGHT, JSONL)
     assert (code, err) == (0, "")
     rows = rows_in(out)
     assert [row["checkpoint"] for row in rows] == runs
@@ -65,7 +66,7 @@ def test_the_whole_analysis_has_shares_and_gates(run, tmp_path):
     weights = {f"{kind}_{gate}": rng.normal(size=shape) for gate in "zifo" for kind, shape in
                (("W", (3, 2)), ("R", (3, 3)), ("b", (3,)))}  # fmt: skip
     np.savez(tmp_path / "lstm.npz", **weights)
-    (row,) = rows_in(run("track", tmp_path / "lstm.npz", "--cell", "lstm", "--steps", "8", "--json")[1])
+    (row,) = rows_in(run("track", tmp_path / "lstm.npz", "--cell", "lstm", "--steps", "8", JSONL)[1])
     whole = gradscope.analyze(checkpoint=tmp_path / "lstm.npz", cell="lstm", steps=8)
     assert row["shares"] == whole.mean_shares
     assert row["saturated"] == max(gate["saturated"] for gate in whole.gates.values())
@@ -83,7 +84,7 @@ def test_rows_come_one_by_one(run, runs, monkeypatch):
         return text
 
     monkeypatch.setattr(streams, "write_result", lambda text, path: measure(path, text))
-    run("track", *runs, *LIGHT, "--json")
+    run("track", *runs, *LIGHT, JSONL)
     assert len([text for text in seen if text]) == len(runs)
 
 
@@ -110,16 +111,16 @@ def test_without_unicode_and_with_colour(run, runs, monkeypatch):
 def test_order(run, runs):
     lexical = sorted(runs)
     assert lexical != runs
-    _, out, err = run("track", *lexical, *LIGHT, "--json")
+    _, out, err = run("track", *lexical, *LIGHT, JSONL)
     assert [row["checkpoint"] for row in rows_in(out)] == lexical
     assert "runs/step_100.npz stands before runs/step_20.npz" in err
-    out, err = run("track", *lexical, *LIGHT, "--json", "--sort")[1:]
+    out, err = run("track", *lexical, *LIGHT, JSONL, "--sort")[1:]
     assert ([row["checkpoint"] for row in rows_in(out)], err) == (runs, "")
 
 
 def test_what_cannot_be_read_is_a_row_and_the_exit_code_says_so(run, runs):
     Path("runs/broken.npz").write_bytes(b"PK\x03\x04 nothing")
-    code, out, err = run("track", runs[0], "runs/broken.npz", "runs/none.npz", runs[1], *LIGHT, "--json")
+    code, out, err = run("track", runs[0], "runs/broken.npz", "runs/none.npz", runs[1], *LIGHT, JSONL)
     rows = rows_in(out)
     assert code == 2
     assert ["error" in row for row in rows] == [False, True, True, False]
@@ -130,7 +131,7 @@ def test_what_cannot_be_read_is_a_row_and_the_exit_code_says_so(run, runs):
 
 
 def test_limits(run, runs):
-    code, out, err = run("track", *runs, *LIGHT, "--max", "log10_norm=1", "--min", "rate=-9", "--json")
+    code, out, err = run("track", *runs, *LIGHT, "--max", "log10_norm=1", "--min", "rate=-9", JSONL)
     rows = rows_in(out)
     assert code == 1
     broken = [row["checkpoint"] for row in rows if row["log10_norm"] > 1]
@@ -170,19 +171,17 @@ log10_norm = {max = 3}
 
 def test_options_and_budgets_of_an_analysis_of_the_file(run, runs):
     Path("gradscope.toml").write_text(CONFIG)
-    code, out, _ = run("track", *runs, "--name", "decoder", "--light", "--json")
+    code, out, _ = run("track", *runs, "--name", "decoder", "--light", JSONL)
     rows = rows_in(out)
     assert code == 1
     assert {row["steps"] for row in rows} == {8}
     assert [check["metric"] for check in rows[0]["checks"]] == ["log10_norm", "rate"]
     assert rows[0]["checks"][1]["severity"] == "warn"
-    assert {
-        row["steps"] for row in rows_in(run("track", runs[0], "--cell", "rnn", "--light", "--json")[1])
-    } == {9}
+    assert {row["steps"] for row in rows_in(run("track", runs[0], "--cell", "rnn", "--light", JSONL)[1])} == {
+        9
+    }
     assert (
-        rows_in(run("track", runs[0], "--name", "decoder", "--steps", "7", "--light", "--json")[1])[0][
-            "steps"
-        ]
+        rows_in(run("track", runs[0], "--name", "decoder", "--steps", "7", "--light", JSONL)[1])[0]["steps"]
         == 7
     )
     assert "did you mean decoder?" in run("track", *runs, "--name", "decodr")[2]
@@ -190,23 +189,90 @@ def test_options_and_budgets_of_an_analysis_of_the_file(run, runs):
     assert "no settings file" in run("track", *runs, "--name", "decoder")[2]
 
 
-def test_analyses_of_check_are_dealt_out(run, runs, monkeypatch):
-    text = CONFIG.replace('cell = "rnn"', 'cell = "rnn"\nhidden = 4\ninput_size = 2')
-    Path("gradscope.toml").write_text(text.replace('"change.rate" = {max = 0.1}', ""))
-    Path("rows").mkdir()
-    whole = rows_in(run("check", "--format", "jsonl")[1])
-    for number, name in ((1, "decoder"), (2, "other")):
+CHECKED = CONFIG.replace('cell = "rnn"', 'cell = "rnn"\nhidden = 4\ninput_size = 2').replace(
+    '"change.rate" = {max = 0.1}', ""
+)
+
+
+@pytest.mark.parametrize("name", ["json", "jsonl", "junit", "github", "table"])
+def test_shards_of_check_make_what_one_process_makes(run, tmp_path, monkeypatch, name):
+    if name == "junit":
+        pytest.importorskip("junitparser")
+    monkeypatch.chdir(tmp_path)
+    text = CHECKED.replace("log10_norm = {max = 1}", "log10_norm = {max = -9}")
+    Path("gradscope.toml").write_text(text + "[analyses.idle]\ncell = 'gru'\n[analyses.bad]\ncell = 'nope'\n"
+                                      "budgets.rate.max = 1\n")  # fmt: skip
+    code, whole, _ = run("check", "--format", name)
+    assert code == 1
+    monkeypatch.setenv("GRADSCOPE_SHARDS", "2")
+    for number in (1, 2):
         monkeypatch.setenv("GRADSCOPE_SHARD_INDEX", str(number - 1))
-        monkeypatch.setenv("GRADSCOPE_SHARDS", "2")
-        code, out, err = run("check", "--shard", "auto", "--format", "jsonl", "-o", f"rows/{number}.jsonl")
-        assert (code, out) == (0, "")
-        assert f"shard {number} of 2 (GRADSCOPE_SHARD_INDEX): {name}" in err
-    code, out, err = run("merge", "rows")
-    assert (code, err) == (0, "")
-    assert sorted(rows_in(out), key=str) == sorted(whole, key=str)
-    assert "those of check are merged as jsonl" in run("merge", "rows", "--format", "table")[2]
+        code, out, err = run("check", "--shard", "auto", "-o", "rows/")
+        assert f"shard {number} of 2 (GRADSCOPE_SHARD_INDEX): 2 of 4 analyses" in err
+        assert code == (1 if number == 1 else 2)  # of its own analyses
+    found, out, _ = run("merge", "rows", "--format", name)
+    assert (found, out) == (1, whole)
+    for line in [line for path in Path("rows").iterdir() for line in path.read_text().splitlines()]:
+        jsonschema.validate(json.loads(line), schema("check"))
+
+
+def runs_of_check(monkeypatch):
+    from gradscope import api
+
+    seen, real = [], api.analyze
+    monkeypatch.setattr(api, "analyze", lambda **asked: seen.append(asked["cell"]) or real(**asked))
+    return seen
+
+
+def test_a_shard_of_check_goes_on_where_it_was_stopped(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("gradscope.toml").write_text(CHECKED)
+    seen = runs_of_check(monkeypatch)
+    shard = ["check", "--shard", "1/1", "-o", "rows/"]
+    assert run(*shard)[0] == 0
+    file = Path("rows/rows.1-of-1.jsonl")
+    file.write_bytes(file.read_bytes()[:-20])
+    code, out, err = run(*shard)
+    assert (code, seen) == (0, ["rnn", "gru", "gru"])
+    assert "1 torn" in err
+    assert out.startswith("PASSED")
+    kept = file.read_bytes()
+    assert (run(*shard)[0], file.read_bytes(), len(seen)) == (0, kept, 3)
+    Path("gradscope.toml").write_text(CHECKED.replace("log10_norm = {max = 3}", "log10_norm = {max = -3}"))
+    assert (run(*shard)[0], len(seen)) == (1, 4)  # another limit
+    assert run("merge", "rows")[0] == 1
+    Path("gradscope.toml").write_text(CHECKED)
+    assert (run(*shard)[0], len(seen)) == (0, 4)
+    assert run("merge", "rows", "-o", "all.txt")[0] == 0  # of both rows the one that was asked for last
+    # An analysis more: the rows that are kept have another place in the whole.
+    Path("gradscope.toml").write_text(
+        "[analyses.a]\ncell = 'linear'\nsteps = 3\nbudgets.rate.max = 9\n" + CHECKED
+    )
+    assert (run(*shard)[0], len(seen)) == (0, 5)
+    told = json.loads(run("merge", "rows", "--json")[1])
+    assert [one["analysis"] for one in told["checks"]] == ["a", "decoder", "decoder", "other"]
+
+
+def test_what_merge_says_of_a_check_that_is_not_whole(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("gradscope.toml").write_text(CHECKED)
+    assert run("check", "--shard", "2/2", "-o", "rows/")[0] == 0
+    code, out, err = run("merge", "rows", "--format", "table")
+    assert code == 2
+    assert "missing: 1 of 2 analyses (number 1)" in err
+    assert out.startswith("NOT MEASURED")
+    run("check", "--shard", "1/2", "--seed", "3", "-o", "rows/")
+    run("check", "--shard", "1/2", "-o", "other.jsonl")
+    assert (
+        "'decoder' is in rows/rows.1-of-2.jsonl and in other.jsonl, with other options"
+        in run("merge", "rows", "other.jsonl")[2]
+    )
     assert "shard 3 of 3 has none of 2 analyses" in run("check", "--shard", "3/3")[2]
     assert "leave out --shard" in run("check", "--shard", "1/2", "--max", "log10_norm=3")[2]
+    assert "leave out --shard" in run("check", "--shard", "1/2", "--update-budgets")[2]
+    assert "is no file" in run("check", "--shard", "1/2", "-o", "/dev/null")[2]
+    code, out, _ = run("check", "--shard", "1/2", JSONL)
+    assert (code, json.loads(out)["schema"]) == (0, "gradscope/check/1")
 
 
 # -- rows that are kept ------------------------------------------------------------------------------
@@ -226,12 +292,12 @@ def measured(monkeypatch):
 
 
 def test_what_was_stopped_goes_on(run, runs, monkeypatch):
-    whole = rows_in(run("track", *runs, *LIGHT, "--json")[1])
+    whole = rows_in(run("track", *runs, *LIGHT, JSONL)[1])
     run("track", *runs[:3], *LIGHT, "-o", "rows.jsonl")
     file = Path("rows.jsonl")
     file.write_bytes(file.read_bytes()[:-20])  # the third was torn
     seen = measured(monkeypatch)
-    code, out, err = run("track", *runs, *LIGHT, "-o", "rows.jsonl", "--json")
+    code, out, err = run("track", *runs, *LIGHT, "-o", "rows.jsonl", JSONL)
     assert (code, out) == (0, "")
     assert "1 torn" in err
     assert [str(one) for one in seen] == runs[2:]
@@ -267,7 +333,7 @@ def test_content_options_and_inputs_make_a_row_another(run, runs, monkeypatch):
 
 
 def test_shards_and_merge(run, runs, monkeypatch):
-    whole = rows_in(run("track", *runs, *LIGHT, "--json")[1])
+    whole = rows_in(run("track", *runs, *LIGHT, JSONL)[1])
     for number in (1, 2):
         err = run("track", *runs, *LIGHT, "--shard", f"{number}/4", "-o", "rows/")[2]
         assert f"shard {number} of 4 (--shard): 2 of 6 checkpoints" in err
@@ -286,7 +352,7 @@ def test_shards_and_merge(run, runs, monkeypatch):
     assert [row["checkpoint"] for row in rows_in(out)] == [row["checkpoint"] for row in whole]
     assert run("merge", "rows", "-o", "all.jsonl")[0] == 0
     assert [row["checkpoint"] for row in rows_in(Path("all.jsonl").read_text())] == runs
-    assert run("merge", "all.jsonl", "--format", "table")[1].splitlines()[0] == "6 rows in runs"
+    assert run("merge", "all.jsonl", "--format", "table")[1].splitlines()[0] == "6 checkpoints in runs"
     assert (
         run("merge", "all.jsonl", "--format", "csv")[1].splitlines()[0].startswith("checkpoint,log10_norm,")
     )
@@ -401,14 +467,24 @@ def test_the_recipe_for_kubernetes(project):
 def test_the_recipe_for_github(project):
     commands = re.findall(r"- run: (gradscope .*)", recipe("github"))
     shards = json.loads(re.search(r"shard: (\[.*?\])", recipe("github"))[1])
-    for shard in shards:
-        told = {"${{ matrix.shard }}": str(shard), "${{ strategy.job-total }}": str(len(shards))}
-        command = commands[0]
-        for name, value in told.items():
-            command = command.replace(name, value)
-        shell(command, project)
-    assert "12 rows" in shell(commands[1], project)
+    told = dict(re.findall(r'(GRADSCOPE_\w+): "(.*?)"', recipe("github")))
+    for index in range(len(shards)):
+        values = {"${{ strategy.job-index }}": str(index), "${{ strategy.job-total }}": str(len(shards))}
+        shell(commands[0], project, **{name: values[value] for name, value in told.items()})
+    assert "12 checkpoints" in shell(commands[1], project)
     complete(project)
+
+
+@pytest.mark.slow
+def test_the_recipe_for_check(project):
+    """The same exit code and table as without shards."""
+    settings = "".join(
+        f"[analyses.a{size}]\ncell = 'rnn'\nhidden = {size}\nsteps = 5\nbudgets.log10_norm.max = 3\n"
+        for size in (2, 3)
+    )
+    (project / "gradscope.toml").write_text(settings)
+    script = recipe("check").replace("gradscope ", f"{sys.executable} -m gradscope ")
+    assert "PASSED: 2 of 2 budgets kept, 2 analyses" in shell(script, project)
 
 
 @pytest.mark.slow
@@ -444,26 +520,19 @@ def test_what_a_worker_of_others_calls(project):
     complete(project)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_a_process_that_is_killed_loses_nothing_and_nothing_is_twice(project):
-    """Two shards at once; one is killed with SIGKILL when it has a few rows, and started again."""
-    many = 40
-    for number in range(many):
-        native(project / "runs" / f"many_{number}.npz", 1.0, n=20)
-    command = [sys.executable, "-m", "gradscope", "track"]
-    command += [*(f"runs/many_{number}.npz" for number in range(many)), "--cell", "rnn", "--steps", "50"]
+def started(project, command, number, folder="rows/"):
+    return subprocess.Popen(
+        [sys.executable, "-m", "gradscope", *command, "--shard", f"{number}/2", "-o", folder],
+        cwd=project,
+        env=python_env(project / "bin"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
-    def start(number):
-        return subprocess.Popen(
-            [*command, "--shard", f"{number}/2", "-o", "rows/"],
-            cwd=project,
-            env=python_env(project / "bin"),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
 
-    first, second = start(1), start(2)
+def killed_and_started_again(project, command, of):
+    """Two shards at once; one is killed with SIGKILL after a few rows, and started again: how both exit."""
+    first, second = started(project, command, 1), started(project, command, 2)
     file = project / "rows" / "rows.1-of-2.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and (not file.exists() or file.read_bytes().count(b"\n") < 3):
@@ -471,13 +540,45 @@ def test_a_process_that_is_killed_loses_nothing_and_nothing_is_twice(project):
     first.send_signal(signal.SIGKILL)
     first.wait()
     kept = file.read_bytes()
-    assert 3 <= kept.count(b"\n") < many // 2
-    file.write_bytes(kept + b'{"schema": "gradscope/track/1", "checkp')  # as if within a line
-    assert start(1).wait() == 0
-    assert second.wait() == 0
+    assert 3 <= kept.count(b"\n") < of // 2
+    file.write_bytes(kept + b'{"schema": "gradscope/')  # as if within a line
+    codes = started(project, command, 1).wait(), second.wait()
     assert file.read_bytes().startswith(kept)
-    rows = rows_in(shell("gradscope merge rows/ 2>/dev/null", project))
-    assert [row["checkpoint"] for row in rows] == [f"runs/many_{number}.npz" for number in range(many)]
-    lines = [json.loads(line)["checkpoint"] for path in (project / "rows").iterdir()
+    lines = [json.loads(line) for path in (project / "rows").iterdir()
              for line in path.read_text().splitlines() if line.endswith("}")]  # fmt: skip
-    assert sorted(lines) == sorted(row["checkpoint"] for row in rows)
+    assert sorted(line["index"] for line in lines) == list(range(of))  # nothing lost, nothing twice
+    return codes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_process_that_is_killed_loses_nothing_and_nothing_is_twice(project):
+    many = 40
+    names = [f"runs/many_{number}.npz" for number in range(many)]
+    for name in names:
+        native(project / name, 1.0, n=20)
+    command = ["track", *names, "--cell", "rnn", "--steps", "50"]
+    assert killed_and_started_again(project, command, many) == (0, 0)
+    rows = rows_in(shell("gradscope merge rows/ 2>/dev/null", project))
+    assert [row["checkpoint"] for row in rows] == names
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_check_that_is_killed_loses_nothing_and_nothing_is_twice(project):
+    many = 30
+    (project / "gradscope.toml").write_text(
+        "".join(
+            f"[analyses.a{number}]\ncell = 'rnn'\nhidden = 20\nsteps = {50 + number}\n"
+            f"budgets.log10_norm.max = {-99 if number == 6 else 99}\n"
+            for number in range(many)
+        )
+    )
+    assert killed_and_started_again(project, ["check"], many) == (1, 0)
+    whole = [sys.executable, "-m", "gradscope", "check", "--json"]
+    ran, merged = (
+        subprocess.run(command, cwd=project, env=python_env(project / "bin"), capture_output=True, text=True)
+        for command in (whole, [*whole[:3], "merge", "rows/", "--json"])
+    )
+    assert (ran.returncode, merged.returncode) == (1, 1)
+    assert json.loads(merged.stdout) == json.loads(ran.stdout)

@@ -12,7 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from oracles.gated import HOSTILE, checks, comparison
+from oracles.gated import HOSTILE, checks, comparison, track
 from oracles.junit import check_junit
 from oracles.made_up import LSTM, analysis
 
@@ -25,8 +25,9 @@ MADE = {
     "analysis": lambda name: analysis(LSTM, batch=2, source=name, layer=name),
     "checks": checks,
     "comparison": comparison,
+    "track": track,
 }
-KIND = {"analysis": "Analysis", "checks": "Checks", "comparison": "Comparison"}
+KIND = {"analysis": "Analysis", "checks": "Checks", "comparison": "Comparison", "track": "Track"}
 ROWS = [(name, made) for name, kinds in FORMATS.items() for made in MADE if KIND[made] in kinds]
 TOML = """[analyses.small.budgets]
 log10_norm = {max = 1}
@@ -64,22 +65,24 @@ def test_golden(name, made):
 
 
 @pytest.mark.parametrize("width", [40, 120])
-@pytest.mark.parametrize("made", ["checks", "comparison"])
+@pytest.mark.parametrize("made", ["checks", "comparison", "track"])
 def test_tables_fit_the_terminal(made, width):
     text = shown("table", made, width=width)
     golden(f"{made}_{width}.table.txt", text)
     assert max(map(len, text.splitlines())) <= width
 
 
-@pytest.mark.parametrize("made", ["checks", "comparison"])
+@pytest.mark.parametrize("made", ["checks", "comparison", "track"])
 def test_tables_in_colour_and_without_unicode(made):
     coloured = render(MADE[made]("small"), "table", Look(Terminal(80, color=True)))
     assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == shown("table", made)
-    assert "\x1b[1;38;5;161mFAILED" in coloured
+    assert f"\x1b[1;38;5;161m{'error' if made == 'track' else 'FAILED'}" in coloured
     assert render(MADE[made]("small"), "table", Look(Terminal(80, unicode=False))).isascii()
 
 
-@pytest.mark.parametrize(("name", "made"), [row for row in ROWS if row[0] in ("table", "markdown")])
+@pytest.mark.parametrize(
+    ("name", "made"), [row for row in ROWS if row[0] in ("table", "markdown") and row[1] != "track"]
+)
 def test_quiet_is_one_line(name, made):
     assert shown(name, made, width=200, verdict_only=True).count("\n") == 1
 
@@ -89,7 +92,7 @@ def test_quiet_is_one_line(name, made):
 
 @pytest.mark.parametrize("of", ["small", HOSTILE])
 def test_csv_and_jsonl_tell_the_same(of):
-    for made in MADE:
+    for made in ("analysis", "checks", "comparison"):
         rows = list(csv.DictReader(io.StringIO(shown("csv", made, of))))
         lines = [json.loads(line) for line in shown("jsonl", made, of).splitlines()]
         assert [list(row) for row in rows] == [list(line) for line in lines]
@@ -132,7 +135,7 @@ def test_annotations(made, of):
         match = re.fullmatch(r"::(error|warning) ((?:file=[^:,]*,line=\d+,)?title=[^:,]*)::([^\r\n]*)", line)
         assert match, line
         assert match[3].isprintable()
-    assert len(lines) == {"analysis": 0, "checks": 6, "comparison": 1}[made]
+    assert len(lines) == {"analysis": 0, "checks": 6, "comparison": 1, "track": 8}[made]
 
 
 def test_annotations_stand_at_the_line_of_their_budget():
@@ -146,15 +149,15 @@ def test_annotations_stand_at_the_line_of_their_budget():
 
 
 def test_no_more_annotations_than_github_shows():
-    from gradscope.gate.checks import Checks
+    from gradscope.gate.checks import Checked, Checks
 
     found = checks()
     (broken, *_) = (one for one in found.checks if one.budget.metric == "log10_norm.R_z")
-    many = render(Checks((broken,) * 25, {}, (), {}), "github", Look(Terminal()))
+    many = render(Checks((Checked("x", (broken,) * 25),)), "github", Look(Terminal()))
     errors = [line for line in many.splitlines() if line.startswith("::error")]
     assert len(errors) == 10
     assert errors[-1].endswith("and 16 more: GitHub shows 10 of a kind, the summary has all")
-    ten = render(Checks((broken,) * 10, {}, (), {}), "github", Look(Terminal()))
+    ten = render(Checks((Checked("x", (broken,) * 10),)), "github", Look(Terminal()))
     assert ten.count("::error ") == 10
     assert "more" not in ten
 

@@ -11,7 +11,7 @@ from oracles.made_up import LSTM, analysis
 from gradscope import InputError
 from gradscope.config_file import read_config
 from gradscope.gate.baseline import entry_of
-from gradscope.gate.checks import run_checks
+from gradscope.gate.checks import Checking, Checks, places_of
 from gradscope.gate.config import planned
 from gradscope.gate.update import outward, updated
 
@@ -62,11 +62,9 @@ def run(path):
     def analyze(**_):
         return analysis(LSTM)
 
-    return config, run_checks(
-        [one.between({}, {}) for one in planned(config)],
-        analyze,
-        baseline={"small": entry_of([analysis(LSTM)])},
-    )
+    plan = [one.between({}, {}) for one in planned(config)]
+    run = Checking(analyze, len(plan), {"small": entry_of([analysis(LSTM)])})
+    return config, Checks(tuple(map(run, plan)), places_of(plan))
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])

@@ -1,0 +1,138 @@
+"""What became of all checkpoints, for formats that tell of it as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gradscope.errors import ExitCode, InputError, quoted, reason, shown
+from gradscope.gate.budgets import Check, Outcome
+from gradscope.gate.findings import Finding, Measure
+from gradscope.gate.metrics import QUANTITIES
+from gradscope.report.verdict import scientific
+from gradscope.rows.journal import Row, failed
+from gradscope.track.rows import told_place
+from gradscope.version import __version__
+
+SCHEMA = "gradscope/tracked/1"
+_MEASURES = ("log10_norm", "rate", "horizon", "log10_largest_gain", "saturated")
+
+
+@dataclass(frozen=True)
+class Track:
+    """Rows of checkpoints.
+
+    fail_on : verdicts that are errors; light : whether gain and horizon alone were measured.
+    """
+
+    rows: tuple[Row, ...] = ()
+    fail_on: tuple[str, ...] = ()
+    light: bool = False
+
+    def of(self, rows: Sequence[Row]) -> Track:
+        """The same of these rows."""
+        return replace(self, rows=tuple(rows))
+
+    @property
+    def subject(self) -> str:
+        """How many there are."""
+        return f"{len(self.rows)} checkpoint{'s' * (len(self.rows) != 1)}"
+
+    def having(self, outcome: Outcome) -> list[str]:
+        """The checkpoints of which something became this."""
+        return list(dict.fromkeys(one.suite for one in self.findings() if one.outcome == outcome))
+
+    def having_broken(self) -> list[str]:
+        """The checkpoints of which a limit is broken, whatever their verdict."""
+        return [
+            row["checkpoint"] for row in self.rows if any(one.outcome == "error" for one in checks_in(row))
+        ]
+
+    @property
+    def exit_code(self) -> int:
+        """2 where something, or all, could not be measured, 1 where a limit is broken, else 0."""
+        if self.having("unmeasured") or not self.rows:
+            return ExitCode.USAGE
+        return ExitCode.FINDING if self.having("error") else ExitCode.OK
+
+    @property
+    def headline(self) -> str:
+        """All of it in one line."""
+        errors, lost = len(self.having("error")), len(self.having("unmeasured"))
+        word = "FAILED" if errors else "NOT MEASURED" if lost or not self.rows else "PASSED"
+        parts = [self.subject]
+        parts += [f"{errors} beyond a limit"] * bool(errors) + [f"{lost} not measured"] * bool(lost)
+        return f"{word}: {', '.join(parts)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object ``gradscope/tracked/1``."""
+        return {"schema": SCHEMA, "gradscope": __version__, "rows": list(self.rows)}
+
+    def findings(self) -> list[Finding]:
+        """Of every checkpoint its budgets and its verdict."""
+        return [one for row in self.rows for one in self._findings(row)]
+
+    def _findings(self, row: Row) -> list[Finding]:
+        name = row["checkpoint"]
+        if failed(row):
+            return [Finding(name, "verdict", "unmeasured", f"{name}: {row['error']}")]
+        level = str(row.get("verdict"))
+        gain = "0" if row.get("log10_norm") is None else scientific(row["log10_norm"])
+        horizon = "" if row.get("horizon") is None else f", horizon {row['horizon']:g}"
+        steps = f" of {row['steps']} steps" if row.get("steps") else ""
+        said = f"{name}: {level}: gain {gain}{horizon}{steps}"
+        numbers = {one: row.get(one) for one in ("log10_norm", "rate", "horizon")}
+        outcome: Outcome = "error" if level in self.fail_on else "kept"
+        verdict = Finding(name, "verdict", outcome, said, numbers=numbers)
+        return [*(_finding(name, one, told) for one, told in _checks(row)), verdict]
+
+    def measures(self) -> list[Measure]:
+        """The numbers of every checkpoint."""
+        return [
+            Measure(row["checkpoint"], name, value, value, value, QUANTITIES[name].unit, _sequences(row))
+            for row in self.rows
+            for name in _MEASURES
+            if not failed(row) and (value := row.get(name)) is not None
+        ]
+
+
+def _sequences(row: Row) -> int:
+    return int(row.get("sequences") or 1)
+
+
+def check_row(row: Row) -> None:
+    """Raise InputError for a stranger's row, of which something is not what every view takes it for."""
+    shares = row.get("shares") or {}
+    named = {name: row.get(name) for name in (*_MEASURES, "steps", "sequences")}
+    named |= {f"shares.{name}": one for name, one in shares.items()} if isinstance(shares, dict) else {}
+    wrong = {name: one for name, one in named.items() if not isinstance(one, int | float | None)}
+    if not isinstance(shares, dict):
+        wrong["shares"] = shares
+    if not isinstance(row.get("verdict"), str | None):
+        wrong["verdict"] = row["verdict"]
+    for name, one in wrong.items():
+        raise InputError(
+            f"row of {shown(row['checkpoint'])}: {name} is {quoted(one)}: gradscope track wrote no such row"
+        )
+    checks_in(row)
+
+
+def checks_in(row: Row) -> list[Check]:
+    """What became of the budgets of a row; raises InputError where it is damaged."""
+    return [check for check, _ in _checks(row)]
+
+
+def _checks(row: Row) -> list[tuple[Check, Mapping[str, Any]]]:
+    try:
+        return [(Check.of_row(told), told) for told in row.get("checks") or ()]
+    except InputError:
+        raise
+    except Exception as error:  # a stranger's row may be anything
+        raise InputError(f"row of {row['checkpoint']}: damaged checks ({reason(error)})") from error
+
+
+def _finding(name: str, check: Check, told: Mapping[str, Any]) -> Finding:
+    return Finding(
+        name, check.budget.metric, check.outcome, f"{name}: {check.sentence}", told_place(told), check.numbers
+    )
