@@ -65,6 +65,10 @@ class MisfitError(InputError):
     """What was asked does not fit this layer, and may fit another."""
 
 
+class BeyondRangeError(InputError):
+    """A state leaves the numbers that its dtype holds."""
+
+
 def shown(text: object) -> str:
     """Text for a one-line message: as it is if printable, else with everything else escaped."""
     plain = str(text)

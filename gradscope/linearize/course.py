@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradscope.cells.given_slopes import reads_slopes
 from gradscope.cells.notation import is_recurrent, key
 from gradscope.custom_types import Array
-from gradscope.errors import InputError
+from gradscope.errors import BeyondRangeError
 
 if TYPE_CHECKING:  # a worker process puts courses together, and starts without JAX
     from gradscope.cells.cell import Cell
 
 # Steps of a segment at which the terms of the gates are looked at, at most.
 _LOOKED_AT = 32
-# The cell whose Jacobians depend on no state.
-LINEAR = "linear"
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+FLOAT64_MIN = float(np.finfo(np.float64).tiny)
 
 # How two stretches of one trajectory, or the courses of two, are put together.
 _JOIN = {
@@ -26,6 +27,8 @@ _JOIN = {
     "lowest": np.minimum,
     "moved": np.maximum,
     "leaves": np.minimum,
+    "ends": np.minimum,
+    "reached": np.maximum,
     "drive": np.maximum,
 }
 
@@ -43,37 +46,46 @@ def course(
     inputs : (T, d); states : (T + 1, m); gates : {gate: (T, n)}. Returns
 
     highest, lowest : (m,) of every state after a step; moved : the largest change of any in a step;
-    leaves : the first step after which a state is beyond float32, infinity if none is;
+    leaves, ends : the first step after which a state is beyond float32, and beyond its own dtype (with slopes
+        from ``beyond_range``); infinity if none is; reached : log10 of the largest state;
     open.<gate> : (n,) its largest activation; squares : sums of squares of the input's, the state's and the
         bias' term of all gates, and of the inputs; counts : of how many numbers each; drive : the largest
-        pre-activation of any, these at some of the steps. Raises InputError where a state is not finite.
+        pre-activation of any, these at some of the steps. Raises BeyondRangeError where a state
+        is not finite.
     """
     after = np.asarray(states[1:], np.float64)
     check_finite(cell, after, before, states.dtype)
     with np.errstate(invalid="ignore"):
         moved = np.abs(after - states[:-1]).max(initial=0)
-        beyond = np.flatnonzero(~(np.abs(after) <= FLOAT32_MAX).all(axis=1))
+        sizes = np.abs(after).max(axis=1, initial=0)
     found = {
         "highest": after.max(axis=0),
         "lowest": after.min(axis=0),
         "moved": np.array([moved]),
-        "leaves": np.array([before + 1.0 + beyond[0] if len(beyond) else np.inf]),
+        "leaves": _first(~(sizes <= FLOAT32_MAX), before),
+        "ends": _first(~np.isfinite(sizes), before),
+        "reached": np.array([math.log10(max(sizes.max(initial=0), FLOAT64_MIN))]),
     }
     found |= {f"open.{name}": np.asarray(value, np.float64).max(axis=0) for name, value in gates.items()}
     with np.errstate(over="ignore", invalid="ignore"):
         return found | _terms(cell, parameters, inputs, states, gates)
 
 
-def check_finite(cell: Cell, after: Array, before: int, dtype: Any) -> None:
-    """Raise InputError where a state leaves its dtype: slopes there are of no number.
+def _first(beyond: Array, before: int) -> Array:
+    """The first step at which that is so, infinity if at none."""
+    return np.array([before + 1.0 + np.argmax(beyond) if beyond.any() else np.inf])
 
-    Of a linear cell they are the same everywhere.
+
+def check_finite(cell: Cell, after: Array, before: int, dtype: Any) -> None:
+    """Raise BeyondRangeError where a state leaves its dtype: slopes there are of no number.
+
+    Where they are given the state may.
     """
     finite = np.isfinite(after).all(axis=1)
-    if finite.all() or cell.name == LINEAR:
+    if finite.all() or reads_slopes(cell):
         return
     step = before + 1 + int(np.argmin(finite))
-    raise InputError(
+    raise BeyondRangeError(
         f"the state is infinite or NaN in {dtype} after step {step}, expected numbers that it holds: give "
         f"fewer than {step} steps, or weights or inputs that are smaller"
     )

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import jax
 import numpy as np
 
+from gradscope.errors import BeyondRangeError
+from gradscope.linearize.beyond_range import with_slopes
 from gradscope.linearize.sequence import sequences_on
 from gradscope.machine import cores, one_blas_thread
 from gradscope.measure.all_values import Task
@@ -84,7 +86,22 @@ def _each(
 
 @one_blas_thread()
 def _measured(problem: Problem, numbers: range, ask: Ask, means: Means, tally: Tally) -> list[Measured]:
-    """The sequences of one problem."""
+    """The sequences of one problem, from their slopes where states leave their dtype."""
+    try:
+        return _chosen(problem, numbers, ask, means, tally)
+    except BeyondRangeError:
+        along = with_slopes(problem.system)
+        if along is None or problem.adjoint is not None:  # the weights' gradient has the states in it
+            raise
+        found = _chosen(replace(problem, system=along.system), numbers, ask, means, tally)
+        return [
+            replace(one, course={**one.course, "reached": along.reached[number : number + 1]})
+            for number, one in zip(numbers, found, strict=True)
+        ]
+
+
+def _chosen(problem: Problem, numbers: range, ask: Ask, means: Means, tally: Tally) -> list[Measured]:
+    """By the method that is sooner."""
     if problem.top is None or problem.view == "cell" or not sooner_without_jacobians(problem):
         return _side_by_side(problem, numbers, ask, means, tally)
     found = dict(zip(numbers, _together(problem, numbers, ask, means, tally), strict=True))

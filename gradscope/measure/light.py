@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
 
 from gradscope.custom_types import Array
-from gradscope.errors import InputError, as_option
+from gradscope.errors import BeyondRangeError, InputError, as_option
+from gradscope.linearize.beyond_range import with_slopes
 from gradscope.linearize.budget import SEGMENT_BYTES, tangent_bytes
 from gradscope.linearize.course import check_finite
 from gradscope.linearize.leading_vector import leading_vectors, meeting, steps_to_pass
@@ -56,15 +58,21 @@ class LightProbe:
         _check(problem)
         system = problem.system
         key = (place, problem.kept, system.batch, system.size, system.lengths, system.steps)
-        with system.running():
+        try:
             probed = _Probed(problem, self._kept.get(key))
+        except BeyondRangeError:
+            along = with_slopes(system)
+            if along is None:
+                raise
+            probed = _Probed(replace(problem, system=along.system), self._kept.get(key))
+        with system.running():
             spectra = probed.spectra(low, high)
         self._kept[key] = probed.left
         return [Measured({"full": one}, {}) for one in spectra]
 
 
 class _Probed:
-    """The chains of one problem. To be used within ``system.running()``."""
+    """The chains of one problem. ``spectra`` is to be called within ``system.running()``."""
 
     def __init__(self, problem: Problem, kept: Array | None) -> None:
         system = problem.system
@@ -73,7 +81,8 @@ class _Probed:
         start = system.state if system.states is None else system.states
         given = [np.asarray(array, system.dtype) for array in (system.inputs, start)]
         parameters = cast(system.parameters, system.dtype)
-        *self._passes, states = steps_to_pass(self._tangents, parameters, *given)
+        with system.running():
+            *self._passes, states = steps_to_pass(self._tangents, parameters, *given)
         self._lengths = np.array([system.length(number) for number in range(system.batch)], np.int32)
         for length, own in zip(self._lengths, np.asarray(states), strict=True):
             check_finite(system.cell, own[1 : length + 1], 0, own.dtype)

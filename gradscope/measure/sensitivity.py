@@ -114,6 +114,10 @@ def sensitivity_of(
     number = median_sequence(measured)
     if not measured[number].alive:
         return "the gain is 0, whose logarithm has no derivative"
+    if math.isfinite(step := float(measured[number].course["ends"][0])):
+        return (
+            f"a state leaves {problem.system.dtype} at step {step:.0f}, and it is differentiated along states"
+        )
     try:
         return of_sequence(problem, measured[number], number, device)
     except ArithmeticError as error:

@@ -37,10 +37,11 @@ def measure_together(
     with system.running():
         meter = Meter(report)
         chains = TangentChains(system, kept, devices, meter.read)
+        followed = chains.followed()  # first, as it finds states that their dtype does not hold
         found = measure(chains, ask, meter)
         return [
             replace(_saturated(one, course, ask, system.steps), gates=gates, course=course)
-            for one, (gates, course) in zip(found, chains.followed(), strict=True)
+            for one, (gates, course) in zip(found, followed, strict=True)
         ]
 
 

@@ -13,8 +13,9 @@ from gradscope.cells.cell import Cell, Member
 from gradscope.cells.stack import stacked
 from gradscope.checkpoints import Layer, Model, Named, Recorded
 from gradscope.custom_types import Array
-from gradscope.errors import InputError, MisfitError, as_option, listed, shown
+from gradscope.errors import BeyondRangeError, InputError, MisfitError, as_option, listed, shown
 from gradscope.linearize.budget import check_memory
+from gradscope.linearize.course import check_finite
 from gradscope.linearize.system import System
 from gradscope.linearize.trajectory import outputs, states_of
 from gradscope.problem.checks import whole_number
@@ -236,7 +237,7 @@ def _each(
         if layer.name in read or layer.below:
             problem = _held(problem, devices)
         if layer.name in read:
-            put_out[layer.name] = outputs(problem.system)
+            put_out[layer.name] = _readable(layer, problem.system)
         problems[layer.name] = problem
     return problems
 
@@ -267,6 +268,20 @@ def _held(problem: Problem, devices: Sequence[Device]) -> Problem:
     """The problem along states that are computed once: in chaos, that of the stack would go another way."""
     states = states_of(problem.system, devices)
     return replace(problem, system=replace(problem.system, states=states))
+
+
+def _readable(layer: Layer, system: System) -> Array:
+    """What a layer puts out to those that read it; InputError where that is beyond its dtype."""
+    assert system.states is not None
+    try:
+        for states in system.states:
+            check_finite(system.cell, states[1:], 0, system.dtype)
+    except BeyondRangeError as error:
+        raise InputError(
+            f"layer {shown(layer.name)}: {error.marked}; or choose it alone with "
+            f"{as_option('layer')} {shown(layer.name)}, without those that read it"
+        ) from error
+    return outputs(system)
 
 
 def _with_mask(problem: Problem, left: Unmasked | None) -> Problem:

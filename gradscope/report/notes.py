@@ -43,7 +43,7 @@ def trajectory_notes(problem: Problem, measured: Sequence[Measured]) -> tuple[st
         return ()
     course, system = course_of(measured), problem.system
     steps = sum(map(system.length, range(len(measured))))
-    found = [_saturated(measured, course), _beyond_float32(course, system.dtype)]
+    found = [_saturated(measured, course), _beyond(course, system.dtype)]
     if system.cell.gates is not None or system.cell.name in _SATURATING:
         found.append(_underflow(measured, course, system.dtype))
     if course["moved"][0] == 0 and steps > 1:
@@ -184,19 +184,24 @@ def _closed(course: Mapping[str, Array], gate: str) -> str:
     return f"Of {closed} of {len(largest)} units the {what} {done}; raise b_{gate}."
 
 
-def _beyond_float32(course: Mapping[str, Array], dtype: str) -> str:
-    if not math.isfinite(step := float(course["leaves"][0])) or dtype == "float32":
+def _beyond(course: Mapping[str, Array], dtype: str) -> str:
+    """The steps from which on a state is beyond float32, and beyond float64."""
+    leaves, ends = (float(course[name][0]) for name in ("leaves", "ends"))
+    if not math.isfinite(leaves) or (dtype == "float32" and not math.isfinite(ends)):
         return ""
-    return (
-        f"A state leaves float32 (3.4e38) at step {step:.0f}: in float32 there is infinity or NaN from then "
-        "on; scale the recurrent matrices down."
+    found = (
+        f"A state leaves float32 (3.4e38) at step {leaves:.0f}: in float32 there is infinity or NaN from then"
+        " on; scale the recurrent matrices down."
     )
+    if not math.isfinite(ends):
+        return found
+    held = "" if dtype == "float32" else f" It leaves float64 (1.8e308) at step {ends:.0f}."
+    return f"{found}{held} What is measured here is the network in numbers of any size."
 
 
 def _growth(courses: Sequence[Mapping[str, Array]]) -> float:
     """log10 of the size that states reach where that is more than 1: rounding is relative to it."""
-    ends = [np.abs(course[end]).max() for course in courses for end in ("highest", "lowest")]
-    return math.log10(max([1.0, *(end if math.isfinite(end) else math.inf for end in ends)]))
+    return max([0.0, *(float(course["reached"][0]) for course in courses)])
 
 
 def _chaos(full: Chain, dtype: str, growth: float) -> str:

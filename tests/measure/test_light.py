@@ -138,6 +138,6 @@ def test_what_it_does_not_measure_is_refused():
         light(**SIZE, view="cell")
     with pytest.raises(InputError, match=r"keeps all steps in memory .* give steps of at most \d+"):
         light(cell="lstm", hidden=512, steps=100_000)
-    settings = replace(Settings(), cell="rnn-relu", gain=1e3, hidden=8, steps=400)
+    settings = replace(Settings(), cell="rnn-exponential", gain=1e3, hidden=8, steps=400)
     with pytest.raises(InputError, match="the state is infinite or NaN in float64 after step"):
         analyze_light(settings, LightProbe())

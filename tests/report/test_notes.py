@@ -170,11 +170,14 @@ def test_slopes_too_small_for_float64_are_no_exact_zeros(notes):
 
 
 @pytest.mark.parametrize("top", [None, 1])
-def test_a_state_that_leaves_float64_is_an_error_that_names_the_step(notes, top):
+def test_of_a_state_that_leaves_float64_the_step_is_told(notes, top):
     # 4 * 2^2t is beyond 2^1024 from t = 511 on; the slopes of what is no number would be zeros: VANISHING.
     cell = {"W": [[0.0]], "R": [[4.0]], "b": [0.0], "h0": [4.0]}
-    says = r"infinite or NaN in float64 after step 511, .* fewer than 511"
+    found = notes("rnn-relu", cell, np.ones((600, 1)), top=top)
+    assert any("leaves float64 (1.8e308) at step 511. What is measured" in note for note in found)
+    assert any("overflows from lag 64 on" in note for note in found)
+    says = r"infinite or NaN in float64 after step 2, .* fewer than 2"
     with pytest.raises(gradscope.InputError, match=says):
-        notes("rnn-relu", cell, np.ones((600, 1)), top=top)
+        notes("rnn-exponential", cell, np.ones((600, 1)), top=top)
     found = notes("rnn-relu", cell, np.ones((510, 1)), top=top)
     assert any("overflows from lag 64 on" in note for note in found)
