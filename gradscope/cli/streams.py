@@ -100,16 +100,17 @@ def check_writable(path: Path | None, *read: Path | None, option: str = "-o") ->
             raise InputError(f"{said}: is a file to be read, choose another")
 
 
-def write_result(text: str, path: Path | None, option: str = "-o") -> None:
+def write_result(made: str | bytes, path: Path | None, option: str = "-o") -> None:
     """Write to stdout, or to ``path`` in one move so that a failure loses nothing."""
+    data = made if isinstance(made, bytes) else made.encode("utf-8", "replace")
     with delivering("stdout" if path is None else f"{option} {path}"):
         if path is None:
-            sys.stdout.write(text)
+            sys.stdout.write(made if isinstance(made, str) else data.decode())
             sys.stdout.flush()
         elif _in_place(path):
-            path.write_text(text, "utf-8", "replace")
+            path.write_bytes(data)
         else:
-            _replace(_place(path), text)
+            _replace(_place(path), data)
 
 
 def _place(path: Path) -> Path:
@@ -141,15 +142,15 @@ def _in_place(path: Path) -> bool:
     return special or (place.exists() and not place.is_file()) or not os.access(place.parent, os.W_OK)
 
 
-def _replace(place: Path, text: str) -> None:
+def _replace(place: Path, data: bytes) -> None:
     umask = os.umask(0)
     os.umask(umask)
     mode = place.stat().st_mode & 0o777 if place.exists() else 0o666 & ~umask
     file, name = tempfile.mkstemp(dir=place.parent, prefix=".gradscope.")
     scratch = Path(name)
     try:
-        with open(file, "w", encoding="utf-8", errors="replace") as stream:  # noqa: PTH123
-            stream.write(text)
+        with open(file, "wb") as stream:  # noqa: PTH123
+            stream.write(data)
         scratch.chmod(mode)
         scratch.replace(place)
     except BaseException:

@@ -13,6 +13,7 @@ from gradscope.measure.chains import WITHOUT, Ask, measure
 from gradscope.measure.cost import KNOWN, chain_cost, runs, without_cost
 from gradscope.measure.measured import Measured
 from gradscope.measure.progress import Fraction, Meter
+from gradscope.measure.returning import returning
 from gradscope.measure.shares import shares
 from gradscope.product_svd.arguments import window_of
 from gradscope.product_svd.largest_gain import log10_largest_gain
@@ -24,7 +25,8 @@ from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, first_va
 class Task:
     """A chain of ``steps`` Jacobians in segments that begin at ``starts``, and what is asked of it.
 
-    watched : whether somebody wants to know how far it is; known : chains whose spectra are there already.
+    watched : whether somebody wants to know how far it is; known : chains whose spectra are there already;
+    returning : whether the top vector is followed back, see ``measure.returning``.
     """
 
     starts: Sequence[int]
@@ -32,6 +34,7 @@ class Task:
     ask: Ask
     watched: bool = False
     known: Mapping[str, Spectrum] = field(default_factory=dict)
+    returning: bool = False
 
 
 def measure_sequence(task: Task, segment: Callable[[int], JacobianChain], report: Fraction) -> Measured:
@@ -40,7 +43,7 @@ def measure_sequence(task: Task, segment: Callable[[int], JacobianChain], report
     read = meter.read if task.watched else None
     chains = JacobianChains(segment, task.starts, task.steps, read, task.known)
     (found,) = measure(chains, task.ask, meter)
-    return found
+    return replace(found, returning=chains.returning(found)) if task.returning and found.alive else found
 
 
 class JacobianChains:
@@ -120,6 +123,10 @@ class JacobianChains:
         """See ``Chains``."""
         (one,) = full
         return [shares(self._full, one.left, one.right, float(one.log10_singular_values[0]))]
+
+    def returning(self, found: Measured) -> Mapping[str, Array]:
+        """Where its gradient is on the way back."""
+        return returning(self._full, found.full.left, found.shares)
 
     def _is_full(self, name: str) -> bool:
         """Whether a path is all there is."""

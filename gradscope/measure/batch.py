@@ -124,8 +124,8 @@ def _side_by_side(
     ask = replace(ask, threads=max(1, cores() // min(at_once, len(sequences))))
     known = by_programs(sequences, ask, means.devices, tally.of(range(len(sequences))))
     jobs = [
-        (Task(one.starts, one.steps, ask, tally.watched, found), one)
-        for one, found in zip(sequences, known, strict=True)
+        (Task(one.starts, one.steps, ask, tally.watched, found, number == 0 and ask.only == "all"), one)
+        for number, one, found in zip(numbers, sequences, known, strict=True)
     ]
 
     def report(job: int) -> Fraction:

@@ -14,9 +14,9 @@ from gradscope.custom_types import Array
 from gradscope.linearize.system import cast
 from gradscope.linearize.trajectory import Spread
 from gradscope.measure.adjoints import Adjoints, Followed, Total
+from gradscope.measure.by_unit import by_unit
 from gradscope.measure.clipping import ClippedGradient, Clipping, clipped, clipping_of
 from gradscope.measure.lag_sums import Losses
-from gradscope.measure.loss_by_unit import by_unit
 from gradscope.measure.progress import Progress
 from gradscope.measure.truncation import Truncation, truncation
 from gradscope.problem.problem import Problem

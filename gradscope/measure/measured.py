@@ -24,7 +24,7 @@ class Measured:
     spectra : {chain: Spectrum}, the full one first; without : {path: Spectrum} of the full chain without it,
     its first value alone, none of one path; shares : {path: (T,)}, none where they are not asked for;
     gates : {gate: see linearize.gates.gate_sums}; course : of the
-    trajectory, see linearize.course.
+    trajectory, see linearize.course; returning : see measure.returning, of the first sequence alone.
     """
 
     spectra: Mapping[str, Spectrum]
@@ -32,6 +32,7 @@ class Measured:
     gates: Mapping[str, Array] = field(default_factory=dict)
     course: Mapping[str, Array] = field(default_factory=dict)
     without: Mapping[str, Spectrum] = field(default_factory=dict)
+    returning: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def full(self) -> Spectrum:

@@ -30,13 +30,13 @@ def shares(
     count = len(jacobians.starts)
     ends = [(left, 0.0)]  # b_t and its size where each segment ends, the last first
     for i in range(count - 1, 0, -1):
-        vectors, logs = _propagate(_transposed(jacobians.segment(i)), *ends[-1])
+        vectors, logs = propagate(transposed(jacobians.segment(i)), *ends[-1])
         ends.append((vectors[-1], logs[-1]))
     start, found = (right, 0.0), []
     for i in range(count):
         segment = jacobians.segment(i)
-        forward, forward_log = _propagate(segment, *start)
-        backward, backward_log = _propagate(_transposed(segment), *ends.pop())
+        forward, forward_log = propagate(segment, *start)
+        backward, backward_log = propagate(transposed(segment), *ends.pop())
         with np.errstate(over="ignore", invalid="ignore"):
             scale = np.exp(forward_log[:-1] + backward_log[-2::-1] - log10_norm * np.log(10.0))
             carried = segment.carried(backward[-2::-1], forward[:-1])
@@ -51,12 +51,12 @@ def _certain(share: Mapping[str, Array]) -> dict[str, Array]:
     return {name: np.where(wrong, np.nan, each) for name, each in share.items()}
 
 
-def _transposed(jacobians: JacobianChain) -> Iterator[Array]:
+def transposed(jacobians: JacobianChain) -> Iterator[Array]:
     """The steps of the transposed chain, J_T^T first."""
     return (jacobians[t].T for t in range(len(jacobians) - 1, -1, -1))
 
 
-def _propagate(steps: Iterable[Array], vector: Array, log: float) -> tuple[Array, Array]:
+def propagate(steps: Iterable[Array], vector: Array, log: float) -> tuple[Array, Array]:
     """Unit vectors (T + 1, m) along the chain and the natural logarithm (T + 1,) of their lengths."""
     vectors, logs = [vector], [log]
     for step in steps:

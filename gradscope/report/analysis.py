@@ -42,6 +42,9 @@ class Analysis:
         sequences of different length the last step is the same;
     without : {path: the full chain without it}, its first value alone, along the same states; levels has
         theirs as "without PATH".
+    returning : {layer, or "": {"step", "unit", "log10"}}, the gradient that survives best on its way back, by
+        unit and step: |b_t|, b_t = (J_T ... J_(t+1))^T u with u the top left singular vector; of the first
+        sequence, empty where only the top values are there.
     gates : {gate: {"mean", "saturated"}}; matrices : {name: spectral norm, radius, singular values};
     layers : of several layers, the analysis of each; the rest is then about all of them together;
     loss : what a loss sends back, None where there is none; sensitivity : how the gain changes with every
@@ -65,6 +68,7 @@ class Analysis:
     only: Only = "all"
     sensitivity: Sensitivity | None = None
     without: Mapping[str, Chain] = field(default_factory=dict)
+    returning: Mapping[str, Any] = field(default_factory=dict)
 
     def chain(self, name: str) -> Chain:
         """The chain called ``name``; raises KeyError, with the names that there are."""
@@ -196,6 +200,7 @@ class Analysis:
             "profile": _NO_PROFILE if self.only == "verdict" else _profile(self.full, self.shares, all_lags),
             "shares": _plain(self.mean_shares),
             **({"without": without} if without else {}),
+            **({"returning": _plain(self.returning)} if self.returning else {}),
             "gates": _plain(self.gates),
             **loss,
             **({} if self.masks is None else {"masks": _plain(self.masks.to_dict())}),

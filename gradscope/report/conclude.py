@@ -13,6 +13,7 @@ from gradscope.cells.spectra import recurrent_matrices
 from gradscope.custom_types import Array
 from gradscope.measure.loss import LossGradient
 from gradscope.measure.measured import Measured, gate_statistics
+from gradscope.measure.returning import of_layers
 from gradscope.measure.sensitivity import Sensitivity, known
 from gradscope.measure.side_by_side import together
 from gradscope.problem.layers import Problems
@@ -67,7 +68,7 @@ def conclude(
     if layers[1:]:
         notes = (*loss_notes(loss), *sensitivity_notes(change))
         analysis = replace(analysis, verdict=analysis.verdict.noting(notes))
-    return replace(analysis, loss=loss, sensitivity=known(change))
+    return replace(analysis, loss=loss, sensitivity=known(change), returning=_returning(joint, measured[at]))
 
 
 def _of_layer(
@@ -89,9 +90,16 @@ def _of_layer(
         loss=loss,
         sensitivity=known(change),
         only=problem.only,
+        returning=_returning(problem, measured),
         gates=gate_statistics(measured) if whole else {},
         matrices=recurrent_matrices(problem.system.parameters, all_values=True) if few and whole else {},
     )
+
+
+def _returning(problem: Problem, measured: Sequence[Measured]) -> dict[str, Any]:
+    """By layer, unit and step, where all values were asked for."""
+    found = measured[0].returning
+    return of_layers(found, problem.system.cell, problem.system.hidden) if found else {}
 
 
 def of_sequences(measured: Sequence[Measured], policy: Policy, source: Mapping[str, Any]) -> Analysis:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradscope.errors import InputError, reason
+from gradscope.errors import InputError
 from gradscope.report.html_style import style_sheet
 from gradscope.report.html_text import figures_of, folded, gain_of, listing, table
 from gradscope.report.next_steps import next_steps
 from gradscope.report.pictures.figures import picture
-from gradscope.report.pictures.parts import parts_of
+from gradscope.report.pictures.parts import of_result, parts_of
 from gradscope.report.pictures.svg import element, escaped
 from gradscope.report.subject import subject
 from gradscope.report.views import Look
@@ -41,17 +41,11 @@ def html_page(result: Mapping[str, Any], origin: Mapping[str, str] = {}, *, embe
     origin : what else there is to say of where it came from, such as the command; embed : with the JSON.
     Raises InputError where the JSON is not that of an analysis.
     """
-    try:
+    with of_result():
         whole, end = [*_whole(result)], _provenance(result, origin)
         room = _BUDGET - sum(len(part.encode("utf-8", "replace")) for part in (*whole, end))
         parts = [*whole, *_layers(result, room), end, _data(result, embed)]
         title = f"{_level(result)}: {_subject(result)}"
-    except InputError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise InputError(
-            f"the result is damaged ({reason(error)}): expected the JSON as analyze or chain wrote it"
-        ) from error
     return _document(title, parts)
 
 

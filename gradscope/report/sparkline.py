@@ -46,7 +46,7 @@ def by_lag(
         line = Text(lines[number * width : (number + 1) * width])
         grid.add_row(*[name] * any(rows), lag, first, line, *last)
     marks = marks or {}
-    for below in _axis(shown, list(marks)):
+    for below in axis_below(shown, list(marks)):
         grid.add_row(*[""] * (2 + any(rows)), Text(below, style="dim"), "", "")
     return Group(grid, *(note(f"▲ lag {lag}: {begins}") for lag, begins in marks.items()))
 
@@ -63,7 +63,7 @@ def crossings(lags: Array, norms: Array, vanishing_below: float, exploding_above
     return found
 
 
-def _axis(shown: Array, marks: list[int]) -> list[str]:
+def axis_below(shown: Array, marks: list[int]) -> list[str]:
     """A line with ticks and marks, and their lags below it; shown : (width,) lags of the columns."""
     width = len(shown)
     ticks = np.unique(np.linspace(0, width - 1, max(2, width // _APART)).round().astype(int)).tolist()

@@ -7,17 +7,18 @@ import shutil
 import sys
 from dataclasses import dataclass
 
-_WIDTH_OF_A_PIPE = 100
+_WIDTH_OF_A_PIPE, _HEIGHT_OF_A_PIPE = 100, 40
 _WIDEST = 1000
 
 
 @dataclass(frozen=True)
 class Terminal:
-    """width : columns; color : may use ANSI colours; unicode : may use block characters."""
+    """width : columns; color : may use ANSI colours; unicode : may use block characters; height : rows."""
 
     width: int = 80
     color: bool = False
     unicode: bool = True
+    height: int = 24
 
 
 def terminal_for(color: str, *, to_file: bool) -> Terminal:
@@ -26,17 +27,22 @@ def terminal_for(color: str, *, to_file: bool) -> Terminal:
     color : "auto" heeds NO_COLOR, FORCE_COLOR and TERM=dumb; "always" and "never" do not ask.
     """
     tty = sys.stdout.isatty() and not to_file
-    width = shutil.get_terminal_size().columns if tty else _page()
-    return Terminal(min(max(width, 40), _WIDEST), _color(color, tty), to_file or _unicode())
+    width, height = (
+        shutil.get_terminal_size()
+        if tty
+        else (_given("COLUMNS", _WIDTH_OF_A_PIPE), _given("LINES", _HEIGHT_OF_A_PIPE))
+    )
+    width, height = min(max(width, 40), _WIDEST), min(max(height, 1), _WIDEST)
+    return Terminal(width, _color(color, tty), to_file or _unicode(), height)
 
 
-def _page() -> int:
-    """COLUMNS if that is a positive number, as ``shutil`` reads it."""
+def _given(variable: str, otherwise: int) -> int:
+    """A variable if that is a positive number, as ``shutil`` reads it."""
     try:
-        columns = int(os.environ.get("COLUMNS", ""))
+        number = int(os.environ.get(variable, ""))
     except ValueError:
-        columns = 0
-    return columns if columns > 0 else _WIDTH_OF_A_PIPE
+        number = 0
+    return number if number > 0 else otherwise
 
 
 def _color(choice: str, tty: bool) -> bool:

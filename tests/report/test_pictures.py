@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import re
+import sys
 import zlib
 from xml.etree import ElementTree
 
@@ -178,6 +179,25 @@ def test_the_heat_map_is_a_picture_of_its_cells():
             assert (k is None) == (log10 is None)
             assert k is None or decades[k] == pytest.approx(log10, abs=9 / 63)
     assert (np.diff(scale[0, :, :3].astype(float) @ [0.2126, 0.7152, 0.0722]) > 0).all(), "brighter is more"
+
+
+def test_without_a_loss_the_map_is_of_the_gradient_that_survives_best():
+    told = result()
+    told["returning"] = {"": {"step": [1, 2], "unit": [1, 2], "log10": [[-4, 0], [None, -1]]}}
+    of_loss = drawn(told, "heatmap")[1]
+    del told["loss"]["units"]
+    root, text = drawn(told, "heatmap")
+    assert ("Gradient of the loss" in of_loss, "Where the gradient that survives best" in text) == (
+        True,
+        True,
+    )
+    image = pixels(next(root.iter(f"{SVG}image")).get("href"))
+    assert image.shape == (2, 2, 4)
+    assert image[1, 0, 3] == 0
+    assert image[0, 1, :3].sum() > image[1, 1, :3].sum() > image[0, 0, :3].sum()
+    del told["returning"]
+    with pytest.raises(InputError, match="no gradient by unit"):
+        picture(told, "heatmap")
 
 
 def pixels(uri):
@@ -406,12 +426,49 @@ def test_plot_refuses_what_is_no_result(run, tmp_path, text, words):
     assert err.count("\n") == 1
 
 
-def test_plot_says_how_to_come_to_a_pdf(run, file, tmp_path):
-    code, _, err = run("plot", file, "lag", "-o", tmp_path / "x.pdf")
-    assert code == 2
-    assert "rsvg-convert -f pdf" in err
-    assert "x.svg" in err
-    assert not (tmp_path / "x.pdf").exists()
+def test_pdf_and_png_are_as_large_as_asked_and_text_is_text(run, file, tmp_path):
+    pytest.importorskip("vl_convert")
+    for name in ("x.pdf", "x.PNG"):
+        assert run("plot", file, "lag", "-o", tmp_path / name, "--size", "127x63.5") == (0, "", "")
+    page = (tmp_path / "x.pdf").read_bytes()
+    assert page.startswith(b"%PDF-")
+    assert re.search(rb"/MediaBox \[0 0 360 180\]", page), "points"
+    assert b"/ToUnicode" in page
+    assert int.from_bytes((tmp_path / "x.PNG").read_bytes()[16:20]) == 1500, "300 dots per inch"
+    analysis(LSTM).figure("lag", size="127x63.5").save(tmp_path / "same.png")
+    assert (tmp_path / "same.png").read_bytes() == (tmp_path / "x.PNG").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["x.pdf", "x.png"])
+def test_without_the_library_there_is_a_way_out(run, file, tmp_path, name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    code, out, err = run("plot", file, "lag", "-o", tmp_path / name)
+    assert (code, out) == (2, "")
+    assert "pip install 'gradscope[plot]'" in err
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["lag", "-o", "x.jpg"], "expected .svg, .png, .pdf"),
+        (["share", "--view"], "--view draws lag alone"),
+        (["lag", "--view", "-o", "x.svg"], "--view is for the terminal"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_one_line(run, file, arguments, words):
+    code, out, err = run("plot", file, *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert words in err
+
+
+def test_plot_in_the_terminal(run, file, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("LINES", "20")
+    code, out, _ = run("plot", file, "lag", "--view")
+    assert code == 0
+    assert "a full   b carousel" in out
+    assert (max(map(len, out.splitlines())), out.count("\n")) == (60, 19)
 
 
 def test_plot_does_not_write_over_what_it_reads(run, file):

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gradscope.errors import InputError, did_you_mean, listed, quoted, reason
+from gradscope.errors import InputError, did_you_mean, listed, quoted
 
 if TYPE_CHECKING:
     from gradscope.report.pictures.picture import Picture
@@ -28,7 +28,7 @@ def picture(result: Mapping[str, Any], name: str, size: str = "column", layer: s
     size : see ``theme.size_of``; layer : by its name or as layer0, instead of the whole.
     Raises InputError for a name that is not known and for what the result does not tell.
     """
-    from gradscope.report.pictures.parts import parts_of
+    from gradscope.report.pictures.parts import of_result, parts_of
     from gradscope.report.pictures.theme import size_of
 
     if name not in FIGURES:
@@ -38,13 +38,7 @@ def picture(result: Mapping[str, Any], name: str, size: str = "column", layer: s
     module, _, function = where.partition(":")
     draw = getattr(importlib.import_module(f"gradscope.report.pictures.{module}"), function)
     measured = size_of(size)
-    try:
+    with of_result():
         parts = dict(parts_of(result, layer))
         found: Picture = draw(parts if several else next(iter(parts.values())), measured)
-    except InputError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise InputError(
-            f"the result is damaged ({reason(error)}): expected the JSON as analyze or chain wrote it"
-        ) from error
     return found

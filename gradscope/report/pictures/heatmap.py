@@ -1,4 +1,4 @@
-"""In which unit and at which step the gradient of a loss is, as colours."""
+"""In which unit and at which step the gradient is, of a loss or the one that survives best, as colours."""
 
 from __future__ import annotations
 
@@ -23,17 +23,25 @@ _ANCHORS = np.array([(0, 34, 78), (67, 78, 108), (125, 124, 120), (188, 175, 111
 _COLOURS = 64
 # Decades below the largest that are told apart; layers that are drawn.
 _DECADES, _LAYERS = 20.0, 4
+# Title, and what a colour is.
+_OF_LOSS = ("Gradient of the loss by unit and step", "Largest |dL/d(pre-activation)| of each unit and step")
+_RETURNING = (
+    "Where the gradient that survives best is on its way back",
+    "What comes back to each unit and step of the gradient, of size 1, that is amplified most",
+)
 
 
 def draw_heatmap(part: Mapping[str, Any], size: Size) -> Picture:
     """A row for every unit, a column for every step, one scale of colours for all layers."""
-    units = (part.get("loss") or {}).get("units") or {}
+    of_loss = (part.get("loss") or {}).get("units")
+    units = of_loss or part.get("returning") or {}
     maps = {name: np.array([floats(row) for row in one["log10"]]) for name, one in [*units.items()][:_LAYERS]}
     known = np.concatenate([np.ravel(one) for one in maps.values()]) if maps else np.array([])
     known = known[np.isfinite(known)]
     if not len(known):
         raise InputError(
-            "the result has no gradient of a loss by unit: analyse a checkpoint with --readout or --adjoint"
+            "the result has no gradient by unit: it is of --only, of --top or of layers that do not read "
+            "each other (--layer draws one), or nothing of it is left"
         )
     low, high = spread(known, 1.0)
     low = max(low, high - _DECADES)
@@ -46,11 +54,12 @@ def draw_heatmap(part: Mapping[str, Any], size: Size) -> Picture:
         parts += _map(name, cells, units[name], (low, high), frame)
     bar = Frame(left, size.height - 2.4 * font, size.width - font, size.height - 1.6 * font, font)
     parts += _scale(low, high, bar)
+    title, what = _OF_LOSS if of_loss else _RETURNING
     said = (
-        f"Largest |dL/d(pre-activation)| of each unit and step, {scientific(high)} at most, "
-        f"{_DECADES:g} decades at most apart; what is empty is zero or beyond float64."
+        f"{what}, {scientific(high)} at most, "
+        f"{_DECADES:g} decades at most apart; what is empty is zero, lost in rounding or beyond float64."
     )
-    return Picture("Gradient of the loss by unit and step", sentence(part), said, size, tuple(parts))
+    return Picture(title, sentence(part), said, size, tuple(parts))
 
 
 def _map(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,12 +33,18 @@ _BELOW, _LEAST = 0.4, 2.0
 _LOSS = "loss |dL/ds|"
 
 
+class Line(NamedTuple):
+    """A chain, or the loss: log10 of its norms at some lags, NaN where they are zero."""
+
+    name: str
+    lags: Array
+    norms: Array
+
+
 def draw_lag(part: Mapping[str, Any], size: Size) -> Picture:
     """All chains and the loss by lag, the range of the batch, thresholds, and the error of the last gain."""
-    lines = _lines(part)
-    if not lines or not len(lines[0][1]):
-        raise InputError("the result has no gain by lag (--only verdict): analyse without --only verdict")
-    full, low, high = lines[0], *_heights(part, lines)
+    lines = lines_of(part)
+    full, (low, high) = lines[0], heights(part, lines)
     legend = Legend(
         [(name, k) for k, (name, _, _) in enumerate(lines)], size.width - 2 * size.font, size.font
     )
@@ -74,39 +80,42 @@ def draw_lag(part: Mapping[str, Any], size: Size) -> Picture:
         *_error(part, full, x.at, y.at),
         legend.drawn(size.font, frame.bottom + 3.1 * size.font),
     )
-    return Picture("Gain by lag", sentence(part), _said(part, lines, low), size, parts)
+    return Picture("Gain by lag", sentence(part), said_of(part, lines, low), size, parts)
 
 
-def _lines(part: Mapping[str, Any]) -> list[tuple[str, Array, Array]]:
-    """(name, lags, log10 of the norms at them) of the full chain, the loss, and the largest of the paths."""
+def lines_of(part: Mapping[str, Any]) -> list[Line]:
+    """The full chain, the loss, and the largest of the paths; raises InputError where there are none."""
     chains, profile = part["chains"], part["profile"]
     found = []
     for chain in chains:
         if by_lag := chain.get("by_lag"):
-            found.append((chain["name"], floats(by_lag["lag"]), floats(by_lag["log10_norm"])))
+            found.append(Line(chain["name"], floats(by_lag["lag"]), floats(by_lag["log10_norm"])))
         elif chain is chains[0] and profile["lag"]:  # of before 0.1 was released
-            found.append((chain["name"], floats(profile["lag"]), median(profile["log10_norm"])))
+            found.append(Line(chain["name"], floats(profile["lag"]), median(profile["log10_norm"])))
     full, paths = found[:1], found[1:]
     paths.sort(key=lambda one: -np.nan_to_num(one[2], nan=-np.inf).max(initial=-np.inf))
     if loss := part.get("loss"):
         lags, norms = floats(loss["profile"]["lag"]), median(loss["profile"]["log10_norm"])
         if len(norms) and not math.isnan(norms[0]):
-            full.append((_LOSS, lags[1:], norms[1:] - norms[0]))
+            full.append(Line(_LOSS, lags[1:], norms[1:] - norms[0]))
+    if not found or not len(found[0].lags):
+        raise InputError("the result has no gain by lag (--only verdict): analyse without --only verdict")
     return (full + paths)[:COLOURS]
 
 
-def _thresholds_of(part: Mapping[str, Any]) -> dict[str, float]:
+def thresholds_of(part: Mapping[str, Any]) -> dict[str, float]:
+    """log10 of each, by its level."""
     return {
         name: math.log10(part["thresholds"][key])
         for name, key in (("vanishing", "vanishing_below"), ("exploding", "exploding_above"))
     }
 
 
-def _heights(part: Mapping[str, Any], lines: list[tuple[str, Array, Array]]) -> tuple[float, float]:
+def heights(part: Mapping[str, Any], lines: list[Line]) -> tuple[float, float]:
     """From which decade to which: of the whole, the loss and the thresholds; of paths what is near."""
     main = [norms for name, _, norms in lines[:1]] + [n for name, _, n in lines[1:] if name == _LOSS]
     main.append(np.ravel([_ends(row) for row in part["profile"]["log10_norm"]]))
-    values = np.concatenate([*main, [0.0], [*_thresholds_of(part).values()]])
+    values = np.concatenate([*main, [0.0], [*thresholds_of(part).values()]])
     low, high = spread(values[np.isfinite(values)], _LEAST)
     every = np.concatenate([norms for _, _, norms in lines])
     every = every[np.isfinite(every)]
@@ -146,7 +155,7 @@ def _range(part: Mapping[str, Any], most: int, x: Any, y: Any, low: float, high:
 
 def _thresholds(part: Mapping[str, Any], frame: Frame, y: Any) -> list[str]:
     font, parts = 0.85 * frame.font, []
-    for name, value in _thresholds_of(part).items():
+    for name, value in thresholds_of(part).items():
         at = y(value)
         style = {"stroke_dasharray": "1 2"} | stroke("muted")
         parts.append(element("line", x1=frame.left, y1=at, x2=frame.right, y2=at, **style))
@@ -155,7 +164,7 @@ def _thresholds(part: Mapping[str, Any], frame: Frame, y: Any) -> list[str]:
     return parts
 
 
-def _error(part: Mapping[str, Any], full: tuple[str, Array, Array], x: Any, y: Any) -> list[str]:
+def _error(part: Mapping[str, Any], full: Line, x: Any, y: Any) -> list[str]:
     """The error of the whole chain's gain, where it is wider than the line."""
     error, (_, lags, norms) = _error_of(part), full
     if not len(norms) or not math.isfinite(norms[-1]) or abs(y(error) - y(0)) < 1:
@@ -169,7 +178,7 @@ def _error_of(part: Mapping[str, Any]) -> float:
     return float(np.nanmax(floats(part["chains"][0].get("log10_norm_error") or [0.0])))
 
 
-def _said(part: Mapping[str, Any], lines: list[tuple[str, Array, Array]], low: float) -> str:
+def said_of(part: Mapping[str, Any], lines: list[Line], low: float) -> str:
     """What there is to see, and what cannot be seen."""
     _, lags, norms = lines[0]
     if math.isnan(norms[-1]):

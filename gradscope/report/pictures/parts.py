@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from gradscope.custom_types import Array
-from gradscope.errors import InputError, as_option, did_you_mean, listed, quoted
+from gradscope.errors import InputError, as_option, did_you_mean, listed, quoted, reason
+
+
+@contextlib.contextmanager
+def of_result() -> Iterator[None]:
+    """Within, what fails is laid to the JSON, and becomes an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"the result is damaged ({reason(error)}): expected the JSON as analyze or chain wrote it"
+        ) from error
 
 
 def floats(values: Sequence[float | None]) -> Array:

@@ -1,4 +1,4 @@
-"""In which unit and at which step the gradient of a loss is, in as many cells as a picture has."""
+"""In which unit and at which step a gradient is, in as many cells as a picture has."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from gradscope.custom_types import Array
 
 # Rows and columns, at most.
-_UNITS, _STEPS = 64, 120
+ROWS, COLUMNS = 64, 120
 
 
 def by_unit(deltas: Mapping[str, Array]) -> dict[str, dict[str, Any]]:
@@ -22,18 +22,24 @@ def by_unit(deltas: Mapping[str, Array]) -> dict[str, dict[str, Any]]:
     layers: dict[str, list[Array]] = {}
     for name, each in deltas.items():
         layers.setdefault(name.rpartition(".")[0], []).append(np.abs(each).max(axis=0))
-    return {layer: _cells(np.max(gates, axis=0)) for layer, gates in layers.items()}
+    return {layer: _by_step(np.max(gates, axis=0)) for layer, gates in layers.items()}
 
 
-def _cells(sizes: Array) -> dict[str, Any]:
+def _by_step(sizes: Array) -> dict[str, Any]:
     """sizes : (T, n)."""
-    steps, units = (_starts(count, most) for count, most in zip(sizes.shape, (_STEPS, _UNITS), strict=True))
-    largest = np.maximum.reduceat(np.maximum.reduceat(sizes, steps, axis=0), units, axis=1)
+    starts = starts_of(len(sizes), COLUMNS)
     with np.errstate(divide="ignore"):
-        logs = np.log10(largest.T).round(2)
-    return {"step": [s + 1 for s in steps], "unit": [u + 1 for u in units], "log10": logs}
+        return cells(np.log10(np.maximum.reduceat(sizes, starts, axis=0)), np.array(starts) + 1)
 
 
-def _starts(count: int, most: int) -> Sequence[int]:
+def cells(log10: Array, steps: Array) -> dict[str, Any]:
+    """Units put together to rows. log10 : (columns, n); steps : the first of every column."""
+    units = starts_of(log10.shape[1], ROWS)
+    largest = np.maximum.reduceat(log10, units, axis=1)
+    return {"step": steps.tolist(), "unit": [u + 1 for u in units], "log10": largest.T.round(2)}
+
+
+def starts_of(count: int, most: int) -> Sequence[int]:
+    """Where each of at most so many equal parts of ``range(count)`` begins."""
     found: list[int] = np.unique(np.linspace(0, count, min(count, most) + 1)[:-1].astype(int)).tolist()
     return found

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gradscope.measure.loss_by_unit import by_unit
+from gradscope.measure.by_unit import by_unit
 
 
 def test_every_cell_is_the_largest_of_its_units_and_steps():

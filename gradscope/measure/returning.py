@@ -1,0 +1,72 @@
+"""Where the gradient that survives best is on its way back: every unit of the top vector at every step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradscope.custom_types import Array
+from gradscope.linearize.jacobian_chain import JacobianChain
+from gradscope.linearize.segmented import SegmentedChain
+from gradscope.measure.by_unit import COLUMNS, cells, starts_of
+from gradscope.measure.shares import propagate, transposed
+
+if TYPE_CHECKING:  # processes without JAX come here
+    from gradscope.cells.cell import Cell
+
+
+def returning(
+    jacobians: JacobianChain | SegmentedChain, left: Array, shares: Mapping[str, Array]
+) -> dict[str, Array]:
+    """{"step": (k,), the first of every column, from 1; "log10": (k, m)}: the largest log10 |b_t| in it.
+
+    b_t = (J_T ... J_(t+1))^T u, with ``left`` u the top left singular vector: what comes back at step t of
+    the gradient at the last step that is amplified most; |b_T| = 1, |b_0| = sigma_1. -inf where ``shares``
+    are NaN: rounding leaves nothing of it there.
+    """
+    steps = len(jacobians)
+    starts = np.array(starts_of(steps, COLUMNS))
+    largest = np.full((len(starts), len(left)), -np.inf)
+    certain = ~np.isnan(next(iter(shares.values())))
+    vector, log = left, 0.0
+    for i in range(len(jacobians.starts) - 1, -1, -1):
+        segment, first = jacobians.segment(i), jacobians.starts[i]
+        vectors, logs = propagate(transposed(segment), vector, log)
+        at = np.arange(
+            first, first + len(segment)
+        )  # steps from 0, whose b_t stand from the last to the first
+        with np.errstate(divide="ignore", invalid="ignore"):
+            sizes = np.log10(np.abs(vectors[-2::-1])) + logs[-2::-1, None] / math.log(10)
+        sizes = np.where(certain[at, None] & np.isfinite(sizes), sizes, -np.inf)
+        np.maximum.at(largest, np.searchsorted(starts, at, side="right") - 1, sizes)
+        vector, log = vectors[-1], logs[-1]
+    return {"step": starts + 1, "log10": largest}
+
+
+def of_layers(found: Mapping[str, Array], cell: Cell, hidden: int) -> dict[str, dict[str, Any]]:
+    """{layer, or "": {"step", "unit", "log10": rows of columns}}, see ``by_unit``.
+
+    found : of ``returning``. A unit of a layer has the largest of the components of its state.
+    """
+    log10 = found["log10"]
+    if cell.members:
+        ends = np.cumsum([member.size for member in cell.members])[:-1]
+        parts = zip(cell.members, np.split(log10, ends, axis=1), strict=True)
+        states = {one.name: _units(part, one.cell, one.hidden) for one, part in parts}
+    else:
+        states = {"": _units(log10, cell, hidden)}
+    return {name: cells(units, found["step"]) for name, units in states.items()}
+
+
+def _units(log10: Array, cell: Cell, hidden: int) -> Array:
+    """(k, n) of (k, m)."""
+    if log10.shape[1] != cell.size(hidden):  # of --view cell, one component
+        return log10
+    parts = [log10[:, part] for part in cell.extents(hidden).values()]
+    units = np.full((len(log10), max(part.shape[1] for part in parts)), -np.inf)
+    for part in parts:
+        units[:, : part.shape[1]] = np.maximum(units[:, : part.shape[1]], part)
+    return units

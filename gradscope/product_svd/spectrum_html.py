@@ -1,0 +1,43 @@
+"""A spectrum as notebooks show it: a table of its values, with their error."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gradscope.product_svd.spectrum import Spectrum
+
+# Values shown of more: so many from each end.
+_EACH_END = 6
+
+
+def spectrum_html(spectrum: Spectrum) -> str:
+    """Numbers alone, so there is nothing to escape."""
+    values = spectrum.log10_singular_values.tolist()
+    shown: list[int | None] = [*range(len(values))]
+    if len(values) > 2 * _EACH_END:
+        shown = [*range(_EACH_END), None, *range(len(values) - _EACH_END, len(values))]
+    rows = "".join(
+        "<tr><td>&hellip;</td><td></td><td></td></tr>"
+        if k is None
+        else f"<tr><td>{k + 1}</td><td>{_size(values[k])}</td><td>{_digits(values[k])}</td></tr>"
+        for k in shown
+    )
+    zeros = "" if spectrum.exact_zeros is None else f", {spectrum.exact_zeros} exactly zero"
+    said = f"{len(values)} singular values{zeros}, each log10 to {spectrum.log10_error:.0e} or better"
+    head = "<tr><th>i</th><th>sigma_i</th><th>log10</th></tr>"
+    return f"<table><caption>{said}</caption><thead>{head}</thead><tbody>{rows}</tbody></table>"
+
+
+def _size(log10: float) -> str:
+    """Mantissa and exponent, which float64 need not hold: ``2.45e-380``."""
+    if not math.isfinite(log10):
+        return "0" if log10 == -math.inf else "not known"
+    whole = math.floor(log10)
+    mantissa = f"{10 ** (log10 - whole):.2f}"
+    return f"1.00e{whole + 1:+03d}" if mantissa == "10.00" else f"{mantissa}e{whole:+03d}"
+
+
+def _digits(log10: float) -> str:
+    return f"{log10:.6f}" if math.isfinite(log10) else ""
