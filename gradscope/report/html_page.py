@@ -16,7 +16,7 @@ from gradscope.report.html_text import figures_of, folded, gain_of, listing, tab
 from gradscope.report.next_steps import next_steps
 from gradscope.report.pictures.figures import picture
 from gradscope.report.pictures.parts import of_result, parts_of
-from gradscope.report.pictures.svg import element, escaped
+from gradscope.report.pictures.svg import element, escaped, short
 from gradscope.report.subject import subject
 from gradscope.report.views import Look
 
@@ -87,6 +87,7 @@ def _whole(result: Mapping[str, Any]) -> Iterator[str]:
     gain = gain_of(result["chains"][0]["log10_norm"]["median"])
     heading = element("span", escaped(level), class_=f"level {known}")
     yield element("h1", heading, escaped(f": {_subject(result)}, gain {gain}"))
+    yield _key(result)
     yield listing(result["verdict"]["reasons"])
     notes = result["verdict"].get("notes") or []
     if notes:
@@ -98,6 +99,23 @@ def _whole(result: Mapping[str, Any]) -> Iterator[str]:
         yield element("h2", "Next")
         yield next_
     yield _sections(result, "whole")
+
+
+def _key(result: Mapping[str, Any]) -> str:
+    """The few numbers that are looked for first."""
+    full, steps = result["chains"][0], result["problem"]["steps"]
+    facts = {
+        "horizon": f"{figures_of(full['horizon']['median'], 'g')} of {steps} steps",
+        "rate": f"{figures_of(full['rate']['median'], '+.4f')} nats/step",
+    }
+    shares = {name: share for name, share in result["shares"].items() if share is not None}
+    if len(shares) > 1:
+        first = max(shares, key=lambda name: abs(shares[name]))
+        facts["carried by"] = f"{short(first)}, {100 * shares[first]:.0f} %"
+    each = (
+        element("div", element("dt", name), element("dd", escaped(value))) for name, value in facts.items()
+    )
+    return element("dl", *each, class_="key")
 
 
 def _next(result: Mapping[str, Any]) -> list[str]:
@@ -145,14 +163,14 @@ def _chains(part: Mapping[str, Any]) -> str:
         (
             chain["name"],
             gain_of(chain["log10_norm"]["median"]),
-            figures_of(chain["rate"]["median"], "+.4f"),
             figures_of(chain["horizon"]["median"], "g"),
             chain["verdict"],
+            figures_of(chain["rate"]["median"], "+.4f"),
             figures_of(max(chain["log10_error"], default=None), ".0e"),
         )
         for chain in part["chains"][:_NAMES]
     ]
-    headings = ("chain", "gain", "rate, nats/step", "horizon, steps", "verdict", "worst error, decades")
+    headings = ("chain", "gain", "horizon, steps", "verdict", "rate, nats/step", "worst error, decades")
     return table("Chains: the full one, and each path alone", headings, rows)
 
 
@@ -271,7 +289,21 @@ def _provenance(result: Mapping[str, Any], origin: Mapping[str, str]) -> str:
     facts |= result["thresholds"]
     rows = [(key, _plain(value)) for key, value in facts.items() if value not in (None, [], {})]
     made = table("What was analysed, and with what", ("setting", "value"), rows[: 2 * _NAMES])
-    return element("section", element("h2", "Provenance"), made, class_="facts")
+    words = folded("How to read this page", listing(_WORDS))
+    return element("section", words, element("h2", "Provenance"), made, class_="facts")
+
+
+_WORDS = (
+    "Gain: sigma_1, the largest singular value of the product of all one-step Jacobians: the most that any "
+    "gradient is amplified on its way from the last step to the first. Rate: its logarithm per step.",
+    "Horizon: the largest lag up to which the gain stays at or above the vanishing threshold.",
+    "A chain of one path is the product of what goes through that recurrent matrix (or the carousel) alone, "
+    "along the same states. Its share is how much of the gradient it carries; shares sum to 1, one below 0 "
+    "works against the others.",
+    "Vanishing, exploding: the gain is below the one threshold at the last lag, or above the other at any. "
+    "Undecided: its error straddles a threshold.",
+    "Worst error: of the logarithm of the worst of all singular values; the gain's own is with the verdict.",
+)
 
 
 def _plain(value: object) -> str:

@@ -30,14 +30,17 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem
 caption{text-align:left;color:#55595f;padding:.3rem 0}
 th,td{padding:.15rem .8rem .15rem 0;text-align:right;vertical-align:top;border-bottom:1px solid #dcdfe4}
 td{white-space:nowrap}
-th:first-child{text-align:left;overflow-wrap:anywhere;min-width:4rem}
+th:first-child{text-align:left;overflow-wrap:break-word;max-width:14rem}
+.key{display:flex;flex-wrap:wrap;gap:.4rem 2.5rem;margin:0 0 1rem}
+.key dt{color:#55595f;font-size:.9rem}
+.key dd{margin:0;font-size:1.3rem;font-weight:600;font-variant-numeric:tabular-nums}
 .facts td,.facts th{text-align:left}
 .facts td{white-space:normal;overflow-wrap:anywhere}
 summary{cursor:pointer;padding:.3rem 0;color:#0b57a4}
 """
 _DARK = """
 body{color:#f2f2f2;background:#15181d}
-figcaption,.quiet,caption{color:#b6bcc6}
+figcaption,.quiet,caption,.key dt{color:#b6bcc6}
 th,td{border-color:#353b45}
 summary{color:#8ec1f7}
 """

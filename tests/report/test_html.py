@@ -130,6 +130,7 @@ def test_the_order_is_verdict_remedy_gain_carrier_spectrum_matrices_layers_prove
     assert [words.split(":")[:2] for words in layers] == [
         ["layer0", " layer below"],
         ["layer1", " layer above"],
+        ["How to read this page"],
     ]
 
 
@@ -144,10 +145,19 @@ def test_a_page_says_what_to_do_next():
         assert "gradscope suggest" not in html_page(told(name))
 
 
+def test_the_few_numbers_that_are_looked_for_first():
+    page = Page(html_page(told("one")))
+    shares = RESULTS["one"].mean_shares
+    first = max(shares, key=lambda name: abs(shares[name]))
+    assert page.said("dt") == ["horizon", "rate", "carried by"]
+    assert page.said("dd") == ["12 of 40 steps", "-0.5756 nats/step", f"{first}, {100 * shares[first]:.0f} %"]
+    assert Page(html_page(told("dead"))).said("dt") == ["horizon", "rate"]
+
+
 def test_exact_numbers_are_those_of_the_result():
     page = Page(html_page(told("one")))
     cells = page.said("td", "th")
-    assert [*cells[cells.index("full") :]][:6] == ["full", "1.00e-10", "-0.5756", "12", "vanishing", "3e-13"]
+    assert [*cells[cells.index("full") :]][:6] == ["full", "1.00e-10", "12", "vanishing", "-0.5756", "3e-13"]
     lag = cells.index("lag")
     row = cells[cells.index("40", lag) :]
     assert row[:4] == ["40", "1.00e-10", "1.00e-20", "1.00e-240"]
