@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from rich.console import Group, RenderableType
@@ -15,7 +15,7 @@ from gradscope.report.terminal import Terminal
 from gradscope.report.verdict import scientific
 
 _BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.,-=+*#"
-_WIDEST = 100
+_WIDEST, _NARROWEST = 100, 4
 # Columns between two ticks, at least.
 _APART = 10
 
@@ -35,8 +35,9 @@ def by_lag(
         [name, f"lag {lags[0]}", scientific(float(norms[0])), scientific(float(norms[-1])), f"lag {steps}"]
         for name, (lags, norms) in rows.items()
     ]
-    taken = sum(max(map(len, column)) for column in zip(*labels, strict=True)) + any(rows)
-    width = max(min(terminal.width - taken - 6, steps, _WIDEST), 1)
+    if _room(labels, terminal) < _NARROWEST:  # the axis has the lags too
+        labels = [[name, "", first, last, ""] for name, _, first, last, _ in labels]
+    width = max(min(_room(labels, terminal), steps, _WIDEST), 1)
     shown = 1 + np.linspace(0, steps - 1, width).round()
     lines = sparkline(np.concatenate([_at(shown, *row) for row in rows.values()]), terminal)
     grid = Table.grid(padding=(0, 1))
@@ -49,6 +50,12 @@ def by_lag(
     for below in axis_below(shown, list(marks)):
         grid.add_row(*[""] * (2 + any(rows)), Text(below, style="dim"), "", "")
     return Group(grid, *(note(f"▲ lag {lag}: {begins}") for lag, begins in marks.items()))
+
+
+def _room(labels: Sequence[Sequence[str]], terminal: Terminal) -> int:
+    """Columns that are left for the blocks."""
+    taken = sum(max(map(len, column)) for column in zip(*labels, strict=True))
+    return terminal.width - taken - 6 - any(name for name, *_ in labels)
 
 
 def crossings(lags: Array, norms: Array, vanishing_below: float, exploding_above: float) -> dict[int, str]:

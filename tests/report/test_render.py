@@ -19,6 +19,7 @@ from gradscope.measure.sensitivity import Sensitivity
 from gradscope.report.json import render_json
 from gradscope.report.table import render_table
 from gradscope.report.terminal import Terminal
+from gradscope.report.verdict import scientific
 from gradscope.report.views import Look
 from gradscope.schemas import schema
 
@@ -89,6 +90,21 @@ def test_table(name):
     assert max(map(len, plain.splitlines())) <= terminal.width
     assert plain.isascii() or terminal.unicode
     assert not re.search(r" $", plain, re.MULTILINE)
+
+
+@pytest.mark.parametrize("unicode", [True, False])
+@pytest.mark.parametrize("width", [40, 41, 53, 80, 130, 200])
+@pytest.mark.parametrize("name", [name for name in CASES if name.endswith("_80")])
+def test_a_table_fits_and_cuts_no_number(name, width, unicode):
+    subject = CASES[name][0]
+    text = render_table(subject, Look(Terminal(width, False, unicode)))
+    assert max(map(len, text.splitlines())) <= width
+    assert unicode or text.isascii()
+    words = text.split()
+    for chain in subject.chains:
+        assert scientific(chain.log10_norm.median) in words
+        assert chain.name in words
+    assert "…" not in text
 
 
 @pytest.mark.parametrize(("name", "subject"), [("0", "layer 0: lstm, "), ("", "lstm, ")])
