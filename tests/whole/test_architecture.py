@@ -43,6 +43,7 @@ RICH = {
     *(
         "page",
         "table",
+        "lag_view",
         "loss_table",
         "sensitivity_table",
         "suggestion_table",
