@@ -1,4 +1,4 @@
-"""Both engines on small random chains of mixed kinds: `python benchmarks/engines.py [--chains N]`.
+"""Both engines on small random chains of mixed kinds: `python benchmarks/engines.py --help`.
 
 Every value has to agree within the two estimates, every lag to 1e-10; exit code 1 where one does not.
 """
@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from oracles.arrays import WholeSteps, mixed
 
+from gradscope.compiled_svd import passes
 from gradscope.compiled_svd.engine import compiled_spectra
 from gradscope.product_svd.spectrum import Spectrum, spectrum
 
@@ -30,7 +31,15 @@ def main() -> None:
     """Print how many agree, were left to the host, and do not."""
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--chains", type=int, default=10_000)
-    count = arguments.parse_args().chains
+    arguments.add_argument(
+        "--as-accelerator",
+        action="store_true",
+        help="batches and segments of time as on a GPU, wherever this runs",
+    )
+    options = arguments.parse_args()
+    count = options.chains
+    if options.as_accelerator:
+        passes.one_for_each_core = lambda devices: False
     rng, left, wrong, done = np.random.default_rng(0), 0, 0, 0
     seconds = {"compiled": 0.0, "host": 0.0}
     while done < count:

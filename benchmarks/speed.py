@@ -13,7 +13,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 
 import jax
 import numpy as np
 import startup
-from engine_rows import Row, engine_rows
+from engine_rows import Row, device_rows, engine_rows
 from methods import (
     STEPS,
     Case,
@@ -79,12 +79,18 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--long", action="store_true", help="the million-step runs too")
     arguments.add_argument("--quick", action="store_true", help="small sizes only")
+    arguments.add_argument(
+        "--device", action="store_true", help="only what an accelerator is for, in about two minutes"
+    )
     options = arguments.parse_args()
     jax.config.update("jax_enable_x64", True)
     CONSOLE.print(machine())
+    if options.device:
+        table_of(device_rows(90))
+        return
     sizes = (16, 64, 128) if options.quick else (16, 64, 128, 256)
     ratios = {hidden: methods(hidden) for hidden in sizes}
-    targets(ratios, options.quick, options.long)
+    table_of(rows(ratios, options.quick, options.long))
     startup.main()
 
 
@@ -176,10 +182,10 @@ def best(run: Callable[[], Any], repeats: int = REPEATS) -> float:
     return timed(run, repeats)[0]
 
 
-def targets(ratios: dict[int, dict[str, float]], quick: bool, long: bool) -> None:
-    """Print every target with what was measured."""
+def table_of(every: Iterable[Row]) -> None:
+    """Print every target with what was measured, each as it is found too."""
     table, reasons = Table("target", "measured", "at most", ""), list[str]()
-    for name, value, goal, digits in rows(ratios, quick, long):
+    for name, value, goal, digits in every:
         met = value <= goal if goal > 0 else value >= -goal
         limit = f"<= {goal:g}" if goal > 0 else f">= {-goal:g}"
         table.add_row(name, f"{value:.{digits}f}", limit, "ok" if met else "MISSED")

@@ -12,7 +12,7 @@ from jax import lax
 from gradscope.compiled_svd.device_steps import ChainArrays, times
 from gradscope.compiled_svd.graded_step import Form, multiplied_by_n, pivoted
 from gradscope.compiled_svd.lag_norm import norm
-from gradscope.compiled_svd.numbers import largest
+from gradscope.compiled_svd.numbers import largest, power_of_two
 from gradscope.compiled_svd.step_arrays import Shape
 from gradscope.product_svd.graded_chain import ALONE, GROWN, LONGEST, RESET_EVERY
 
@@ -20,10 +20,10 @@ from gradscope.product_svd.graded_chain import ALONE, GROWN, LONGEST, RESET_EVER
 class Progress(NamedTuple):
     """Chains under way.
 
-    form : the product of the last ``lag`` steps, its columns scaled by 2**after; vector : (B, m) top left
-    vector; group, alone : how many steps are multiplied before they are factored, and for how many they go
-    singly; worst : (B,) smallest pivot so far; growth : (B,) largest entry of x; sure : (B,) whether every
-    norm was found; sigma, exponent : (B, T) norms at every lag.
+    form : the product of the last ``lag`` steps, within a program its columns scaled by 2**after; vector :
+    (B, m) top left vector; group, alone : how many steps are multiplied before they are factored, and for
+    how many they go singly; worst : (B,) smallest pivot so far; growth : (B,) largest entry of x; sure :
+    (B,) whether every norm was found; sigma, exponent : (B, T) norms at every lag.
     """
 
     form: Form
@@ -60,8 +60,26 @@ def advanced(shape: Shape, progress: Progress, chains: ChainArrays, steps: Any, 
     def unfinished(carried: tuple[Any, Any, Progress]) -> Any:
         return (carried[0] > 0) | carried[1]
 
-    start = (steps, jnp.bool_(False), progress)
-    return lax.while_loop(unfinished, partial(_attempt, shape, chains, how), start)[2]
+    after = lax.dynamic_index_in_dim(chains.weights, steps, 1, keepdims=False)
+    start = progress._replace(form=columns_scaled(progress.form, after), after=after)
+    found: Progress = lax.while_loop(
+        unfinished, partial(_attempt, shape, chains, how), (steps, jnp.bool_(False), start)
+    )[2]
+    return found._replace(form=columns_restored(found.form, found.after))
+
+
+def columns_scaled(form: Form, after: Any) -> Form:
+    """Columns scaled as the rows of the step are that they meet, by 2**after."""
+    shift = after.max(axis=-1, keepdims=True)
+    y = form.y * power_of_two(after - shift)[:, None]
+    return form._replace(y=y, exponent=form.exponent + shift)
+
+
+def columns_restored(form: Form, after: Any) -> Form:
+    """The product as it is."""
+    shift = after.max(axis=-1, keepdims=True)
+    y = form.y * power_of_two(shift - after)[:, None]
+    return form._replace(y=y, exponent=form.exponent - shift)
 
 
 def _attempt(

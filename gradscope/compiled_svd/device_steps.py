@@ -31,6 +31,12 @@ class ChainArrays(NamedTuple):
     starts: Any
 
 
+def serving(chains: ChainArrays, count: int) -> ChainArrays:
+    """Matrices and factors for each of so many segments, of which every chain has as many as any other."""
+    once = (jnp.repeat(a, count // len(a), axis=0) for a in (chains.matrices, chains.pool))
+    return chains._replace(**dict(zip(("matrices", "pool"), once, strict=True)))
+
+
 def times(shape: Shape, chains: ChainArrays, y: Any, t: Any) -> Any:
     """y @ A_t of every chain, its rows scaled by 2**-weights and its columns by those of the step before.
 

@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import jax
 
-from gradscope.compiled_svd.passes import ArraySource, Asked, Pass, gone_through, shape_of
+from gradscope.compiled_svd.asked import ArraySource, Asked, Pass
+from gradscope.compiled_svd.passes import gone_through, shape_of
+from gradscope.machine import one_blas_thread
 from gradscope.product_svd.error_estimate import EPS, RESET_SIZE, Outcome, compare, draws, good_enough
 from gradscope.product_svd.spectrum import Spectrum, assembled, rounding_of
 from gradscope.product_svd.steps import WILD, StepSource, checked
@@ -16,6 +18,7 @@ from gradscope.product_svd.steps import WILD, StepSource, checked
 PLATFORMS = ("cpu", "gpu", "cuda", "rocm")
 
 
+@one_blas_thread()  # the finish of every pass has a core
 def compiled_spectra(
     chains: Sequence[ArraySource],
     devices: Sequence[jax.Device],

@@ -43,11 +43,12 @@ class Pivoted(NamedTuple):
     worst: Any
 
 
-def pivoted(form: Form, rows: Any, after: Any) -> Pivoted:
+def pivoted(form: Form, rows: Any, after: Any, *, lazily: bool = True) -> Pivoted:
     """LU of the rows, largest first (Tomas, Chang, Scalettar, Bai 2012).
 
     after : (B, m) exponents by which the columns of the rows are scaled: columns scaled apart have pivots
-        apart, and noise is small for its own column.
+        apart, and noise is small for its own column; lazily : whether to look whether that matters, for which
+        an accelerator waits for the host.
     """
     size = largest(rows)
     weight = jnp.log2(size) + jnp.log2(jnp.abs(form.mantissa)) + form.exponent
@@ -60,7 +61,10 @@ def pivoted(form: Form, rows: Any, after: Any) -> Pivoted:
     worst = jnp.abs(pivots / size).min(axis=-1)
     apart = (after.max() != after.min()) & (worst < SUSPECT).any()
     scaled = partial(_worst_by_scale, rows, order, pivots, permutation, after)
-    worst = lax.cond(apart, lambda: jnp.maximum(worst, scaled()), lambda: worst)
+    if lazily:
+        worst = lax.cond(apart, lambda: jnp.maximum(worst, scaled()), lambda: worst)
+    else:
+        worst = jnp.where(apart, jnp.maximum(worst, scaled()), worst)
     new, carried = jnp.frexp(mantissa * pivots)
     lower = jnp.tril(lu, -1) + jnp.eye(rows.shape[-1])
     lower = jnp.swapaxes(_taken(lower, jnp.argsort(permutation, axis=-1)), 1, 2)
@@ -75,10 +79,13 @@ def _worst_by_scale(rows: Any, order: Any, pivots: Any, permutation: Any, after:
     return jnp.abs(pivots / jnp.take_along_axis(scale, permutation, -1) / size).min(axis=-1)
 
 
-def multiplied_by_n(found: Pivoted, other: Any) -> Any:
-    """N other, N = D_new^-1 U D unit upper triangular, without what is negligible of it."""
+def multiplied_by_n(found: Pivoted, other: Any, *, whole: bool = False) -> Any:
+    """N other, N = D_new^-1 U D unit upper triangular, without what is negligible of it.
+
+    whole : in one product, zeros and all.
+    """
     rows, m = _taken(other, found.order), other.shape[1]
-    if m <= 2 * _BLOCK:
+    if whole or m <= 2 * _BLOCK:
         return rows + _n(found.upper, found.old, (found.mantissa, found.exponent)) @ rows
     return rows + lax.cond(_narrow(found), _times_band, _times_triangle, found, rows)
 

@@ -97,19 +97,35 @@ def _better(s: Search, image: Any, back: Any) -> Search:
     p, p_image = (jnp.where(some, a / jnp.where(some, size, 1.0), 0.0) for a in (p, p_image))
     sigma = jnp.linalg.norm(z, axis=-1)
     still = jnp.where(sigma - s.sigma <= _TOLERANCE * sigma, s.still + 1, 0)
+    # Of a batch some are found before others: images that are but added to would drift from their vectors.
+    found = s.still >= _STILL
+    u, z, p, p_image = (
+        jnp.where(found[:, None], a, b) for a, b in zip(s[:4], (u, z, p, p_image), strict=True)
+    )
+    sigma, still = jnp.where(found, s.sigma, sigma), jnp.where(found, s.still, still)
     return Search(u, z, p, p_image, sigma, still, s.step + 1)
 
 
 def _first_vector(gram: Any) -> Any:
-    """(B, 3) main direction of symmetric matrices, by squaring them again and again."""
+    """(B, 3) main direction of symmetric matrices, by squaring them again and again.
 
-    def squared(_: Any, gram: Any) -> Any:
-        gram = gram / jnp.maximum(jnp.abs(gram).max(axis=(1, 2), keepdims=True), _TINY)
-        return (gram[:, :, :, None] * gram[:, None, :, :]).sum(axis=2)
-
-    gram = lax.fori_loop(0, _SQUARINGS, squared, gram)
-    column = jnp.argmax(jnp.diagonal(gram, axis1=1, axis2=2), axis=-1)
-    return _unit(jnp.take_along_axis(gram, column[:, None, None], 2)[..., 0])
+    By entries: so small a matrix product takes an accelerator longer than all of this.
+    """
+    a, b, c, d, e, f = (gram[:, i, j] for i, j in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)))
+    for _ in range(_SQUARINGS):
+        size = jnp.maximum(jnp.maximum(jnp.maximum(a, d), f), _TINY)  # of which none is negative
+        a, b, c, d, e, f = (entry / size for entry in (a, b, c, d, e, f))
+        a, b, c, d, e, f = (
+            a * a + b * b + c * c,
+            a * b + b * d + c * e,
+            a * c + b * e + c * f,
+            b * b + d * d + e * e,
+            b * c + d * e + e * f,
+            c * c + e * e + f * f,
+        )
+    columns = jnp.stack([jnp.stack(x, 1) for x in ((a, b, c), (b, d, e), (c, e, f))], 1)
+    column = jnp.argmax(jnp.stack([a, d, f], 1), axis=-1)
+    return _unit(jnp.take_along_axis(columns, column[:, None, None], 1)[:, 0])
 
 
 def _without(w: Any, known: Any) -> Any:

@@ -9,6 +9,9 @@ import numpy as np
 
 from gradscope.custom_types import Array
 
+# Steps of a segment of time, a power of two at least; segments of a chain that go side by side, at most.
+SHORT, MOST_SEGMENTS = 8, 32
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -75,3 +78,23 @@ def bucket(steps: int) -> int:
     """Rounded up to quarters of an octave (.. 160, 192, 224, 256, 320 ..): neighbours share a program."""
     quarter = 1 << max(0, (steps - 1).bit_length() - 3)
     return math.ceil(steps / quarter) * quarter
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Some steps as ``count`` segments of time, each of so many; room : for how many its arrays are."""
+
+    count: int
+    steps: int
+    room: int
+
+    @classmethod
+    def whole(cls, steps: int) -> Cut:
+        """In one piece."""
+        return cls(1, steps, bucket(steps))
+
+    @classmethod
+    def short(cls, steps: int) -> Cut:
+        """In segments of few steps, which go side by side: few of their lengths and counts, few programs."""
+        length = max(SHORT, 1 << max(0, math.ceil(steps / MOST_SEGMENTS) - 1).bit_length())
+        return cls(bucket(math.ceil(steps / length)), length, length)

@@ -35,6 +35,8 @@ _START, _COMPILED, _MILLION = 8e3, 2.5e4, 3.0
 # Units for a step of a chain of m states in a compiled program, gone through once; for such a program.
 _STEP, _PROGRAM_SQUARE, _PROGRAM_CUBE = 0.8, 2.5e-4, 3e-6
 PROGRAM = 6e4
+# How many times as long accelerators take for those (an H100 9 s for a chain of 128 states).
+LONGER_TO_COMPILE = 5
 # Units for a step of plain products side by side, with their norms.
 _BESIDE, _BESIDE_SQUARE, _BESIDE_CUBE = 1.2, 6.5e-5, 4e-7
 # Units for a step of a chain whose spectrum is there already.

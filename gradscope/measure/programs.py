@@ -12,8 +12,9 @@ from itertools import count
 import jax
 import numpy as np
 
+from gradscope.compiled_svd.asked import ArraySource
 from gradscope.compiled_svd.engine import PLATFORMS, compiled_spectra
-from gradscope.compiled_svd.passes import ArraySource, shape_of
+from gradscope.compiled_svd.passes import shape_of
 from gradscope.compiled_svd.step_arrays import Shape
 from gradscope.linearize.budget import SEGMENT_BYTES
 from gradscope.linearize.cell_chain import CellChain
@@ -21,7 +22,7 @@ from gradscope.linearize.segmented import SegmentedChain, keeping_recent
 from gradscope.linearize.sequence import Linearized
 from gradscope.machine import cores
 from gradscope.measure.chains import Ask
-from gradscope.measure.cost import PROGRAM, saved_by_program
+from gradscope.measure.cost import LONGER_TO_COMPILE, PROGRAM, saved_by_program
 from gradscope.measure.progress import Fraction
 from gradscope.product_svd.spectrum import Spectrum
 
@@ -125,7 +126,8 @@ def _worth(shapes: Sequence[Shape], steps: int, accelerator: bool = False) -> fr
     saved: Counter[Shape] = Counter()
     for shape in shapes:
         saved[shape] += round(steps * saved_by_program(shape.size, accelerator))
+    price = PROGRAM * (LONGER_TO_COMPILE if accelerator else 1)
     with _lock:
-        _compiled.update(shape for shape, units in saved.items() if units + _missed[shape] > PROGRAM)
+        _compiled.update(shape for shape, units in saved.items() if units + _missed[shape] > price)
         _missed.update({shape: units for shape, units in saved.items() if shape not in _compiled})
         return frozenset(shape for shape in saved if shape in _compiled)

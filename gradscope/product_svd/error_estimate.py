@@ -171,13 +171,13 @@ class Outcome:
         self.suspect = self.noisy = False
         self.lags = np.zeros(0)
 
-    def finish(self, graded: Graded) -> None:
-        """Values and top vectors of the whole product."""
-        graded = decomposed(graded)
+    def finish(self, graded: Graded, *, vectors: bool = True) -> None:
+        """Values of the whole product, and its top vectors where they are wanted."""
+        graded = decomposed(graded, vectors=vectors)
         held = graded.mantissa > 0  # what underflowed on the way is lost, not zero
         self.suspect |= not held.all()
         self.log10 = log_scale.log10(graded.mantissa[held], graded.exponent[held])
-        nothing = graded.rank == 0
+        nothing = graded.rank == 0 or not vectors
         self.left = np.zeros(graded.x.shape[1]) if nothing else graded.x[0]
         self.right = np.zeros(graded.y.shape[1]) if nothing else graded.y[0]
 
@@ -223,7 +223,7 @@ class Run(Outcome):
         pivoting = Pivoting(rank_at, plan or {}, reset, grouped)
         graded, lags = product(chain, pivoting, lag_norm, slices)
         self.lags = np.array(lags)
-        self.finish(graded)
+        self.finish(graded, vectors=not perturb)
 
 
 def compare(run: Outcome, again: Sequence[Outcome | None], entry_error: float) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
-from scipy.linalg.lapack import dgejsv
 
 from gradscope.custom_types import Array
+from gradscope.product_svd.gejsv import gejsv
 from gradscope.product_svd.graded_lu import Graded, powers_of_two
 
 # Bits a block of columns may span: dgejsv works with squares of norms.
@@ -18,8 +19,10 @@ NEGLIGIBLE = 1e-17
 MAX_PASSES = 60
 
 
-def decomposed(graded: Graded) -> Graded:
+def decomposed(graded: Graded, *, vectors: bool = True) -> Graded:
     """The same product with x and y orthonormal and d the singular values, descending.
+
+    vectors : whether x and y are wanted, which are nothing else.
 
     Drmac and Veselic, New fast and accurate Jacobi SVD algorithm (2008): one-sided Jacobi finds
     every singular value of C diag(d) to a relative error of eps times the condition of C,
@@ -29,12 +32,24 @@ def decomposed(graded: Graded) -> Graded:
         return graded
     x, mantissa, exponent, y = _sorted(graded)
     # P^T = Y^T D X; with X^T = Q R it is (Y^T K) D Q^T, K = D R^T D^-1 bounded as d descends.
-    basis_x, r = np.linalg.qr(x.T)
+    basis_x, r = _qr(x.T, vectors)
     columns = y.T @ _graded_transpose(r, mantissa, exponent)
     if exponent[0] - exponent[-1] <= SPAN:
-        sigma, powers, u, v = _jacobi(columns, mantissa, exponent)
-        return _in_order(sigma, powers, basis_x @ v, u)
+        sigma, powers, u, v = _jacobi(columns, mantissa, exponent, vectors)
+        return _in_order(sigma, powers, _turned(basis_x, v), u)
     return _by_blocks(columns, mantissa, exponent, basis_x)
+
+
+def _qr(a: Array, vectors: bool) -> tuple[Array | None, Array]:
+    """Q, where vectors are wanted, and R."""
+    if vectors:
+        q, r = np.linalg.qr(a)
+        return q, r
+    return None, np.asarray(np.linalg.qr(a, mode="r"))
+
+
+def _turned(basis: Array | None, q: Array | None) -> Array | None:
+    return None if basis is None or q is None else np.asarray(basis @ q)
 
 
 def orthonormal(graded: Graded) -> Graded:
@@ -45,8 +60,10 @@ def orthonormal(graded: Graded) -> Graded:
     return replace(graded, x=q.T, mantissa=mantissa, exponent=exponent, y=y)
 
 
-def _in_order(mantissa: Array, exponent: Array, left: Array, right: Array) -> Graded:
+def _in_order(mantissa: Array, exponent: Array, left: Array | None, right: Array | None) -> Graded:
     order = np.lexsort((-mantissa, -exponent))
+    if left is None or right is None:
+        left = right = np.zeros((0, len(order)))
     return Graded(
         np.asfortranarray(left[:, order].T),
         mantissa[order],
@@ -72,44 +89,47 @@ def _graded_transpose(r: Array, mantissa: Array, exponent: Array) -> Array:
     return np.tril(r.T * (mantissa[:, None] / mantissa)) * ratio
 
 
-def _jacobi(columns: Array, mantissa: Array, exponent: Array) -> tuple[Array, Array, Array, Array]:
+def _jacobi(
+    columns: Array, mantissa: Array, exponent: Array, vectors: bool
+) -> tuple[Array, Array, Array | None, Array | None]:
     """Singular values (mantissa, exponent) and vectors u, v of columns @ diag(d)."""
     mid = int(exponent[0] + exponent[-1]) // 2
-    a = columns * np.ldexp(mantissa, exponent - mid)
-    if a.shape == (1, 1):  # dgejsv refuses it
-        sigma, u, v = np.abs(a[0]), np.sign(a), np.ones((1, 1))
-    else:
-        # joba C: no test of the condition; jobr N: keep tiny columns; jobt, jobp N: a as it is.
-        sigma, u, v, work, _, info = dgejsv(a, joba=0, jobu=0, jobv=0, jobr=0, jobt=0, jobp=0)
-        if info != 0:
-            raise ArithmeticError(f"dgejsv did not converge: info {info}")
-        sigma = sigma * (work[0] / work[1])
+    sigma, u, v = gejsv(columns * np.ldexp(mantissa, exponent - mid), vectors=vectors)
     sigma, carried = np.frexp(sigma)
     return sigma, carried.astype(np.int64) + mid, u, v
 
 
-def _by_blocks(columns: Array, mantissa: Array, exponent: Array, basis_x: Array) -> Graded:
+def _by_blocks(columns: Array, mantissa: Array, exponent: Array, basis_x: Array | None) -> Graded:
     """As _jacobi, for values no float64 can hold side by side.
 
     Every QR pass multiplies the coupling of two values by their squared ratio, so that far values
     come apart, until no block of coupled ones spans more than SPAN.
     """
-    basis_y, r = np.linalg.qr(columns)
+    vectors = basis_x is not None
+    basis_y, r = _qr(columns, vectors)
     for _ in range(MAX_PASSES):
         cuts = _cuts(r)
         if all(exponent[i] - exponent[j - 1] <= SPAN for i, j in pairwise(cuts)):
             break
         # R D = D S with S = D^-1 R D; S^T = Q R' turns it into (D R'^T D^-1) D Q^T.
-        q, swapped = np.linalg.qr(_graded_transpose(r, mantissa, exponent))
-        basis_x = basis_x @ q
-        q, r = np.linalg.qr(_graded_transpose(swapped, mantissa, exponent))
-        basis_y = basis_y @ q
-    parts = []
-    for i, j in pairwise(cuts):
-        sigma, powers, u, v = _jacobi(r[i:j, i:j], mantissa[i:j], exponent[i:j])
-        parts.append((sigma, powers, basis_x[:, i:j] @ v, basis_y[:, i:j] @ u))
-    sigma, powers, left, right = (np.concatenate(p, axis=-1) for p in zip(*parts, strict=True))
+        q, swapped = _qr(_graded_transpose(r, mantissa, exponent), vectors)
+        basis_x = _turned(basis_x, q)
+        q, r = _qr(_graded_transpose(swapped, mantissa, exponent), vectors)
+        basis_y = _turned(basis_y, q)
+    found = [_jacobi(r[i:j, i:j], mantissa[i:j], exponent[i:j], vectors) for i, j in pairwise(cuts)]
+    sigma, powers = (np.concatenate(each) for each in list(zip(*found, strict=True))[:2])
+    left, right = (
+        _block_wise(basis, [one[k] for one in found], cuts) for basis, k in ((basis_x, 3), (basis_y, 2))
+    )
     return _in_order(sigma, powers, left, right)
+
+
+def _block_wise(basis: Array | None, turns: list[Any], cuts: list[int]) -> Array | None:
+    """The basis with each block of its columns turned."""
+    if basis is None:
+        return None
+    each = (basis[:, i:j] @ turn for (i, j), turn in zip(pairwise(cuts), turns, strict=True))
+    return np.concatenate(list(each), axis=1)
 
 
 def _cuts(r: Array) -> list[int]:

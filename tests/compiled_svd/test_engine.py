@@ -38,6 +38,12 @@ def as_accelerator(monkeypatch):
     monkeypatch.setattr(passes, "one_for_each_core", lambda devices: False)
 
 
+@pytest.fixture
+def in_turn(as_accelerator, monkeypatch):
+    """As on an accelerator with chains that are too large for segments of time."""
+    monkeypatch.setattr(passes, "in_segments", lambda shape, devices: False)
+
+
 def agree(one, other):
     """Both within their estimates, and lags as far as they are above a gain of 1e-200."""
     assert one.exact_zeros == other.exact_zeros == 0
@@ -56,8 +62,12 @@ def test_against_exact_arithmetic(name):
     chain = chains.CHAINS[name](M, STEPS, 0)
     (one,) = found(chain)
     assert (one is None) == (name in LEFT)
-    if one is None:
-        return
+    if one is not None:
+        within_the_estimate(one, chain)
+
+
+def within_the_estimate(one, chain):
+    """Of exact arithmetic, and the estimate not far too small."""
     true = reference(chain, vectors=True)
     assert one.engine == "compiled"
     assert one.exact_zeros == true.exact_zeros == 0
@@ -97,10 +107,39 @@ def test_entries_right_to_float32():
         agree(one, spectrum(stack, by_lag=True, entry_error=entry_error))
 
 
-def test_a_batch_is_what_each_is_alone(as_accelerator):
-    rng = np.random.default_rng(1)
-    stacks = [rng.normal(size=(STEPS, M, M)) for _ in range(3)]
-    for one, stack in zip(found(*stacks), stacks, strict=True):
+def mixed_chains(count):
+    rng = np.random.default_rng(0)
+    return [mixed(rng, M, STEPS) for _ in range(count)]
+
+
+def sure_of(stacks, length=None):
+    both = list(zip(found(*stacks, length=length), stacks, strict=True))
+    both = [(one, stack) for one, stack in both if one is not None]
+    assert len(both) > 0.7 * len(stacks)
+    return both
+
+
+@pytest.mark.parametrize("some", [6, pytest.param(51, marks=pytest.mark.slow)])
+def test_segments_of_time_side_by_side(some, as_accelerator):
+    """One batch of all: against exact arithmetic, and with every lag against the host."""
+    named = [make(M, STEPS, 0) for name, make in chains.CHAINS.items() if name not in LEFT][:some]
+    for one, stack in sure_of([*named, *mixed_chains(some - len(named))]):
+        agree(one, spectrum(stack, by_lag=True, entry_error=ENTRY_ERROR))
+        if any(stack is other for other in named):
+            within_the_estimate(one, stack)
+
+
+@pytest.mark.slow  # programs of their own, as are the next ones
+def test_a_batch_is_what_each_is_alone(in_turn):
+    """The norms of some are found long before those of others."""
+    for one, stack in sure_of(mixed_chains(32)):
+        agree(one, spectrum(stack, by_lag=True, entry_error=ENTRY_ERROR))
+
+
+@pytest.mark.slow
+def test_segments_of_time_within_those_of_memory(as_accelerator):
+    """Which are no multiples of them: the earliest begins with steps that change nothing."""
+    for one, stack in sure_of(mixed_chains(32), length=13):
         agree(one, spectrum(stack, by_lag=True, entry_error=ENTRY_ERROR))
 
 

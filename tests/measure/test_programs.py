@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import gradscope
+from gradscope.compiled_svd import passes
 from gradscope.compiled_svd.step_arrays import Shape
 from gradscope.measure import programs
 from gradscope.schemas import schema
@@ -33,8 +34,13 @@ def same(one, other):
     assert len(one.log10_norm_by_lag) == len(other.log10_norm_by_lag)
 
 
-def test_the_analysis_is_the_same(at_once, monkeypatch):
-    """Of an LSTM, whose forget gate's first step is zero, with sequences of two lengths."""
+@pytest.mark.parametrize("segments", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_analysis_is_the_same(at_once, monkeypatch, segments):
+    """Of an LSTM, whose forget gate's first step is zero, with sequences of two lengths.
+
+    segments : of time side by side, as on an accelerator.
+    """
+    monkeypatch.setattr(passes, "one_for_each_core", lambda devices: not segments)
     asked = {**SIZES, "steps": 32, "batch": 2, "lengths": [32, 31]}
     compiled = gradscope.analyze(**asked)
     monkeypatch.setattr(programs, "_worth", lambda *_: frozenset())

@@ -1,0 +1,111 @@
+"""Passes run through their programs: all steps one after the other, or segments of time side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradscope.compiled_svd.asked import Asked, Pass
+from gradscope.compiled_svd.chain_program import Progress, advanced
+from gradscope.compiled_svd.graded_step import Form
+from gradscope.compiled_svd.loading import begun, how, loaded, random_vectors
+from gradscope.compiled_svd.segments import GradedBatch, joined_segments
+from gradscope.compiled_svd.step_arrays import Cut
+from gradscope.compiled_svd.stretch import StretchResult, stretched
+from gradscope.custom_types import Array
+
+# Where segments meet, the noise of both sides does: pivots have to be so much larger.
+_MEETING = 16
+
+
+class PassResults(NamedTuple):
+    """What B passes found, see Progress: arrays of so many rows."""
+
+    form: Form
+    worst: Any
+    growth: Any
+    sure: Any
+    sigma: Any
+    exponent: Any
+
+
+def gone_in_turn(piece: Sequence[Pass], accuracy: str) -> PassResults:
+    """All steps in their order, what fits into memory in each call."""
+    first = piece[0].asked
+    progress = begun(len(piece), first.shape.size, len(first.steps))
+    for i, steps in reversed(list(enumerate(lengths(first)))):
+        chains = loaded(piece, i, Cut.whole(steps))
+        progress = advanced(first.shape, progress, chains, np.int32(steps), how(piece, accuracy, i == 0))
+    found: PassResults = jax.device_get(_found(progress))
+    return found
+
+
+def _found(progress: Progress) -> PassResults:
+    return PassResults(*(getattr(progress, name) for name in PassResults._fields))
+
+
+def gone_in_segments(piece: Sequence[Pass]) -> PassResults:
+    """Segments of time as a batch, merged; for the norms once more, each on the product of those after it.
+
+    So many at a time as fit into memory, on the product of what was before.
+    """
+    asked, batch = piece[0].asked, len(piece)
+    shape, steps = asked.shape, lengths(asked)
+    by_lag, noise = any(one.by_lag for one in piece), random_vectors(shape.size)
+    head, lags = _empty(batch, shape.size), list[StretchResult]()
+    for i in reversed(range(len(steps))):
+        cut = Cut.short(steps[i])
+        chains = jax.device_put(loaded(piece, i, cut))  # it goes through twice
+        through = partial(stretched, shape, piece[0].resets)
+        nothing = _empty(len(chains.links), shape.size).form
+        own = through(nothing, nothing.x[:, 0], chains, noise, np.bool_(False))
+        found = joined_segments(cut.count, GradedBatch(own.form, own.worst, own.growth), head)
+        head = found.whole
+        if by_lag:
+            lags.append(
+                through(found.before, found.vectors, chains, noise, np.bool_(True))._replace(form=None)
+            )
+    whole, some = jax.device_get((head, lags))
+    return _with_lags(whole, some, steps[::-1])
+
+
+def lengths(asked: Asked) -> list[int]:
+    """Steps of every segment of the chain."""
+    return [b - a for a, b in pairwise([*asked.chain.starts, len(asked.steps)])]
+
+
+def _with_lags(whole: GradedBatch, lags: Sequence[StretchResult], steps: Sequence[int]) -> PassResults:
+    """What was found, and on the way to every lag, of stretches in their order, so many steps each."""
+    batch = len(whole.worst)
+
+    def at_lags(name: str) -> Array:
+        each = (getattr(one, name).reshape(batch, -1) for one in lags)
+        return np.concatenate([a[:, :n] for a, n in zip(each, steps, strict=True)], axis=1)
+
+    whole = whole._replace(worst=whole.worst / _MEETING)
+    if not lags:
+        return PassResults(*whole, np.ones(batch, bool), np.zeros((batch, 0)), np.zeros((batch, 0)))
+    worst = [one.worst.reshape(batch, -1).min(axis=1) / _MEETING for one in lags]
+    growth = [one.growth.reshape(batch, -1).max(axis=1) for one in lags]
+    return PassResults(
+        whole.form,
+        np.min([whole.worst, *worst], axis=0),
+        np.max([whole.growth, *growth], axis=0),
+        at_lags("sure").all(axis=1),
+        at_lags("sigma"),
+        at_lags("exponent"),
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _empty(batch: int, m: int) -> GradedBatch:
+    """Empty products."""
+    eye = jnp.broadcast_to(jnp.eye(m), (batch, m, m))
+    form = Form(eye, jnp.ones((batch, m)), jnp.zeros((batch, m), jnp.int32), eye)
+    return GradedBatch(form, jnp.ones(batch), jnp.ones(batch))
