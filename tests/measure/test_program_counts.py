@@ -62,3 +62,46 @@ def test_two_layers(compiled):
     compiled.clear()
     analyze_problems(problems)
     assert 1 <= len(compiled) <= 8, compiled
+
+
+ODD = ["--cell", "lstm", "--input-size", "2", "--steps", "11"]
+
+
+def test_suggest(compiled, run):
+    """Every setting that is tried goes through the programs of the first."""
+    asked = ["suggest", *ODD, "--hidden", "17", "--gain", "1e-3", "--knob", "b_f"]
+    assert run(*asked, "--json")[0] == 0
+    assert 1 <= len(compiled) <= 4, compiled
+    known = len(compiled)
+    run("suggest", *ODD, "--hidden", "17", "--gain", "1e-2", "--knob", "R", "--json")
+    assert len(compiled) == known
+
+
+def test_check(compiled, run, tmp_path, monkeypatch):
+    """Of several analyses of one size."""
+    monkeypatch.chdir(tmp_path)
+    one = 'cell = "lstm"\nhidden = 18\ninput_size = 2\nsteps = 11\nseed = [0, 1]\n'
+    names = ("a", "b")
+    text = "".join(
+        f"[analyses.{name}]\n{one}gain = {gain}\n[analyses.{name}.budgets]\nlog10_norm = {{max = 9}}\n"
+        for gain, name in enumerate(names, 1)
+    )
+    (tmp_path / "gradscope.toml").write_text(text)
+    assert run("check")[0] == 0
+    assert 1 <= len(compiled) <= 4, compiled
+
+
+def test_track_light(compiled, run, tmp_path):
+    """However many checkpoints."""
+    paths = []
+    for number in range(4):
+        weights = make_problem(Settings(hidden=19, input_size=2, seed=number)).system.parameters
+        np.savez(path := tmp_path / f"step_{number}.npz", **weights)
+        paths.append(path)
+    compiled.clear()
+    asked = ["--cell", "lstm", "--steps", "11", "--light", "--format", "jsonl"]
+    assert run("track", *paths[:2], *asked)[0] == 0
+    assert 1 <= len(compiled) <= 6, compiled
+    known = len(compiled)
+    assert run("track", *paths[2:], *asked)[0] == 0
+    assert len(compiled) == known
