@@ -157,7 +157,10 @@ def test_eigenvalues_are_in_the_plane_of_the_unit_circle():
     root, text = drawn(result(), "eigenvalues", size="slide")
     (circle,) = root.iter(f"{SVG}circle")
     unit, x0, y0 = (float(circle.get(name)) for name in ("r", "cx", "cy"))
-    inside, beyond = root.iter(f"{SVG}path")
+    inside, beyond, marks = root.iter(f"{SVG}path")
+    sizes = sorted(result()["matrices"][0]["singular_values"])
+    found = [(float(x) - x0) / unit for x in re.findall(r"M([\d.]+),", marks.get("d"))]
+    np.testing.assert_allclose(found, sizes, atol=0.6 / unit)
     for path, expected in ((inside, [[0, 0.5], [0, -0.5]]), (beyond, [[1.5, 0]])):
         points = pairs(path.get("d").replace("M", " ").replace("h.1", ""))
         found = (points - [x0, y0]) * [1, -1] / unit

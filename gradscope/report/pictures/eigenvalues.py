@@ -11,6 +11,7 @@ from gradscope.custom_types import Array
 from gradscope.errors import InputError
 from gradscope.report.pictures.frame import Frame
 from gradscope.report.pictures.panels import MOST_PANELS, heading, panels
+from gradscope.report.pictures.parts import floats
 from gradscope.report.pictures.picture import Picture
 from gradscope.report.pictures.svg import element, number, short
 from gradscope.report.pictures.theme import Size, stroke
@@ -32,8 +33,14 @@ def draw_eigenvalues(parts: Mapping[str, Mapping[str, Any]], size: Size) -> Pict
     size, frames = panels(len(matrices), size, 1.0)
     drawn = []
     for (name, matrix), frame in zip(matrices, frames, strict=True):
-        drawn += [*heading(name, "", _radius(matrix), frame), *_plane(_finite(matrix["eigenvalues"]), frame)]
-    said = "Eigenvalues in the complex plane with the unit circle; those beyond it in another colour."
+        drawn += [
+            *heading(name, "", _radius(matrix), frame),
+            *_plane(_finite(matrix["eigenvalues"]), floats(matrix["singular_values"]), frame),
+        ]
+    said = (
+        "Eigenvalues in the complex plane with the unit circle; those beyond it in another colour. The marks "
+        "below are the singular values, from 0 below the centre, on the same scale."
+    )
     return Picture("Eigenvalues of the recurrent matrices", _said(matrices), said, size, tuple(drawn))
 
 
@@ -42,10 +49,11 @@ def _finite(pairs: Any) -> Array:
     return found[np.isfinite(found).all(axis=1)]
 
 
-def _plane(values: Array, frame: Frame) -> list[str]:
-    """One scale for both axes, with room for the circle and for all values."""
+def _plane(values: Array, sizes: Array, frame: Frame) -> list[str]:
+    """One scale for all axes, with room for the circle and for all values; sizes : the singular values."""
     half = min(frame.right - frame.left, frame.bottom - frame.top) / 2
-    reach = 1.1 * max(1.0, float(np.abs(values).max(initial=0.0)))
+    sizes = sizes[np.isfinite(sizes)]
+    reach = 1.1 * max(1.0, float(np.abs(values).max(initial=0.0)), float(sizes.max(initial=0.0)))
     centre = ((frame.left + frame.right) / 2, (frame.top + frame.bottom) / 2)
 
     def at(real: float, imaginary: float) -> tuple[float, float]:
@@ -66,7 +74,18 @@ def _plane(values: Array, frame: Frame) -> list[str]:
         dots = "".join("M{},{}h.1".format(*map(number, at(*value))) for value in some.tolist())
         style = {"stroke_width": dot, "stroke_linecap": "round"} | stroke(colour)
         parts += [element("path", d=dots, **style)] if dots else []
-    return parts
+    return [*parts, *_marks(sizes / reach * half + x, y + half, frame.font)]
+
+
+def _marks(at: Array, bottom: float, font: float) -> list[str]:
+    """Short lines that rise from the bottom, of those that fall on one pixel one."""
+    places = np.unique(at.round())
+    marks = "".join(f"M{number(x)},{number(bottom)}v{number(-0.6 * font)}" for x in places.tolist())
+    return (
+        [element("path", element("title", "singular values"), d=marks, stroke_width=0.6, **stroke("muted"))]
+        if marks
+        else []
+    )
 
 
 def _radius(matrix: Mapping[str, Any]) -> str:
