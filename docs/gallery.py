@@ -30,6 +30,11 @@ PICTURES = [
     ),
     ("lstm", "share", "Who carries it: the carousel, with the block input's matrix as the second."),
     ("lstm", "spectrum", "All singular values of the product of 200 Jacobians, hundreds of decades of them."),
+    (
+        "lstm",
+        "heatmap",
+        "The gradient that survives best, on its way back to each unit: lost in all of them alike.",
+    ),
     ("lstm", "gates", "Gates of a fresh cell are half open."),
     ("lstm", "eigenvalues", "The recurrent matrices have radius .6, well inside the unit circle."),
     (

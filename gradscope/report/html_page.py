@@ -12,10 +12,10 @@ import numpy as np
 
 from gradscope.errors import InputError
 from gradscope.report.html_style import style_sheet
-from gradscope.report.html_text import figures_of, folded, gain_of, listing, table
+from gradscope.report.html_text import beginning, figures_of, folded, gain_of, listing, table
 from gradscope.report.next_steps import next_steps
 from gradscope.report.pictures.figures import picture
-from gradscope.report.pictures.parts import of_result, parts_of
+from gradscope.report.pictures.parts import of_result, parts_of, sentence
 from gradscope.report.pictures.svg import element, escaped, short
 from gradscope.report.subject import subject
 from gradscope.report.views import Look
@@ -45,11 +45,10 @@ def html_page(result: Mapping[str, Any], origin: Mapping[str, str] = {}, *, embe
         whole, end = [*_whole(result)], _provenance(result, origin)
         room = _BUDGET - sum(len(part.encode("utf-8", "replace")) for part in (*whole, end))
         parts = [*whole, *_layers(result, room), end, _data(result, embed)]
-        title = f"{_level(result)}: {_subject(result)}"
-    return _document(title, parts)
+        return _document(f"{_level(result)}: {_subject(result)}", sentence(result), parts)
 
 
-def _document(title: str, parts: Sequence[str]) -> str:
+def _document(title: str, description: str, parts: Sequence[str]) -> str:
     """A page that may load nothing, and whose one style sheet is known by its hash."""
     style = style_sheet()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
@@ -62,6 +61,7 @@ def _document(title: str, parts: Sequence[str]) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{escaped(policy)}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<meta name="generator" content="gradscope">',
+        f'<meta name="description" content="{beginning(description)}">',
         element("title", escaped(f"gradscope: {title}")),
         f"<style>{style}</style>",
     )

@@ -258,7 +258,7 @@ def _shares(analysis: Analysis, terminal: Terminal) -> Table:
     table.add_column(justify="right")
     width = min(_BAR_WIDTH, terminal.width - max(map(len, analysis.mean_shares)) - _BESIDE_BAR)
     for name, share in sorted(analysis.mean_shares.items(), key=lambda item: -abs(item[1])):
-        table.add_row(name, f"{100 * share:.1f} %", _bar(share, max(1, width), terminal))
+        table.add_row(name, f"{100 * share:z.1f} %", _bar(share, max(1, width), terminal))
     return table
 
 

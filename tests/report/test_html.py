@@ -110,6 +110,8 @@ def test_everything_has_a_name_for_those_who_hear_the_page(name):
     assert all(page.said("th"))
     assert len(page.tags("caption")) == len(page.tags("table"))
     assert page.tags("h1") == [{}]
+    (said,) = [one["content"] for one in page.tags("meta") if one.get("name") == "description"]
+    assert said.startswith(f"{RESULTS[name].verdict.level.capitalize()}. ")
 
 
 def test_the_order_is_verdict_remedy_gain_carrier_spectrum_matrices_layers_provenance():

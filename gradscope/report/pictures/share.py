@@ -17,6 +17,8 @@ from gradscope.report.pictures.svg import element, escaped, number, short
 from gradscope.report.pictures.theme import COLOURS, Size, fill, stroke
 
 _BAR = 1.5
+# The least that a share of one decimal shows.
+_SHOWN = 1e-3
 
 
 def draw_share(part: Mapping[str, Any], size: Size) -> Picture:
@@ -49,7 +51,7 @@ def draw_share(part: Mapping[str, Any], size: Size) -> Picture:
 def _bar(name: str, share: float, row: int, bar: Axis, font: float) -> list[str]:
     y = (row * _BAR + 0.3) * font
     length = abs(share) if math.isfinite(share) else 0.0
-    label = "-" if math.isnan(share) else f"{100 * share:.1f} %"
+    label = "-" if math.isnan(share) else f"{100 * share:z.1f} %"
     rectangle = element(
         "rect", x=bar.start, y=y, width=bar.at(length) - bar.start, height=font, **fill(row + 1)
     )
@@ -103,9 +105,9 @@ def _areas(lags: Array, inner: Array, outer: Array, x: Axis, y: Axis) -> list[st
 
 
 def _said(shares: Mapping[str, float], order: Sequence[str], shown: Sequence[str]) -> str:
-    each = [f"{short(name)} {100 * shares[name]:.1f} %" for name in shown if math.isfinite(shares[name])]
+    each = [f"{short(name)} {100 * shares[name]:z.1f} %" for name in shown if math.isfinite(shares[name])]
     said = [f"Shares: {', '.join(each)}."]
-    if min(np.nan_to_num([*shares.values()])) < 0:
+    if min(np.nan_to_num([*shares.values()])) < -_SHOWN / 2:
         said.append("A negative share works against the others.")
     if len(order) > len(shown):
         said.append(f"The {len(shown)} largest of {len(order)} paths.")
