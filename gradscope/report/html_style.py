@@ -48,7 +48,7 @@ _PRINT = """
 @page{margin:15mm}
 body{padding:0;max-width:none;font-size:10pt}
 h2,h3{break-after:avoid}
-figure,tr{break-inside:avoid}
+figure,tr,.wide{break-inside:avoid}
 .grid{grid-template-columns:1fr 1fr}
 .wide{overflow:visible}
 details:not([open]){display:none}

@@ -178,8 +178,8 @@ def _error_of(part: Mapping[str, Any]) -> float:
     return float(np.nanmax(floats(part["chains"][0].get("log10_norm_error") or [0.0])))
 
 
-def said_of(part: Mapping[str, Any], lines: list[Line], low: float) -> str:
-    """What there is to see, and what cannot be seen."""
+def said_of(part: Mapping[str, Any], lines: list[Line], low: float, *, area: bool = True) -> str:
+    """What there is to see, and what cannot be seen; area : whether the range of the batch is drawn."""
     _, lags, norms = lines[0]
     if math.isnan(norms[-1]):
         last = f"exactly 0 from lag {lags[np.isnan(norms)][0]:.0f} on"
@@ -196,7 +196,7 @@ def said_of(part: Mapping[str, Any], lines: list[Line], low: float) -> str:
     if len(part["chains"]) > 1:
         said.append("Of a path alone an upper bound, where it is below the vanishing threshold.")
     if len(part["profile"]["log10_norm"]) > 1:
-        said.append("Lines are medians of the batch, the grey area its range.")
+        said.append(f"Lines are medians of the batch{', the grey area its range' if area else ''}.")
     if len(part["chains"]) + ("loss" in part) > len(lines):
         said.append(f"The {len(lines)} largest of {len(part['chains'])} chains.")
     return " ".join(said)
