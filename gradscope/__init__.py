@@ -16,7 +16,6 @@ from gradscope.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from gradscope.advise.repair import Repaired as Repaired
-    from gradscope.advise.suggest import Suggestion as Suggestion
     from gradscope.advise.suggest import Suggestions as Suggestions
     from gradscope.api import analyze as analyze
     from gradscope.api import repair as repair
@@ -53,7 +52,7 @@ _HOME = {
     "Repaired": "gradscope.advise.repair",
     "Sensitivity": "gradscope.measure.sensitivity",
     "Spectrum": "gradscope.product_svd.spectrum",
-    "Suggestion": "gradscope.advise.suggest",
+    "Suggestion": "gradscope.report.remedies",
     "Suggestions": "gradscope.advise.suggest",
     "Verdict": "gradscope.report.verdict",
     "analyze": "gradscope.api",

@@ -15,7 +15,7 @@ from gradscope.checkpoints import Decided, Model, read
 from gradscope.checkpoints.array_map import rules_of
 from gradscope.checkpoints.recording_file import read_recorded
 from gradscope.custom_types import Array
-from gradscope.errors import InputError, as_option, quoted, shown
+from gradscope.errors import InputError, as_option, listed, quoted, shown
 from gradscope.machine import find_devices, one_blas_thread
 from gradscope.measure.batch import Means, measure_batch
 from gradscope.measure.light import LightProbe
@@ -68,7 +68,11 @@ def analyze(settings: Settings) -> Analysis:
     policy, prepare = settings.policy, partial(_prepare, settings)
     if not settings.distributed:
         problems, means = prepare()
+        if settings.suggest:
+            return _analyze_and_suggest(settings, problems, means)
         return analyze_problems(problems, policy, settings.progress, means)
+    if settings.suggest:
+        raise InputError(f"{as_option('suggest')} is of one process: leave {as_option('distributed')} out")
     from gradscope.measure.cluster import measure_shared
 
     floor = math.log10(policy.vanishing_below)
@@ -84,9 +88,39 @@ def analyze_problems(
 ) -> Analysis:
     """The same from problems that are made already, by default on all devices of this process."""
     policy, means = policy or Policy(), means or Means(find_devices())
+    return _concluded(problems, policy, _measured(problems, policy, means, progress), means, progress)
+
+
+def _measured(
+    problems: Problems, policy: Policy, means: Means, progress: Progress | None
+) -> list[list[Measured]]:
     floor = math.log10(policy.vanishing_below)
-    measured = measure_batch(problems, range(problems.batch), floor, means, progress)
-    return _concluded(problems, policy, measured, means, progress)
+    return measure_batch(problems, range(problems.batch), floor, means, progress)
+
+
+def _analyze_and_suggest(settings: Settings, problems: Problems, means: Means) -> Analysis:
+    """The analysis with what to do about it, of the network as it was measured."""
+    from gradscope.advise.suggest import check_settable, networks_of, remedies_of
+
+    _check_suggest(settings)
+    check_settable(problems)
+    policy, progress = settings.policy, settings.progress
+    measured = _measured(problems, policy, means, progress)
+    found = _concluded(problems, policy, measured, means, progress)
+    if settings.only in ("verdict", "gain"):
+        said = f"--suggest not measured: --only {settings.only} leaves it out."
+        return replace(found, verdict=found.verdict.noting([said]))
+    networks = networks_of(problems, policy, means, measured)
+    return replace(found, remedies=remedies_of(problems, networks, report=settings.trying))
+
+
+def _check_suggest(settings: Settings) -> None:
+    """Raise InputError for an analysis that is not of the network as it is."""
+    asked = {"cut": settings.cut, "scale": settings.scale, "view": settings.view != "state"}
+    if names := [as_option(name) for name, value in asked.items() if value]:
+        raise InputError(
+            f"{as_option('suggest')} is of the whole chain as the network has it: leave {listed(names)} out"
+        )
 
 
 def analyze_light(settings: Settings, probe: LightProbe) -> Analysis:
@@ -154,7 +188,7 @@ def repair(settings: Repairing) -> Repaired:
         With one line that says what was given and what is expected; nothing is written then.
     """
     from gradscope.advise import repair as repairing
-    from gradscope.advise.suggest import setting_of, suggested
+    from gradscope.advise.suggest import settings_of_knob, suggested
     from gradscope.checkpoints.editing import editable, written_as
     from gradscope.formats.array_writing import write_whole
 
@@ -168,11 +202,17 @@ def repair(settings: Repairing) -> Repaired:
     settings, steps = _far_enough(settings)
     problems, means = _prepare(settings)
 
-    def found(name: str) -> str:
+    def found(name: str) -> list[str]:
         tried = suggested(
-            problems, settings.policy, means, target=settings.target, horizon=steps, knobs=[name]
+            problems,
+            settings.policy,
+            means,
+            target=settings.target,
+            horizon=steps,
+            knobs=[name],
+            report=settings.trying,
         )
-        return setting_of(tried, name)
+        return settings_of_knob(tried, name)
 
     before = repairing.layers_of(problems)
     chosen = repairing.settings_of(knobs, found)
@@ -201,6 +241,7 @@ def repair(settings: Repairing) -> Repaired:
         tensors=tuple(changed),
         before=analyze_problems(problems, settings.policy, means=means),
         after=analyze_problems(_prepare(again)[0], settings.policy, means=means),
+        flossed=settings.floss or 0,
     )
 
 
@@ -331,6 +372,6 @@ def _masked(
         found = measure_batch(side_by_side, range(side_by_side.batch), floor, means, told)
         return together(side_by_side, found) if len(each) > 1 else found[0]
 
-    made = (masked_problems(problem, masks, number) for number, problem in enumerate(problems.groups))
+    made = (masked_problems(one.problem, masks, number) for number, one in enumerate(problems.groups))
     drawn, mean = zip(*made, strict=True)
     return masked_gains(masks, measured(drawn, report), measured(mean), policy.vanishing_below)

@@ -473,6 +473,14 @@ class Settings:
         "How the gain changes with every parameter, exactly: d log10 sigma_1 / d(parameter).",
         doc="Also ``Analysis.sensitivity``: d log10 sigma_1 / d(parameter) of the full chain, exactly.",
     )
+    suggest: bool = option(
+        False,
+        "Measurement",
+        "Also what to do about it: for each knob the setting that makes the gain stable, verified (gradscope "
+        "suggest has other targets).",
+        doc="Also ``Analysis.remedies``: for each knob the setting that makes the gain stable, verified; "
+        "``gradscope.suggest`` has other targets.",
+    )
     dtype: DType | None = option(
         None,
         "Measurement",
@@ -516,6 +524,10 @@ class Settings:
         "will be measured and about how long that takes, and the seconds.",
     )
 
+    trying: Callable[[str], None] | None = option(
+        None, doc="Called with a line on every knob that is tried for suggestions, before it is tried."
+    )
+
     @property
     def policy(self) -> Policy:
         """The thresholds; raises InputError where they cannot be meant."""
@@ -525,7 +537,7 @@ class Settings:
 # What is about an analysis alone.
 _ANALYSIS_ONLY = (
     *("readout", "readout_at", "adjoint", "cut", "scale", "view", "top", "accuracy", "only", "sensitivity"),
-    *("distributed", "plan", "clip", "tbptt"),
+    *("distributed", "plan", "clip", "tbptt", "suggest"),
 )
 
 
@@ -558,10 +570,6 @@ class Suggesting(Settings):
         metavar="NAME",
         repeatable=True,
         doc="Names of the knobs to be tried, such as b_f, R_z or R_*.",
-    )
-
-    trying: Callable[[str], None] | None = option(
-        None, doc="Called with a line on every knob, before it is tried."
     )
 
     @classmethod

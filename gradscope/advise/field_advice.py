@@ -29,11 +29,11 @@ _NORMALISE = (
 )
 
 
-def field_advice(network: Network, goal: Goal) -> Iterator[str]:
-    """Advice for this network, and for what is asked of it."""
+def field_advice(network: Network, goal: Goal, layers: str = "") -> Iterator[str]:
+    """Advice for this network, called so, and for what is asked of it."""
     vanishing = goal.excess(network.analysis) < 0
     if vanishing:
-        yield from _carousel(network, goal)
+        yield from (f"{layers}: {said}" if layers else said for said in _carousel(network, goal))
         yield _NO_CURE
         yield _TRUNCATE
     else:

@@ -15,13 +15,14 @@ import numpy as np
 from gradscope.cells.notation import is_any_bias, is_recurrent
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, listed, quoted
+from gradscope.report.remedies import LEAST_FACTOR, MOST_FACTOR, MOST_SHIFT
 
 Parameters = Mapping[str, Array]
 # b_f+=2.3, b_f=3.35, R_z=x0.83, R_*<=1.02
 _SETTING = re.compile(r"(?P<name>[^=<+\s]+)\s*(?P<sign>\+=|=x|<=|=)\s*(?P<number>\S+)")
 _EXPECTED = "expected b_f+=2.3 (add), b_f=3.35 (set), R_z=x0.83 (scale) or R_*<=1.02 (clip singular values)"
-# How far a bias is shifted, a matrix scaled, singular values clipped (of the largest), at most.
-MOST_SHIFT, MOST_FACTOR, LEAST_FACTOR, LEAST_CLIP = 10.0, 10.0, 0.01, 0.01
+# How far singular values are clipped (of the largest), at most.
+LEAST_CLIP = 0.01
 # Relative, of a singular value.
 _ROUNDED = 1e-9
 
@@ -57,6 +58,14 @@ class Knob(ABC):
     def span(self, parameters: Parameters) -> tuple[float, float]:
         """The lowest and the highest u that are tried."""
 
+    def coordinate(self, parameters: Parameters, u: float) -> float:
+        """In what the first order is taken, a function of u of slope 1 where nothing is changed yet."""
+        return u - self.start
+
+    def at(self, parameters: Parameters, coordinate: float) -> float:
+        """The u of a coordinate, infinite beyond the ends of what there is."""
+        return self.start + coordinate
+
     @abstractmethod
     def value(self, parameters: Parameters, u: float) -> float:
         """What it is then, as told."""
@@ -76,7 +85,10 @@ class Knob(ABC):
 
 @dataclass(frozen=True)
 class Shift(Knob):
-    """Add u to every entry of some biases."""
+    """Add u to every entry of the biases of gates that hold the state.
+
+    The gain of what they hold is sigmoid(b)^T: the first order is taken in log sigmoid(b), which saturates.
+    """
 
     sign = "+="
 
@@ -91,6 +103,22 @@ class Shift(Knob):
     def span(self, parameters: Parameters) -> tuple[float, float]:
         """See Knob."""
         return -MOST_SHIFT, MOST_SHIFT
+
+    def coordinate(self, parameters: Parameters, u: float) -> float:
+        """See Knob."""
+        bias = self.value(parameters, 0.0)
+        return float(np.logaddexp(0.0, -bias) - np.logaddexp(0.0, -bias - u)) * self._per_log(bias)
+
+    def at(self, parameters: Parameters, coordinate: float) -> float:
+        """See Knob."""
+        bias = self.value(parameters, 0.0)
+        loss = float(np.logaddexp(0.0, -bias)) - coordinate / self._per_log(bias)  # -log sigmoid(bias + u)
+        return math.inf if loss <= 0 else -loss - math.log(-math.expm1(-loss)) - bias
+
+    @staticmethod
+    def _per_log(bias: float) -> float:
+        """d bias / d log sigmoid(bias)."""
+        return 1 + math.exp(min(bias, 700.0))
 
     def value(self, parameters: Parameters, u: float) -> float:
         """The mean bias."""
@@ -197,7 +225,7 @@ def largest_singular_value(parameters: Parameters, keys: Iterable[str]) -> float
 
 @dataclass(frozen=True)
 class KnobSetting:
-    """A knob's setting as it is written: the parameters that a pattern names, and how they are set."""
+    """A knob's setting as it is written: the parameters that patterns (a,b) name, and how they are set."""
 
     pattern: str
     sign: str
@@ -227,7 +255,8 @@ class KnobSetting:
 
     def names(self, key: str) -> bool:
         """Whether it is about this parameter; R_* is about all recurrent matrices, R of a plain RNN too."""
-        patterns = {self.pattern, *(["R"] if self.pattern == "R_*" else [])}
+        patterns = self.pattern.split(",")
+        patterns += [pattern.removesuffix("_*") for pattern in patterns if pattern.endswith("R_*")]
         return any(pattern == key or fnmatchcase(key, pattern) for pattern in patterns)
 
     def check(self, named: Sequence[str], every: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -29,21 +29,25 @@ from gradscope.settings import Only, Policy
 class Network:
     """One layer or one stack on a batch.
 
-    problem : as it is; its states are computed anew for every change.
+    problem : as it is; its states are computed anew for every change; already : what was measured of it, if
+    that is there already.
     """
 
     problem: Problem
     policy: Policy
     means: Means
+    already: Sequence[Measured] | None = None
 
     @classmethod
-    def of(cls, problem: Problem, policy: Policy, means: Means) -> Network:
+    def of(
+        cls, problem: Problem, policy: Policy, means: Means, already: Sequence[Measured] | None = None
+    ) -> Network:
         """The network of a problem."""
         system = replace(problem.system, states=None)
         # A stack has the origin of its first layer, whose name is not that of all.
         origin = replace(problem.origin, layer=None) if system.cell.members else problem.origin
         plain = replace(problem, system=system, adjoint=None, sensitivity=False, origin=origin)
-        return cls(plain, policy, means)
+        return cls(plain, policy, means, already)
 
     @property
     def parameters(self) -> dict[str, Array]:
@@ -53,17 +57,17 @@ class Network:
     @cached_property
     def analysis(self) -> Analysis:
         """As it is, with every path, and what its trajectory has to tell."""
-        found = self._concluded(self._measured)
+        found = self._concluded(self.measured)
         if self.problem.system.cell.members:  # of a stack the layers' courses are not apart
             return found
-        notes = trajectory_notes(self.problem, self._measured)
+        notes = trajectory_notes(self.problem, self.measured)
         return replace(found, verdict=found.verdict.noting(notes))
 
     @cached_property
     def sensitivity(self) -> Sensitivity | None:
         """How its gain changes, where that has a derivative which is worth a step."""
         found = known(
-            sensitivity_of(replace(self.problem, sensitivity=True), self._measured, self.means.devices[0])
+            sensitivity_of(replace(self.problem, sensitivity=True), self.measured, self.means.devices[0])
         )
         return None if found is None or found.window is not None else found
 
@@ -114,8 +118,9 @@ class Network:
         return float((logs**2).sum()), gradient
 
     @cached_property
-    def _measured(self) -> list[Measured]:
-        return self._measure(replace(self.problem, only="paths"))
+    def measured(self) -> list[Measured]:
+        """As it is, every sequence."""
+        return list(self.already or self._measure(replace(self.problem, only="paths")))
 
     def _measure(self, problem: Problem) -> list[Measured]:
         problems = Problems((problem,))

@@ -28,7 +28,8 @@ class Repaired:
     """A checkpoint that was written again.
 
     source, file : from which, and to which; knobs : what was set, as ``--knob`` has it; tensors : those of
-    the file that changed; before, after : the analyses of both files, the second of what was written.
+    the file that changed; before, after : the analyses of both files, the second of what was written;
+    flossed : how many of the largest values were moved, 0 where that was not asked for.
     """
 
     source: str
@@ -37,6 +38,7 @@ class Repaired:
     tensors: tuple[str, ...]
     before: Analysis
     after: Analysis
+    flossed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object ``gradscope/repair/1``."""
@@ -47,8 +49,8 @@ class Repaired:
             "file": self.file,
             "knobs": list(self.knobs),
             "tensors": list(self.tensors),
-            "before": _told(self.before),
-            "after": _told(self.after),
+            "before": _told(self.before, self.flossed),
+            "after": _told(self.after, self.flossed),
         }
 
     def __str__(self) -> str:
@@ -59,9 +61,29 @@ class Repaired:
         return render_repaired(self, Look(terminal_for("never", to_file=False))).rstrip("\n")
 
 
-def _told(analysis: Analysis) -> dict[str, Any]:
+def exponents(analysis: Analysis, count: int) -> tuple[list[float], float | None]:
+    """The largest Lyapunov exponents ln sigma_i / T of the median sequence, and log10 of its condition.
+
+    The condition number sigma_1 / sigma_m is None where not every value is known, infinite where one is 0.
+    """
     full = analysis.full
-    return {
+    order = np.argsort([float(one.log10_singular_values[0]) for one in full.spectra], kind="stable")
+    number = int(order[(len(order) - 1) // 2])
+    values = np.asarray(full.spectra[number].log10_singular_values, np.float64)
+    each = [float(value) * math.log(10.0) / full.lengths[number] for value in values[:count]]
+    known = len(values) == full.size and not np.isnan(values[-1])
+    return each, float(values[0] - values[-1]) if known else None
+
+
+def _told(analysis: Analysis, flossed: int) -> dict[str, Any]:
+    full, more = analysis.full, {}
+    if flossed:
+        each, condition = exponents(analysis, flossed)
+        more = {
+            "exponents": [_finite(one) for one in each],
+            "log10_condition": None if condition is None else _finite(condition),
+        }
+    return more | {
         "verdict": analysis.verdict.level,
         "log10_norm": _finite(full.log10_norm.median),
         "log10_peak": _finite(full.log10_peak.median),
@@ -134,12 +156,13 @@ def check_some(knobs: Sequence[str], count: int | None) -> None:
         )
 
 
-Find = Callable[[str], str]
+Find = Callable[[str], list[str]]
 
 
 def settings_of(knobs: Sequence[str], find: Find) -> list[KnobSetting]:
-    """What is to be set; find : the setting of a knob that is given by its name alone."""
-    return [KnobSetting.parse(text if KnobSetting.is_one(text) else find(text)) for text in knobs]
+    """What is to be set; find : the settings of a knob that is given by its name alone."""
+    each = ([text] if KnobSetting.is_one(text) else find(text) for text in knobs)
+    return [KnobSetting.parse(setting) for settings in each for setting in settings]
 
 
 def check_new(path: Path, source: Path, *, in_place: bool) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from gradscope.advise.repair import exponents
 from gradscope.errors import listed, shown
-from gradscope.report.page import bullet, headed, page, prose, section
+from gradscope.report.page import bullet, headed, note, page, prose, section
 from gradscope.report.table import STYLES, headline
 from gradscope.report.verdict import scientific
 from gradscope.report.views import Look
@@ -33,6 +35,31 @@ def _parts(found: Repaired, look: Look) -> Iterable[RenderableType]:
         f"Changed: {listed(list(found.tensors), 12)}; all others are those of the original, to the last bit."
     )
     yield section("Before and after, each analysed from its file", _before_and_after(found))
+    if found.flossed:
+        yield section("Largest Lyapunov exponents", Group(_flossed(found), note(_EXPONENTS)))
+
+
+_EXPONENTS = (
+    "ln sigma_i / T, nats per step, of the median sequence; condition: sigma_1 / sigma_m of its chain"
+)
+# Exponents that are told, of however many were moved.
+_MOST = 6
+
+
+def _flossed(found: Repaired) -> Table:
+    count = min(found.flossed, _MOST)
+    table = headed("", *(f"lambda_{k + 1}" for k in range(count)), "condition")
+    for name, one in (("before", found.before), ("after", found.after)):
+        each, condition = exponents(one, count)
+        table.add_row(name, *(f"{value:+.4f}" for value in each), _condition(condition))
+    return table
+
+
+def _condition(log10: float | None) -> str:
+    """As a number, or why it is none."""
+    if log10 is None:
+        return "not all known"
+    return scientific(log10) if math.isfinite(log10) else "infinite"
 
 
 def _before_and_after(found: Repaired) -> Table:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from gradscope.advise.goals import CLOSE_ENOUGH
 
-# Evaluations of one knob, at most.
-MOST = 12
+# Evaluations of one knob, at most; the one that verifies what is said, shares with it, is the twelfth.
+MOST = 11
 # Without a derivative the first step is this part of the way, and a step is at least so small a part of it.
 _BLIND, _SMALLEST = 0.05, 1e-3
 
@@ -33,10 +33,10 @@ class KnobSearch:
     excess: float
     tried: dict[float, float] = field(default_factory=dict)
 
-    def run(self, slope: float | None) -> None:
-        """Try at most a dozen settings; slope : d excess / du at the start, None where it is not known."""
+    def run(self, guess: float | None) -> None:
+        """Try at most so many settings; guess : where to begin, None where nothing is known."""
         try:
-            bracket = self._bracket(slope)
+            bracket = self._bracket(guess)
             if bracket:
                 self._brent(*bracket)
         except _EnoughError:
@@ -61,9 +61,8 @@ class KnobSearch:
             raise _EnoughError
         return found
 
-    def _bracket(self, slope: float | None) -> tuple[float, float] | None:
+    def _bracket(self, first: float | None) -> tuple[float, float] | None:
         """Two settings, above and below the goal; None where there are none to be found."""
-        first = None if not slope else self.start - self.excess / slope
         rising = self.high if first is None or first >= self.start else self.low
         falling = self.low if rising == self.high else self.high
         for end, guess in ((rising, first), (falling, None)):

@@ -105,7 +105,7 @@ def _analyze(settings: dict[str, Any], process: Process, output: Output, first: 
         if output.one_line:
             settings |= {"only": "verdict"}
         if pace:
-            settings |= {"progress": pace.report, "plan": _saying(pace)}
+            settings |= {"progress": pace.report, "plan": _saying(pace), "trying": _trying(pace)}
         analysis = analyze(**settings)
     top = analysis.problem["top"]
     if analysis.only in ("paths", "all") and "top" not in settings and top is not None and not output.quiet:
@@ -137,6 +137,11 @@ def _saying(pace: Pace) -> Callable[[str, float], None]:
         pace.say(f"gradscope: {line}")
 
     return say
+
+
+def _trying(pace: Pace) -> Callable[[str], None]:
+    """Says which knob is tried."""
+    return lambda line: pace.say(f"gradscope: {line}")
 
 
 def _together(settings: dict[str, Any], process: Process, output: Output) -> int:

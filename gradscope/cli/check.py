@@ -49,7 +49,9 @@ _OUTPUT = tuple(
     if one.name not in ("fail_on", "lags", "details", "embed_data", "output")
 )
 # --config is here the file of budgets; --distributed is of a single analysis.
-_SETTINGS = tuple(one.name for one in fields(Settings) if one.name not in ("config", "distributed"))
+_SETTINGS = tuple(
+    one.name for one in fields(Settings) if one.name not in ("config", "distributed", "suggest")
+)
 
 
 @dataclass(frozen=True, kw_only=True)

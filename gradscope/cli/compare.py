@@ -23,7 +23,9 @@ _OUTPUT = tuple(
     for one in fields(Output)
     if one.name not in ("fail_on", "lags", "details", "embed_data", "write_baseline")
 )
-_SETTINGS = tuple(one.name for one in fields(Settings) if one.name not in ("checkpoint", "distributed"))
+_SETTINGS = tuple(
+    one.name for one in fields(Settings) if one.name not in ("checkpoint", "distributed", "suggest")
+)
 
 
 @click.command("compare", cls=Command, short_help="Show what has changed between two results.")

@@ -100,7 +100,8 @@ def _lines(pace: Pace) -> Iterator[None]:
 
     def tell() -> None:
         while not ended.wait(_SECONDS_BETWEEN_LINES):
-            pace.say(f"gradscope: {pace}")
+            if pace.done < 1:  # what is tried after that says so itself
+                pace.say(f"gradscope: {pace}")
 
     thread = threading.Thread(target=tell, daemon=True)
     thread.start()

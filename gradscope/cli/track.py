@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gradscope.track.tracked import Track
 
 # A checkpoint brings its own sizes, a row says nothing of these, and shards are what many processes share.
-_NOT_HERE = ("checkpoint", "hidden", "input_size", "init", "sensitivity", "tbptt", "distributed")
+_NOT_HERE = ("checkpoint", "hidden", "input_size", "init", "sensitivity", "suggest", "tbptt", "distributed")
 TRACKED = tuple(one.name for one in fields(Settings) if one.name not in _NOT_HERE)
 
 

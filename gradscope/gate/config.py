@@ -14,7 +14,7 @@ from gradscope.gate.places import BudgetPlace
 from gradscope.settings import Option, Settings, option_of
 
 # Not of one process that runs several analyses, or no value that a file can hold.
-_NOT_HERE = ("distributed", "progress", "plan")
+_NOT_HERE = ("distributed", "progress", "plan", "trying", "suggest")
 SETTINGS = {one.name: one for one in fields(Settings) if one.name not in _NOT_HERE}
 _OF_ANALYSIS = ("budgets", "aggregation")
 

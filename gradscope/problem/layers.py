@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stack:
-    """Connected layers of one direction, by their numbers, and the problem of all their states."""
+    """Connected layers of one direction, or one alone, by their numbers, and the problem of their states."""
 
     members: tuple[int, ...]
     problem: Problem
@@ -76,11 +76,11 @@ class Problems:
         return self.layers[0] if len(self.layers) == 1 else next(iter(stacked), None)
 
     @property
-    def groups(self) -> tuple[Problem, ...]:
-        """The problems that stand side by side: of the layers in no stack, and of the stacks."""
+    def groups(self) -> tuple[Stack, ...]:
+        """What stands side by side: the layers in no stack, and the stacks."""
         stacked = {number for stack in self.stacks for number in stack.members}
-        alone = tuple(problem for number, problem in enumerate(self.layers) if number not in stacked)
-        return alone + tuple(stack.problem for stack in self.stacks)
+        alone = ((k, one) for k, one in enumerate(self.layers) if k not in stacked)
+        return (*(Stack((number,), problem) for number, problem in alone), *self.stacks)
 
     def with_loss(self, readout: Named | None, readout_at: str | None, adjoint: Any) -> Problems:
         """The same with a loss of the outputs of ``joint``, if one is given; see ``loss_adjoint``."""
@@ -96,7 +96,7 @@ class Problems:
     def with_training(self, clip: Clip | None, tbptt: int | None, masks: Drawn | None) -> Problems:
         """The same with what training does besides: to the gradient of its loss, and to the steps."""
         if masks is not None:
-            check_masks(self.groups, masks)
+            check_masks([group.problem for group in self.groups], masks)
             return replace(self, masks=masks).with_training(clip, tbptt, None)
         asked = {"clip": clip, "tbptt": tbptt}
         names = [as_option(name) for name, value in asked.items() if value is not None]

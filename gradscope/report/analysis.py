@@ -13,6 +13,7 @@ import numpy as np
 
 from gradscope.custom_types import Array, PathLike
 from gradscope.report.chains import WITHOUT, Chain, Extremes, mean_share
+from gradscope.report.remedies import Remedies, told_of
 from gradscope.report.verdict import Matched, Verdict
 from gradscope.settings import Only, Policy
 from gradscope.version import __version__
@@ -50,7 +51,8 @@ class Analysis:
     loss : what a loss sends back, None where there is none; sensitivity : how the gain changes with every
         parameter, None where that was not asked for, or ``verdict.notes`` says why it has none; of layers of
         which none reads another it is with each; masks : the gain with the masks of training, None where that
-        is not asked for. only : what was measured, see ``analyze``: of a
+        is not asked for; remedies : what to do about the layers that are connected, and about each that stand
+        side by side, none where that is not asked for. only : what was measured, see ``analyze``: of a
         verdict or a gain alone there is the full chain and its first singular value, no paths, no shares.
     """
 
@@ -69,6 +71,7 @@ class Analysis:
     sensitivity: Sensitivity | None = None
     without: Mapping[str, Chain] = field(default_factory=dict)
     returning: Mapping[str, Any] = field(default_factory=dict)
+    remedies: tuple[Remedies, ...] = ()
 
     def chain(self, name: str) -> Chain:
         """The chain called ``name``; raises KeyError, with the names that there are."""
@@ -205,6 +208,7 @@ class Analysis:
             **loss,
             **({} if self.masks is None else {"masks": _plain(self.masks.to_dict())}),
             **changes,
+            **told_of(self.remedies),
         }
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradscope.errors import InputError
+from gradscope.report.html_remedies import remedies_section
 from gradscope.report.html_style import style_sheet
 from gradscope.report.html_text import beginning, figures_of, folded, gain_of, listing, table
 from gradscope.report.next_steps import next_steps
@@ -98,6 +99,7 @@ def _whole(result: Mapping[str, Any]) -> Iterator[str]:
     if problem.get("cell") is not None and (next_ := listing(_next(result))):
         yield element("h2", "Next")
         yield next_
+    yield from remedies_section(result)
     yield _sections(result, "whole")
 
 
@@ -121,7 +123,7 @@ def _key(result: Mapping[str, Any]) -> str:
 def _next(result: Mapping[str, Any]) -> list[str]:
     names = [str(chain["name"]) for chain in result["chains"]]
     tau, steps = result["thresholds"]["vanishing_below"], result["problem"]["steps"]
-    return list(next_steps(_level(result), steps, tau, names))
+    return list(next_steps(_level(result), steps, tau, names, tried="suggestions" in result))
 
 
 _SAID = {"not_applied": "Not applied", "assumed": "Assumed"}

@@ -14,10 +14,12 @@ def carousel_bias(horizon: int, gain: float) -> float:
     return -math.log(math.expm1(-math.log(gain) / horizon))
 
 
-def next_steps(level: str, steps: int, tau: float, chains: Collection[str]) -> Iterator[str]:
+def next_steps(
+    level: str, steps: int, tau: float, chains: Collection[str], *, tried: bool = False
+) -> Iterator[str]:
     """Sentences for a cell's verdict, to a vanishing threshold tau, if it vanishes or explodes.
 
-    chains : the names of those that were measured.
+    chains : the names of those that were measured; tried : whether settings of knobs stand there already.
     """
     if level not in ("vanishing", "exploding"):
         return
@@ -28,6 +30,8 @@ def next_steps(level: str, steps: int, tau: float, chains: Collection[str]) -> I
                     f"The {path} alone keeps a gain of {tau:g} over {steps} steps from {bias} = "
                     f"{carousel_bias(steps, tau):.2f} on."
                 )
+    if tried:
+        return
     yield (
         "gradscope suggest, with the same options, finds the setting of each knob that makes it stable, and "
         "verifies it."

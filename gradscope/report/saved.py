@@ -28,8 +28,10 @@ _HOME = {
     "MaskedGains": "gradscope.report.masked",
     "Matched": "gradscope.report.verdict",
     "Policy": "gradscope.settings",
+    "Remedies": "gradscope.report.remedies",
     "Sensitivity": "gradscope.measure.sensitivity",
     "Spectrum": "gradscope.product_svd.spectrum",
+    "Suggestion": "gradscope.report.remedies",
     "Truncation": "gradscope.measure.truncation",
     "Verdict": "gradscope.report.verdict",
 }

@@ -27,6 +27,7 @@ from gradscope.report.page import (
     prose,
     section,
 )
+from gradscope.report.remedies_table import remedy_sections
 from gradscope.report.sensitivity_table import sensitivity_sections
 from gradscope.report.sparkline import by_lag, crossings
 from gradscope.report.subject import chosen, subject
@@ -84,8 +85,10 @@ def _next(analysis: Analysis) -> Iterable[RenderableType]:
         return
     full, tau = analysis.full, analysis.policy.vanishing_below
     names = [chain.name for chain in analysis.chains]
-    if sentences := list(next_steps(analysis.verdict.level, full.steps, tau, names)):
+    tried = bool(analysis.remedies)
+    if sentences := list(next_steps(analysis.verdict.level, full.steps, tau, names, tried=tried)):
         yield section("Next", Group(*map(bullet, sentences)))
+    yield from remedy_sections(analysis.remedies, str(analysis.problem["source"]))
 
 
 def _badness(layer: Analysis) -> tuple[int, float]:

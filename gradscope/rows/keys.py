@@ -15,7 +15,7 @@ from gradscope.version import __version__
 
 _CHUNK = 2**20
 # What is no question: the same is found however it is asked.
-_NO_QUESTION = ("platform", "devices", "progress", "plan")
+_NO_QUESTION = ("platform", "devices", "progress", "plan", "trying")
 
 
 def key_of(asked: Mapping[str, Any]) -> str:

@@ -172,6 +172,13 @@ def test_flossing_brings_a_linear_rnn_to_an_isometry(tmp_path):
     with np.load(tmp_path / "n.npz") as new:
         np.testing.assert_allclose(np.linalg.svd(new["R"], compute_uv=False), 1, atol=0.02)
     assert found.after.verdict.level == "stable"
+    told = found.to_dict()
+    jsonschema.validate(told, schema("repair"))
+    logs = np.log([1.1, 0.97, 0.9])
+    np.testing.assert_allclose(told["before"]["exponents"], logs, atol=1e-9)
+    assert told["before"]["log10_condition"] == pytest.approx(20 * np.log10(1.1 / 0.9))
+    np.testing.assert_allclose(told["after"]["exponents"], 0, atol=0.02)
+    assert "lambda_1" in str(found)
 
 
 REFUSED = {

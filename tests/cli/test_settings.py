@@ -26,7 +26,7 @@ from gradscope.settings import Init, Policy, Settings, number_or_word, option, o
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 # Not an option of the shell.
-PYTHON_ONLY = {"progress", "plan"}
+PYTHON_ONLY = {"progress", "plan", "trying"}
 
 
 COMMANDS = cli.list_commands(None)

@@ -137,7 +137,7 @@ def file_of(kind, folder, bidirectional=False, layers=2):
 def own_masks(path, drawn, x, cell=None):
     """The problems with masks of every group of a file's layers, and with mean masks."""
     problems = make_problems(read(path, cell), jax.local_devices(), inputs=x)
-    return [masked_problems(one, drawn, number) for number, one in enumerate(problems.groups)]
+    return [masked_problems(one.problem, drawn, number) for number, one in enumerate(problems.groups)]
 
 
 def stacked_gain(kind, state, law, x, masks):

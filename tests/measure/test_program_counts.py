@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import gradscope
+from gradscope.advise.network import Network
 from gradscope.api import analyze_problems
 from gradscope.cells import find
 from gradscope.checkpoints import Model
@@ -50,6 +51,26 @@ def test_top_values_without_jacobians(compiled):
     """Trajectory, gates and shares; for the full chain and for all paths alike one program each way."""
     gradscope.analyze(hidden=7, input_size=2, steps=11, top=2)
     assert 1 <= len(compiled) <= 11, compiled
+
+
+def test_evaluations_of_suggestions_share_their_programs(compiled, monkeypatch):
+    """After the first nothing is compiled any more, however many knobs there are; a dozen each at most."""
+    calls, after, changed = [], [], Network.changed
+
+    def counted(*given, **options):
+        calls[-1] += 1
+        found = changed(*given, **options)
+        after.append(len(compiled))
+        return found
+
+    monkeypatch.setattr(Network, "changed", counted)
+    gradscope.suggest(
+        hidden=5, input_size=2, steps=61, trying=lambda line: calls.append(0) if "trying" in line else None
+    )
+    assert len(calls) > 5
+    assert 10 < sum(calls) == len(after)
+    assert max(calls) <= 12
+    assert after[-1] == after[0] <= 12, compiled
 
 
 def test_two_layers(compiled):

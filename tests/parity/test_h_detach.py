@@ -24,7 +24,7 @@ def test_a_loop_that_detaches(tmp_path):
     torch.save(lstm.state_dict(), tmp_path / "m.pt")
     x = np.random.default_rng(1).standard_normal((T, D))
     problems = make_problems(read(tmp_path / "m.pt"), jax.local_devices(), inputs=x)
-    drawn, _ = masked_problems(*problems.groups, Drawn("h-detach", (P,), 3, 0))
+    drawn, _ = masked_problems(problems.joint, Drawn("h-detach", (P,), 3, 0))
     (measured,) = measure_batch(Problems((drawn,)), range(3), -3, Means(jax.local_devices()))
     cells = []
     for k in range(2):

@@ -46,6 +46,7 @@ RICH = {
         "lag_view",
         "loss_table",
         "sensitivity_table",
+        "remedies_table",
         "suggestion_table",
         "repair_table",
         "training_table",
