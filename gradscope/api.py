@@ -15,7 +15,7 @@ from gradscope.checkpoints import Decided, Model, read
 from gradscope.checkpoints.array_map import rules_of
 from gradscope.checkpoints.recording_file import read_recorded
 from gradscope.custom_types import Array
-from gradscope.errors import InputError, as_option, listed, quoted, shown
+from gradscope.errors import InputError, as_option, quoted, shown
 from gradscope.machine import find_devices, one_blas_thread
 from gradscope.measure.batch import Means, measure_batch
 from gradscope.measure.light import LightProbe
@@ -118,9 +118,8 @@ def _check_suggest(settings: Settings) -> None:
     """Raise InputError for an analysis that is not of the network as it is."""
     asked = {"cut": settings.cut, "scale": settings.scale, "view": settings.view != "state"}
     if names := [as_option(name) for name, value in asked.items() if value]:
-        raise InputError(
-            f"{as_option('suggest')} is of the whole chain as the network has it: leave {listed(names)} out"
-        )
+        said = "is of the whole chain as the network has it"
+        raise InputError(f"{as_option('suggest')} {said}: leave {' and '.join(names)} out")
 
 
 def analyze_light(settings: Settings, probe: LightProbe) -> Analysis:

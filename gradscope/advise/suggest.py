@@ -122,10 +122,11 @@ def networks_of(
 ) -> list[Network]:
     """The layers and stacks that stand side by side; measured : of ``problems.every``, where known."""
     check_settable(problems)
-    known = {id(one): found for one, found in zip(problems.every, measured or [], strict=False)}
-    return [
-        Network.of(group.problem, policy, means, known.get(id(group.problem))) for group in problems.groups
-    ]
+    groups, known = problems.groups, dict[int, Sequence[Measured]]()
+    if measured is not None:  # a stack beside others is measured again: its layers' chains are apart
+        known = {id(one): each for one, each in zip(problems.layers, measured, strict=False)}
+        known |= {id(groups[0].problem): together(problems, measured)} if len(groups) == 1 else {}
+    return [Network.of(group.problem, policy, means, known.get(id(group.problem))) for group in groups]
 
 
 def check_settable(problems: Problems) -> None:

@@ -81,7 +81,7 @@ class Trial:
         parameters, cells = self.network.parameters, self._cells()
         holding = [f"{at}{key}" for at, name in cells.items() if (key := self._holding(name, at))]
         if len(holding) > 1:
-            yield Shift(self.called(holding[0].rpartition(".")[2]), tuple(holding))
+            yield Shift(self._together(holding), tuple(holding))
         for key in holding if every else self._strongest(holding):
             yield Shift(self.called(key), (key,))
         matrices = [key for key in parameters if is_recurrent(key)]
@@ -94,6 +94,12 @@ class Trial:
             largest = largest_singular_value(parameters, matrices)
             if largest > 0 and (every or self.goal.excess(self.network.analysis) > 0):
                 yield SpectralClip(f"{_CLIP}{together}", tuple(matrices), largest)
+
+    def _together(self, keys: Sequence[str]) -> str:
+        """These parameters by one name; where that is of others too (b_z of an LSTM), by the name of each."""
+        kind = keys[0].rpartition(".")[2]
+        all_ = [key for key in self.network.parameters if key.rpartition(".")[2] == kind]
+        return self.called(kind) if set(all_) == set(keys) else ",".join(keys)
 
     def _cells(self) -> dict[str, str]:
         """{what stands before the keys of a layer: the name of its cell}."""
@@ -191,7 +197,9 @@ class Trial:
     def inputs(self) -> dict[str, Callable[[], Suggestion]]:
         """Inputs of the user's own that are far from mean 0 and variance 1, with these."""
         problem = self.network.problem
-        if problem.origin.inputs in ("normal", "zeros"):
+        given = problem.origin.inputs
+        # A stack beside others reads what these put out as well, and that is not the user's to normalise.
+        if given in ("normal", "zeros") or given.startswith("outputs of ") or self.place[1:]:
             return {}
         inputs, system = problem.system.inputs, problem.system
         there = np.concatenate([inputs[b, : system.length(b)] for b in range(system.batch)])

@@ -25,6 +25,7 @@ _FIRST = (
     "saturated gates keep a gain near 1 by letting nothing in or out; normalise first, and ask again on "
     "those inputs"
 )
+_BESIDE = "each with the layers beside it as they are"
 _VERIFIED = (
     "each measured by analysing the changed network on these inputs, not predicted; what training makes of "
     "it is another question"
@@ -40,6 +41,8 @@ def remedy_sections(remedies: Sequence[Remedies], source: str) -> Iterable[Rende
         yield from _of_one(one)
     if advice := dict.fromkeys(sentence for one in remedies for sentence in one.advice):
         yield section("Beyond numbers", Group(*map(bullet, advice)))
+    if len(remedies) > 1:
+        yield note(f"\n{_BESIDE}")
     yield from _next(remedies, source)
 
 

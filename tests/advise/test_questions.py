@@ -28,18 +28,15 @@ def test_the_default_forget_bias_and_the_one_that_is_wanted():
 # pytorch 20102, 750: does a forget bias of 1 or of 5 help at 500 steps?
 
 
-def test_a_forget_bias_of_one_or_of_five():
+@pytest.mark.parametrize(("bias", "horizon"), [(1.0, 22), (5.0, 500)])
+def test_a_forget_bias_of_one_or_of_five(bias, horizon):
     """The carousel alone keeps sigmoid(b)^k above 1e-3 for 22 steps at b = 1, for all 500 at b = 5."""
-    horizons = {}
-    for bias in (1.0, 5.0):
-        found = gradscope.analyze(
-            cell="lstm", hidden=2, input_size=1, steps=500, inputs="zeros", biases={"b_f": bias}, only="paths"
-        )
-        horizons[bias] = found.chain("carousel").horizon.median
-        assert sum(found.mean_shares.values()) == pytest.approx(1)  # and what the other paths do beside it
-    # The state is not 0: other biases drive it, and R_f h moves f a little.
-    assert horizons[1.0] == pytest.approx(np.log(1e-3) / np.log(equations.sigmoid(1.0)), abs=6)
-    assert horizons[5.0] == 500
+    cut = ["R_z", "R_i", "R_f", "R_o"]  # and R_f at 0, so that f is sigmoid(b) at every step
+    options = {"cell": "lstm", "hidden": 1, "input_size": 1, "steps": 500, "inputs": "zeros", "gain": 0.0}
+    found = gradscope.analyze(**options, biases={"b_f": bias}, cut=cut, only="gain")
+    assert found.full.horizon.median == horizon
+    assert horizon == min(500, int(np.log(1e-3) / np.log(equations.sigmoid(bias))))
+    assert found.full.log10_norm.median == pytest.approx(500 * np.log10(equations.sigmoid(bias)), abs=0.1)
 
 
 # keras 20276: a GRU with recurrent_dropout of 0.5 blows up at 100 steps
@@ -50,8 +47,8 @@ def test_recurrent_dropout_is_a_factor_on_every_step(run):
     found = gradscope.analyze(
         cell="linear", hidden=1, input_size=1, steps=100, init="identity", recurrent_dropout=0.5, masks=40
     )
-    gains = {float(one.log10_singular_values[0]) for one in found.masks.drawn.spectra}
-    assert gains == {-np.inf, pytest.approx(100 * np.log10(2))}
+    gains = sorted({round(float(one.log10_singular_values[0]), 6) for one in found.masks.drawn.spectra})
+    assert gains == [-np.inf, pytest.approx(100 * np.log10(2))]
     assert found.masks.mean.log10_norm.median == pytest.approx(0)
     assert "Gain with recurrent dropout of probability 0.5" in str(found)
 
@@ -60,18 +57,18 @@ def test_recurrent_dropout_is_a_factor_on_every_step(run):
 
 
 def test_clipping_a_projected_lstm(tmp_path):
-    """Of a gradient of norm 2 a threshold of 5 leaves all, of 1 the half; either way no lag gets more."""
+    """A threshold above the gradient's norm leaves all, one at half of it the half: no lag gets more."""
     state = layouts.recurrent("lstm", 2, 4, projection=2, dtype="float64")
     save_file(state, tmp_path / "m.safetensors")
     x = np.random.default_rng(0).standard_normal((9, 2))
-    options = {"checkpoint": tmp_path / "m.safetensors", "inputs": x}
-    norm = 10 ** gradscope.analyze(**options, adjoint=np.ones(2), clip=1).loss.clip.log10_norm[0]
-    adjoint = np.full(2, 2 / norm)
-    five, one = (gradscope.analyze(**options, adjoint=adjoint, clip=c) for c in (5, 1))
-    assert "It does not act on the sequence: |G| is at most 2.00e+00." in str(five)
-    assert one.loss.clip.factor[0] == pytest.approx(0.5, rel=1e-5)
-    assert "It acts on the sequence: factor 0.5" in str(one)
-    assert "it bounds the step, and cannot cure vanishing" in " ".join(str(one).split())
+    options = {"checkpoint": tmp_path / "m.safetensors", "inputs": x, "adjoint": np.ones(2)}
+    loose = gradscope.analyze(**options, clip=1e3)
+    norm = 10 ** loose.loss.clip.log10_norm[0]
+    tight = gradscope.analyze(**options, clip=norm / 2)
+    assert f"It does not act on the sequence: |G| is at most {norm:.2e}." in " ".join(str(loose).split())
+    assert tight.loss.clip.factor[0] == pytest.approx(0.5, rel=1e-5)
+    assert "It acts on the sequence: factor 0.5" in str(tight)
+    assert "it bounds the step, and cannot cure vanishing" in " ".join(str(tight).split())
 
 
 # keras 2194, 3687; tsgm 59: LSTM(activation="relu") is NaN
@@ -79,7 +76,7 @@ def test_clipping_a_projected_lstm(tmp_path):
 
 def test_an_lstm_with_relu():
     """From which lag float32 has no number, which path carries it, and what tanh would do, verified."""
-    options = {"hidden": 8, "input_size": 2, "steps": 40, "gain": 40.0, "biases": {"b_f": 2.0}}
+    options = {"hidden": 8, "input_size": 2, "steps": 70, "gain": 40.0, "biases": {"b_f": 2.0}}
     found = gradscope.suggest(cell="lstm-relu", **options, knob="activation")
     page = " ".join(str(found).split())
     assert re.search(r"In float32 a gradient of size 1 overflows from lag \d+ on", page)
@@ -110,10 +107,8 @@ def test_the_length_of_truncated_backpropagation(tmp_path):
     length = int(np.argmax(bias <= 0.01)) + 1
     assert found.loss.tbptt.needs("R") == length
     assert found.loss.tbptt.at("R")[0] == pytest.approx(bias[9], rel=1e-9)
-    row = next(
-        line for line in str(found).splitlines() if re.match(r"\s*R\s.*%", line) and str(length) in line
-    )
-    assert f"{100 * bias[9]:.3g} %" in row
+    said = f"{100 * bias[9]:.3g} %"
+    assert any(said in line and f" {length} " in line for line in str(found).splitlines())
 
 
 # two LSTMs, long lags are not learnt: which layer, which gate, what to do

@@ -3,16 +3,26 @@
 import json
 import math
 
+import jax
 import jsonschema
 import numpy as np
 import pytest
 from oracles import equations, layouts
+from oracles.asking import make_problems
 
 import gradscope
+from gradscope.advise.goals import Stable
+from gradscope.advise.knobs import KnobSetting
+from gradscope.advise.repair import layers_of, set_knobs
 from gradscope.advise.search import MOST, KnobSearch
+from gradscope.advise.suggest import networks_of
+from gradscope.advise.trial import Trial
+from gradscope.checkpoints import read
 from gradscope.errors import InputError
+from gradscope.measure.batch import Means
 from gradscope.report.next_steps import carousel_bias
 from gradscope.schemas import schema
+from gradscope.settings import Policy
 
 
 def by_knob(found):
@@ -178,6 +188,47 @@ def test_layers_side_by_side_have_settings_of_their_own(tmp_path):
         assert layer.full.log10_norm.median == pytest.approx(one.verified_log10, abs=1e-5)
     with pytest.raises(InputError, match=r"--knob 'b_f': expected one of layer0.R"):
         gradscope.suggest(**options, knob="b_f")
+
+
+@pytest.mark.parametrize("case", ["two directions of two", "an LSTM and a GRU", "one"])
+def test_a_setting_is_of_the_parameters_that_were_tried(case, tmp_path):
+    """What repair makes of a knob's name is what suggest has changed, in whichever layers it is."""
+    if case == "an LSTM and a GRU":
+        state = layouts.recurrent("lstm", 2, 3, prefix="a.") | layouts.recurrent("gru", 3, 3, prefix="b.")
+    else:
+        two = case.startswith("two")
+        state = layouts.recurrent("gru", 2, 3, layers=1 + two, bidirectional=two)
+    model = read(
+        layouts.saved(state, tmp_path / "m.safetensors"), reads=("b=a",) if "a.bias_ih_l0" in state else ()
+    )
+    problems = make_problems(model, jax.local_devices(), steps=2)
+    layers, count = layers_of(problems), 0
+    for network, group in zip(
+        networks_of(problems, Policy(), Means(jax.local_devices())), problems.groups, strict=True
+    ):
+        place = group.members if len(problems.groups) > 1 else ()
+        trial = Trial(network, Stable(Policy(), exploding=False), place)
+        for knob in trial.knobs(every=True):
+            u = -0.25
+            text = knob.setting(u).removeprefix("clip ")
+            parts = set_knobs(layers, [KnobSetting.parse(text)])
+            changed = {
+                (name, key)
+                for name, own in parts.items()
+                for key, array in own.items()
+                if not np.array_equal(array, layers[name][key])
+            }
+            names = [problem.origin.layer for problem in problems.layers]
+            expected = {
+                (names[int(key[5 : key.index(".")])], key.partition(".")[2])
+                if key.startswith("layer")
+                else (names[group.members[0]], key)
+                for key in knob.keys
+            }
+            assert changed <= expected
+            assert changed == expected or "clip" in knob.name
+            count += 1
+    assert count > 3
 
 
 def test_a_section_of_an_analysis(run, tmp_path):
