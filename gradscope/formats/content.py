@@ -30,13 +30,18 @@ def by_content(path: PathLike) -> str:
         return _of_zip(head)
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return ".h5"
+    if _is_safetensors(head, info.st_size):  # whose length may begin as a pickle does
+        return ".safetensors"
     if is_pickle(head):
         return ".pt"
     if head.startswith((b"#Parameter# ", b"#LookupParameter# ")):
         return ".model"
-    if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") <= info.st_size - 8:
-        return ".safetensors"
     return ""
+
+
+def _is_safetensors(head: bytes, size: int) -> bool:
+    """Whether a file of this size that begins so is the length of a JSON object, and the object."""
+    return head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") <= size - 8
 
 
 def is_pickle(head: bytes) -> bool:

@@ -15,6 +15,7 @@ from safetensors.numpy import save as safetensors_bytes
 
 from gradscope import errors
 from gradscope.errors import InputError
+from gradscope.formats.content import by_content
 from gradscope.formats.jacobians import read_jacobians
 from gradscope.formats.numpy_files import open_npz, read_npy
 from gradscope.formats.safetensors_file import open_safetensors
@@ -246,3 +247,11 @@ def test_jacobians(tmp_path):
 def test_jacobians_of_another_shape(shape, tmp_path):
     message = refusal(read_jacobians, write(tmp_path, ".npy", npy(np.zeros(shape))))
     assert f"got shape {shape}, expected (T, m, m)" in message
+
+
+@pytest.mark.parametrize("length", [0x0280, 0x0380, 0x0480, 0x0580])
+def test_a_safetensors_whose_length_begins_as_a_pickle_does(length, tmp_path):
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + header + np.float32(1.5).tobytes())
+    assert by_content(path) == ".safetensors"
