@@ -62,6 +62,7 @@ def test_recurrent_dropout_is_a_factor_on_every_step(run):
 # lstmp.pytorch 2: clipping at 5 did not help, at 1 it did
 
 
+@pytest.mark.slow
 def test_clipping_a_projected_lstm(tmp_path):
     """A threshold above the gradient's norm leaves all, one at half of it the half: no lag gets more."""
     state = layouts.recurrent("lstm", 2, 4, projection=2, dtype="float64")
