@@ -1,16 +1,34 @@
 """Settings of the whole suite, before NumPy and JAX are imported."""
 
+import importlib.util
+import mmap
 import os
 import re
 import signal
 from pathlib import Path
 
+import hypothesis
+import pytest
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the time goes into compiling programs that run for a moment; =0 tests them as users have them.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
-import hypothesis
-import pytest
+
+def _known_to_xla(flags: dict[str, str]) -> str:
+    """The flags whose names are in jaxlib: XLA ends a process at one that it does not know."""
+    found = importlib.util.find_spec("jaxlib")
+    known = {}
+    for library in Path(found.origin).parent.glob("*.so") if found and found.origin else ():
+        with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            known |= {flag: value for flag, value in flags.items() if content.find(flag.encode()) >= 0}
+    return " ".join(f"--{flag}={value}" for flag, value in known.items())
+
+
+# Without loops fused by MLIR, and modules split for threads, it is less than half of what is left.
+CHEAPER = {"xla_cpu_use_fusion_emitters": "false", "xla_cpu_parallel_codegen_split_count": "1"}
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and "XLA_FLAGS" not in os.environ:
+    os.environ["XLA_FLAGS"] = _known_to_xla(CHEAPER)
 
 # A shell starts background jobs with SIGINT ignored, and every process of the suite would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -48,6 +66,12 @@ def _host_engine():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gradscope.measure.programs.PROGRAM", float("inf"))
         yield
+
+
+@pytest.fixture
+def paths_alone(monkeypatch):
+    """The whole chain without each path is not measured: tests/measure/test_without.py looks at it."""
+    monkeypatch.setattr("gradscope.measure.chains.Ask.without", False)
 
 
 @pytest.fixture

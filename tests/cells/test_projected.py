@@ -80,6 +80,7 @@ def test_paths_stay_in_their_components(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("paths_alone")
 def test_top_values_without_jacobians_are_the_same(tmp_path):
     path, x = saved(tmp_path, state_dict()), sequence()
     every, top = (gradscope.analyze(checkpoint=path, inputs=x, top=top) for top in ("all", 1))

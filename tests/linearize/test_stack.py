@@ -279,6 +279,7 @@ def test_chains_are_blocks_of_the_derivative_of_the_whole_pass(name):
 @pytest.mark.parametrize(
     ("name", "cut"), [("two", ()), ("units", ()), ("units", "layer2"), ("dense below", "layer1")]
 )
+@pytest.mark.usefixtures("paths_alone")
 def test_top_values_without_jacobians_are_the_same(name, cut):
     _, every = analysis(name, cut=cut)
     _, few = analysis(name, cut=cut, top=2)

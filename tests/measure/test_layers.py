@@ -212,6 +212,7 @@ def test_cuts_biases_and_views_of_several_layers(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("paths_alone")
 def test_top_values_of_several_layers(tmp_path):
     path, x = two_modules(tmp_path), sequences(2)
     every, top = (gradscope.analyze(checkpoint=path, inputs=x, top=top) for top in ("all", 5))
