@@ -55,25 +55,24 @@ def with_slopes(system: System) -> Along | None:
     """
     if system.cell.members:
         return _of_stack(system)
-    ran = _run(system.cell, system.parameters, system.inputs, system.state)
+    ran = _run(system.cell, system.parameters, system.inputs, system.state, system.dtype)
     if ran is None:
         return None
     cell, inputs = given_slopes(system.cell, system.input_size), _beside(system.inputs, ran.slopes)
-    return Along(
-        replace(system, cell=cell, inputs=inputs, states=ran.states.astype(system.dtype)), ran.reached
-    )
+    return Along(replace(system, cell=cell, inputs=inputs, states=ran.states), ran.reached)
 
 
 def _of_stack(system: System) -> Along | None:
     """The same of a stack, of those of its layers that leave it; the others are as they were."""
     assert system.states is not None
-    states, inputs, members = system.states.astype(np.float64), system.inputs, []
+    states, inputs, members = system.states.copy(), system.inputs, []
     put_out: dict[int, Array] = {}
     reached = np.zeros(system.batch)
     for j, (member, own) in enumerate(zip(system.cell.members, extents_of(system.cell.members), strict=True)):
         if not np.isfinite(states[:, :, own]).all():
-            read = np.asarray(member.input(system.inputs, put_out))
-            ran = _run(member.cell, member.own(system.parameters), read, system.state[:, own])
+            with precise("float64"):
+                read = np.asarray(member.input(system.inputs, put_out))
+            ran = _run(member.cell, member.own(system.parameters), read, system.state[:, own], system.dtype)
             if ran is None:
                 return None
             states[:, :, own], reached = ran.states, np.maximum(reached, ran.reached)
@@ -88,7 +87,7 @@ def _of_stack(system: System) -> Along | None:
         members.append(member)
         put_out[j] = states[:, 1:, member.output_in(own.start)]
     cell = stacked(tuple(members))
-    return Along(replace(system, cell=cell, inputs=inputs, states=states.astype(system.dtype)), reached)
+    return Along(replace(system, cell=cell, inputs=inputs, states=states), reached)
 
 
 def _beside(inputs: Array, slopes: Array) -> Array:
@@ -97,23 +96,24 @@ def _beside(inputs: Array, slopes: Array) -> Array:
 
 @dataclass(frozen=True)
 class _Ran:
-    """States (B, T + 1, n), infinite beyond float64, slopes (B, T, n), log10 of the largest state (B,)."""
+    """States (B, T + 1, n), infinite beyond their dtype; slopes (B, T, n); log10 of the largest, (B,)."""
 
     states: Array
     slopes: Array
     reached: Array
 
 
-def _run(cell: Cell, parameters: Parameters, inputs: Array, state: Array) -> _Ran | None:
-    """An Elman network in numbers of any exponent, None of another and where these do not do."""
+def _run(cell: Cell, parameters: Parameters, inputs: Array, state: Array, dtype: str) -> _Ran | None:
+    """An Elman network in numbers of any exponent, None of another and where slopes leave the dtype."""
     if not is_elman(cell) or not np.isfinite(inputs).all():
         return None
     with precise("float64"):
         given = (cast(parameters, "float64"), inputs.astype(np.float64), state.astype(np.float64))
         states, slopes, exponents = jax.device_get(_of_batch(cell, *given))
-    if not np.isfinite(slopes).all() or np.isnan(states).any():
+    if not np.abs(slopes).max() <= np.finfo(dtype).max or np.isnan(states).any():  # not >, or NaN passes
         return None
-    return _Ran(np.asarray(states), np.asarray(slopes), exponents * math.log10(2.0))
+    with np.errstate(over="ignore"):
+        return _Ran(np.asarray(states, dtype), np.asarray(slopes), exponents * math.log10(2.0))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -11,7 +11,7 @@ import numpy as np
 from gradscope.cells.given_slopes import reads_slopes
 from gradscope.cells.notation import is_recurrent, key
 from gradscope.custom_types import Array
-from gradscope.errors import BeyondRangeError
+from gradscope.errors import BeyondRangeError, as_option
 
 if TYPE_CHECKING:  # a worker process puts courses together, and starts without JAX
     from gradscope.cells.cell import Cell
@@ -87,8 +87,13 @@ def check_finite(cell: Cell, after: Array, before: int, dtype: Any) -> None:
     step = before + 1 + int(np.argmin(finite))
     raise BeyondRangeError(
         f"the state is infinite or NaN in {dtype} after step {step}, expected numbers that it holds: give "
-        f"fewer than {step} steps, or weights or inputs that are smaller"
+        f"fewer than {step} steps, or weights or inputs that are smaller{_wider(dtype)}"
     )
+
+
+def _wider(dtype: Any) -> str:
+    """What else helps a state that leaves float32."""
+    return f", or {as_option('dtype')} float64" if np.finfo(dtype).max <= FLOAT32_MAX else ""
 
 
 def _terms(

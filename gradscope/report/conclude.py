@@ -26,8 +26,8 @@ from gradscope.report.verdict import judge, level
 from gradscope.settings import MOST_FOR_ALL, Policy
 
 _SIDE_BY_SIDE = (
-    "Layers of two directions of time, or that the file does not connect, stand side by side: the gain is "
-    "the largest of theirs."
+    "Layers of two directions of time, or that nothing says to read each other (--reads LAYER=BELOW would), "
+    "stand side by side: the gain is the largest of theirs."
 )
 
 

@@ -72,6 +72,17 @@ def test_all_values_are_those_of_numbers_of_any_size(given, cell):
     assert any("It leaves float64 (1.8e308) at step" in note for note in found.verdict.notes)
 
 
+def test_in_float32_it_goes_on_too(tmp_path):
+    arrays = {"W": np.zeros((1, 1)), "R": np.full((1, 1), 4.0), "b": np.zeros(1), "h0": np.ones(1)}
+    path = written(tmp_path / "cell.npz", arrays)
+    given = {"checkpoint": path, "cell": "rnn-relu", "inputs": np.zeros((1, 90, 1))}
+    found = gradscope.analyze(**given, dtype="float32")
+    assert found.full.log10_norm.median == pytest.approx(90 * np.log10(4.0), abs=1e-5)
+    # 4^64 = 2^128; what float64 holds is of no interest to who asks for float32.
+    assert any("at step 64:" in note and "any size" in note for note in found.verdict.notes)
+    assert not any("leaves float64" in note for note in found.verdict.notes)
+
+
 def test_without_jacobians_and_by_the_light_probe_the_gain_is_the_same(given):
     (expected, *_) = log10_values("rnn-relu", *weights(0))
     top = gradscope.analyze(**given(), top=1).full
@@ -119,6 +130,13 @@ def test_a_function_that_leaves_float64_itself_is_refused(top, tmp_path):
     path = written(tmp_path / "cell.npz", arrays)
     with pytest.raises(InputError, match=r"infinite or NaN in float64 after step 2, .* fewer than 2"):
         gradscope.analyze(checkpoint=path, cell="rnn-exponential", inputs=np.ones((1, 9, 1)), top=top)
+    # exp(exp(4.5)) is 1e39.
+    path = written(tmp_path / "less.npz", arrays | {"R": np.ones((1, 1)), "h0": np.full(1, 4.5)})
+    given = {"checkpoint": path, "cell": "rnn-exponential", "inputs": np.ones((1, 2, 1)), "top": top}
+    with pytest.raises(InputError, match=r"in float32 after step 2, .* smaller, or dtype float64"):
+        gradscope.analyze(**given, dtype="float32")
+    found = gradscope.analyze(**given).full.log10_norm.median
+    assert found == pytest.approx((4.5 + np.exp(4.5)) * np.log10(np.e))
 
 
 def two(path, growing):
@@ -140,6 +158,17 @@ def test_the_layers_of_a_stack_go_on_where_one_above_leaves_float64(tmp_path):
     # The block of the product: sum over k of 8^(400-k) .5^(k-1) .5 = 8^400 / 15 + ...
     between = found.chain("0->1").log10_norm.median
     assert between == pytest.approx(np.log10(0.5 / 7.5) + 400 * np.log10(8.0), abs=1e-9)
+
+
+def test_a_layer_above_reads_all_digits_of_the_one_below(tmp_path):
+    # Its second unit reads 0.7 - (0.7 - 1e-10), which in float32's digits is below zero: it would be shut.
+    arrays = {"weight_ih_l0": [[1.0]], "weight_hh_l0": [[0.0]], "bias_ih_l0": [0.0], "bias_hh_l0": [0.0]}
+    arrays |= {"weight_ih_l1": np.ones((2, 1)), "weight_hh_l1": np.diag([8.0, 0.5])}
+    arrays |= {"bias_ih_l1": [0.0, 1e-10 - 0.7], "bias_hh_l1": np.zeros(2)}
+    path = written(tmp_path / "two.npz", arrays)
+    found = gradscope.analyze(checkpoint=path, cell="rnn-relu", inputs=np.full((1, 400, 1), 0.7))
+    values = found.full.spectra[0].log10_singular_values
+    np.testing.assert_allclose(values, [400 * np.log10(8.0), 400 * np.log10(0.5), -np.inf], rtol=1e-12)
 
 
 def test_what_a_layer_cannot_read_names_the_one_to_choose(tmp_path):
