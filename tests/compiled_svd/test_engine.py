@@ -139,7 +139,7 @@ def test_a_batch_is_what_each_is_alone(in_turn):
 @pytest.mark.slow
 def test_segments_of_time_within_those_of_memory(as_accelerator):
     """Which are no multiples of them: the earliest begins with steps that change nothing."""
-    for one, stack in sure_of(mixed_chains(32), length=13):
+    for one, stack in sure_of(mixed_chains(32), length=11):
         agree(one, spectrum(stack, by_lag=True, entry_error=ENTRY_ERROR))
 
 
