@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -156,8 +157,9 @@ class _Canvas:
         """The rows, from the top."""
         for row in range(self.rows):
             text = Text(no_wrap=True)
-            for column in range(self.width):
-                text.append(*self._character(row, column))
+            cells = (self._character(row, column) for column in range(self.width))
+            for style, run in itertools.groupby(cells, key=lambda cell: cell[1]):
+                text.append("".join(character for character, _ in run), style)
             yield text
 
     def _dot(self, number: int, x: int, y: int) -> None:
