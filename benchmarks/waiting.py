@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-COMMAND = [sys.executable, "-m", "gradscope", "analyze"]
+GRADSCOPE = [sys.executable, "-m", "gradscope"]
+COMMAND = [*GRADSCOPE, "analyze"]
 # Arguments of runs whose time is said, and is then measured. Two LSTMs, one upon the other, are a file.
 SAID = {
     "two LSTMs of 32, 8 sequences": ["two.safetensors", "--inputs", "x.npy"],
@@ -24,6 +25,11 @@ SAID = {
     "LSTM of 256": ["--hidden", "256"],
     "GRU of 64, 2000 steps": ["--cell", "gru", "--hidden", "64", "--steps", "2000"],
     "LSTM of 512, top 8": ["--hidden", "512", "--top", "8"],
+}
+# The same of suggestions, whose evaluations are not known before.
+SUGGESTED = {
+    "suggest, LSTM of 32": ["--hidden", "32"],
+    "suggest, two LSTMs of 32, b_f": ["two.safetensors", "--knob", "b_f"],
 }
 # One step's Jacobian of all states by autograd, multiplied up: what one writes without a tool.
 NAIVE = """
@@ -89,8 +95,10 @@ def main() -> None:
         folder = Path(name)
         write_model(folder)
         run([*COMMAND, "two.safetensors", "--only", "verdict"], folder)  # as a second start is
-        for what, arguments in SAID.items():
-            seconds, _, stderr = run([*COMMAND, *arguments, "-o", os.devnull], folder)
+        said = {what: [*COMMAND, *arguments] for what, arguments in SAID.items()}
+        said |= {what: [*GRADSCOPE, "suggest", *arguments] for what, arguments in SUGGESTED.items()}
+        for what, command in said.items():
+            seconds, _, stderr = run([*command, "-o", os.devnull], folder)
             ratio = seconds_said(stderr) / seconds
             wrong += not (np.isnan(ratio) or 1 / 3 <= ratio <= 3)
             print(f"{what}: said / taken {ratio:.2f} ({seconds:.1f} s)", flush=True)
