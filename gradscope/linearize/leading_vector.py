@@ -21,10 +21,15 @@ from gradscope.linearize.trajectory import forward
 def steps_to_pass(
     tangents: TangentSteps, parameters: Any, inputs: Any, start: Any
 ) -> tuple[Any, Any, Any, Any]:
-    """What the passes need of B sequences (B, T, d): matrices to push and to pull by, steps; and the states.
+    """What the passes need of P systems with B sequences each: matrices to push by, to pull by; steps; states.
 
-    start : (B, m) before the first step, or all states (B, T + 1, m) where they are known.
+    parameters : with an axis P before their own; inputs : (P, B, T, d); start : (P, B, m) before the first
+    step, or all states (P, B, T + 1, m) where they are known. All that is returned begins with an axis P.
     """
+    return jax.vmap(partial(_steps_of, tangents))(parameters, inputs, start)
+
+
+def _steps_of(tangents: TangentSteps, parameters: Any, inputs: Any, start: Any) -> tuple[Any, Any, Any, Any]:
     states = jax.vmap(partial(forward, tangents.cell, parameters))(inputs, start)
     steps = jax.vmap(partial(steps_at, tangents.cell, parameters))(inputs, states[:, :-1])
     shared = [tangents.shared(parameters, back) for back in (False, True)]
@@ -43,51 +48,64 @@ def leading_vectors(
     first: Any,
     left: Any,
 ) -> dict[str, Any]:
-    """The leading singular vectors of J_length ... J_(first + 1), for every sequence.
+    """The leading singular vectors of J_length ... J_(first + 1), for every sequence of every system.
 
-    most : passes to and fro; tolerance : decades that further passes may add; length, first : (B,) steps;
-    left : (B, m) unit vectors to begin with. Returns ``left``, ``right`` (B, m); ``gain`` (B,), log10 of the
-    norm of the product times ``right``; ``missing`` (B,), about how many decades further passes would add;
-    ``by_lag`` (B, T), log10 of the norm of ``left`` times the last k steps, the largest that was met: both
-    are lower bounds of log10 sigma_1, equal where the vectors are the singular ones.
+    most : passes to and fro; tolerance : decades that further passes may add; length, first : (P, B) steps;
+    left : (P, B, m) unit vectors to begin with. Returns ``left``, ``right`` (P, B, m); ``gain`` (P, B), log10
+    of the norm of the product times ``right``; ``missing`` (P, B), about how many decades further passes
+    would add; ``by_lag`` (P, B, T), log10 of the norm of ``left`` times the last k steps, the largest that
+    was met: both are lower bounds of log10 sigma_1, equal where the vectors are the singular ones.
+
+    What has settled stays as it is while others do not: no chain depends on those beside it.
     """
-    one = partial(_leading, tangents, most, tolerance, push, pull)
-    found: dict[str, Any] = jax.vmap(one)(steps, length, first, left)
+    span = _Span(length, first, jax.tree.leaves(steps)[0].shape[2])
+
+    def to_and_fro(carried: Any) -> Any:
+        number, found = carried
+        right, along = _pulled(tangents, pull, steps, span, found["left"])
+        new, reached = _pushed(tangents, push, steps, span, right)
+        more = jnp.maximum(reached - found["gain"], 0.0)
+        # What is left is a geometric series, or larger: its ratio grows to that of the slowest part.
+        known = (number > 1) & (found["added"] > 0)
+        ratio = jnp.where(known, jnp.clip(more / found["added"], 0.0, _SLOWEST), _SLOWEST)
+        missing = jnp.where(jnp.isneginf(reached), 0.0, _CAUTION * more * ratio / (1 - ratio))
+        passed = {"left": new, "right": right, "gain": reached, "added": more, "missing": missing}
+        passed["by_step"] = jnp.maximum(found["by_step"], along)
+        open_ = unsettled(number, found)
+        return number + 1, {name: _where(open_, passed[name], found[name]) for name in found}
+
+    def unsettled(number: Any, found: Any) -> Any:
+        return (number < _FEWEST) | ~(found["missing"] < tolerance)
+
+    def goes_on(carried: Any) -> Any:
+        return (carried[0] < most) & unsettled(*carried).any()
+
+    infinite = jnp.full(length.shape, jnp.inf, left.dtype)
+    start = {"left": left, "right": jnp.zeros_like(left), "gain": -infinite, "added": infinite}
+    start |= {"missing": infinite, "by_step": jnp.full((*length.shape, span.steps), -jnp.inf, left.dtype)}
+    _, found = lax.while_loop(goes_on, to_and_fro, (0, start))
+    found["by_lag"] = span.by_lag(found.pop("by_step"))
+    del found["added"]
     return found
 
 
-def _leading(
-    tangents: TangentSteps,
-    most: int,
-    tolerance: Any,
-    push: Any,
-    pull: Any,
-    steps: Any,
-    length: Any,
-    first: Any,
-    left: Any,
-) -> dict[str, Any]:
-    count = len(jax.tree.leaves(steps)[0])
-    maps = tangents.maps
+class _Span:
+    """Which steps of each chain, (P, B), are passed through: first ... length - 1, of ``steps`` in all."""
 
-    def to_and_fro(carried: Any) -> Any:
-        number, left, _, gain, added, _, by_lag = carried
-        right, _, along = _pulled(maps, pull, steps, first, length, left, jnp.full(count, -jnp.inf))
-        new, reached = _pushed(maps, push, steps, first, length, right)
-        more = jnp.maximum(reached - gain, 0.0)
-        # What is left is a geometric series, or larger: its ratio grows to that of the slowest part.
-        ratio = jnp.where((number > 1) & (added > 0), jnp.clip(more / added, 0.0, _SLOWEST), _SLOWEST)
-        missing = jnp.where(jnp.isneginf(reached), 0.0, _CAUTION * more * ratio / (1 - ratio))
-        return number + 1, new, right, reached, more, missing, jnp.maximum(by_lag, along)
+    def __init__(self, length: Any, first: Any, steps: int) -> None:
+        self.length, self.first, self.steps = length, first, steps
+        # One loop for all: a step that each chain takes at its own time would have to be gathered.
+        self.low, self.high = first.min(), length.max()
 
-    def goes_on(carried: Any) -> Any:
-        number, missing = carried[0], carried[5]
-        return (number < most) & ((number < _FEWEST) | ~(missing < tolerance))
+    def holds(self, t: Any) -> Any:
+        """Whether step t is one of them."""
+        return (self.first <= t) & (t < self.length)
 
-    infinite = jnp.asarray(jnp.inf, left.dtype)
-    start = (0, left, jnp.zeros_like(left), -infinite, infinite, infinite, jnp.full(count, -infinite))
-    _, left, right, gain, _, missing, by_lag = lax.while_loop(goes_on, to_and_fro, start)
-    return {"left": left, "right": right, "gain": gain, "missing": missing, "by_lag": by_lag}
+    def by_lag(self, by_step: Any) -> Any:
+        """(P, B, T) by the step that was reached last as by lag."""
+        steps = self.length[..., None] - 1 - jnp.arange(self.steps)
+        found = jnp.take_along_axis(by_step, jnp.maximum(steps, 0), axis=-1)
+        return jnp.where(steps >= self.first[..., None], found, -jnp.inf)
 
 
 # Ratio of what two passes add, at most, and what is left beside what a series of that ratio would leave.
@@ -96,68 +114,82 @@ _SLOWEST, _CAUTION = 0.999, 10.0
 _FEWEST = 3
 
 
-def _pulled(
-    maps: Any, shared: Any, steps: Any, first: Any, length: Any, left: Any, by_lag: Any
-) -> tuple[Any, Any, Any]:
-    """``left`` times steps length - 1 ... first: a unit vector, log10 of its norm, that after k of them."""
+def _pulled(tangents: TangentSteps, shared: Any, steps: Any, span: _Span, left: Any) -> tuple[Any, Any]:
+    """``left`` times its steps from the last to the first: unit vectors, log10 of the norm after each."""
+    pull = _of_each(tangents.maps.pull)
 
     def one(k: Any, carried: Any) -> Any:
-        vector, gain, by_lag = carried
-        vector, more = _normed(maps.pull(shared, _at(steps, length - 1 - k), vector[:, None])[:, 0])
-        return vector, gain + more, by_lag.at[k].set(gain + more)
+        t = span.high - 1 - k + span.low
+        vector, gain, by_step = carried
+        new, more = _normed(pull(shared, _at(steps, t), vector))
+        vector, gain = _where(span.holds(t), new, vector), jnp.where(span.holds(t), gain + more, gain)
+        return vector, gain, lax.dynamic_update_index_in_dim(by_step, gain, t, 2)
 
-    return lax.fori_loop(0, length - first, one, (left, jnp.zeros((), left.dtype), by_lag))  # type: ignore[no-any-return]
+    infinite = jnp.full((*span.length.shape, span.steps), -jnp.inf, left.dtype)
+    start = (left, jnp.zeros(span.length.shape, left.dtype), infinite)
+    vector, _, by_step = lax.fori_loop(span.low, span.high, one, start)
+    return vector, by_step
 
 
-def _pushed(maps: Any, shared: Any, steps: Any, first: Any, length: Any, right: Any) -> tuple[Any, Any]:
-    """Steps first ... length - 1 times ``right``, as a unit vector, and log10 of its norm."""
+def _pushed(tangents: TangentSteps, shared: Any, steps: Any, span: _Span, right: Any) -> tuple[Any, Any]:
+    """Its steps from the first to the last times ``right``, as unit vectors, and log10 of their norms."""
+    push = _of_each(tangents.maps.push)
 
     def one(t: Any, carried: Any) -> Any:
-        vector, more = _normed(maps.push(shared, _at(steps, t), carried[0][:, None])[:, 0])
-        return vector, carried[1] + more
+        vector, gain = carried
+        new, more = _normed(push(shared, _at(steps, t), vector))
+        return _where(span.holds(t), new, vector), jnp.where(span.holds(t), gain + more, gain)
 
-    return lax.fori_loop(first, length, one, (right, jnp.zeros((), right.dtype)))  # type: ignore[no-any-return]
+    start = (right, jnp.zeros(span.length.shape, right.dtype))
+    return lax.fori_loop(span.low, span.high, one, start)  # type: ignore[no-any-return]
 
 
 @partial(jax.jit, static_argnums=0)
 def meeting(
     tangents: TangentSteps, push: Any, pull: Any, steps: Any, length: Any, left: Any, right: Any
 ) -> Any:
-    """Of every sequence and step, (B, T), the cosine of the vectors that reach it from both sides.
+    """Of every sequence and step, (P, B, T), the cosine of the vectors that reach it from both sides.
 
     With a rounding of eps at a step sigma_1 is right to eps / cosine. 1 beyond the length.
     """
-    return jax.vmap(partial(_meeting, tangents, push, pull))(steps, length, left, right)
+    maps, count = tangents.maps, jax.tree.leaves(steps)[0].shape[2]
 
-
-def _meeting(
-    tangents: TangentSteps, push: Any, pull: Any, steps: Any, length: Any, left: Any, right: Any
-) -> Any:
-    maps, count = tangents.maps, len(jax.tree.leaves(steps)[0])
-
-    def forth(vector: Any, numbered: Any) -> Any:
-        t, step = numbered
-        new, _ = _normed(maps.push(push, step, vector[:, None])[:, 0])
-        return jnp.where(t < length, new, vector), new
+    def forth(vector: Any, t: Any) -> Any:
+        new, _ = _normed(_of_each(maps.push)(push, _at(steps, t), vector))
+        return _where(t < length, new, vector), new
 
     def back(vector: Any, numbered: Any) -> Any:
-        t, step, pushed = numbered
-        new, _ = _normed(maps.pull(pull, step, vector[:, None])[:, 0])
-        cosine = jnp.where(t < length, jnp.abs(vector @ pushed), 1.0)
-        return jnp.where(t < length, new, vector), cosine
+        t, pushed = numbered
+        new, _ = _normed(_of_each(maps.pull)(pull, _at(steps, t), vector))
+        cosine = jnp.where(t < length, jnp.abs((vector * pushed).sum(-1)), 1.0)
+        return _where(t < length, new, vector), cosine
 
-    _, after = lax.scan(forth, right, (jnp.arange(count), steps))
-    _, cosines = lax.scan(back, left, (jnp.arange(count), steps, after), reverse=True)
-    return cosines
+    _, after = lax.scan(forth, right, jnp.arange(count))
+    _, cosines = lax.scan(back, left, (jnp.arange(count), after), reverse=True)
+    return jnp.moveaxis(cosines, 0, -1)
+
+
+def _of_each(through: Any) -> Any:
+    """A step of ``StepMaps`` for the vectors (P, B, m) of all systems, each with what is its own."""
+
+    def one(shared: Any, step: Any, vector: Any) -> Any:
+        return through(shared, step, vector[:, None])[:, 0]
+
+    return jax.vmap(jax.vmap(one, (None, 0, 0)))
 
 
 def _normed(vector: Any) -> tuple[Any, Any]:
-    """A unit vector and log10 of the norm that it had; of zero zero, and minus infinity."""
-    size = jnp.abs(vector).max()
+    """Unit vectors and log10 of the norms that they had; of zero zero, and minus infinity."""
+    size = jnp.abs(vector).max(-1, keepdims=True)
     scaled = vector / jnp.where(size > 0, size, 1.0)  # squares may not fit where the entries do
-    norm = jnp.linalg.norm(scaled)
-    return scaled / jnp.where(norm > 0, norm, 1.0), jnp.log10(size) + jnp.log10(norm)
+    norm = jnp.linalg.norm(scaled, axis=-1, keepdims=True)
+    return scaled / jnp.where(norm > 0, norm, 1.0), (jnp.log10(size) + jnp.log10(norm))[..., 0]
 
 
 def _at(steps: Any, t: Any) -> Any:
-    return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, t, keepdims=False), steps)
+    return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, t, 2, keepdims=False), steps)
+
+
+def _where(chosen: Any, one: Any, other: Any) -> Any:
+    """Of (P, B, ...), by what is chosen of (P, B)."""
+    return jnp.where(chosen.reshape(*chosen.shape, *[1] * (one.ndim - chosen.ndim)), one, other)

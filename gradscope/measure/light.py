@@ -16,7 +16,7 @@ from gradscope.linearize.beyond_range import with_slopes
 from gradscope.linearize.budget import SEGMENT_BYTES, tangent_bytes
 from gradscope.linearize.course import check_finite
 from gradscope.linearize.leading_vector import leading_vectors, meeting, steps_to_pass
-from gradscope.linearize.system import cast
+from gradscope.linearize.system import System
 from gradscope.linearize.tangents import tangents
 from gradscope.measure.measured import Measured
 from gradscope.problem.layers import Problems
@@ -34,7 +34,7 @@ _CLOSE = 3.0
 
 
 class LightProbe:
-    """Measures problems one after the other, each from the vectors of the one before if their shapes agree.
+    """Measures problems, each from the vectors of those before it if their shapes agree.
 
     What it gives are lower bounds of sigma_1 at every lag, which passes of JVPs and VJPs raise until they
     would add less than ``TOLERANCE`` decades: at T, at the lag where the gain falls below the threshold, and
@@ -55,70 +55,142 @@ class LightProbe:
             return [self._measured(problem, low, high, place) for place, problem in enumerate(problems.every)]
 
     def _measured(self, problem: Problem, low: float, high: float, place: int) -> list[Measured]:
-        _check(problem)
+        check_light(problem)
         system = problem.system
         key = (place, problem.kept, system.batch, system.size, system.lengths, system.steps)
-        try:
-            probed = _Probed(problem, self._kept.get(key))
-        except BeyondRangeError:
-            along = with_slopes(system)
-            if along is None:
-                raise
-            probed = _Probed(replace(problem, system=along.system), self._kept.get(key))
-        with system.running():
-            spectra = probed.spectra(low, high)
+        probed = _in_range(problem, self._kept.get(key))
+        if error := probed.failed[0]:
+            raise error
+        spectra = probed.spectra(np.array([low]), np.array([high]))
         self._kept[key] = probed.left
-        return [Measured({"full": one}, {}) for one in spectra]
+        return spectra[0]
+
+
+def measure_side_by_side(
+    problems: Sequence[Problem], lows: Sequence[float], highs: Sequence[float], device: jax.Device
+) -> list[list[Measured] | InputError]:
+    """Every sequence of each problem, or why there is none; those of one shape are one batch of one program.
+
+    lows, highs : of each problem, as in ``LightProbe.measure``. Nothing is kept between calls, and no problem
+    depends on those beside it. Raises InputError for views and lengths that are not measured.
+    """
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for place, problem in enumerate(problems):
+        check_light(problem)
+        alike.setdefault(_shape(problem), []).append(place)
+    found: dict[int, list[Measured] | InputError] = {}
+    with jax.default_device(device):
+        for places in alike.values():
+            size = min(len(places), _at_once(problems[places[0]], device))
+            for first in range(0, len(places), size):
+                some = places[first : first + size]
+                filled = some + [some[-1]] * (size - len(some))  # one shape, one program
+                probed = _Probed([problems[place] for place in filled], None)
+                low, high = (np.array([each[place] for place in filled]) for each in (lows, highs))
+                spectra = probed.spectra(low, high)
+                found |= {place: probed.failed[k] or spectra[k] for k, place in enumerate(some)}
+        for place, one in found.items():
+            if isinstance(one, BeyondRangeError):
+                probed = _in_range(problems[place], None)
+                low, high = (np.array([each[place]]) for each in (lows, highs))
+                found[place] = probed.failed[0] or probed.spectra(low, high)[0]
+    return [found[place] for place in range(len(problems))]
+
+
+def _in_range(problem: Problem, kept: Array | None) -> _Probed:
+    """Along its states, or where those leave their dtype along given slopes, if it has such."""
+    probed = _Probed([problem], kept)
+    if isinstance(probed.failed[0], BeyondRangeError):
+        along = with_slopes(problem.system)
+        if along is not None:
+            return _Probed([replace(problem, system=along.system)], kept)
+    return probed
+
+
+def _shape(problem: Problem) -> tuple[Any, ...]:
+    """What problems have in common that are measured side by side."""
+    system = problem.system
+    shapes = tuple((name, array.shape) for name, array in system.parameters.items())
+    start = system.state if system.states is None else system.states
+    return system.cell, problem.kept, system.dtype, system.inputs.shape, start.shape, shapes
+
+
+def _at_once(problem: Problem, device: jax.Device) -> int:
+    """How many problems of this shape are a batch.
+
+    A CPU takes one after the other: its matrices stay in the cache, those of eight took twice as long each
+    (hidden 64). An accelerator is the faster the more there are.
+    """
+    return 1 if device.platform == "cpu" else max(1, _MOST_SEGMENTS * SEGMENT_BYTES // _bytes(problem))
 
 
 class _Probed:
-    """The chains of one problem. ``spectra`` is to be called within ``system.running()``."""
+    """The chains of P problems of one shape, with B sequences each.
 
-    def __init__(self, problem: Problem, kept: Array | None) -> None:
-        system = problem.system
-        self._system = system
-        self._tangents = tangents(system.cell, problem.kept)
-        start = system.state if system.states is None else system.states
-        given = [np.asarray(array, system.dtype) for array in (system.inputs, start)]
-        parameters = cast(system.parameters, system.dtype)
+    failed : (P,), why there is nothing to be measured of a problem, whose numbers mean nothing then.
+    """
+
+    def __init__(self, problems: Sequence[Problem], kept: Array | None) -> None:
+        system, many = problems[0].system, [problem.system for problem in problems]
+        self._system, self._shape = system, (len(problems), system.batch)
+        self._tangents = tangents(system.cell, problems[0].kept)
+        start = [one.state if one.states is None else one.states for one in many]
+        parameters = {
+            name: np.stack([np.asarray(one.parameters[name], system.dtype) for one in many])
+            for name in system.parameters
+        }
+        inputs, start = (
+            np.stack(each).astype(system.dtype) for each in ([one.inputs for one in many], start)
+        )
         with system.running():
-            *self._passes, states = steps_to_pass(self._tangents, parameters, *given)
-        self._lengths = np.array([system.length(number) for number in range(system.batch)], np.int32)
-        for length, own in zip(self._lengths, np.asarray(states), strict=True):
-            check_finite(system.cell, own[1 : length + 1], 0, own.dtype)
+            *self._passes, states = steps_to_pass(self._tangents, parameters, inputs, start)
+        self._lengths = np.array([[one.length(k) for k in range(one.batch)] for one in many], np.int32)
+        self.failed = [
+            _not_finite(one, length, own)
+            for one, length, own in zip(many, self._lengths, np.asarray(states), strict=True)
+        ]
         drawn = np.random.default_rng(0).normal(size=(system.batch, system.size))
         drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
+        drawn = np.broadcast_to(drawn, (*self._shape, system.size))
         self.left = drawn if kept is None else _unit(kept + _DRAWN * drawn)
-        self._doubt = np.zeros(system.batch)  # decades by which a horizon may not be settled
+        self._doubt = np.zeros(self._shape)  # decades by which a horizon may not be settled
 
-    def spectra(self, low: float, high: float) -> list[Spectrum]:
-        """The gain of each, and lower bounds by lag that are raised where they decide."""
-        whole = self._window(self._lengths, self.left)
+    def spectra(self, low: Array, high: Array) -> list[list[Measured]]:
+        """The gain of each, and lower bounds by lag that are raised where they decide; low, high : (P,)."""
+        lengths = np.where(np.array([bool(error) for error in self.failed])[:, None], 0, self._lengths)
+        whole = self._window(lengths, self.left)
         self.left = whole["left"]
         by_lag, missing = whole["by_lag"], whole["missing"]
-        rows = np.arange(len(by_lag))
-        np.maximum.at(by_lag, (rows, self._lengths - 1), whole["gain"])
-        self._raise(by_lag, whole["left"], low)
-        peak = np.argmax(by_lag, axis=1)
-        if (near := by_lag[rows, peak] > high - _CLOSE).any():
+        _raise_at(by_lag, lengths, whole["gain"])
+        self._raise(by_lag, lengths, whole["left"], low)
+        peak = np.argmax(by_lag, axis=-1)
+        near = (_at_lag(by_lag, peak + 1) > high[:, None] - _CLOSE) & (lengths > 0)
+        if near.any():
             self._look(by_lag, whole["left"], np.where(near, peak + 1, 0))
-        whole["gain"] = by_lag[rows, self._lengths - 1]
+        whole["gain"] = _at_lag(by_lag, np.maximum(lengths, 1))
         error = missing + self._rounding(whole) + self._doubt
-        return [self._spectrum(whole, by_lag, error, number) for number in range(len(rows))]
+        return [
+            [
+                Measured({"full": self._spectrum(whole, by_lag, error, (p, k))}, {})
+                for k in range(self._shape[1])
+            ]
+            for p in range(self._shape[0])
+        ]
 
-    def _raise(self, by_lag: Array, left: Array, low: float) -> None:
+    def _raise(self, by_lag: Array, lengths: Array, left: Array, low: Array) -> None:
         """Look at the lag where the bounds fall below ``low`` first, until the gain itself does there."""
-        looked = np.zeros(len(by_lag), np.int32)
+        looked = np.zeros(self._shape, np.int32)
         for _ in range(_MOST_WINDOWS):
-            first = np.array([_first_below(*one, low) for one in zip(by_lag, self._lengths, strict=True)])
+            first = _first_below(by_lag, lengths, low)
             first[first == looked] = 0  # it stayed there
-            first[first == self._lengths] = 0  # known already
+            first[first == lengths] = 0  # known already
             if not first.any():
                 return
             looked = np.where(first > 0, first, looked)
             left, missing = self._look(by_lag, left, first)
-            reached = by_lag[np.arange(len(by_lag)), first - 1]
-            self._doubt = np.where((first > 0) & (reached < low) & (reached + missing >= low), missing, 0.0)
+            reached, floor = _at_lag(by_lag, np.maximum(first, 1)), low[:, None]
+            unsure = (first > 0) & (reached < floor) & (reached + missing >= floor)
+            self._doubt = np.where(first > 0, np.where(unsure, missing, 0.0), self._doubt)
         self._doubt = np.maximum(self._doubt, np.where(first > 0, _UNKNOWN, 0.0))
 
     def _look(self, by_lag: Array, left: Array, lags: Array) -> tuple[Array, Array]:
@@ -128,40 +200,43 @@ class _Probed:
         """
         found = self._window(lags.astype(np.int32), left)
         np.maximum(by_lag, found["by_lag"], out=by_lag)
-        return np.asarray(np.where(lags[:, None] > 0, found["left"], left)), found["missing"]
+        return np.asarray(np.where(lags[..., None] > 0, found["left"], left)), found["missing"]
 
     def _window(self, lags: Array, left: Array) -> dict[str, Array]:
         """The leading vectors of the last ``lags`` steps of each sequence."""
-        found = leading_vectors(
-            self._tangents,
-            _MOST_PASSES,
-            max(TOLERANCE, _SEEN * self._system.eps),
-            *self._passes,
-            self._lengths,
-            self._lengths - lags,
-            np.asarray(left, self._system.dtype),
-        )
+        with self._system.running():
+            found = leading_vectors(
+                self._tangents,
+                _MOST_PASSES,
+                max(TOLERANCE, _SEEN * self._system.eps),
+                *self._passes,
+                self._lengths,
+                self._lengths - lags,
+                np.asarray(left, self._system.dtype),
+            )
         return {name: np.array(value, np.float64) for name, value in found.items()}
 
     def _rounding(self, whole: dict[str, Array]) -> Array:
         """Decades by which the rounding of the passes may have moved the gains."""
         sides = [np.asarray(whole[side], self._system.dtype) for side in ("left", "right")]
-        cosines = np.asarray(meeting(self._tangents, *self._passes, self._lengths, *sides), np.float64)
-        with np.errstate(divide="ignore"):
-            amplified = np.sqrt((1 / cosines**2).sum(axis=1))
-        relative = _ROUNDINGS * self._system.eps * amplified
-        alive = np.isfinite(whole["gain"])
-        return np.where(alive, np.log10(1 + relative), 0.0)
+        with self._system.running():
+            found = meeting(self._tangents, *self._passes, self._lengths, *sides)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            amplified = np.sqrt((1 / np.asarray(found, np.float64) ** 2).sum(axis=-1))
+            relative = _ROUNDINGS * self._system.eps * amplified
+        return np.where(np.isfinite(whole["gain"]), np.log10(1 + relative), 0.0)
 
-    def _spectrum(self, whole: dict[str, Array], by_lag: Array, error: Array, number: int) -> Spectrum:
-        own = by_lag[number, : self._lengths[number]]
+    def _spectrum(
+        self, whole: dict[str, Array], by_lag: Array, error: Array, at: tuple[int, int]
+    ) -> Spectrum:
+        own = by_lag[at][: self._lengths[at]]
         return Spectrum(
-            np.array([whole["gain"][number]]),
+            np.array([whole["gain"][at]]),
             None,
-            float(error[number]),
-            float(error[number]),
-            whole["left"][number],
-            whole["right"][number],
+            float(error[at]),
+            float(error[at]),
+            whole["left"][at],
+            whole["right"][at],
             own,
             log10_largest_gain=float(own.max()),
         )
@@ -171,23 +246,46 @@ class _Probed:
 _ROUNDINGS, _SEEN = 4, 1e5
 
 
-def _first_below(by_lag: Array, length: int, low: float) -> int:
-    """The first lag at which the gain is below ``low``, 0 if there is none."""
-    below = np.flatnonzero(by_lag[:length] < low)
-    return int(below[0]) + 1 if len(below) else 0
+def _not_finite(system: System, lengths: Array, states: Array) -> InputError | None:
+    """What there is to say of states (B, T + 1, m) that are not finite; None where all are."""
+    try:
+        for length, own in zip(lengths, states, strict=True):
+            check_finite(system.cell, own[1 : length + 1], 0, own.dtype)
+    except InputError as error:
+        return error
+    return None
+
+
+def _first_below(by_lag: Array, lengths: Array, low: Array) -> Array:
+    """(P, B), the first lag at which the gain is below ``low`` (P,), 0 if there is none."""
+    below = (by_lag < low[:, None, None]) & (np.arange(by_lag.shape[-1]) < lengths[..., None])
+    return np.where(below.any(axis=-1), np.argmax(below, axis=-1) + 1, 0)
+
+
+def _at_lag(by_lag: Array, lags: Array) -> Array:
+    """(P, B), the bounds at one lag of each, from 1."""
+    return np.take_along_axis(by_lag, lags[..., None] - 1, axis=-1)[..., 0]
+
+
+def _raise_at(by_lag: Array, lags: Array, gains: Array) -> None:
+    """Raise the bounds to the gain that is known at one lag of each; none where that is 0."""
+    at = np.maximum(lags, 1)[..., None] - 1
+    raised = np.where(lags > 0, np.maximum(_at_lag(by_lag, at[..., 0] + 1), gains), -np.inf)
+    np.put_along_axis(by_lag, at, raised[..., None], axis=-1)
 
 
 def _unit(vectors: Array) -> Array:
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
 
 
-def _check(problem: Problem) -> None:
+def check_light(problem: Problem) -> None:
+    """Raise InputError for what the light probe does not measure."""
     system = problem.system
     if problem.view != "state":
         raise InputError(
             f"{as_option('light')} measures the whole state: leave {as_option('view')} out, or it"
         )
-    need = system.batch * system.steps * tangent_bytes(system.cell, system.hidden)
+    need = _bytes(problem)
     if need > _MOST_SEGMENTS * SEGMENT_BYTES:
         most = math.floor(_MOST_SEGMENTS * SEGMENT_BYTES / need * system.steps)
         raise InputError(
@@ -196,7 +294,13 @@ def _check(problem: Problem) -> None:
         )
 
 
-# Steps of several segments may be in memory: there is one problem at a time.
+def _bytes(problem: Problem) -> int:
+    """What all steps of all its sequences take."""
+    system = problem.system
+    return system.batch * system.steps * tangent_bytes(system.cell, system.hidden)
+
+
+# Steps of several segments may be in memory: there is one batch of problems at a time.
 _MOST_SEGMENTS = 16
 
 

@@ -11,7 +11,9 @@ import gradscope
 from gradscope.api import analyze_light
 from gradscope.errors import InputError
 from gradscope.linearize.leading_vector import leading_vectors
-from gradscope.measure.light import LightProbe
+from gradscope.machine import find_devices
+from gradscope.measure.light import LightProbe, measure_side_by_side
+from gradscope.problem.problem import make_problem
 from gradscope.settings import Settings
 
 SIZE = {"hidden": 8, "input_size": 3, "steps": 40}
@@ -141,3 +143,61 @@ def test_what_it_does_not_measure_is_refused():
     settings = replace(Settings(), cell="rnn-exponential", gain=1e3, hidden=8, steps=400)
     with pytest.raises(InputError, match="the state is infinite or NaN in float64 after step"):
         analyze_light(settings, LightProbe())
+
+
+# -- many problems of one shape -----------------------------------------------------------------------
+
+
+def problem(**given):
+    return make_problem(Settings(**{**SIZE, "cell": "rnn", "init": "gaussian", **given}, only="gain", top=1))
+
+
+def beside(problems):
+    device, count = find_devices()[0], len(problems)
+    return measure_side_by_side(problems, [-3.0] * count, [3.0] * count, device)
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 8])
+def test_many_side_by_side_are_what_each_is_alone(monkeypatch, at_once):
+    """As batches of an accelerator too, the last of which is filled up; of two shapes, in their order."""
+    monkeypatch.setattr("gradscope.measure.light._at_once", lambda *_: at_once)
+    asked = [{"gain": gain, "steps": steps} for steps in (12, 7) for gain in (0.3, 1.0, 1.7, 2.5)]
+    asked[2]["cell"] = asked[6]["cell"] = "linear"
+    for given, (found,) in zip(asked, beside([problem(**one) for one in asked]), strict=True):
+        whole = gradscope.analyze(**{**SIZE, "cell": "rnn", "init": "gaussian", **given}, only="gain").full
+        assert found.full.log10_singular_values[0] == pytest.approx(whole.log10_norm.median, abs=1e-8)
+        assert len(found.full.log10_norm_by_lag) == given["steps"]
+        np.testing.assert_array_less(found.full.log10_norm_by_lag, whole.by_lag[0] + 1e-10)
+
+
+def test_a_problem_depends_on_none_beside_it(monkeypatch):
+    problems = [problem(gain=gain, steps=12) for gain in (0.5, 1.0, 3.0)]
+    each = [beside([one])[0][0].full for one in problems]
+    monkeypatch.setattr("gradscope.measure.light._at_once", lambda *_: 3)
+    for (found,), alone in zip(beside(problems), each, strict=True):
+        np.testing.assert_allclose(found.full.log10_norm_by_lag, alone.log10_norm_by_lag, atol=1e-13)
+        assert found.full.log10_norm_error == pytest.approx(alone.log10_norm_error, rel=1e-3, abs=1e-15)
+
+
+@pytest.mark.parametrize("cell", ["rnn-relu", "rnn-exponential"])
+def test_what_leaves_float64_leaves_the_others_alone(monkeypatch, cell):
+    """Of a relu it is measured along given slopes, of an exponential there is nothing to be measured."""
+    monkeypatch.setattr("gradscope.measure.light._at_once", lambda *_: 4)
+    gains = (0.01, 1e3, 0.02)
+    found = beside([problem(cell=cell, gain=gain, steps=400) for gain in gains])
+    if cell == "rnn-exponential":
+        assert "infinite or NaN in float64 after step" in str(found[1])
+    for one, gain in zip(found, gains, strict=True):
+        if not isinstance(one, InputError):
+            given = {**SIZE, "cell": cell, "init": "gaussian", "gain": gain, "steps": 400}
+            whole = gradscope.analyze(**given, only="gain").full.log10_norm.median
+            assert one[0].full.log10_singular_values[0] == pytest.approx(whole, abs=1e-6)
+        else:
+            assert (cell, gain) == ("rnn-exponential", 1e3)
+
+
+def test_one_program_serves_a_whole_grid():
+    beside([problem(gain=0.5, steps=9)])
+    before = leading_vectors._cache_size()
+    beside([problem(gain=gain, seed=seed, steps=9) for gain in (0.5, 1.0) for seed in (1, 2)])
+    assert leading_vectors._cache_size() == before
