@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gradscope.api import analyze as analyze
     from gradscope.api import repair as repair
     from gradscope.api import suggest as suggest
+    from gradscope.api import sweep as sweep
     from gradscope.cells.cell import Cell as Cell
     from gradscope.checkpoints.equinox_live import from_equinox as from_equinox
     from gradscope.checkpoints.flax_live import from_flax as from_flax
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from gradscope.checkpoints.torch_live import from_torch as from_torch
     from gradscope.errors import GradscopeError as GradscopeError
     from gradscope.errors import InputError as InputError
+    from gradscope.grid.sweep import Sweep as Sweep
     from gradscope.measure.loss import LossGradient as LossGradient
     from gradscope.measure.sensitivity import Sensitivity as Sensitivity
     from gradscope.product_svd.spectrum import Spectrum as Spectrum
@@ -54,6 +56,7 @@ _HOME = {
     "Spectrum": "gradscope.product_svd.spectrum",
     "Suggestion": "gradscope.report.remedies",
     "Suggestions": "gradscope.advise.suggest",
+    "Sweep": "gradscope.grid.sweep",
     "Verdict": "gradscope.report.verdict",
     "analyze": "gradscope.api",
     "from_equinox": "gradscope.checkpoints.equinox_live",
@@ -64,6 +67,7 @@ _HOME = {
     "repair": "gradscope.api",
     "schema": "gradscope.schemas",
     "suggest": "gradscope.api",
+    "sweep": "gradscope.api",
     "spectrum": "gradscope.product_svd.spectrum",
 }
 

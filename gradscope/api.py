@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -39,7 +39,18 @@ from gradscope.report.conclude import conclude
 from gradscope.report.masked import MaskedGains, masked_gains
 from gradscope.report.notes import chain_notes, left_out
 from gradscope.report.verdict import judge, level
-from gradscope.settings import DTYPE, DTYPE_ON_TPU, STEPS, Policy, Repairing, Settings, Suggesting, takes
+from gradscope.settings import (
+    DTYPE,
+    DTYPE_ON_TPU,
+    STEPS,
+    Policy,
+    Repairing,
+    Settings,
+    Suggesting,
+    Sweeping,
+    is_default,
+    takes,
+)
 
 # Steps that are analysed for a horizon, in horizons.
 _BEYOND = 1.25
@@ -49,6 +60,9 @@ if TYPE_CHECKING:
 
     from gradscope.advise.repair import Repaired
     from gradscope.advise.suggest import Suggestions
+    from gradscope.gate.budgets import MetricBudget
+    from gradscope.grid.points import Points
+    from gradscope.grid.sweep import Sweep
 
 
 @takes(Settings)
@@ -128,6 +142,53 @@ def analyze_light(settings: Settings, probe: LightProbe) -> Analysis:
     low, high = (math.log10(gain) for gain in (settings.vanishing_below, settings.exploding_above))
     measured = probe.measure(problems, low, high, means.devices[0])
     return _concluded(problems, settings.policy, measured, means, None)
+
+
+@takes(Sweeping)
+def sweep(settings: Sweeping) -> Sweep:
+    """The gain and the horizon at every point of a grid of settings, by one compiled program.
+
+    Returns
+    -------
+    Sweep
+        A row for every point; one that cannot be measured says why.
+
+    Raises
+    ------
+    InputError
+        With one line that says what was given and what is expected; where no point can be measured.
+    """
+    from gradscope.grid.sweep import SCHEMA, Sweep
+    from gradscope.rows.following import follow
+
+    points = points_of_grid(settings)
+    count, rows = len(points.points), []
+    for row, _ in follow(points.tasks(range(count)), count, SCHEMA, ()):
+        rows.append(row)
+        if settings.progress:
+            settings.progress(len(rows), count)
+    return Sweep(rows).checked()
+
+
+def points_of_grid(settings: Sweeping, budgets: Sequence[MetricBudget] = ()) -> Points:
+    """The points of a grid, ready to be measured."""
+    from gradscope.grid.axes import axes_of, check_fixed
+    from gradscope.grid.points import Points
+    from gradscope.grid.probe import light_probe, whole_analysis
+
+    settings.check()
+    given = {one.name: getattr(settings, one.name) for one in fields(Settings) if one.name != "progress"}
+    default = {one.name: one.default for one in fields(Settings)}
+    fixed = {name: value for name, value in given.items() if not is_default(value, default[name])}
+    axes = axes_of(settings.grid)
+    check_fixed(axes, fixed)
+    light = settings.only == "gain"
+    measure = (light_probe if light else whole_analysis)(_prepare, _analyzed)
+    return Points(axes, fixed, measure, budgets, light=light)
+
+
+def _analyzed(problems: Problems, policy: Policy, means: Means) -> Analysis:
+    return analyze_problems(problems, policy, means=means)
 
 
 @takes(Suggesting)

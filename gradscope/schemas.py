@@ -28,6 +28,8 @@ SCHEMAS = {
         "tracked.schema.json",
         "track --json, merge --json of its rows",
     ),
+    "swept": ("gradscope.grid", "swept.schema.json", "sweep --json, merge --json of its rows"),
+    "sweep": ("gradscope.grid", "sweep.schema.json", "a row of sweep --format jsonl, and of merge"),
     "track": ("gradscope.track", "track.schema.json", "a row of track --format jsonl, and of merge"),
 }
 

@@ -101,6 +101,14 @@ def option_of(described: Field[Any]) -> Option:
     return found
 
 
+def is_default(value: Any, default: Any) -> bool:
+    """Whether a setting says no more than its default; an array, which answers == by entry, says more."""
+    plain = (type(None), str, int, float, tuple)
+    return value is default or (
+        isinstance(value, plain) and type(value) is type(default) and value == default
+    )
+
+
 def same_as(dataclass: type[Any], name: str) -> Any:
     """A field with the default and the Option of another dataclass's field."""
     (other,) = (other for other in fields(dataclass) if other.name == name)
@@ -636,6 +644,55 @@ class Repairing(Suggesting):
             raise InputError("repair writes a checkpoint again: give its file")
         if (self.output is None) == (not self.in_place):
             raise InputError("give the new file as -o FILE, or --in-place, not both")
+
+
+# What a row of a grid says nothing of.
+_NO_ROW = (
+    *("readout", "readout_at", "adjoint", "sensitivity", "distributed", "plan", "clip", "tbptt"),
+    *("h_detach", "recurrent_dropout", "zoneout", "masks", "suggest"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sweeping(Settings):
+    """What is asked at every point of a grid, and the grid."""
+
+    grid: Any = option(
+        (),
+        "Grid",
+        "An option of the analysis and its values: gain=0.5:2:16 (from:to:count, :log by equal factors), "
+        "steps=50,200, cell=lstm,gru, scale.R_z=0.5,1 (repeatable).",
+        metavar="NAME=VALUES",
+        repeatable=True,
+        doc='The axes, as {"gain": [0.5, 1.0], "forget_bias": "-1:5:16"} or "gain=0.5:2:16", or several: an '
+        "option of ``analyze`` (a bias as forget_bias, the factor of a path as scale.R_z) and its values.",
+    )
+    only: Only = option(
+        "gain",
+        "Measurement",
+        "Gain and horizon alone, in milliseconds; or also shares of the paths; or all, with gates.",
+        choices=("gain", "paths", "all"),
+        doc="The gain and the horizon alone; or also the shares of the paths; or all, with gates.",
+    )
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The fields that a sweep is asked by."""
+        return tuple(one.name for one in fields(cls) if one.name not in _NO_ROW)
+
+    def check(self) -> None:
+        """Raise InputError for what a row says nothing of, and what the gain alone is not measured by."""
+        for one in fields(self):
+            given = not is_default(getattr(self, one.name), one.default)
+            if given and one.name in _NO_ROW:
+                raise InputError(
+                    f"{as_option(one.name)} is given, but no row of a grid tells it: leave it out"
+                )
+            if given and self.only == "gain" and one.name in ("top", "accuracy"):
+                raise InputError(
+                    f"{as_option(one.name)} is given, but the gain alone is measured: leave it out, or give "
+                    f"{as_option('only')} paths"
+                )
 
 
 # -- the same for Python ----------------------------------------------------------------------------

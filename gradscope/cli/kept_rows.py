@@ -12,7 +12,7 @@ import click
 from gradscope.cli.streams import check_writable, delivering, guarded_stdout, hushed
 from gradscope.errors import InputError, listed, shown
 from gradscope.rows.following import Piece, follow
-from gradscope.rows.journal import KINDS, Journal, Row
+from gradscope.rows.journal import KINDS, Journal, Row, deduplicated
 from gradscope.rows.shards import Shard
 
 T = TypeVar("T")
@@ -90,6 +90,16 @@ def coming(
             with delivering(f"-o {journal.path}"):
                 journal.append(row)
         yield row
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows in a file, or of stdin, each once and in the order of the work; raises InputError for none."""
+    if str(path) != "-" and not path.exists():
+        raise InputError(f"{shown(path)}: No such file or directory, expected rows of sweep or track")
+    journal = Journal.read(Path("/dev/stdin") if str(path) == "-" else path)
+    if not journal.rows:
+        raise InputError(f"{shown(path)}: no rows, expected those of gradscope sweep or track (-o, --json)")
+    return deduplicated(journal.rows)
 
 
 def say_missing(places: Sequence[int], of: int, schema: str) -> None:

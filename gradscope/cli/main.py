@@ -34,6 +34,7 @@ from gradscope.errors import ExitCode, GradscopeError, shown
         "check": "gradscope.cli.check:check",
         "compare": "gradscope.cli.compare:compare_results",
         "track": "gradscope.cli.track:track",
+        "sweep": "gradscope.cli.sweep:sweep",
         "merge": "gradscope.cli.merge:merge",
         "suggest": "gradscope.cli.suggest:suggest",
         "repair": "gradscope.cli.repair:repair",
@@ -59,6 +60,7 @@ def cli() -> None:
       gradscope analyze --fail-on exploding          exit code 1 if it explodes
       gradscope inspect model.pt                     recurrent layers in a file
       gradscope track runs/step_*.pt                 every checkpoint of a run
+      gradscope sweep --grid gain=0.5:2:16           a grid of options
       gradscope suggest model.pt --horizon 200       settings that reach it
       gradscope chain jacobians.npy                  any Jacobians (T, m, m)
       gradscope check                                hold budgets, in CI

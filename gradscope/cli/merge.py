@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,19 @@ from gradscope.cli.kept_rows import say_line, say_missing
 from gradscope.cli.options import Output, options, pick
 from gradscope.errors import ExitCode, InputError, listed, shown
 from gradscope.report.views import FORMATS
-from gradscope.rows.journal import CHECK, TRACK, Journal, Row, deduplicated, failed, missing, the_only
+from gradscope.rows.journal import (
+    CHECK,
+    KINDS,
+    SWEEP,
+    TRACK,
+    Journal,
+    Row,
+    deduplicated,
+    failed,
+    missing,
+    row_subject,
+    the_only,
+)
 from gradscope.settings import option
 
 
@@ -36,7 +48,7 @@ class Merging:
 @options(Merging)
 @options(Output, ("output", "also", "color"))
 def merge(files: tuple[Path, ...], **given: Any) -> int:
-    """Put the rows together that shards of track, or of check, have written: each once, in order.
+    """Put the rows together that shards of track, sweep or check have written: each once, in order.
 
     \b
     Examples:
@@ -45,8 +57,8 @@ def merge(files: tuple[Path, ...], **given: Any) -> int:
       gradscope merge rows/ --format table
       gradscope merge checks/ --format github --also junit=report.xml
 
-    FILES are what track -o, or check --shard -o, wrote, or folders of them (*.jsonl). A line that was torn
-    when its process was killed is left out. The exit code is what one process would have had: 1 where a
+    FILES are what track -o, sweep -o or check --shard -o wrote, or folders of them (*.jsonl). A line that was
+    torn when its process was killed is left out. The exit code is what one process would have had: 1 where a
     budget is broken. Where rows are missing that is said, and the exit code is 2: call the shards again, they
     do no more than what is missing.
     """
@@ -60,12 +72,13 @@ def merge(files: tuple[Path, ...], **given: Any) -> int:
     kinds = {str(row["schema"]) for journal in journals for row in journal.rows}
     if not kinds:
         raise InputError(
-            f"{listed([str(path) for path in files])}: no rows, expected what track -o has written"
+            f"{listed([str(path) for path in files])}: no rows, expected those of track, sweep or check"
         )
     if len(kinds) > 1:
         raise InputError(f"rows are of {' and '.join(sorted(kinds))}: merge those of one command at a time")
-    output.ready("Checks" if kinds == {CHECK} else "Track", *paths)
-    return _merge_checks(journals, output) if kinds == {CHECK} else _merge_track(journals, output)
+    kind, merged = _MERGED[kinds.pop()]
+    output.ready(kind, *paths)
+    return merged(journals, output)
 
 
 def _merge_checks(journals: Sequence[Journal], output: Output) -> int:
@@ -95,24 +108,44 @@ def _merge_track(journals: Sequence[Journal], output: Output) -> int:
     return track.exit_code if _complete(rows) else ExitCode.USAGE
 
 
+def _merge_sweep(journals: Sequence[Journal], output: Output) -> int:
+    from gradscope.grid.sweep import Sweep
+
+    rows = deduplicated(row for journal in journals for row in journal.rows)
+    swept = Sweep(rows).checked()
+    output.write(swept)
+    return swept.exit_code if _complete(rows) else ExitCode.USAGE
+
+
+# What each kind of rows makes, and how.
+_MERGED: Mapping[str, tuple[str, Callable[[Sequence[Journal], Output], int]]] = {
+    CHECK: ("Checks", _merge_checks),
+    SWEEP: ("Sweep", _merge_sweep),
+    TRACK: ("Track", _merge_track),
+}
+
+
 def _within(file: Path) -> Iterator[Path]:
     if not file.is_dir():
         if not file.exists():
-            raise InputError(f"{shown(file)}: No such file or directory, expected rows of gradscope track")
+            raise InputError(
+                f"{shown(file)}: No such file or directory, expected rows of track, sweep or check"
+            )
         yield file
         return
     yield from sorted(file.glob("*.jsonl"))
 
 
 def _complete(rows: Sequence[Row]) -> bool:
-    """Whether every checkpoint was measured; says which were not, and which rows there should be besides."""
-    errors = [row["checkpoint"] for row in rows if failed(row)]
+    """Whether all were measured; says which were not, and which rows there should be besides."""
+    schema = str(rows[0]["schema"])
+    errors = [str(row_subject(row)) for row in rows if failed(row)]
     if errors:
-        say_line(f"not read: {len(errors)} of {len(rows)} ({listed(errors, most=3)})")
+        say_line(f"not measured: {len(errors)} of {len(rows)} ({listed(errors, most=3)})")
     found = missing(rows)
     if found is None:
         totals = " and of ".join(sorted({str(row.get("of")) for row in rows}))
-        say_line(f"rows are of {totals} checkpoints: whether some are missing is not known")
+        say_line(f"rows are of {totals} {KINDS[schema].many}: whether some are missing is not known")
     elif found[0]:
-        say_missing(found[0], found[1], TRACK)
+        say_missing(found[0], found[1], schema)
     return not errors and not (found and found[0])

@@ -11,14 +11,14 @@ import click
 
 from gradscope.cli.group import Command
 from gradscope.errors import InputError, listed, shown
-from gradscope.report.pictures.figures import FIGURES
+from gradscope.report.pictures.figures import FIGURES, FIGURES_OF_ROWS
 
 _SUFFIXES = (".svg", ".png", ".pdf")
 
 
 @click.command(cls=Command, short_help="Draw a picture of a result.")
 @click.argument("result", type=click.Path(path_type=Path, allow_dash=True))
-@click.argument("picture", type=click.Choice([*FIGURES]))
+@click.argument("picture", type=click.Choice([*FIGURES, *FIGURES_OF_ROWS]))
 @click.option(
     "-o",
     "--output",
@@ -45,7 +45,7 @@ _SUFFIXES = (".svg", ".png", ".pdf")
 def plot(
     result: Path, picture: str, output: Path | None, size: str, layer: str | None, view: bool, color: str
 ) -> None:
-    """Draw a picture of a result that --json has written.
+    """Draw a picture of a result that --json has written, or of the rows of sweep or track.
 
     \b
     Examples:
@@ -55,25 +55,36 @@ def plot(
       gradscope plot result.json share -o share.pdf --size slide
       gradscope plot result.json eigenvalues --layer layer0 > eigenvalues.svg
       gradscope analyze --cell gru --json | gradscope plot - spectrum -o gru.svg
+      gradscope plot rows.jsonl phase -o phase.svg
+      gradscope plot rows.jsonl training -o training.svg
 
     lag is the gain by lag of every chain, and of a loss; share who carries the gradient; spectrum the
     singular values of the whole product; heatmap in which unit and at which step the gradient is on its
     way back, of a loss or the one that survives best; gates their histograms; eigenvalues those of each
-    recurrent matrix.
+    recurrent matrix. Of the rows of sweep phase is the rate over the grid; of those of track training is
+    gain and horizon against the step, and the gain by lag over training.
 
     SVG and PDF keep text as text; PDF, and PNG of 300 dots per inch, need the extra plot.
     """
+    from gradscope.cli.kept_rows import read_rows
     from gradscope.cli.streams import check_writable, write_result
     from gradscope.report.pictures.figures import picture as draw
+    from gradscope.report.pictures.figures import picture_of_rows
     from gradscope.report.result_file import read_result
 
+    suffix = output.suffix if output else ".svg"
     _check(picture, output, view)
     check_writable(output, None if str(result) == "-" else result)
+    if picture in FIGURES_OF_ROWS:
+        if layer is not None:
+            raise InputError(f"--layer is of a result, and {picture} of rows: leave it out")
+        write_result(picture_of_rows(read_rows(result), picture, size).made(suffix), output)
+        return
     told = read_result(result)
     if view:
         write_result(_view(told, layer, color), None)
         return
-    write_result(draw(told, picture, size, layer).made(output.suffix if output else ".svg"), output)
+    write_result(draw(told, picture, size, layer).made(suffix), output)
 
 
 def _check(picture: str, output: Path | None, view: bool) -> None:

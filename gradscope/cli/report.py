@@ -19,6 +19,8 @@ from gradscope.settings import Settings
 
 # How the JSON of a result begins.
 _JSON = re.compile(rb"(\xef\xbb\xbf)?\s*\{\s*\"")
+# How rows of sweep or track begin.
+_ROWS = re.compile(rb'\{"schema": ?"gradscope/(sweep|track)/1"')
 _OPTIONS = ("fail_on", "output", "quiet", "embed_data")
 
 
@@ -39,9 +41,9 @@ def report(**given: Any) -> int:
       gradscope report --cell lstm --steps 200 -o lstm.html
       gradscope analyze --json | gradscope report - -o report.html
 
-    CHECKPOINT is a result that --json has written, - is stdin; or what gradscope analyze takes, which is
-    then analysed with these options. The page runs no script and loads nothing: it can be mailed, printed and
-    kept; --embed-data keeps the JSON in it.
+    CHECKPOINT is a result that --json has written, - is stdin; or rows of sweep or track (-o rows.jsonl); or
+    what gradscope analyze takes, which is then analysed with these options. The page runs no script and loads
+    nothing: it can be mailed, printed and kept; --embed-data keeps the JSON in it.
     """
     output = replace(pick(Output, given), format="html")
     settings = pick_settings(given)
@@ -77,15 +79,28 @@ def _is_result(file: Path) -> bool:
     return bool(_JSON.match(head)) and b"\0" not in head
 
 
+def _are_rows(file: Path) -> bool:
+    if str(file) == "-" or not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        return bool(_ROWS.match(stream.read(64)))
+
+
 def _of_result(file: Path, output: Output) -> int:
+    from gradscope.cli.kept_rows import read_rows
     from gradscope.cli.streams import check_writable, write_result
     from gradscope.report.html_page import html_page
     from gradscope.report.pictures.parts import parts_of
     from gradscope.report.result_file import read_result
+    from gradscope.report.rows_page import rows_page
     from gradscope.report.verdict import Matched
 
     read = () if str(file) == "-" else (file,)
     check_writable(output.output, *read)
+    if _are_rows(file):
+        rows = read_rows(file)
+        write_result(rows_page(rows, output.look(read).origin), output.output)
+        return say_matched([])
     result = read_result(file)
     write_result(html_page(result, output.look(read).origin, embed=output.embed_data), output.output)
     levels = [(part["verdict"]["level"], name or None) for name, part in parts_of(result)]

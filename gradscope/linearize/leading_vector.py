@@ -21,7 +21,7 @@ from gradscope.linearize.trajectory import forward
 def steps_to_pass(
     tangents: TangentSteps, parameters: Any, inputs: Any, start: Any
 ) -> tuple[Any, Any, Any, Any]:
-    """What the passes need of P systems with B sequences each: matrices to push by, to pull by; steps; states.
+    """What the passes need of P systems of B sequences: matrices to push and to pull by, steps, and states.
 
     parameters : with an axis P before their own; inputs : (P, B, T, d); start : (P, B, m) before the first
     step, or all states (P, B, T + 1, m) where they are known. All that is returned begins with an axis P.

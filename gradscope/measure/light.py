@@ -134,13 +134,13 @@ class _Probed:
         system, many = problems[0].system, [problem.system for problem in problems]
         self._system, self._shape = system, (len(problems), system.batch)
         self._tangents = tangents(system.cell, problems[0].kept)
-        start = [one.state if one.states is None else one.states for one in many]
+        starts = [one.state if one.states is None else one.states for one in many]
         parameters = {
             name: np.stack([np.asarray(one.parameters[name], system.dtype) for one in many])
             for name in system.parameters
         }
         inputs, start = (
-            np.stack(each).astype(system.dtype) for each in ([one.inputs for one in many], start)
+            np.stack(each).astype(system.dtype) for each in ([one.inputs for one in many], starts)
         )
         with system.running():
             *self._passes, states = steps_to_pass(self._tangents, parameters, inputs, start)

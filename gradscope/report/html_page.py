@@ -46,10 +46,10 @@ def html_page(result: Mapping[str, Any], origin: Mapping[str, str] = {}, *, embe
         whole, end = [*_whole(result)], _provenance(result, origin)
         room = _BUDGET - sum(len(part.encode("utf-8", "replace")) for part in (*whole, end))
         parts = [*whole, *_layers(result, room), end, _data(result, embed)]
-        return _document(f"{_level(result)}: {_subject(result)}", sentence(result), parts)
+        return document(f"{_level(result)}: {_subject(result)}", sentence(result), parts)
 
 
-def _document(title: str, description: str, parts: Sequence[str]) -> str:
+def document(title: str, description: str, parts: Sequence[str]) -> str:
     """A page that may load nothing, and whose one style sheet is known by its hash."""
     style = style_sheet()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()

@@ -23,9 +23,12 @@ FORMATS: Mapping[str, Mapping[str, str]] = {
         "Suggestions": "gradscope.advise.suggestion_table:render_suggestions",
         "Repaired": "gradscope.advise.repair_table:render_repaired",
         "Track": "gradscope.track.track_formats:track_table",
+        "Sweep": "gradscope.grid.phase_table:render_sweep",
     },
     "html": {
         "Analysis": "gradscope.report.html_page:render_html",
+        "Sweep": "gradscope.grid.phase_table:html_of",
+        "Track": "gradscope.track.track_formats:track_html",
     },
     "json": {
         "Analysis": "gradscope.report.json:render_json",
@@ -35,13 +38,15 @@ FORMATS: Mapping[str, Mapping[str, str]] = {
         "Repaired": "gradscope.report.json:told_json",
         "Suggestions": "gradscope.report.json:told_json",
         "Track": "gradscope.report.json:told_json",
+        "Sweep": "gradscope.report.json:told_json",
     },
     "jsonl": {
         **dict.fromkeys(("Analysis", "Checks", "Comparison"), "gradscope.report.rows:render_jsonl"),
         "Track": "gradscope.track.track_formats:track_jsonl",
+        "Sweep": "gradscope.grid.phase_table:jsonl_of",
     },
     "csv": {
-        **dict.fromkeys(("Analysis", "Checks", "Comparison"), "gradscope.report.rows:render_csv"),
+        **dict.fromkeys(("Analysis", "Checks", "Comparison", "Sweep"), "gradscope.report.rows:render_csv"),
         "Track": "gradscope.track.track_formats:track_csv",
     },
     "markdown": {
@@ -49,6 +54,7 @@ FORMATS: Mapping[str, Mapping[str, str]] = {
         "Checks": "gradscope.gate.markdown:checks_markdown",
         "Comparison": "gradscope.gate.markdown:changes_markdown",
         "Track": "gradscope.track.track_formats:track_markdown",
+        "Sweep": "gradscope.grid.phase_table:markdown_of",
     },
     "github": dict.fromkeys(_JUDGED, "gradscope.gate.github:render_github"),
     "junit": dict.fromkeys(_JUDGED, "gradscope.gate.junit:render_junit"),

@@ -34,10 +34,11 @@ class Kind:
 
 
 # What rows say that they are.
-TRACK, CHECK = "gradscope/track/1", "gradscope/check/1"
+TRACK, CHECK, SWEEP = "gradscope/track/1", "gradscope/check/1", "gradscope/sweep/1"
 KINDS: Mapping[str, Kind] = {
     TRACK: Kind("checkpoint", "checkpoints"),
     CHECK: Kind("analysis", "analyses", of_one=True),
+    SWEEP: Kind("point", "points"),
 }
 _ROW_BYTES = 2**20
 _AS_IT_IS = getattr(os, "O_BINARY", 0)  # of Windows, which would end lines in its own way

@@ -9,11 +9,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from gradscope.errors import GradscopeError, InputError
 from gradscope.gate.budgets import Check, MetricBudget, judge_budget
 from gradscope.gate.metrics import metric
 from gradscope.gate.places import BudgetPlace
 from gradscope.report.analysis import Analysis
+from gradscope.report.chains import Chain
 from gradscope.rows.journal import Row
 
 
@@ -40,6 +43,7 @@ def row_of(
         "verdict": analysis.verdict.level,
         "notes": list(analysis.verdict.notes),
     }
+    found["by_lag"] = _curve(full)
     if light:
         found["converged"] = bool(full.log10_norm_error < CONVERGED)
     if analysis.shares:
@@ -49,6 +53,18 @@ def row_of(
     if budgets:
         found["checks"] = [told_check(_judged(analysis, one), places.get(one.metric)) for one in budgets]
     return found
+
+
+# Lags of a row's curve, at most: as many as a picture of training tells apart.
+_LAGS = 24
+
+
+def _curve(full: Chain) -> dict[str, list[float | None]]:
+    """The gain at a few lags by equal factors, medians; null where it is zero."""
+    known = full.lags
+    some = np.unique(np.searchsorted(known, np.geomspace(1, known[-1], _LAGS).round()))
+    norms = np.nanmedian(full.by_lag[:, some], axis=0)
+    return {"lag": known[some].tolist(), "log10_norm": [_finite(float(norm)) for norm in norms]}
 
 
 # Decades that passes and rounding may still move the gain of a light probe by, where it is called converged.

@@ -121,6 +121,13 @@ def track_jsonl(track: Track, look: Look) -> str:
     return _written(track, "jsonl", look)
 
 
+def track_html(track: Track, look: Look) -> str:
+    """The page with the picture of training and the exact numbers."""
+    from gradscope.report.rows_page import rows_page
+
+    return rows_page(track.rows, look.origin)
+
+
 def track_csv(track: Track, look: Look) -> str:
     """What of each row is one number or one text."""
     return _written(track, "csv", look)

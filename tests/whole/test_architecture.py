@@ -25,8 +25,9 @@ MAY = {
     "gate": {"report"},
     "rows": {"formats"},
     "track": {"rows", "gate", "report"},
+    "grid": {"track", "rows", "gate", "report", "measure", "problem", "cells"},
     "advise": {"report", "measure", "problem", "linearize", "checkpoints", "formats", "cells", "product_svd"},
-    "cli": {"api", "advise", "track", "rows", "gate", "report", "measure", "cells", "formats"},
+    "cli": {"api", "advise", "grid", "track", "rows", "gate", "report", "measure", "cells", "formats"},
 }
 # Files of the root that every room may import, and what they may import themselves.
 LEAVES = {"custom_types": set(), "errors": {"custom_types"}, "version": set()}
@@ -52,7 +53,7 @@ RICH = {
         "training_table",
         "sparkline",
     ),
-    *("inspection_table", "track_table", "checks_table", "changes_table"),
+    *("inspection_table", "track_table", "checks_table", "changes_table", "phase_table"),
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -114,7 +115,7 @@ def test_a_file_says_what_it_is_and_its_functions_are_short(path):
 
 
 # One verb in the shell and in Python; what every library's names have; cells called after their activation.
-SHARED = {"analyze", "suggest", "repair", "inspect", "layers", "schema", "sigmoid"}
+SHARED = {"analyze", "suggest", "repair", "sweep", "inspect", "layers", "schema", "sigmoid"}
 
 
 def test_no_two_public_things_have_one_name():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gradscope.errors import InputError, did_you_mean, listed, quoted
@@ -21,6 +21,12 @@ FIGURES: Mapping[str, tuple[str, bool]] = {
     "eigenvalues": ("eigenvalues:draw_eigenvalues", True),
 }
 
+# The same of the rows of a grid (sweep), or of checkpoints (track).
+FIGURES_OF_ROWS: Mapping[str, tuple[str, str]] = {
+    "phase": ("phase:draw_phase", "gradscope/sweep/1"),
+    "training": ("training:draw_training", "gradscope/track/1"),
+}
+
 
 def picture(result: Mapping[str, Any], name: str, size: str = "column", layer: str | None = None) -> Picture:
     """One of FIGURES, of the JSON of an analysis.
@@ -35,10 +41,33 @@ def picture(result: Mapping[str, Any], name: str, size: str = "column", layer: s
         hint = did_you_mean(name, FIGURES) or f", expected one of {listed([*FIGURES])}"
         raise InputError(f"no picture is called {quoted(name)}{hint}")
     where, several = FIGURES[name]
-    module, _, function = where.partition(":")
-    draw = getattr(importlib.import_module(f"gradscope.report.pictures.{module}"), function)
-    measured = size_of(size)
+    draw, measured = _function(where), size_of(size)
     with of_result():
         parts = dict(parts_of(result, layer))
         found: Picture = draw(parts if several else next(iter(parts.values())), measured)
+    return found
+
+
+def picture_of_rows(rows: Sequence[Mapping[str, Any]], name: str, size: str = "column") -> Picture:
+    """One of FIGURES_OF_ROWS; raises InputError for an unknown name and for rows of something else."""
+    from gradscope.report.pictures.parts import of_rows
+    from gradscope.report.pictures.theme import size_of
+
+    if name not in FIGURES_OF_ROWS:
+        hint = did_you_mean(name, FIGURES_OF_ROWS) or f", expected one of {listed([*FIGURES_OF_ROWS])}"
+        raise InputError(f"no picture of rows is called {quoted(name)}{hint}")
+    where, schema = FIGURES_OF_ROWS[name]
+    if not rows or any(row.get("schema") != schema for row in rows):
+        said = rows[0].get("schema") if rows else "none"
+        raise InputError(f"the rows are {quoted(said)}, expected {schema}: {name} is drawn of these")
+    measured = size_of(size)
+    with of_rows():
+        return _function(where)(rows, measured)
+
+
+def _function(where: str) -> Callable[..., Picture]:
+    module, _, function = where.partition(":")
+    found: Callable[..., Picture] = getattr(
+        importlib.import_module(f"gradscope.report.pictures.{module}"), function
+    )
     return found

@@ -10,17 +10,14 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
+from gradscope.report.pictures.colours import COLOURS, cividis, image, in_palette
 from gradscope.report.pictures.frame import Frame, margin, spread, words
 from gradscope.report.pictures.parts import floats, sentence
 from gradscope.report.pictures.picture import Picture
-from gradscope.report.pictures.png import data_uri
-from gradscope.report.pictures.svg import element, short
+from gradscope.report.pictures.svg import short
 from gradscope.report.pictures.theme import Size
 from gradscope.report.verdict import scientific
 
-# cividis (Nunez, Anderton, Renslow 2018), as bright as it is far along for all who see few colours.
-_ANCHORS = np.array([(0, 34, 78), (67, 78, 108), (125, 124, 120), (188, 175, 111), (254, 232, 56)])
-_COLOURS = 64
 # Decades below the largest that are told apart; layers that are drawn.
 _DECADES, _LAYERS = 20.0, 4
 # Title, and what a colour is.
@@ -70,7 +67,7 @@ def _map(
     steps, units = told["step"], told["unit"]
     return [
         words(title, frame.left, frame.top - 0.4 * font, 0.85 * font, "muted"),
-        _image(_places(cells, *ends), frame),
+        image(in_palette(cells, *ends), cividis(), frame),
         words(str(int(units[0])), frame.left - 0.4 * font, frame.top + 0.9 * font, font, anchor="end"),
         words(str(int(units[-1])), frame.left - 0.4 * font, frame.bottom, font, anchor="end"),
         words(str(int(steps[0])), frame.left, numbers, font),
@@ -78,37 +75,11 @@ def _map(
     ]
 
 
-def _places(cells: Array, low: float, high: float) -> Array:
-    """In the palette: 1 what is lowest or less, 0 what is not known."""
-    part = np.clip((np.nan_to_num(cells, nan=low) - low) / (high - low), 0, 1)
-    return np.where(np.isfinite(cells), 1 + (part * (_COLOURS - 1)).round(), 0).astype(np.uint8)
-
-
-def _image(places: Array, frame: Frame) -> str:
-    return element(
-        "image",
-        href=data_uri(places, _palette()),
-        x=frame.left,
-        y=frame.top,
-        width=frame.right - frame.left,
-        height=frame.bottom - frame.top,
-        preserveAspectRatio="none",
-        image_rendering="pixelated",
-    )
-
-
-def _palette() -> Array:
-    """White, which is never seen, and the colours from dark to bright."""
-    at = np.linspace(0, len(_ANCHORS) - 1, _COLOURS)
-    colours = [np.interp(at, np.arange(len(_ANCHORS)), channel) for channel in _ANCHORS.T]
-    return np.vstack([[255, 255, 255], np.stack(colours, axis=1).round()]).astype(np.uint8)
-
-
 def _scale(low: float, high: float, bar: Frame) -> list[str]:
     below = bar.bottom + 1.2 * bar.font
     lowest = scientific(low) if math.isfinite(low) else "0"
     return [
-        _image(np.arange(1, _COLOURS + 1)[None], bar),
+        image(np.arange(1, COLOURS + 1)[None], cividis(), bar),
         words(lowest, bar.left, below, bar.font),
         words(scientific(high), bar.right, below, bar.font, anchor="end"),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,24 @@ from gradscope.errors import InputError, as_option, did_you_mean, listed, quoted
 
 
 @contextlib.contextmanager
-def of_result() -> Iterator[None]:
-    """Within, what fails is laid to the JSON, and becomes an InputError."""
+def _laid_to(what: str, expected: str) -> Iterator[None]:
+    """Within, what fails is laid to what is drawn, and becomes an InputError."""
     try:
         yield
     except InputError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise InputError(
-            f"the result is damaged ({reason(error)}): expected the JSON as analyze or chain wrote it"
-        ) from error
+        raise InputError(f"{what} is damaged ({reason(error)}): expected {expected}") from error
+
+
+def of_result() -> AbstractContextManager[None]:
+    """Within, what fails is laid to the JSON, and becomes an InputError."""
+    return _laid_to("the result", "the JSON as analyze or chain wrote it")
+
+
+def of_rows() -> AbstractContextManager[None]:
+    """The same of rows."""
+    return _laid_to("a row", "rows as sweep or track wrote them")
 
 
 def floats(values: Sequence[float | None]) -> Array:

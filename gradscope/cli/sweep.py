@@ -1,0 +1,159 @@
+"""``gradscope sweep``: a row for every point of a grid of options, and its phase diagram."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from gradscope.cli.analyze import uncollected
+from gradscope.cli.group import Command
+from gradscope.cli.kept_rows import SHARD, coming, dealt, journal_at, say_line, shard_here
+from gradscope.cli.options import Output, Process, input_files, options, pick, pick_settings, ready_to_measure
+from gradscope.rows.journal import SWEEP, failed
+from gradscope.settings import Level, Sweeping, option
+
+if TYPE_CHECKING:
+    from gradscope.gate.budgets import MetricBudget
+    from gradscope.grid.points import Point, Points
+    from gradscope.grid.sweep import Sweep
+    from gradscope.rows.journal import Journal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweeps:
+    """What becomes of the rows."""
+
+    shard: str | None = option(None, "Rows", f"Only every Nth point from the Ith {SHARD}", metavar="I/N|auto")
+    output: str | None = option(
+        None,
+        "Rows",
+        "Append the rows to FILE (JSON lines), and keep those that are there: what was stopped goes on. In "
+        "a folder (FOLDER/) every shard has its file.",
+        flags=("-o", "--output"),
+        metavar="FILE",
+    )
+    max: tuple[str, ...] = option(
+        (), "Limits", "Exit 1 where a metric is above, such as log10_norm=3 (repeatable).",
+        metavar="METRIC=X", repeatable=True,
+    )  # fmt: skip
+    min: tuple[str, ...] = option(
+        (), "Limits", "Exit 1 where a metric is below, such as horizon=100 (repeatable).",
+        metavar="METRIC=X", repeatable=True,
+    )  # fmt: skip
+    fail_on: tuple[str, ...] = option(
+        (), "Limits", "Exit 1 on this verdict at any point (repeatable).",
+        choices=get_args(Level), repeatable=True,
+    )  # fmt: skip
+    quiet: bool = option(
+        False, "Output", "Of the table the first line, nothing on stderr but what failed.",
+        flags=("-q", "--quiet"),
+    )  # fmt: skip
+
+    @property
+    def budgets(self) -> tuple[MetricBudget, ...]:
+        """The limits of --max and --min."""
+        from gradscope.gate.budgets import budgets_of
+
+        return budgets_of(self.min, self.max)
+
+
+_MOST_USED = (
+    *("--grid", "--cell", "--hidden", "--steps", "--init", "--inputs", "--only", "--shard", "--output"),
+    *("--max", "--min", "--fail-on", "--format", "--also", "--json", "--quiet"),
+)
+
+
+@click.command(cls=Command, short_help="Measure a grid of options: a phase diagram.", most_used=_MOST_USED)
+@options(Sweeping, Sweeping.names())
+@options(Sweeps)
+@options(Output, ("format", "also", "color"))
+@options(Process, ["compile_cache"])
+def sweep(**given: Any) -> int:
+    """Measure gain and horizon at every point of a grid of options: rows, and a phase diagram.
+
+    \b
+    Examples:
+      gradscope sweep --cell lstm --grid gain=0.5:2:16 --grid forget_bias=-1:5:16
+      gradscope sweep --cell rnn --init gaussian --inputs zeros --grid gain=0.5:2:31
+      gradscope sweep --grid cell=lstm,gru --grid gain=0.1:10:9:log --grid seed=0,1,2
+      gradscope sweep --grid gain=0.5:2:64 --grid steps=50,200 -o rows/ --shard 2/8
+      gradscope plot rows.jsonl phase -o phase.svg
+
+    Options with a grid take the values FROM:TO:COUNT or A,B,C; all others hold at every point. A point that
+    cannot be measured is a row with its reason; the others go on, and the exit code is 2. Lines in the
+    diagram are where the rate is zero, as measured and, for random tanh networks and gated cells at rest, as
+    mean-field theory expects. With -o another call goes on where this one was stopped.
+    """
+    from gradscope.grid.axes import axes_of
+
+    sweeps, process, output = pick(Sweeps, given), pick(Process, given), pick(Output, given)
+    output = replace(output, quiet=sweeps.quiet)
+    grid = given.pop("grid", ())
+    settings = pick_settings(given)
+    ready_to_measure(settings)
+    say: Callable[[str], None] = (lambda _: None) if sweeps.quiet else say_line
+    asked = Sweeping(grid=grid, **settings)
+    asked.check()
+    axes_of(grid)  # what is wrong with it is said before JAX is imported
+    shard, points = shard_here(sweeps.shard), _points(asked, sweeps, process)
+    count = len(points.points)
+    places = [place for place, _ in dealt(shard, range(count), "points", say)]
+    journal = journal_at(sweeps.output, shard, SWEEP, say, input_files(settings))
+    output.ready("Sweep", *input_files(settings), *([journal.path] if journal else []))
+    return _ended(_run(sweeps, output, points.tasks(places), count, journal))
+
+
+def _points(asked: Sweeping, sweeps: Sweeps, process: Process) -> Points:
+    from gradscope.cli.streams import guarded_stdout, hushed
+
+    with guarded_stdout(), hushed(sweeps.quiet), uncollected():
+        from gradscope.api import points_of_grid
+        from gradscope.machine import use_compilation_cache
+
+        if process.compile_cache:
+            use_compilation_cache()
+        return points_of_grid(asked, sweeps.budgets)
+
+
+def _run(
+    sweeps: Sweeps, output: Output, tasks: Sequence[tuple[int, Point]], of: int, journal: Journal | None
+) -> Sweep:
+    """Every row: a JSON object a line as they come, or all in one at the end."""
+    from gradscope.cli.progress import progress_bar
+    from gradscope.cli.streams import write_result
+    from gradscope.grid.sweep import Sweep
+
+    streams, rows = output.format == "jsonl", []
+    shows = streams and not journal and not sweeps.quiet
+    with progress_bar(sweeps.quiet or (shows and sys.stdout.isatty())) as pace:
+        for row in coming(tasks, of, SWEEP, journal, quiet=sweeps.quiet):
+            rows.append(row)
+            if pace:
+                pace.report(len(rows), len(tasks))
+            if shows:
+                write_result(json.dumps(row, allow_nan=False) + "\n", None)
+    found = Sweep(rows, sweeps.fail_on).checked()
+    output.write(found, first=not streams)
+    return found
+
+
+def _ended(found: Sweep) -> int:
+    """Say what failed, and how to exit: what could not be measured goes before what was found."""
+    for what, which in (
+        ("not measured", [str(row["point"]) for row in found.points if failed(row)]),
+        ("beyond a limit", found.beyond()),
+        ("--fail-on matched", found.matched()),
+    ):
+        if which:
+            many = "; ".join(which[:_NAMED]) + "; ..." * (len(which) > _NAMED)
+            say_line(f"{what}: {len(which)} of {len(found.points)} points ({many})")
+    return found.exit_code
+
+
+# Points that are named where something is said of many.
+_NAMED = 3

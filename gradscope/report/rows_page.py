@@ -1,0 +1,84 @@
+"""Rows as one HTML page: the picture of them, and their numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gradscope.errors import InputError, quoted, shown
+from gradscope.report.html_page import document
+from gradscope.report.html_text import folded, gain_of, listing, table
+from gradscope.report.pictures.figures import FIGURES_OF_ROWS, picture_of_rows
+from gradscope.report.pictures.svg import element, escaped
+
+# Rows of the table of exact numbers; sentences about rows without any.
+_ROWS, _LOST = 512, 12
+_NUMBERS = (("rate", "+.5f"), ("theory_rate", "+.5f"), ("horizon", "g"), ("saturated", ".3f"))
+_SUBJECTS = ("point", "checkpoint")
+
+
+def rows_page(rows: Sequence[Mapping[str, Any]], origin: Mapping[str, str] = {}) -> str:
+    """The page of the rows of a sweep, or of track; raises InputError for rows of something else.
+
+    origin : what else there is to say of where they came from, such as the command.
+    """
+    schema = rows[0].get("schema") if rows else None
+    names = [name for name, (_, known) in FIGURES_OF_ROWS.items() if known == schema]
+    if not names:
+        raise InputError(f"the rows are {quoted(schema)}, expected those of gradscope sweep or track")
+    counts = Counter(str(row.get("verdict") or "not measured") for row in rows)
+    subjects = dict.fromkeys(str(row["subject"]) for row in rows if row.get("subject"))
+    told = ", ".join(f"{count} {level}" for level, count in counts.most_common())
+    many = "points" if schema == FIGURES_OF_ROWS["phase"][1] else "checkpoints"
+    title = f"{len(rows)} {many}{f' of {next(iter(subjects))}' if len(subjects) == 1 else ''}: {told}"
+    lost = [f"{_called(row)}: {row['error']}" for row in rows if row.get("error")]
+    parts = [
+        element("h1", escaped(title)),
+        listing(lost[:_LOST]),
+        *(_figure(rows, name) for name in names),
+        folded("Exact numbers", _table(rows)),
+        _provenance(origin),
+    ]
+    return document(title, f"Gain and horizon over {many}, their pictures and exact numbers.", parts)
+
+
+def _called(row: Mapping[str, Any]) -> str:
+    return shown(next((row[name] for name in _SUBJECTS if row.get(name)), ""))
+
+
+def _figure(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+    try:
+        drawn = picture_of_rows(rows, name, "page")
+    except InputError as error:
+        return element("p", escaped(error.in_shell), class_="quiet")
+    caption = element("figcaption", escaped(drawn.said))
+    return element("figure", element("h2", escaped(drawn.title)), drawn.svg(name, inside=True), caption)
+
+
+def _provenance(origin: Mapping[str, str]) -> str:
+    if not origin:
+        return ""
+    made = table("What the page was made of, and with what", ("what", "value"), [*origin.items()])
+    return element("section", element("h2", "Provenance"), made, class_="facts")
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    shown_rows = rows[:_ROWS]
+    columns = [one for one in _NUMBERS if any(isinstance(row.get(one[0]), int | float) for row in shown_rows)]
+    cells = [
+        (
+            _called(row),
+            "–" if row.get("verdict") is None else gain_of(row.get("log10_norm")),
+            *(_number(row.get(name), form) for name, form in columns),
+            row.get("verdict") or "not measured",
+        )
+        for row in shown_rows
+    ]
+    headings = ("row", "gain", *(name.replace("_", " ") for name, _ in columns), "verdict")
+    more = f", the first {_ROWS} of {len(rows)}" if len(rows) > _ROWS else ""
+    return table(f"Every row{more}", headings, cells)
+
+
+def _number(value: Any, form: str) -> str:
+    return format(value, form) if isinstance(value, int | float) else "–"
