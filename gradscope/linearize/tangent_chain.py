@@ -14,7 +14,7 @@ from jax import lax
 
 from gradscope.custom_types import Array
 from gradscope.linearize.system import precise
-from gradscope.linearize.tangents import StepMaps, TangentSteps, every_step
+from gradscope.linearize.tangents import StepMaps, TangentSteps, UnitMaps, every_step
 from gradscope.linearize.trajectory import Trajectory
 
 # Numbers of triangular factors on a device at a time, for each sequence.
@@ -50,6 +50,29 @@ class TangentChain:
         part = copy.copy(self)  # what is kept serves both
         part.steps, part._first = lag, self._first + self.steps - lag
         return part
+
+    def last(self, count: int) -> Array:
+        """So many of the last steps, (B, count, m, m)."""
+        found: list[Array] = []
+        for i in reversed(range(self._trajectory.segments.count)):
+            valid = self._trajectory.valid(i)
+            some = min(count, valid)
+            found.insert(0, self._formed(i, valid - some, some))
+            count -= some
+            if not count:
+                break
+        return np.concatenate(found, axis=1)
+
+    def _formed(self, i: int, first: int, count: int) -> Array:
+        """Steps of segment i; of units on the host, where it takes no program."""
+        with precise(self._dtype):
+            steps, maps = self._steps(i), self._tangents.maps
+            if isinstance(maps, UnitMaps):
+                some = [np.asarray(leaf)[: self.sequences, first : first + count] for leaf in steps]
+                return np.asarray(maps.formed(self._shared[False], some))
+            run = self._trajectory.spread.lift(_formed, maps, self.size, count)
+            formed = run((self._shared[True], np.int32(first)), steps)
+            return np.asarray(formed, np.float64)[: self.sequences]
 
     def forward(self, block: Array, every: int, take: Callable[[Array], None]) -> Array:
         """P block = Q R_G ... R_1, see operator.Operator."""
@@ -136,6 +159,14 @@ def _shared(tangents: TangentSteps, trajectory: Trajectory, back: bool) -> Any:
 
 def _at(steps: Any, t: Any) -> Any:
     return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, t, keepdims=False), steps)
+
+
+def _formed(maps: StepMaps, size: int, count: int, shared: Any, steps: Any) -> Any:
+    """So many steps from the first on, (count, m, m)."""
+    common, first = shared
+    some = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, first, count), steps)
+    unit = jnp.eye(size, dtype=jax.tree.leaves(steps)[0].dtype)
+    return lax.map(lambda step: maps.pull(common, step, unit).T, some)
 
 
 def _sweep(maps: StepMaps, back: bool, most: int, shared: Any, steps: Any, block: Any) -> Any:

@@ -67,6 +67,19 @@ class UnitMaps:
             new[i] += (slope[..., None] * parts).sum(0)
         return jnp.concatenate(new)
 
+    def formed(self, shared: Any, steps: Any) -> Any:
+        """Steps (..., m, m), on the host; shared : what it takes to push."""
+        recurrent, own = (np.asarray(slopes, np.float64) for slopes in steps)
+        components, n = self.components, recurrent.shape[-1]
+        out = np.zeros((*recurrent.shape[:-3], components, n, components, n))
+        matrices = np.asarray(shared, np.float64).reshape(-1, n, n)
+        for gate, matrix in enumerate(matrices):
+            out[..., self.hidden, :] += recurrent[..., gate, :, :, None] * matrix
+        units = np.arange(n)
+        for number, i in enumerate(self.others):
+            out[..., units, i, units] += own[..., number, :, :]
+        return out.reshape(*recurrent.shape[:-3], components * n, components * n)
+
     def parts(self, block: Any) -> Any:
         """(m, b) as (components, n, b)."""
         return block.reshape(self.components, -1, block.shape[1])
@@ -116,9 +129,9 @@ def tangents(cell: Cell, kept: Sequence[str], component: int | None = None, hidd
 
 
 def tangents_without(cell: Cell, kept: Sequence[str], path: str) -> TangentSteps:
-    """The chain of the paths ``kept`` but for one; of a cell of units what is compiled is that of all."""
+    """The chain of the paths ``kept`` but for one; what is compiled is the same for each."""
     if cell.units is None:
-        return JvpSteps(cell, tuple(part for part in kept if part != path))
+        return WeighedSteps(cell, tuple(kept), without=path)
     return UnitSteps(cell, tuple(kept), without=path)
 
 
@@ -173,6 +186,53 @@ class JvpSteps:
 
     def _own(self, state: Any) -> Any:
         return state if self.part is None else state[slice(*self.part)]
+
+
+@dataclass(frozen=True)
+class WeighedMaps:
+    """Blocks through a step whose every path has a weight of its own there."""
+
+    cell: Cell
+    kept: tuple[str, ...]
+
+    def push(self, shared: Any, step: Any, block: Any) -> Any:
+        """J V."""
+        function, copies, weights = self._step(shared, step)
+        tangents = jax.tree.map(lambda weight: weight[:, None] * block, weights)
+        run = partial(jax.jvp, function, (copies,))
+        return jax.vmap(lambda v: run((v,))[1], 1, 1)(tangents)
+
+    def pull(self, shared: Any, step: Any, block: Any) -> Any:
+        """J^T U."""
+        function, copies, weights = self._step(shared, step)
+        _, transposed = jax.vjp(function, copies)
+        found = jax.vmap(lambda u: transposed(u)[0], 1, 1)(block)
+        return sum(weights[path][:, None] * found[path] for path in self.kept)
+
+    def _step(self, shared: Any, step: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+        """The step of copies of the state, these, and the weights of each."""
+        x, before, present = step
+        weights = dict(zip(self.kept, present, strict=True))
+        some = {path: weights.get(path, jnp.zeros(())) * jnp.ones_like(before) for path in self.cell.paths}
+        return partial(self.cell.step, shared, x), dict.fromkeys(self.cell.paths, before), some
+
+
+@dataclass(frozen=True)
+class WeighedSteps(JvpSteps):
+    """The same with a weight of every path, which are steps of their own: zero of the one ``without``."""
+
+    without: str = ""
+
+    @property
+    def maps(self) -> StepMaps:
+        """The same whichever path is left out."""
+        return WeighedMaps(self.cell, self.kept)
+
+    def chosen(self, steps: Any) -> Any:
+        """With the weights (B, L, paths)."""
+        x, before = steps
+        present = np.array([path != self.without for path in self.kept], x.dtype)
+        return x, before[:, : x.shape[1]], jnp.broadcast_to(present, (*x.shape[:2], len(present)))
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from gradscope.measure.progress import Fraction, Meter
 from gradscope.measure.returning import returning
 from gradscope.measure.shares import shares
 from gradscope.product_svd.arguments import window_of
+from gradscope.product_svd.first_values import plain_values
 from gradscope.product_svd.largest_gain import log10_largest_gain
-from gradscope.product_svd.plain_product import plain_values
 from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, first_value, spectrum
 
 

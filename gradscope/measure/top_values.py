@@ -83,7 +83,7 @@ class TangentChains:
 
     def reads(self, name: str, ask: Ask) -> float:
         """Some passes over the chain, and over the parts of it whose lags are asked for."""
-        return TOP_PASSES * self._full.steps * (len(self.parts) if name == WITHOUT else 1)
+        return TOP_PASSES * self._full.steps
 
     def spectra(self, name: str, ask: Ask) -> list[Spectrum]:
         """The top of them, and some lags."""
@@ -93,15 +93,12 @@ class TangentChains:
         return self._whole
 
     def without(self, ask: Ask) -> Mapping[str, list[Spectrum]]:
-        """The first value, and some lags, from blocks as wide as those of the full chain."""
-        return {path: self._without(path, ask) for path in self.parts}
-
-    def _without(self, path: str, ask: Ask) -> list[Spectrum]:
-        assert ask.top is not None
-        chain = self._chain(tangents_without(self._cell, self.parts, path))
-        top = min(ask.top, chain.size)
-        found = top_spectra(chain, top, by_lag=True, floor=ask.floor, entry_error=ask.entry_error)
-        return [one.first(1) for one in found]
+        """The first value, and some lags."""
+        found = {}
+        for path in self.parts:
+            chain = self._chain(tangents_without(self._cell, self.parts, path))
+            found[path] = top_spectra(chain, 1, by_lag=True, floor=ask.floor, entry_error=ask.entry_error)
+        return found
 
     def shares(self, full: Sequence[Spectrum]) -> list[Mapping[str, Array]]:
         """See ``Chains``."""

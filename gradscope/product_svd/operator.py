@@ -41,6 +41,9 @@ class Operator(Protocol):
     def tail(self, lag: int) -> Operator:
         """The product of the last ``lag`` steps alone."""
 
+    def last(self, count: int) -> Array | None:
+        """So many of the last steps, (B, count, m, m), if P is a product of steps that are not at hand."""
+
 
 class Window:
     """The block ``rows``, ``columns`` of an operator's square product, as an Operator."""
@@ -62,6 +65,9 @@ class Window:
     def tail(self, lag: int) -> Window:
         """The last ``lag`` steps alone."""
         return Window(self.whole.tail(lag), self.window)
+
+    def last(self, count: int) -> None:
+        """None: P is no product of blocks."""
 
     def _through(
         self, run: Callable[..., Array], block: Array, every: int, take: Take, enter: slice, leave: slice
@@ -111,6 +117,9 @@ class DenseOperator:
     def tail(self, lag: int) -> DenseOperator:
         """The last ``lag`` steps alone."""
         return DenseOperator(self.source, self.size, lag)
+
+    def last(self, count: int) -> None:
+        """None: of steps that are small enough all values are found."""
 
     def _factored(self, q: Array, done: int, every: int, take: Take) -> Array:
         """Orthonormal again where it is time for that."""

@@ -7,17 +7,16 @@ come later do away with them. Whether they do is seen from rows of noise that ev
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from gradscope.custom_types import Array
-from gradscope.product_svd.error_estimate import EPS, SAFETY, rounding_floor
+from gradscope.product_svd.error_estimate import EPS, SAFETY
 from gradscope.product_svd.leading import GOOD
 from gradscope.product_svd.lobpcg import leading_left
 from gradscope.product_svd.log_scale import LOG10_2
-from gradscope.product_svd.spectrum import Spectrum, rounding_of
 from gradscope.product_svd.steps import WILD
 
 # Rows that stand for what rounding left in the product.
@@ -61,28 +60,14 @@ class Beside:
         return np.concatenate([np.sqrt(np.einsum("pij,pij->pj", part, part)) for part in self.parts], axis=1)
 
 
-def plain_values(
-    steps: Iterable[Beside], length: int, shape: tuple[int, int], entry_error: float, floor: float = -np.inf
-) -> list[Spectrum | None]:
-    """The largest value of each of P chains with every lag; None of those of which this is not sure.
+class PlainProducts:
+    """P products that grow by one step after the other, the last first, with their norms.
 
-    steps : the last one first; length : how many; shape : (P, m); entry_error, floor : as for ``spectrum``.
-
-    The estimated error is what random noise of the size of a rounding, put into every product, makes of the
-    value; that of the entries does the same.
+    length : steps; shape : (P, m); floor : as for ``spectrum``. lags, noise : (T, P) log10 norms, and what
+    noise as large as a rounding makes of them, relative; left, right : (P, m) vectors of the last.
     """
-    found = _Products(length, shape, floor)
-    span = 0.0
-    for step in steps:
-        span = max(span, step.span)
-        found.times(step)
-    return found.spectra(rounding_of(entry_error, span)) if span < WILD else [None] * shape[0]
 
-
-class _Products:
-    """P products that grow by one step after the other, with their norms."""
-
-    def __init__(self, length: int, shape: tuple[int, int], floor: float) -> None:
+    def __init__(self, length: int, shape: tuple[int, int], floor: float = -np.inf) -> None:
         count, size = shape
         self._length, self._floor, self._rng = length, floor, np.random.default_rng(0)
         at_once = max(2, min(_LAGS, _NUMBERS // (count * (size + _NOISE) * size)))
@@ -91,8 +76,8 @@ class _Products:
         self._exponents = np.zeros((length + 1, count), np.int64)
         self._row = np.ones(count)  # largest norm of a row of the last product
         self.lags, self.noise = np.empty((length, count)), np.zeros((length, count))
-        self._left = self._rng.normal(size=(count, size))
-        self._right = np.zeros((count, size))
+        self.left = self._rng.normal(size=(count, size))
+        self.right = np.zeros((count, size))
         self._sure = np.ones(count, bool)
         self._done = 0
 
@@ -133,21 +118,18 @@ class _Products:
             return
         chains = np.nonzero(wanted)[1]
         chosen = products.reshape(-1, size, size) if wanted.all() else products[wanted]
-        found = leading_left(chosen, self._left[chains], self._rng)
+        found = leading_left(chosen, self.left[chains], self._rng)
         self.lags[some][wanted] = np.log10(found.sigma) + scale[wanted]
         along = np.einsum("nsj,nj->ns", rows[wanted], found.right) / found.sigma[:, None]
         self.noise[some][wanted] = np.sqrt((along**2).mean(axis=1))
         np.logical_and.at(self._sure, chains, found.sure)
-        self._left[chains], self._right[chains] = found.left, found.right  # of the longest lag
+        self.left[chains], self.right[chains] = found.left, found.right  # of the longest lag
 
-    def spectra(self, entry_error: float) -> list[Spectrum | None]:
-        """What was found, of those that are sure."""
-        added = SAFETY * (EPS + entry_error) / EPS / math.log(10) * self.noise
+    def errors(self, entry_error: float) -> Array:
+        """(T, P) of log10, estimated: what noise as large as the roundings makes of it."""
+        return np.asarray(SAFETY * (EPS + entry_error) / EPS / math.log(10) * self.noise)
+
+    def sure(self, entry_error: float) -> Array:
+        """(P,) whether all norms are right, to what the entries allow."""
         usual = _USUAL * (1 + np.sqrt(np.arange(1, self._length + 1)))[:, None] * EPS
-        sure = self._sure & ((added <= GOOD) | (self.noise <= usual)).all(axis=0)
-        return [self._spectrum(p, added[-1, p], entry_error) if sure[p] else None for p in range(len(sure))]
-
-    def _spectrum(self, p: int, added: float, entry_error: float) -> Spectrum:
-        lags = self.lags[:, p].copy()
-        error = float(added + rounding_floor(lags[-1], entry_error))
-        return Spectrum(lags[-1:].copy(), None, error, error, self._left[p], self._right[p], lags)
+        return self._sure & ((self.errors(entry_error) <= GOOD) | (self.noise <= usual)).all(axis=0)

@@ -87,6 +87,15 @@ def test_top_values_of_every_path(name: str) -> None:
         check(top_spectra(sweeps(name, path), COUNT, by_lag=True), own(name, path), COUNT)
 
 
+@pytest.mark.parametrize("name", few(SOME, "lstm-peephole", "gru-reset-before"))
+def test_the_last_steps_are_those_of_the_equations(name: str) -> None:
+    """Of units on the host, of others by a program; over more than one segment."""
+    steps = jacobians(name)
+    np.testing.assert_allclose(sweeps(name).last(7), steps[:, -7:], atol=1e-13)
+    path = find(name).paths[0]
+    np.testing.assert_allclose(sweeps(name, path).last(3), own(name, path)[:, -3:], atol=1e-13)
+
+
 @pytest.mark.parametrize("name", ["lstm-peephole", "gru-reset-before"])
 def test_shares_are_the_derivatives_of_the_norm(name: str) -> None:
     chain = sweeps(name)

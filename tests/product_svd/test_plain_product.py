@@ -6,7 +6,8 @@ from oracles import chains
 from oracles.few import few
 from oracles.reference import conditioning, reference
 
-from gradscope.product_svd.plain_product import Beside, plain_values
+from gradscope.product_svd.first_values import plain_values
+from gradscope.product_svd.plain_product import Beside
 from gradscope.product_svd.spectrum import EPS
 from gradscope.product_svd.steps import WILD, span
 
