@@ -105,13 +105,8 @@ class JacobianChain(StepSource):
 
 def sums_but_one(each: Array) -> Array:
     """(L, P, ...) what all but one of (P, L, ...) add up to, without subtracting."""
-    found = np.zeros_like(each)
-    for order in (slice(None), slice(None, None, -1)):
-        total = np.zeros_like(each[0])
-        for own, one in zip(found[order], each[order], strict=True):
-            own += total
-            total += one
-    return found.swapaxes(0, 1)
+    others = 1.0 - np.eye(len(each))
+    return np.asarray((others @ each.reshape(len(each), -1)).reshape(each.shape).swapaxes(0, 1))
 
 
 def random_row(size: int) -> Array:
