@@ -18,6 +18,10 @@ from gradscope.machine import available
 
 # The path of what goes through no recurrent matrix.
 DIRECT = "direct"
+# Times what a rounding of every number moves, and draws of that, as in problem/self_check.py.
+SAFETY, DRAWS = 16.0, 3
+# Parts that are put together again differ from the whole by their rounding.
+SUM_ROUNDINGS = 1e4
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,13 @@ class Linearised:
     before: Array
     after: Array
     paths: Mapping[str, Array]
+
+
+def gap(rows: Array, paths: Mapping[str, Array], whole: Array) -> float:
+    """How far rows (B, m) through the paths are from those through the step as it is, relative."""
+    through = sum(np.einsum("bi,bij->bj", rows, path) for path in paths.values())
+    bound = sum(np.einsum("bi,bij->bj", np.abs(rows), np.abs(path)) for path in paths.values())
+    return float(np.abs(through - whole).max() / max(np.max(bound), np.finfo(float).tiny))
 
 
 def own_steps(

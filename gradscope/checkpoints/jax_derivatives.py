@@ -14,10 +14,14 @@ from gradscope.checkpoints.calls import rounding
 from gradscope.checkpoints.carried import ARGUMENTS, OUTPUT, Carried, Place, StepCall, leaves, placed
 from gradscope.checkpoints.derivatives import (
     DIRECT,
+    DRAWS,
+    SAFETY,
+    SUM_ROUNDINGS,
     Derivatives,
     Linearised,
     OwnSteps,
     check_jacobians,
+    gap,
     own_steps,
 )
 from gradscope.checkpoints.jax_paths import derivative
@@ -25,10 +29,6 @@ from gradscope.checkpoints.jax_steps import is_float
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, reason
 
-# Times what a rounding of every number moves, and draws of that, as in problem/self_check.py.
-_SAFETY, _DRAWS = 16.0, 3
-# Parts that are put together again differ from the whole by their rounding.
-_SUM_ROUNDINGS = 1e4
 # weights, arguments, {by name} -> what the module puts out: pure.
 Pure = Callable[[Any, Sequence[Any], Mapping[str, Any]], Any]
 
@@ -165,7 +165,7 @@ class _Stepper:
     def repeats(self, call: StepCall) -> bool:
         """Whether a call puts out what it did, but for what rounding explains."""
         generator = np.random.default_rng(0)
-        exact, again, *shaken = [self._made(call, g) for g in [None, None, *[generator] * _DRAWS]]
+        exact, again, *shaken = [self._made(call, g) for g in [None, None, *[generator] * DRAWS]]
         for place, theirs in call.made.items():
             if not is_float(theirs):
                 continue
@@ -176,7 +176,7 @@ class _Stepper:
             unit = rounding(str(theirs.dtype)) * np.abs(numbers).max()
             if not np.array_equal(ours, np.asarray(again[place], np.float64)):
                 return False
-            if not np.abs(ours - numbers).max() <= _SAFETY * (moved + unit):
+            if not np.abs(ours - numbers).max() <= SAFETY * (moved + unit):
                 return False
         return True
 
@@ -207,12 +207,9 @@ class _Stepper:
 
         Where it is so to the digits of float32 alone, the module computes in float32 on its way.
         """
-        through = sum(np.einsum("bi,bij->bj", row, path) for path in paths.values())
-        bound = sum(np.einsum("bi,bij->bj", np.abs(row), np.abs(path)) for path in paths.values())
-        apart = np.abs(through - whole).max() / max(np.max(bound), np.finfo(float).tiny)
-        coarse = max(self.rounding, self._own)
-        if apart <= _SUM_ROUNDINGS * coarse:
-            self.rounding = self.rounding if apart <= _SUM_ROUNDINGS * self.rounding else coarse
+        apart, coarse = gap(row, paths, whole), max(self.rounding, self._own)
+        if apart <= SUM_ROUNDINGS * coarse:
+            self.rounding = self.rounding if apart <= SUM_ROUNDINGS * self.rounding else coarse
             return True
         return False
 

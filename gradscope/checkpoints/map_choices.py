@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from gradscope.cells.notation import key
 from gradscope.checkpoints.array_map import SIGNS, in_rule, with_shapes
 from gradscope.checkpoints.found import Found
-from gradscope.checkpoints.map_gates import Shapes, apart, states
+from gradscope.checkpoints.map_gates import RECURRENT, Shapes, apart, states
 from gradscope.errors import InputError
 from gradscope.formats.tensors import Tensors
 
@@ -23,7 +23,7 @@ _ORDERS: dict[int, dict[str, str]] = {
 }
 _KINDS = {4: "an LSTM", 3: "a GRU", 1: "an RNN"}
 # How authors call what is multiplied with the state, where shapes do not tell.
-_RECURRENT = re.compile(r"hh|h2h|rec|state|(^|[^a-z])([ur]|w?_?h)([^a-z]|$)", re.I)
+_RECURRENT = re.compile(rf"{RECURRENT}|state|(^|[^a-z])([ur]|w?_?h)([^a-z]|$)", re.I)
 # Modules of the matrices alone: cell.x2h.weight and cell.h2h.weight are of the layer ``cell``.
 _INPUT = re.compile(r"[xi]2h", re.I)
 _MODULE = re.compile(r"(?P<layer>(.*?[./])??)([xih]2h[./])?[^./]*", re.S | re.I)

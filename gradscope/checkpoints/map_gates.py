@@ -18,8 +18,10 @@ _GATES = {
     "LSTM": {"i": "i|in|input", "f": "f|forget", "z": "c|g|z|cell|candidate|new", "o": "o|out|output"},
     "GRU": {"r": "r|reset", "z": "z|u|update", "h": "h|c|n|cell|candidate|new"},
 }
+# Within the names of what is multiplied with the state.
+RECURRENT = "rec|hh|h2h"
 _ROLES = {
-    "R": re.compile(r"(?!.*bias).*(rec|hh|h2h)\w*|[rRuU]", re.S),
+    "R": re.compile(rf"(?!.*bias).*({RECURRENT})\w*|[rRuU]", re.S),
     "p": re.compile(r".*peep.*|p", re.S),
     "b": re.compile(r".*bias.*|b", re.S),
     "W": re.compile(r".*(weight|kernel|ih|i2h|x2h).*|[wWxX]", re.S),

@@ -13,10 +13,14 @@ import numpy as np
 from gradscope.checkpoints.carried import ARGUMENTS, KEPT, OUTPUT, Carried, Place, StepCall, leaves, placed
 from gradscope.checkpoints.derivatives import (
     DIRECT,
+    DRAWS,
+    SAFETY,
+    SUM_ROUNDINGS,
     Derivatives,
     Linearised,
     OwnSteps,
     check_jacobians,
+    gap,
     own_steps,
 )
 from gradscope.checkpoints.torch_products import Product, watching
@@ -24,10 +28,6 @@ from gradscope.custom_types import Array
 from gradscope.errors import InputError, reason
 from gradscope.machine import one_blas_thread
 
-# Times what a rounding of every number moves, and draws of that, as in problem/self_check.py.
-_SAFETY, _DRAWS = 16.0, 3
-# Parts that are put together again differ from the whole by their rounding.
-_SUM_ROUNDINGS = 1e4
 _NOT_AGAIN = (
     "puts out something else when it is called once more on the same: it draws random numbers, in eval mode "
     "too, or keeps a state where that is not seen"
@@ -194,7 +194,7 @@ class Stepper:
         """Whether a call puts out what it did, but for what rounding explains."""
         generator = self._torch.Generator().manual_seed(0)
         with self._torch.no_grad():
-            draws = [None, None, *[generator] * _DRAWS]
+            draws = [None, None, *[generator] * DRAWS]
             exact, again, *shaken = [self._made(self._run(self._given(call, g))) for g in draws]
         if any(is_real(one) and not same(one, again[place]) for place, one in exact.items() if one.numel()):
             raise InputError(_NOT_AGAIN)
@@ -204,7 +204,7 @@ class Stepper:
             ours, theirs_too = exact[place].double(), theirs.double()
             unit = float(self._torch.finfo(theirs.dtype).eps) * float(theirs_too.abs().max())
             moved = max(float((one[place].double() - ours).abs().max()) for one in shaken)
-            if not float((ours - theirs_too).abs().max()) <= _SAFETY * (moved + unit):
+            if not float((ours - theirs_too).abs().max()) <= SAFETY * (moved + unit):
                 return False
         return all(source in exact for source in self._state.sources)
 
@@ -261,12 +261,8 @@ class Stepper:
 
     def _adds_up(self, new: Sequence[Any], state: Sequence[Any], paths: Mapping[str, Array]) -> bool:
         """Whether a random row through the paths is that through the step as it is."""
-        jacobian = np.sum([*paths.values()], axis=0)
-        rows = np.random.default_rng(0).standard_normal(jacobian.shape[:2])
-        found = self._row(new, rows, state)
-        bound = sum(np.einsum("bi,bij->bj", np.abs(rows), np.abs(path)) for path in paths.values())
-        apart = np.abs(found - np.einsum("bi,bij->bj", rows, jacobian))
-        return bool((apart <= _SUM_ROUNDINGS * self.rounding * np.max(bound)).all())
+        rows = np.random.default_rng(0).standard_normal(next(iter(paths.values())).shape[:2])
+        return gap(rows, paths, self._row(new, rows, state)) <= SUM_ROUNDINGS * self.rounding
 
     def _check_independent(self, new: Sequence[Any], state: Sequence[Any]) -> None:
         """Raise InputError where what one sequence puts out depends on the state of another."""

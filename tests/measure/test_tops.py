@@ -30,6 +30,7 @@ def both(**options: object) -> tuple[Analysis, Analysis]:
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
+@pytest.mark.usefixtures("paths_alone")
 def test_top_tells_what_all_values_tell(options: dict[str, object]) -> None:
     top, whole = both(**options)
     assert [chain.name for chain in top.chains] == [chain.name for chain in whole.chains]
