@@ -16,6 +16,7 @@ from gradscope.cli.group import Command, LazyGroup, saying_where
 from gradscope.cli.streams import write_result
 from gradscope.config_file import OWN, SHARED, ConfigFile, find_config
 from gradscope.errors import InputError, did_you_mean, shown
+from gradscope.report.terminal import terminal_for
 from gradscope.version import __version__
 
 _FROM = {
@@ -76,7 +77,8 @@ def config(command: str | None, only_set: bool, as_json: bool) -> None:
     ]
     for name in _unknown(names):
         click.echo(f"gradscope: {shown(name)} is set, but stands for nothing", err=True)
-    write_result(_as_json(settings, found) if as_json else _as_text(settings, found), None)
+    width = terminal_for("never", to_file=False).width
+    write_result(_as_json(settings, found) if as_json else _as_text(settings, found, width), None)
 
 
 def _settings(
@@ -120,8 +122,8 @@ def _as_json(settings: list[Setting], found: ConfigFile | None) -> str:
     return json.dumps(told, allow_nan=False) + "\n"
 
 
-def _as_text(settings: list[Setting], found: ConfigFile | None) -> str:
-    """A line for every option, under its command; - where it has no default of its own."""
+def _as_text(settings: list[Setting], found: ConfigFile | None, width: int) -> str:
+    """A line for every option, two where it does not fit; - where it has no default of its own."""
     none = f"none: no {OWN}, and no {SHARED} with [tool.gradscope]"
     lines = [f"Settings file: {shown(found.path) if found else none}"]
     wide, deep = (max((len(text) for text in column), default=0) for column in _columns(settings))
@@ -130,7 +132,9 @@ def _as_text(settings: list[Setting], found: ConfigFile | None) -> str:
         if one.command != command:
             lines += ["", one.command]
         command = one.command
-        lines.append(f"  {one.option:{wide}}  {value:{deep}}  {one.where or one.source}")
+        where = one.where or one.source
+        line = f"  {one.option:{wide}}  {value:{deep}}  {where}"
+        lines += [line] if len(line) <= width else [f"  {one.option:{wide}}  {value}", f"    {where}"]
     if found and isinstance(analyses := found.table.get(ANALYSES), dict):
         lines += ["", f"Analyses of check: {', '.join(map(shown, analyses))}"]
     return "\n".join(lines) + "\n"

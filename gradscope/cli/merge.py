@@ -104,6 +104,7 @@ def _merge_track(journals: Sequence[Journal], output: Output) -> int:
     for row in rows:
         check_row(row)
     track = Track(tuple(rows), light=all("converged" in row for row in rows if not failed(row)))
+    _say_several(rows)
     output.write(track)
     return track.exit_code if _complete(rows) else ExitCode.USAGE
 
@@ -134,6 +135,15 @@ def _within(file: Path) -> Iterator[Path]:
         yield file
         return
     yield from sorted(file.glob("*.jsonl"))
+
+
+def _say_several(rows: Sequence[Row]) -> None:
+    count: dict[str, int] = {}
+    for row in rows:
+        count[row["checkpoint"]] = count.get(row["checkpoint"], 0) + 1
+    if several := [name for name, times in count.items() if times > 1]:
+        which = f"{len(several)} of {len(count)} checkpoints ({listed(several, most=3)})"
+        say_line(f"{which} have rows of other content, options or limits too")
 
 
 def _complete(rows: Sequence[Row]) -> bool:

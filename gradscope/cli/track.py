@@ -117,7 +117,7 @@ def track(checkpoints: tuple[str, ...], **given: Any) -> int:
       gradscope track runs/step_*.pt --inputs x.npy --light
       gradscope track runs/step_*.pt --format jsonl | jq -r .verdict
       gradscope track runs/step_*.pt -o rows.jsonl --max log10_norm=3
-      gradscope track runs/step_*.pt --max log10_norm=3 --format github --also junit=report.xml
+      gradscope track runs/step_*.pt --max log10_norm=3 --also junit=report.xml
       gradscope track runs/step_*.pt --shard 2/8 -o rows/
 
     A row has the gain, rate and horizon of the whole state, the path that carries the gradient, the gate that

@@ -114,7 +114,8 @@ class TrackTable:
         """A row, and below it what of it breaks a budget."""
         name = _fit(self._called(row["checkpoint"]), self._name, self._terminal)
         if error := row.get("error"):
-            return page([Text(f"{name:{self._name}} not read: {shown(error)}", style="red")], self._terminal)
+            failed = Text("not read", style=OUTCOMES["BROKEN"])
+            return page([Text.assemble(f"{name:{self._name}} ", failed, f": {shown(error)}")], self._terminal)
         cells = [Text(f"{name:{self._name}}")]
         not_kept = [one for one in checks_in(row) if one.outcome in ("error", "warning", "unmeasured")]
         for one in self._columns:
@@ -158,7 +159,7 @@ def _courses(rows: Sequence[Row]) -> Iterator[tuple[str, list[float | None], str
     size = {name: max((abs(v) for v in each if v is not None), default=0.0) for name, each in shares.items()}
     for name in shares:
         if name in sorted(size, key=lambda name: -size[name])[:_PATHS]:
-            yield f"share {shown(name)}"[:16], shares[name], ".0%"
+            yield f"share {shown(name)}"[:16], shares[name], "z.0%"
     yield "saturated", [row.get("saturated") for row in rows], ".1%"
 
 
@@ -175,9 +176,12 @@ def _total(columns: Sequence[Column]) -> int:
 
 
 def _fit(name: str, width: int, terminal: Terminal) -> str:
-    """The end of a name that is too long: there it has its number."""
+    """The end of a name that is too long, without its suffix: there it has its number."""
+    if len(name) <= width:
+        return name
+    stem = os.path.splitext(name)[0]  # noqa: PTH122
     mark = "…" if terminal.unicode else "~"
-    return name if len(name) <= width else mark + name[len(name) - width + 1 :]
+    return mark + stem[max(0, len(stem) - width + 1) :]
 
 
 def _relative(names: Sequence[str]) -> bool:

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from gradscope.gate.checks_table import OUTCOMES
 from gradscope.report.table import STYLES
 
 
@@ -13,9 +14,9 @@ def luminance(rgb):
     return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-@pytest.mark.parametrize("level", STYLES)
-def test_contrast(level):
-    number = int(re.fullmatch(r"bold color\((\d+)\)", STYLES[level])[1]) - 16
+@pytest.mark.parametrize("style", sorted({*STYLES.values(), *OUTCOMES.values()} - {"dim"}))
+def test_contrast(style):
+    number = int(re.fullmatch(r"bold color\((\d+)\)", style)[1]) - 16
     assert 0 <= number < 216, "a colour of the cube, which no theme changes"
     steps = (0, 95, 135, 175, 215, 255)
     found = luminance([steps[number // 36], steps[number // 6 % 6], steps[number % 6]])
