@@ -110,7 +110,8 @@ def _told(one: Metric) -> dict[str, float | None]:
 def _rounded(value: float) -> float | None:
     if not math.isfinite(value):
         return None
-    return int(value) if value == int(value) and abs(value) < 2**53 else float(f"{value:.{_DIGITS}g}")
+    rounded = float(f"{value:.{_DIGITS}g}")
+    return int(rounded) if rounded == int(rounded) and abs(rounded) < 2**53 else rounded
 
 
 def read_entries(path: Path) -> dict[str, Entry] | None:

@@ -240,25 +240,34 @@ class Check:
 
     @classmethod
     def of_row(cls, told: Mapping[str, Any]) -> Check:
-        """From what ``to_row`` has told."""
+        """From what ``to_row`` has told; raises KeyError, TypeError, ValueError for what it has not."""
         asked: dict[str, Any] = {name: _exact(told[name]) for name in ("min", "max")}
         asked |= {name: told[name] for name in ("severity", "aggregation")}
         numbers: dict[str, Any] = {name: _exact(told[name]) for name in _NUMBERS}
+        if (numbers["value"] is None) is (told["failure"] is None) or (
+            numbers["value"] is not None and None in (numbers["lowest"], numbers["highest"])
+        ):
+            raise ValueError("a value without its spread, or without a reason why there is none")
         return cls(
             str(told["analysis"]),
             MetricBudget(str(told["metric"]), **asked),
             **numbers,
             count=int(told["sequences"]),
             unit=str(told["unit"]),
-            failure=told["failure"],
+            failure=None if told["failure"] is None else str(told["failure"]),
         )
 
 
 _NUMBERS = ("value", "error", "lowest", "highest")
 
 
-def _exact(told: float | str | None) -> float | None:
-    return float(told) if isinstance(told, str) else told
+def _exact(told: Any) -> float | None:
+    """A number of a row, or the name of one that JSON does not know; raises ValueError for anything else."""
+    if told is None or (isinstance(told, int | float) and not isinstance(told, bool)):
+        return told
+    if told in ("inf", "-inf", "nan"):
+        return float(told)
+    raise ValueError(f"{quoted(told)} is no number")
 
 
 def judge_budget(analysis: str, budget: MetricBudget, metric: Metric) -> Check:

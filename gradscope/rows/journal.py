@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradscope.errors import InputError, about, quoted
+from gradscope.errors import InputError, about, quoted, shown
 
 Row = dict[str, Any]
 
@@ -149,9 +149,10 @@ def the_only(journals: Iterable[Journal]) -> list[Row]:
             if failed(row) and not failed(other):
                 continue
             if other.get("key") != row.get("key") and not failed(other):
+                where = f"{quoted(subject)} is in {shown(path)} and in {shown(journal.path)}"
                 raise InputError(
-                    f"{quoted(subject)} is in {path} and in {journal.path}, with other options or another "
-                    "version: remove the older file, or call both shards again"
+                    f"{where}, with other options or another version: remove the older file, or call both "
+                    "shards again"
                 )
             found[subject] = row, journal.path
     totals = sorted({str(row.get("of")) for row, _ in found.values()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,11 +31,22 @@ def told_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _told(name: str, value: Any) -> Any:
+    if name == "cell" and isinstance(value, str) and ":" in value:
+        return [value, _source(value.partition(":")[0])]
     field = Settings.__dataclass_fields__.get(name)
     if field is None or not option_of(field).reads or value is None:
         return value
     each = value if isinstance(value, tuple | list) else [value]
     return [[str(one), _content(str(one))] for one in each]
+
+
+def _source(module: str) -> str | None:
+    """A hash of the file of a cell of the user's own: what it imports itself is not seen."""
+    try:
+        found = importlib.util.find_spec(module)
+        return hash_of(Path(found.origin)) if found and found.origin else None
+    except (ImportError, ValueError, InputError):  # what is wrong with it is said when it is measured
+        return None
 
 
 def _content(name: str) -> str | None:

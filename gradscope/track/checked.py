@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gradscope.errors import InputError, reason
+from gradscope.errors import InputError, reason, shown
 from gradscope.gate.baseline import entry_from, entry_told
 from gradscope.gate.budgets import Check
 from gradscope.gate.checks import Checked, Checking, Checks
 from gradscope.gate.config import PlannedRun
-from gradscope.rows.journal import Row
+from gradscope.rows.journal import Row, failed
 from gradscope.rows.keys import key_of, told_settings
 from gradscope.track.rows import told_check, told_place
 
@@ -71,10 +71,8 @@ def checks_of(rows: Iterable[Row]) -> Checks:
             for one in row["checks"]:
                 if place := told_place(one):
                     places[row["analysis"], one["metric"]] = place
-        except InputError:
-            raise
         except Exception as error:  # a stranger's row may be anything
-            raise InputError(f"row of {row.get('analysis')}: damaged ({reason(error)})") from error
+            raise InputError(f"row of {shown(row['analysis'])}: damaged ({reason(error)})") from error
     return Checks(tuple(analyses), places)
 
 
@@ -83,7 +81,7 @@ def _checked(row: Row) -> Checked:
     return Checked(
         str(row["analysis"]),
         tuple(Check.of_row(one) for one in row["checks"]),
-        row.get("error"),
+        row["error"] if failed(row) else None,
         entry_from(told, str(row["gradscope"])) if told else None,
         tuple(map(str, row["notes"])),
         bool(row["idle"]),

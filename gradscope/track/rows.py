@@ -86,7 +86,9 @@ def told_check(check: Check, place: BudgetPlace | None) -> dict[str, Any]:
 
 def told_place(told: Mapping[str, Any]) -> BudgetPlace | None:
     """Where a budget stands that ``told_check`` has told of."""
-    return BudgetPlace(Path(told["file"]), (), told["line"]) if told.get("file") else None
+    if not told.get("file"):
+        return None
+    return BudgetPlace(Path(told["file"]), (), None if told["line"] is None else int(told["line"]))
 
 
 def _judged(analysis: Analysis, budget: MetricBudget) -> Check:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from gradscope.errors import ExitCode, InputError, quoted, reason, shown
 from gradscope.gate.budgets import Check, Outcome
 from gradscope.gate.findings import Finding, Measure
 from gradscope.gate.metrics import QUANTITIES
+from gradscope.gate.places import BudgetPlace
 from gradscope.report.verdict import scientific
 from gradscope.rows.journal import Row, failed
 from gradscope.track.rows import told_place
@@ -85,7 +86,7 @@ class Track:
         numbers = {one: row.get(one) for one in ("log10_norm", "rate", "horizon")}
         outcome: Outcome = "error" if level in self.fail_on else "kept"
         verdict = Finding(name, "verdict", outcome, said, numbers=numbers)
-        return [*(_finding(name, one, told) for one, told in _checks(row)), verdict]
+        return [*(_finding(name, one, place) for one, place in _checks(row)), verdict]
 
     def measures(self) -> list[Measure]:
         """The numbers of every checkpoint."""
@@ -123,16 +124,13 @@ def checks_in(row: Row) -> list[Check]:
     return [check for check, _ in _checks(row)]
 
 
-def _checks(row: Row) -> list[tuple[Check, Mapping[str, Any]]]:
+def _checks(row: Row) -> list[tuple[Check, BudgetPlace | None]]:
     try:
-        return [(Check.of_row(told), told) for told in row.get("checks") or ()]
-    except InputError:
-        raise
+        return [(Check.of_row(told), told_place(told)) for told in row.get("checks") or ()]
     except Exception as error:  # a stranger's row may be anything
         raise InputError(f"row of {row['checkpoint']}: damaged checks ({reason(error)})") from error
 
 
-def _finding(name: str, check: Check, told: Mapping[str, Any]) -> Finding:
-    return Finding(
-        name, check.budget.metric, check.outcome, f"{name}: {check.sentence}", told_place(told), check.numbers
-    )
+def _finding(name: str, check: Check, place: BudgetPlace | None) -> Finding:
+    message = f"{name}: {check.sentence}"
+    return Finding(name, check.budget.metric, check.outcome, message, place, check.numbers)

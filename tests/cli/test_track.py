@@ -16,6 +16,8 @@ import pytest
 from oracles import layouts
 
 import gradscope
+from gradscope.gate.budgets import MetricBudget, judge_budget
+from gradscope.gate.metrics import Metric
 from gradscope.schemas import schema
 
 ROOT = Path(gradscope.__file__).parents[1]
@@ -254,6 +256,49 @@ def test_a_shard_of_check_goes_on_where_it_was_stopped(run, tmp_path, monkeypatc
     assert [one["analysis"] for one in told["checks"]] == ["a", "decoder", "decoder", "other"]
 
 
+def test_the_baseline_of_a_shard_is_that_of_one_process(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("gradscope.toml").write_text(CHECKED)
+    assert run("check", "-q", "--write-baseline", "whole.json")[0] == 0
+    for name in ("measured.json", "kept.json"):
+        assert run("check", "-q", "--shard", "1/1", "-o", "rows/", "--write-baseline", name)[0] == 0
+    assert (
+        Path("measured.json").read_text() == Path("kept.json").read_text() == Path("whole.json").read_text()
+    )
+
+
+DAMAGE = [
+    ("checks", 3),
+    ("checks", [{}]),
+    ("notes", None),
+    ("measured", {"metrics": 3}),
+    *((f"checks.{name}", value) for name, value in (
+        *(("value", []), ("value", None), ("value", "x"), ("lowest", None), ("severity", "loud")),
+        *(("metric", "nothing"), ("sequences", "many"), ("line", "1,title=x"), ("file", 3)),
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["check", "track"])
+@pytest.mark.parametrize(("field", "value"), DAMAGE)
+def test_rows_of_strangers(run, tmp_path, monkeypatch, kind, field, value):
+    """Refused in one line, or left out of account; never an error of ours."""
+    monkeypatch.chdir(tmp_path)
+    check = judge_budget("a", MetricBudget("rate", max=1), Metric("rate", None, None, (0.0, 0.5), 1e-9))
+    row = {"schema": f"gradscope/{kind}/1", "gradscope": "1", "index": 0, "of": 1, "key": "k"}
+    row |= {"analysis": "a", "idle": False, "notes": []} if kind == "check" else {"checkpoint": "a"}
+    row |= {"checks": [check.to_row() | {"file": "gradscope.toml", "line": 1}]}
+    if field.startswith("checks."):
+        row["checks"][0][field.removeprefix("checks.")] = value
+    else:
+        row[field] = value
+    Path("rows.jsonl").write_text(json.dumps(row) + "\n")
+    for name in ("table", "github", "markdown"):
+        code, _, err = run("merge", "rows.jsonl", "--format", name)
+        assert code in (0, 2)
+        assert code == 0 or re.fullmatch(r"gradscope: error: row of a: .*\n", err), err
+
+
 def test_what_merge_says_of_a_check_that_is_not_whole(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("gradscope.toml").write_text(CHECKED)
@@ -329,6 +374,11 @@ def test_content_options_and_inputs_make_a_row_another(run, runs, monkeypatch):
     assert again(of=["runs/best.npz"]) == 0  # the same content has a row of its own name, at no cost
     native(Path(runs[0]), 0.9)
     assert again() == 1
+    source = "from gradscope.cells import find\n\n\ndef made():\n    return find('rnn')\n"
+    Path("mine.py").write_text(source)
+    assert [again("--cell", "mine:made"), again("--cell", "mine:made")] == [1, 0]
+    Path("mine.py").write_text(f"# another\n{source}")
+    assert again("--cell", "mine:made") == 1
     names = [row["checkpoint"] for row in rows_in(Path("rows.jsonl").read_text())]
     assert names.count("runs/best.npz") == 1
 
