@@ -13,7 +13,7 @@ from rich.text import Text
 from gradscope.advise.repair import exponents
 from gradscope.errors import listed, shown
 from gradscope.report.page import bullet, headed, note, page, prose, section
-from gradscope.report.table import STYLES, headline
+from gradscope.report.table import STYLES, headline_in_colour
 from gradscope.report.verdict import scientific
 from gradscope.report.views import Look
 
@@ -27,7 +27,7 @@ def render_repaired(found: Repaired, look: Look) -> str:
 
 
 def _parts(found: Repaired, look: Look) -> Iterable[RenderableType]:
-    yield prose(Text(headline(found.after)))
+    yield prose(headline_in_colour(found.after))
     if look.verdict_only:
         return
     yield bullet(f"{shown(found.file)} is {shown(found.source)} with {listed(list(found.knobs), 12)}.")

@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
-from rich.text import Text
 
 from gradscope.errors import shown
 from gradscope.report.page import bullet, page, prose
 from gradscope.report.remedies_table import remedy_sections
-from gradscope.report.table import headline
+from gradscope.report.table import headline_in_colour
 from gradscope.report.views import Look
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ def render_suggestions(found: Suggestions, look: Look) -> str:
 
 
 def _parts(found: Suggestions, look: Look) -> Iterable[RenderableType]:
-    yield prose(Text(headline(found.analysis)))
+    yield prose(headline_in_colour(found.analysis))
     full = found.analysis.full
     yield bullet(f"Horizon {full.horizon.median:g} of {full.steps} steps. Target: {found.target}.")
     if len(found.layers) > 1:

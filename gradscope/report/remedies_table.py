@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -73,11 +74,11 @@ def _lines(one: Suggestion, found: Remedies) -> RenderableType:
     shares = [f"{name} {_percent(a)} -> {_percent(b)} %" for name, (a, b) in one.shares.items()]
     grid = Table.grid(padding=(0, 1))
     grid.add_row(Text(f" {shown(one.words)}", style="bold"))
-    grid.add_row(Text("   " + "   ".join([horizon, gain, *first])))
+    grid.add_row(Padding("   ".join([horizon, gain, *first]), (0, 0, 0, 3)))
     beside = ["shares: " + ", ".join(shares)] if shares else []
     beside += [] if one.monotone else ["the gain is not monotone in this knob"]
     if beside:
-        grid.add_row(Text("   " + "; ".join(beside), style="dim"))
+        grid.add_row(Padding(Text("; ".join(beside), style="dim"), (0, 0, 0, 3)))
     return prose(grid)
 
 

@@ -55,13 +55,13 @@ _LOST = 0.5
 
 def render_table(analysis: Analysis, look: Look) -> str:
     """The whole table as text, with ANSI codes if the terminal has colours."""
-    parts = [_headline(analysis)] if look.verdict_only else _parts(analysis, look)
+    parts = [headline_in_colour(analysis)] if look.verdict_only else _parts(analysis, look)
     return page(parts, look.terminal)
 
 
 def _parts(analysis: Analysis, look: Look) -> Iterable[RenderableType]:
     """The whole, then what of its layers is to be shown."""
-    yield prose(_headline(analysis))
+    yield prose(headline_in_colour(analysis))
     yield from map(bullet, (*analysis.verdict.reasons, *analysis.verdict.notes))
     yield from _said(analysis)
     if analysis.layers:
@@ -99,7 +99,7 @@ def _badness(layer: Analysis) -> tuple[int, float]:
 
 def _layer(layer: Analysis, terminal: Terminal, told: Sequence[str]) -> Iterable[RenderableType]:
     """A layer of several, whose caveats the whole has said."""
-    yield prose(_headline(layer, given=False))
+    yield prose(headline_in_colour(layer, given=False))
     notes = [said for said in layer.verdict.notes if not any(one.endswith(said) for one in told)]
     yield from map(bullet, (*layer.verdict.reasons, *notes))
     yield from _measured(layer, terminal)
@@ -146,10 +146,10 @@ def _said(analysis: Analysis) -> Iterable[RenderableType]:
 
 def headline(analysis: Analysis) -> str:
     """The verdict in a line, without colours."""
-    return str(_headline(analysis))
+    return str(headline_in_colour(analysis))
 
 
-def _headline(analysis: Analysis, *, given: bool = True) -> Text:
+def headline_in_colour(analysis: Analysis, *, given: bool = True) -> Text:
     """The verdict in a line; given : with what the user chose or changed."""
     level = analysis.verdict.level
     problem = analysis.problem

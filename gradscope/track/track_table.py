@@ -166,9 +166,9 @@ def _courses(rows: Sequence[Row]) -> Iterator[tuple[str, list[float | None], str
 def _broken(check: Check) -> RenderableType:
     """A line below a row on a budget of it that is on, and not kept."""
     style = OUTCOMES["warning" if check.outcome == "warning" else "BROKEN"]
-    if check.outcome == "unmeasured":
-        return Padding(Text(check.sentence, style=style), (0, 0, 0, 2))
-    return Padding(Text.assemble((check.outcome, style), f": {check.sentence}"), (0, 0, 0, 2))
+    said = check.sentence if check.outcome == "unmeasured" else f"{check.outcome}: {check.sentence}"
+    first, colon, rest = said.partition(": ")
+    return Padding(Text.assemble((first, style), colon, rest), (0, 0, 0, 2))
 
 
 def _total(columns: Sequence[Column]) -> int:

@@ -14,9 +14,10 @@ from oracles.gated import checks, comparison, track
 from oracles.made_up import LSTM, analysis
 
 from gradscope.advise.repair import Repaired
-from gradscope.advise.suggest import Suggestion, Suggestions
+from gradscope.advise.suggest import Suggestions
 from gradscope.gate.checks_table import OUTCOMES
 from gradscope.report.inspection import inspect
+from gradscope.report.remedies import Remedies, Suggestion
 from gradscope.report.table import STYLES
 from gradscope.report.terminal import Terminal
 from gradscope.report.views import Look, render
@@ -41,7 +42,10 @@ def suggestions():
     none = dict.fromkeys(("predicted_log10", "predicted_horizon"))
     other = Suggestion("scale R_*", 2.5, 1.0, "R_* times 2.5", "R_*=2.5", False, **none, **lost)
     advice = ("Chrono initialisation: biases that are spread over the lags (Tallec and Ollivier 2018).",)
-    return Suggestions(analysis(LSTM), "a gain from 0.001 to 1000", False, (reaching, other), advice)
+    was = analysis(LSTM)
+    now = was.full.log10_norm.median
+    remedies = Remedies("a gain from 0.001 to 1000", False, now, 12.0, (reaching, other), advice)
+    return Suggestions(was, (remedies,))
 
 
 def repaired():
