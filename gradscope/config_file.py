@@ -27,7 +27,9 @@ class ConfigFile:
 
     def beside(self, value: Any) -> Any:
         """A relative name of a file as it is meant: beside this one, not where the command is called."""
-        return str(self.path.parent / value) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        return str(self.path.parent / value) + "/" * value.endswith("/")  # it says that it is a folder
 
 
 def find_config(folder: Path | None = None) -> ConfigFile | None:

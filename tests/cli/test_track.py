@@ -299,6 +299,14 @@ def test_rows_of_strangers(run, tmp_path, monkeypatch, kind, field, value):
         assert code == 0 or re.fullmatch(r"gradscope: error: row of a: .*\n", err), err
 
 
+def test_the_rows_of_a_settings_file(run, tmp_path, monkeypatch):
+    (tmp_path / "gradscope.toml").write_text("[check]\noutput = 'rows/'\nshard = '1/1'\n" + CHECKED)
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
+    assert run("check", "-q")[0] == 0
+    assert [path.name for path in (tmp_path / "rows").iterdir()] == ["rows.1-of-1.jsonl"]
+
+
 def test_what_merge_says_of_a_check_that_is_not_whole(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("gradscope.toml").write_text(CHECKED)
