@@ -1,1 +1,1 @@
-"""Checkpoints as rows: what is asked of each, what is kept of it, and what it reads like."""
+"""Checkpoints, and analyses that are held to budgets, as rows: what is asked, what is kept, how it reads."""
