@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import jsonschema
 import pytest
 from oracles.gated import HOSTILE, checks, comparison, track
 from oracles.junit import check_junit
@@ -19,6 +20,7 @@ from oracles.made_up import LSTM, analysis
 from gradscope.gate.github import cut_summary
 from gradscope.report.terminal import Terminal
 from gradscope.report.views import FORMATS, Look, render
+from gradscope.schemas import schema
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "formats"
 MADE = {
@@ -188,7 +190,7 @@ def test_markdown_keeps_its_tables(made, of):
 
 
 @pytest.mark.parametrize("of", ["small", HOSTILE])
-@pytest.mark.parametrize("made", ["analysis", "checks"])
+@pytest.mark.parametrize("made", ["analysis", "checks", "track"])
 def test_trends(made, of):
     """As the two tools document their formats; the three numbers of a metric are in order."""
     told = json.loads(shown("bmf", made, of))
@@ -217,3 +219,10 @@ def test_json_is_strict_and_tells_what_is_fixed():
     changes = json.loads(shown("json", "comparison"))["changes"]
     assert {"chain", "metric", "old", "new", "delta"} <= set(changes[0])
     assert {"full", "R_z", "R_f"} <= {one["chain"] for one in changes}
+
+
+@pytest.mark.parametrize("of", ["small", HOSTILE])
+def test_rows_of_a_track_are_what_the_schemas_say(of):
+    jsonschema.validate(json.loads(shown("json", "track", of)), schema("tracked"))
+    for line in shown("jsonl", "track", of).splitlines():
+        jsonschema.validate(json.loads(line), schema("track"))
