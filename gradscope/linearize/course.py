@@ -55,7 +55,7 @@ def course(
     """
     after = np.asarray(states[1:], np.float64)
     check_finite(cell, after, before, states.dtype)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         moved = np.abs(after - states[:-1]).max(initial=0)
         sizes = np.abs(after).max(axis=1, initial=0)
     found = {

@@ -100,7 +100,10 @@ class _Work:
         """Do jobs in this process, as long as there are any."""
         for number in self._next():
             task, source = self._jobs[number]
-            self._found[number] = measure_sequence(task, source.segment, self._report(number))
+            try:
+                self._found[number] = measure_sequence(task, source.segment, self._report(number))
+            except Exception as error:  # told when no worker is at its jobs any more
+                self._failed.append(error)
 
     def share(self, worker: subprocess.Popen[bytes]) -> None:
         """Have a worker do jobs, as long as there are any."""
@@ -112,6 +115,8 @@ class _Work:
                 return
             except BaseException as error:
                 self._failed.append(error)
+                worker.kill()  # it may wait for the rest of what it was asked
+                worker.wait()
 
     def finished(self) -> list[Measured]:
         """All results, once those that no worker is left for are done; raises the first failure."""

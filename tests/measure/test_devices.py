@@ -222,3 +222,15 @@ def test_memory_of_a_container(monkeypatch, tmp_path):
     assert machine.available() == 2**20
     with pytest.raises(gradscope.InputError, match="this machine has 0"):
         make_problem(hidden=64)
+
+
+@pytest.mark.slow
+def test_workers_are_at_nothing_else_when_states_leave_float64(monkeypatch):
+    """Then the same workers are asked again, for the slopes of numbers of any exponent."""
+    drawn = {"cell": "linear", "hidden": 4, "input_size": 3, "steps": 300, "gain": 30.0, "batch": 3}
+    found = []
+    for worth in (0, np.inf):
+        monkeypatch.setattr("gradscope.measure.batch._WORTH_A_WORKER", worth)
+        found.append(gradscope.analyze(**drawn, only="verdict").full.spectra)
+    for many, one in zip(*found, strict=True):
+        assert many.log10_singular_values[0] == pytest.approx(one.log10_singular_values[0], abs=1e-9)

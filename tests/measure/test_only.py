@@ -148,7 +148,6 @@ def test_what_will_be_done_is_said_before_it_is(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("paths_alone")
 @pytest.mark.parametrize("seed", range(60))
 def test_drawn_problems(seed):
     rng = np.random.default_rng(seed)
