@@ -228,7 +228,7 @@ def test_help_begins_with_examples(run):
 
 def test_every_example_of_the_help_has_a_line_of_its_own(run):
     for arguments, count in (
-        (["--help"], 10),
+        (["--help"], 11),
         (["analyze", "-h"], 5),
         (["analyze", "--help"], 10),
         (["chain", "-h"], 3),
@@ -240,6 +240,7 @@ def test_every_example_of_the_help_has_a_line_of_its_own(run):
         (["repair", "--help"], 5),
         (["schema", "-h"], 2),
         (["track", "-h"], 5),
+        (["sweep", "-h"], 5),
         (["merge", "-h"], 4),
         (["plot", "-h"], 6),
         (["report", "--help"], 4),
@@ -261,6 +262,7 @@ def test_the_list_of_commands_says_what_they_do(run):
         "Hold analyses to budgets: exit 1 if one is broken.",
         "Show what has changed between two results.",
         "Measure the checkpoints of a run, a row each.",
+        "Measure a grid of options: a phase diagram.",
         "Put the rows of many processes together.",
         "Find settings that reach a gain or a horizon, verified.",
         "Write a checkpoint with knobs set, and verify it.",
