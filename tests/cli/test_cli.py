@@ -242,7 +242,7 @@ def test_every_example_of_the_help_has_a_line_of_its_own(run):
         (["track", "-h"], 5),
         (["sweep", "-h"], 5),
         (["merge", "-h"], 4),
-        (["plot", "-h"], 6),
+        (["plot", "-h"], 8),
         (["report", "--help"], 4),
         (["completion", "-h"], 3),
     ):
