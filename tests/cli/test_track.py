@@ -383,10 +383,10 @@ def test_content_options_and_inputs_make_a_row_another(run, runs, monkeypatch):
     native(Path(runs[0]), 0.9)
     assert again() == 1
     source = "from gradscope.cells import find\n\n\ndef made():\n    return find('rnn')\n"
-    Path("mine.py").write_text(source)
-    assert [again("--cell", "mine:made"), again("--cell", "mine:made")] == [1, 0]
-    Path("mine.py").write_text(f"# another\n{source}")
-    assert again("--cell", "mine:made") == 1
+    Path("tracked_cell.py").write_text(source)
+    assert [again("--cell", "tracked_cell:made"), again("--cell", "tracked_cell:made")] == [1, 0]
+    Path("tracked_cell.py").write_text(f"# another\n{source}")
+    assert again("--cell", "tracked_cell:made") == 1
     names = [row["checkpoint"] for row in rows_in(Path("rows.jsonl").read_text())]
     assert names.count("runs/best.npz") == 1
 
