@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from gradscope.cells import find
-from gradscope.errors import InputError
+from gradscope.errors import InputError, as_option
 from gradscope.grid.mean_field import theory_rate
 from gradscope.grid.points import Measure, PointFound
 from gradscope.measure.batch import Means
@@ -73,7 +73,7 @@ def _prepared(prepare: Prepare, settings: Settings) -> Prepared | InputError:
     try:
         problems, means = prepare(settings)
         for problem in problems.every:
-            check_light(problem)
+            check_light(problem, f"give {as_option('only')} paths")
     except InputError as error:
         return error
     return settings, problems, means

@@ -278,19 +278,22 @@ def _unit(vectors: Array) -> Array:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
 
 
-def check_light(problem: Problem) -> None:
-    """Raise InputError for what the light probe does not measure."""
-    system = problem.system
+def check_light(problem: Problem, instead: str | None = None) -> None:
+    """Raise InputError for what the light probe does not measure.
+
+    instead : what to ask for in its place; by default to leave ``--light`` out.
+    """
+    system, instead = problem.system, instead or f"leave {as_option('light')} out"
     if problem.view != "state":
         raise InputError(
-            f"{as_option('light')} measures the whole state: leave {as_option('view')} out, or it"
+            f"the light probe measures the whole state: leave {as_option('view')} out, or {instead}"
         )
     need = _bytes(problem)
     if need > _MOST_SEGMENTS * SEGMENT_BYTES:
         most = math.floor(_MOST_SEGMENTS * SEGMENT_BYTES / need * system.steps)
         raise InputError(
-            f"{as_option('light')} keeps all steps in memory ({need >> 20} MiB here): give "
-            f"{as_option('steps')} of at most {most}, a smaller {as_option('batch')}, or leave it out"
+            f"the light probe keeps all steps in memory ({need >> 20} MiB here): give "
+            f"{as_option('steps')} of at most {most}, a smaller {as_option('batch')}, or {instead}"
         )
 
 

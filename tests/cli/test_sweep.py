@@ -129,6 +129,7 @@ def test_where_no_point_can_be_measured_there_is_one_line(run):
         (["--grid", "gain=1,2", "--gain", "3"], "leave one of them out"),
         (["--grid", "gain=1,2", "--top", "3"], "--top is given, but the gain alone is measured"),
         (["--grid", "gain=1,2", "--shard", "4/4"], "has none of 2 points"),
+        (["--grid", "gain=1,2", "--cell", "lstm", "--view", "cell"], "or give --only paths"),
         (["--grid", "gain=1,2", "--format", "bmf"], "format bmf does not show a sweep"),
     ],
 )

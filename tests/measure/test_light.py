@@ -136,7 +136,7 @@ def test_one_program_serves_all_checkpoints_of_a_shape(tmp_path):
 
 
 def test_what_it_does_not_measure_is_refused():
-    with pytest.raises(InputError, match="light measures the whole state: leave view out"):
+    with pytest.raises(InputError, match="leave view out, or leave light out"):
         light(**SIZE, view="cell")
     with pytest.raises(InputError, match=r"keeps all steps in memory .* give steps of at most \d+"):
         light(cell="lstm", hidden=512, steps=100_000)
