@@ -124,8 +124,8 @@ def networks_of(
     check_settable(problems)
     groups, known = problems.groups, dict[int, Sequence[Measured]]()
     if measured is not None:  # a stack beside others is measured again: its layers' chains are apart
-        known = {id(one): each for one, each in zip(problems.layers, measured, strict=False)}
-        known |= {id(groups[0].problem): together(problems, measured)} if len(groups) == 1 else {}
+        known = {id(groups[0].problem): together(problems, measured)} if len(groups) == 1 else {}
+        known |= {id(one): each for one, each in zip(problems.layers, measured, strict=False)}
     return [Network.of(group.problem, policy, means, known.get(id(group.problem))) for group in groups]
 
 

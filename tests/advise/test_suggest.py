@@ -233,10 +233,11 @@ def test_a_setting_is_of_the_parameters_that_were_tried(case, tmp_path):
 
 def test_a_section_of_an_analysis(run, tmp_path):
     """What gradscope suggest finds, in table, JSON, page and in a file that is loaded again."""
-    options = {"cell": "linear", "hidden": 2, "input_size": 1, "steps": 30, "init": "gaussian", "gain": 0.2}
+    options = {"cell": "lstm", "hidden": 2, "input_size": 1, "steps": 30}
     found, alone = gradscope.analyze(**options, suggest=True), gradscope.suggest(**options)
     told = found.to_dict()
     jsonschema.validate(told, schema())
+    assert "carousel" in told["suggestions"][0]["shares"]
     assert told["suggestions"] == alone.to_dict()["suggestions"]
     assert told["advice"] == alone.to_dict()["advice"]
     assert "Settings that reach a gain between 0.001 and 1000" in str(found)
