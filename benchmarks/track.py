@@ -41,7 +41,8 @@ def write_run(folder: Path) -> list[str]:
 
 def tracked(names: list[str], folder: Path, *options: str) -> tuple[float, list[dict[str, float]]]:
     """Seconds of the whole process, and the rows."""
-    command = [sys.executable, "-m", "gradscope", "track", *names, "--steps", str(STEPS), *options, "--json"]
+    told = ["--steps", str(STEPS), *options, "--format", "jsonl"]
+    command = [sys.executable, "-m", "gradscope", "track", *names, *told]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "GRADSCOPE_CACHE_DIR": str(folder / "cache")}
     began = time.perf_counter()
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)

@@ -150,7 +150,9 @@ def _gelu_tanh(a: Any) -> Any:
 
 def _gelu_tanh_slope(a: Any) -> Any:
     u, inner = _GELU * a * (1.0 + _CUBE * a * a), _GELU * (1.0 + 3.0 * _CUBE * a * a)
-    return jax.nn.sigmoid(u) * (1.0 + a * inner * jax.nn.sigmoid(-u))
+    rest = 1.0 + a * inner * jax.nn.sigmoid(-u)
+    half = jnp.exp(0.5 * jnp.minimum(u, 0.0))  # sigmoid(u) ends sooner than its product with the rest
+    return half * (rest * half) / (1.0 + jnp.exp(-jnp.abs(u)))
 
 
 def _mish_parts(a: Any) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracles.few import few
 
@@ -212,6 +212,7 @@ FORMATS = {"float64": 2.0**-1022, "float32": 2.0**-126}
 @pytest.mark.parametrize("name", FUNCTIONS)
 @settings(max_examples=40, deadline=None)
 @given(a=signed)
+@example(a=-10.125)  # of gelu_tanh in float32 a factor of the slope is no normal number, the slope is one
 def test_slopes_of_activations(name, dtype, a):
     if name == "exponential" and dtype == "float32":
         a /= 8  # or it is larger than any number
