@@ -98,7 +98,9 @@ def read_rows(path: Path) -> list[Row]:
         raise InputError(f"{shown(path)}: No such file or directory, expected rows of sweep or track")
     journal = Journal.read(Path("/dev/stdin") if str(path) == "-" else path)
     if not journal.rows:
-        raise InputError(f"{shown(path)}: no rows, expected those of gradscope sweep or track (-o, --json)")
+        raise InputError(
+            f"{shown(path)}: no rows, expected those of gradscope sweep or track (-o, --format jsonl)"
+        )
     return deduplicated(journal.rows)
 
 

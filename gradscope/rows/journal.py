@@ -107,7 +107,9 @@ def _row(line: bytes, number: int, schema: str | None) -> Row | None:
     said = row.get("schema") if isinstance(row, dict) else None
     if row_subject(row) is None or schema not in (None, said):
         what = said if isinstance(row, dict) else row
-        raise InputError(f"line {number} is {quoted(what)}, expected a row ({_expected(schema)})")
+        whole = isinstance(row, dict) and "rows" in row
+        way = ": as one object they are no lines, write them by -o or --format jsonl" if whole else ""
+        raise InputError(f"line {number} is {quoted(what)}, expected a row ({_expected(schema)}){way}")
     found: Row = row
     return found
 

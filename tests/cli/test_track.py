@@ -424,6 +424,8 @@ def test_what_is_refused(run, runs):
     assert "is a file to be read" in run("track", *runs, *LIGHT, "-o", runs[0])[2]
     Path("other.jsonl").write_text('{"schema": "gradscope/analysis/1"}\n')
     assert "expected a row (gradscope/track/1)" in run("track", *runs, *LIGHT, "-o", "other.jsonl")[2]
+    Path("whole.json").write_text('{"schema": "gradscope/tracked/1", "rows": []}\n')
+    assert "write them by -o or --format jsonl" in run("plot", "whole.json", "training", "-o", "a.svg")[2]
     assert "No such file" in run("merge", "none.jsonl")[2]
     Path("empty").mkdir()
     assert "no rows" in run("merge", "empty")[2]
