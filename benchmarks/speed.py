@@ -67,7 +67,7 @@ WHY = {
     "gradscope.analyze again": "Again: as the whole analysis.",
     "three layers": "Three layers: stacks and their blocks are on the host engine alone.",
     "three bidirectional": "Three bidirectional layers: as three layers; a block has passes of its own.",
-    "top 8 with lags": "Top 8 with lags: each lag has passes of its own.",
+    "top 8 with lags": "Top 8 with lags: lags beyond the first few have passes of their own.",
     "batch of 64": "Batch of 64: a sequence's passes fill the cores already.",
 }
 # rich cuts columns to 80 when piped; numbers must not be cut.
