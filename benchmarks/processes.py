@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
+from typing import Any
 
+ROOT = Path(__file__).parents[1]
 # A process that only imports jax and runs a trivial jitted function.
 JAX = [sys.executable, "-c", "import jax; jax.jit(lambda x: x + 1)(1.0).block_until_ready()"]
 GRADSCOPE = [sys.executable, "-m", "gradscope"]
@@ -30,6 +34,18 @@ def measured(arguments: list[str]) -> tuple[float, float]:
     """Seconds of a gradscope command, and its peak memory in GB above a process that only has JAX."""
     seconds, peak = run([*GRADSCOPE, *arguments])
     return seconds, peak - run(JAX)[1]
+
+
+def rows_of(arguments: list[str], folder: Path) -> tuple[float, list[dict[str, Any]]]:
+    """Seconds of a gradscope command in a folder, which has its compilation cache, and the rows it prints."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "GRADSCOPE_CACHE_DIR": str(folder / "cache")}
+    command = [*GRADSCOPE, *arguments, "--format", "jsonl"]
+    began = time.perf_counter()
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - began
+    if done.returncode:
+        sys.exit(done.stderr)
+    return seconds, [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def ratio(one: list[str], other: list[str], repeats: int = 3) -> float:

@@ -5,42 +5,32 @@ Exit code 1 where it takes over two minutes, or a gain is off by more than a mil
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from processes import ROOT, rows_of
+
 HIDDEN, STEPS, COUNT = 64, 200, 16
 GRID = [f"gain=0.5:2:{COUNT}", f"forget_bias=-1:5:{COUNT}"]
 MOST_SECONDS, MOST_DECADES = 120.0, 1e-6
-# Points that are analysed without the probe too, all singular values of each.
+# Points that are analysed without the probe too.
 COMPARED = range(0, COUNT * COUNT, 37)
 
 
-def swept(cache: Path) -> tuple[float, list[dict[str, object]]]:
+def swept(folder: Path) -> tuple[float, list[dict[str, Any]]]:
     """Seconds of the whole process, and the rows."""
-    command = [sys.executable, "-m", "gradscope", "sweep", "--cell", "lstm", "--hidden", str(HIDDEN)]
-    command += ["--steps", str(STEPS), "--format", "jsonl"]
-    command += [word for axis in GRID for word in ("--grid", axis)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "GRADSCOPE_CACHE_DIR": str(cache)}
-    began = time.perf_counter()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - began
-    if done.returncode:
-        sys.exit(done.stderr)
-    return seconds, [json.loads(line) for line in done.stdout.splitlines()]
+    command = ["sweep", "--cell", "lstm", "--hidden", str(HIDDEN), "--steps", str(STEPS)]
+    return rows_of([*command, *(word for axis in GRID for word in ("--grid", axis))], folder)
 
 
 def main() -> int:
     """Measure, print, and say whether the targets are kept."""
     with tempfile.TemporaryDirectory() as name:
-        cache = Path(name)
-        seconds, rows = swept(cache)
-        again, _ = swept(cache)
+        folder = Path(name)
+        seconds, rows = swept(folder)
+        again, _ = swept(folder)
     sys.path.insert(0, str(ROOT))
     import gradscope
 

@@ -5,18 +5,15 @@ Exit code 1 where it takes over 20 s, or a gain that has settled is off by more 
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from processes import rows_of
 from safetensors.numpy import save_file
 
-ROOT = Path(__file__).parents[1]
 COUNT, HIDDEN, INPUT, STEPS = 200, 64, 32, 200
 MOST_SECONDS, MOST_DECADES = 20.0, 1e-6
 # Checkpoints that are analysed without --light too.
@@ -39,17 +36,9 @@ def write_run(folder: Path) -> list[str]:
     return names
 
 
-def tracked(names: list[str], folder: Path, *options: str) -> tuple[float, list[dict[str, float]]]:
+def tracked(names: list[str], folder: Path, *options: str) -> tuple[float, list[dict[str, Any]]]:
     """Seconds of the whole process, and the rows."""
-    told = ["--steps", str(STEPS), *options, "--format", "jsonl"]
-    command = [sys.executable, "-m", "gradscope", "track", *names, *told]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "GRADSCOPE_CACHE_DIR": str(folder / "cache")}
-    began = time.perf_counter()
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - began
-    if done.returncode:
-        sys.exit(done.stderr)
-    return seconds, [json.loads(line) for line in done.stdout.splitlines()]
+    return rows_of(["track", *names, "--steps", str(STEPS), *options], folder)
 
 
 def main() -> int:

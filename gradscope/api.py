@@ -52,17 +52,15 @@ from gradscope.settings import (
     takes,
 )
 
-# Steps that are analysed for a horizon, in horizons.
-_BEYOND = 1.25
-
 if TYPE_CHECKING:
-    pass
-
     from gradscope.advise.repair import Repaired
     from gradscope.advise.suggest import Suggestions
     from gradscope.gate.budgets import MetricBudget
     from gradscope.grid.points import Points
     from gradscope.grid.sweep import Sweep
+
+# Steps that are analysed for a horizon, in horizons.
+_BEYOND = 1.25
 
 
 @takes(Settings)

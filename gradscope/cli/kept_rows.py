@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -14,6 +15,10 @@ from gradscope.errors import InputError, listed, shown
 from gradscope.rows.following import Piece, follow
 from gradscope.rows.journal import KINDS, Journal, Row, deduplicated
 from gradscope.rows.shards import Shard
+from gradscope.settings import option
+
+if TYPE_CHECKING:
+    from gradscope.gate.budgets import MetricBudget
 
 T = TypeVar("T")
 
@@ -21,6 +26,35 @@ SHARD = (
     "on; auto: as Slurm, Kubernetes or GRADSCOPE_SHARD_INDEX and GRADSCOPE_SHARDS say (auto/N where they do "
     "not say how many)."
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptRows:
+    """Where the rows are kept, and what they are held to."""
+
+    output: str | None = option(
+        None,
+        "Rows",
+        "Append the rows to FILE (JSON lines), and keep those that are there: what was stopped goes on. In "
+        "a folder (FOLDER/) every shard has its file.",
+        flags=("-o", "--output"),
+        metavar="FILE",
+    )
+    max: tuple[str, ...] = option(
+        (), "Limits", "Exit 1 where a metric is above, such as log10_norm=3 (repeatable).",
+        metavar="METRIC=X", repeatable=True,
+    )  # fmt: skip
+    min: tuple[str, ...] = option(
+        (), "Limits", "Exit 1 where a metric is below, such as horizon=100 (repeatable).",
+        metavar="METRIC=X", repeatable=True,
+    )  # fmt: skip
+
+    @property
+    def budgets(self) -> tuple[MetricBudget, ...]:
+        """The limits of --max and --min."""
+        from gradscope.gate.budgets import budgets_of
+
+        return budgets_of(self.min, self.max)
 
 
 def say_line(line: str) -> None:

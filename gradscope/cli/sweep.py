@@ -12,39 +12,22 @@ import click
 
 from gradscope.cli.analyze import uncollected
 from gradscope.cli.group import Command
-from gradscope.cli.kept_rows import SHARD, coming, dealt, journal_at, say_line, shard_here
+from gradscope.cli.kept_rows import SHARD, KeptRows, coming, dealt, journal_at, say_line, shard_here
 from gradscope.cli.options import Output, Process, input_files, options, pick, pick_settings, ready_to_measure
 from gradscope.rows.journal import SWEEP, failed
 from gradscope.settings import Level, Sweeping, option
 
 if TYPE_CHECKING:
-    from gradscope.gate.budgets import MetricBudget
     from gradscope.grid.points import Point, Points
     from gradscope.grid.sweep import Sweep
     from gradscope.rows.journal import Journal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweeps:
+class Sweeps(KeptRows):
     """What becomes of the rows."""
 
     shard: str | None = option(None, "Rows", f"Only every Nth point from the Ith {SHARD}", metavar="I/N|auto")
-    output: str | None = option(
-        None,
-        "Rows",
-        "Append the rows to FILE (JSON lines), and keep those that are there: what was stopped goes on. In "
-        "a folder (FOLDER/) every shard has its file.",
-        flags=("-o", "--output"),
-        metavar="FILE",
-    )
-    max: tuple[str, ...] = option(
-        (), "Limits", "Exit 1 where a metric is above, such as log10_norm=3 (repeatable).",
-        metavar="METRIC=X", repeatable=True,
-    )  # fmt: skip
-    min: tuple[str, ...] = option(
-        (), "Limits", "Exit 1 where a metric is below, such as horizon=100 (repeatable).",
-        metavar="METRIC=X", repeatable=True,
-    )  # fmt: skip
     fail_on: tuple[str, ...] = option(
         (), "Limits", "Exit 1 on this verdict at any point (repeatable).",
         choices=get_args(Level), repeatable=True,
@@ -53,13 +36,6 @@ class Sweeps:
         False, "Output", "Of the table the first line, nothing on stderr but what failed.",
         flags=("-q", "--quiet"),
     )  # fmt: skip
-
-    @property
-    def budgets(self) -> tuple[MetricBudget, ...]:
-        """The limits of --max and --min."""
-        from gradscope.gate.budgets import budgets_of
-
-        return budgets_of(self.min, self.max)
 
 
 _MOST_USED = (

@@ -12,7 +12,7 @@ import click
 
 from gradscope.cli.check import pick_said
 from gradscope.cli.group import Command
-from gradscope.cli.kept_rows import SHARD, coming, dealt, journal_at, say_line, shard_here
+from gradscope.cli.kept_rows import SHARD, KeptRows, coming, dealt, journal_at, say_line, shard_here
 from gradscope.cli.options import Output, Process, options, pick, ready_to_measure
 from gradscope.config_file import ConfigFile
 from gradscope.errors import InputError, listed, nearest_or_all, quoted, shown
@@ -20,7 +20,6 @@ from gradscope.rows.journal import TRACK, failed, natural
 from gradscope.settings import Level, Settings, option
 
 if TYPE_CHECKING:
-    from gradscope.gate.budgets import MetricBudget
     from gradscope.gate.config import PlannedRun
     from gradscope.report.analysis import Analysis
     from gradscope.rows.journal import Journal
@@ -33,7 +32,7 @@ TRACKED = tuple(one.name for one in fields(Settings) if one.name not in _NOT_HER
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tracking:
+class Tracking(KeptRows):
     """What becomes of the rows."""
 
     name: str | None = option(
@@ -54,35 +53,12 @@ class Tracking:
         metavar="I/N|auto",
     )
     sort: bool = option(False, "Rows", "In the order of the numbers in their names, not as given.")
-    output: str | None = option(
-        None,
-        "Rows",
-        "Append the rows to FILE (JSON lines), and keep those that are there: what was stopped goes on. In "
-        "a folder (FOLDER/) every shard has its file.",
-        flags=("-o", "--output"),
-        metavar="FILE",
-    )
-    max: tuple[str, ...] = option(
-        (), "Limits", "Exit 1 where a metric is above, such as log10_norm=3 (repeatable).",
-        metavar="METRIC=X", repeatable=True,
-    )  # fmt: skip
-    min: tuple[str, ...] = option(
-        (), "Limits", "Exit 1 where a metric is below, such as horizon=100 (repeatable).",
-        metavar="METRIC=X", repeatable=True,
-    )  # fmt: skip
     fail_on: tuple[str, ...] = option(
         (), "Limits", "Exit 1 on this verdict (repeatable).", choices=get_args(Level), repeatable=True
     )
     quiet: bool = option(
         False, "Output", "No rows on stdout, nothing on stderr but what failed.", flags=("-q", "--quiet")
     )
-
-    @property
-    def budgets(self) -> tuple[MetricBudget, ...]:
-        """The limits of --max and --min."""
-        from gradscope.gate.budgets import budgets_of
-
-        return budgets_of(self.min, self.max)
 
 
 _MOST_USED = (

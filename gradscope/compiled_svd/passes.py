@@ -13,8 +13,9 @@ import numpy as np
 
 from gradscope.compiled_svd.asked import ArraySource, Pass
 from gradscope.compiled_svd.graded_step import Form
-from gradscope.compiled_svd.runs import PassResults, gone_in_segments, gone_in_turn
+from gradscope.compiled_svd.runs import gone_in_segments, gone_in_turn
 from gradscope.compiled_svd.step_arrays import MOST_SEGMENTS, Shape, bucket
+from gradscope.compiled_svd.stretch import PassResults
 from gradscope.machine import cores
 from gradscope.product_svd import log_scale
 from gradscope.product_svd.error_estimate import EPS, UNRESOLVED, Outcome

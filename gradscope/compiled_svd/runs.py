@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,22 +16,11 @@ from gradscope.compiled_svd.graded_step import Form
 from gradscope.compiled_svd.loading import begun, how, loaded, random_vectors
 from gradscope.compiled_svd.segments import GradedBatch, joined_segments
 from gradscope.compiled_svd.step_arrays import Cut
-from gradscope.compiled_svd.stretch import StretchResult, stretched
+from gradscope.compiled_svd.stretch import PassResults, stretched
 from gradscope.custom_types import Array
 
 # Where segments meet, the noise of both sides does: pivots have to be so much larger.
 _MEETING = 16
-
-
-class PassResults(NamedTuple):
-    """What B passes found, see Progress: arrays of so many rows."""
-
-    form: Form
-    worst: Any
-    growth: Any
-    sure: Any
-    sigma: Any
-    exponent: Any
 
 
 def gone_in_turn(piece: Sequence[Pass], accuracy: str) -> PassResults:
@@ -58,7 +46,7 @@ def gone_in_segments(piece: Sequence[Pass]) -> PassResults:
     asked, batch = piece[0].asked, len(piece)
     shape, steps = asked.shape, lengths(asked)
     by_lag, noise = any(one.by_lag for one in piece), random_vectors(shape.size)
-    head, lags = _empty(batch, shape.size), list[StretchResult]()
+    head, lags = _empty(batch, shape.size), list[PassResults]()
     for i in reversed(range(len(steps))):
         cut = Cut.short(steps[i])
         chains = jax.device_put(loaded(piece, i, cut))  # it goes through twice
@@ -80,7 +68,7 @@ def lengths(asked: Asked) -> list[int]:
     return [b - a for a, b in pairwise([*asked.chain.starts, len(asked.steps)])]
 
 
-def _with_lags(whole: GradedBatch, lags: Sequence[StretchResult], steps: Sequence[int]) -> PassResults:
+def _with_lags(whole: GradedBatch, lags: Sequence[PassResults], steps: Sequence[int]) -> PassResults:
     """What was found, and on the way to every lag, of stretches in their order, so many steps each."""
     batch = len(whole.worst)
 

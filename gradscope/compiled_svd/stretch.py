@@ -20,8 +20,8 @@ from gradscope.compiled_svd.step_arrays import Shape
 RESET_AFTER = 4
 
 
-class StretchResult(NamedTuple):
-    """B products of the steps gone through, see Progress; sure, sigma, exponent : (B, T) by lag."""
+class PassResults(NamedTuple):
+    """What B passes found over the steps they went through, see Progress; sure, sigma, exponent : by lag."""
 
     form: Form
     worst: Any
@@ -44,7 +44,7 @@ class _Carried(NamedTuple):
 @partial(jax.jit, static_argnums=(0, 1))
 def stretched(
     shape: Shape, resets: bool, form: Form, vector: Any, chains: ChainArrays, noise: Any, by_lag: Any
-) -> StretchResult:
+) -> PassResults:
     """``form`` times all steps of these, every one factored, with the norms on the way where ``by_lag``.
 
     vector : (B, m) about their top left vectors; noise : (some, m) random unit vectors.
@@ -78,7 +78,7 @@ def stretched(
     sure, sigma, exponent = (
         jnp.moveaxis(a.reshape(length, batch), 0, 1) for a in (norms.sure, norms.sigma, norms.exponent)
     )
-    return StretchResult(columns_restored(end.form, end.after), end.worst, end.growth, sure, sigma, exponent)
+    return PassResults(columns_restored(end.form, end.after), end.worst, end.growth, sure, sigma, exponent)
 
 
 def _reset(form: Form) -> Form:

@@ -89,7 +89,7 @@ class TrackTable:
     """
 
     def __init__(self, names: Sequence[str], terminal: Terminal, *, light: bool = False) -> None:
-        self._terminal, self._light = terminal, light
+        self._terminal = terminal
         folder = os.path.commonpath([os.path.dirname(name) for name in names]) if _relative(names) else ""  # noqa: PTH120
         self.folder = folder
         suffixes = {os.path.splitext(name)[1] for name in names}  # noqa: PTH122
