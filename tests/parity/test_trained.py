@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from oracles.eigenvalues import log10_singular_values
 from safetensors.torch import load_file
@@ -32,8 +31,9 @@ def torch_jacobians(steps):
     return np.array(found)
 
 
-@pytest.mark.parametrize(("steps", "decades"), [(60, 350), pytest.param(309, 1250, marks=pytest.mark.slow)])
-def test_singular_values_of_the_trained_lstm_are_those_of_torch(steps, decades):
+def test_singular_values_of_the_trained_lstm_are_those_of_torch():
+    """The whole series, against the equations by complex steps, is in tests/whole/test_trained.py."""
+    steps, decades = 60, 350
     analysis = gradscope.analyze(
         checkpoint=FIXTURE / "lstm.safetensors", inputs=FIXTURE / "sunspots.npy", steps=steps
     )
