@@ -180,7 +180,8 @@ def points_of_grid(settings: Sweeping, budgets: Sequence[MetricBudget] = ()) -> 
     fixed = {name: value for name, value in given.items() if not is_default(value, default[name])}
     axes = axes_of(settings.grid)
     check_fixed(axes, fixed)
-    light = settings.only == "gain"
+    fixed["only"] = settings.measured([axis.name for axis in axes])
+    light = fixed["only"] == "gain"
     measure = (light_probe if light else whole_analysis)(_prepare, _analyzed)
     return Points(axes, fixed, measure, budgets, light=light)
 

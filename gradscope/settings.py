@@ -13,7 +13,7 @@ import inspect
 import math
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, get_args
 
@@ -323,6 +323,14 @@ class Settings:
         metavar="B",
         parse=int,
         doc=f"Independent input sequences B (default {BATCH}, or all of the inputs).",
+    )
+    input_scale: float | None = option(
+        None,
+        "Inputs",
+        "Multiply the inputs by S: how strongly they drive the network.",
+        metavar="S",
+        parse=float,
+        doc="Multiplies the inputs, of token ids what the embedding makes of them.",
     )
     time_major: bool = option(
         False,
@@ -646,11 +654,21 @@ class Repairing(Suggesting):
             raise InputError("give the new file as -o FILE, or --in-place, not both")
 
 
-# What a row of a grid says nothing of.
-_NO_ROW = (
-    *("readout", "readout_at", "adjoint", "sensitivity", "distributed", "plan", "clip", "tbptt"),
-    *("h_detach", "recurrent_dropout", "zoneout", "masks", "suggest"),
+# What no row of a grid can tell, and where it is told.
+_NO_ROW = {
+    "sensitivity": "a number for every parameter, which no row holds: leave it out, and give it to gradscope "
+    "analyze at one point",
+    "suggest": "analyses of its own at every point, which no row holds: leave it out, and ask gradscope "
+    "suggest at one point",
+    "distributed": "one analysis shared by several processes: leave it out, and deal the points out by shard",
+    "plan": "what one analysis says before it: leave it out",
+}
+# What asks for more than the gain: for the analysis of everything, or of the paths at least.
+OF_TRAINING = (
+    *("readout", "readout_at", "adjoint", "clip", "tbptt"),
+    *("h_detach", "recurrent_dropout", "zoneout"),
 )
+_OF_VALUES = ("view", "top", "accuracy")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -667,12 +685,14 @@ class Sweeping(Settings):
         doc='The axes, as {"gain": [0.5, 1.0], "forget_bias": "-1:5:16"} or "gain=0.5:2:16", or several: an '
         "option of ``analyze`` (a bias as forget_bias, the factor of a path as scale.R_z) and its values.",
     )
-    only: Only = option(
-        "gain",
+    only: Only | None = option(  # type: ignore[assignment]  # the default depends on what else is asked
+        None,
         "Measurement",
-        "Gain and horizon alone, in milliseconds; or also shares of the paths; or all, with gates.",
+        "Gain and horizon alone, in milliseconds; or also shares of the paths; or all, with gates, a loss "
+        "and masks (default: the first that tells what is asked).",
         choices=("gain", "paths", "all"),
-        doc="The gain and the horizon alone; or also the shares of the paths; or all, with gates.",
+        doc="The gain and the horizon alone; or also the shares of the paths; or all, with gates, a loss and "
+        "masks. By default the first that tells what is asked.",
     )
 
     @classmethod
@@ -681,18 +701,32 @@ class Sweeping(Settings):
         return tuple(one.name for one in fields(cls) if one.name not in _NO_ROW)
 
     def check(self) -> None:
-        """Raise InputError for what a row says nothing of, and what the gain alone is not measured by."""
-        for one in fields(self):
-            given = not is_default(getattr(self, one.name), one.default)
-            if given and one.name in _NO_ROW:
-                raise InputError(
-                    f"{as_option(one.name)} is given, but no row of a grid tells it: leave it out"
-                )
-            if given and self.only == "gain" and one.name in ("top", "accuracy"):
-                raise InputError(
-                    f"{as_option(one.name)} is given, but the gain alone is measured: leave it out, or give "
-                    f"{as_option('only')} paths"
-                )
+        """Raise InputError for what no row can tell."""
+        for name in self._given(_NO_ROW):
+            raise InputError(f"{as_option(name)} is {_NO_ROW[name]}")
+
+    def measured(self, axes: Sequence[str]) -> Only:
+        """How much is measured at a point, where these options are the axes; raises InputError for less."""
+        laws = ("h_detach", "recurrent_dropout", "zoneout")
+        if "masks" in axes and not self._given(laws) and not {*laws} & {*axes}:
+            raise InputError(f"masks are an axis, but there are none: give {as_option(laws[0])}, say")
+        training, values = (
+            [*self._given(names), *(name for name in names if name in axes)]
+            for names in (OF_TRAINING, _OF_VALUES)
+        )
+        least: Only = "all" if training else "paths" if values else "gain"
+        order = get_args(Only)
+        if self.only is not None and order.index(self.only) < order.index(least):
+            raise InputError(
+                f"{as_option((training or values)[0])} is given, but {as_option('only')} {self.only} does "
+                f"not measure what it changes: leave one of them out, or give {as_option('only')} {least}"
+            )
+        return self.only or least
+
+    def _given(self, names: Iterable[str]) -> list[str]:
+        """Those of these options that say more than their default."""
+        default = {one.name: one.default for one in fields(self)}
+        return [name for name in names if not is_default(getattr(self, name), default[name])]
 
 
 # -- the same for Python ----------------------------------------------------------------------------

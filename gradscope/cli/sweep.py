@@ -55,9 +55,10 @@ def sweep(**given: Any) -> int:
     \b
     Examples:
       gradscope sweep --cell lstm --grid gain=0.5:2:16 --grid forget_bias=-1:5:16
-      gradscope sweep --cell rnn --init gaussian --inputs zeros --grid gain=0.5:2:31
+      gradscope sweep --cell rnn --init gaussian --grid gain=0.5:2:16 --grid input_scale=0.1:10:16:log
       gradscope sweep --grid cell=lstm,gru --grid gain=0.1:10:9:log --grid seed=0,1,2
       gradscope sweep --grid gain=0.5:2:64 --grid steps=50,200 -o rows/ --shard 2/8
+      gradscope sweep model.pt --inputs x.npy --readout head --grid clip=0.01:10:7:log
       gradscope plot rows.jsonl phase -o phase.svg
 
     Options with a grid take the values FROM:TO:COUNT or A,B,C; all others hold at every point. A point that
@@ -65,7 +66,7 @@ def sweep(**given: Any) -> int:
     diagram are where the rate is zero, as measured and, for random tanh networks and gated cells at rest, as
     mean-field theory expects. With -o another call goes on where this one was stopped.
     """
-    from gradscope.grid.axes import axes_of
+    from gradscope.grid.axes import axes_of, shapes_in
 
     sweeps, process, output = pick(Sweeps, given), pick(Process, given), pick(Output, given)
     output = replace(output, quiet=sweeps.quiet)
@@ -75,7 +76,10 @@ def sweep(**given: Any) -> int:
     say: Callable[[str], None] = (lambda _: None) if sweeps.quiet else say_line
     asked = Sweeping(grid=grid, **settings)
     asked.check()
-    axes_of(grid)  # what is wrong with it is said before JAX is imported
+    axes = axes_of(grid)  # what is wrong with it is said before JAX is imported
+    programs, names = shapes_in(axes)
+    if names:
+        say(f"every {' and '.join(names)} is another program: up to {programs} are compiled, seconds each")
     shard, points = shard_here(sweeps.shard), _points(asked, sweeps, process)
     count = len(points.points)
     places = [place for place, _ in dealt(shard, range(count), "points", say)]

@@ -15,9 +15,9 @@ from gradscope.cli.group import Command
 from gradscope.cli.kept_rows import SHARD, KeptRows, coming, dealt, journal_at, say_line, shard_here
 from gradscope.cli.options import Output, Process, options, pick, ready_to_measure
 from gradscope.config_file import ConfigFile
-from gradscope.errors import InputError, listed, nearest_or_all, quoted, shown
+from gradscope.errors import InputError, flag, listed, nearest_or_all, quoted, shown
 from gradscope.rows.journal import TRACK, failed, natural
-from gradscope.settings import Level, Settings, option
+from gradscope.settings import OF_TRAINING, Level, Settings, option
 
 if TYPE_CHECKING:
     from gradscope.gate.config import PlannedRun
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gradscope.track.tracked import Track
 
 # A checkpoint brings its own sizes, a row says nothing of these, and shards are what many processes share.
-_NOT_HERE = ("checkpoint", "hidden", "input_size", "init", "sensitivity", "suggest", "tbptt", "distributed")
+_NOT_HERE = ("checkpoint", "hidden", "input_size", "init", "sensitivity", "suggest", "distributed")
 TRACKED = tuple(one.name for one in fields(Settings) if one.name not in _NOT_HERE)
 
 
@@ -182,9 +182,10 @@ def _write(text: str) -> None:
 def _measuring(question: Question, *, compile_cache: bool) -> Callable[[Path], Analysis]:
     """What measures a checkpoint; JAX is imported for the first of them."""
     settings = dict(question.settings)
-    for name in ("top", "accuracy", "only", "readout", "adjoint", "clip"):
+    for name in ("top", "accuracy", "only", *OF_TRAINING):
         if question.light and settings.get(name) not in (None, "full", "all"):
-            raise InputError(f"--{name} is given, but --light measures the gain alone: leave one of them out")
+            said = f"{flag(name)} is given, but --light measures the gain alone"
+            raise InputError(f"{said}: leave one of them out")
 
     @cache
     def prepared() -> Callable[[Path], Analysis]:

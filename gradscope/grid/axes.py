@@ -1,38 +1,35 @@
-"""The axes of a grid: options of an analysis with their values, written out or as a range."""
+"""The axes of a grid: options of an analysis, each with the values that it takes."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from gradscope.cells.cell import Cell
 from gradscope.errors import InputError, nearest_or_all, quoted
+from gradscope.grid.values import MOST_VALUES, ValueKind
 from gradscope.settings import Settings, option_of
 
 # An axis of this name and a path, such as scale.R_z, is the factor of that path.
 _SCALE = "scale."
-# What a row says nothing of, or what is about the process.
-_NO_AXIS = (
-    *("layer", "reads", "map", "time_major", "readout", "readout_at", "adjoint", "clip", "tbptt", "masks"),
-    *(
-        "h_detach",
-        "recurrent_dropout",
-        "zoneout",
-        "sensitivity",
-        "suggest",
-        "only",
-        "platform",
-        "devices",
-        "distributed",
-    ),
-)
-_RANGE = re.compile(r"([^:]+):([^:]+):([^:]+?)(:log)?")
-_MOST_VALUES, _MOST_POINTS = 10_000, 1_000_000
+# Why some options are no axes, and what to do instead.
+_ONE_POINT = "what no row holds: give it to gradscope analyze at one point"
+_WHOLE_GRID = "about all points alike: give it beside the grid"
+_SAME_NUMBERS = "about the machine, and changes no number: give it beside the grid"
+_NO_AXIS = {
+    **dict.fromkeys(("sensitivity", "suggest"), _ONE_POINT),
+    **dict.fromkeys(("reads", "map", "time_major", "only"), _WHOLE_GRID),
+    **dict.fromkeys(("platform", "devices", "max_size"), _SAME_NUMBERS),
+    "distributed": "about one analysis: deal the points out with --shard",
+}
+# Options that are numbers, or words besides.
+_NUMBER_OR_WORD: Mapping[str, type[int | float]] = {"top": int, "clip": float, "zoneout": float}
+_MOST_POINTS = 1_000_000
 _KEYS = {
     name: key for one in fields(Settings) for name, (key, _) in option_of(one).keys.items()
 }  # forget_bias: b_f
@@ -110,6 +107,22 @@ def settings_at(axes: Sequence[GridAxis], point: Given, settings: Given) -> dict
     return found
 
 
+# What a program is compiled for; of files it may be.
+_OF_SHAPE = ("cell", "hidden", "input_size", "steps", "batch", "dtype", "cut")
+_OF_FILES = ("checkpoint", "layer", "inputs", "lengths")
+
+
+def shapes_in(axes: Sequence[GridAxis]) -> tuple[int, list[str]]:
+    """How many programs are compiled for a grid, at most, and the axes that make them several."""
+    shaping = [
+        axis
+        for axis in axes
+        if axis.name in (*_OF_SHAPE, *_OF_FILES) or axis.name.startswith(_SCALE)
+        if len(axis.values) > 1
+    ]
+    return math.prod(len(axis.values) for axis in shaping), [axis.name for axis in shaping]
+
+
 def json_value(value: Any) -> str | float | int | bool | None:
     """A value as JSON has it, and as names of points do."""
     if isinstance(value, Cell):
@@ -139,41 +152,44 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _axis(given: str, values: Any) -> GridAxis:
-    name = given.strip().removeprefix("--").replace("-", "_")
-    name, parse = (given, float) if given.startswith(_SCALE) else _option(name, given)
+    kind = _kind(given)
     if isinstance(values, str):
-        found = _written_out(name, values, parse)
+        found = kind.written(values)
     else:
-        found = [_value(name, value, parse) for value in _each(name, values)]
-    if not 0 < len(found) <= _MOST_VALUES:
-        raise InputError(f"--grid {name} has {len(found)} values, expected 1 to {_MOST_VALUES}")
-    for value in found:
-        if found.count(value) > 1:
-            raise InputError(f"--grid {name} has {_written(json_value(value))} twice: leave one out")
-    return GridAxis(name, tuple(found))
+        found = [kind.given(value) for value in _each(kind.option, values)]
+    if not 0 < len(found) <= MOST_VALUES:
+        raise InputError(f"--grid {kind.option} has {len(found)} values, expected 1 to {MOST_VALUES}")
+    for value, count in Counter(map(json_value, found)).items():
+        if count > 1:
+            raise InputError(f"--grid {kind.option} has {_written(value)} twice: leave one out")
+    return GridAxis(kind.option, tuple(found))
 
 
-def _option(name: str, given: str) -> tuple[str, Callable[[str], Any]]:
-    """The option of this name, in Python or in the shell, and what its texts stand for."""
+def _kind(given: str) -> ValueKind:
+    """What is taken by the option of this name, in Python or in the shell."""
+    if given.startswith(_SCALE):
+        return ValueKind(given, float)
+    name = given.strip().removeprefix("--").replace("-", "_")
     for flag, key in _KEYS.items():
         if name in (flag, key):
-            return flag, float
-    known = {one.name: option_of(one) for one in fields(Settings)}
-    able = {one for one, said in known.items() if said.section and not said.keys and one not in _NO_AXIS}
+            return ValueKind(flag, float)
+    if name in _NO_AXIS:
+        raise InputError(f"--grid {quoted(given)}: no axis, for it is {_NO_AXIS[name]}")
+    able = {one.name: option_of(one) for one in fields(Settings) if one.name not in _NO_AXIS}
+    able = {one: said for one, said in able.items() if said.section and not said.keys and one != "scale"}
     if name not in able:
-        if name in known:
-            raise InputError(f"--grid {quoted(given)}: no axis of a grid, whose rows say nothing of it")
-        names = sorted({*able, *_KEYS, f"{_SCALE}PATH"} - {"scale", "cut"})
+        names = sorted({*able, *_KEYS, f"{_SCALE}PATH"} - {"cut"})
         raise InputError(f"--grid {quoted(given)}: there is no such option{nearest_or_all(name, names)}")
-    said = known[name]
+    said = able[name]
 
-    def parse(text: str) -> Any:
-        value = said.parse(text)
-        if said.choices and value not in said.choices:
+    def word(text: str) -> Any:
+        if said.choices and text not in said.choices:
             raise ValueError(f"expected one of {', '.join(said.choices)}")
-        return value
+        return said.parse(text)
 
-    return name, said.parse if said.parse in (int, float) else parse
+    if said.parse in (int, float):
+        return ValueKind(name, said.parse)
+    return ValueKind(name, _NUMBER_OR_WORD.get(name), word)
 
 
 def _each(name: str, values: Any) -> list[Any]:
@@ -184,78 +200,3 @@ def _each(name: str, values: Any) -> list[Any]:
         raise InputError(
             f"grid[{name!r}] is {quoted(values)}, expected its values or a text such as '0.5:2:16'"
         ) from error
-
-
-def _value(name: str, value: Any, parse: Callable[[str], Any]) -> Any:
-    """A value that Python gave, as one of the option's."""
-    if isinstance(value, str):
-        return _parsed(name, value, parse)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and parse is int:
-        return _whole(name, value, value)
-    if number and parse is float:
-        return _parsed(name, repr(float(value)), parse)
-    if parse in (int, float) or not (number or isinstance(value, Path | Cell)):
-        raise InputError(f"--grid {name} has {quoted(value)}, expected {_kind(parse)}")
-    return value
-
-
-def _kind(parse: Callable[[str], Any]) -> str:
-    return "a whole number" if parse is int else "a number" if parse is float else "text, a path or a cell"
-
-
-def _parsed(name: str, text: str, parse: Callable[[str], Any]) -> Any:
-    try:
-        value = parse(text.strip())
-    except ValueError as error:
-        expected = f"expected {_kind(parse)}" if parse in (int, float) else str(error)
-        raise InputError(f"--grid {name} has {quoted(text)}, {expected}") from None
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"--grid {name} has {quoted(text)}, expected a finite number")
-    return value
-
-
-def _written_out(name: str, text: str, parse: Callable[[str], Any]) -> list[Any]:
-    """The values of ``0.5:2:16``, ``1:1000:4:log`` or ``a,b,c``."""
-    if ":" not in text or parse not in (int, float):
-        return [_parsed(name, part, parse) for part in text.split(",")]
-    match = _RANGE.fullmatch(text)
-    if not match:
-        raise InputError(
-            f"--grid {name} is {quoted(text)}, expected FROM:TO:COUNT such as 0.5:2:16 (with :log at the end "
-            "by equal factors), or A,B,C"
-        )
-    low, high = (_parsed(name, end, float) for end in match.groups()[:2])
-    count = _parsed(name, match[3], int)
-    if not 2 <= count <= _MOST_VALUES or low == high:
-        raise InputError(
-            f"--grid {name} is {quoted(text)}: a range has two ends and 2 to {_MOST_VALUES} values; of one "
-            f"value give {name}={match[1]}"
-        )
-    if match[4] and min(low, high) <= 0:
-        raise InputError(f"--grid {name} is {quoted(text)}: equal factors are of numbers above 0")
-    return [
-        _whole(name, text, value) if parse is int else value for value in _between(low, high, count, match[4])
-    ]
-
-
-def _between(low: float, high: float, count: int, log: str | None) -> list[float]:
-    """So many from one end to the other, both as they were given; short decimals stay short."""
-    parts = [k / (count - 1) for k in range(count)]
-    if log:
-        inner = [math.exp((1 - part) * math.log(low) + part * math.log(high)) for part in parts]
-    else:
-        inner = [(1 - part) * low + part * high for part in parts]
-    # What is zero by rounding is zero: digits are counted from the largest.
-    digits = 12 - math.ceil(math.log10(max(abs(low), abs(high))))
-    shortened = [float(f"{value:.12g}") if log else round(value, digits) for value in inner[1:-1]]
-    return [low, *(value + 0.0 for value in shortened), high]
-
-
-def _whole(name: str, given: Any, value: float) -> int:
-    if value != round(value):
-        raise InputError(
-            f"--grid {name} is {quoted(given)}, which has {value:g}, expected whole numbers: choose a count "
-            "that divides the range, or give A,B,C"
-        )
-    return int(value)

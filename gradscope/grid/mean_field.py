@@ -6,8 +6,8 @@ Chen, Pennington and Schoenholz 2018) the squared size of what enters the units 
     v = g^2 E tanh^2(sqrt(v) z + b) + s^2,    rate = ln(g^2 E sech^4(sqrt(v) z + b)) / 2,
 
 z standard normal, g^2 the sum of squares of a row of R, s^2 the variance of what the input adds, b the bias.
-The critical line is where the rate is zero (chi = 1). Of a gated cell that rests at zero the step is
-a + b R with two numbers, and its radius a + b g.
+The critical line is where the rate is zero (chi = 1). A network that nothing moves from zero has v = 0. Of a
+gated cell that rests at zero the step is a + b R with two numbers, and its radius a + b g.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def theory_rate(problem: Problem) -> float | None:
     """Nats per step of infinitely many units and steps; None where theory has no number for such a cell."""
     system, origin = problem.system, problem.origin
     plain = not problem.cut and problem.view == "state" and not system.cell.factors
-    if not (plain and origin.init in _RANDOM and origin.initial_state is None and system.mask is None):
+    if not (plain and origin.init in _RANDOM and system.mask is None):
         return None
     parameters = system.parameters
     if system.cell.name == "rnn":
-        return _tanh_rate(parameters, system.inputs)
+        return _tanh_rate(parameters, system.inputs, system.state)
     if np.any(system.inputs) or np.any(system.state):
         return None
     if system.cell.name == "lstm":
@@ -55,9 +55,12 @@ def _log(value: float) -> float | None:
     return math.log(value) if value > 0 else None
 
 
-def _tanh_rate(parameters: Mapping[str, Array], inputs: Array) -> float | None:
+def _tanh_rate(parameters: Mapping[str, Array], inputs: Array, state: Array) -> float | None:
     g, driven = _gain(parameters["R"]), inputs @ parameters["W"].T
-    chi = g * g * _slopes(g, float(np.mean(driven**2)), parameters["b"])
+    moved = np.any(driven) or np.any(parameters["b"]) or np.any(state)
+    # What nothing moves stays at zero, where units are linear, also where that is not stable.
+    slopes = _slopes(g, float(np.mean(driven**2)), parameters["b"]) if moved else 1.0
+    chi = g * g * slopes
     log = _log(chi)
     return None if log is None else log / 2
 

@@ -12,9 +12,11 @@ from rich.text import Text
 
 from gradscope.custom_types import Array
 from gradscope.errors import shown
+from gradscope.grid.curve_view import drawn
 from gradscope.grid.sweep import Sweep
 from gradscope.report.page import bullet, fitted, note, page, prose, section
-from gradscope.report.phase import MOST_PHASES, Phase, phases
+from gradscope.report.phase import MOST_PHASES, RATE, Phase, phases, shown_quantity
+from gradscope.report.row_training import said_of_column, training_columns
 from gradscope.report.table import STYLES
 from gradscope.report.terminal import Terminal
 from gradscope.report.verdict import scientific
@@ -54,6 +56,9 @@ def render_sweep(sweep: Sweep, look: Look) -> str:
     if flat:
         parts += _legend(found, look.terminal)
     else:
+        if found and not found[0].y and (curves := drawn(found, look.terminal)):
+            heading = f"{found[0].quantity.words}, {shown(found[0].x)} to the right{_medians(found[0])}"
+            parts.append(section(heading, curves))
         parts.append(section("Points", _listed(rows, look.terminal)))
     parts += map(bullet, _sentences(rows))
     return page(parts, look.terminal)
@@ -70,15 +75,21 @@ def _headline(sweep: Sweep) -> str:
 
 
 def _title(phase: Phase) -> str:
-    seeds = f", medians of {phase.of} seeds" if phase.of > 1 else ""
+    seeds = _medians(phase)
     at = f", {shown(phase.title)}" if phase.title else ""
-    return f"log10 gain, {shown(phase.x)} to the right, {shown(phase.y)} upwards{at}{seeds}"
+    what = "log10 gain" if phase.quantity.is_rate else phase.quantity.words
+    masks = " under masks" if phase.quantity.part == "masks" else ""
+    return f"{what}{masks}, {shown(phase.x)} to the right, {shown(phase.y)} upwards{at}{seeds}"
+
+
+def _medians(phase: Phase) -> str:
+    return f", medians of {phase.of} seeds" if phase.of > 1 else ""
 
 
 def _sentences(rows: Sequence[Row]) -> Iterator[str]:
     """Which point is nearest to a rate of zero, and why some could not be measured."""
     known = [row for row in rows if isinstance(row.get("rate"), int | float)]
-    if known:
+    if known and shown_quantity(rows) == RATE:
         best = min(known, key=lambda row: abs(row["rate"]))
         theory = best.get("theory_rate")
         expected = f", theory {theory:+.4f}" if isinstance(theory, int | float) else ""
@@ -99,7 +110,8 @@ def _diagram(phase: Phase, terminal: Terminal) -> Text:
     """A row for every value of y, the highest first; below them the values of x."""
     label, columns, wide = _places(phase, terminal)
     cells = [[_cell(phase, i, j, wide) for j in columns] for i in range(len(phase.ys))]
-    signs = [_sign(values)[:, columns] for values in (phase.rate, phase.theory)]
+    lined = (phase.value if phase.quantity.is_rate else phase.theory, phase.theory)
+    signs = [_sign(values)[:, columns] for values in lined]
     upright, flat = (_UPRIGHT, _FLAT) if terminal.unicode else (_ASCII_UPRIGHT, _ASCII_FLAT)
     text = Text(no_wrap=True)
     for i in reversed(range(len(phase.ys))):
@@ -132,6 +144,8 @@ def _cell(phase: Phase, i: int, j: int, wide: int) -> tuple[str, str]:
     """What stands at a place, and its style: a number where there is room for one, else a sign."""
     level, gain = str(phase.level[i, j]), float(phase.log10_norm[i, j])
     style = STYLES.get(level, "red")
+    if not phase.quantity.is_rate:
+        return _part(float(phase.value[i, j]), wide), ""
     if np.isfinite(gain):
         for text in (f"{gain:+.1f}", f"{gain:+.0f}"):
             if len(text) < wide and wide > 3:
@@ -139,6 +153,16 @@ def _cell(phase: Phase, i: int, j: int, wide: int) -> tuple[str, str]:
     if level == "stable":
         return (_SHRINKS if gain < 0 else _GROWS), style
     return _SIGNS.get(level, "?"), style
+
+
+def _part(value: float, wide: int) -> str:
+    """A part of 1: with its decimals, or in tenths."""
+    if not np.isfinite(value):
+        return _SIGNS[""]
+    for text in (f"{value:.3f}", f"{value:.2f}"):
+        if len(text) < wide:
+            return text
+    return str(min(int(10 * value), 9))
 
 
 def _sign(values: Array) -> Array:
@@ -167,10 +191,14 @@ def _legend(found: Sequence[Phase], terminal: Terminal) -> Iterator[RenderableTy
     used = {
         _cell(phase, i, j, _places(phase, terminal)[2])[0]
         for phase in found
-        for i, j in np.ndindex(phase.rate.shape)
+        for i, j in np.ndindex(phase.value.shape)
     }
     if signs := [f"{sign} {said}" for sign, said in _SAID.items() if sign in used]:
         yield note("; ".join(signs))
+    if not found[0].quantity.is_rate:
+        if any(len(sign) == 1 and sign.isdigit() for sign in used):
+            yield note("digits: tenths, 9 also what is more")
+        return
     upright, flat = (_UPRIGHT, _FLAT) if terminal.unicode else (_ASCII_UPRIGHT, _ASCII_FLAT)
     words = ["the rate is zero: measured"]
     if any(np.isfinite(phase.theory).any() for phase in found):
@@ -190,9 +218,17 @@ def _listed(rows: Sequence[Row], terminal: Terminal) -> RenderableType:
     if any(isinstance(row.get("theory_rate"), int | float) for row in some):
         columns["theory"] = [_number(row, "theory_rate", "+.4f") for row in some]
     columns["horizon"] = [_number(row, "horizon", "g") for row in some]
+    for name, values in training_columns(some).items():
+        columns[said_of_column(name)] = [_of_training(name, value) for value in values]
     columns["verdict"] = [str(row.get("verdict") or "not measured") for row in some]
-    left = ("theory", "horizon", "rate")
+    left = ("theory", "masked verdict", "masked horizon", "horizon", "rate")
     return fitted(columns, terminal, folds="point", dispensable=left, styles=STYLES)
+
+
+def _of_training(name: str, value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or "-"
+    return scientific(value) if name.endswith(("gradient", "norm")) else f"{value:.4g}"
 
 
 def _gain(row: Row) -> str:
@@ -208,7 +244,8 @@ def _number(row: Row, name: str, digits: str) -> str:
 def markdown_of(sweep: Sweep, look: Look) -> str:
     """A table for a comment: a line for every point."""
     told: Iterable[dict[str, Any]] = sweep.rows()
-    names = [*sweep.axes, "log10_norm", "rate", "theory_rate", "horizon", "verdict"]
+    names = [*sweep.axes, "log10_norm", "rate", "theory_rate", "horizon"]
+    names += [*training_columns(sweep.points), "verdict"]
     lines = [f"**{_headline(sweep)}**", "", f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
     for row in told:
         cells = [row["error"] if name == "verdict" and row["error"] else row[name] for name in names]

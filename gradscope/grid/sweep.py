@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradscope.errors import ExitCode, InputError
 from gradscope.report.phase import MOST_PHASES, axes_in, phases
+from gradscope.report.row_training import training_columns
 from gradscope.rows.journal import SWEEP, Row, failed
 from gradscope.track.tracked import checks_in
 from gradscope.version import __version__
@@ -46,9 +47,15 @@ class Sweep:
     def rows(self) -> list[dict[str, Any]]:
         """{column: value} of every point: the axes, then what of its row is one number or one text."""
         names = (*_NUMBERS, "verdict", "error")
+        training = training_columns(self.points)
         return [
-            {**dict.fromkeys(self.axes), **row["settings"], **{name: row.get(name) for name in names}}
-            for row in self.points
+            {
+                **dict.fromkeys(self.axes),
+                **row["settings"],
+                **{name: row.get(name) for name in names},
+                **{name: values[place] for name, values in training.items()},
+            }
+            for place, row in enumerate(self.points)
         ]
 
     def to_dict(self) -> dict[str, Any]:

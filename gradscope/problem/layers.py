@@ -229,9 +229,13 @@ def _each(
     for layer in model.layers:
         asked = fed[layer.name]
         asked = replace(asked, inputs=_inputs(layer, asked.inputs, put_out))
+        scale = asked.input_scale
+        if layer.below:  # what those put out has it already
+            asked = replace(asked, input_scale=None)
         if model.chosen != (layer.name,):  # cuts are of the one layer that is analysed, or between layers
             asked = replace(asked, cut=(), top=_at_most(asked.top, layer))
         problem = _problem(layer, model, asked)
+        problem = replace(problem, origin=replace(problem.origin, input_scale=scale))
         if asked.initial_state is not None:
             problem = replace(problem, origin=replace(problem.origin, initial_state=state_label))
         if layer.name in read or layer.below:

@@ -12,7 +12,8 @@ class Origin:
 
     source : the checkpoint, or "initialised"; layer : its name there, None without a checkpoint.
     init, gain, biases, seed : how the parameters were made, or changed.
-    inputs, initial_state, adjoint : the file, "array", or how they were made; embedding, readout : their
+    inputs, initial_state, adjoint : the file, "array", or how they were made; input_scale : what the inputs
+        were multiplied by, None where by nothing; embedding, readout : their
         names in the checkpoint; readout_at : at which steps; None where there is none.
     masked : how many steps of each sequence are left out, None where none is masked.
     not_applied, assumed : as in Layer; None without a checkpoint.
@@ -27,6 +28,7 @@ class Origin:
     biases: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
     inputs: str = "array"
+    input_scale: float | None = None
     embedding: str | None = None
     initial_state: str | None = None
     readout: str | None = None

@@ -90,9 +90,8 @@ def make_problem(settings: Settings, layer: Layer | None = None) -> Problem:
     view, dtype, accuracy = settings.view, settings.dtype or DTYPE, settings.accuracy
 
     inputs, initial_state = settings.inputs, settings.initial_state
-    given = inputs
-    if not isinstance(given, Sequences):
-        given = given_sequences(inputs, time_major=settings.time_major)
+    read = isinstance(inputs, Sequences)
+    given = inputs if read else given_sequences(inputs, time_major=settings.time_major)
     lengths = given_lengths(settings.lengths)
     if layer:
         _check_own({"init": settings.init, **sizes})
@@ -113,6 +112,7 @@ def make_problem(settings: Settings, layer: Layer | None = None) -> Problem:
     with np.errstate(over="ignore"):  # a product beyond float64 is found by _check_range
         parameters = initialize(start, n, d, init=init or INIT, gain=gain, biases=biases, seed=seed, steps=t)
     sequences = given.first(t, lengths) if given else drawn_sequences(inputs, (b, t, d), seed)
+    sequences = _scaled_inputs(sequences, settings.input_scale)
     if layer and layer.direction == "backward":
         sequences = reversed_within(sequences, lengths)
     name, state = (layer.name, layer.state) if layer else ("", np.zeros(cell.size(n)))
@@ -128,6 +128,7 @@ def make_problem(settings: Settings, layer: Layer | None = None) -> Problem:
         biases=biases,
         seed=seed,
         inputs=given.label if given else inputs,
+        input_scale=settings.input_scale,
         embedding=given.table.name if given and given.table else None,
         initial_state=None if initial_state is None else label(initial_state),
         not_applied=layer.not_applied if layer else None,
@@ -140,6 +141,13 @@ def make_problem(settings: Settings, layer: Layer | None = None) -> Problem:
     if layer:
         problem = replace(problem, twice=layer.twice)
     return _differentiated(problem, layer.derivatives) if layer and layer.derivatives else problem
+
+
+def _scaled_inputs(sequences: Array, scale: float | None) -> Array:
+    if scale is None:
+        return sequences
+    with np.errstate(over="ignore"):  # found by _check_range
+        return np.asarray(real("input_scale", scale) * sequences)
 
 
 def _scaled(cell: Cell, settings: Settings) -> Cell:
@@ -217,11 +225,11 @@ def _check_applies(settings: Settings, layer: Layer) -> None:
     """Raise InputError for options that change equations, of a layer that gradscope has none of."""
     if layer.derivatives is None:
         return
-    for name in ("gain", "biases"):
+    for name in ("gain", "biases", "input_scale"):
         if (value := getattr(settings, name)) not in (None, {}):
             raise InputError(
                 f"{as_option(name)} is {quoted(value)}, but layer {shown(layer.name)} is differentiated by "
-                f"{layer.derivatives.by}, with its weights as they are: leave {as_option(name)} out"
+                f"{layer.derivatives.by}, with weights and inputs as they are: leave {as_option(name)} out"
             )
 
 

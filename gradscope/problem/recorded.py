@@ -30,6 +30,11 @@ def on_recorded(settings: Settings, model: Model, recorded: Recorded) -> dict[st
                 f"{as_option(name)} is {quoted(value)}, but the recording has its own: leave "
                 f"{as_option(name)} out"
             )
+    if settings.input_scale is not None:
+        raise InputError(
+            f"{as_option('input_scale')} is {settings.input_scale:g}, but the model was run on the inputs as "
+            f"they are: leave {as_option('input_scale')} out, and run it on inputs that are scaled"
+        )
     if settings.time_major:
         raise InputError(f"a recording knows which axis is time: leave {as_option('time_major')} out")
     _check_same_source(settings, recorded)

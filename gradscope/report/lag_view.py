@@ -20,9 +20,9 @@ from gradscope.report.pictures.svg import short
 from gradscope.report.sparkline import axis_below, crossings
 from gradscope.report.terminal import Terminal
 
-_LETTERS = "abcdefgh"
+LETTERS = "abcdefgh"
 # Contrast of at least 4 on black and on white; beside them every line has its letter.
-_COLOURS = ("bold", *(f"color({n})" for n in (63, 161, 28, 130, 30, 97, 242)))
+COLOURS = ("bold", *(f"color({n})" for n in (63, 161, 28, 130, 30, 97, 242)))
 # Rows that a plot has at least, and between two numbers beside it; columns between two letters of a line.
 _LOWEST, _ROWS_APART, _LETTERS_APART = 8, 4, 24
 # The eight dots of a braille character, by column and row (Unicode 28xx).
@@ -43,7 +43,7 @@ def render_lag_view(part: Mapping[str, Any], terminal: Terminal) -> str:
     rows = max(terminal.height - taken - 4, _LOWEST)  # a heading, the axis with its numbers, the next prompt
     numbers = _numbers(low, high, rows)
     margin = max(map(len, numbers.values()), default=0) + 1
-    canvas = _Canvas(terminal.width - margin - 1, rows, terminal.unicode)
+    canvas = Canvas(terminal.width - margin - 1, rows, terminal.unicode)
     lags = np.linspace(1, lines[0].lags[-1], canvas.dots_across)
     y = Axis(low, high, rows, 0)
     for name, value in thresholds_of(part).items():
@@ -81,7 +81,7 @@ def _legend(lines: Sequence[Line], terminal: Terminal) -> Iterator[Text]:
     """Letters and names, as many on a row as fit."""
     row = Text()
     for number, line in enumerate(lines):
-        entry = Text(f"{_LETTERS[number]} {short(line.name)}   ", style=_COLOURS[number])
+        entry = Text(f"{LETTERS[number]} {short(line.name)}   ", style=COLOURS[number])
         if row and len(row) + len(entry) > terminal.width:
             yield row
             row = Text()
@@ -100,7 +100,7 @@ def _numbers(low: float, high: float, rows: int) -> dict[int, str]:
 
 
 @dataclass
-class _Canvas:
+class Canvas:
     """Characters of which each line owns the dots that it draws; the one drawn last owns what they share."""
 
     width: int
@@ -173,5 +173,5 @@ class _Canvas:
             return self._behind.get((row, column), " "), "dim"
         lettered = self._letters.get((row, column), None if self.unicode else owner)
         if lettered is not None:
-            return _LETTERS[lettered], f"{_COLOURS[lettered]} reverse" if self.unicode else _COLOURS[lettered]
-        return chr(0x2800 + int(self._cell[row, column])), _COLOURS[owner]
+            return LETTERS[lettered], f"{COLOURS[lettered]} reverse" if self.unicode else COLOURS[lettered]
+        return chr(0x2800 + int(self._cell[row, column])), COLOURS[owner]

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from gradscope.custom_types import Array
+from gradscope.report.row_training import Row, part_of
 
-Row = Mapping[str, Any]
 # Drawn anew they are the same question: of them the median counts.
 _REPEATED = ("seed",)
 # Phases that are told of one grid, at most.
@@ -19,23 +19,58 @@ MOST_PHASES = 12
 
 
 @dataclass(frozen=True)
+class Shown:
+    """What is shown of every point: a rate, which may be zero, or a part that is none.
+
+    part : of the row it is in, "" for the row itself; name : its name there; words : with its unit.
+    """
+
+    part: str
+    name: str
+    words: str
+
+    @property
+    def is_rate(self) -> bool:
+        """Whether it has a sign, and a line where that changes."""
+        return self.name == "rate"
+
+
+RATE = Shown("", "rate", "rate, nats per step")
+_UNDER_MASKS = Shown("masks", "rate", "rate under masks, nats per step")
+# What an axis changes, where that is not the rate.
+_CHANGED = {
+    "clip": Shown("loss.clip", "factor", "part of the gradient's norm that clipping leaves"),
+    "tbptt": Shown("loss.tbptt", "bias", "bias of truncated BPTT, |G - G_K| / |G|"),
+}
+
+
+def shown_quantity(rows: Sequence[Row]) -> Shown:
+    """What the axes of these rows change."""
+    axes = axes_in(rows)
+    changed = [quantity for axis, quantity in _CHANGED.items() if axis in axes]
+    masked = any(row.get("masks") for row in rows)
+    return changed[0] if changed else _UNDER_MASKS if masked else RATE
+
+
+@dataclass(frozen=True)
 class Phase:
     """Part of a grid: all points over its numeric axes, the others being as ``title`` says.
 
-    x, y : the names of the axes, y "" where there is one alone; xs, ys : their values, rising.
-    rate, log10_norm, horizon, theory : (len(ys), len(xs)), NaN where nothing is known, -inf where no gradient
-    gets through; rate and theory in nats per step. level : verdicts, "" where nothing was measured.
-    of : how many points the numbers are medians of.
+    quantity : what is shown; x, y : the names of the axes, y "" where there is one alone; xs, ys : their
+    values, rising.
+    value, log10_norm, theory : (len(ys), len(xs)), NaN where nothing is known, -inf where no gradient gets
+    through; value is that of the quantity, theory that of RATE. level : verdicts, "" where nothing was
+    measured. of : how many points the numbers are medians of.
     """
 
+    quantity: Shown
     title: str
     x: str
     y: str
     xs: tuple[float, ...]
     ys: tuple[float, ...]
-    rate: Array
+    value: Array
     log10_norm: Array
-    horizon: Array
     theory: Array
     level: Array
     of: int
@@ -69,41 +104,48 @@ def phases(rows: Sequence[Row]) -> list[Phase]:
     if not wide:
         return []
     x, y = wide[0], (wide[1] if len(wide) > 1 else "")
+    quantity = shown_quantity(rows)
     apart: dict[str, list[Row]] = {}
     for row in rows:
         others = {name: value for name, value in row["settings"].items() if name not in (x, y, *_REPEATED)}
         several = ", ".join(f"{name}={value}" for name, value in others.items() if len(axes[name]) > 1)
         apart.setdefault(several, []).append(row)
-    return [_phase(title, x, y, some) for title, some in apart.items()]
-
-
-def _phase(title: str, x: str, y: str, rows: Sequence[Row]) -> Phase:
-    axes = axes_in(rows)
     xs, ys = axes[x], axes[y] if y else [0.0]
+    return [_phase(quantity, title, (x, y), (xs, ys), some) for title, some in apart.items()]
+
+
+def _phase(
+    quantity: Shown,
+    title: str,
+    names: tuple[str, str],
+    values: tuple[Sequence[float], Sequence[float]],
+    rows: Sequence[Row],
+) -> Phase:
+    (x, y), (xs, ys) = names, values
     cells: dict[tuple[int, int], list[Row]] = {}
     for row in rows:
         at = (ys.index(row["settings"][y]) if y else 0, xs.index(row["settings"][x]))
         cells.setdefault(at, []).append(row)
-    numbers = {
-        name: np.full((len(ys), len(xs)), np.nan) for name in ("rate", "log10_norm", "horizon", "theory_rate")
-    }
+    value, log10_norm, theory = (np.full((len(ys), len(xs)), np.nan) for _ in range(3))
     level = np.full((len(ys), len(xs)), "", dtype=object)
     for at, some in cells.items():
         known = [row for row in some if isinstance(row.get("verdict"), str)]
-        for name, array in numbers.items():
-            array[at] = _median([_number(row, name) for row in known])
-        level[at] = _middle(known)
+        parts = [part_of(row, quantity.part) for row in known]
+        gains = parts if quantity.is_rate else known
+        value[at] = _median([_number(part, quantity.name) for part in parts])
+        log10_norm[at] = _median([_number(gain, "log10_norm") for gain in gains])
+        if quantity == RATE:
+            theory[at] = _median([_number(row, "theory_rate") for row in known])
+        level[at] = _middle(gains)
+    numbers = (value, log10_norm, theory, level)
     return Phase(
+        quantity,
         title,
         x,
         y,
         tuple(map(float, xs)),
         tuple(map(float, ys)),
-        numbers["rate"],
-        numbers["log10_norm"],
-        numbers["horizon"],
-        numbers["theory_rate"],
-        level,
+        *numbers,
         max(map(len, cells.values())),
     )
 
@@ -113,7 +155,7 @@ def _number(row: Row, name: str) -> float:
     value = row.get(name)
     if isinstance(value, int | float) and math.isfinite(value):
         return float(value)
-    return -math.inf if name in ("rate", "log10_norm") else math.nan
+    return -math.inf if name in row and name in ("rate", "log10_norm") else math.nan
 
 
 def _median(values: Sequence[float]) -> float:
@@ -127,7 +169,27 @@ def _median(values: Sequence[float]) -> float:
 def _middle(rows: Sequence[Row]) -> str:
     """The verdict on the row in the middle by its gain."""
     ordered = sorted(rows, key=lambda row: _number(row, "log10_norm"))
-    return str(ordered[len(ordered) // 2]["verdict"]) if ordered else ""
+    return str(ordered[len(ordered) // 2].get("verdict") or "") if ordered else ""
+
+
+def curves_of(found: Sequence[Phase]) -> list[tuple[str, Array]]:
+    """(name, (len(xs),) values) along one axis, those of theory last; none where no number is known."""
+    lines = [(phase.title or "measured", phase.value[0]) for phase in found]
+    lines += [
+        (f"theory{f' ({phase.title})' if phase.title else ''}", phase.theory[0])
+        for phase in found
+        if np.isfinite(phase.theory).any()
+    ]
+    return lines if any(np.isfinite(values).any() for _, values in lines) else []
+
+
+def places_along(xs: Sequence[float]) -> Array:
+    """(len(xs),) places along an axis: the values, or their log10 where they rise by equal factors."""
+    values = np.array(xs, np.float64)
+    if len(values) < 3 or values[0] <= 0:
+        return values
+    logs = np.log10(values)
+    return logs if np.ptp(np.diff(logs)) < 1e-6 * np.ptp(logs) else values
 
 
 # -- lines of one height ------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ def described(problem: Problem, backend: str) -> dict[str, Any]:
     }
     of_layer = {"layer": origin.layer, "direction": system.direction if origin.layer is not None else None}
     given = {
+        "input_scale": origin.input_scale,
         "embedding": origin.embedding,
         "initial_state": origin.initial_state,
         "lengths": list(system.lengths) if system.lengths else None,

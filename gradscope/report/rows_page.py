@@ -11,6 +11,7 @@ from gradscope.report.html_page import document
 from gradscope.report.html_text import folded, gain_of, listing, table
 from gradscope.report.pictures.figures import FIGURES_OF_ROWS, picture_of_rows
 from gradscope.report.pictures.svg import element, escaped
+from gradscope.report.row_training import said_of_column, training_columns
 
 # Rows of the table of exact numbers; sentences about rows without any.
 _ROWS, _LOST = 512, 12
@@ -66,18 +67,27 @@ def _provenance(origin: Mapping[str, str]) -> str:
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     shown_rows = rows[:_ROWS]
     columns = [one for one in _NUMBERS if any(isinstance(row.get(one[0]), int | float) for row in shown_rows)]
+    training = training_columns(shown_rows)
     cells = [
         (
             _called(row),
             "–" if row.get("verdict") is None else gain_of(row.get("log10_norm")),
             *(_number(row.get(name), form) for name, form in columns),
+            *(_of_training(name, values[place]) for name, values in training.items()),
             row.get("verdict") or "not measured",
         )
-        for row in shown_rows
+        for place, row in enumerate(shown_rows)
     ]
-    headings = ("row", "gain", *(name.replace("_", " ") for name, _ in columns), "verdict")
+    headings = ("row", "gain", *(name.replace("_", " ") for name, _ in columns))
+    headings = (*headings, *map(said_of_column, training), "verdict")
     more = f", the first {_ROWS} of {len(rows)}" if len(rows) > _ROWS else ""
     return table(f"Every row{more}", headings, cells)
+
+
+def _of_training(name: str, value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or "–"
+    return gain_of(value) if name.endswith(("gradient", "norm")) else f"{value:.4g}"
 
 
 def _number(value: Any, form: str) -> str:

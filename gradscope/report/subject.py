@@ -50,6 +50,8 @@ def chosen(problem: Mapping[str, Any]) -> Iterable[str]:
         yield f"recurrent matrices x {problem['gain']:g}"
     for name, value in problem.get("biases", {}).items():
         yield f"{name} = {value:g}"
+    if (scale := problem.get("input_scale", 1.0)) != 1.0:
+        yield f"inputs x {scale:g}"
     inputs = shown(problem.get("inputs", "normal"))
     if inputs in ("normal", "zeros"):
         if inputs == "zeros" or problem["source"] != "initialised":

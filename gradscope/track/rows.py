@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from gradscope.gate.metrics import metric
 from gradscope.gate.places import BudgetPlace
 from gradscope.report.analysis import Analysis
 from gradscope.report.chains import Chain
+from gradscope.report.row_training import number_or_null, training_numbers
 from gradscope.rows.journal import Row
 
 
@@ -33,13 +33,13 @@ def row_of(
     full = analysis.full
     gates = [(name, gate) for one in (analysis, *analysis.layers) for name, gate in one.gates.items()]
     found: Row = {
-        "log10_norm": _finite(full.log10_norm.median),
-        "log10_norm_error": _finite(full.log10_norm_error),
-        "rate": _finite(full.rate.median),
+        "log10_norm": number_or_null(full.log10_norm.median),
+        "log10_norm_error": number_or_null(full.log10_norm_error),
+        "rate": number_or_null(full.rate.median),
         "horizon": full.horizon.median,
         "steps": full.steps,
         "sequences": len(full.spectra),
-        "log10_largest_gain": _finite(full.log10_largest_gain.median),
+        "log10_largest_gain": number_or_null(full.log10_largest_gain.median),
         "verdict": analysis.verdict.level,
         "notes": list(analysis.verdict.notes),
     }
@@ -47,9 +47,10 @@ def row_of(
     if light:
         found["converged"] = bool(full.log10_norm_error < CONVERGED)
     if analysis.shares:
-        found["shares"] = {name: _finite(share) for name, share in analysis.mean_shares.items()}
+        found["shares"] = {name: number_or_null(share) for name, share in analysis.mean_shares.items()}
     if gates:
         found["saturated"] = max(gate["saturated"] for _, gate in gates)
+    found |= training_numbers(analysis)
     if budgets:
         found["checks"] = [told_check(_judged(analysis, one), places.get(one.metric)) for one in budgets]
     return found
@@ -64,7 +65,7 @@ def _curve(full: Chain) -> dict[str, list[float | None]]:
     known = full.lags
     some = np.unique(np.searchsorted(known, np.geomspace(1, known[-1], _LAGS).round()))
     norms = np.nanmedian(full.by_lag[:, some], axis=0)
-    return {"lag": known[some].tolist(), "log10_norm": [_finite(float(norm)) for norm in norms]}
+    return {"lag": known[some].tolist(), "log10_norm": [number_or_null(float(norm)) for norm in norms]}
 
 
 # Decades that passes and rounding may still move the gain of a light probe by, where it is called converged.
@@ -97,7 +98,3 @@ def _judged(analysis: Analysis, budget: MetricBudget) -> Check:
         return judge_budget(name, budget, metric(analysis, budget.metric))
     except InputError as error:
         return Check(name, budget, None, failure=error.in_shell)
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import gradscope
+from gradscope.report.terminal import Terminal
+from gradscope.report.views import Look, render
 from gradscope.schemas import schema
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -35,7 +37,8 @@ def rows_in(text):
 
 def test_a_linear_network_has_the_gains_of_its_closed_form(run):
     code, out, err = run("sweep", *GRID, "--format", "jsonl")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert err == "gradscope: every steps is another program: up to 3 are compiled, seconds each\n"
     rows = rows_in(out)
     assert [row["index"] for row in rows] == list(range(12))
     for row in rows:
@@ -86,6 +89,40 @@ def test_the_whole_analysis_has_shares_and_gates(run):
     jsonschema.validate(row, schema("sweep"))
 
 
+def test_what_training_does_is_that_of_analyze():
+    """Clipping, truncation and masks: rows have what changes, tables and pictures show it."""
+    given = {"cell": "rnn", "hidden": 3, "input_size": 2, "steps": 6}
+    loss = {"adjoint": [0.5, -1.0, 2.0], "clip": "value:0.2"}
+    truncated = gradscope.sweep(**given, **loss, grid={"tbptt": [2, 6]})
+    masked = gradscope.sweep(**given, masks=3, grid={"zoneout": [0.0, 0.5], "input_scale": [0.5, 1]})
+    for row in (*truncated.points, *masked.points):
+        jsonschema.validate(row, schema("sweep"))
+    row, whole = truncated.points[0]["loss"], gradscope.analyze(**given, **loss, tbptt=2).loss
+    assert row["clip"]["factor"] == whole.clip.factor[0] < 1
+    assert row["tbptt"]["bias"] == whole.tbptt.at("R")[0] > 0
+    norms = 10 ** np.array([*whole.log10_gradients.values()])
+    assert row["log10_gradient"] == pytest.approx(math.log10(np.linalg.norm(norms)), abs=1e-12)
+    row, whole = masked.points[2], gradscope.analyze(**given, masks=3, zoneout=0.5, input_scale=0.5)
+    assert row["masks"]["log10_norm"] == whole.masks.drawn.log10_norm.median
+    assert row["rate"] == whole.full.rate.median
+    assert "bias of truncated BPTT" in str(truncated.figure())
+    assert "Rate under masks" in str(masked.figure())
+    assert truncated.rows()[1]["tbptt_bias"] == pytest.approx(0, abs=1e-12)
+    shown = render(masked, "table", Look(Terminal(80)))
+    assert "log10 gain under masks, zoneout to the right, input_scale upwards" in shown
+    shown = render(truncated, "table", Look(Terminal(80)))
+    assert "bias of truncated BPTT, |G - G_K| / |G|, tbptt to the right" in shown
+
+
+def test_a_scale_of_the_inputs_is_that_of_the_inputs():
+    inputs = np.random.default_rng(0).normal(size=(6, 2))
+    given = {"cell": "rnn", "hidden": 3, "only": "gain"}
+    scaled = gradscope.analyze(**given, inputs=inputs, input_scale=3)
+    assert scaled.full.log10_norm == gradscope.analyze(**given, inputs=3.0 * inputs).full.log10_norm
+    assert scaled.problem["input_scale"] == 3
+    assert "inputs x 3" in str(scaled)
+
+
 def test_a_point_that_fails_is_a_row_and_ends_no_other(run):
     given = [
         "--cell",
@@ -127,9 +164,18 @@ def test_where_no_point_can_be_measured_there_is_one_line(run):
         (["--grid", "gian=1,2"], "did you mean gain?"),
         (["--grid", "gain=1:2"], "expected FROM:TO:COUNT"),
         (["--grid", "gain=1,2", "--gain", "3"], "leave one of them out"),
-        (["--grid", "gain=1,2", "--top", "3"], "--top is given, but the gain alone is measured"),
+        (
+            ["--grid", "gain=1,2", "--top", "3", "--only", "gain"],
+            "but --only gain does not measure what it changes: leave one of them out, or give --only paths",
+        ),
+        (["--grid", "clip=1,2", "--only", "paths"], "or give --only all"),
+        (["--grid", "masks=1,2"], "masks are an axis, but there are none: give --h-detach, say"),
+        (["--grid", "clip=1,2"], "of the gradient of a loss, but none is given: add --readout or --adjoint"),
         (["--grid", "gain=1,2", "--shard", "4/4"], "has none of 2 points"),
-        (["--grid", "gain=1,2", "--cell", "lstm", "--view", "cell"], "or give --only paths"),
+        (
+            ["--grid", "gain=1,2", "--cell", "lstm", "--view", "cell", "--only", "gain"],
+            "or give --only paths",
+        ),
         (["--grid", "gain=1,2", "--format", "bmf"], "format bmf does not show a sweep"),
     ],
 )
@@ -240,6 +286,7 @@ def test_one_axis_is_a_list_and_a_line(run, tmp_path):
     code, out, _ = run("sweep", *LINEAR, "--steps", "5", "--grid", "gain=0.5:2:4", "-o", rows)
     assert code == 0
     assert "gain=0.5" in out
+    assert "rate, nats per step, gain to the right" in out
     assert "Nearest to a rate of zero: gain=1, gain 1.00, rate" in out
     assert "polyline" in run("plot", rows, "phase")[1]
     assert run("sweep", *LINEAR, "--grid", "cell=linear,rnn", "--format", "table")[0] == 2

@@ -113,7 +113,7 @@ def test_of_seeds_the_median_counts_and_other_options_have_a_diagram_each():
     ]  # fmt: skip
     found = phases(rows)
     assert [phase.title for phase in found] == ["cell=a", "cell=b"]
-    np.testing.assert_array_equal(found[0].rate, [[1, 2], [1, 2]])
+    np.testing.assert_array_equal(found[0].value, [[1, 2], [1, 2]])
     assert found[0].of == 3
     assert len([*drawn(rows, size="wide").iter(f"{SVG}image")]) == 3  # and that of the key
 
@@ -236,3 +236,22 @@ def test_the_page_of_rows(run, tmp_path, name):
     assert f"{len(rows)} {'points' if name == 'phase' else 'checkpoints'}" in page
     assert page.count("<tr>") >= len(rows)
     assert len(page) < 300_000
+
+
+def test_what_clipping_leaves_is_shown_where_its_threshold_is_an_axis():
+    rows = [
+        point(x, gain=x, clip=c) | {"loss": {"clip": {"factor": c / 4, "log10_norm": 1.0}}}
+        for x in (0.0, 1.0) for c in (1.0, 2.0, 4.0)
+    ]  # fmt: skip
+    (found,) = phases(rows)
+    assert (found.x, found.y) == ("gain", "clip")
+    np.testing.assert_array_equal(found.value, [[0.25, 0.25], [0.5, 0.5], [1, 1]])
+    root = drawn(rows)
+    assert not lines_of(root, "measured: rate 0")
+    assert any("clipping leaves" in (text.text or "") for text in root.iter())
+
+
+def test_what_rises_by_equal_factors_stands_at_equal_distances():
+    root = drawn([point(x, gain=x) for x in (1.0, 10.0, 100.0, 1000.0)])
+    (line,) = lines_of(root, "measured")
+    np.testing.assert_allclose(np.diff(line[:, 0]), np.diff(line[:, 0])[0], rtol=1e-3)

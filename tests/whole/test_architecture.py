@@ -53,7 +53,7 @@ RICH = {
         "training_table",
         "sparkline",
     ),
-    *("inspection_table", "track_table", "checks_table", "changes_table", "phase_table"),
+    *("inspection_table", "track_table", "checks_table", "changes_table", "phase_table", "curve_view"),
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))

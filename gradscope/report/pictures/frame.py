@@ -70,17 +70,26 @@ class Frame:
         """The axes of what lies between these values."""
         return Axis(*x, self.left, self.right), Axis(*y, self.bottom, self.top)
 
-    def drawn(self, x: Axis, y: Axis, titles: tuple[str, str], *, log_y: bool = False) -> str:
-        """Grid, ticks with their numbers, and what the axes are."""
+    def drawn(
+        self,
+        x: Axis,
+        y: Axis,
+        titles: tuple[str, str],
+        *,
+        log_y: bool = False,
+        labels: Sequence[tuple[float, str]] | None = None,
+    ) -> str:
+        """Grid, ticks with their numbers, and what the axes are; labels : in place of the numbers of x."""
         font, parts = self.font, []
         for value in y.ticks(2.2 * font):
             at, label = y.at(value), power_of_ten(value) if log_y else f"{value:g}"
             parts.append(_line(self.left, at, self.right, at))
             parts.append(words(label, self.left - 0.4 * font, at + 0.35 * font, font, anchor="end"))
-        for value in x.ticks(5 * font):
+        numbers = [(value, f"{value:g}") for value in x.ticks(5 * font)] if labels is None else labels
+        for value, label in numbers:
             at = x.at(value)
             parts.append(_line(at, self.bottom, at, self.bottom + 0.3 * font))
-            parts.append(words(f"{value:g}", at, self.bottom + 1.3 * font, font, anchor="middle"))
+            parts.append(words(label, at, self.bottom + 1.3 * font, font, anchor="middle"))
         middle = (self.left + self.right) / 2
         parts.append(words(titles[0], middle, self.bottom + 2.6 * font, font, "muted", anchor="middle"))
         parts.append(words(titles[1], self.left, self.top - 0.6 * font, font, "muted"))

@@ -1,17 +1,18 @@
-"""A phase diagram: the rate over two options of a grid, where it is zero, and where theory expects that."""
+"""A phase diagram: what a grid changes, where a rate is zero, and where theory expects that."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
-from gradscope.report.phase import MOST_PHASES, Phase, contour, phases
-from gradscope.report.pictures.colours import image, shades
+from gradscope.report.phase import MOST_PHASES, Phase, contour, curves_of, phases, places_along
+from gradscope.report.pictures.colours import COLOURS, cividis, image, in_palette, shades
 from gradscope.report.pictures.frame import Frame, Legend, line, margin, spread, stretches, words
 from gradscope.report.pictures.picture import Picture
 from gradscope.report.pictures.svg import element, escaped, short
@@ -38,17 +39,18 @@ def draw_phase(rows: Sequence[Mapping[str, Any]], size: Size) -> Picture:
             f"the grid has {len(found)} diagrams ({found[0].title}, ...), expected at most {MOST_PHASES}: "
             "sweep fewer of them"
         )
-    ends = _ends(np.concatenate([phase.rate.ravel() for phase in found]))
+    colours = _colours(found)
     parts: list[str] = []
     if found[0].y:
         for phase, frame in zip(found, _frames(found, size), strict=True):
-            parts += _map(phase, ends, frame)
-        parts += _key(found, ends, size)
+            parts += _map(phase, colours, frame)
+        parts += _key(found, colours, size)
     else:
         parts += _lines(found, size)
     subjects = dict.fromkeys(str(row["subject"]) for row in rows if row.get("subject"))
     before = f"{next(iter(subjects))}." if len(subjects) == 1 else f"{len(rows)} points."
-    return Picture("Rate over the grid", before, _said(found), size, tuple(parts))
+    title = "Rate over the grid" if found[0].quantity.is_rate else "Training over the grid"
+    return Picture(title, before, _said(found), size, tuple(parts))
 
 
 def _said(found: Sequence[Phase]) -> str:
@@ -60,17 +62,57 @@ def _said(found: Sequence[Phase]) -> str:
     first = found[0]
     over = f"{first.x} and {first.y}" if first.y else first.x
     theory = any(np.isfinite(phase.theory).any() for phase in found)
-    lines = f"lines: where it is zero, measured{' and by mean-field theory' if theory else ''}"
+    lines = f"; lines: where it is zero, measured{' and by mean-field theory' if theory else ''}"
     of = f"; medians of {first.of} seeds" if first.of > 1 else ""
-    return f"Nats per step over {over}, {len(levels)} points: {', '.join(told)}; {lines}{of}."
+    what = first.quantity.words.capitalize()
+    points = f"{len(levels)} point{'s' * (len(levels) != 1)}: {', '.join(told)}"
+    return f"{what} over {over}, {points}{lines * first.quantity.is_rate}{of}."
 
 
-def _ends(rate: Array) -> tuple[float, float]:
-    """The lowest and the highest rate, at least a little on both sides of zero."""
-    known = rate[np.isfinite(rate)]
+@dataclass(frozen=True)
+class _Colours:
+    """The palette of a map and the values at its ends; of a rate zero is white, in the middle."""
+
+    low: float
+    high: float
+    signed: bool
+
+    @property
+    def palette(self) -> Array:
+        """The first of it is what is not known."""
+        return shades(_ANCHORS, _SHADES) if self.signed else cividis()
+
+    def of(self, values: Array) -> Array:
+        """The places of these values in it; of a rate each side of zero as far as it goes."""
+        if not self.signed:
+            return in_palette(values, self.low, self.high)
+        with np.errstate(invalid="ignore"):
+            sides = np.where(values < 0, -np.clip(values / self.low, 0, 1), np.clip(values / self.high, 0, 1))
+        middle = _SHADES // 2
+        placed = np.nan_to_num(np.round(middle * sides), nan=0.0) + middle + 1
+        return np.where(np.isnan(values), 0, placed).astype(np.uint8)
+
+    @property
+    def key(self) -> tuple[Array, list[tuple[float, str]]]:
+        """All of it side by side, and what stands below, each with its part of the way."""
+        if not self.signed:
+            return np.linspace(1, COLOURS, COLOURS).round()[None].astype(np.uint8), [
+                (0.0, f"{self.low:.3g}"),
+                (1.0, f"{self.high:.3g}"),
+            ]
+        below = [(0.0, f"{self.low:.2g}"), (0.5, "0"), (1.0, f"{self.high:+.2g}")]
+        return np.arange(1, _SHADES + 1)[None], below
+
+
+def _colours(found: Sequence[Phase]) -> _Colours:
+    """Of a rate at least a little on both sides of zero; of a part of 1 from none to all, or more."""
+    values = np.concatenate([phase.value.ravel() for phase in found])
+    known = values[np.isfinite(values)]
+    if not found[0].quantity.is_rate:
+        return _Colours(0.0, max(1.0, float(known.max(initial=1.0))), signed=False)
     low, high = (float(known.min()), float(known.max())) if known.size else (-1.0, 1.0)
     least = 0.02 * max(-low, high, 1e-6)
-    return min(low, -least), max(high, least)
+    return _Colours(min(low, -least), max(high, least), signed=True)
 
 
 # -- two axes ----------------------------------------------------------------------------------------
@@ -90,15 +132,15 @@ def _frames(found: Sequence[Phase], size: Size) -> list[Frame]:
     return frames
 
 
-def _map(phase: Phase, ends: tuple[float, float], frame: Frame) -> list[str]:
-    font, (high, wide) = frame.font, phase.rate.shape
+def _map(phase: Phase, colours: _Colours, frame: Frame) -> list[str]:
+    font, (high, wide) = frame.font, phase.value.shape
     title = f"{short(phase.y)}{f' ({short(phase.title, 40)})' if phase.title else ''}"
     parts = [
         words(title, frame.left, frame.top - 0.5 * font, font, "muted"),
-        image(_shades(phase.rate, ends)[::-1], shades(_ANCHORS, _SHADES), frame),
+        image(colours.of(phase.value)[::-1], colours.palette, frame),
         *_not_measured(phase, frame),
     ]
-    for k, values in enumerate((phase.rate, phase.theory)):
+    for k, values in enumerate((phase.value, phase.theory) if phase.quantity.is_rate else ()):
         if k and not np.isfinite(values).any():
             continue
         drawn = (_line(points, frame, wide, high, _DASHED[k]) for points in contour(values))
@@ -141,7 +183,7 @@ def _edged(points: str, dash: str | None) -> str:
 
 def _not_measured(phase: Phase, frame: Frame) -> list[str]:
     """A cross where a point could not be measured."""
-    high, wide = phase.rate.shape
+    high, wide = phase.value.shape
     across, up = (frame.right - frame.left) / wide, (frame.bottom - frame.top) / high
     arm = 0.25 * min(across, up)
     parts = []
@@ -153,28 +195,19 @@ def _not_measured(phase: Phase, frame: Frame) -> list[str]:
     return [element("g", element("title", "not measured"), *parts)] if parts else []
 
 
-def _shades(rate: Array, ends: tuple[float, float]) -> Array:
-    """In the palette: each side of zero as far as it goes; 0 what is not known."""
-    low, high = ends
-    with np.errstate(invalid="ignore"):
-        part = np.where(rate < 0, -np.clip(rate / low, 0, 1), np.clip(rate / high, 0, 1))
-    middle = _SHADES // 2
-    placed = np.nan_to_num(np.round(middle * part), nan=0.0) + middle + 1
-    return np.where(np.isnan(rate), 0, placed).astype(np.uint8)
-
-
-def _key(found: Sequence[Phase], ends: tuple[float, float], size: Size) -> list[str]:
+def _key(found: Sequence[Phase], colours: _Colours, size: Size) -> list[str]:
     """What the colours are, and what the lines."""
     font, top = size.font, size.height - 4.2 * size.font
     bar = Frame(font, top, 0.5 * size.width, top + 0.8 * font, font)
     below = bar.bottom + 1.2 * font
-    parts = [
-        image(np.arange(1, _SHADES + 1)[None], shades(_ANCHORS, _SHADES), bar),
-        words(f"{ends[0]:.2g}", bar.left, below, font),
-        words("0", (bar.left + bar.right) / 2, below, font, anchor="middle"),
-        words(f"{ends[1]:+.2g}", bar.right, below, font, anchor="end"),
-        words("rate, nats per step", bar.left, below + 1.3 * font, font, "muted"),
-    ]
+    places, labels = colours.key
+    parts = [image(places, colours.palette, bar)]
+    for part, label in labels:
+        x = bar.left + part * (bar.right - bar.left)
+        parts.append(words(label, x, below, font, anchor={0.0: None, 1.0: "end"}.get(part, "middle")))
+    parts.append(words(found[0].quantity.words, bar.left, below + 1.3 * font, font, "muted"))
+    if not found[0].quantity.is_rate:
+        return parts
     named: list[tuple[str, str | None]] = [(_MEASURED, _DASHED[0])]
     if any(np.isfinite(phase.theory).any() for phase in found):
         named.append((_THEORY, _DASHED[1]))
@@ -190,33 +223,29 @@ def _key(found: Sequence[Phase], ends: tuple[float, float], size: Size) -> list[
 
 
 def _lines(found: Sequence[Phase], size: Size) -> list[str]:
-    """The rate along the axis, a line for each of the others, and theory's."""
-    font = size.font
-    drawn = [(phase.title or "measured", phase.xs, phase.rate[0]) for phase in found]
-    drawn += [
-        (f"theory{f' ({phase.title})' if phase.title else ''}", phase.xs, phase.theory[0])
-        for phase in found
-        if np.isfinite(phase.theory).any()
-    ]
-    known = np.concatenate([values[np.isfinite(values)] for _, _, values in drawn])
-    if not known.size:
-        raise InputError("no point of the grid has a rate: no gradient gets through, or none was measured")
-    legend = Legend([(name, k) for k, (name, _, _) in enumerate(drawn)], size.width - 2 * font, font)
+    """What is shown along the axis, a line for each of the others, and theory's."""
+    font, xs, places = size.font, found[0].xs, places_along(found[0].xs)
+    drawn = curves_of(found)
+    if not drawn:
+        raise InputError("no point of the grid has a number: no gradient gets through, or none was measured")
+    known = np.concatenate([values[np.isfinite(values)] for _, values in drawn])
+    legend = Legend([(name, k) for k, (name, _) in enumerate(drawn)], size.width - 2 * font, font)
     low, high = spread([*known, 0.0], 1e-3)
-    labels = [f"{low:.3g}", f"{high:.3g}"]
     frame = Frame(
-        margin(labels, font) + 0.6 * font,
+        margin([f"{low:.3g}", f"{high:.3g}"], font) + 0.6 * font,
         2.2 * font,
         size.width - font,
         size.height - 3.4 * font - legend.height,
         font,
     )
-    x, y = frame.axes(spread(found[0].xs, 1e-9), (low, high))
-    parts = [frame.drawn(x, y, (short(found[0].x), "rate, nats per step"))]
+    x, y = frame.axes(spread(places, 1e-9), (low, high))
+    some = _labels(xs, (frame.right - frame.left) / len(xs), font) if places[0] != xs[0] else None
+    labels = None if some is None else [(float(places[at]), label) for at, label in some]
+    parts = [frame.drawn(x, y, (short(found[0].x), found[0].quantity.words), labels=labels)]
     zero = y.at(0.0)
     parts.append(element("line", x1=frame.left, x2=frame.right, y1=zero, y2=zero, **stroke("muted")))
-    for k, (name, xs, values) in enumerate(drawn):
-        runs = stretches(np.array(xs), np.where(np.isinf(values), np.nan, values), low, high)
+    for k, (name, values) in enumerate(drawn):
+        runs = stretches(places, np.where(np.isinf(values), np.nan, values), low, high)
         pieces = [line([(x.at(u), y.at(v)) for u, v in run], k) for run in runs]
         parts.append(element("g", element("title", escaped(name)), *pieces))
     return [*parts, legend.drawn(font, frame.bottom + 3.1 * font)]

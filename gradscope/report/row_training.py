@@ -1,0 +1,133 @@
+"""What rows keep of training, and its columns: a loss's gradient, clipping, truncation; masks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradscope.report.verdict import level
+
+if TYPE_CHECKING:
+    from gradscope.custom_types import Array
+    from gradscope.measure.clipping import Clipping
+    from gradscope.measure.loss import LossGradient
+    from gradscope.measure.truncation import Truncation
+    from gradscope.report.analysis import Analysis
+
+Row = Mapping[str, Any]
+
+
+def training_numbers(analysis: Analysis) -> dict[str, Any]:
+    """The parts "loss" and "masks" of a row, by the names that they have in the JSON of an analysis.
+
+    Medians over the sequences, logarithms of what is zero None; of two directions the gradients together.
+    """
+    parts = (analysis,) if analysis.loss else analysis.layers
+    losses = [part.loss for part in parts if part.loss]
+    return {
+        **({"loss": _loss(losses)} if losses else {}),
+        **({"masks": _masks(analysis)} if analysis.masks else {}),
+    }
+
+
+def _loss(losses: list[LossGradient]) -> dict[str, Any]:
+    norms = np.array([norm for one in losses for norm in one.log10_gradients.values()])
+    found: dict[str, Any] = {"at": losses[0].at, "log10_gradient": number_or_null(_together(norms))}
+    if len(losses) > 1:
+        return found
+    (loss,) = losses
+    first = [row[~np.isnan(row)][-1] for row in loss.log10_norm]
+    found["log10_norm"] = number_or_null(float(np.median(first)))
+    if recurrent := loss.kinds.get("R"):
+        found["reach"] = loss.lag_within(0.5, recurrent)
+    return found | _clip(loss.clip) | _tbptt(loss.tbptt)
+
+
+def _together(norms: Array) -> float:
+    """log10 of the norm of what has these norms, however small or large."""
+    largest = float(norms.max(initial=-math.inf))
+    if not math.isfinite(largest):
+        return largest
+    return largest + 0.5 * math.log10(float((100.0 ** (norms - largest)).sum()))
+
+
+def _clip(clip: Clipping | None) -> dict[str, Any]:
+    if clip is None:
+        return {}
+    told = {
+        "law": clip.law,
+        "threshold": clip.threshold,
+        "clipped_proportion": clip.proportion,
+        "factor": float(np.median(clip.factor)),
+        "cosine": float(np.median(clip.cosine)),
+        "log10_norm": number_or_null(float(np.median(clip.log10_norm))),
+    }
+    return {"clip": told}
+
+
+def _tbptt(found: Truncation | None) -> dict[str, Any]:
+    if found is None:
+        return {}
+    bias, cosine = found.at(found.main)
+    told = {"length": found.length, "bias": number_or_null(bias), "cosine": number_or_null(cosine)}
+    return {"tbptt": {**told, "length_for_1_percent": found.needs(found.main)}}
+
+
+def _masks(analysis: Analysis) -> dict[str, Any]:
+    masks = analysis.masks
+    assert masks is not None
+    return {
+        "law": masks.law,
+        "probability": list(masks.probability),
+        "count": masks.count,
+        "log10_norm": number_or_null(masks.drawn.log10_norm.median),
+        "log10_spread": [number_or_null(end) for end in masks.log10_spread],
+        "rate": number_or_null(masks.drawn.rate.median),
+        "horizon": masks.drawn.horizon.median,
+        "verdict": level(masks.drawn, analysis.policy),
+        "mean": {
+            "log10_norm": number_or_null(masks.mean.log10_norm.median),
+            "horizon": masks.mean.horizon.median,
+        },
+    }
+
+
+def number_or_null(value: float) -> float | None:
+    """A number as JSON has it, None for what is not finite."""
+    return float(value) if math.isfinite(value) else None
+
+
+# -- as columns ---------------------------------------------------------------------------------------
+
+
+# {column: (the part of the row, its name there, what people call it)}.
+COLUMNS = {
+    "log10_gradient": ("loss", "log10_gradient", "|dL/dp|"),
+    "clip_factor": ("loss.clip", "factor", "clipped to"),
+    "tbptt_bias": ("loss.tbptt", "bias", "bias"),
+    "masked_log10_norm": ("masks", "log10_norm", "masked gain"),
+    "masked_horizon": ("masks", "horizon", "masked horizon"),
+    "masked_verdict": ("masks", "verdict", "masked verdict"),
+}
+
+
+def part_of(row: Row, part: str) -> Row:
+    """The part of a row at a path such as ``loss.clip``, for "" the row; empty where it has none."""
+    for name in filter(None, part.split(".")):
+        found = row.get(name)
+        row = found if isinstance(found, Mapping) else {}
+    return row
+
+
+def training_columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """{column: of each row its value, None where it has none}, of those that some row has."""
+    parts = {name: [part_of(row, part) for row in rows] for name, (part, _, _) in COLUMNS.items()}
+    return {name: [one.get(COLUMNS[name][1]) for one in each] for name, each in parts.items() if any(each)}
+
+
+def said_of_column(column: str) -> str:
+    """What people call it."""
+    return COLUMNS[column][2]
