@@ -6,15 +6,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from gradscope.errors import InputError, quoted, shown
 from gradscope.report.html_page import document
 from gradscope.report.html_text import folded, gain_of, listing, table
 from gradscope.report.pictures.figures import FIGURES_OF_ROWS, picture_of_rows
+from gradscope.report.pictures.parts import of_rows
 from gradscope.report.pictures.svg import element, escaped
 from gradscope.report.row_training import said_of_column, training_columns
 
 # Rows of the table of exact numbers; sentences about rows without any.
 _ROWS, _LOST = 512, 12
+# Of the table of gains by lag: rows and lags.
+_CURVES, _LAGS = 128, 48
 _NUMBERS = (("rate", "+.5f"), ("theory_rate", "+.5f"), ("horizon", "g"), ("saturated", ".3f"))
 _SUBJECTS = ("point", "checkpoint")
 
@@ -34,11 +39,13 @@ def rows_page(rows: Sequence[Mapping[str, Any]], origin: Mapping[str, str] = {})
     many = "points" if schema == FIGURES_OF_ROWS["phase"][1] else "checkpoints"
     title = f"{len(rows)} {many}{f' of {next(iter(subjects))}' if len(subjects) == 1 else ''}: {told}"
     lost = [f"{_called(row)}: {row['error']}" for row in rows if row.get("error")]
+    with of_rows():
+        tables = [folded("Exact numbers", _table(rows)), _by_lag(rows)]
     parts = [
         element("h1", escaped(title)),
         listing(lost[:_LOST]),
         *(_figure(rows, name) for name in names),
-        folded("Exact numbers", _table(rows)),
+        *tables,
         _provenance(origin),
     ]
     return document(title, f"Gain and horizon over {many}, their pictures and exact numbers.", parts)
@@ -82,6 +89,22 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     headings = (*headings, *map(said_of_column, training), "verdict")
     more = f", the first {_ROWS} of {len(rows)}" if len(rows) > _ROWS else ""
     return table(f"Every row{more}", headings, cells)
+
+
+def _by_lag(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The gain at every lag that rows keep, of some of them where there are many."""
+    known = [row for row in rows if row.get("by_lag")]
+    if not known:
+        return ""
+    some = [known[k] for k in np.unique(np.linspace(0, len(known) - 1, _CURVES).round().astype(int))]
+    curves = [dict(zip(row["by_lag"]["lag"], row["by_lag"]["log10_norm"], strict=True)) for row in some]
+    lags = sorted({lag for curve in curves for lag in curve})[:_LAGS]
+    cells = [
+        (_called(row), *(gain_of(curve[lag]) if lag in curve else "–" for lag in lags))
+        for row, curve in zip(some, curves, strict=True)
+    ]
+    of = f", {len(some)} of {len(known)} rows" if len(some) < len(known) else ""
+    return folded("Gain by lag", table(f"Gain by lag{of}", ("row", *map(str, lags)), cells))
 
 
 def _of_training(name: str, value: Any) -> str:

@@ -15,6 +15,7 @@ import pytest
 from gradscope.errors import InputError
 from gradscope.report.phase import contour, phases
 from gradscope.report.pictures.figures import FIGURES_OF_ROWS, picture_of_rows
+from gradscope.report.rows_page import rows_page
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = "<script>alert(1)</script>\"'&]]>\x07\u202e\ud800"
@@ -255,3 +256,24 @@ def test_what_rises_by_equal_factors_stands_at_equal_distances():
     root = drawn([point(x, gain=x) for x in (1.0, 10.0, 100.0, 1000.0)])
     (line,) = lines_of(root, "measured")
     np.testing.assert_allclose(np.diff(line[:, 0]), np.diff(line[:, 0])[0], rtol=1e-3)
+
+
+def test_many_diagrams_are_not_flat():
+    rows = [
+        row | {"settings": row["settings"] | {"cell": cell}}
+        for row in grid(lambda x, y: x - y)
+        for cell in "abcde"
+    ]
+    (height,) = {float(image.get("height")) for image in drawn(rows, size="page").iter(f"{SVG}image")} - {
+        10.4
+    }
+    assert height > 100
+
+
+def test_a_page_of_training_has_the_gains_by_lag():
+    page = rows_page(checkpoints())
+    assert page.count("<details>") == 2
+    assert '<th scope="col">10</th>' in page
+    assert "1.00e-04" in page  # of the last checkpoint at lag 10
+    with pytest.raises(InputError, match="a row is damaged"):
+        rows_page([checkpoints()[0] | {"by_lag": {"lag": [1], "log10_norm": []}}])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,9 @@ _ANCHORS = ((0, 68, 119), (86, 160, 211), (255, 255, 255), (236, 150, 62), (150,
 _SHADES = 127  # an odd number: one of them is zero's
 _MEASURED, _THEORY = "measured: rate 0", "theory: rate 0"
 _DASHED = (None, "5 3")
-# Columns of diagrams side by side, and the width that each has at least, in letters.
-_NARROWEST = 26
+# In letters: the width and the height that a diagram has at least; what stands above, below it, below all.
+_NARROWEST, _LOWEST = 26, 8.0
+_ABOVE, _BELOW, _KEY = 1.7, 2.7, 4.6
 
 
 def draw_phase(rows: Sequence[Mapping[str, Any]], size: Size) -> Picture:
@@ -42,6 +43,7 @@ def draw_phase(rows: Sequence[Mapping[str, Any]], size: Size) -> Picture:
     colours = _colours(found)
     parts: list[str] = []
     if found[0].y:
+        size = _tall_enough(len(found), size)
         for phase, frame in zip(found, _frames(found, size), strict=True):
             parts += _map(phase, colours, frame)
         parts += _key(found, colours, size)
@@ -62,11 +64,11 @@ def _said(found: Sequence[Phase]) -> str:
     first = found[0]
     over = f"{first.x} and {first.y}" if first.y else first.x
     theory = any(np.isfinite(phase.theory).any() for phase in found)
-    lines = f"; lines: where it is zero, measured{' and by mean-field theory' if theory else ''}"
+    lines = f"; lines: {'where it is zero, ' * bool(first.y)}measured{' and by mean-field theory' * theory}"
     of = f"; medians of {first.of} seeds" if first.of > 1 else ""
     what = first.quantity.words.capitalize()
     points = f"{len(levels)} point{'s' * (len(levels) != 1)}: {', '.join(told)}"
-    return f"{what} over {over}, {points}{lines * first.quantity.is_rate}{of}."
+    return f"{what}, over {over}, {points}{lines * first.quantity.is_rate}{of}."
 
 
 @dataclass(frozen=True)
@@ -118,18 +120,35 @@ def _colours(found: Sequence[Phase]) -> _Colours:
 # -- two axes ----------------------------------------------------------------------------------------
 
 
+def _across(count: int, size: Size) -> int:
+    """How many diagrams stand side by side."""
+    return max(1, min(count, int(size.width / (_NARROWEST * size.font))))
+
+
+def _tall_enough(count: int, size: Size) -> Size:
+    """The size, or a higher one in which none of so many diagrams is flat."""
+    down = math.ceil(count / _across(count, size))
+    least = (down * (_LOWEST + _ABOVE + _BELOW) + _KEY) * size.font
+    return replace(size, height=max(size.height, least))
+
+
 def _frames(found: Sequence[Phase], size: Size) -> list[Frame]:
     """Boxes side by side, in rows where they do not fit; above the key."""
     font, count = size.font, len(found)
-    across = max(1, min(count, int(size.width / (_NARROWEST * font))))
+    across = _across(count, size)
     down = math.ceil(count / across)
-    wide, tall = size.width / across, (size.height - 4.6 * font) / down
-    left = margin([f"{y:g}" for y in found[0].ys], font) + 0.4 * font
+    wide, tall = size.width / across, (size.height - _KEY * font) / down
+    left = margin([_label(y) for y in found[0].ys], font) + 0.4 * font
     frames = []
     for number in range(count):
         x, y = number % across * wide, number // across * tall
-        frames.append(Frame(x + left, y + 1.7 * font, x + wide - font, y + tall - 2.7 * font, font))
+        box = (x + left, y + _ABOVE * font, x + wide - font, y + tall - _BELOW * font)
+        frames.append(Frame(*box, font))
     return frames
+
+
+def _label(value: float) -> str:
+    return f"{value:.4g}"
 
 
 def _map(phase: Phase, colours: _Colours, frame: Frame) -> list[str]:
@@ -152,7 +171,7 @@ def _map(phase: Phase, colours: _Colours, frame: Frame) -> list[str]:
     every = max(1, math.ceil(1.2 * font / step))
     for at in range(0, high, every):
         y = frame.bottom - (at + 0.5) * step + 0.35 * font
-        parts.append(words(f"{phase.ys[at]:g}", frame.left - 0.4 * font, y, font, anchor="end"))
+        parts.append(words(_label(phase.ys[at]), frame.left - 0.4 * font, y, font, anchor="end"))
     middle = (frame.left + frame.right) / 2
     parts.append(words(short(phase.x), middle, frame.bottom + 2.3 * font, font, "muted", anchor="middle"))
     return parts
@@ -160,9 +179,9 @@ def _map(phase: Phase, colours: _Colours, frame: Frame) -> list[str]:
 
 def _labels(values: Sequence[float], apart: float, font: float) -> list[tuple[int, str]]:
     """As many as there is room for, each with its place."""
-    widest = max(len(f"{value:g}") for value in values)
+    widest = max(len(_label(value)) for value in values)
     every = max(1, math.ceil((0.6 * widest + 0.8) * font / apart))
-    return [(at, f"{values[at]:g}") for at in range(0, len(values), every)]
+    return [(at, _label(values[at])) for at in range(0, len(values), every)]
 
 
 def _line(points: Sequence[tuple[float, float]], frame: Frame, wide: int, high: int, dash: str | None) -> str:
@@ -214,6 +233,8 @@ def _key(found: Sequence[Phase], colours: _Colours, size: Size) -> list[str]:
     for row, (name, dash) in enumerate(named):
         x, y = 0.5 * size.width + 1.5 * font, top + (0.9 + 1.5 * row) * font
         at = f"{x:.1f},{y - 0.3 * font:.1f} {x + 2.4 * font:.1f},{y - 0.3 * font:.1f}"
+        paper = {"y": y - 0.75 * font, "width": 2.6 * font, "height": 0.9 * font, "fill": "#ffffff"}
+        parts.append(element("rect", x=x - 0.1 * font, **paper))  # as on the map, on black too
         parts.append(_edged(at, dash))
         parts.append(words(name, x + 3 * font, y, font))
     return parts
