@@ -6,12 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gradscope.cells import find
-from gradscope.cells.cell import Cell
-from gradscope.checkpoints import Decided, Model, read
+from gradscope.checkpoints import Model, read
 from gradscope.checkpoints.array_map import rules_of
 from gradscope.checkpoints.recording_file import read_recorded
 from gradscope.custom_types import Array
@@ -246,68 +243,11 @@ def repair(settings: Repairing) -> Repaired:
     InputError
         With one line that says what was given and what is expected; nothing is written then.
     """
-    from gradscope.advise import repair as repairing
-    from gradscope.advise.suggest import settings_of_knob, suggested
-    from gradscope.checkpoints.editing import editable, written_as
-    from gradscope.formats.array_writing import write_whole
+    from gradscope.advise.rewrite import rewritten
 
     settings.check()
-    suffix = written_as(settings.checkpoint, settings.output)
-    source = Path(str(settings.checkpoint))
-    target = source if settings.output is None else Path(settings.output)
-    repairing.check_new(target, source, in_place=settings.in_place)
-    knobs = (settings.knob,) if isinstance(settings.knob, str) else tuple(settings.knob)
-    repairing.check_some(knobs, settings.floss)
     settings, steps = _far_enough(settings)
-    problems, means = _prepare(settings)
-
-    def found(name: str) -> list[str]:
-        tried = suggested(
-            problems,
-            settings.policy,
-            means,
-            target=settings.target,
-            horizon=steps,
-            knobs=[name],
-            report=settings.trying,
-        )
-        return settings_of_knob(tried, name)
-
-    before = repairing.layers_of(problems)
-    chosen = repairing.settings_of(knobs, found)
-    after = repairing.set_knobs(before, chosen)
-    if settings.floss is not None:
-        count = whole_number("floss", settings.floss, 1)
-        say = settings.trying or (lambda _: None)
-        after = repairing.floss(problems, after, settings.policy, means, count, say)
-    decided = Decided(
-        find(settings.cell) if isinstance(settings.cell, str) else settings.cell,
-        settings.activation,
-        settings.layout,
-    )
-    reads = (settings.reads,) if isinstance(settings.reads, str) else settings.reads or ()
-    rules = rules_of(settings.map)
-    with editable(
-        source, decided, list(before), reads=reads, rules=rules, max_size=settings.max_size
-    ) as file:
-        data, changed = file.written(before, after, suffix)
-    write_whole(target, data)
-    again = replace(settings, checkpoint=target, cell=settings.cell or _cell_of(problems), activation=None)
-    return repairing.Repaired(
-        source=str(source),
-        file=str(target),
-        knobs=(*map(str, chosen), *([f"floss {settings.floss}"] if settings.floss else [])),
-        tensors=tuple(changed),
-        before=analyze_problems(problems, settings.policy, means=means),
-        after=analyze_problems(_prepare(again)[0], settings.policy, means=means),
-        flossed=settings.floss or 0,
-    )
-
-
-def _cell_of(problems: Problems) -> Cell | None:
-    """The cell of the layers, where it is one: a state dict alone may leave it open."""
-    cells = {problem.system.cell.name: problem.system.cell for problem in problems.layers}
-    return next(iter(cells.values())) if len(cells) == 1 else None
+    return rewritten(settings, steps, _prepare, _analyzed)
 
 
 @one_blas_thread()
