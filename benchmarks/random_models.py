@@ -1,8 +1,8 @@
 """Random small models of PyTorch, Keras and nnx: each is analysed right, or refused by a reason.
 
-``python benchmarks/random_models.py [--draws 1000] [--first 0] [--only torch,files,keras,nnx]`` prints how
-many were right and why others were refused, and every third outcome with its seed; exit code 1 if there is
-one. Right is what the framework's own derivatives say. ``tests/parity`` runs the first few.
+``python benchmarks/random_models.py [--draws 1000] [--first 0] [--only torch,loops,files,keras,nnx]`` prints
+how many were right and why others were refused, and every third outcome with its seed; exit code 1 if there
+is one. Right is what the framework's own derivatives say. ``tests/parity`` runs the first few.
 """
 
 from __future__ import annotations
@@ -21,14 +21,19 @@ sys.path[:0] = [str(HERE), str(HERE / "tests"), str(HERE / "tests" / "parity")]
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # it compiles more than it computes
 
-# What is drawn, so many of ten: modules of torch in memory, files of torch, models of Keras, models of nnx.
-SHARES = {"torch": 5, "files": 3, "keras": 1, "nnx": 1}
+# What is drawn, so many of ten: modules of torch in memory that are called in a loop, and that loop
+# themselves; files of torch, models of Keras, models of nnx.
+SHARES = {"torch": 3, "loops": 2, "files": 3, "keras": 1, "nnx": 1}
 
 
 def outcomes(kind: str, seed: int, folder: Path) -> str:
     """The outcome of one draw; AssertionError where it is a third."""
     if kind == "torch":
         from test_random_torch import outcome
+
+        return outcome(seed)
+    if kind == "loops":
+        from test_random_loops import outcome
 
         return outcome(seed)
     if kind == "nnx":

@@ -11,10 +11,11 @@ import numpy as np
 from gradscope.checkpoints.derivatives import Derivatives
 from gradscope.checkpoints.found import Found
 from gradscope.checkpoints.recording import Recorded
-from gradscope.checkpoints.torch_own import feeds_itself, owned, recurrent, within
+from gradscope.checkpoints.torch_loop import TorchLoop
+from gradscope.checkpoints.torch_own import Own, feeds_itself, owned, recurrent, within
 from gradscope.checkpoints.torch_recording import States, recorded
-from gradscope.checkpoints.torch_steps import TorchSteps
-from gradscope.errors import InputError, shown
+from gradscope.checkpoints.torch_steps import TorchSteps, class_of
+from gradscope.errors import InputError, listed, shown
 
 
 def with_own(
@@ -27,27 +28,62 @@ def with_own(
     """
     own = owned(model, cells, hooked)
     recording, ends = recorded(source, model, batch, layers, own)
-    found, problems = recurrent(own, cells, [one.module for one in layers])
+    modules = dict(model.named_modules(remove_duplicate=False))
+    told = [modules[one.module] for one in layers if one.name in ends and one.module in modules]
+    found, problems = recurrent(own, cells, {one.module for one in layers}, told)
     if wrong := [name for name in cells if name in problems]:
         raise InputError(f"{source}: module {shown(wrong[0])} {problems[wrong[0]]}")
     kept = list(layers)
     for name, derivatives in found.items():
-        if name in cells or not _is_told(name, derivatives, kept, ends):
-            kept = [one for one in kept if not within(one.module, name)]
-            kept.append(Found(name, {}, kind=derivatives.kind, derivatives=derivatives))
-    beside = [_beside(name, why) for name, why in problems.items() if feeds_itself(own[name])]
-    if not kept and beside:
-        raise InputError(f"{source}: {beside[0]}")
-    if not kept and problems:
-        name, why = next(iter(problems.items()))
-        raise InputError(
-            f"{source}: holds no recurrent layer of torch's own; module {shown(name)} {why}, and no gradient "
-            "goes from one of its calls to the next"
-        )
-    order = {name: k for k, name in enumerate(dict(model.named_modules(remove_duplicate=False)))}
+        kept = _with(name, derivatives, kept, named=name in cells, ends=ends)
+    loops = [one for one in found.values() if isinstance(one, TorchLoop)]
+    problems = {
+        name: why
+        for name, why in problems.items()
+        if (len(own[name].calls) == 1 or feeds_itself(own[name]))
+        and not any(one.covers(name) for one in loops)
+    } or (problems if not kept else {})
+    if not kept:
+        _refuse(source, own, problems)
+    beside = tuple(
+        f"{_called(name)} is recurrent too, by all that is seen, and is left out: it {why}"
+        for name, why in problems.items()
+    )
+    order = {name: k for k, name in enumerate(modules)}
     kept.sort(key=lambda one: order.get(one.module, len(order)))
     kept = [replace(one, not_applied=(*one.not_applied, *beside)) for one in kept]
     return tuple(kept), replace(recording, own=found)
+
+
+def _with(
+    name: str, derivatives: Derivatives, layers: list[Found], *, named: bool, ends: Mapping[str, States]
+) -> list[Found]:
+    """The layers with a module or loop that torch differentiates, in place of those that it is made of."""
+    if isinstance(derivatives, TorchLoop) and all(one.module != name for one in layers):
+        kept = [one for one in layers if one.name in ends or not derivatives.covers(one.module)]
+        said = derivatives.said
+    elif named or not _is_told(name, derivatives, layers, ends):
+        kept, said = [one for one in layers if not within(one.module, name)], ()
+    else:
+        return layers
+    return [*kept, Found(name, {}, kind=derivatives.kind, derivatives=derivatives, assumed=said)]
+
+
+def _refuse(source: str, own: Mapping[str, Own], problems: Mapping[str, str]) -> None:
+    """Raise InputError, where there are modules of the user's own and no layer."""
+    for name, why in problems.items():
+        alone = (
+            ""
+            if len(own[name].calls) == 1 or feeds_itself(own[name])
+            else (", and no gradient goes from one of its calls to the next")
+        )
+        raise InputError(f"{source}: holds no recurrent layer of torch's own; {_called(name)} {why}{alone}")
+    if called := [class_of(one.module) for one in own.values() if one.calls]:
+        raise InputError(
+            f"{source}: holds no recurrent layer of torch's own, and {listed(called)} computes nothing "
+            "again and again on what came of it: expected a loop of three steps at least, through which a "
+            "gradient passes (no detach, no torch.no_grad)"
+        )
 
 
 def _is_told(
@@ -72,5 +108,5 @@ def _is_of(states: Sequence[Any], ends: States) -> bool:
     )
 
 
-def _beside(name: str, why: str) -> str:
-    return f"module {shown(name)} is recurrent too, by all that is seen, and is left out: it {why}"
+def _called(name: str) -> str:
+    return f"module {shown(name)}" if name else "the model"

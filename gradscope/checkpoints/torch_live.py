@@ -36,8 +36,9 @@ def from_torch(module: Any, batch: Any = None, cells: Iterable[str] = ()) -> Liv
         over it once, in eval mode, and is as before afterwards: every layer is then analysed on the inputs,
         states and lengths that it had itself, whatever stands before it, and ``analyze`` compares what
         gradscope computes with what the layer put out. Calls in a row (a loop over a cell) are one sequence.
-        A module of the user's own class whose calls pass a state on is a layer too, and one that computes
-        something else than torch's: it is called again, step by step, and differentiated by torch itself.
+        A module of the user's own class whose calls pass a state on is a layer too, one that computes
+        something else than torch's, and a loop over time in a forward: it is run again, step by step, and
+        differentiated by torch itself.
     cells : names of modules that are to be analysed so, by torch's derivatives, whatever they are.
     Raises InputError where it is no module, holds no such layer, or fails on the batch; without a batch a
     class of the user's own that computes something else than torch's is a question.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,8 +25,10 @@ from gradscope.checkpoints.carried import (
 )
 from gradscope.checkpoints.derivatives import Derivatives
 from gradscope.checkpoints.torch_calls import reaches
+from gradscope.checkpoints.torch_loop import TorchLoop, loops_of
+from gradscope.checkpoints.torch_operations import is_tensor
 from gradscope.checkpoints.torch_sequence import TorchSequence
-from gradscope.checkpoints.torch_steps import TorchSteps, class_of, copied, is_tensor, kept_by, same
+from gradscope.checkpoints.torch_steps import TorchSteps, class_of, copied, kept_by, path_name, same
 from gradscope.errors import InputError, listed, quoted, shown
 
 # A parameter that is used so often, and each time on what an earlier use made, may be a recurrent matrix.
@@ -116,12 +119,13 @@ def _cloned(own: Own, tensors: Mapping[Place, Any]) -> dict[Place, Any]:
 
 
 def recurrent(
-    heard: Mapping[str, Own], named: Iterable[str], layered: Iterable[str]
+    heard: Mapping[str, Own], named: Iterable[str], layered: Collection[str], told: Iterable[Any]
 ) -> tuple[dict[str, Derivatives], dict[str, str]]:
-    """The modules that are called step by step, and those that can be; and why others cannot.
+    """The modules that are called step by step, loops within others, what can be stepped; why others not.
 
-    The outermost of those that are called so, and the innermost of the others.
-    named : those that the user says are recurrent; layered : modules of torch's own kinds.
+    Of those that are called so the outermost, and of the others the innermost.
+    named : those that the user says are recurrent; layered : modules of torch's own kinds; told : modules
+    that were recorded and need none of this.
     """
     found, problems = dict[str, Derivatives](), dict[str, str]()
     for name, own in heard.items():
@@ -133,15 +137,71 @@ def recurrent(
             except InputError as error:
                 problems[name] = str(error)
     inner = {*layered, *found, *(name for name in problems if feeds_itself(heard[name]))}
+    claimed = {id(p) for part in (*told, *(heard[name].module for name in found)) for p in part.parameters()}
     for name, own in reversed([*heard.items()]):
+        if not own.calls and name in named:
+            problems[name] = "is not called in the forward pass of the batch"
         if len(own.calls) == 1:
             asked = name in layered or name in named
-            if asked or (not any(within(one, name) for one in inner) and _recurs(own)):
-                found[name] = TorchSequence(copied(own.module), class_of(own.module), *_changing(own.calls))
+            steady = not any(within(one, name) for one in inner) and _recurs(own, (), matrices=True)
+            mine = {id(parameter) for parameter in own.module.parameters()}
+            try:
+                once = _called_once(name, own, claimed - mine if asked else claimed, layered, asked or steady)
+            except InputError as error:
+                problems[name] = str(error)
+                continue
+            found |= once
+            for steps in once.values():
+                claimed |= steps.claims(own.module) if isinstance(steps, TorchLoop) else mine
                 inner.add(name)
-        elif not own.calls and name in named:
-            problems[name] = "is not called in the forward pass of the batch"
     return found, problems
+
+
+def _called_once(
+    name: str, own: Own, claimed: Collection[int], layered: Collection[str], sure: bool
+) -> Mapping[str, Derivatives]:
+    """The loops within a module, by their names, or the module, which is called step by step.
+
+    claimed : parameters of others; sure : whether it is known to be recurrent. Raises InputError where that
+    is seen, and is none of these.
+    """
+    found, why = _loops(name, own, claimed, sure=sure)
+    if name in layered and len(found) == 1:  # it goes by the name of the layer
+        return {name: next(iter(found.values()))}
+    if found and name not in layered:
+        return found
+    if sure:
+        (call,) = _changing(own.calls)
+        module = copied(own.module)
+        return {name: TorchSequence(module, class_of(module), call, why)}
+    if why:
+        raise InputError(why)
+    return {}
+
+
+def _loops(name: str, own: Own, claimed: Collection[int], *, sure: bool) -> tuple[dict[str, TorchLoop], str]:
+    """The loops within a module, by their names, and why there is none."""
+    sure = sure or _recurs(own, claimed)
+    if not sure and all(buffer.ndim < 2 for buffer in own.module.buffers()):
+        return {}, ""
+    others = [other for other, parameter in own.module.named_parameters() if id(parameter) in claimed]
+    try:
+        (call,) = _changing(own.calls)
+        found = loops_of(own.module, name, call, others)
+    except InputError as error:
+        return {}, str(error) if sure else ""
+    if len(found) == 1:
+        return {name: found[0]}, ""
+    called = [f"{name}.{_of_module(loop.loop.name)}".lstrip(".") for loop in found]
+    twice = {one for one in called if called.count(one) > 1}
+    numbers = itertools.count(1)
+    called = [f"{one}.{next(numbers)}" if one in twice else one for one in called]
+    return dict(zip(called, found, strict=True)), ""
+
+
+def _of_module(parameter: str) -> str:
+    """What a module is called that has one matrix, or the parameter."""
+    return path_name(parameter).removesuffix(".weight").removesuffix(".bias")
 
 
 def within(name: str, outer: str) -> bool:
@@ -205,13 +265,17 @@ def feeds_itself(own: Own) -> bool:
     return reaches(filter(None, reads), filter(None, makes))
 
 
-def _recurs(own: Own) -> bool:
-    """Whether a module uses one of its matrices again on what it made, several times over."""
+def _recurs(own: Own, claimed: Collection[int], *, matrices: bool = False) -> bool:
+    """Whether a module uses one of its parameters again on what it made, several times over.
+
+    claimed : ids of parameters that do not count; matrices : whether those alone count.
+    """
     uses = _uses(node for _, made in own.nodes for node in made.values() if node is not None)
     for parameter in own.module.parameters():
         mine = uses.get(id(parameter), ())
         before = [other for node in mine for other, _ in node.next_functions if other is not None]
-        if parameter.ndim > 1 and len(mine) >= _USES and reaches(before, mine):
+        counts = id(parameter) not in claimed and (parameter.ndim > 1 or not matrices)
+        if counts and len(mine) >= _USES and reaches(before, mine):
             return True
     return False
 

@@ -19,13 +19,14 @@ _APART, _APART_EPS = 1e-8, 1e4
 class TorchSequence(Derivatives):
     """Of a module that is called once on sequences, and is a recurrence within.
 
-    module : a copy; call : what it was given and put out.
+    module : a copy; call : what it was given and put out; unlike : why it is no loop of its own that could be
+    told apart, if that is known.
     """
 
     by = "torch"
 
-    def __init__(self, module: Any, kind: str, call: StepCall) -> None:
-        self.kind = kind
+    def __init__(self, module: Any, kind: str, call: StepCall, unlike: str = "") -> None:
+        self.kind, self._unlike = kind, unlike
         self._module, self._call = module.eval(), call
 
     def differentiate(self) -> OwnSteps:
@@ -45,7 +46,9 @@ class TorchSequence(Derivatives):
         try:
             return self._stepped(whole or Stepper(self._module, Carried((), {}), ())).differentiate()
         except InputError as error:
-            raise InputError(f"{error}{why}") from error
+            within = "is a recurrence within, of which no loop is seen: it"
+            within = f"is a recurrence within: it {self._unlike}; and it" if self._unlike else within
+            raise InputError(f"{within} {error}{why}") from error
 
     def _stepped(self, stepper: Stepper) -> TorchSteps:
         """The steps, called one after the other, if they are the sequence."""
@@ -61,9 +64,7 @@ class TorchSequence(Derivatives):
             zeros = importlib.import_module("torch").zeros_like
             first = started(calls, state, zeros)
             return TorchSteps(stepper.module, self.kind, first, state, fed_back=False)
-        raise InputError(
-            f"is a recurrence within, and cannot be called step by step: {reasons[0]}; {_WANTED}"
-        )
+        raise InputError(f"cannot be called step by step: {reasons[0]}; {_WANTED}")
 
     def _axes(self) -> tuple[tuple[int, ...], Place]:
         """Which axes may be time, and where the sequences are given."""

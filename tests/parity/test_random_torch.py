@@ -117,9 +117,13 @@ class Model(nn.Module):
         self.last = nn.LayerNorm(N, **DOUBLE)
 
     def forward(self, x):
-        x = self.front(x)
+        return self.loop(self.front(x), self.start(x))
+
+    def start(self, x):
         state = (self.h0.expand(len(x), N).to(self.last.weight.dtype),) * self.cell.parts()
-        state = state if len(state) > 1 else state[0]
+        return state if len(state) > 1 else state[0]
+
+    def loop(self, x, state):
         for k, step in enumerate(x.unbind(1)):
             h = state[0] if isinstance(state, tuple) else state
             step = step + h.mean(1, keepdim=True) if self.fed_back else step
@@ -157,6 +161,21 @@ def expected(cell, dtype):
     return products
 
 
+def through(model, x):
+    """The derivative of the whole loop, of what is done between the calls too."""
+    model.double()
+    x = model.front(x if model.tokens else x.double()).detach()
+    start = model.start(x)
+    whole = torch.cat(start, 1) if isinstance(start, tuple) else start
+
+    def run(state):
+        end = model.loop(x, state.split(N, 1) if isinstance(start, tuple) else state)
+        return torch.cat(end, 1) if isinstance(end, tuple) else end
+
+    found = torch.autograd.functional.jacobian(run, whole.detach())
+    return [found[b, :, b].numpy() for b in range(len(x))]
+
+
 REASONS = (
     "draws random numbers",
     "given to the next as it is",
@@ -181,20 +200,23 @@ def outcome(seed):
         analysis = gradscope.analyze(checkpoint=live)
     except InputError as error:
         refusal = str(error)
-    # What a module draws or holds back, or what is done in between, is refused, and nothing else.
-    odd = model.cell.noise or model.cell.detached or model.between
+    # What a module draws or holds back is refused, and a mask from the second step on, and nothing else.
+    odd = model.cell.noise or model.cell.detached or model.between == "mask"
     if refusal:
         assert any(reason in refusal for reason in REASONS), refusal
         assert odd, refusal
         return next(reason for reason in REASONS if reason in refusal)
     assert not odd
     model.cell.logged = logged
-    for ours, theirs in zip(analysis.full.spectra, expected(model.cell, dtype), strict=True):
+    right = through(model, x) if model.between else expected(model.cell, dtype)
+    for ours, theirs in zip(analysis.full.spectra, right, strict=True):
         with np.errstate(divide="ignore"):  # relu may let nothing through
             ours, theirs = ours.log10_singular_values, log10_values(theirs)
         there = theirs > theirs[0] - 7 if np.isfinite(theirs[0]) else np.zeros(len(theirs), bool)
         np.testing.assert_allclose(ours[there], theirs[there], rtol=0, atol=1e-6)
-    assert ("that way back" in "".join(analysis.problem["not_applied"])) == model.fed_back
+    assert ("that way back" in "".join(analysis.problem["not_applied"])) == (
+        model.fed_back and not model.between
+    )
     return "right"
 
 

@@ -75,6 +75,7 @@ BATCH = {
         "model = Model(equinox.nn.GRUCell(3, 8, key=jax.random.key(0)))",
         "batch = numpy.ones((4, 30, 3), 'float32')",
     ),
+    "loop": ("import torch", "batch = torch.randn(4, 30, 8)"),
 }
 LIVE = re.findall(r"<!-- recorded: (\w+) -->\n```python\n(.*?)```", TOLD, re.DOTALL)
 FILES = re.findall(

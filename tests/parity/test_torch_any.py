@@ -247,13 +247,6 @@ class Inline(nn.Module):
         return torch.stack(out, axis), h
 
 
-class Stateless(Inline):
-    """The same, which keeps its state to itself."""
-
-    def forward(self, x):
-        return super().forward(x)[0]
-
-
 class Keeping(nn.Module):
     """A cell that keeps its state."""
 
@@ -330,21 +323,11 @@ class Hidden(Minimal):
         return super().forward(x, h) * self.count
 
 
-class Masked(Loop):
-    def forward(self, x, states=None):
-        h = x.new_zeros(len(x), N)
-        for k, step in enumerate(x.unbind(1)):
-            h = torch.where(torch.tensor([[k < 2], [True]]), self.cell(step, h), h)
-        return h
-
-
 REFUSED = {
     "no gradient goes from step to step": lambda: Loop(Detached()),
     "draws random numbers": lambda: Loop(Drawn()),
     "mixes the sequences": lambda: Loop(Mixing()),
     "keeps a state where that is not seen": lambda: Loop(Hidden()),
-    "nothing that a call puts out is given to the next as it is": lambda: Masked(Minimal()),
-    "puts out no state beside its outputs": Stateless,
 }
 
 
