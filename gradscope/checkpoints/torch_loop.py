@@ -21,7 +21,7 @@ from gradscope.checkpoints.derivatives import (
     own_steps,
 )
 from gradscope.checkpoints.torch_linearised import Linearising, in_rows
-from gradscope.checkpoints.torch_loops import Loop, chained, loops
+from gradscope.checkpoints.torch_loops import TimeLoop, chained, loops
 from gradscope.checkpoints.torch_operations import RESULT, Operation, Tracing, is_tensor, observed
 from gradscope.checkpoints.torch_products import Product, watching
 from gradscope.checkpoints.torch_steps import Stepper, class_of, copied, is_real, one_thread, repeating
@@ -88,7 +88,7 @@ class TorchLoop(Derivatives):
 
     by = "torch"
 
-    def __init__(self, module: Any, path: str, call: StepCall, loop: Loop) -> None:
+    def __init__(self, module: Any, path: str, call: StepCall, loop: TimeLoop) -> None:
         self.kind, self.loop, self._path = class_of(module), loop, path
         self._module, self._call = module.eval(), call
 
@@ -148,7 +148,7 @@ class TorchLoop(Derivatives):
 def _replayed(
     stepper: Stepper,
     call: StepCall,
-    loop: Loop,
+    loop: TimeLoop,
     cut: Collection[int],
     leaves: Any = None,
     *,
@@ -171,7 +171,7 @@ def _replayed(
 class _Steps(Linearising):
     """The steps of a loop, each the operations between two states."""
 
-    def __init__(self, stepper: Stepper, call: StepCall, loop: Loop, axes: Sequence[int | None]) -> None:
+    def __init__(self, stepper: Stepper, call: StepCall, loop: TimeLoop, axes: Sequence[int | None]) -> None:
         super().__init__(axes)
         self._stepper, self._call, self._loop = stepper, call, loop
         states = range(loop.first, loop.last)
@@ -244,7 +244,7 @@ class _Replay:
         how long that was as each step began, and as the last state was there.
     """
 
-    def __init__(self, loop: Loop, cut: Collection[int], leaves: Any = None) -> None:
+    def __init__(self, loop: TimeLoop, cut: Collection[int], leaves: Any = None) -> None:
         self.loop, self._cut = loop, set(cut)
         self.leaves: dict[tuple[int, int], Any] = {} if leaves is None else leaves
         self.made: dict[tuple[int, int], Any] = {}

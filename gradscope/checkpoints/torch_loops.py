@@ -39,7 +39,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Loop:
+class TimeLoop:
     """A loop over time.
 
     name : of a parameter that is used once a step; turns : of the loop, that are one step; weights : the
@@ -83,7 +83,7 @@ def chained(operations: Sequence[Operation], others: Collection[str]) -> set[str
     return {run.marker[0] for run in _runs(operations, others)}
 
 
-def loops(operations: Sequence[Operation], others: Collection[str]) -> list[Loop]:
+def loops(operations: Sequence[Operation], others: Collection[str]) -> list[TimeLoop]:
     """The loops, in their order.
 
     others : weights of what is recurrent by itself: no gradient is followed through what they do.
@@ -107,7 +107,7 @@ def loops(operations: Sequence[Operation], others: Collection[str]) -> list[Loop
     return [loop for loop in found if loop is not None]
 
 
-def _loop(operations: Sequence[Operation], runs: Sequence[_Run], others: Collection[str]) -> Loop | None:
+def _loop(operations: Sequence[Operation], runs: Sequence[_Run], others: Collection[str]) -> TimeLoop | None:
     """The loop that these uses are in; None where they are of several layers that share a parameter.
 
     Its steps are as short as they can be: each from one use of a parameter to the next.
@@ -209,8 +209,8 @@ class _Steps:
                 met[self._step(number)] |= operation.met
         return len({frozenset(names) for names in met.values()}) < 2
 
-    def loop(self, turns: int) -> Loop:
-        """The loop; turns : as in Loop."""
+    def loop(self, turns: int) -> TimeLoop:
+        """The loop; turns : as in TimeLoop."""
         after, before = self._after_uses(), self._before_uses()
         self._check_others(after, before)
         states, reading = self._crossing(after, before)
@@ -238,7 +238,7 @@ class _Steps:
                     reads.setdefault(here, {})[place] = (state, index)
         weights = frozenset(run.marker[0] for run in self._runs)
         written = tuple(part.slot[0] != RESULT or self._name(part) in _WRITING for part in parts)
-        return Loop(
+        return TimeLoop(
             name=self._lead,
             turns=turns,
             weights=weights,
