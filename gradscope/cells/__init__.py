@@ -1,6 +1,6 @@
 """Recurrent cells by name: step, paths, initial parameters.
 
-Public: ``find``, ``CELLS``, ``cell.Cell``, ``initializers.initialize``, ``stack.stacked``.
+Public: ``find``, ``check_known``, ``CELLS``, ``cell.Cell``, ``initializers.initialize``, ``stack.stacked``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import difflib
 import importlib
 import re
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gradscope.cells.activated import ACTIVATIONS, USUAL, canonical, parts
 from gradscope.errors import InputError, as_option
@@ -50,18 +50,30 @@ def find(name: str) -> Cell:
     return _load(name) if ":" in name else _built_in(canonical(name))
 
 
+def check_known(name: str) -> None:
+    """Raise InputError for the name of no cell; of one of the user's own nothing is imported for it."""
+    if ":" not in name:
+        _factory(canonical(name))
+
+
 @cache
 def _built_in(name: str) -> Cell:
     """One object for one name: JAX compiles for a cell once."""
+    cell = _load(*_factory(name))
+    # One object for one number too, however it is written.
+    return cell if cell.name == name or not _NORMED.fullmatch(name) else find(cell.name)
+
+
+def _factory(name: str) -> tuple[Any, ...]:
+    """The module:factory of a built-in cell, and what it is called with."""
     member = _MEMBER.fullmatch(name)
     if member and member[1] in FAMILIES:
-        return _load(FAMILIES[member[1]], int(member[2]))
+        return FAMILIES[member[1]], int(member[2])
     if normed := _NORMED.fullmatch(name):
-        cell = _load(_LAYER_NORM, normed[1] or "", *([float(normed[2])] if normed[2] else []))
-        return cell if cell.name == name else find(cell.name)  # one object for one number, however written
+        return _LAYER_NORM, normed[1] or "", *([float(normed[2])] if normed[2] else [])
     if name not in CELLS and (found := parts(name)):
-        return _load(CELLS[found[0]], *found[1])
-    return _load(CELLS.get(name) or _unknown(name))
+        return CELLS[found[0]], *found[1]
+    return (CELLS.get(name) or _unknown(name),)
 
 
 def _unknown(name: str) -> str:

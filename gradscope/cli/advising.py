@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from gradscope.cli.options import Output, pick_settings, ready_to_measure
+from gradscope.cli.options import Output, check_cell_and_file, pick_settings, ready_to_measure
 
 Advice = TypeVar("Advice")
 
@@ -18,6 +18,7 @@ def pick_given(given: dict[str, Any]) -> dict[str, Any]:
         name: value for name, value in given.items() if value not in (None, ())
     }
     ready_to_measure(settings)
+    check_cell_and_file(settings)
     return settings
 
 

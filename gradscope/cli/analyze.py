@@ -15,6 +15,7 @@ from gradscope.cli.group import Command
 from gradscope.cli.options import (
     Output,
     Process,
+    check_cell_and_file,
     finish,
     input_files,
     options,
@@ -86,6 +87,7 @@ def answer(settings: dict[str, Any], process: Process, output: Output) -> int:
     for name, value in process.place.items():
         if value is not None:
             raise InputError(f"{flag(name)} is {value!r} without --distributed: give both")
+    check_cell_and_file(settings)
     return _analyze(settings, process, output, lambda attempt: attempt())
 
 

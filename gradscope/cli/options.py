@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import click
 from click.shell_completion import CompletionItem
 
-from gradscope.cells import CELLS
+from gradscope.cells import CELLS, check_known
 from gradscope.cli.group import SectionedOption
 from gradscope.errors import ExitCode, InputError, flag, listed, nearest_or_all, quoted, shown
 from gradscope.report.views import FORMATS, Look, Told, check_format, render
@@ -376,6 +376,19 @@ def ready_to_measure(*settings: Mapping[str, Any]) -> None:
     find_modules_here()
     if all(one.get("platform") == "cpu" for one in settings):
         os.environ["JAX_PLATFORMS"] = "cpu"  # or JAX takes hold of the GPU all the same
+
+
+def check_cell_and_file(settings: Mapping[str, Any]) -> None:
+    """Raise InputError for the slips that need no JAX to be seen: the name of no cell, or of no file."""
+    cell, checkpoint = settings.get("cell"), settings.get("checkpoint")
+    if isinstance(cell, str):
+        check_known(cell)
+    if checkpoint is not None and not Path(checkpoint).exists():
+        from gradscope.formats.reading import TENSOR_FILES, kind_of, open_tensors
+
+        if kind_of(checkpoint) in TENSOR_FILES:
+            with open_tensors(checkpoint):
+                pass
 
 
 def find_modules_here() -> None:

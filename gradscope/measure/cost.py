@@ -13,10 +13,10 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.linalg.lapack import dgetrf
 
 from gradscope.machine import cores, one_blas_thread
 from gradscope.product_svd.error_estimate import WORTH_A_THREAD, draws
+from gradscope.product_svd.lapack import dgetrf
 from gradscope.settings import Only
 
 if TYPE_CHECKING:  # workers import no JAX
@@ -43,6 +43,8 @@ _BESIDE, _BESIDE_SQUARE, _BESIDE_CUBE = 1.2, 6.5e-5, 4e-7
 KNOWN = 1e-3
 # How often its twenty are timed, 40 ms in all: long enough to see that others are at work as well.
 _TIMED = 50
+# The same at a glance, where the answer is not near; and how far off that may be.
+_GLANCED, _DOUBTED = 3, 3.0
 # Passes over the chain for its top values and those of its lags; columns of a block.
 TOP_PASSES, _COLUMNS = 18, 16
 
@@ -179,9 +181,14 @@ def seconds(works: Sequence[Work], processes: int) -> float:
     return taken * unit_seconds()
 
 
+def surely_below(limit: float, works: Sequence[Work]) -> bool:
+    """Whether all of it takes less than so many seconds, seen at a glance."""
+    return _DOUBTED * sum(map(units, works)) * unit_seconds(_GLANCED) < limit
+
+
 @cache
-def unit_seconds() -> float:
-    """Seconds that a small factorisation with what is around it takes here, now."""
+def unit_seconds(timed: int = _TIMED) -> float:
+    """Seconds that a small factorisation with what is around it takes here, now; timed : so often twenty."""
     a = np.random.default_rng(0).normal(size=(64, 64))
 
     def once() -> float:
@@ -193,5 +200,5 @@ def unit_seconds() -> float:
 
     with one_blas_thread():
         once()
-        each = [once() for _ in range(_TIMED)]
+        each = [once() for _ in range(timed)]
     return sum(each) / len(each)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from gradscope.errors import duration, listed, shown
-from gradscope.measure.cost import Work, seconds, unit_seconds, units, work_of
+from gradscope.measure.cost import Work, seconds, surely_below, unit_seconds, units, work_of
 from gradscope.problem.layers import Planned
 from gradscope.problem.problem import Problem, chosen_top
 from gradscope.settings import Settings
@@ -38,7 +38,7 @@ class Plan:
         if self._settings.plan is None:
             return
         work = work_of(problem, problem.system.batch)
-        if units(work) * unit_seconds() >= _SHORT:
+        if not surely_below(_SHORT, [work]) and units(work) * unit_seconds() >= _SHORT:
             self._say(f"{shown(problem.system.cell.name)}, {work.sizes[0]} states", [work])
 
     def _work(self, group: Sequence[Planned], batch: int, steps: int) -> Work:

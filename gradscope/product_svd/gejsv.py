@@ -7,9 +7,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from scipy.linalg import cython_lapack
 
 from gradscope.custom_types import Array
+from gradscope.product_svd.lapack import POINTERS
 
 
 def gejsv(a: Array, *, vectors: bool = True) -> tuple[Array, Array | None, Array | None]:
@@ -41,7 +41,7 @@ def _reference(value: Any) -> Any:
 @cache
 def _dgejsv() -> Any:
     """What SciPy offers to compiled code."""
-    capsule = cython_lapack.__pyx_capi__["dgejsv"]
+    capsule = POINTERS["dgejsv"]
     name, pointer = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
     name.restype, name.argtypes = ctypes.c_char_p, [ctypes.py_object]
     pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]

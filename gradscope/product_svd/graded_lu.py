@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from scipy.linalg.lapack import dgetrf, dlaswp
 
 from gradscope.custom_types import Array
+from gradscope.product_svd.lapack import dgetrf, dlaswp
 
 # A pivot this far below its column may be the rounding noise of an exact cancellation; this far, it is
 # noise if any is.

@@ -132,7 +132,7 @@ def test_few_values_of_a_small_chain_are_taken_of_all(monkeypatch):
 
 def test_what_will_be_done_is_said_before_it_is(monkeypatch):
     """Of several layers always; of one where it takes long."""
-    monkeypatch.setattr("gradscope.measure.cost.unit_seconds", lambda: 4e-5)
+    monkeypatch.setattr("gradscope.measure.cost.unit_seconds", lambda *_: 4e-5)
     said = []
     settings = Settings(steps=30, batch=2, plan=lambda *told: said.append(told))
     Plan(settings, 1).of_layers([[Planned("a", find("lstm"), 4), Planned("b", find("lstm"), 4)]], 2, 30)

@@ -166,5 +166,17 @@ def test_public_names_all_load(first):
     assert "jax" in modules_after(f"{first}import gradscope\n{LOAD}\npass")
 
 
-def test_spectrum_needs_no_jax():
-    assert "jax" not in modules_after("import gradscope; gradscope.spectrum([[[2.0]]])")
+def test_spectrum_needs_neither_jax_nor_all_of_scipy_linalg():
+    """LAPACK alone is taken, and the package can be imported after that as if it had not been."""
+    measured = "import gradscope; gradscope.spectrum([[[2.0]]])"
+    assert not {"jax", "scipy.linalg"} & modules_after(measured)
+    whole = "import scipy.linalg.cython_lapack, scipy.linalg.lapack as lapack"
+    shared = "from gradscope.product_svd.lapack import dgetrf; assert dgetrf is lapack.dgetrf"
+    modules_after(f"{measured}; {whole}; scipy.linalg.cython_lapack.__pyx_capi__; {shared}")
+
+
+@pytest.mark.parametrize("asked", [["--cell", "lstn"], ["absent.pt"]])
+@pytest.mark.parametrize("command", ["analyze", "suggest"])
+def test_a_name_of_nothing_is_refused_without_jax(command, asked):
+    loaded = modules_after(f"from gradscope.cli.main import main; assert main({[command, *asked]!r}) == 2")
+    assert "jax" not in loaded
