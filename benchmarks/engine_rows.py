@@ -153,7 +153,7 @@ def program_rows() -> Iterator[Row]:
 
 def stack_rows() -> Iterator[Row]:
     """Models of three layers."""
-    three = make_problems(Settings(steps=30), stacked(3, 256), jax.local_devices())
+    three = make_problems(Settings(steps=30, top="all"), stacked(3, 256), jax.local_devices())
     (taken,) = together([lambda: analyze_problems(three)], 1)
     yield "three layers of 256, 30 steps, all values, warm: s", taken, 12, 1
     both = make_problems(Settings(steps=14, top=4), stacked(3, 256, True), jax.local_devices())

@@ -65,7 +65,8 @@ WHY = {
     "whole LSTM": "Whole analysis: passes over the full chain and four paths, twice; the largest gain and "
     "the shares from Python; the trajectory.",
     "gradscope.analyze again": "Again: as the whole analysis.",
-    "three layers": "Three layers: stacks and their blocks are on the host engine alone.",
+    "three layers": "Three layers: half the time is the chain without each block, six dense products of all "
+    "states; blocks between layers are on the host engine alone.",
     "three bidirectional": "Three bidirectional layers: as three layers; a block has passes of its own.",
     "top 8 with lags": "Top 8 with lags: lags beyond the first few have passes of their own.",
     "batch of 64": "Batch of 64: a sequence's passes fill the cores already.",

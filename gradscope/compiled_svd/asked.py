@@ -55,8 +55,3 @@ class Pass:
     draw: int | None
     resets: bool
     by_lag: bool
-
-    @property
-    def key(self) -> tuple[Shape, int, bool]:
-        """Passes that have the same go side by side."""
-        return self.asked.shape, len(self.asked.steps), self.resets

@@ -8,17 +8,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from gradscope.compiled_svd.numbers import power_of_two
-from gradscope.compiled_svd.step_arrays import Shape
+from gradscope.compiled_svd.step_arrays import LayerShape, Shape
 
 
-class ChainArrays(NamedTuple):
-    """A batch of B chains of T steps.
+class LayerBatch(NamedTuple):
+    """Steps of a layer in a batch of B chains, see step_arrays.LayerArrays.
 
     slopes : (B, T, G, C, n), by gate and the component written; matrices : (B, G, n, n); links : (B, T, n)
     scales of the columns read; diagonals : (B, T, C, C, n) by component written and read; dense :
-    (B, T, m, m) where steps are given whole, else (B, T, 0, 0); weights : (B, T + 1, m) exponents of the
-    sizes of the rows of every step, step t at t + 1, and what comes before at 0;
-    pool : (B, P) factors of entries, and starts : (B, T) where those of a step begin.
+    (B, T, m, m) where steps are given whole, else (B, T, 0, 0).
     """
 
     slopes: Any
@@ -26,6 +24,25 @@ class ChainArrays(NamedTuple):
     links: Any
     diagonals: Any
     dense: Any
+
+
+class ReadingBatch(NamedTuple):
+    """What a layer reads of another: slopes (B, T, G, C, n), matrices (B, G, n, columns)."""
+
+    slopes: Any
+    matrices: Any
+
+
+class ChainArrays(NamedTuple):
+    """A batch of B chains of T steps.
+
+    layers, readings : as ``Shape`` has them; weights : (B, T + 1, m) exponents of the sizes of the rows of
+    every step, step t at t + 1, and what comes before at 0; pool : (B, P) factors of entries, and starts :
+    (B, T) where those of a step begin.
+    """
+
+    layers: tuple[LayerBatch, ...]
+    readings: tuple[ReadingBatch, ...]
     weights: Any
     pool: Any
     starts: Any
@@ -33,8 +50,13 @@ class ChainArrays(NamedTuple):
 
 def serving(chains: ChainArrays, count: int) -> ChainArrays:
     """Matrices and factors for each of so many segments, of which every chain has as many as any other."""
-    once = (jnp.repeat(a, count // len(a), axis=0) for a in (chains.matrices, chains.pool))
-    return chains._replace(**dict(zip(("matrices", "pool"), once, strict=True)))
+
+    def repeated(array: Any) -> Any:
+        return jnp.repeat(array, count // len(array), axis=0)
+
+    layers = tuple(one._replace(matrices=repeated(one.matrices)) for one in chains.layers)
+    readings = tuple(one._replace(matrices=repeated(one.matrices)) for one in chains.readings)
+    return chains._replace(layers=layers, readings=readings, pool=repeated(chains.pool))
 
 
 def times(shape: Shape, chains: ChainArrays, y: Any, t: Any) -> Any:
@@ -42,26 +64,41 @@ def times(shape: Shape, chains: ChainArrays, y: Any, t: Any) -> Any:
 
     Returns these too, and what they are short by.
     """
-    batch, n, parts = len(y), shape.units, shape.components
     weight, after = _at(chains.weights, t + 1), _at(chains.weights, t)
     y = y * power_of_two(-weight)[:, None]
-    factors = _factors(shape, chains, t)
-    slopes, links = _at(chains.slopes, t), _at(chains.links, t)
-    if shape.dense:
-        block = _at(chains.dense, t)
-    else:
-        block = sum(slopes[:, g, :, :, None] * chains.matrices[:, g, None] for g in range(shape.gates))
-        block = (block * links[:, None, None, :]).reshape(batch, shape.size, n)
+    factors, done = _factors(shape, chains, t), 0
+    for one, read, (rows, columns) in zip(shape.readings, chains.readings, shape.read, strict=True):
+        begin, end = shape.extents[one.layer]
+        changed = factors[:, done : (done := done + rows * columns)].reshape(-1, rows, columns)
+        y = y.at[:, :, one.start : one.stop].add(y[:, :, begin:end] @ (_gated(read, t) * changed))
+    written: list[Any] = []
+    for layer, steps, (begin, end) in zip(shape.layers, chains.layers, shape.extents, strict=True):
+        changed = factors[:, done : (done := done + layer.entries)]
+        written += _through(layer, steps, y[:, :, begin:end], t, changed)
+    shift = after.max(axis=-1, keepdims=True)
+    return jnp.concatenate(written, axis=-1) * power_of_two(after - shift)[:, None], after, shift
+
+
+def _through(shape: LayerShape, layer: LayerBatch, y: Any, t: Any, factors: Any) -> list[Any]:
+    """y @ A_t of a layer, by components; factors : of its entries."""
+    batch, n, parts = len(y), shape.units, shape.components
+    block = _at(layer.dense, t) if shape.dense else _gated(layer, t) * _at(layer.links, t)[:, None]
     split = y.reshape(batch, -1, parts, n)
     rest = factors[:, shape.size * n :].reshape(batch, parts, parts, n)
-    diagonals = _at(chains.diagonals, t) * rest
+    diagonals = _at(layer.diagonals, t) * rest
     written = [
         sum(split[:, :, c] * diagonals[:, None, c, read] for c in range(parts)) for read in range(parts)
     ]
     dense = block * factors[:, : shape.size * n].reshape(block.shape)
     written[shape.source] = written[shape.source] + y @ dense
-    shift = after.max(axis=-1, keepdims=True)
-    return jnp.concatenate(written, axis=-1) * power_of_two(after - shift)[:, None], after, shift
+    return written
+
+
+def _gated(layer: LayerBatch | ReadingBatch, t: Any) -> Any:
+    """(B, C n, columns) sum over gates of diag(slope) times their matrix, at step t."""
+    slopes, matrices = _at(layer.slopes, t), layer.matrices
+    block = sum(slopes[:, g, :, :, None] * matrices[:, g, None] for g in range(matrices.shape[1]))
+    return block.reshape(len(block), -1, matrices.shape[-1])
 
 
 def _factors(shape: Shape, chains: ChainArrays, t: Any) -> Any:

@@ -9,9 +9,9 @@ import numpy as np
 
 from gradscope.compiled_svd.asked import Pass
 from gradscope.compiled_svd.chain_program import How, Progress
-from gradscope.compiled_svd.device_steps import ChainArrays
+from gradscope.compiled_svd.device_steps import ChainArrays, LayerBatch, ReadingBatch
 from gradscope.compiled_svd.graded_step import Form
-from gradscope.compiled_svd.step_arrays import Cut, StepArrays, bucket
+from gradscope.compiled_svd.step_arrays import Cut, LayerArrays, LayerShape, ReadingArrays, bucket
 from gradscope.custom_types import Array
 from gradscope.product_svd.error_estimate import grouped_for
 
@@ -59,31 +59,42 @@ def loaded(piece: Sequence[Pass], i: int, cut: Cut) -> ChainArrays:
     Those of a chain follow each other in the batch, the last steps first; the earliest begins with steps that
     change nothing, where there are not enough.
     """
-    first, shape = piece[0].asked, piece[0].asked.shape
     arrays = {one.asked: one.asked.arrays(i) for one in piece}
-    each = [arrays[one.asked] for one in piece]
-    low, total = first.chain.starts[i], len(each[0].links)
-
-    def of_steps(values: Sequence[Array], nothing: Array | float = 0.0) -> Array:
-        return np.concatenate([_cut(value, cut, nothing) for value in values])
-
-    diagonal, dense = np.eye(shape.components)[..., None], np.zeros((0, 0))
-    if shape.dense:
-        diagonal, dense = 0 * diagonal, np.eye(shape.size)
-    pools, places = zip(*(_changes(one, low, total) for one in piece), strict=True)
+    each, shape = [arrays[one.asked] for one in piece], piece[0].asked.shape
+    lows = [one.asked.chain.starts[i] for one in piece]
+    passes = list(zip(piece, lows, map(len, each), strict=True))
+    pools, places = zip(*(_changes(*one) for one in passes), strict=True)
     return ChainArrays(
-        slopes=of_steps([a.slopes for a in each]),
-        matrices=np.array([a.matrices for a in each]),
-        links=of_steps([a.links for a in each]),
-        diagonals=of_steps([a.diagonals for a in each], diagonal),
-        dense=of_steps([_whole(a) for a in each], dense),
-        weights=np.concatenate([_weights(one, low, total, cut) for one in piece]),
+        tuple(_layer(one, [a.layers[k] for a in each], cut) for k, one in enumerate(shape.layers)),
+        tuple(_reading([a.readings[k] for a in each], cut) for k in range(len(shape.readings))),
+        weights=np.concatenate([_weights(*one, cut) for one in passes]),
         pool=np.array(pools),
-        starts=of_steps(places),
+        starts=_of_steps(places, cut),
     )
 
 
-def _whole(arrays: StepArrays) -> Array:
+def _layer(shape: LayerShape, each: Sequence[LayerArrays], cut: Cut) -> LayerBatch:
+    diagonal, dense = np.eye(shape.components)[..., None], np.zeros((0, 0))
+    if shape.dense:
+        diagonal, dense = 0 * diagonal, np.eye(shape.size)
+    return LayerBatch(
+        slopes=_of_steps([a.slopes for a in each], cut),
+        matrices=np.array([a.matrices for a in each]),
+        links=_of_steps([a.links for a in each], cut),
+        diagonals=_of_steps([a.diagonals for a in each], cut, diagonal),
+        dense=_of_steps([_whole(a) for a in each], cut, dense),
+    )
+
+
+def _reading(each: Sequence[ReadingArrays], cut: Cut) -> ReadingBatch:
+    return ReadingBatch(_of_steps([a.slopes for a in each], cut), np.array([a.matrices for a in each]))
+
+
+def _of_steps(values: Sequence[Array], cut: Cut, nothing: Array | float = 0.0) -> Array:
+    return np.concatenate([_cut(value, cut, nothing) for value in values])
+
+
+def _whole(arrays: LayerArrays) -> Array:
     return np.zeros((len(arrays.links), 0, 0)) if arrays.dense is None else arrays.dense
 
 

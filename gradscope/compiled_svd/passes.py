@@ -14,7 +14,7 @@ import numpy as np
 from gradscope.compiled_svd.asked import ArraySource, Pass
 from gradscope.compiled_svd.graded_step import Form
 from gradscope.compiled_svd.runs import gone_in_segments, gone_in_turn
-from gradscope.compiled_svd.step_arrays import MOST_SEGMENTS, Shape, bucket
+from gradscope.compiled_svd.step_arrays import MOST_SEGMENTS, Cut, Shape, bucket
 from gradscope.compiled_svd.stretch import PassResults
 from gradscope.machine import cores
 from gradscope.product_svd import log_scale
@@ -68,15 +68,23 @@ def _pieces(passes: Sequence[Pass], devices: Sequence[jax.Device]) -> Iterator[l
     On a CPU a single pass for each core: a batch of small matrices runs on one, and waits for its slowest. An
     accelerator takes as many as it has room for.
     """
-    groups: dict[tuple[Shape, int, bool], list[Pass]] = {}
+    groups: dict[Hashable, list[Pass]] = {}
     for each in passes:
-        groups.setdefault(each.key, []).append(each)
-    for (shape, *_), group in groups.items():
+        groups.setdefault(_key(each, devices), []).append(each)
+    for group in groups.values():
+        shape = group[0].asked.shape
         most = -(-len(group) // len(devices))
         batch = MOST_SEGMENTS if in_segments(shape, devices) else 1
         size = 1 if one_for_each_core(devices) else at_once(shape, most, batch)
         for i in range(0, len(group), size):
             yield group[i : i + size]
+
+
+def _key(one: Pass, devices: Sequence[jax.Device]) -> Hashable:
+    """Passes that have the same go side by side: of so many steps, or of segments as long and as many."""
+    shape, steps = one.asked.shape, len(one.asked.steps)
+    alike = in_segments(shape, devices) and len(one.asked.chain.starts) == 1
+    return shape, Cut.short(steps) if alike else steps, one.resets
 
 
 def one_for_each_core(devices: Sequence[jax.Device]) -> bool:

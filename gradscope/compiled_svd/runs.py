@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from gradscope.compiled_svd.asked import Asked, Pass
 from gradscope.compiled_svd.chain_program import Progress, advanced
+from gradscope.compiled_svd.device_steps import ChainArrays
 from gradscope.compiled_svd.graded_step import Form
 from gradscope.compiled_svd.loading import begun, how, loaded, random_vectors
-from gradscope.compiled_svd.segments import GradedBatch, joined_segments
-from gradscope.compiled_svd.step_arrays import Cut
+from gradscope.compiled_svd.segments import GradedBatch, JoinedSegments, joined_segments
+from gradscope.compiled_svd.step_arrays import Cut, Shape
 from gradscope.compiled_svd.stretch import PassResults, stretched
 from gradscope.custom_types import Array
 
@@ -44,23 +47,41 @@ def gone_in_segments(piece: Sequence[Pass]) -> PassResults:
     So many at a time as fit into memory, on the product of what was before.
     """
     asked, batch = piece[0].asked, len(piece)
-    shape, steps = asked.shape, lengths(asked)
+    shape, steps = asked.shape, list(map(max, zip(*(lengths(one.asked) for one in piece), strict=True)))
     by_lag, noise = any(one.by_lag for one in piece), random_vectors(shape.size)
     head, lags = _empty(batch, shape.size), list[PassResults]()
     for i in reversed(range(len(steps))):
-        cut = Cut.short(steps[i])
-        chains = jax.device_put(loaded(piece, i, cut))  # it goes through twice
-        through = partial(stretched, shape, piece[0].resets)
-        nothing = _empty(len(chains.links), shape.size).form
-        own = through(nothing, nothing.x[:, 0], chains, noise, np.bool_(False))
-        found = joined_segments(cut.count, GradedBatch(own.form, own.worst, own.growth), head)
-        head = found.whole
-        if by_lag:
-            lags.append(
-                through(found.before, found.vectors, chains, noise, np.bool_(True))._replace(form=None)
-            )
+        chains = loaded(piece, i, Cut.short(steps[i]))
+        head, found = _gone(shape, chains, head, noise, np.bool_(piece[0].resets), np.bool_(by_lag))
+        lags += [found] if by_lag else []
     whole, some = jax.device_get((head, lags))
     return _with_lags(whole, some, steps[::-1])
+
+
+@partial(jax.jit, static_argnums=0)
+def _gone(
+    shape: Shape, chains: ChainArrays, head: GradedBatch, noise: Any, resets: Any, by_lag: Any
+) -> tuple[GradedBatch, PassResults]:
+    """One program for both ways through: every segment by itself, and ``by_lag`` on those after it.
+
+    Returns the products of all of ``head`` and the segments, and what the second way found at every step.
+    """
+    batch, length = len(chains.weights), chains.weights.shape[1] - 1
+    one, norms = jnp.ones(batch), jnp.zeros((batch, length))
+    nothing = _of_nothing(batch, shape.size)
+    found = PassResults(None, one, one, norms == 0, norms, norms.astype(jnp.int32))
+
+    def way(k: Any, so_far: tuple[JoinedSegments, PassResults]) -> tuple[JoinedSegments, PassResults]:
+        joined, _ = so_far
+        through = stretched(shape, resets, joined.before, joined.vectors, chains, noise, k > 0)
+        parts = GradedBatch(through.form, through.worst, through.growth)
+        count = batch // len(head.worst)
+        joined = lax.cond(k == 0, lambda: joined_segments(count, parts, head), lambda: joined)
+        return joined, through._replace(form=None)
+
+    start = JoinedSegments(head, nothing, nothing.x[:, 0]), found
+    joined, found = lax.fori_loop(0, jnp.where(by_lag, 2, 1), way, start)
+    return joined.whole, found
 
 
 def lengths(asked: Asked) -> list[int]:
@@ -91,9 +112,12 @@ def _with_lags(whole: GradedBatch, lags: Sequence[PassResults], steps: Sequence[
     )
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 def _empty(batch: int, m: int) -> GradedBatch:
     """Empty products."""
-    eye = jnp.broadcast_to(jnp.eye(m), (batch, m, m))
-    form = Form(eye, jnp.ones((batch, m)), jnp.zeros((batch, m), jnp.int32), eye)
-    return GradedBatch(form, jnp.ones(batch), jnp.ones(batch))
+    return GradedBatch(_of_nothing(batch, m, np), np.ones(batch), np.ones(batch))
+
+
+def _of_nothing(batch: int, m: int, arrays: Any = jnp) -> Form:
+    """Their graded forms, by NumPy or JAX."""
+    eye = arrays.broadcast_to(arrays.eye(m), (batch, m, m))
+    return Form(eye, arrays.ones((batch, m)), arrays.zeros((batch, m), arrays.int32), eye)

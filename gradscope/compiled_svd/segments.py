@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +32,6 @@ class JoinedSegments(NamedTuple):
     vectors: Any
 
 
-@partial(jax.jit, static_argnums=0)
 def joined_segments(count: int, parts: GradedBatch, head: GradedBatch) -> JoinedSegments:
     """The products of ``count`` segments a chain, the leftmost first, on the ``head`` of every chain.
 

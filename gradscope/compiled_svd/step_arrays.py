@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -14,8 +15,8 @@ SHORT, MOST_SEGMENTS = 8, 32
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What a program is compiled for.
+class LayerShape:
+    """What of the steps of one layer a program is compiled for.
 
     components : of the state; gates : with a matrix; source : the component that these read; units : n of a
     component; dense : whether steps are given whole, of one component.
@@ -29,7 +30,7 @@ class Shape:
 
     @property
     def size(self) -> int:
-        """States m."""
+        """States of the layer."""
         return self.components * self.units
 
     @property
@@ -39,7 +40,47 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class StepArrays:
+class ReadingShape:
+    """The same of what a layer reads: layer : whose states get it; start, stop : the states that are read."""
+
+    layer: int
+    gates: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a program is compiled for: one layer, or a stack of them with what they read of each other."""
+
+    layers: tuple[LayerShape, ...]
+    readings: tuple[ReadingShape, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """States m."""
+        return sum(layer.size for layer in self.layers)
+
+    @property
+    def extents(self) -> list[tuple[int, int]]:
+        """Where the states of every layer begin and end."""
+        ends = list(accumulate(layer.size for layer in self.layers))
+        return list(pairwise([0, *ends]))
+
+    @property
+    def read(self) -> list[tuple[int, int]]:
+        """Rows and columns of what is read."""
+        return [(self.layers[one.layer].size, one.stop - one.start) for one in self.readings]
+
+    @property
+    def entries(self) -> int:
+        """Entries of a step: of what is read, then of the layers."""
+        read = sum(rows * columns for rows, columns in self.read)
+        return read + sum(layer.entries for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class LayerArrays:
     """Steps J = diagonals + sum over gates of diag(slope) R_g diag(link), or whole ones.
 
     slopes : (T, G, C, n), by the component that is written; matrices : (G, n, n); links : (T, n) scales of
@@ -55,23 +96,52 @@ class StepArrays:
     dense: Array | None = None
 
     @property
+    def shape(self) -> LayerShape:
+        """What of a program is compiled for them."""
+        _, gates, components, units = self.slopes.shape
+        return LayerShape(components, gates, self.source, units, self.dense is not None)
+
+
+@dataclass(frozen=True)
+class ReadingArrays:
+    """What ``layer`` reads, B = sum over gates of diag(slope) W_g, of the states from ``start`` on.
+
+    slopes : (T, G, C, n), by the component that is written; matrices : (G, n, columns).
+    """
+
+    slopes: Array
+    matrices: Array
+    layer: int
+    start: int
+
+    @property
+    def shape(self) -> ReadingShape:
+        """What of a program is compiled for it."""
+        gates, _, columns = self.matrices.shape
+        return ReadingShape(self.layer, gates, self.start, self.start + columns)
+
+
+@dataclass(frozen=True)
+class StepArrays:
+    """Steps of layers, (1 + B) of every reading, the last layer's first, times the layers side by side."""
+
+    layers: tuple[LayerArrays, ...]
+    readings: tuple[ReadingArrays, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.layers[0].links)
+
+    @property
     def shape(self) -> Shape:
         """What a program for them is compiled for."""
-        _, gates, components, units = self.slopes.shape
-        return Shape(components, gates, self.source, units, self.dense is not None)
+        return Shape(tuple(one.shape for one in self.layers), tuple(one.shape for one in self.readings))
 
     @classmethod
     def whole(cls, stack: Array) -> StepArrays:
         """Of steps (T, m, m)."""
         steps, m, _ = stack.shape
-        return cls(
-            np.zeros((steps, 0, 1, m)),
-            np.zeros((0, m, m)),
-            np.ones((steps, m)),
-            np.zeros((steps, 1, 1, m)),
-            0,
-            stack,
-        )
+        nothing, one = np.zeros((steps, 1, 1, m)), np.ones((steps, m))
+        return cls((LayerArrays(nothing[:, :0], np.zeros((0, m, m)), one, nothing, 0, stack),))
 
 
 def bucket(steps: int) -> int:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -21,9 +19,12 @@ RESET_AFTER = 4
 
 
 class PassResults(NamedTuple):
-    """What B passes found over the steps they went through, see Progress; sure, sigma, exponent : by lag."""
+    """What B passes found over the steps they went through, see Progress; sure, sigma, exponent : by lag.
 
-    form: Form
+    form : None on the way for the norms alone.
+    """
+
+    form: Any
     worst: Any
     growth: Any
     sure: Any
@@ -41,15 +42,15 @@ class _Carried(NamedTuple):
     growth: Any
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 def stretched(
-    shape: Shape, resets: bool, form: Form, vector: Any, chains: ChainArrays, noise: Any, by_lag: Any
+    shape: Shape, resets: Any, form: Form, vector: Any, chains: ChainArrays, noise: Any, by_lag: Any
 ) -> PassResults:
     """``form`` times all steps of these, every one factored, with the norms on the way where ``by_lag``.
 
-    vector : (B, m) about their top left vectors; noise : (some, m) random unit vectors.
+    resets : whether x is made well conditioned again and again; vector : (B, m) about their top left vectors;
+    noise : (some, m) random unit vectors.
     """
-    batch, length = chains.links.shape[:2]
+    batch, length = len(chains.weights), chains.weights.shape[1] - 1
     chains = serving(chains, batch)
     after = chains.weights[:, length]
     start = columns_scaled(form, after)
@@ -72,7 +73,8 @@ def stretched(
 
     def some(carried: _Carried, steps: Any) -> tuple[_Carried, Norm]:
         carried, measured = lax.scan(step, carried, steps)
-        return carried._replace(form=_reset(carried.form)) if resets else carried, measured
+        form = lax.cond(resets, _reset, lambda form: form, carried.form)
+        return carried._replace(form=form), measured
 
     end, norms = lax.scan(some, _Carried(start, after, vector, one, one), every)
     sure, sigma, exponent = (

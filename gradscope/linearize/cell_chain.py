@@ -12,7 +12,7 @@ import numpy as np
 from gradscope.cells.notation import NAMELESS, is_recurrent
 from gradscope.compiled_svd.step_arrays import StepArrays
 from gradscope.custom_types import Array
-from gradscope.linearize.array_form import step_arrays
+from gradscope.linearize.array_form import layer_arrays
 from gradscope.linearize.jacobian_chain import JacobianChain, nonzero, random_row, sums_but_one
 from gradscope.linearize.paths import DensePath, Path, UnitPath
 from gradscope.product_svd.steps import span
@@ -114,7 +114,8 @@ class CellChain(JacobianChain):
     @cached_property
     def step_arrays(self) -> StepArrays | None:
         """The steps as a compiled program takes them."""
-        return step_arrays(self.paths, self.size // self.width)
+        found = layer_arrays(self.paths, self.size // self.width)
+        return None if found is None else StepArrays((found,))
 
     @property
     def in_units(self) -> bool:

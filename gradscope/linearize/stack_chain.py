@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradscope.compiled_svd.step_arrays import StepArrays
 from gradscope.custom_types import Array
+from gradscope.linearize.array_form import reading_arrays
 from gradscope.linearize.cell_chain import CellChain, split
 from gradscope.linearize.jacobian_chain import JacobianChain, nonzero, random_row
 from gradscope.linearize.paths import DensePath, Path, UnitPath
@@ -146,6 +148,19 @@ class StackChain(JacobianChain):
         """Where in the state what it reads is."""
         start = self.extents[reading.source].start
         return slice(start + reading.output.start, start + reading.output.stop)
+
+    @cached_property
+    def step_arrays(self) -> StepArrays | None:
+        """The steps as a compiled program takes them: of the whole product, not of a block of it."""
+        if self.window is not None or not self.whole:
+            return None
+        found = [layer.step_arrays for layer in self.layers]
+        layers = [layer for one in found if one is not None for layer in one.layers]
+        every = [reading_arrays(r.paths, j, self._read(r).start) for j, r in self._readings]
+        readings = [one for one in every if one is not None]
+        if len(layers) < len(self.layers) or len(readings) < len(every):
+            return None
+        return StepArrays(tuple(layers), tuple(readings))
 
     def survey(self) -> tuple[Array, bool]:
         """As of any chain; none is certain of a dense member, or where a block is cut."""

@@ -136,12 +136,10 @@ def all_values(work: Work) -> float:
 
 def _saved(work: Work, steps: int) -> float:
     """Units that compiled programs save, where they pay for being compiled."""
-    if work.cell is None or work.only in ("verdict", "gain"):
+    if work.only in ("verdict", "gain"):
         return 0.0
     full = saved_by_program(sum(work.sizes))
-    paths: Counter[int] = Counter()
-    for _, size in _paths(work.cell, work.hidden):
-        paths[size] += 1
+    paths = Counter(size for _, size in _paths(work.cell, work.hidden)) if work.cell else Counter[int]()
     # A path is cheaper on the host than the full chain of its size.
     each = [full, *(count * _PATH * saved_by_program(size) for size, count in paths.items())]
     return sum(max(0.0, steps * saved - PROGRAM) for saved in each)

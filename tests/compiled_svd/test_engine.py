@@ -14,7 +14,7 @@ from oracles.reference import conditioning, reference
 
 from gradscope.compiled_svd import passes
 from gradscope.compiled_svd.engine import compiled_spectra
-from gradscope.compiled_svd.step_arrays import Shape
+from gradscope.compiled_svd.step_arrays import LayerShape, Shape
 from gradscope.product_svd.spectrum import spectrum
 
 EPS = float(np.finfo(float).eps)
@@ -174,7 +174,7 @@ def test_numbers_that_do_not_fit_side_by_side_are_left_to_the_host():
 
 
 def test_as_many_passes_as_an_accelerator_has_room_for():
-    small, large = (Shape(2, 4, 1, n, False) for n in (16, 4096))
+    small, large = (Shape((LayerShape(2, 4, 1, n, False),)) for n in (16, 4096))
     assert passes.at_once(small, 1000) == 1000
     assert passes.at_once(large, 1000) == 1
 

@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-import pytest
 
 import gradscope
 from gradscope.advise.network import Network
@@ -13,22 +12,6 @@ from gradscope.checkpoints.layer import Layer
 from gradscope.problem.layers import make_problems
 from gradscope.problem.problem import make_problem
 from gradscope.settings import Settings
-
-COMPILED = "/jax/core/compile/backend_compile_duration"
-
-
-@pytest.fixture
-def compiled():
-    """Names of the programs that are compiled, or taken from the cache."""
-    found = []
-
-    def listen(event, _, **options):
-        if event == COMPILED:
-            found.append(options.get("fun_name"))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield found
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_a_default_analysis(compiled):

@@ -1,14 +1,27 @@
 """Chains that compiled programs take: when that pays, and that the analysis is the same."""
 
+import jax
 import jsonschema
 import numpy as np
 import pytest
+from oracles.reference import reference
 
 import gradscope
+from gradscope.api import analyze_problems
+from gradscope.cells import find
+from gradscope.checkpoints import Model
+from gradscope.checkpoints.layer import Layer
 from gradscope.compiled_svd import passes
-from gradscope.compiled_svd.step_arrays import Shape
+from gradscope.compiled_svd.engine import compiled_spectra
+from gradscope.compiled_svd.step_arrays import LayerShape, Shape
+from gradscope.linearize.segmented import SegmentedChain, keeping_recent
+from gradscope.linearize.sequence import Linearized
 from gradscope.measure import programs
+from gradscope.problem.layers import make_problems
+from gradscope.problem.problem import make_problem
+from gradscope.product_svd.spectrum import spectrum
 from gradscope.schemas import schema
+from gradscope.settings import Settings
 
 SIZES = {"hidden": 5, "input_size": 3}
 
@@ -35,14 +48,15 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("segments", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_the_analysis_is_the_same(at_once, monkeypatch, segments):
+def test_the_analysis_is_the_same(at_once, monkeypatch, compiled, segments):
     """Of an LSTM, whose forget gate's first step is zero, with sequences of two lengths.
 
     segments : of time side by side, as on an accelerator.
     """
     monkeypatch.setattr(passes, "one_for_each_core", lambda devices: not segments)
     asked = {**SIZES, "steps": 32, "batch": 2, "lengths": [32, 31]}
-    compiled = gradscope.analyze(**asked)
+    programs_of_it, compiled = compiled, gradscope.analyze(**asked)
+    assert not segments or len(programs_of_it) <= 4, programs_of_it
     monkeypatch.setattr(programs, "_worth", lambda *_: frozenset())
     host = gradscope.analyze(**asked)
     engines = {chain.name: chain.engine for chain in compiled.chains}
@@ -61,6 +75,44 @@ def test_the_analysis_is_the_same(at_once, monkeypatch, segments):
     assert [chain.get("engine") for chain in told["chains"]].count("host") == 1
 
 
+def stack(steps):
+    """Two LSTMs, one upon the other."""
+    layers = []
+    for number, features in enumerate((3, 2)):
+        system = make_problem(Settings(hidden=2, input_size=features, seed=number)).system
+        below = ("l0",) if number else ()
+        layers.append(Layer(find("lstm"), system.parameters, f"l{number}", np.zeros(4), below=below))
+    return make_problems(Settings(steps=steps), Model(tuple(layers), ("l0", "l1")), jax.local_devices())
+
+
+def test_a_stack_against_exact_arithmetic(monkeypatch):
+    """Its steps are formed of those of its layers and what one reads of the other, some at a time."""
+    monkeypatch.setattr("gradscope.linearize.sequence.SEGMENT_BYTES", 1)
+    sequence = Linearized(stack(6).stacks[0].problem.system, 0, jax.devices()[0])
+    chain = SegmentedChain(keeping_recent(sequence.segment), sequence.starts, sequence.steps)
+    assert len(chain.starts) > 1
+    entry_error = 4 * float(np.finfo(float).eps)
+    (found,) = compiled_spectra([chain], jax.devices(), entry_error)
+    true = reference(np.stack([chain[t] for t in range(6)]))
+    assert np.abs(true.log10_errors(found.log10_singular_values)).max() <= found.log10_error < 1e-9
+    same(found, spectrum(chain, by_lag=True, entry_error=entry_error))
+
+
+@pytest.mark.slow  # programs of its own
+def test_a_stack_on_an_accelerator(at_once, monkeypatch, compiled):
+    monkeypatch.setattr(passes, "one_for_each_core", lambda devices: False)
+    problems = stack(11)
+    compiled.clear()
+    found = analyze_problems(problems)
+    assert 1 <= len(compiled) <= 8, compiled
+    monkeypatch.setattr(programs, "_worth", lambda *_: frozenset())
+    host = analyze_problems(problems)
+    engines = {chain.name: chain.engine for chain in found.chains}
+    assert engines == {"full": "compiled", "layer0": "compiled", "layer1": "compiled", "0->1": "host"}
+    for one, other in zip(found.chains, host.chains, strict=True):
+        same(*one.spectra, *other.spectra)
+
+
 def test_what_is_in_doubt_is_measured_all_the_same(at_once):
     found = gradscope.analyze(**SIZES, steps=30, cell="rnn-relu", seed=1)
     assert found.full.engine == "host"
@@ -72,7 +124,7 @@ def test_a_program_is_compiled_when_it_would_have_paid(monkeypatch):
     monkeypatch.setattr(programs, "_compiled", set())
     monkeypatch.setattr(programs, "_missed", programs.Counter())
     monkeypatch.setattr(programs, "saved_by_program", lambda *_: 4.0)
-    shape, other = Shape(2, 4, 1, 32, False), Shape(1, 1, 0, 32, False)
+    shape, other = (Shape((LayerShape(*one, 32, False),)) for one in ((2, 4, 1), (1, 1, 0)))
     assert programs._worth([shape, other, other], 100) == {other} - {other}
     assert programs._worth([shape, other, other], 100) == {other}  # 1600 by now, and 800
     assert programs._worth([shape], 60) == {shape}
