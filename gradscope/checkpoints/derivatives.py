@@ -114,7 +114,7 @@ class Derivatives(ABC):
         size = steps.states.shape[2]
         sizes = steps.parts.get("h", size), max(1, len(steps.paths)) * size**2
         direction = "backward" if self.backward else "forward"
-        return Layer(cell, {}, name, np.zeros(size), direction, derivatives=self, own_sizes=sizes)
+        return Layer(cell, {}, name, np.zeros(size), direction=direction, derivatives=self, own_sizes=sizes)
 
     @property
     def recording(self) -> Recording:

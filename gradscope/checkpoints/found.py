@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
@@ -14,8 +14,7 @@ from gradscope.cells.cell import Cell
 from gradscope.cells.notation import is_bias, is_input_weight, key
 from gradscope.checkpoints.derivatives import Derivatives
 from gradscope.checkpoints.keras_cudnn import SAID
-from gradscope.checkpoints.layer import Layer, assemble, not_computed
-from gradscope.checkpoints.signals import Mask
+from gradscope.checkpoints.layer import InModel, Layer, assemble, not_computed
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, listed, quoted
 from gradscope.formats.tensors import Tensors, as_float64
@@ -30,7 +29,7 @@ SIMPLE = {"tanh": "rnn", "relu": "rnn-relu", "sigmoid": "rnn-sigmoid", "linear":
 
 
 @dataclass(frozen=True)
-class Found:
+class Found(InModel):
     """A recurrent layer in a file, as far as the file tells what it is.
 
     name : where in the file, "" if it is all of it; arrays : float64 under the names of the cells.
@@ -40,8 +39,6 @@ class Found:
     question : what the file leaves open and how to decide it, "" where it says all.
     doubt : what speaks against its being any of these cells, which only ``cell`` overrules.
     kind, activation : what it is, where ``cells`` does not tell.
-    direction, depth, dtype, below, reads, table, mask, given_state, not_applied, assumed, time_major,
-        alone, twice : as in Layer.
     keys : the tensors of the file that it was made of.
     layouts : where these may lie in several ways, the arrays of each by its name.
     derivatives : its own framework's, where gradscope has no equations for it.
@@ -54,21 +51,8 @@ class Found:
     problem: str = ""
     kind: str = ""
     activation: str = ""
-    direction: str = "forward"
-    depth: int = 0
-    dtype: str = "float64"
     keys: tuple[str, ...] = ()
-    below: tuple[str, ...] | None = ()
-    reads: str = ""
-    table: str | None = None
-    mask: Mask | None = None
-    given_state: bool = False
-    not_applied: tuple[str, ...] = ()
-    assumed: tuple[str, ...] = ()
-    time_major: bool | None = None
     doubt: str = ""
-    alone: bool = False
-    twice: tuple[str, ...] = ()
     layouts: Mapping[str, dict[str, Array]] = field(default_factory=dict)
     free: bool = False
     forms: Mapping[str, dict[str, Array]] = field(default_factory=dict)
@@ -122,22 +106,10 @@ class Found:
         if layout is not None or (self.layouts and cell is not None):
             return self._laid_out(layout or "keras").settle(cell, activation)
         layer = self._by_derivatives(cell) if self.derivatives else self._by_equations(cell, activation)
-        return replace(
-            layer,
-            direction=self.direction,
-            depth=self.depth,
-            dtype=self.dtype,
-            below=self.below,
-            reads=self.reads,
-            table=self.table,
-            mask=self.mask,
-            given_state=self.given_state,
-            not_applied=self.not_applied,
-            assumed=(*self.assumed, *[_EPSILON] * (layer.cell.name in self.forms)),
-            time_major=self.time_major,
-            alone=self.alone,
-            twice=() if layer.cell.name in self.forms else self.twice,
-        )
+        same = {one.name: getattr(self, one.name) for one in fields(InModel)}
+        if layer.cell.name in self.forms:
+            same |= {"assumed": (*self.assumed, _EPSILON), "twice": ()}
+        return replace(layer, **same)
 
     def _laid_out(self, layout: str) -> Found:
         """The layer whose arrays lie in this way, which is then no question."""

@@ -22,38 +22,29 @@ _HIDDEN, _INPUT = 1_000_003, 2_000_003
 _NAMES = {_HIDDEN: "hidden", _INPUT: "input_size"}
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A trained recurrent layer.
+@dataclass(frozen=True, kw_only=True)
+class InModel:
+    """What a model does around a recurrent layer: what the layer reads, and from where it starts.
 
-    parameters : float64 arrays, keys and shapes exactly ``cell.parameters(hidden, input_size)``.
-    name : where in its file it was, "" if it was all of it; state : (m,), the initial state.
     direction : "backward" where it reads the sequence from its end; depth : how many recurrent layers
-        of its stack its input goes through before; dtype : of the numbers in the file; source : its path.
+        of its stack its input goes through before; dtype : of the numbers in the file.
     below : the layers whose outputs, side by side, are its inputs; () if it reads what the model is given,
         None if the file does not say, or something that gradscope does not compute stands between.
     reads : where it reads no layers, what the value that it reads is called, "" if it is the model's only
         input, or not known; table : the embedding that makes it of token ids, "" if none does, None if the
         file does not say.
     mask : at which steps it leaves its state as it is, None where at none.
-    given_state : whether the model computes the initial state, or is given it: it is not ``state`` then.
+    given_state : whether the model computes the initial state, or is given it.
     not_applied : what the model does besides and the analysis does not (dropout in training), in sentences;
     assumed : what the file does not say and was taken to be so.
     time_major : whether the model takes sequences as (T, B, d), None where that is not known.
     alone : whether the file does not say what it reads, which is then taken to be the inputs.
     twice : parameters that are the sum of two in the file, as torch's biases are.
-    derivatives : where its steps come from, if not from equations of ours; own_sizes : hidden and input size
-        then, of the cell that has these steps.
     """
 
-    cell: Cell
-    parameters: dict[str, Array]
-    name: str
-    state: Array
     direction: str = "forward"
     depth: int = 0
     dtype: str = "float64"
-    source: str = ""
     below: tuple[str, ...] | None = ()
     reads: str = ""
     table: str | None = None
@@ -64,6 +55,24 @@ class Layer:
     time_major: bool | None = None
     alone: bool = False
     twice: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Layer(InModel):
+    """A trained recurrent layer.
+
+    parameters : float64 arrays, keys and shapes exactly ``cell.parameters(hidden, input_size)``.
+    name : where in its file it was, "" if it was all of it; source : the file's path.
+    state : (m,), the initial state, unless the model has another (``given_state``).
+    derivatives : where its steps come from, if not from equations of ours; own_sizes : hidden and input size
+        then, of the cell that has these steps.
+    """
+
+    cell: Cell
+    parameters: dict[str, Array]
+    name: str
+    state: Array
+    source: str = ""
     derivatives: Derivatives | None = None
     own_sizes: tuple[int, int] | None = None
 
