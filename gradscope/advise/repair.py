@@ -1,4 +1,4 @@
-"""The weights of a checkpoint with knobs set, written under its own names, and analysed again as written."""
+"""What a repair sets in the layers of a checkpoint, and what became of it."""
 
 from __future__ import annotations
 

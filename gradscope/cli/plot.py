@@ -1,4 +1,4 @@
-"""``gradscope plot``: a picture of a result."""
+"""``gradscope plot``: a picture of a result, or of rows."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import numpy as np
 from gradscope.custom_types import Array, PathLike
 from gradscope.errors import InputError, quoted
 from gradscope.formats.budget import Budget
-from gradscope.formats.tensors import Tensor, Tensors, _check_real, as_float64, members, opened
+from gradscope.formats.tensors import Tensor, Tensors, as_float64, check_real, members, opened
 
 # A file of several arrays and the name of one of them.
 _KEYED = re.compile(r"(.+\.(?:npz|safetensors)):(.*)", re.IGNORECASE | re.DOTALL)
@@ -59,7 +59,7 @@ def npy_array(file: IO[bytes], size: int, name: str, budget: Budget) -> Array:
     shape, fortran, dtype = _HEADERS[version](file)
     if dtype.hasobject:
         raise InputError(f"{name} is of pickled Python objects, which are never read: save plain numbers")
-    _check_real(dtype, name)
+    check_real(dtype, name)
     declared, held = math.prod(shape) * dtype.itemsize, size - file.tell()
     if declared != held:
         raise InputError(f"{name} declares {declared} bytes and the file holds {held}: truncated or damaged")

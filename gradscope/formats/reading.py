@@ -33,7 +33,7 @@ _OF_INPUTS: dict[str, dict[str, Any]] = {
     ".npz": {"remedy": "save it with numpy.savez, which does not compress"},
     ".safetensors": {},
 }
-_FORMATS = "a .npy, .npz, .safetensors or .csv file"
+ARRAY_KINDS = "a .npy, .npz, .safetensors or .csv file"
 
 
 def suffix(path: PathLike) -> str:
@@ -58,7 +58,7 @@ def open_tensors(path: PathLike, max_size: int | None = None) -> AbstractContext
     return opened
 
 
-def read_array(path: PathLike, expected: str = _FORMATS) -> Array:
+def read_array(path: PathLike, expected: str = ARRAY_KINDS) -> Array:
     """The array in a file as float64.
 
     path : a ``.npy``, a ``.npz`` or ``.safetensors`` that holds nothing else or is followed by

@@ -51,7 +51,7 @@ def as_float64(values: Any, name: str) -> Array:
         array = np.asarray(values)
     except Exception as error:  # ragged lists, tensors on a device, whatever claims to be an array
         raise InputError(f"{name} is no array ({reason(error)}), {EXPECTED}") from error
-    _check_real(array.dtype, name)
+    check_real(array.dtype, name)
     if array.dtype.kind == "V":
         array = array.view(ml_dtypes.bfloat16)
     with np.errstate(over="ignore"):  # a long double beyond float64 is found below
@@ -99,7 +99,8 @@ def opened(
             raise InputError(f"not a sound {kind} file ({reason(error)}): save it again") from error
 
 
-def _check_real(dtype: np.dtype[Any], name: str) -> None:
+def check_real(dtype: np.dtype[Any], name: str) -> None:
+    """Raise InputError for a dtype of anything but real numbers."""
     if dtype.kind not in "fiub" and dtype not in _BFLOAT16:
         raise InputError(f"{name} has dtype {shown(dtype)[:80]}, {EXPECTED}")
 

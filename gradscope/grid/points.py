@@ -76,7 +76,7 @@ class Points:
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a grid (``rows.following.Task``); beside : the places that are measured with its own."""
+    """A point of a grid (``rows.following.Piece``); beside : the places that are measured with its own."""
 
     points: Points
     place: int

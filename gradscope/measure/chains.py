@@ -37,21 +37,16 @@ class Ask:
 
     @property
     def paths(self) -> bool:
-        """Whether the paths are measured too, and their shares."""
+        """Whether the paths are measured too, their shares, and the whole chain without each of them."""
         return self.only in ("paths", "all")
-
-    @property
-    def without(self) -> bool:
-        """Whether the whole chain without each path is measured too."""
-        return self.paths
 
 
 class Chains(Protocol):
     """The chains of some sequences of one length.
 
     names : "full" first, then each path or block; parts : the paths that the full chain is the sum of, none
-    where there is only one. There are two kinds: ``JacobianChains`` (every value, on
-    the host) and ``TangentChains`` (the top values, without Jacobians, on the devices).
+    where there is only one. There are two kinds: ``JacobianChains`` (every value, on the host) and
+    ``TangentChains`` (the top values, without Jacobians, on the devices).
     """
 
     sequences: int
@@ -77,7 +72,7 @@ class Chains(Protocol):
 def measure(chains: Chains, ask: Ask, meter: Meter) -> list[Measured]:
     """Spectra of the full chain, of every path alone, of all but it, and the shares, for every sequence."""
     names = [name for name in chains.names if name not in ask.known] if ask.paths else ["full"]
-    every = [*names, WITHOUT] if ask.without and chains.parts else names
+    every = [*names, WITHOUT] if ask.paths and chains.parts else names
     meter.begin(
         {name: chains.cost(name) for name in every}, {name: chains.reads(name, ask) for name in every}
     )

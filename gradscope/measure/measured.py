@@ -23,8 +23,8 @@ class Measured:
 
     spectra : {chain: Spectrum}, the full one first; without : {path: Spectrum} of the full chain without it,
     its first value alone, none of one path; shares : {path: (T,)}, none where they are not asked for;
-    gates : {gate: see linearize.gates.gate_sums}; course : of the
-    trajectory, see linearize.course; returning : see measure.returning, of the first sequence alone.
+    gates : {gate: see linearize.gates.gate_sums}; course : of the trajectory, see linearize.course;
+    returning : see measure.returning, of the first sequence alone.
     """
 
     spectra: Mapping[str, Spectrum]

@@ -12,7 +12,7 @@ import numpy as np
 from gradscope.checkpoints import Named
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, MisfitError, as_option, shown
-from gradscope.formats.reading import _FORMATS, read_array
+from gradscope.formats.reading import ARRAY_KINDS, read_array
 from gradscope.formats.tensors import as_float64
 from gradscope.settings import BATCH, INPUT_SIZE, STEPS
 
@@ -96,7 +96,7 @@ def given_sequences(
                 f"{as_option(name)} is about given inputs, but inputs are {inputs}: give --inputs FILE"
             )
         return None
-    called, values = _given(inputs, "inputs", f"normal, zeros, or {_FORMATS}")
+    called, values = _given(inputs, "inputs", f"normal, zeros, or {ARRAY_KINDS}")
     if embedding and values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]  # a column of a table
     axes = ("T",) if embedding else ("T", "d")
@@ -169,7 +169,7 @@ def drawn_sequences(kind: str, shape: tuple[int, int, int], seed: int) -> Array:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_STREAM,))).standard_normal(shape)
 
 
-def _given(given: Any, name: str, expected: str = _FORMATS) -> tuple[str, Array]:
+def _given(given: Any, name: str, expected: str = ARRAY_KINDS) -> tuple[str, Array]:
     """What messages call it, and the array itself, or that in the file."""
     if isinstance(given, str | os.PathLike):
         return f"{name} {shown(os.fspath(given))}", read_array(given, expected)
