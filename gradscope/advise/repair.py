@@ -17,6 +17,7 @@ from gradscope.errors import InputError, listed
 from gradscope.measure.batch import Means
 from gradscope.problem.layers import Problems
 from gradscope.report.analysis import Analysis
+from gradscope.report.numbers import json_number
 from gradscope.settings import Policy
 from gradscope.version import __version__
 
@@ -80,19 +81,15 @@ def _told(analysis: Analysis, flossed: int) -> dict[str, Any]:
     if flossed:
         each, condition = exponents(analysis, flossed)
         more = {
-            "exponents": [_finite(one) for one in each],
-            "log10_condition": None if condition is None else _finite(condition),
+            "exponents": [json_number(one) for one in each],
+            "log10_condition": None if condition is None else json_number(condition),
         }
     return more | {
         "verdict": analysis.verdict.level,
-        "log10_norm": _finite(full.log10_norm.median),
-        "log10_peak": _finite(full.log10_peak.median),
-        "horizon": _finite(full.horizon.median),
+        "log10_norm": json_number(full.log10_norm.median),
+        "log10_peak": json_number(full.log10_peak.median),
+        "horizon": json_number(full.horizon.median),
     }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 # {layer in the file: its parameters}.

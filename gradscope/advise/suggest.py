@@ -18,8 +18,9 @@ from gradscope.measure.side_by_side import together
 from gradscope.problem.layers import Problems
 from gradscope.report.analysis import Analysis
 from gradscope.report.conclude import of_sequences
+from gradscope.report.numbers import json_number
 from gradscope.report.provenance import described_together
-from gradscope.report.remedies import Remedies, Suggestion, json_number, told_of
+from gradscope.report.remedies import Remedies, Suggestion, told_of
 from gradscope.settings import Policy, Target
 from gradscope.version import __version__
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gradscope.advise.field_advice import field_advice
-from gradscope.advise.goals import Goal, Horizon
+from gradscope.advise.goals import Goal, Horizon, countable
 from gradscope.advise.knobs import Knob, Scale, Shift, SpectralClip, largest_singular_value
 from gradscope.advise.network import Network
 from gradscope.advise.search import KnobSearch
@@ -123,9 +123,9 @@ class Trial:
         analyses: dict[float, Analysis | None] = {}
 
         def excess(u: float) -> float:
+            # Where a state is no number any more, less of it is to be tried.
             found = analyses[u] = self.network.changed(knob.applied(self.network.parameters, u))
-            # Where a state is no number any more, more of it is too much.
-            return math.copysign(1e4, 1.0) if found is None else self.goal.excess(found)
+            return countable(math.inf) if found is None else self.goal.excess(found)
 
         begin = self.goal.excess(self.network.analysis)
         search = KnobSearch(excess, *knob.span(self.network.parameters), knob.start, begin)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from gradscope.cells.spectra import recurrent_matrices
 from gradscope.checkpoints import Contents, Found, read_all
 from gradscope.checkpoints.array_map import rules_of
 from gradscope.machine import one_blas_thread
+from gradscope.report.numbers import json_number
 from gradscope.version import __version__
 
 SCHEMA = "gradscope/inspection/1"
@@ -97,4 +97,4 @@ def _layer(found: Found, matrices: Mapping[str, Mapping[str, float | None]]) -> 
 
 
 def _finite(matrix: Mapping[str, float | None]) -> dict[str, float | None]:
-    return {name: None if x is None or not math.isfinite(x) else x for name, x in matrix.items()}
+    return {name: json_number(value) for name, value in matrix.items()}

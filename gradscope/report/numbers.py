@@ -85,3 +85,8 @@ def _rows(layer: str, analysis: Analysis) -> Iterator[dict[str, Any]]:
                 "verdict": analysis.levels[chain.name],
                 "share": shares.get(chain.name),
             }
+
+
+def json_number(value: Any) -> Any:
+    """A number that JSON knows, else None."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from gradscope.report.numbers import json_number
 
 # How far knobs go: added to a bias, and the factors of a matrix.
 MOST_SHIFT, MOST_FACTOR, LEAST_FACTOR = 10.0, 10.0, 0.01
@@ -77,8 +78,3 @@ def told_of(remedies: Sequence[Remedies]) -> dict[str, Any]:
         "suggestions": [suggestion.to_dict() for one in remedies for suggestion in one.suggestions],
         "advice": list(dict.fromkeys(sentence for one in remedies for sentence in one.advice)),
     }
-
-
-def json_number(value: Any) -> Any:
-    """A number that JSON knows, else None."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

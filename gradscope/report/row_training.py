@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradscope.report.numbers import json_number
 from gradscope.report.verdict import level
 
 if TYPE_CHECKING:
@@ -35,12 +36,12 @@ def training_numbers(analysis: Analysis) -> dict[str, Any]:
 
 def _loss(losses: list[LossGradient]) -> dict[str, Any]:
     norms = np.array([norm for one in losses for norm in one.log10_gradients.values()])
-    found: dict[str, Any] = {"at": losses[0].at, "log10_gradient": number_or_null(_together(norms))}
+    found: dict[str, Any] = {"at": losses[0].at, "log10_gradient": json_number(_together(norms))}
     if len(losses) > 1:
         return found
     (loss,) = losses
     first = [row[~np.isnan(row)][-1] for row in loss.log10_norm]
-    found["log10_norm"] = number_or_null(float(np.median(first)))
+    found["log10_norm"] = json_number(float(np.median(first)))
     if recurrent := loss.kinds.get("R"):
         found["reach"] = loss.lag_within(0.5, recurrent)
     return found | _clip(loss.clip) | _tbptt(loss.tbptt)
@@ -63,7 +64,7 @@ def _clip(clip: Clipping | None) -> dict[str, Any]:
         "clipped_proportion": clip.proportion,
         "factor": float(np.median(clip.factor)),
         "cosine": float(np.median(clip.cosine)),
-        "log10_norm": number_or_null(float(np.median(clip.log10_norm))),
+        "log10_norm": json_number(float(np.median(clip.log10_norm))),
     }
     return {"clip": told}
 
@@ -72,7 +73,7 @@ def _tbptt(found: Truncation | None) -> dict[str, Any]:
     if found is None:
         return {}
     bias, cosine = found.at(found.main)
-    told = {"length": found.length, "bias": number_or_null(bias), "cosine": number_or_null(cosine)}
+    told = {"length": found.length, "bias": json_number(bias), "cosine": json_number(cosine)}
     return {"tbptt": {**told, "length_for_1_percent": found.needs(found.main)}}
 
 
@@ -83,21 +84,16 @@ def _masks(analysis: Analysis) -> dict[str, Any]:
         "law": masks.law,
         "probability": list(masks.probability),
         "count": masks.count,
-        "log10_norm": number_or_null(masks.drawn.log10_norm.median),
-        "log10_spread": [number_or_null(end) for end in masks.log10_spread],
-        "rate": number_or_null(masks.drawn.rate.median),
+        "log10_norm": json_number(masks.drawn.log10_norm.median),
+        "log10_spread": [json_number(end) for end in masks.log10_spread],
+        "rate": json_number(masks.drawn.rate.median),
         "horizon": masks.drawn.horizon.median,
         "verdict": level(masks.drawn, analysis.policy),
         "mean": {
-            "log10_norm": number_or_null(masks.mean.log10_norm.median),
+            "log10_norm": json_number(masks.mean.log10_norm.median),
             "horizon": masks.mean.horizon.median,
         },
     }
-
-
-def number_or_null(value: float) -> float | None:
-    """A number as JSON has it, None for what is not finite."""
-    return float(value) if math.isfinite(value) else None
 
 
 # -- as columns ---------------------------------------------------------------------------------------

@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from typing import Any, Protocol
 
 from gradscope.report.analysis import Analysis
-from gradscope.report.numbers import rows
+from gradscope.report.numbers import json_number, rows
 from gradscope.report.views import Look
 
 
@@ -40,7 +39,4 @@ def _rows(result: Analysis | Rows) -> list[dict[str, Any]]:
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in row.items()
-    }
+    return {name: json_number(value) for name, value in row.items()}

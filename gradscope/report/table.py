@@ -195,9 +195,8 @@ _UNITS = {
     "worst error": "worst error in decades of the worst singular value",
 }
 _BLOCKS = (
-    "i->j: that block of the whole product, what the state of layer i at the start does to that of "
-    "layer j at "
-    "the end; what i does to j within a step is, alone and taken twice, zero"
+    "i->j: that block of the whole product, what the state of layer i at the start does to that of layer j "
+    "at the end; what i does to j within a step is, alone and taken twice, zero"
 )
 # What a narrow terminal can do without, first to go first: a number is never cut.
 _DISPENSABLE = (

@@ -16,7 +16,8 @@ from gradscope.gate.metrics import metric
 from gradscope.gate.places import BudgetPlace
 from gradscope.report.analysis import Analysis
 from gradscope.report.chains import Chain
-from gradscope.report.row_training import number_or_null, training_numbers
+from gradscope.report.numbers import json_number
+from gradscope.report.row_training import training_numbers
 from gradscope.rows.journal import Row
 
 
@@ -33,13 +34,13 @@ def row_of(
     full = analysis.full
     gates = [(name, gate) for one in (analysis, *analysis.layers) for name, gate in one.gates.items()]
     found: Row = {
-        "log10_norm": number_or_null(full.log10_norm.median),
-        "log10_norm_error": number_or_null(full.log10_norm_error),
-        "rate": number_or_null(full.rate.median),
+        "log10_norm": json_number(full.log10_norm.median),
+        "log10_norm_error": json_number(full.log10_norm_error),
+        "rate": json_number(full.rate.median),
         "horizon": full.horizon.median,
         "steps": full.steps,
         "sequences": len(full.spectra),
-        "log10_largest_gain": number_or_null(full.log10_largest_gain.median),
+        "log10_largest_gain": json_number(full.log10_largest_gain.median),
         "verdict": analysis.verdict.level,
         "notes": list(analysis.verdict.notes),
     }
@@ -47,7 +48,7 @@ def row_of(
     if light:
         found["converged"] = bool(full.log10_norm_error < CONVERGED)
     if analysis.shares:
-        found["shares"] = {name: number_or_null(share) for name, share in analysis.mean_shares.items()}
+        found["shares"] = {name: json_number(share) for name, share in analysis.mean_shares.items()}
     if gates:
         found["saturated"] = max(gate["saturated"] for _, gate in gates)
     found |= training_numbers(analysis)
@@ -65,7 +66,7 @@ def _curve(full: Chain) -> dict[str, list[float | None]]:
     known = full.lags
     some = np.unique(np.searchsorted(known, np.geomspace(1, known[-1], _LAGS).round()))
     norms = np.nanmedian(full.by_lag[:, some], axis=0)
-    return {"lag": known[some].tolist(), "log10_norm": [number_or_null(float(norm)) for norm in norms]}
+    return {"lag": known[some].tolist(), "log10_norm": [json_number(float(norm)) for norm in norms]}
 
 
 # Decades that passes and rounding may still move the gain of a light probe by, where it is called converged.
