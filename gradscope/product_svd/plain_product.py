@@ -27,6 +27,8 @@ _LAGS, _NUMBERS = 8, 2**20
 _USUAL = 32.0
 # A column of a step may be so much smaller than its largest: its digits are there, and its squares fit.
 _SMALL_COLUMN = 2.0**-WILD
+# The largest entry of a product whose noise is a normal number too.
+_SMALL = 2.0**-960
 
 
 @dataclass(frozen=True)
@@ -85,16 +87,19 @@ class PlainProducts:
         """Multiply by one more step from the right."""
         at, size = self._done % len(self._held), self._held.shape[3]
         new, columns = self._held[at], step.columns
-        step.times(self._held[at - 1], new)
         signs = self._rng.normal(size=(_NOISE, size))
-        new[:, size:] += (EPS * self._row[:, None] * columns)[:, None] * signs
+        with np.errstate(over="ignore", invalid="ignore"):  # of what is infinite others know more
+            step.times(self._held[at - 1], new)
+            new[:, size:] += (EPS * self._row[:, None] * columns)[:, None] * signs
         largest = np.abs(new[:, :size]).max(axis=(1, 2))
-        carried = np.frexp(largest)[1]
+        # Of a product that is next to nothing, or of columns that are but for zeros, others know more.
+        smallest = columns.min(axis=1, where=columns > 0, initial=np.inf)
+        self._sure &= (smallest > _SMALL_COLUMN * columns.max(axis=1)) & (largest > _SMALL)
+        self._sure &= np.isfinite(largest)
+        new[~self._sure] = 0.0
+        carried = np.frexp(np.where(self._sure, largest, 0.0))[1]
         new *= np.ldexp(1.0, -carried)[:, None, None]
         self._row = np.sqrt(np.einsum("pij,pij->pi", new[:, :size], new[:, :size]).max(axis=1))
-        # Of a product that is zero, or of columns that are next to nothing but not zero, others know more.
-        smallest = columns.min(axis=1, where=columns > 0, initial=np.inf)
-        self._sure &= (largest > 0) & (smallest > _SMALL_COLUMN * columns.max(axis=1))
         self._done += 1
         self._exponents[self._done] = self._exponents[self._done - 1] + carried
         if at + 1 == len(self._held) or self._done == self._length:
@@ -121,7 +126,8 @@ class PlainProducts:
         found = leading_left(chosen, self.left[chains], self._rng)
         self.lags[some][wanted] = np.log10(found.sigma) + scale[wanted]
         along = np.einsum("nsj,nj->ns", rows[wanted], found.right) / found.sigma[:, None]
-        self.noise[some][wanted] = np.sqrt((along**2).mean(axis=1))
+        with np.errstate(over="ignore"):  # nothing but noise
+            self.noise[some][wanted] = np.sqrt((along**2).mean(axis=1))
         np.logical_and.at(self._sure, chains, found.sure)
         self.left[chains], self.right[chains] = found.left, found.right  # of the longest lag
 

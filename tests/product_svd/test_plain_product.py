@@ -85,6 +85,10 @@ def test_products_that_are_zero_or_wild_are_left_to_others():
     wild = chain.copy()
     wild[3, 0, 0] = 2.0 ** -(2 * WILD)
     assert values(wild) == [None]
+    # What is left of such a product is no normal number; nothing is to warn of it either.
+    gone = np.broadcast_to(np.eye(4), (20, 4, 4)).copy()
+    gone[18], gone[17] = np.diag([1.0, 1e-170, 0.0, 0.0]), np.diag([0.0, 1e-150, 1.0, 1.0])
+    assert values(gone, gone * 1e300) == [None, None]
 
 
 def test_columns_that_are_zero_are_none_of_a_doubt():
