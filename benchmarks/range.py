@@ -39,14 +39,35 @@ def one(cell: str, hidden: int, steps: int, weights: float, size: float) -> dict
     with TemporaryDirectory() as folder:
         np.savez(Path(folder, "cell.npz"), **arrays)
         try:
-            full = gradscope.analyze(checkpoint=Path(folder, "cell.npz"), cell=cell, inputs=inputs).full
+            analysis = gradscope.analyze(checkpoint=Path(folder, "cell.npz"), cell=cell, inputs=inputs)
         except gradscope.InputError as error:
             return found | {"error": str(error)}
-    (spectrum,) = full.spectra
-    values = spectrum.log10_singular_values
-    missing = bool(np.isnan(values[0]) or np.isnan(full.by_lag).any() or full.by_lag.shape != (1, steps))
-    counts = {"values": len(values), "zeros": spectrum.exact_zeros, "lost": spectrum.lost}
-    return found | counts | {"missing": missing, "seconds": time.perf_counter() - start}
+    (spectrum,) = analysis.full.spectra
+    counts = {
+        "values": len(spectrum.log10_singular_values),
+        "zeros": spectrum.exact_zeros,
+        "lost": spectrum.lost,
+    }
+    seconds = time.perf_counter() - start
+    return found | counts | told(analysis.to_json(all_lags=True), steps) | {"seconds": seconds}
+
+
+def told(text: str, steps: int) -> dict[str, Any]:
+    """What a user reads: strict JSON, its gain (None is zero), verdict, and whether any of it is missing."""
+    answer = json.loads(text, parse_constant=_refused)
+    (full,) = (chain for chain in answer["chains"] if chain["name"] == "full")
+    gain, zero = full["log10_norm"]["median"], full["exact_zeros"][0] == full["size"]
+    lacks = [
+        gain is None and not zero,
+        full["rate"]["median"] is None and not zero,
+        full["horizon"]["median"] is None,
+        full["by_lag"]["lag"] != list(range(1, steps + 1)) or len(full["by_lag"]["log10_norm"]) != steps,
+    ]
+    return {"gain": gain, "level": answer["verdict"]["level"], "missing": any(lacks)}
+
+
+def _refused(name: str) -> None:
+    raise ValueError(f"{name} is not of JSON")
 
 
 def sweep(

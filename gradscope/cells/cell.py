@@ -34,6 +34,7 @@ class Cell:
     units : the fast per-unit form, for cells that have one.
     members : the layers of a cell that ``stacked`` made of them.
     factors : what ``with_factors`` multiplies the Jacobians of some paths by, each (path, factor).
+    given : whether its derivatives are part of what it reads (``given_slopes``): its states may be infinite.
 
     Raises InputError where names are not distinct, printable strings, or a path is called "full".
     """
@@ -50,6 +51,7 @@ class Cell:
     members: tuple[Member, ...] = ()
     reads: Callable[[str], str | None] | None = None
     factors: tuple[tuple[str, float], ...] = ()
+    given: bool = False
 
     def __post_init__(self) -> None:
         if not _printable(self.name):

@@ -1,13 +1,12 @@
-"""Simple recurrent networks whose states leave float64: run in numbers of its digits and any exponent.
+"""Cells whose states leave float64: run, and differentiated, in numbers of its digits and any exponent.
 
-What such a network's Jacobians need are the slopes at its pre-activations, and of a function that grows these
-are constants far out: 1 or 0 of a relu. A number is p 2^e here, |p| from 1/2 to 1 and e an integer.
+What the chain needs of such a network are its derivatives, and these are mostly numbers that float64 holds:
+of a function that grows constants far out, 1 or 0 of a relu, and zero where a gate is shut.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,27 +17,22 @@ import numpy as np
 from jax import lax
 
 from gradscope.cells.cell import Cell
-from gradscope.cells.given_slopes import given_slopes, is_elman
+from gradscope.cells.given_slopes import given_rows, given_slopes
 from gradscope.cells.stack import extents_of, stacked
 from gradscope.cells.units import Parameters
 from gradscope.custom_types import Array
+from gradscope.linearize.jacobians import core_derivatives
 from gradscope.linearize.system import System, cast, precise
+from gradscope.linearize.wide import Unbounded, UnknownOperationError, in_wide, plain, wide
+from gradscope.machine import available
 
-# From 2^+-FAR on a function is its tangent there, to the last digit, and squares and cubes are still held.
-_FAR = 330
-# Slopes that far out below which it is level: of some that approach a level they are powers of 1/a.
-_LEVEL = 2.0**-100
-# The exponent of zero: below that of any product.
-_ZERO = -(2**30)
-_LOST = 1100  # bits by which a term is smaller than another that hides it, at least
-
-# Numbers p and exponents e of the same shape.
-Wide = tuple[Any, Any]
+# Exponents from which on those of products may not be held any more.
+_MOST = 2**56
 
 
 @dataclass(frozen=True)
 class Along:
-    """A system that reads the slopes of one that leaves its dtype.
+    """A system that reads the derivatives of one that leaves its dtype.
 
     Its Jacobians are that one's; its states are infinite where they are beyond the dtype.
     reached : (B,) log10 of the largest state.
@@ -49,17 +43,18 @@ class Along:
 
 
 def with_slopes(system: System) -> Along | None:
-    """The slopes of a simple recurrent network along its states; None of units of another kind.
+    """The same along its own states, whatever their size.
 
-    None of a function too that itself leaves float64, an exponential.
+    None where a Jacobian has entries that leave the dtype too, and of a cell that does what ``wide`` has no
+    rule for.
     """
     if system.cell.members:
         return _of_stack(system)
-    ran = _run(system.cell, system.parameters, system.inputs, system.state, system.dtype)
+    ran = _run(system.cell, system.hidden, system.parameters, system.inputs, system.state, system.dtype)
     if ran is None:
         return None
-    cell, inputs = given_slopes(system.cell, system.input_size), _beside(system.inputs, ran.slopes)
-    return Along(replace(system, cell=cell, inputs=inputs, states=ran.states), ran.reached)
+    along = replace(system, cell=ran.cell, inputs=_beside(system.inputs, ran.given), states=ran.states)
+    return Along(along, ran.reached)
 
 
 def _of_stack(system: System) -> Along | None:
@@ -72,16 +67,17 @@ def _of_stack(system: System) -> Along | None:
         if not np.isfinite(states[:, :, own]).all():
             with precise("float64"):
                 read = np.asarray(member.input(system.inputs, put_out))
-            ran = _run(member.cell, member.own(system.parameters), read, system.state[:, own], system.dtype)
+            given = (member.own(system.parameters), read, system.state[:, own], system.dtype)
+            ran = _run(member.cell, member.hidden, *given)
             if ran is None:
                 return None
             states[:, :, own], reached = ran.states, np.maximum(reached, ran.reached)
-            columns = (inputs.shape[2], inputs.shape[2] + member.hidden)
-            inputs = _beside(inputs, ran.slopes)
+            columns = (inputs.shape[2], inputs.shape[2] + ran.given.shape[2])
+            inputs = _beside(inputs, ran.given)
             member = replace(
                 member,
-                cell=given_slopes(member.cell, member.input_size),
-                input_size=member.input_size + member.hidden,
+                cell=ran.cell,
+                input_size=member.input_size + ran.given.shape[2],
                 reads=(*member.reads, columns),
             )
         members.append(member)
@@ -96,82 +92,84 @@ def _beside(inputs: Array, slopes: Array) -> Array:
 
 @dataclass(frozen=True)
 class _Ran:
-    """States (B, T + 1, n), infinite beyond their dtype; slopes (B, T, n); log10 of the largest, (B,)."""
+    """States (B, T + 1, m), infinite beyond their dtype; the cell that is given its derivatives, and these.
+
+    given : (B, T, numbers); reached : log10 of the largest state, (B,).
+    """
 
     states: Array
-    slopes: Array
+    cell: Cell
+    given: Array
     reached: Array
 
 
-def _run(cell: Cell, parameters: Parameters, inputs: Array, state: Array, dtype: str) -> _Ran | None:
-    """An Elman network in numbers of any exponent, None of another and where slopes leave the dtype."""
-    if not is_elman(cell) or not np.isfinite(inputs).all():
+def _run(
+    cell: Cell, hidden: int, parameters: Parameters, inputs: Array, state: Array, dtype: str
+) -> _Ran | None:
+    """A cell in numbers of any exponent, None where its derivatives leave the dtype or cannot be had."""
+    size = inputs.shape[2]
+    if not np.isfinite(inputs).all():
         return None
     with precise("float64"):
-        given = (cast(parameters, "float64"), inputs.astype(np.float64), state.astype(np.float64))
-        states, slopes, exponents = jax.device_get(_of_batch(cell, *given))
-    if not np.abs(slopes).max() <= np.finfo(dtype).max or np.isnan(states).any():  # not >, or NaN passes
+        cast_ = (cast(parameters, "float64"), inputs.astype(np.float64), state.astype(np.float64))
+        gates = jax.eval_shape(cell.gates, cast_[0], cast_[1][0, 0], cast_[2][0]) if cell.gates else {}
+        rows = given_rows(cell, hidden, size, tuple(sorted(gates)))
+        numbers = sum(math.prod(shape) for _, shape in rows)
+        if 3 * 8 * numbers * math.prod(inputs.shape[:2]) > available():
+            return None
+        try:
+            found = jax.device_get(_of_batch(cell, tuple(sorted(gates)), *cast_))
+        except UnknownOperationError:
+            return None
+    states, given, exponents, sound = found
+    if not (sound.all() and np.abs(given).max() <= np.finfo(dtype).max) or np.isnan(states).any():
         return None
     with np.errstate(over="ignore"):
-        return _Ran(np.asarray(states, dtype), np.asarray(slopes), exponents * math.log10(2.0))
+        along = given_slopes(cell, hidden, size, tuple(sorted(gates)))
+        return _Ran(np.asarray(states, dtype), along, np.asarray(given), exponents * math.log10(2.0))
 
 
-@partial(jax.jit, static_argnums=0)
-def _of_batch(cell: Cell, parameters: Parameters, inputs: Any, state: Any) -> tuple[Any, Any, Any]:
+@partial(jax.jit, static_argnums=(0, 1))
+def _of_batch(cell: Cell, gates: tuple[str, ...], parameters: Parameters, inputs: Any, state: Any) -> Any:
     """One sequence after the other: the terms of a product (n, n) are held."""
+    weights = {key: wide(jnp.asarray(value)) for key, value in parameters.items()}
+
+    def step(before: Unbounded, x: Any) -> tuple[Unbounded, Any]:
+        after = in_wide(cell.advance, weights, wide(x), before)
+        rows = (_of_units if cell.units else _dense)(cell, gates, weights, wide(x), before)
+        sound = jnp.isfinite(after.p).all() & (after.e.max() < _MOST)
+        given = jnp.concatenate([jnp.ravel(row) for row in rows])
+        return after, (plain(after), given, after.e.max(), sound)
+
+    def sequence(given: tuple[Any, Any]) -> tuple[Any, ...]:
+        inputs, state = given
+        _, (states, slopes, exponents, sound) = lax.scan(step, wide(state), inputs)
+        return jnp.concatenate([state[None], states]), slopes, exponents.max(), sound.all()
+
+    return lax.map(sequence, (inputs, state))
+
+
+def _of_units(cell: Cell, gates: tuple[str, ...], weights: Any, x: Unbounded, before: Unbounded) -> list[Any]:
+    """The slopes of every unit, and its gates, in the order of ``given_rows``."""
     units = cell.units
     assert units is not None
-
-    def phi(a: Any) -> Any:
-        return units.core(jnp.zeros_like(a), {"": a}, {})[0][0]
-
-    def step(before: Wide, x: Any) -> tuple[Wide, Any]:
-        terms = _terms(parameters["R"], before)
-        drive = _wide(units.drive(parameters, x)[""])
-        after, slope = _activated(
-            phi, _sum(*(jnp.column_stack(pair) for pair in zip(terms, drive, strict=True)))
-        )
-        return after, (_plain(after), slope, after[1].max())
-
-    def sequence(given: tuple[Any, Any]) -> tuple[Any, Any, Any]:
-        inputs, state = given
-        _, (states, slopes, exponents) = lax.scan(step, _wide(state), inputs)
-        return jnp.concatenate([state[None], states]), slopes, exponents.max()
-
-    found: tuple[Any, Any, Any] = lax.map(sequence, (inputs, state))
-    return found
+    (own, pre), open_ = in_wide(partial(core_derivatives, cell), weights, x, before)
+    slopes = [*([own] if units.own else []), *(pre[name] for name in sorted(pre))]
+    return [plain(row) for row in (*slopes, *(open_[gate] for gate in gates))]
 
 
-def _terms(matrix: Any, vector: Wide) -> Wide:
-    """Of a product, R_ij h_j."""
-    p, e = _wide(matrix * vector[0])
-    return p, jnp.where(p == 0, _ZERO, e + vector[1])
+def _dense(cell: Cell, gates: tuple[str, ...], weights: Any, x: Unbounded, before: Unbounded) -> list[Any]:
+    """The Jacobian by the input, and that of every path, and the gates."""
+    open_ = in_wide(cell.gates, weights, x, before) if cell.gates else {}
 
+    def row(parameters: Any, x: Any, state: Any, unit: Any) -> tuple[Any, Any]:
+        back = jax.vjp(partial(cell.step, parameters), x, cell.copies(state))[1]
+        by_input, by_state = back(unit)
+        return by_input, jnp.stack([by_state[path] for path in cell.paths] if cell.paths else [by_state])
 
-def _sum(p: Any, e: Any) -> Wide:
-    """Along the last axis, to float64's digits of the largest term."""
-    top = e.max(axis=-1)
-    found, more = jnp.frexp(jnp.ldexp(p, jnp.clip(e - top[..., None], -_LOST, 0)).sum(axis=-1))
-    return found, jnp.where(found == 0, _ZERO, top + more)
+    def plainly(unit: Any) -> tuple[Any, Any]:
+        by_input, by_state = in_wide(row, weights, x, before, wide(unit))
+        return plain(by_input), plain(by_state)
 
-
-def _activated(phi: Callable[[Any], Any], a: Wide) -> tuple[Wide, Any]:
-    """phi(a), and its slope there."""
-    p, e = a
-    held = jnp.ldexp(p, jnp.clip(e, -_FAR, _FAR))
-    value, slope = phi(held), jax.vmap(jax.grad(phi))(held)
-    # Far out phi is its tangent, or where that is level itself; near zero too, if it leads through zero.
-    tangent = (e > _FAR) & (jnp.abs(slope) > _LEVEL) | (e < -_FAR) & (phi(jnp.zeros_like(p)) == 0)
-    (q, f), (r, g) = _wide(value), _wide(slope * p)
-    new = jnp.where(tangent, r, q)
-    return (new, jnp.where(new == 0, _ZERO, jnp.where(tangent, g + e, f))), slope
-
-
-def _wide(numbers: Any) -> Wide:
-    p, e = jnp.frexp(numbers)
-    return p, jnp.where(p == 0, _ZERO, e)
-
-
-def _plain(numbers: Wide) -> Any:
-    """As float64, infinite beyond it."""
-    return jnp.ldexp(numbers[0], jnp.clip(numbers[1], -_LOST, _LOST))
+    by_input, by_state = lax.map(plainly, jnp.eye(before.p.shape[0]))
+    return [by_input, jnp.swapaxes(by_state, 0, 1), *(plain(open_[gate]) for gate in gates)]

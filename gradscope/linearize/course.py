@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradscope.cells.given_slopes import reads_slopes
 from gradscope.cells.notation import is_recurrent, key
 from gradscope.custom_types import Array
 from gradscope.errors import BeyondRangeError, as_option
@@ -18,6 +17,8 @@ if TYPE_CHECKING:  # a worker process puts courses together, and starts without 
 
 # Steps of a segment at which the terms of the gates are looked at, at most.
 _LOOKED_AT = 32
+# States that are larger are as good as that: what is made of them is finite.
+_HUGE = 1e150
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 FLOAT64_MIN = float(np.finfo(np.float64).tiny)
 
@@ -82,7 +83,7 @@ def check_finite(cell: Cell, after: Array, before: int, dtype: Any) -> None:
     Where they are given the state may.
     """
     finite = np.isfinite(after).all(axis=1)
-    if finite.all() or reads_slopes(cell):
+    if finite.all() or cell.given or any(member.cell.given for member in cell.members):
         return
     step = before + 1 + int(np.argmin(finite))
     raise BeyondRangeError(
@@ -102,15 +103,18 @@ def _terms(
     """``squares``, ``counts`` and ``drive`` at some of the steps, of what stands under the usual keys."""
     some = np.unique(np.linspace(0, len(inputs) - 1, _LOOKED_AT).astype(int))
     x, s = np.asarray(inputs[some], np.float64), np.asarray(states[some], np.float64)
+    s = np.clip(s, -_HUGE, _HUGE)
     squares, counts, drive = np.zeros(4), np.zeros(4), 0.0
     squares[3], counts[3] = (x * x).sum(), x.size
     for gate in (name.removeprefix("R").removeprefix("_") for name in parameters if is_recurrent(name)):
         w, r, b = (np.asarray(parameters.get(key(kind, gate), 0.0), np.float64) for kind in "WRb")
-        if w.ndim != 2 or r.ndim != 2 or w.shape[1] != x.shape[1]:
+        if w.ndim != 2 or r.ndim != 2 or (w.shape[1] != x.shape[1] and not cell.given):
             continue
         h = s[:, -r.shape[1] :] if cell.components[-1] == "h" else s[:, : r.shape[1]]
-        terms = x @ w.T, h @ r.T, np.broadcast_to(b, (len(some), len(w)))
+        terms = x[:, : w.shape[1]] @ w.T, h @ r.T, np.broadcast_to(b, (len(some), len(w)))
         drive = max(drive, float(np.abs(sum(terms)).max()))
+        if cell.given:  # what it reads beside x are derivatives
+            squares[3], counts[3] = (x[:, : w.shape[1]] ** 2).sum(), len(x) * w.shape[1]
         if gate in gates or not gates:
             squares[:3] += [(term * term).sum() for term in terms]
             counts[:3] += terms[0].size

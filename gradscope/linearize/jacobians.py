@@ -12,7 +12,7 @@ from jax import lax
 
 from gradscope.cells.cell import Cell
 from gradscope.cells.notation import NAMELESS, key
-from gradscope.cells.units import Parameters, Units
+from gradscope.cells.units import Parameters
 from gradscope.linearize.trajectory import forward
 
 # The definition keeps one dense Jacobian per path and step; taking this many steps at a time bounds
@@ -92,15 +92,7 @@ def slopes(
     """
     units = cell.units
     assert units is not None
-    parts = dict(zip(cell.components, jnp.split(state, len(cell.components)), strict=True))
-
-    def read(path: str) -> Any:
-        return parts[units.reads(path)]
-
-    pre = units.pre_activations(parameters, units.drive(parameters, x), read)
-    own = read(units.own) if units.own else jnp.zeros_like(pre[units.gates[0]])
-    constants = {k: parameters[k] for k in units.constants}
-    (d_own, d_pre), gates = _core_derivatives(units, own, pre, constants)
+    (d_own, d_pre), gates = core_derivatives(cell, parameters, x, state)
     result = {units.own: d_own} if units.own else {}
     result |= {key("R", gate): d_pre[gate] for gate in units.gates}
     result |= {key("p", g): d_pre[g] * parameters[key("p", g)][None] for g in units.peepholes}
@@ -108,15 +100,24 @@ def slopes(
     return result, {name: d_pre[name] for name, _ in units.weights}, gates
 
 
-def _core_derivatives(units: Units, own: Any, pre: Mapping[str, Any], constants: Any) -> tuple[Any, Any]:
-    """``jacrev`` of the scalar core, vmapped over units: leaves (components, n); and the gates (n,)."""
+def core_derivatives(cell: Cell, parameters: Parameters, x: Any, state: Any) -> tuple[Any, Any]:
+    """``jacrev`` of the scalar core by own state and pre-activations, (components, n) each; and the gates."""
+    units = cell.units
+    assert units is not None
+    parts = dict(zip(cell.components, jnp.split(state, len(cell.components)), strict=True))
+
+    def read(path: str) -> Any:
+        return parts[units.reads(path)]
 
     def core(own: Any, pre: Any, constants: Any) -> Any:
         state, gates = units.core(own, pre, constants)
         return jnp.stack(state), gates
 
+    pre = units.pre_activations(parameters, units.drive(parameters, x), read)
+    own = read(units.own) if units.own else jnp.zeros_like(pre[units.gates[0]])
     derivative = jax.jacrev(core, argnums=(0, 1), has_aux=True)
-    both: tuple[Any, Any] = jax.vmap(derivative, out_axes=(-1, 0))(own, pre, constants)
+    along = jax.vmap(derivative, out_axes=(-1, 0))
+    both: tuple[Any, Any] = along(own, pre, {k: parameters[k] for k in units.constants})
     return both
 
 

@@ -1,4 +1,4 @@
-"""Simple recurrent networks whose states leave float64: their chain against arithmetic that holds them."""
+"""Networks whose states leave float64: their chain against arithmetic that holds them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import replace
 import mpmath
 import numpy as np
 import pytest
+from oracles.few import few
 
 import gradscope
 from gradscope.api import analyze_light
+from gradscope.cells import find
 from gradscope.errors import InputError
 from gradscope.measure.light import LightProbe
 from gradscope.settings import Settings
@@ -19,7 +21,6 @@ N, D, T = 3, 2, 150
 ACTIVATIONS = {
     "linear": lambda a: (a, 1),
     "rnn-relu": lambda a: (a, 1) if a > 0 else (0, 0),
-    "rnn-leaky_relu=0.5": lambda a: (a, 1) if a > 0 else (a / 2, mpmath.mpf(0.5)),
     "rnn-elu": lambda a: (a, 1) if a > 0 else (mpmath.expm1(a), mpmath.exp(a)),
 }
 
@@ -44,6 +45,84 @@ def log10_values(cell, arrays, inputs):
         values = mpmath.svd_r(product, compute_uv=False)
         lost = values[0] * mpmath.mpf(10) ** -1900
         return [float(mpmath.log10(value)) if value > lost else -np.inf for value in values]
+
+
+def lstm(p, x, state):
+    """A step of lstm-elu in mpmath, from the equations."""
+    c, h = state[:N], state[N:]
+    z, i, f, o = (p["W_" + gate] * x + p["R_" + gate] * h + p["b_" + gate] for gate in "zifo")
+    c = [sigmoid(f[k]) * c[k] + sigmoid(i[k]) * elu(z[k]) for k in range(N)]
+    return mpmath.matrix([*c, *(sigmoid(o[k]) * elu(c[k]) for k in range(N))])
+
+
+def gru(p, x, h):
+    """The same of gru-relu."""
+    r, z, n = (p["W_" + gate] * x + p["b_" + gate] for gate in "rzh")
+    r, z, inner = r + p["R_r"] * h, z + p["R_z"] * h, p["R_h"] * h + p["c_h"]
+    n = [max(n[k] + sigmoid(r[k]) * inner[k], 0) for k in range(N)]
+    return mpmath.matrix([(1 - sigmoid(z[k])) * n[k] + sigmoid(z[k]) * h[k] for k in range(N)])
+
+
+def cho(p, x, h):
+    """The same of gru-reset-before-relu, which has no per-unit form."""
+    r, z, n = (p["W_" + gate] * x + p["b_" + gate] for gate in "rzh")
+    r, z = r + p["R_r"] * h, z + p["R_z"] * h
+    n += p["R_h"] * mpmath.matrix([sigmoid(r[k]) * h[k] for k in range(N)])
+    return mpmath.matrix([(1 - sigmoid(z[k])) * max(n[k], 0) + sigmoid(z[k]) * h[k] for k in range(N)])
+
+
+def sigmoid(a):
+    return 1 / (1 + mpmath.exp(-a))
+
+
+def elu(a):
+    return a if a > 0 else mpmath.expm1(a)
+
+
+def by_differences(step, arrays, inputs):
+    """log10 of the chain's values, by difference quotients in 1500 digits: the slopes of the left."""
+    with mpmath.workdps(1500):
+        p = {key: mpmath.matrix(array.tolist()) for key, array in arrays.items() if "0" not in key}
+        state = mpmath.matrix([*arrays.get("c0", []), *arrays["h0"]])
+        product = mpmath.eye(len(state))
+        for x in inputs[0]:
+            x = mpmath.matrix(x.tolist())
+            new, jacobian = step(p, x, state), mpmath.zeros(len(state))
+            for j in range(len(state)):
+                moved, by = state.copy(), max(abs(state[j]), 1) * mpmath.mpf(10) ** -500
+                moved[j] -= by
+                jacobian[:, j] = (new - step(p, x, moved)) / by
+            state, product = new, jacobian * product
+        values = mpmath.svd_r(product, compute_uv=False)
+        lost = values[0] * mpmath.mpf(10) ** -450
+        return [float(mpmath.log10(value)) if value > lost else -np.inf for value in values]
+
+
+# Signs of R by which the gates let states grow.
+GATED = {
+    "lstm-elu": (lstm, {"R_z": 1, "R_i": 1, "R_f": 1, "R_o": 1}),
+    "gru-relu": (gru, {"R_r": 1, "R_z": -1, "R_h": 1}),
+    "gru-reset-before-relu": (cho, {"R_r": 1, "R_z": -1, "R_h": 1}),
+}
+
+
+@pytest.mark.parametrize("cell", few(GATED, "gru-relu"))
+def test_gates_beside_states_of_any_size(cell, tmp_path):
+    step, signs = GATED[cell]
+    rng, found = np.random.default_rng(0), find(cell)
+    arrays = {key: 1e16 * rng.normal(size=shape) for key, shape in found.shapes(N, D).items()}
+    arrays |= {key: sign * np.abs(arrays[key]) for key, sign in signs.items()}
+    arrays |= {f"{part}0": np.full(N, 1e3) for part in found.components}
+    inputs = rng.normal(size=(1, 25, D))
+    path = written(tmp_path / "cell.npz", arrays)
+    expected = by_differences(step, arrays, inputs)
+    assert expected[0] > 310
+    analysis = gradscope.analyze(checkpoint=path, cell=cell, inputs=inputs)
+    (ours,) = analysis.full.spectra
+    np.testing.assert_allclose(ours.log10_singular_values, expected, atol=1e-9)
+    assert ours.lost == 0
+    top = gradscope.analyze(checkpoint=path, cell=cell, inputs=inputs, top=1, only="gain")
+    assert top.full.log10_norm.median == pytest.approx(expected[0], abs=1e-9)
 
 
 def written(path, arrays):
