@@ -23,6 +23,11 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
     BROKEN_PIPE = 141
 
+    @classmethod
+    def judged(cls, *, broken: object, lost: object) -> ExitCode:
+        """Of what was held to limits: a broken one is a finding, whatever else could not be measured."""
+        return cls.FINDING if broken else cls.USAGE if lost else cls.OK
+
 
 _MARK = "\N{INVISIBLE SEPARATOR}"
 _SPELLED = re.compile(f"{_MARK}([^{_MARK}]*){_MARK}([^{_MARK}]*){_MARK}")

@@ -157,7 +157,7 @@ def check(**given: Any) -> int:
 
     Metrics: log10_norm, rate, horizon and log10_largest_gain, each of a path (horizon.carousel) or a layer
     (rate.encoder.l0) too; share.R_o, saturated.f, clip_factor. Options given here go before the file's.
-    Exit 1: a budget is broken; 2: something could not be measured.
+    Exit 1: a budget is broken; 2: none is, but something could not be measured.
     """
     gate, process = pick(Gate, given), pick(Process, given)
     output = replace(pick(Output, given), output=file_unless_stdout(gate.output) if gate.output else None)
@@ -388,4 +388,4 @@ def _update(checks: Checks, file: ConfigFile, output: Output) -> int:
         click.echo(f"gradscope: {line}", err=True)
     write_result(text, file.path, "--update-budgets")
     write_result(difference, output.output)
-    return ExitCode.FINDING if left else ExitCode.USAGE if checks.unmeasured else ExitCode.OK
+    return ExitCode.judged(broken=left, lost=checks.unmeasured or checks.failures)

@@ -36,8 +36,15 @@ class Setting:
     where: str
 
 
+def _commands(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Those whose names begin so, for the shell."""
+    group = context.find_root().command
+    names = group.list_commands(context) if isinstance(group, LazyGroup) else []
+    return [name for name in names if name.startswith(incomplete)]
+
+
 @click.command(cls=Command, short_help="Say what every option is set to, and where.")
-@click.argument("command", required=False)
+@click.argument("command", required=False, shell_complete=_commands)
 @click.option("--set", "only_set", is_flag=True, help="Only what is set, not what has its default.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON (gradscope schema config).")
 def config(command: str | None, only_set: bool, as_json: bool) -> None:

@@ -71,7 +71,9 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     if "_GRADSCOPE_COMPLETE" in os.environ:
-        cli.main(prog_name="gradscope")  # click's shell completion, which exits by itself
+        from gradscope.cli.completion import complete
+
+        complete(cli)
     try:
         return _run(list(sys.argv[1:] if arguments is None else arguments))
     except click.exceptions.Exit as ended:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,6 +28,10 @@ from gradscope.rows.journal import (
     the_only,
 )
 from gradscope.settings import option
+
+if TYPE_CHECKING:
+    from gradscope.grid.sweep import Sweep
+    from gradscope.track.tracked import Track
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +63,8 @@ def merge(files: tuple[Path, ...], **given: Any) -> int:
 
     FILES are what track -o, sweep -o or check --shard -o wrote, or folders of them (*.jsonl). A line that was
     torn when its process was killed is left out. The exit code is what one process would have had: 1 where a
-    budget is broken. Where rows are missing that is said, and the exit code is 2: call the shards again, they
-    do no more than what is missing.
+    budget is broken. Where rows are missing that is said, and the exit code is else 2: call the shards again,
+    they do no more than what is missing.
     """
     merging = pick(Merging, given)
     output = replace(pick(Output, given), format=merging.format)
@@ -106,7 +110,7 @@ def _merge_track(journals: Sequence[Journal], output: Output) -> int:
     track = Track(tuple(rows), light=all("converged" in row for row in rows if not failed(row)))
     _say_several(rows)
     output.write(track)
-    return track.exit_code if _complete(rows) else ExitCode.USAGE
+    return _exit_code(track, rows)
 
 
 def _merge_sweep(journals: Sequence[Journal], output: Output) -> int:
@@ -115,7 +119,14 @@ def _merge_sweep(journals: Sequence[Journal], output: Output) -> int:
     rows = deduplicated(row for journal in journals for row in journal.rows)
     swept = Sweep(rows).checked()
     output.write(swept)
-    return swept.exit_code if _complete(rows) else ExitCode.USAGE
+    return _exit_code(swept, rows)
+
+
+def _exit_code(whole: Track | Sweep, rows: Sequence[Row]) -> int:
+    """As of one process, which has lost what no row is of."""
+    incomplete = not _complete(rows)
+    code = whole.exit_code
+    return ExitCode.judged(broken=code == ExitCode.FINDING, lost=code or incomplete)
 
 
 # What each kind of rows makes, and how.

@@ -14,7 +14,7 @@ from gradscope.cli.analyze import uncollected
 from gradscope.cli.group import Command
 from gradscope.cli.kept_rows import SHARD, KeptRows, coming, dealt, journal_at, say_line, shard_here
 from gradscope.cli.options import Output, Process, input_files, options, pick, pick_settings, ready_to_measure
-from gradscope.rows.journal import SWEEP, failed
+from gradscope.rows.journal import SWEEP
 from gradscope.settings import Level, Sweeping, option
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ def sweep(**given: Any) -> int:
       gradscope plot rows.jsonl phase -o phase.svg
 
     Options with a grid take the values FROM:TO:COUNT or A,B,C; all others hold at every point. A point that
-    cannot be measured is a row with its reason; the others go on, and the exit code is 2. Lines in the
-    diagram are where the rate is zero, as measured and, for random tanh networks and gated cells at rest, as
-    mean-field theory expects. With -o another call goes on where this one was stopped.
+    cannot be measured is a row with its reason; the others go on, and the exit code is 2, or 1 where a limit
+    is broken. Lines in the diagram are where the rate is zero, as measured and, for random tanh networks and
+    gated cells at rest, as mean-field theory expects. With -o another call goes on where this one stopped.
     """
     from gradscope.grid.axes import axes_of, shapes_in
 
@@ -123,9 +123,9 @@ def _run(
 
 
 def _ended(found: Sweep) -> int:
-    """Say what failed, and how to exit: what could not be measured goes before what was found."""
+    """Say what failed, and how to exit."""
     for what, which in (
-        ("not measured", [str(row["point"]) for row in found.points if failed(row)]),
+        ("not measured", found.lost()),
         ("beyond a limit", found.beyond()),
         ("--fail-on matched", found.matched()),
     ):

@@ -97,9 +97,9 @@ def track(checkpoints: tuple[str, ...], **given: Any) -> int:
       gradscope track runs/step_*.pt --shard 2/8 -o rows/
 
     A row has the gain, rate and horizon of the whole state, the path that carries the gradient, the gate that
-    is saturated most, and the verdict. A checkpoint that cannot be read is a row with its error, and the exit
-    code is 2; it is 1 where a limit is broken. With -o rows are kept by the content of their checkpoint, the
-    options and the version: another call goes on where this one was stopped.
+    is saturated most, and the verdict. A checkpoint that cannot be read is a row with its error. The exit
+    code is 1 where a limit is broken, else 2 where something could not be measured. With -o rows are kept by
+    the content of their checkpoint, the options and the version: another call goes on where this one stopped.
     """
     from gradscope.track.following import Question
 
@@ -216,7 +216,7 @@ def _subject(count: int, names: Sequence[str], tracking: Tracking) -> str:
 
 
 def _ended(track: Track) -> int:
-    """Say what failed, and how to exit: what could not be read goes before what was found."""
+    """Say what failed, and how to exit."""
     unread = [row["checkpoint"] for row in track.rows if failed(row)]
     lost = [name for name in track.having("unmeasured") if name not in unread]
     matched = [row["checkpoint"] for row in track.rows if row.get("verdict") in track.fail_on]

@@ -100,7 +100,7 @@ def entry_told(entry: Entry) -> dict[str, Any]:
 def _told(one: Metric) -> dict[str, float | None]:
     """Value, error and spread; None is minus infinity, of what is exactly zero."""
     told: dict[str, float | None] = {"value": _rounded(one.median)}
-    if one.error:
+    if one.error is not None and math.isfinite(one.error):
         told["error"] = float(f"{one.error:.1e}")
     if one.lowest != one.highest:
         told |= {"lowest": _rounded(one.lowest), "highest": _rounded(one.highest)}
@@ -183,8 +183,27 @@ def _in_json(told: Mapping[str, Any], layer: str | None) -> Iterator[Metric]:
         for quantity in (name for name, one in QUANTITIES.items() if one.of_chains and name in chain):
             values = tuple(_number(chain[quantity][which]) for which in ("min", "median", "max"))
             yield Metric(quantity, layer, part, values, error * per[quantity] if quantity in per else None)
-    for path, share in told["shares"].items():
-        if share is not None:
-            yield Metric("share", layer, str(path), (float(share),))
+    yield from _shares_in_json(told, layer)
     for gate, one in told["gates"].items():
-        yield Metric("saturated", layer, str(gate), (float(one["saturated"]),))
+        each = one.get("sequences", one)["saturated"]
+        values = tuple(map(float, each if isinstance(each, list) else [each]))
+        yield Metric("saturated", layer, str(gate), values, _known(one.get("saturated_error")))
+    if clip := told.get("loss", {}).get("clip"):
+        factors = tuple(map(float, clip["sequences"]["factor"]))
+        yield Metric("clip_factor", layer, None, factors, _known(clip.get("factor_error")))
+
+
+def _shares_in_json(told: Mapping[str, Any], layer: str | None) -> Iterator[Metric]:
+    """Of every sequence; of what was written before they were told apart, their mean."""
+    each = told.get("sequences", {"shares": {path: [one] for path, one in told["shares"].items()}})
+    for path, values in each["shares"].items():
+        known = [number for number, value in enumerate(values) if value is not None]
+        errors = [_known(each["shares_error"][number]) for number in known if "shares_error" in each]
+        certain = [one for one in errors if one is not None]
+        error = max(certain) if certain and len(certain) == len(errors) else None
+        if known:
+            yield Metric("share", layer, str(path), tuple(float(values[number]) for number in known), error)
+
+
+def _known(told: Any) -> float | None:
+    return None if told is None else float(told)

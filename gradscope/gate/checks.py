@@ -88,11 +88,9 @@ class Checks:
 
     @property
     def exit_code(self) -> int:
-        """1 where an error budget is broken, 2 where something, or all, could not be measured, else 0."""
-        if any(one.outcome == "error" for one in self.checks):
-            return ExitCode.FINDING
-        done = self._ran and not (self.failures or self.unmeasured)
-        return ExitCode.OK if done else ExitCode.USAGE
+        """1 where an error budget is broken, else 2 where something could not be measured, else 0."""
+        errors = [one for one in self.checks if one.outcome == "error"]
+        return ExitCode.judged(broken=errors, lost=self.failures or self.unmeasured or not self._ran)
 
     @property
     def headline(self) -> str:

@@ -69,7 +69,7 @@ def table_of_checks(every: Sequence[Check]) -> dict[str, list[str]]:
         "limit": [one.budget.limits for one in every],
         "margin": ["-" if one.margin is None else f"{one.margin:+.3g}" for one in every],
         "unit": [one.unit or "-" for one in every],
-        "error": ["-" if one.error is None else f"{one.error:.0e}" for one in every],
+        "error": [_error(one.error) for one in every],
     }
     if any(one.count > 1 for one in every):
         columns["spread"] = [_spread(one) for one in every]
@@ -78,6 +78,10 @@ def table_of_checks(every: Sequence[Check]) -> dict[str, list[str]]:
 
 def _number(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.6g}"
+
+
+def _error(error: float | None) -> str:
+    return "-" if error is None else f"{error:.0e}" if error else "0"
 
 
 def _spread(check: Check) -> str:

@@ -136,7 +136,7 @@ class Comparison:
     @property
     def exit_code(self) -> int:
         """1 where something changed by more than is allowed."""
-        return ExitCode.FINDING if any(beyond for _, _, beyond in self.judged()) else ExitCode.OK
+        return ExitCode.judged(broken=any(beyond for _, _, beyond in self.judged()), lost=False)
 
     @property
     def headline(self) -> str:

@@ -136,7 +136,7 @@ def _aliases(analysis: Analysis) -> list[tuple[str, str | None, Analysis]]:
 def _of(analysis: Analysis, layer: str | None, left_out: set[str]) -> list[Metric]:
     chains = [chain.name for chain in analysis.chains[1:] if chain.name not in left_out]
     parts: dict[str, Sequence[str | None]] = {
-        "share": list(analysis.shares),
+        "share": list(analysis.sequence_shares),
         "saturated": list(analysis.gates),
     }
     found = []
@@ -220,22 +220,36 @@ def _error(chain: Chain) -> float | None:
 
 
 def _share(analysis: Analysis, path: str | None) -> Found | None:
-    shares = analysis.mean_shares
-    return ([shares[path]], None) if path in shares else None
+    """Of every sequence through which anything gets."""
+    if path is None or path not in analysis.sequence_shares:
+        return None
+    each = analysis.sequence_shares[path]
+    known = np.isfinite(each)
+    errors = analysis.shares_error[known]
+    certain = len(errors) and not np.isnan(errors).any()
+    return each[known].tolist() or [math.nan], float(errors.max()) if certain else None
 
 
 def _saturated(analysis: Analysis, gate: str | None) -> Found | None:
-    """Of one gate; without a gate of the one, of all layers, that is saturated most."""
-    if gate is not None:
-        return ([analysis.gates[gate]["saturated"]], None) if gate in analysis.gates else None
-    every = [one["saturated"] for part in (analysis, *analysis.layers) for one in part.gates.values()]
-    return ([max(every)], None) if every else None
+    """Of one gate; without a gate of the one, of all layers, that is saturated most.
+
+    It is counted along the states as they were computed, so its error is what the rounding of an activation
+    may put on the wrong side of a threshold.
+    """
+    if gate is None:
+        some = [one for part in (analysis, *analysis.layers) for one in part.gates.values()]
+    else:
+        some = [analysis.gates[gate]] if gate in analysis.gates else []
+    if not some:
+        return None
+    values = np.max([one["sequences"]["saturated"] for one in some], axis=0)
+    return values.tolist(), max(one["saturated_error"] for one in some)
 
 
 def _clip_factor(analysis: Analysis, part: str | None) -> Found | None:
     """What clipping leaves of every sequence's gradient, 1 where it does not act; needs --clip and a loss."""
     clip = analysis.loss.clip if analysis.loss else None
-    return None if clip is None or part is not None else (clip.factor.tolist(), None)
+    return None if clip is None or part is not None else (clip.factor.tolist(), clip.factor_error)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gradscope.errors import ExitCode, InputError
+from gradscope.gate.budgets import Outcome
 from gradscope.report.phase import MOST_PHASES, axes_in, phases
 from gradscope.report.row_training import training_columns
 from gradscope.rows.journal import SWEEP, Row, failed
@@ -64,15 +65,16 @@ class Sweep:
 
     @property
     def exit_code(self) -> int:
-        """2 where a point could not be measured, 1 where a limit is broken or a verdict matched, else 0."""
-        if any(map(failed, self.points)):
-            return ExitCode.USAGE
-        return ExitCode.FINDING if self.beyond() or self.matched() else ExitCode.OK
+        """1 where a limit is broken or a verdict matched, else 2 where something could not be measured."""
+        return ExitCode.judged(broken=self.beyond() or self.matched(), lost=self.lost())
 
     def beyond(self) -> list[str]:
         """The points at which a limit is broken."""
-        broken = (row for row in self.points if any(one.outcome == "error" for one in checks_in(row)))
-        return [str(row["point"]) for row in broken]
+        return [str(row["point"]) for row in self.points if _having(row, "error")]
+
+    def lost(self) -> list[str]:
+        """The points that could not be measured, or of which a limit could not."""
+        return [str(row["point"]) for row in self.points if failed(row) or _having(row, "unmeasured")]
 
     def matched(self) -> list[str]:
         """The points that have a verdict of ``fail_on``."""
@@ -98,3 +100,7 @@ class Sweep:
     def __repr__(self) -> str:
         axes = ", ".join(f"{len(values)} {name}" for name, values in self.axes.items())
         return f"<Sweep of {len(self.points)} points: {axes}>"
+
+
+def _having(row: Row, outcome: Outcome) -> bool:
+    return any(one.outcome == outcome for one in checks_in(row))

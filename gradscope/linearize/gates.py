@@ -17,12 +17,17 @@ from gradscope.linearize.trajectory import Trajectory, forward
 
 # Karpathy, Johnson and Li 2015 (arXiv 1506.02078): a gate is saturated left of 0.1 or right of 0.9.
 SATURATED = (0.1, 0.9)
+# Rounding units of an activation within which it may as well be on the other side of a threshold.
+_ROUNDINGS = 64
 # Bars of the histogram of a gate's activations, between 0 and 1.
 BARS = 20
 
 
 def gate_sums(gates: Mapping[str, Array]) -> dict[str, Array]:
-    """Of activations {gate: array}: sum, how many are saturated, how many there are, and in each bar."""
+    """Of activations {gate: array}: sum, how many are saturated, all, how many in doubt and in each bar.
+
+    In doubt is what rounding may have put on the wrong side of a threshold.
+    """
     return {name: np.array(_sums(np.asarray(g)), np.float64) for name, g in gates.items()}
 
 
@@ -30,7 +35,9 @@ def _sums(g: Array) -> list[float]:
     low, high = SATURATED
     # Those of a gate without bounds, a relu say, are in the last bar.
     bars = np.histogram(np.clip(g, 0.0, 1.0), BARS, (0.0, 1.0))[0]
-    return [g.sum(), np.count_nonzero((g < low) | (g > high)), g.size, *bars]
+    near = _ROUNDINGS * np.finfo(g.dtype).eps
+    doubtful = np.count_nonzero((abs(g - low) <= near) | (abs(g - high) <= near))
+    return [g.sum(), np.count_nonzero((g < low) | (g > high)), g.size, doubtful, *bars]
 
 
 def followed(trajectory: Trajectory, count: int) -> list[tuple[dict[str, Array], dict[str, Array]]]:

@@ -82,10 +82,11 @@ class TangentChain:
         """The same for P^T."""
         return self._through(block, every, take, back=True)
 
-    def shares(self, left: Array, right: Array) -> Array:
+    def shares(self, left: Array, right: Array) -> tuple[Array, Array, Array]:
         """Each path's share in carrying the gradient at every step, (B, T, paths), see measure.shares.
 
-        left, right : (B, m) top singular vectors; NaN where they are zero.
+        left, right : (B, m) top singular vectors u, v; NaN where they are zero. Also (B, m) the unit vectors
+        along P v and P^T u, which they are if they are right.
         """
         with precise(self._dtype):
             starts = [self._put(right)]
@@ -93,11 +94,13 @@ class TangentChain:
             segments = range(self._trajectory.segments.count)
             for i in segments[:-1]:
                 starts.append(self._call(_along, i, starts[-1]))
-            found = []
+            found, ahead = [], []
             for i in reversed(segments):
-                share, end = self._call(_shares, i, starts[i], end)
+                share, end, last = self._call(_shares, i, starts[i], end)
                 found.append(np.asarray(share)[: self.sequences, : self._trajectory.valid(i)])
-        return np.concatenate(found[::-1], axis=1).astype(np.float64)
+                ahead.append(last)
+            forth, back = (np.asarray(one, np.float64)[: self.sequences] for one in (ahead[0], end))
+        return np.concatenate(found[::-1], axis=1).astype(np.float64), forth, back
 
     def diagonals(self, sequence: int) -> Array:
         """(T, n) where every step of the chain is diagonal."""
@@ -197,12 +200,12 @@ def _along(tangents: TangentSteps, shared: Any, steps: Any, vector: Any) -> Any:
 
 
 def _shares(tangents: TangentSteps, shared: Any, steps: Any, start: Any, end: Any) -> Any:
-    """Shares (L, paths) at every step, and the cotangent before the first one."""
-    _, before = _propagated(tangents.maps.push, shared, steps, start, back=False)
+    """Shares (L, paths) at every step, the cotangent before the first one and the tangent after the last."""
+    last, before = _propagated(tangents.maps.push, shared, steps, start, back=False)
     first, after = _propagated(tangents.maps.pull, shared, steps, end, back=True)
     # Together the paths carry b_t^T J_t a_(t-1), which is sigma_1 at every t.
     carried = jax.vmap(partial(tangents.by_path, shared[False]))(steps, after, before)
-    return carried / carried.sum(axis=1, keepdims=True), first
+    return carried / carried.sum(axis=1, keepdims=True), first, last
 
 
 def _propagated(move: Any, shared: Any, steps: Any, vector: Any, back: bool) -> Any:

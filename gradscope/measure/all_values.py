@@ -14,7 +14,7 @@ from gradscope.measure.cost import KNOWN, chain_cost, runs, without_cost
 from gradscope.measure.measured import Measured
 from gradscope.measure.progress import Fraction, Meter
 from gradscope.measure.returning import returning
-from gradscope.measure.shares import shares
+from gradscope.measure.shares import error_of_shares, shares
 from gradscope.product_svd.arguments import window_of
 from gradscope.product_svd.first_values import plain_values
 from gradscope.product_svd.largest_gain import log10_largest_gain
@@ -119,10 +119,11 @@ class JacobianChains:
         first = found.log10_singular_values[:1]
         return replace(found, log10_singular_values=first, exact_zeros=None, lost=0)
 
-    def shares(self, full: Sequence[Spectrum]) -> list[Mapping[str, Array]]:
+    def shares(self, full: Sequence[Spectrum]) -> list[tuple[Mapping[str, Array], float]]:
         """See ``Chains``."""
         (one,) = full
-        return [shares(self._full, one.left, one.right, float(one.log10_singular_values[0]))]
+        found = shares(self._full, one.left, one.right, float(one.log10_singular_values[0]))
+        return [(found, error_of_shares(one, found))]
 
     def returning(self, found: Measured) -> Mapping[str, Array]:
         """Where its gradient is on the way back."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -65,8 +66,11 @@ class Chains(Protocol):
     def without(self, ask: Ask) -> Mapping[str, list[Spectrum]]:
         """The first value of the full chain without each path, for every sequence, and its norm by lag."""
 
-    def shares(self, full: Sequence[Spectrum]) -> list[Mapping[str, Array]]:
-        """Each path's share in carrying the gradient at every step, {path: (T,)}, see ``measure.shares``."""
+    def shares(self, full: Sequence[Spectrum]) -> list[tuple[Mapping[str, Array], float]]:
+        """Each path's share in carrying the gradient at every step, {path: (T,)}, and the error of the means.
+
+        For every sequence, see ``measure.shares``.
+        """
 
 
 def measure(chains: Chains, ask: Ask, meter: Meter) -> list[Measured]:
@@ -80,14 +84,15 @@ def measure(chains: Chains, ask: Ask, meter: Meter) -> list[Measured]:
     for name in names:
         found[name] = chains.spectra(name, ask)
         meter.finished(name)
-    shares = chains.shares(found["full"]) if ask.paths else [{}] * chains.sequences
+    shares = chains.shares(found["full"]) if ask.paths else [({}, math.nan)] * chains.sequences
     without = chains.without(ask) if WITHOUT in every else {}
     meter.finished(WITHOUT)
     return [
         Measured(
             {name: each[number] for name, each in found.items()},
-            shares[number],
+            shares[number][0],
             without={part: each[number] for part, each in without.items()},
+            shares_error=shares[number][1],
         )
         for number in range(chains.sequences)
     ]

@@ -16,6 +16,8 @@ from gradscope.measure.lag_sums import ALL, LagSums
 from gradscope.problem.clip import Clip
 from gradscope.product_svd.log_scale import decades
 
+# One step's Jacobian is right to a few roundings of its entries.
+_ENTRY_ROUNDINGS = 4
 # Of the sequences, so many are left as they are at the threshold that is suggested.
 _LEFT_ALONE = 90
 
@@ -49,6 +51,7 @@ class Clipping:
     log10_part, log10_clipped : (T,), log10 |G_k| of what lag k = 1..T contributes to the batch's gradient by
         the recurrent matrices, before and after.
     suggested : the threshold that leaves nine tenths of the sequences as they are.
+    factor_error : estimated, of the factors; None of results that are older than it.
     """
 
     law: str
@@ -61,6 +64,7 @@ class Clipping:
     log10_part: Array
     log10_clipped: Array
     suggested: float
+    factor_error: float | None = None
 
     @property
     def proportion(self) -> float:
@@ -74,6 +78,7 @@ class Clipping:
             "threshold": self.threshold,
             "clipped_proportion": self.proportion,
             "factor": _extremes(self.factor),
+            "factor_error": self.factor_error,
             "cosine": _extremes(self.cosine),
             "sequences": {
                 "log10_norm": self.log10_norm,
@@ -119,9 +124,9 @@ def clipped(gradient: Total, clip: Clip, twice: Sequence[str] = ()) -> ClippedGr
 
 
 def clipping_of(
-    clip: Clip, each: Sequence[ClippedGradient], batch: ClippedGradient, sums: LagSums
+    clip: Clip, each: Sequence[ClippedGradient], batch: ClippedGradient, sums: LagSums, eps: float
 ) -> Clipping:
-    """Of every sequence and of the batch; sums : of the batch by lag, before and after."""
+    """Of every sequence and of the batch; sums : of it by lag, before and after; eps : of its dtype."""
     group = "R" if "R" in sums.log10_part else ALL
     return Clipping(
         law=clip.law,
@@ -134,7 +139,22 @@ def clipping_of(
         log10_part=sums.log10_part[group],
         log10_clipped=sums.log10_kept[group],
         suggested=_percentile(np.array([one.log10_held for one in each])),
+        factor_error=max(one.factor for one in each) * _error_of_norm(sums, eps),
     )
+
+
+def _error_of_norm(sums: LagSums, eps: float) -> float:
+    """Relative, of the norm of a gradient G = sum over k of G_k, and so of a factor that is held against it.
+
+    A part that came back k steps has the roundings of k steps, which add up like a random walk; of parts that
+    cancel, those of each stay.
+    """
+    parts, whole = sums.log10_part[ALL], sums.log10_whole[ALL]
+    if whole == -math.inf:
+        return 0.0
+    walked = _ENTRY_ROUNDINGS * eps * np.sqrt(np.arange(1, len(parts) + 1))
+    with np.errstate(over="ignore"):
+        return float(np.sum(walked * 10 ** (parts - whole)))
 
 
 def _weights(

@@ -168,7 +168,9 @@ def _trained(
     """What clipping and truncation make of the gradient, as far as they are asked for."""
     batch = clipped(total, problem.clip, problem.twice) if problem.clip else None
     sums = losses.sums(total, batch.weights if batch else None, done=done)
-    clip = clipping_of(problem.clip, each, batch, sums) if problem.clip and batch else None
+    clip = (
+        clipping_of(problem.clip, each, batch, sums, problem.system.eps) if problem.clip and batch else None
+    )
     if problem.tbptt is None:
         return clip, None
     chunked = losses.sums(total, limits=losses.at % problem.tbptt + 1, done=done)

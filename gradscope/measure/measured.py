@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -23,8 +24,9 @@ class Measured:
 
     spectra : {chain: Spectrum}, the full one first; without : {path: Spectrum} of the full chain without it,
     its first value alone, none of one path; shares : {path: (T,)}, none where they are not asked for;
-    gates : {gate: see linearize.gates.gate_sums}; course : of the trajectory, see linearize.course;
-    returning : see measure.returning, of the first sequence alone.
+    shares_error : estimated, of their means over the steps, NaN where it is not known; gates : {gate: see
+    linearize.gates.gate_sums}; course : of the trajectory, see linearize.course; returning : see
+    measure.returning, of the first sequence alone.
     """
 
     spectra: Mapping[str, Spectrum]
@@ -33,6 +35,7 @@ class Measured:
     course: Mapping[str, Array] = field(default_factory=dict)
     without: Mapping[str, Spectrum] = field(default_factory=dict)
     returning: Mapping[str, Array] = field(default_factory=dict)
+    shares_error: float = math.nan
 
     @property
     def full(self) -> Spectrum:
@@ -57,8 +60,11 @@ class Measured:
             {name: Spectrum(**_arrays(fields)) for name, fields in plain.get(kind, {}).items()}
             for kind in _SPECTRA
         )
-        rest = {name: _arrays(value) for name, value in plain.items() if name not in _SPECTRA}
-        return cls(spectra, **rest, without=without)
+        error = float(plain.get("shares_error", math.nan))
+        rest = {
+            name: _arrays(value) for name, value in plain.items() if name not in (*_SPECTRA, "shares_error")
+        }
+        return cls(spectra, **rest, without=without, shares_error=error)
 
 
 def _arrays(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,13 +72,18 @@ def _arrays(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def gate_statistics(measured: Sequence[Measured]) -> dict[str, dict[str, Any]]:
-    """Mean activation of each gate, the fraction saturated (below 0.1 or above 0.9) and that in each bar."""
+    """Mean activation of each gate, the fraction saturated (below 0.1 or above 0.9) and that in each bar.
+
+    Of the whole batch; the fraction saturated of every sequence too, and how far rounding may move it.
+    """
     totals = {name: np.sum([one.gates[name] for one in measured], axis=0) for name in measured[0].gates}
     return {
         name: {
             "mean": float(sums[0] / sums[2]),
             "saturated": float(sums[1] / sums[2]),
-            "histogram": (sums[3:] / sums[2]).tolist(),
+            "histogram": (sums[4:] / sums[2]).tolist(),
+            "sequences": {"saturated": [float(one.gates[name][1] / one.gates[name][2]) for one in measured]},
+            "saturated_error": max(float(one.gates[name][3] / one.gates[name][2]) for one in measured),
         }
         for name, sums in totals.items()
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
@@ -9,9 +10,38 @@ import numpy as np
 from gradscope.custom_types import Array
 from gradscope.linearize.jacobian_chain import JacobianChain
 from gradscope.linearize.segmented import SegmentedChain
+from gradscope.product_svd.spectrum import Spectrum
 
 # Shares whose sum is further from 1 are lost in rounding.
 _ADDS_UP = 1e-3
+_EPS = float(np.finfo(np.float64).eps)
+
+
+def error_of_shares(
+    full: Spectrum, found: Mapping[str, Array], again: Mapping[str, Array] | None = None
+) -> float:
+    """Estimated error of the means over the steps of shares, the largest of the paths, NaN where not known.
+
+    full : whose vectors they were found from. Where all values were computed the errors of its vectors are
+    that of sigma_1, relative, over 1 - sigma_2 / sigma_1 (Wedin 1972). The top values converge long before
+    their vectors do; again : the shares from the vectors that these become on their way through the chain,
+    P v and P^T u, by which sigma_2 / sigma_1 of their error is left.
+    """
+    each = np.array(list(found.values()))
+    known = np.isfinite(each).all(axis=0)
+    if not known.any():
+        return math.nan
+    off = float(np.abs(each[:, known].sum(axis=0) - 1).mean())
+    if len(each) == 1:  # it carries all there is, whatever the vectors are
+        return off
+    values = full.log10_singular_values
+    if len(values) == 1 and len(full.right) > 1:
+        return math.nan
+    second = 10.0 ** float(values[1] - values[0]) if len(values) > 1 and np.isfinite(values[1]) else 0.0
+    error = math.log(10) * full.log10_norm_error * float(np.abs(each[:, known]).sum(axis=0).mean())
+    if again is not None:
+        error += float(np.abs(each - np.array(list(again.values())))[:, known].mean(axis=1).max())
+    return error / max(1.0 - second, _EPS) + off
 
 
 def shares(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -49,7 +50,8 @@ def _alone(number: int, measured: Measured) -> Measured:
         return Measured({"full": full}, {})
     some = np.ones_like(next(iter(measured.shares.values())))
     share = some if measured.alive else some * np.nan
-    return replace(measured, spectra={"full": full, name: full}, shares={name: share})
+    error = 0.0 if measured.alive else np.nan
+    return replace(measured, spectra={"full": full, name: full}, shares={name: share}, shares_error=error)
 
 
 def _side_by_side(groups: Sequence[Measured]) -> Measured:
@@ -65,7 +67,19 @@ def _side_by_side(groups: Sequence[Measured]) -> Measured:
     }
     full = direct_sum([group.full for group in groups])
     without = {name: one for group in groups for name, one in _without(group, groups).items()}
-    return Measured({"full": full, **_in_order(chains)}, _in_order(shares), without=_in_order(without))
+    return Measured(
+        {"full": full, **_in_order(chains)},
+        _in_order(shares),
+        without=_in_order(without),
+        shares_error=_error_of_shares(leading, [group for group in groups if group is not leading]),
+    )
+
+
+def _error_of_shares(leading: Measured, others: Sequence[Measured]) -> float:
+    """Infinite where another group may as well be the one that carries the gradient."""
+    least = leading.full.log10_singular_values[0] - leading.full.log10_norm_error
+    most = max(one.full.log10_singular_values[0] + one.full.log10_norm_error for one in others)
+    return math.inf if most >= least else leading.shares_error
 
 
 def _without(group: Measured, groups: Sequence[Measured]) -> dict[str, Spectrum]:

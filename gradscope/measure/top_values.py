@@ -23,6 +23,7 @@ from gradscope.measure.chains import WITHOUT, Ask, measure
 from gradscope.measure.cost import TOP_PASSES
 from gradscope.measure.measured import Measured
 from gradscope.measure.progress import Fraction, Meter
+from gradscope.measure.shares import error_of_shares
 from gradscope.product_svd.operator import Operator, Window
 from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, top_spectra
 
@@ -100,11 +101,17 @@ class TangentChains:
             found[path] = top_spectra(chain, 1, by_lag=True, floor=ask.floor, entry_error=ask.entry_error)
         return found
 
-    def shares(self, full: Sequence[Spectrum]) -> list[Mapping[str, Array]]:
+    def shares(self, full: Sequence[Spectrum]) -> list[tuple[Mapping[str, Array], float]]:
         """See ``Chains``."""
         left, right = (np.array([getattr(one, side) for one in full]) for side in ("left", "right"))
-        found = self._full.shares(left, right)
-        return [dict(zip(self._paths, one.T, strict=True)) for one in found]
+        found, *ends = self._full.shares(left, right)
+        again = self._full.shares(*ends)[0] if len(self._paths) > 1 else found
+        each, other = (
+            [dict(zip(self._paths, one.T, strict=True)) for one in all_] for all_ in (found, again)
+        )
+        return [
+            (one, error_of_shares(top, one, two)) for top, one, two in zip(full, each, other, strict=True)
+        ]
 
     def followed(self) -> list[tuple[dict[str, Array], dict[str, Array]]]:
         """Sums over the gates of every sequence, and its course."""

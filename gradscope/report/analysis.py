@@ -41,6 +41,8 @@ class Analysis:
     chains : the full chain first, then one per path; levels : {chain name: level};
     shares : {path: (T,) share at each step t = 1..T, mean over the batch}, empty for a bare chain; of
         sequences of different length the last step is the same;
+    sequence_shares : {path: (B,) mean over the steps of every sequence}, NaN where nothing gets through;
+        shares_error : (B,), estimated, of these, NaN where it is not known;
     without : {path: the full chain without it}, its first value alone, along the same states; levels has
         theirs as "without PATH".
     returning : {layer, or "": {"step", "unit", "log10"}}, the gradient that survives best on its way back, by
@@ -62,7 +64,7 @@ class Analysis:
     chains: tuple[Chain, ...]
     levels: Mapping[str, str]
     shares: Mapping[str, Array] = field(default_factory=dict)
-    gates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    gates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     matrices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     layers: tuple[Analysis, ...] = ()
     loss: LossGradient | None = None
@@ -72,6 +74,8 @@ class Analysis:
     without: Mapping[str, Chain] = field(default_factory=dict)
     returning: Mapping[str, Any] = field(default_factory=dict)
     remedies: tuple[Remedies, ...] = ()
+    sequence_shares: Mapping[str, Array] = field(default_factory=dict)
+    shares_error: Array = field(default_factory=lambda: np.empty(0))
 
     def chain(self, name: str) -> Chain:
         """The chain called ``name``; raises KeyError, with the names that there are."""
@@ -202,6 +206,7 @@ class Analysis:
             "matrices": [{"name": name, **_plain(matrix)} for name, matrix in self.matrices.items()],
             "profile": _NO_PROFILE if self.only == "verdict" else _profile(self.full, self.shares, all_lags),
             "shares": _plain(self.mean_shares),
+            **({"sequences": self._sequences()} if self.sequence_shares else {}),
             **({"without": without} if without else {}),
             **({"returning": _plain(self.returning)} if self.returning else {}),
             "gates": _plain(self.gates),
@@ -210,6 +215,10 @@ class Analysis:
             **changes,
             **told_of(self.remedies),
         }
+
+    def _sequences(self) -> dict[str, Any]:
+        """What JSON tells of every sequence that it has only together otherwise."""
+        return {"shares": _plain(self.sequence_shares), "shares_error": _plain(self.shares_error)}
 
 
 def lags(steps: int, *, every: bool = False) -> Array:

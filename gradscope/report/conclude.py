@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -123,6 +124,10 @@ def of_sequences(measured: Sequence[Measured], policy: Policy, source: Mapping[s
         | {WITHOUT + name: level(chain, policy) for name, chain in without.items()},
         shares=by_step,
         without=without,
+        sequence_shares={
+            name: np.array([_mean_over_steps(one.shares[name]) for one in measured]) for name in by_step
+        },
+        shares_error=np.array([one.shares_error for one in measured]) if by_step else np.empty(0),
     )
 
 
@@ -134,6 +139,11 @@ def _mean_shares(measured: Sequence[Measured]) -> dict[str, Array]:
     each = [one.shares for one in measured if one.alive] or [one.shares for one in measured]
     steps = max((len(share) for one in measured for share in one.shares.values()), default=0)
     return {name: _aligned_mean([one[name] for one in each], steps) for name in each[0] if name != NAMELESS}
+
+
+def _mean_over_steps(share: Array) -> float:
+    known = share[np.isfinite(share)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def _aligned_mean(shares: Sequence[Array], steps: int) -> Array:

@@ -32,7 +32,6 @@ def row_of(
     places : {metric of a budget: where it stands}.
     """
     full = analysis.full
-    gates = [(name, gate) for one in (analysis, *analysis.layers) for name, gate in one.gates.items()]
     found: Row = {
         "log10_norm": json_number(full.log10_norm.median),
         "log10_norm_error": json_number(full.log10_norm_error),
@@ -49,8 +48,8 @@ def row_of(
         found["converged"] = bool(full.log10_norm_error < CONVERGED)
     if analysis.shares:
         found["shares"] = {name: json_number(share) for name, share in analysis.mean_shares.items()}
-    if gates:
-        found["saturated"] = max(gate["saturated"] for _, gate in gates)
+    if any(one.gates for one in (analysis, *analysis.layers)):
+        found["saturated"] = metric(analysis, "saturated").median
     found |= training_numbers(analysis)
     if budgets:
         found["checks"] = [told_check(_judged(analysis, one), places.get(one.metric)) for one in budgets]

@@ -52,10 +52,8 @@ class Track:
 
     @property
     def exit_code(self) -> int:
-        """2 where something, or all, could not be measured, 1 where a limit is broken, else 0."""
-        if self.having("unmeasured") or not self.rows:
-            return ExitCode.USAGE
-        return ExitCode.FINDING if self.having("error") else ExitCode.OK
+        """1 where a limit is broken, else 2 where something, or all, could not be measured, else 0."""
+        return ExitCode.judged(broken=self.having("error"), lost=self.having("unmeasured") or not self.rows)
 
     @property
     def headline(self) -> str:

@@ -134,6 +134,8 @@ def test_what_cannot_be_read_is_a_row_and_the_exit_code_says_so(run, runs):
 
 
 def test_limits(run, runs):
+    both = run("track", *runs, "missing.npz", *LIGHT, "--max", "log10_norm=1")
+    assert both[0] == 1  # a broken limit is a finding, whatever could not be read besides
     code, out, err = run("track", *runs, *LIGHT, "--max", "log10_norm=1", "--min", "rate=-9", JSONL)
     rows = rows_in(out)
     assert code == 1

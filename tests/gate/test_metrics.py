@@ -32,9 +32,9 @@ def several(*names):
         ("horizon", (12, 12, 13)),  # the last lag with rate * lag >= -3
         ("horizon.carousel", (6, 6, 6)),
         ("log10_largest_gain", (-0.25, -0.24, -0.23)),
-        ("share.R_z", (0.35,)),
-        ("saturated.f", (0.125,)),
-        ("saturated", (0.125,)),
+        ("share.R_z", (0.34, 0.35, 0.36)),
+        ("saturated.f", (0.125,) * 3),
+        ("saturated", (0.125,) * 3),
     ],
 )
 def test_values_of_every_sequence(name, values):
@@ -49,7 +49,7 @@ def test_errors_in_units_of_their_own():
     assert metric(WHOLE, "log10_norm").error == 3e-14
     assert metric(WHOLE, "rate").error == pytest.approx(3e-14 * math.log(10) / STEPS)
     assert metric(WHOLE, "horizon").error == 1  # -0.25 * 12 is the threshold itself: one rounding below, 11
-    assert metric(WHOLE, "share.R_z").error is None
+    assert metric(WHOLE, "share.R_z").error == 1e-12
 
 
 def test_layers_by_name_by_the_end_of_it_and_by_number():
@@ -111,10 +111,32 @@ def test_pooled_as_one_batch():
     assert (joined.median, joined.lowest, joined.highest) == pytest.approx((-8.0, -16.0, -4.0))
 
 
+def test_shares_and_saturation_are_of_every_sequence():
+    """Of those through which nothing gets there is no share; the errors are those of the others."""
+    one = analysis(LSTM, batch=3)
+    each = {"R_z": np.array([0.5, np.nan, 0.2]), "carousel": np.array([0.5, np.nan, 0.8])}
+    errors = np.array([1e-9, np.nan, 1e-8])
+    gates = {
+        "f": {"saturated": 0.2, "sequences": {"saturated": [0.1, 0.2, 0.3]}, "saturated_error": 0.0},
+        "i": {"saturated": 0.2, "sequences": {"saturated": [0.4, 0.1, 0.1]}, "saturated_error": 0.01},
+    }
+    one = dataclasses.replace(one, sequence_shares=each, shares_error=errors, gates=gates)
+    share = metric(one, "share.carousel")
+    assert (share.values, share.error) == ((0.5, 0.8), 1e-8)
+    assert metric(one, "saturated.f").values == (0.1, 0.2, 0.3)
+    assert (metric(one, "saturated").values, metric(one, "saturated").error) == ((0.4, 0.2, 0.3), 0.01)
+    dead = dataclasses.replace(
+        one, sequence_shares={"R_z": np.full(2, np.nan)}, shares_error=np.full(2, np.nan)
+    )
+    assert (np.isnan(metric(dead, "share.R_z").median), metric(dead, "share.R_z").error) == (True, None)
+    unknown = dataclasses.replace(one, shares_error=np.array([np.nan, np.nan, 1e-8]))
+    assert metric(unknown, "share.R_z").error is None
+
+
 def test_what_clipping_leaves():
-    clipped = SimpleNamespace(clip=SimpleNamespace(factor=np.array([1.0, 0.25, 0.5])))
-    found = metric(dataclasses.replace(WHOLE, loss=clipped), "clip_factor")
-    assert (found.median, found.lowest, found.highest) == (0.5, 0.25, 1.0)
+    clip = SimpleNamespace(factor=np.array([1.0, 0.25, 0.5]), factor_error=1e-9)
+    found = metric(dataclasses.replace(WHOLE, loss=SimpleNamespace(clip=clip)), "clip_factor")
+    assert (found.median, found.lowest, found.highest, found.error) == (0.5, 0.25, 1.0, 1e-9)
     with pytest.raises(
         InputError, match="'clip_factor' of this analysis: give clip, and a loss by readout or"
     ):

@@ -51,6 +51,15 @@ def test_truncation_of_a_scalar(tmp_path, w, steps, length):
     assert found.chunks["R"][0] == pytest.approx(each[inside:].sum() / each.sum(), rel=1e-9)
 
 
+def test_the_error_of_what_clipping_leaves():
+    """float32 is as far from float64 as it says."""
+    given = SMALL | {"adjoint": np.ones(N), "clip": 0.1}
+    exact, rough = (gradscope.analyze(**given, dtype=dtype).loss.clip for dtype in ("float64", "float32"))
+    assert (exact.factor < 1).any()
+    assert 0 < np.abs(exact.factor - rough.factor).max() <= rough.factor_error < 1e-4
+    assert exact.factor_error == pytest.approx(rough.factor_error * 2.0**-29, rel=1e-2)
+
+
 def test_parts_that_float64_alone_would_lose(tmp_path):
     """The last of 1000 lags contributes 1e-600."""
     found = scalar(tmp_path, 0.25, 1000, clip=5).loss.clip

@@ -25,6 +25,9 @@ def made_up(rate, size=4, zeros=0, error=3e-13):
     return Spectrum(logs, zeros, error, error / 10, vector, vector, by_lag)
 
 
+GATE = {"mean": 0.5, "saturated": 0.125, "saturated_error": 0.0}
+
+
 def analysis(rates, batch=1, without=None, **problem):
     """An Analysis of made-up chains {name: rate}, the full one first; without : of all but a path."""
     chains = []
@@ -59,6 +62,10 @@ def analysis(rates, batch=1, without=None, **problem):
         | {f"without {name}": level(chain, policy) for name, chain in others.items()},
         shares=shares,
         without=others,
-        gates={"f": {"mean": 0.5, "saturated": 0.125}} if paths else {},
+        sequence_shares={
+            name: s.mean() + 0.01 * (np.arange(batch) - (batch - 1) / 2) for name, s in shares.items()
+        },
+        shares_error=np.full(batch, 1e-12),
+        gates={"f": dict(GATE, sequences={"saturated": [0.125] * batch})} if paths else {},
         matrices={"R_f": matrix} if paths else {},
     )

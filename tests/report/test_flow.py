@@ -1,6 +1,7 @@
 """Shares against finite differences, horizons against closed forms, matrices against closed forms."""
 
 import jax
+import mpmath
 import numpy as np
 import pytest
 from oracles.few import few
@@ -11,7 +12,7 @@ from gradscope.linearize.cell_chain import CellChain
 from gradscope.linearize.gates import gate_sums
 from gradscope.linearize.paths import DensePath
 from gradscope.measure.measured import Measured, gate_statistics
-from gradscope.measure.shares import shares
+from gradscope.measure.shares import error_of_shares, shares
 from gradscope.product_svd.spectrum import spectrum
 from gradscope.report.chains import chain_of, horizon
 
@@ -43,6 +44,35 @@ def test_share_is_the_logarithmic_derivative_of_sigma_1():
             down[g, t] -= h
             slope = (log_norm(jacobians, up) - log_norm(jacobians, down)) / (2 * h)
             assert found[name][t] == pytest.approx(slope, abs=1e-8)
+
+
+def exact_mean_share(jacobians, g):
+    """1/T d ln sigma_1 / d ln alpha_g, by central differences of 60 digits."""
+    with mpmath.workdps(60):
+        logs = []
+        for change in (mpmath.mpf(10) ** -20, -(mpmath.mpf(10) ** -20)):
+            product = mpmath.eye(jacobians.size)
+            for t in range(len(jacobians)):
+                steps = [mpmath.matrix(path.stack[t].tolist()) for path in jacobians.paths]
+                steps[g] *= 1 + change
+                product = sum(steps[1:], steps[0]) * product
+            logs.append(mpmath.log(mpmath.svd_r(product, compute_uv=False)[0]))
+        return float((logs[0] - logs[1]) * mpmath.mpf(10) ** 20 / 2 / len(jacobians))
+
+
+@pytest.mark.parametrize("gap", [1e-2, 1e-6, 1e-9])
+def test_the_error_of_shares_is_that_of_vectors_that_are_hard_to_tell_apart(gap):
+    jacobians = random_paths("ab", 3, 3)
+    u, values, _ = np.linalg.svd(jacobians[2] @ jacobians[1] @ jacobians[0])
+    # The last step is changed so that the two largest values of the product differ by this much.
+    change = u @ np.diag([1.0, values[0] * (1 - gap) / values[1], 1.0]) @ u.T
+    for path in jacobians.paths:
+        path.stack[2] = change @ path.stack[2]
+    s = spectrum(jacobians)
+    found = shares(jacobians, s.left, s.right, s.log10_singular_values[0])
+    error = error_of_shares(s, found)
+    off = max(abs(found[name].mean() - exact_mean_share(jacobians, g)) for g, name in enumerate("ab"))
+    assert off <= error < 1e-13 / gap
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
@@ -98,15 +128,24 @@ def test_gate_statistics():
     ]
     bars = {"f": np.zeros(20), "i": np.zeros(20)}
     bars["f"][[0, 10, 19]] = 1 / 8, 6 / 8, 1 / 8
-    bars["i"][[2, 18]] = 0.5  # 0.1 and 0.9 are not saturated
-    assert gate_statistics([Measured({}, {}, gate_sums(part)) for part in parts]) == {
-        "f": {"mean": pytest.approx(0.5), "saturated": 0.25, "histogram": bars["f"].tolist()},
-        "i": {"mean": pytest.approx(0.5), "saturated": 0.0, "histogram": bars["i"].tolist()},
+    bars["i"][[2, 18]] = 0.5  # 0.1 and 0.9 are not saturated, and may be by a rounding
+    each = {"f": ([0.5, 0.0], 0.0), "i": ([0.0, 0.0], 1.0)}
+    assert gate_statistics([Measured({}, {}, gates=gate_sums(part)) for part in parts]) == {
+        name: {
+            "mean": pytest.approx(0.5),
+            "saturated": np.mean(saturated),
+            "histogram": bars[name].tolist(),
+            "sequences": {"saturated": saturated},
+            "saturated_error": error,
+        }
+        for name, (saturated, error) in each.items()
     }
 
 
 def test_activations_beyond_0_and_1_are_in_the_bars_at_the_ends():
-    (gate,) = gate_statistics([Measured({}, {}, gate_sums({"u": np.array([-3.0, 7.0, 1.0, 0.0])}))]).values()
+    (gate,) = gate_statistics(
+        [Measured({}, {}, gates=gate_sums({"u": np.array([-3.0, 7.0, 1.0, 0.0])}))]
+    ).values()
     assert gate["histogram"] == [0.5, *[0.0] * 18, 0.5]
 
 
