@@ -79,7 +79,7 @@ def sweep(**given: Any) -> int:
     axes = axes_of(grid)  # what is wrong with it is said before JAX is imported
     programs, names = shapes_in(axes)
     if names:
-        say(f"every {' and '.join(names)} is another program: up to {programs} are compiled, seconds each")
+        say(f"{programs} shapes ({', '.join(names)}): as many programs are compiled at most, seconds each")
     shard, points = shard_here(sweeps.shard), _points(asked, sweeps, process)
     count = len(points.points)
     places = [place for place, _ in dealt(shard, range(count), "points", say)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradscope.cells.masked import MaskLaw
-from gradscope.errors import InputError, as_option, listed, quoted
+from gradscope.errors import InputError, as_option, quoted
 from gradscope.problem.checks import real, whole_number
 from gradscope.settings import Settings
 
@@ -49,7 +49,7 @@ def drawn_of(settings: Settings) -> Drawn | None:
     if not asked:
         return None
     if len(asked) > 1:
-        raise InputError(f"{listed([as_option(name) for name in asked])}: expected one of them at a time")
+        raise InputError(f"{' and '.join(map(as_option, asked))}: expected one of them at a time")
     ((name, value),) = asked.items()
     given = _numbers(name, value)
     if len(given) > 1 + (name == "zoneout"):

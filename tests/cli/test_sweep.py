@@ -38,7 +38,7 @@ def rows_in(text):
 def test_a_linear_network_has_the_gains_of_its_closed_form(run):
     code, out, err = run("sweep", *GRID, "--format", "jsonl")
     assert code == 0
-    assert err == "gradscope: every steps is another program: up to 3 are compiled, seconds each\n"
+    assert err == "gradscope: 3 shapes (steps): as many programs are compiled at most, seconds each\n"
     rows = rows_in(out)
     assert [row["index"] for row in rows] == list(range(12))
     for row in rows:

@@ -115,7 +115,7 @@ def test_masks_have_their_laws():
         ({"recurrent_dropout": 1.0}, "expected a probability, at least 0 and below 1"),
         ({"zoneout": "a"}, "zoneout is 'a', expected a probability such as 0.25"),
         ({"zoneout": "0.1,0.2,0.3"}, "expected one probability"),
-        ({"h_detach": 0.1, "zoneout": 0.1}, "expected one of them at a time"),
+        ({"h_detach": 0.1, "zoneout": 0.1}, "h_detach and zoneout: expected one of them at a time"),
         ({"h_detach": 0.1, "masks": 0}, "masks is 0, expected a whole number"),
         ({"h_detach": 0.1, "view": "cell"}, "is of the chain of the whole state"),
         ({"zoneout": (0.1, 0.2), "cell": "rnn"}, "has two probabilities, but the state of cell rnn"),
