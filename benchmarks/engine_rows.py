@@ -104,7 +104,7 @@ def value_rows(m: int) -> Iterator[Row]:
         engine = "compiled"
     else:
         with_lags, without, engine = gradscope_all(case, by_lag=True), gradscope_all(case), "host"
-    lags, values, scan = together([with_lags, without, plain(case)])
+    lags, values, scan = together([with_lags, without, plain(case)], 4 if m < 256 else 2)
     if engine == "compiled" and None in [*with_lags(), *without()]:
         engine = "compiled, in doubt: the host engine takes this besides"
     limit = LIMITS[m][not CPU]
@@ -126,7 +126,7 @@ def cpu_rows() -> Iterator[Row]:
 
 
 def top_rows() -> Iterator[Row]:
-    """Top values with the norms of some lags."""
+    """Top values with the norms of some lags; on an accelerator of more than the CPU has time for."""
     if CPU:
         case = Case.of("lstm", 256)
         top, scan = together([top_of_full_chain(256, STEPS, by_lag=True), plain(case)], 2)
