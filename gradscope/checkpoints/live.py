@@ -14,6 +14,17 @@ from gradscope.custom_types import Array
 from gradscope.errors import InputError, quoted, reason, shown
 from gradscope.formats.tensors import Tensor, Tensors
 
+_OF_ITS_OWN = (
+    "; a loop over time that it writes itself is analysed if the step is a {} of its own that is called with "
+    "the state, and a batch is given"
+)
+# By the function that was called, how a loop over time of the user's own is analysed.
+_LOOPING = {
+    "from_torch": "; a loop over time that it writes itself is found on a batch: give one as well",
+    "from_flax": _OF_ITS_OWN.format("module of nnx"),
+    "from_keras": _OF_ITS_OWN.format("cell"),
+}
+
 
 @dataclass(frozen=True)
 class Live:
@@ -31,9 +42,10 @@ class Live:
 
     def __post_init__(self) -> None:
         if not self.layers:
-            raise InputError(
-                f"{self.source}: holds no recurrent layer of this library, expected one that does"
-            )
+            said = f"{self.source}: holds no recurrent layer of this library, expected one that does"
+            function, batched = self.source.partition("(")[0], self.recorded is not None
+            way = "" if function == "from_torch" and batched else _LOOPING.get(function, "")
+            raise InputError(f"{said}{way}")
 
     def __str__(self) -> str:
         return self.source

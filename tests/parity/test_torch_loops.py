@@ -477,3 +477,8 @@ def refusal(model, x):
 
 def test_two_steps_are_too_few():
     assert "of three steps at least" in refusal(drawn(Plain), batch(B, 2, D))
+
+
+def test_without_a_batch_it_is_asked_for():
+    with pytest.raises(InputError, match="is found on a batch: give one as well"):
+        gradscope.from_torch(drawn(Plain))
