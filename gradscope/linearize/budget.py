@@ -45,8 +45,8 @@ def check_memory(cell: Cell, hidden: int, shape: tuple[int, int, int], top: bool
     under_way = 4 * segment * step_bytes(cell, hidden) + 8 * (2 * steps * m + 16 * m * m)
     kept = 8 * (batch * steps * (2 * input_size + 2 * len(cell.paths) + 2) + 4 * weights)
     need = min(batch, cores()) * under_way + kept
-    if top:  # all sequences at once: a segment; blocks of columns and their copies; matrices both ways
-        need = 4 * SEGMENT_BYTES + 8 * (batch * m * 512 + 4 * weights) + kept
+    if top:  # all sequences at once: a segment; blocks of columns, spaces of lags; matrices both ways
+        need = 4 * SEGMENT_BYTES + 8 * (batch * m * 1300 + 4 * weights) + kept
     if need > (have := available()):
         raise InputError(
             f"{as_option('hidden')} {hidden}, {as_option('steps')} {steps}, {as_option('batch')} {batch} "

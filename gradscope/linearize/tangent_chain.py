@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -14,9 +13,12 @@ from jax import lax
 
 from gradscope.custom_types import Array
 from gradscope.linearize.system import precise
-from gradscope.linearize.tangents import StepMaps, TangentSteps, UnitMaps, every_step
+from gradscope.linearize.tangents import StepMaps, TangentSteps, every_step
 from gradscope.linearize.trajectory import Trajectory
 
+# Columns that go through a chain side by side: fewer take about as long (m = 512), as do many more on
+# accelerators, where the weights are what is read.
+BESIDE, BESIDE_ON_ACCELERATORS = 16, 128
 # Numbers of triangular factors on a device at a time, for each sequence.
 _FACTORS = 2**20
 
@@ -39,40 +41,12 @@ class TangentChain:
         self.columns = self.size
         self.sequences = sequences
         self.eps = float(np.finfo(dtype).eps)
+        self.beside = BESIDE if trajectory.spread.devices[0].platform == "cpu" else BESIDE_ON_ACCELERATORS
         self._trajectory, self._tangents, self._dtype = trajectory, tangents, dtype
-        self._first, self._read = 0, read
+        self._read = read
         self._kept: dict[int, Any] = {}
         with precise(dtype):
             self._shared = [_shared(tangents, trajectory, back) for back in (False, True)]
-
-    def tail(self, lag: int) -> TangentChain:
-        """The last ``lag`` steps alone."""
-        part = copy.copy(self)  # what is kept serves both
-        part.steps, part._first = lag, self._first + self.steps - lag
-        return part
-
-    def last(self, count: int) -> Array:
-        """So many of the last steps, (B, count, m, m)."""
-        found: list[Array] = []
-        for i in reversed(range(self._trajectory.segments.count)):
-            valid = self._trajectory.valid(i)
-            some = min(count, valid)
-            found.insert(0, self._formed(i, valid - some, some))
-            count -= some
-            if not count:
-                break
-        return np.concatenate(found, axis=1)
-
-    def _formed(self, i: int, first: int, count: int) -> Array:
-        """Steps of segment i; of units on the host, where it takes no program."""
-        with precise(self._dtype):
-            steps, maps = self._steps(i), self._tangents.maps
-            if isinstance(maps, UnitMaps):
-                some = [np.asarray(leaf)[: self.sequences, first : first + count] for leaf in steps]
-                return np.asarray(maps.formed(self._shared[False], some))
-            run = self._trajectory.spread.lift(_formed, maps, self.size, count)
-            formed = run((self._shared[True], np.int32(first)), steps)
-            return np.asarray(formed, np.float64)[: self.sequences]
 
     def forward(self, block: Array, every: int, take: Callable[[Array], None]) -> Array:
         """P block = Q R_G ... R_1, see operator.Operator."""
@@ -81,6 +55,47 @@ class TangentChain:
     def backward(self, block: Array, every: int, take: Callable[[Array], None]) -> Array:
         """The same for P^T."""
         return self._through(block, every, take, back=True)
+
+    def tails(self, block: Array, lags: Array, back: bool) -> tuple[Array, Array]:
+        """See operator.Operator."""
+        low = self.steps - int(lags.max())
+        columns = self._walked(self._padded(block), self.steps - lags, low, self.steps, back)
+        return self._held(columns, block.shape[2])
+
+    def images(self, block: Array, lags: Array) -> tuple[Array, Array]:
+        """See operator.Operator."""
+        columns, last, found = self._padded(block), self.steps, []
+        for lag in lags.tolist():
+            low = self.steps - lag
+            columns = self._walked(columns, np.full(block.shape[2], low), low, last, True)
+            last = low
+            found.append(self._held(columns, block.shape[2]))
+        every, exponents = zip(*found, strict=True)
+        return np.stack(every, axis=1), np.stack(exponents, axis=1)
+
+    def _padded(self, block: Array) -> tuple[Any, Any]:
+        """Columns on the devices, as many as go side by side, and their exponents."""
+        missing = -block.shape[2] % self.beside  # one width, one program
+        exponents = np.zeros((len(block), block.shape[2] + missing), np.int32)
+        with precise(self._dtype):
+            block = np.pad(block, ((0, 0), (0, 0), (0, missing)))
+            return self._put(block), self._trajectory.spread.put(exponents)
+
+    def _walked(self, columns: tuple[Any, Any], first: Array, low: int, high: int, back: bool) -> Any:
+        """What ``_padded`` returns, through steps low .. high - 1, each column from its ``first`` step on."""
+        first = np.pad(first, (0, columns[0].shape[2] - len(first)), constant_values=high).astype(np.int32)
+        run = self._trajectory.spread.lift(_columns, self._tangents.maps)
+        with precise(self._dtype):
+            for i, start, end in self._pieces(low, high, self.steps, back):
+                here = first - np.int32(i * self._trajectory.segments.length)
+                shared = (self._shared, np.array([start, end], np.int32), np.bool_(back), here)
+                columns = run(shared, self._steps(i), *columns)
+                self._read(end - start)
+        return columns
+
+    def _held(self, columns: tuple[Any, Any], count: int) -> tuple[Array, Array]:
+        block, exponents = np.asarray(columns[0], np.float64), np.asarray(columns[1])
+        return block[: self.sequences, :, :count], exponents[: self.sequences, :count]
 
     def shares(self, left: Array, right: Array) -> tuple[Array, Array, Array]:
         """Each path's share in carrying the gradient at every step, (B, T, paths), see measure.shares.
@@ -117,21 +132,21 @@ class TangentChain:
         groups = min(self._trajectory.segments.length, max(1, _FACTORS // block.shape[2] ** 2))
         with precise(self._dtype):
             q = self._put(block)
-            for i, low, high in self._pieces(every * groups, back):
+            for i, low, high in self._pieces(0, self.steps, every * groups, back):
                 span = np.array([low, high, every], np.int32)
-                sweep = self._trajectory.spread.lift(_sweep, self._tangents.maps, back, groups)
-                q, factors = sweep((self._shared[back], span), self._steps(i), q)
+                sweep = self._trajectory.spread.lift(_sweep, self._tangents.maps, groups)
+                q, factors = sweep((self._shared, span, np.bool_(back)), self._steps(i), q)
                 take(np.asarray(factors)[: self.sequences, : -(-(high - low) // every)])
                 self._read(high - low)
             return np.asarray(q, np.float64)[: self.sequences]
 
-    def _pieces(self, longest: int, back: bool) -> Iterator[tuple[int, int, int]]:
-        """Segment, and from and up to which of its steps, in the order of a pass."""
+    def _pieces(self, first: int, end: int, longest: int, back: bool) -> Iterator[tuple[int, int, int]]:
+        """Segment, and from and up to which of its steps, in the order of a pass: first ... end - 1."""
         length = self._trajectory.segments.length
         pieces = [
-            (i, low, min(low + longest, self._trajectory.valid(i)))
-            for i in range(self._first // length, self._trajectory.segments.count)
-            for low in range(max(0, self._first - i * length), self._trajectory.valid(i), longest)
+            (i, low, min(low + longest, length, end - i * length))
+            for i in range(first // length, -(-end // length))
+            for low in range(max(0, first - i * length), min(length, end - i * length), longest)
         ]
         return reversed(pieces) if back else iter(pieces)
 
@@ -164,34 +179,60 @@ def _at(steps: Any, t: Any) -> Any:
     return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, t, keepdims=False), steps)
 
 
-def _formed(maps: StepMaps, size: int, count: int, shared: Any, steps: Any) -> Any:
-    """So many steps from the first on, (count, m, m)."""
-    common, first = shared
-    some = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, first, count), steps)
-    unit = jnp.eye(size, dtype=jax.tree.leaves(steps)[0].dtype)
-    return lax.map(lambda step: maps.pull(common, step, unit).T, some)
-
-
-def _sweep(maps: StepMaps, back: bool, most: int, shared: Any, steps: Any, block: Any) -> Any:
+def _sweep(maps: StepMaps, most: int, shared: Any, steps: Any, block: Any) -> Any:
     """A block through steps low .. high - 1, from the last to the first if ``back``; and its factors.
 
-    every : steps between two QRs; most : as many of these as there may be. One program for all of them.
+    every : steps between two QRs; most : as many of these as there may be. One program for all of them, and
+    for both directions.
     """
-    common, (low, high, every) = shared
-    move = maps.pull if back else maps.push
+    common, (low, high, every), back = shared
 
-    def one(k: Any, block: Any) -> Any:
-        return move(common, _at(steps, high - 1 - k if back else low + k), block)
+    def through(move: Any, block: Any) -> Any:
+        def group(g: Any, carried: Any) -> Any:
+            block, factors = carried
+            block = lax.fori_loop(g * every, jnp.minimum((g + 1) * every, high - low), move, block)
+            q, r = jnp.linalg.qr(block)
+            return q, factors.at[g].set(r)
 
-    def group(g: Any, carried: Any) -> Any:
-        block, factors = carried
-        block = lax.fori_loop(g * every, jnp.minimum((g + 1) * every, high - low), one, block)
-        q, r = jnp.linalg.qr(block)
-        return q, factors.at[g].set(r)
+        columns = block.shape[1]
+        factors = jnp.zeros((most, columns, columns), block.dtype)
+        return lax.fori_loop(0, (high - low + every - 1) // every, group, (block, factors))
 
-    columns = block.shape[1]
-    factors = jnp.zeros((most, columns, columns), block.dtype)
-    return lax.fori_loop(0, (high - low + every - 1) // every, group, (block, factors))
+    pull, push = _moves(maps, common, steps, low, high)
+    return lax.cond(back, partial(through, pull), partial(through, push), block)
+
+
+def _columns(maps: StepMaps, shared: Any, steps: Any, block: Any, exponents: Any) -> Any:
+    """Columns (m, n) through those of the steps low .. high - 1 that are not before ``first`` (n,) of each.
+
+    They are scaled by powers of two, whose exponents (n,) are added up.
+    """
+    common, (low, high), back, first = shared
+
+    def through(move: Any, columns: Any) -> Any:
+        def one(k: Any, carried: Any) -> Any:
+            block, exponents = carried
+            new = move(k, block)
+            _, more = jnp.frexp(jnp.abs(new).max(axis=0))
+            taken = jnp.where(back, high - 1 - k, low + k) >= first
+            return jnp.where(taken, jnp.ldexp(new, -more), block), exponents + jnp.where(taken, more, 0)
+
+        return lax.fori_loop(0, high - low, one, columns)
+
+    pull, push = _moves(maps, common, steps, low, high)
+    return lax.cond(back, partial(through, pull), partial(through, push), (block, exponents))
+
+
+def _moves(maps: StepMaps, common: Any, steps: Any, low: Any, high: Any) -> tuple[Any, Any]:
+    """How a block goes through step number k of low .. high - 1, backwards and forwards."""
+
+    def pull(k: Any, block: Any) -> Any:
+        return maps.pull(common[True], _at(steps, high - 1 - k), block)
+
+    def push(k: Any, block: Any) -> Any:
+        return maps.push(common[False], _at(steps, low + k), block)
+
+    return pull, push
 
 
 def _along(tangents: TangentSteps, shared: Any, steps: Any, vector: Any) -> Any:

@@ -67,19 +67,6 @@ class UnitMaps:
             new[i] += (slope[..., None] * parts).sum(0)
         return jnp.concatenate(new)
 
-    def formed(self, shared: Any, steps: Any) -> Any:
-        """Steps (..., m, m), on the host; shared : what it takes to push."""
-        recurrent, own = (np.asarray(slopes, np.float64) for slopes in steps)
-        components, n = self.components, recurrent.shape[-1]
-        out = np.zeros((*recurrent.shape[:-3], components, n, components, n))
-        matrices = np.asarray(shared, np.float64).reshape(-1, n, n)
-        for gate, matrix in enumerate(matrices):
-            out[..., self.hidden, :] += recurrent[..., gate, :, :, None] * matrix
-        units = np.arange(n)
-        for number, i in enumerate(self.others):
-            out[..., units, i, units] += own[..., number, :, :]
-        return out.reshape(*recurrent.shape[:-3], components * n, components * n)
-
     def parts(self, block: Any) -> Any:
         """(m, b) as (components, n, b)."""
         return block.reshape(self.components, -1, block.shape[1])

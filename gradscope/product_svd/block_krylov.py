@@ -12,7 +12,7 @@ from gradscope.custom_types import Array
 from gradscope.product_svd.block_pass import Image, Passes
 from gradscope.product_svd.error_estimate import SAFETY
 from gradscope.product_svd.operator import Operator
-from gradscope.product_svd.plain_product import Beside, PlainProducts
+from gradscope.product_svd.tail_norms import tail_norms
 
 # Columns beyond the values asked for, at least, and what their number is a multiple of: 20 columns took
 # as long as 32 (m = 512).
@@ -30,9 +30,9 @@ TOLERANCE = 1e-11
 
 # Every lag up to here, then two for every doubling, and one where a lag takes long.
 SMALL = 8
-# Columns times steps that a product of some of the last steps may take, and numbers that these may be.
-_COLUMN_STEPS, _NUMBERS = 2**13, 2**23
 LONG = 1024
+# Lags between two that a fall lies between, which are looked at together.
+BETWEEN = 8
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,18 @@ def top_values(
     count: int,
     width: int | None = None,
     entry_error: float = 0.0,
-    near: Array | None = None,
 ) -> list[TopTriplets]:
     """The ``count`` largest singular values of P, for every sequence.
 
-    width : columns b of the first block; near : (B, r, k < b) orthonormal left vectors that it begins
-    with, other columns being random; entry_error : relative rounding unit of the entries of the
+    width : columns b of the first block; entry_error : relative rounding unit of the entries of the
     steps, which the estimate then covers. Raises InputError if a step overflows.
 
     Passes through P and P^T by turns, until two of them agree; where three more would not be enough,
     the next gets the space of the last two (block Krylov: Musco, Musco 2015, arXiv 1504.05477).
     """
-    passes, enough = Passes(operator, back=near is not None), tolerance(operator)
+    passes, enough = Passes(operator), tolerance(operator)
     width = width or columns(operator, count)
-    after = passes(_random(operator, width) if near is None else _completed(near, width))
+    after = passes(_random(operator, width))
     block = _stacked(image.output for image in after)
     while True:
         before, after = after, passes(block)
@@ -105,13 +103,6 @@ def tolerance(operator: Operator) -> float:
 def _random(operator: Operator, width: int) -> Array:
     block = np.random.default_rng(0).normal(size=(operator.sequences, operator.columns, width))
     return np.linalg.qr(block)[0]
-
-
-def _completed(near: Array, width: int) -> Array:
-    """Orthonormal columns as many as that, these the first of them: what they miss is in the others."""
-    count, size, _ = near.shape
-    others = np.random.default_rng(0).normal(size=(count, size, width - near.shape[2]))
-    return np.linalg.qr(np.concatenate([near, others], axis=2))[0]
 
 
 def _next(before: Image, after: Image, size: int, slow: bool) -> Array:
@@ -206,71 +197,36 @@ def norm_by_lag(operator: Operator, whole: list[TopTriplets], log10_threshold: f
     """Lags (L,), ascending, and log10 sigma_1(A_T ... A_(T-k+1)) at them, (B, L).
 
     whole : what was found for T. A lag is left out where its norm is not known to about ten digits
-    (four in float32). Where it falls below ``log10_threshold`` between two lags, those between are
-    bisected: the lag of a fall is exact, and the first where there is only one.
+    (four in float32). Where it falls below ``log10_threshold`` between two lags, more are looked at between
+    them: the lag of a fall is exact, and the first where there is only one.
     """
-    lags = _Lags(operator, whole)
-    spread = _spread(operator.steps)
-    for lag in reversed(spread):  # each begins where the next longer one has ended
-        lags.at(lag)
-    for sequence in range(operator.sequences):
-        below = [lag for lag in spread if lags.at(lag)[sequence] < log10_threshold]
-        if not below:
-            continue
-        above, fallen = max((lag for lag in spread if lag < below[0]), default=0), below[0]
-        while fallen - above > 1:
-            middle = (above + fallen) // 2
-            if lags.at(middle)[sequence] < log10_threshold:
-                fallen = middle
-            else:
-                above = middle
-    known = [lag for lag in sorted(lags.norms) if not np.isnan(lags.norms[lag]).any()]
-    return np.array(known, np.int64), np.array([lags.norms[lag] for lag in known]).T
+    norms = {operator.steps: _norms(whole)}
+    near = _stacked(top.left for top in whole)
+    wanted = [lag for lag in _spread(operator.steps) if lag not in norms]
+    while wanted:
+        found = tail_norms(operator, np.array(wanted), near, tolerance(operator))
+        norms |= dict(zip(wanted, found.T, strict=True))
+        wanted = sorted(
+            {
+                lag
+                for sequence in range(operator.sequences)
+                for lag in _around_fall({lag: norms[lag][sequence] for lag in norms}, log10_threshold)
+            }
+        )
+    known = [lag for lag in sorted(norms) if not np.isnan(norms[lag]).any()]
+    return np.array(known, np.int64), np.array([norms[lag] for lag in known]).T
 
 
-class _Lags:
-    """norms : {lag: (B,) log10 norms} measured so far, NaN where they are not known well.
-
-    near : {lag: (B, r, k)} the first left vectors of each, at which the lags around it begin.
-    """
-
-    def __init__(self, operator: Operator, whole: list[TopTriplets]) -> None:
-        self.operator, self.width = operator, min(whole[0].left.shape[1], 2 * SMALL)
-        self.norms = {operator.steps: _norms(whole, np.inf)}
-        self.near = {operator.steps: self._first(whole)}
-        self.norms |= _plain_norms(operator)
-
-    def at(self, lag: int) -> Array:
-        if lag not in self.norms:
-            part = self.operator.tail(lag)
-            near = self.near[min(self.near, key=lambda other: abs(math.log(other / lag)))]
-            found = top_values(part, 1, self.width, near=near if near.shape[2] else None)
-            self.norms[lag] = _norms(found, 100 * tolerance(part))
-            self.near[lag] = self._first(found)
-        return self.norms[lag]
-
-    def _first(self, found: list[TopTriplets]) -> Array:
-        """Half a block of each."""
-        return np.stack([one.left[:, : self.width // 2] for one in found])
+def _around_fall(norms: dict[int, float], threshold: float) -> list[int]:
+    """Lags to look at between the first that is below and the one before it."""
+    below = min((lag for lag, norm in norms.items() if norm < threshold), default=0)
+    above = max((lag for lag in norms if lag < below), default=0)
+    between = np.linspace(above, below, BETWEEN + 2)[1:-1]
+    return sorted({round(lag) for lag in between} - {above, below}) if below else []
 
 
-def _plain_norms(operator: Operator) -> dict[int, Array]:
-    """{lag: (B,)} of the last steps, as many as cost no more than some passes, from their products."""
-    size, sequences = operator.size, operator.sequences
-    count = min(operator.steps - 1, _COLUMN_STEPS // size, _NUMBERS // (sequences * size**2))
-    steps = operator.last(count) if count >= SMALL else None
-    if steps is None or not np.isfinite(steps).all():
-        return {}
-    products = PlainProducts(count, (sequences, size))
-    for t in reversed(range(count)):
-        products.times(Beside([steps[:, t]], 0.0))
-    return dict(enumerate(products.lags if products.sure(0.0).all() else [], 1))
-
-
-def _norms(found: list[TopTriplets], allowed: float) -> Array:
-    norms = [top.log10[0] if len(top.log10) else -np.inf for top in found]
-    right = [not len(top.error) or top.error[0] <= allowed for top in found]
-    return np.where(right, norms, np.nan)
+def _norms(found: list[TopTriplets]) -> Array:
+    return np.array([top.log10[0] if len(top.log10) else -np.inf for top in found])
 
 
 def _spread(steps: int) -> list[int]:

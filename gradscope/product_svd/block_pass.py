@@ -47,9 +47,8 @@ class Passes:
     largest : (B,) log10 of the largest gain over any stretch of steps that the first vector of a block met.
     """
 
-    def __init__(self, operator: Operator, back: bool = False) -> None:
-        """Back : whether the first pass is one through P^T."""
-        self.operator, self.back = operator, back
+    def __init__(self, operator: Operator) -> None:
+        self.operator, self.back = operator, False
         self.every, self.done = EVERY, 0
         self.largest = np.full(operator.sequences, -np.inf)
 

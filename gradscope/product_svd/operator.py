@@ -20,7 +20,8 @@ Take = Callable[[Array], None]
 class Operator(Protocol):
     """The product P = A_T ... A_1 of each of B sequences, (r, c).
 
-    size : min(r, c); columns : c; steps : T; sequences : B; eps : rounding unit of the products.
+    size : min(r, c); columns : c; steps : T; sequences : B; eps : rounding unit of the products; beside : how
+    many columns ``tails`` takes at once.
     """
 
     size: int
@@ -28,6 +29,7 @@ class Operator(Protocol):
     steps: int
     sequences: int
     eps: float
+    beside: int
 
     def forward(self, block: Array, every: int, take: Take) -> Array:
         """P block = Q R_G ... R_1 for an orthonormal ``block`` (B, c, b); returns Q (B, r, b).
@@ -38,11 +40,17 @@ class Operator(Protocol):
     def backward(self, block: Array, every: int, take: Take) -> Array:
         """The same for P^T."""
 
-    def tail(self, lag: int) -> Operator:
-        """The product of the last ``lag`` steps alone."""
+    def tails(self, block: Array, lags: Array, back: bool) -> tuple[Array, Array]:
+        """Columns (B, ., n) each through as many of the last steps as ``lags`` (n,) says, by P^T if ``back``.
 
-    def last(self, count: int) -> Array | None:
-        """So many of the last steps, (B, count, m, m), if P is a product of steps that are not at hand."""
+        Returns columns, and exponents (B, n) of the powers of two that they are to be multiplied by.
+        """
+
+    def images(self, block: Array, lags: Array) -> tuple[Array, Array]:
+        """A block (B, r, n) through the last steps by P^T, for all ``lags`` (L,), which ascend.
+
+        Returns (B, L, c, n) and exponents (B, L, n) as ``tails`` does.
+        """
 
 
 class Window:
@@ -53,6 +61,7 @@ class Window:
         rows, self.columns = (len(range(whole.columns)[part]) for part in window)
         self.size = min(rows, self.columns)
         self.steps, self.sequences, self.eps = whole.steps, whole.sequences, whole.eps
+        self.beside = whole.beside
 
     def forward(self, block: Array, every: int, take: Take) -> Array:
         """P block = Q R_G ... R_1, see Operator."""
@@ -62,19 +71,26 @@ class Window:
         """The same for P^T."""
         return self._through(self.whole.backward, block, every, take, *self.window)
 
-    def tail(self, lag: int) -> Window:
-        """The last ``lag`` steps alone."""
-        return Window(self.whole.tail(lag), self.window)
+    def tails(self, block: Array, lags: Array, back: bool) -> tuple[Array, Array]:
+        """See Operator."""
+        enter, leave = self.window if back else self.window[::-1]
+        found, exponents = self.whole.tails(self._embedded(block, enter), lags, back)
+        return found[:, leave], exponents
 
-    def last(self, count: int) -> None:
-        """None: P is no product of blocks."""
+    def images(self, block: Array, lags: Array) -> tuple[Array, Array]:
+        """See Operator."""
+        found, exponents = self.whole.images(self._embedded(block, self.window[0]), lags)
+        return found[:, :, self.window[1]], exponents
+
+    def _embedded(self, block: Array, enter: slice) -> Array:
+        start = np.zeros((len(block), self.whole.columns, block.shape[2]))
+        start[:, enter] = block
+        return start
 
     def _through(
         self, run: Callable[..., Array], block: Array, every: int, take: Take, enter: slice, leave: slice
     ) -> Array:
-        start = np.zeros((len(block), self.whole.columns, block.shape[2]))
-        start[:, enter] = block
-        q, r = np.linalg.qr(run(start, every, take)[:, leave])
+        q, r = np.linalg.qr(run(self._embedded(block, enter), every, take)[:, leave])
         take(r[:, None])
         return np.asarray(q)
 
@@ -82,20 +98,19 @@ class Window:
 class DenseOperator:
     """A chain of (m, m) steps as an Operator."""
 
-    sequences = 1
+    sequences, beside = 1, 16
     eps = float(np.finfo(np.float64).eps)
 
-    def __init__(self, source: Steps, size: int, steps: int | None = None) -> None:
+    def __init__(self, source: Steps, size: int) -> None:
         self.source, self.size = source, size
-        self.columns = size
-        self.steps = len(source) if steps is None else steps
+        self.columns, self.steps = size, len(source)
 
     def forward(self, block: Array, every: int, take: Take) -> Array:
         """P block = Q R_G ... R_1, see operator.Operator."""
-        q, first = block[0], len(self.source) - self.steps
+        q = block[0]
         with np.errstate(over="ignore", invalid="ignore"):
             for done in range(1, self.steps + 1):
-                q = self.source[first + done - 1] @ q
+                q = self.source[done - 1] @ q
                 q = self._factored(q, done, every, take)
         return np.asarray(q[None])
 
@@ -114,12 +129,27 @@ class DenseOperator:
                 q = self._factored(step.T @ q, done, every, take)
         return np.asarray(q[None])
 
-    def tail(self, lag: int) -> DenseOperator:
-        """The last ``lag`` steps alone."""
-        return DenseOperator(self.source, self.size, lag)
+    def tails(self, block: Array, lags: Array, back: bool) -> tuple[Array, Array]:
+        """See Operator."""
+        q, exponents = block[0].copy(), np.zeros(len(lags), np.int64)
+        steps = range(self.steps - int(lags.max()), self.steps)
+        for t in reversed(steps) if back else steps:
+            some = t >= self.steps - lags
+            step = self.source[t].T if back else self.source[t]
+            q[:, some], carried = _scaled(step @ q[:, some])
+            exponents[some] += carried
+        return q[None], exponents[None]
 
-    def last(self, count: int) -> None:
-        """None: of steps that are small enough all values are found."""
+    def images(self, block: Array, lags: Array) -> tuple[Array, Array]:
+        """See Operator."""
+        q, exponents = block[0], np.zeros(block.shape[2], np.int64)
+        found = []
+        for k in range(1, int(lags.max()) + 1):
+            q, carried = _scaled(self.source[self.steps - k].T @ q)
+            exponents = exponents + carried
+            if k in lags:
+                found.append((q, exponents))
+        return np.stack([q for q, _ in found])[None], np.stack([e for _, e in found])[None]
 
     def _factored(self, q: Array, done: int, every: int, take: Take) -> Array:
         """Orthonormal again where it is time for that."""
@@ -128,6 +158,12 @@ class DenseOperator:
         q, r = np.linalg.qr(q)
         take(r[None, None])
         return np.asarray(q)
+
+
+def _scaled(q: Array) -> tuple[Array, Array]:
+    """Columns with a largest entry of about 1, and the exponents of what they were divided by."""
+    carried = np.frexp(np.abs(q).max(axis=0))[1]
+    return np.ldexp(q, -carried), carried.astype(np.int64)
 
 
 def _weighted(q: Array, weights: Array, take: Take) -> Array:

@@ -89,12 +89,26 @@ def test_top_values_of_every_path(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", few(SOME, "lstm-peephole", "gru-reset-before"))
-def test_the_last_steps_are_those_of_the_equations(name: str) -> None:
-    """Of units on the host, of others by a program; over more than one segment."""
-    steps = jacobians(name)
-    np.testing.assert_allclose(sweeps(name).last(7), steps[:, -7:], atol=1e-13)
-    path = find(name).paths[0]
-    np.testing.assert_allclose(sweeps(name, path).last(3), own(name, path)[:, -3:], atol=1e-13)
+def test_columns_go_through_as_many_of_the_last_steps_as_each_asks_for(name: str) -> None:
+    """Over more than one segment, in both directions."""
+    steps, operator, lags = jacobians(name), sweeps(name), np.array([1, 7, T])
+    block = np.random.default_rng(0).normal(size=(len(steps), operator.size, len(lags)))
+    exact = [
+        np.stack([np.linalg.multi_dot([*one[: -k - 1 : -1], np.eye(operator.size)]) for one in steps])
+        for k in lags
+    ]
+    for back in (False, True):
+        found, exponents = operator.tails(block, lags, back)
+        for j, product in enumerate(exact):
+            expected = (product.swapaxes(1, 2) if back else product) @ block[:, :, j, None]
+            np.testing.assert_allclose(
+                np.ldexp(found[:, :, j], exponents[:, None, j]), expected[..., 0], atol=1e-12
+            )
+    found, exponents = operator.images(block, lags)
+    for k, product in enumerate(exact):
+        np.testing.assert_allclose(
+            np.ldexp(found[:, k], exponents[:, k, None]), product.swapaxes(1, 2) @ block, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("name", ["lstm-peephole", "gru-reset-before"])

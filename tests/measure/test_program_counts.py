@@ -31,7 +31,7 @@ def test_top_values(compiled, monkeypatch):
 
 
 def test_top_values_without_jacobians(compiled):
-    """Trajectory, gates and shares; for the full chain and for all paths alike one program each way."""
+    """Trajectory, gates, shares; of the full chain and of all paths one program for blocks, one for lags."""
     gradscope.analyze(hidden=7, input_size=2, steps=11, top=2)
     assert 1 <= len(compiled) <= 11, compiled
 

@@ -1,0 +1,157 @@
+"""Norms of the products of the last steps, all lags in one pass: Lanczos from a space that they share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from gradscope.custom_types import Array
+from gradscope.product_svd.error_estimate import SAFETY
+from gradscope.product_svd.operator import Operator
+
+# Passes to and fro, at most.
+_MOST = 30
+# What grows from one pass to the next by so much may grow by so many times that before it is found.
+_CAUTION = 10.0
+# Lags that are gone through at once have two columns each.
+_COLUMNS = 2
+
+
+class _Found(NamedTuple):
+    """Of lags (B, L): log10 norms, what they may lack and what rounding does to them, both relative.
+
+    open : whether something beside them may be larger.
+    """
+
+    log10: Array
+    lacking: Array
+    rounding: Array
+    open: Array
+
+
+def tail_norms(operator: Operator, lags: Array, near: Array, tolerance: float) -> Array:
+    """(B, L) log10 sigma_1(A_T ... A_(T-k+1)), NaN where it is not known to 100 times ``tolerance``.
+
+    lags : (L,) ascending; near : (B, r, b) orthonormal, about the left vectors of the longest lags;
+    tolerance : relative.
+
+    Beside ``near`` the space of each lag has a start that is drawn: a larger value whose vectors are
+    orthogonal to ``near`` is found from there. Every pass to and fro adds the residual of the first Ritz pair
+    and the next vector of the drawn start (block Lanczos that begins with a space: Wu, Simon 2000).
+    """
+    found = np.full((operator.sequences, len(lags)), np.nan)
+    at_once = operator.beside // _COLUMNS
+    for first in range(0, len(lags), at_once):
+        some = slice(first, first + at_once)
+        found[:, some] = _at_once(operator, np.asarray(lags[some]), near, tolerance)
+    return found
+
+
+def _at_once(operator: Operator, lags: Array, near: Array, tolerance: float) -> Array:
+    norms = np.full((operator.sequences, len(lags)), np.nan)
+    spaces, numbers = _Spaces(operator, lags, near), np.arange(len(lags))
+    for _ in range(_MOST):
+        found = spaces.pushed()
+        known = np.maximum(found.lacking, SAFETY * found.rounding) <= 100 * tolerance
+        norms[:, numbers] = np.where(known & ~found.open, found.log10, np.nan)
+        going = np.asarray((found.open | (found.lacking > tolerance)).any(axis=0))
+        if not going.any():
+            break
+        numbers = numbers[going]
+        spaces.pulled(going)
+    return norms
+
+
+class _Spaces:
+    """Left spaces (B, L, j, r) of lags, orthonormal rows, and images by P^T (B, L, j, c) / 2**exponent."""
+
+    def __init__(self, operator: Operator, lags: Array, near: Array) -> None:
+        self._operator, self.lags = operator, lags
+        drawn = np.random.default_rng(0).normal(size=(*near.shape[:2], 1))
+        near = near[:, :, : min(near.shape[1], operator.beside) - 1]  # one width, one program
+        start = np.linalg.qr(np.concatenate([near, drawn], axis=2))[0]
+        images, exponents = operator.images(start, lags)
+        self.exponent = exponents.max(axis=2)
+        scale = _power(exponents - self.exponent[..., None])
+        self.images = np.ascontiguousarray((images * scale[:, :, None]).swapaxes(2, 3))
+        rows = start.swapaxes(1, 2)[:, None]
+        self.left = np.broadcast_to(rows, (len(rows), len(lags), *rows.shape[2:]))
+        self._second = np.zeros(self.exponent.shape)
+        self._next = self.images[:, :, :0]
+
+    def pushed(self) -> _Found:
+        """What the spaces tell of the norms, and one pass that tells how good that is."""
+        values, vectors = np.linalg.eigh(self.images @ self.images.swapaxes(2, 3))
+        sigma = np.sqrt(np.maximum(values[..., -1], 0))
+        some = np.where(sigma > 0, sigma, 1.0)
+        first = vectors[..., -1][..., None, :]
+        u, v = (first @ self.left)[:, :, 0], (first @ self.images)[:, :, 0] / some[..., None]
+        drawn = self.images[:, :, -1]
+        size = np.linalg.norm(drawn, axis=2)
+        drawn = drawn / np.where(size > 0, size, 1.0)[..., None]
+        ahead = self._through(np.stack([v, drawn], axis=2), back=False)
+        rayleigh = (u * ahead[:, :, 0]).sum(axis=2)
+        residual = ahead[:, :, 0] - sigma[..., None] * u
+        self._next = np.stack([residual, ahead[:, :, 1]], axis=2)
+        relative = np.linalg.norm(residual, axis=2) / some
+        beside = np.sqrt(np.maximum(values[..., -2], 0)) / some if values.shape[-1] > 1 else 0 * sigma
+        along, size = np.linalg.norm(ahead[:, :, 1], axis=2) / some, size / some
+        grows = np.minimum(along + _CAUTION * (along - size), beside + _CAUTION * (beside - self._second))
+        self._second = beside
+        with np.errstate(divide="ignore"):
+            log10 = np.log10(sigma) + self.exponent * np.log10(2.0)
+        full = self.left.shape[2] >= self.left.shape[3]
+        return _Found(
+            log10,
+            _lacking(relative, beside),
+            np.abs(rayleigh / some - 1) * (sigma > 0),
+            (np.maximum(grows, along) >= 1) & (sigma > 0) & (not full),
+        )
+
+    def pulled(self, going: Array) -> None:
+        """The lags that go on with what the pass has found in their spaces."""
+        self.lags, self.exponent = self.lags[going], self.exponent[:, going]
+        self._second, left = self._second[:, going], self.left[:, going]
+        new = _orthonormal(self._next[:, going], left)
+        self.left = np.concatenate([left, new], axis=2)
+        self.images = np.concatenate([self.images[:, going], self._through(new, back=True)], axis=2)
+
+    def _through(self, vectors: Array, back: bool) -> Array:
+        """Two (B, L, 2, .) of each lag through its steps, by 2**exponent."""
+        sequences, count, columns, size = vectors.shape
+        block = vectors.reshape(sequences, count * columns, size).swapaxes(1, 2)
+        found, exponents = self._operator.tails(block, np.repeat(self.lags, columns), back)
+        scale = _power(exponents - np.repeat(self.exponent, columns, axis=1))
+        return (found * scale[:, None]).swapaxes(1, 2).reshape(sequences, count, columns, -1)
+
+
+def _power(exponent: Array) -> Array:
+    return np.ldexp(1.0, np.clip(exponent, -1000, 1000).astype(np.int64))
+
+
+def _orthonormal(new: Array, left: Array) -> Array:
+    """(B, L, 2, r) orthonormal rows, and orthogonal to those of (B, L, j, r); zero where nothing is left."""
+    rows = np.array(new)
+    for k in range(rows.shape[2]):
+        basis = np.concatenate([left, rows[:, :, :k]], axis=2)
+        row = rows[:, :, k : k + 1]
+        for _ in range(2):
+            size = np.linalg.norm(row, axis=3, keepdims=True)
+            row = row / np.where(size > 0, size, 1.0)
+            row = row - (row @ basis.swapaxes(2, 3)) @ basis
+        size = np.linalg.norm(row, axis=3, keepdims=True)
+        # The second time nothing is taken away but where rounding was all that the first had left.
+        rows[:, :, k : k + 1] = np.where(size > 0.5, row / np.where(size > 0, size, 1.0), 0.0)
+    return rows
+
+
+def _lacking(residual: Array, ratio: Array) -> Array:
+    """How much larger than a Ritz value the value may be, relative, of the next one so many times as large.
+
+    The square of the residual over the gap, or where that is small the residual.
+    """
+    gap = np.maximum(1 - ratio, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        quadratic = residual**2 / (gap * (1 + ratio))
+    return np.asarray(np.where(residual >= 0.1 * gap, residual, quadratic))
