@@ -70,7 +70,7 @@ WHY = {
     "whole LSTM": "Whole analysis: passes over the full chain and four paths, twice; the largest gain and "
     "the shares from Python; the trajectory.",
     "gradscope.analyze again": "Again: as the whole analysis.",
-    "three layers": "Three layers: half the time is the chain without each block, six dense products of all "
+    "three layers": "Three layers: beside the full chain the chain without each block, six products of all "
     "states; blocks between layers are on the host engine alone.",
     "three bidirectional": "Three bidirectional layers: as three layers; a block has passes of its own.",
     "top 8 with lags": "Top 8 with lags: the shorter a lag, the closer its values and the more passes it "

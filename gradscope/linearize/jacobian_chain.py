@@ -25,8 +25,10 @@ _CANCELS = 1e-13
 class JacobianChain(StepSource):
     """Steps that are in memory: item t is the (m, m) Jacobian of step t.
 
-    steps : T; size : m; starts : one segment, as SegmentedChain has them.
+    steps : T; size : m; starts : one segment, as SegmentedChain has them; triangular : see Beside.
     """
+
+    triangular = False
 
     steps: int
     size: int
@@ -81,7 +83,7 @@ class JacobianChain(StepSource):
             parts = self.but_one(max(0, high - at_once), high)
             spans = self.span if certain else max(span(np.abs(part)) for part in parts)
             for t in reversed(range(len(parts[0]))):
-                yield Beside([part[t] for part in parts], spans)
+                yield Beside([part[t] for part in parts], spans, self.triangular)
 
     @property
     def diagonal(self) -> Array | None:

@@ -80,6 +80,8 @@ class StackChain(JacobianChain):
     size: int
     window: tuple[slice, slice] | None = None
 
+    triangular = True
+
     @property
     def names(self) -> tuple[str, ...]:
         """Of the paths."""
@@ -98,11 +100,11 @@ class StackChain(JacobianChain):
         return replace(self, named={block: name for block, name in self.named.items() if name != path})
 
     def but_one(self, low: int, high: int) -> list[Array]:
-        """As of any chain: the whole step without a block."""
+        """As of any chain: the whole step without a block, each layer's columns from its own rows on."""
         each = np.repeat(np.stack([self[t] for t in range(low, high)])[:, None], len(self.named), axis=1)
-        for own, (i, j) in enumerate(self.named):
-            each[:, own, self.extents[j], self.extents[i]] = 0.0
-        return [each]
+        for number, (i, j) in enumerate(self.named):
+            each[:, number, self.extents[j], self.extents[i]] = 0.0
+        return [each[:, :, own.start :, own] for own in self.extents]
 
     @cached_property
     def extents(self) -> tuple[slice, ...]:

@@ -36,11 +36,13 @@ class Beside:
     """One step of P chains side by side.
 
     parts : blocks of columns, (P, m, n), or (P, m / n, n) diagonals one below the other; span : bits that the
-    entries span, at most.
+    entries span, at most; triangular : whether all steps are block lower triangular, then each block is
+    without the rows above the diagonal.
     """
 
     parts: Sequence[Array]
     span: float
+    triangular: bool = False
 
     def times(self, y: Array, out: Array) -> None:
         """y @ A of each chain, y (P, r, m)."""
@@ -48,7 +50,9 @@ class Beside:
         for part in self.parts:
             n = part.shape[2]
             block = out[:, :, start : start + n]
-            if part.shape[1] == m:
+            if self.triangular:  # the rows above are zero, and stay it
+                np.matmul(y[:, start:, start:], part, out=block[:, start:])
+            elif part.shape[1] == m:
                 np.matmul(y, part, out=block)
             else:
                 np.multiply(y[:, :, :n], part[:, None, 0], out=block)
