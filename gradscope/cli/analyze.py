@@ -51,7 +51,12 @@ MOST_USED = (
 )
 
 
-@click.command(cls=Command, most_used=MOST_USED, epilog=f"\b\n{_CELLS}")
+@click.command(
+    cls=Command,
+    short_help="Measure how the gradient flows through a recurrent cell.",
+    most_used=MOST_USED,
+    epilog=f"\b\n{_CELLS}",
+)
 @options(Settings)
 @options(Process)
 @options(Output)

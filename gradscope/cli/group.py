@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -16,6 +17,9 @@ from gradscope.errors import ExitCode, did_you_mean
 
 # Where a context keeps all that was given on the command line.
 ARGUMENTS = "gradscope.arguments"
+# Columns of the help, at least; from which on options and their help stand side by side; how far it is moved
+# in where it stands below.
+_NARROWEST, _BESIDE, _BELOW = 30, 60, 10
 # Examples that the short help shows.
 _EXAMPLES = 5
 
@@ -44,12 +48,30 @@ def saying_where(ctx: click.Context) -> Iterator[None]:
         raise
 
 
+class _Formatter(click.HelpFormatter):
+    """As wide as the terminal also where that is narrow: click writes 50 columns and cuts words."""
+
+    def __init__(self, width: int | None = None, max_width: int | None = None) -> None:
+        columns = shutil.get_terminal_size().columns if width is None else width
+        super().__init__(width=max(min(columns, max_width or columns) - 2, _NARROWEST))
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        """What is meant stands beside the name, or below it where there is little room."""
+        super().write_dl(rows, col_max if self.width >= _BESIDE else _BELOW, col_spacing)
+
+
+class _Context(click.Context):
+    formatter_class = _Formatter
+
+
 class Command(click.Command):
     """A command whose ``--help`` fails as a result would where stdout cannot be written.
 
     Options that are not given are looked for in the environment and in the settings file (cli/defaults.py).
     most_used : of many options those that ``-h`` shows, by their flags; ``--help`` has all, by section.
     """
+
+    context_class = _Context
 
     def __init__(self, *args: Any, most_used: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -127,6 +149,8 @@ class SectionedOption(click.Option):
 
 class LazyGroup(click.Group):
     """Commands as ``{name: "module:command"}``; a misspelt one is answered with the nearest."""
+
+    context_class = _Context
 
     def __init__(self, *args: Any, commands_in: Mapping[str, str] = {}, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

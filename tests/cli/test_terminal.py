@@ -8,6 +8,7 @@ import os
 import re
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from oracles.gated import checks, comparison, track
@@ -15,6 +16,7 @@ from oracles.made_up import LSTM, analysis
 
 from gradscope.advise.repair import Repaired
 from gradscope.advise.suggest import Suggestions
+from gradscope.cli.main import cli
 from gradscope.gate.checks_table import OUTCOMES
 from gradscope.report.inspection import inspect
 from gradscope.report.remedies import Remedies, Suggestion
@@ -110,3 +112,14 @@ def test_what_has_no_colours(run, tmp_path, monkeypatch, asked, width):
     code, out, _ = run(*asked)
     assert (code, "\x1b" in out, out.isascii()) == (0, False, True)
     golden(f"{'_'.join(asked)}_{width}", out)
+
+
+@pytest.mark.parametrize("name", [None, *cli.list_commands(click.Context(cli))])
+def test_help_cuts_no_word_where_it_is_narrow(run, monkeypatch, name):
+    asked = [*([name] if name else []), "--help"]
+    seen = {}
+    for width in (40, 100):
+        monkeypatch.setenv("COLUMNS", str(width))
+        seen[width] = re.sub(r"-\n +", "-", run(*asked)[1])  # a hyphen is where a word may end
+    words = {word for word in seen[100].split() if len(word) <= 24}
+    assert words <= {*seen[40].split()}
