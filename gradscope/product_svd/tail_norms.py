@@ -14,6 +14,8 @@ from gradscope.product_svd.operator import Operator
 _MOST = 30
 # What grows from one pass to the next by so much may grow by so many times that before it is found.
 _CAUTION = 10.0
+# How much of every vector of the start is drawn: the residuals then see what no vector of the space meets.
+_DRAWN = 0.1
 # Lags that are gone through at once have two columns each.
 _COLUMNS = 2
 
@@ -36,9 +38,10 @@ def tail_norms(operator: Operator, lags: Array, near: Array, tolerance: float) -
     lags : (L,) ascending; near : (B, r, b) orthonormal, about the left vectors of the longest lags;
     tolerance : relative.
 
-    Beside ``near`` the space of each lag has a start that is drawn: a larger value whose vectors are
-    orthogonal to ``near`` is found from there. Every pass to and fro adds the residual of the first Ritz pair
-    and the next vector of the drawn start (block Lanczos that begins with a space: Wu, Simon 2000).
+    The space of each lag begins with ``near``, a tenth of it drawn anew, and a vector that is drawn: a larger
+    value whose vectors are orthogonal to ``near`` is found from there. Every pass to and fro adds the
+    residual of the first Ritz pair and the next vector of the drawn start (block Lanczos that begins with a
+    space: Wu, Simon 2000).
     """
     found = np.full((operator.sequences, len(lags)), np.nan)
     at_once = operator.beside // _COLUMNS
@@ -68,9 +71,10 @@ class _Spaces:
 
     def __init__(self, operator: Operator, lags: Array, near: Array) -> None:
         self._operator, self.lags = operator, lags
-        drawn = np.random.default_rng(0).normal(size=(*near.shape[:2], 1))
         near = near[:, :, : min(near.shape[1], operator.beside) - 1]  # one width, one program
-        start = np.linalg.qr(np.concatenate([near, drawn], axis=2))[0]
+        count, size, kept = near.shape
+        drawn = np.random.default_rng(0).normal(size=(count, size, kept + 1)) / np.sqrt(size)
+        start = np.linalg.qr(np.concatenate([near, drawn[:, :, kept:]], axis=2) + _DRAWN * drawn)[0]
         images, exponents = operator.images(start, lags)
         self.exponent = exponents.max(axis=2)
         scale = _power(exponents - self.exponent[..., None])

@@ -173,6 +173,16 @@ def test_norm_at_some_lags(name: str) -> None:
         assert abs(norm - float(reference(chain[40 - lag :]).log10()[0])) < 1e-10
 
 
+def test_lags_whose_vectors_the_whole_does_not_see() -> None:
+    """Units that do not meet: at short lags others are largest than over all steps."""
+    diagonals = np.random.default_rng(0).uniform(0.5, 1.1, (40, 70))
+    found = top_spectrum(np.array([np.diag(d) for d in diagonals]), 3, by_lag=True)
+    expected = np.cumsum(np.log10(diagonals[::-1]), axis=0).max(axis=1)
+    lags = np.asarray(found.lags)
+    assert len(lags) > 10
+    np.testing.assert_allclose(np.asarray(found.log10_norm_by_lag), expected[lags - 1], atol=1e-10)
+
+
 def test_norm_by_lag_finds_the_lag_of_the_fall() -> None:
     chain = 0.9 * chains.orthogonal(12, 100, 0)
     found = top_spectrum(chain, 2, by_lag=True, floor=np.log10(0.9) * 66.5)
