@@ -137,8 +137,10 @@ def _cause(course: Mapping[str, Array]) -> str:
 
 def _size(number: float) -> str:
     """Two digits of it."""
-    if not math.isfinite(number):
-        return "over 1e150"  # its square is infinite
+    if (
+        not number < 1e150
+    ):  # not >=, or NaN passes; states beyond it were taken as that, and squares are infinite
+        return "over 1e150"
     rounded = float(f"{number:.1e}")
     return f"{rounded:.0f}" if 10 <= rounded < 1e6 else f"{rounded:.2g}"
 
