@@ -97,23 +97,38 @@ class TangentChain:
         block, exponents = np.asarray(columns[0], np.float64), np.asarray(columns[1])
         return block[: self.sequences, :, :count], exponents[: self.sequences, :count]
 
-    def shares(self, left: Array, right: Array) -> tuple[Array, Array, Array]:
+    def shares(
+        self, left: Array, right: Array, took: Callable[[int, Array, Array], None] = lambda *_: None
+    ) -> tuple[Array, Array, Array]:
         """Each path's share in carrying the gradient at every step, (B, T, paths), see measure.shares.
 
         left, right : (B, m) top singular vectors u, v; NaN where they are zero. Also (B, m) the unit vectors
-        along P v and P^T u, which they are if they are right.
+        along P v and P^T u, which they are if they are right. took : told of the first sequence, the last
+        steps first: the first of some steps t, from 0; log10 |b_(t+1)| (k, m) of each unit, see
+        measure.returning; and (k,) log10 of what all paths carry there, sigma_1 where nothing is lost.
         """
         with precise(self._dtype):
-            starts = [self._put(right)]
-            end = self._put(left)
+            starts, grown = [self._put(right)], [0.0]
+            end, log = self._put(left), 0.0
             segments = range(self._trajectory.segments.count)
             for i in segments[:-1]:
-                starts.append(self._call(_along, i, starts[-1]))
+                after, growth = self._call(_along, i, starts[-1])
+                starts.append(after)
+                grown.append(grown[-1] + float(_first(growth).sum()))
             found, ahead = [], []
             for i in reversed(segments):
-                share, end, last = self._call(_shares, i, starts[i], end)
-                found.append(np.asarray(share)[: self.sequences, : self._trajectory.valid(i)])
+                valid = self._trajectory.valid(i)
+                share, end, last, walk = self._call(_shares, i, starts[i], end)
+                found.append(np.asarray(share)[: self.sequences, :valid])
                 ahead.append(last)
+                vectors, carried, before, behind = (_first(part)[:valid] for part in walk)
+                size = log + np.append(behind[::-1].cumsum()[::-1][1:], 0.0)
+                came = grown[i] + before.cumsum() - before
+                log += float(behind.sum())
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    units = np.log(np.abs(vectors)) + size[:, None]
+                    whole = np.log(np.abs(carried)) + size + came
+                took(self._trajectory.segments.length * i, units / np.log(10), whole / np.log(10))
             forth, back = (np.asarray(one, np.float64)[: self.sequences] for one in (ahead[0], end))
         return np.concatenate(found[::-1], axis=1).astype(np.float64), forth, back
 
@@ -235,30 +250,42 @@ def _moves(maps: StepMaps, common: Any, steps: Any, low: Any, high: Any) -> tupl
     return pull, push
 
 
+def _first(batch: Any) -> Array:
+    """Of the first sequence."""
+    return np.asarray(np.asarray(batch)[0], np.float64)
+
+
 def _along(tangents: TangentSteps, shared: Any, steps: Any, vector: Any) -> Any:
-    """A unit vector after the valid steps of a segment."""
-    return _propagated(tangents.maps.push, shared, steps, vector, back=False)[0]
+    """A unit vector after the valid steps of a segment, and how it has grown at each, (L,) ln."""
+    last, (_, growth) = _propagated(tangents.maps.push, shared, steps, vector, back=False)
+    return last, growth
 
 
 def _shares(tangents: TangentSteps, shared: Any, steps: Any, start: Any, end: Any) -> Any:
-    """Shares (L, paths) at every step, the cotangent before the first one and the tangent after the last."""
-    last, before = _propagated(tangents.maps.push, shared, steps, start, back=False)
-    first, after = _propagated(tangents.maps.pull, shared, steps, end, back=True)
+    """Shares (L, paths) at every step, the cotangent before, the tangent after, and the walks (see shares)."""
+    last, (before, grown) = _propagated(tangents.maps.push, shared, steps, start, back=False)
+    first, (after, behind) = _propagated(tangents.maps.pull, shared, steps, end, back=True)
     # Together the paths carry b_t^T J_t a_(t-1), which is sigma_1 at every t.
     carried = jax.vmap(partial(tangents.by_path, shared[False]))(steps, after, before)
-    return carried / carried.sum(axis=1, keepdims=True), first, last
+    whole = carried.sum(axis=1)
+    return carried / whole[:, None], first, last, (after, whole, grown, behind)
 
 
 def _propagated(move: Any, shared: Any, steps: Any, vector: Any, back: bool) -> Any:
-    """The last vector, and (L, m) those before each step in the direction of the walk, of norm 1."""
+    """The last vector; (L, m) those before each step in the direction of the walk, of norm 1; (L,) growth.
+
+    growth : ln of the norm of the vector after the step.
+    """
     common, valid = shared[back], shared[2]
 
     def one(vector: Any, numbered: Any) -> Any:
         t, step = numbered
         new = move(common, step, vector[:, None])[:, 0]
-        new /= jnp.abs(new).max()  # squares may not fit where the entries do
-        new /= jnp.linalg.norm(new)
-        return jnp.where(t < valid, new, vector), vector
+        largest = jnp.abs(new).max()
+        new /= largest  # squares may not fit where the entries do
+        norm = jnp.linalg.norm(new)
+        growth = jnp.where(t < valid, jnp.log(largest) + jnp.log(norm), 0)
+        return jnp.where(t < valid, new / norm, vector), (vector, growth)
 
     length = len(jax.tree.leaves(steps)[0])
     return lax.scan(one, vector, (jnp.arange(length), steps), reverse=back)

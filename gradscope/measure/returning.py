@@ -27,23 +27,34 @@ def returning(
     the gradient at the last step that is amplified most; |b_T| = 1, |b_0| = sigma_1. -inf where ``shares``
     are NaN: rounding leaves nothing of it there.
     """
-    steps = len(jacobians)
-    starts = np.array(starts_of(steps, COLUMNS))
-    largest = np.full((len(starts), len(left)), -np.inf)
+    columns = Columns(len(jacobians), len(left))
     certain = ~np.isnan(next(iter(shares.values())))
     vector, log = left, 0.0
     for i in range(len(jacobians.starts) - 1, -1, -1):
         segment, first = jacobians.segment(i), jacobians.starts[i]
         vectors, logs = propagate(transposed(segment), vector, log)
-        at = np.arange(
-            first, first + len(segment)
-        )  # steps from 0, whose b_t stand from the last to the first
         with np.errstate(divide="ignore", invalid="ignore"):
             sizes = np.log10(np.abs(vectors[-2::-1])) + logs[-2::-1, None] / math.log(10)
-        sizes = np.where(certain[at, None] & np.isfinite(sizes), sizes, -np.inf)
-        np.maximum.at(largest, np.searchsorted(starts, at, side="right") - 1, sizes)
+        columns.take(first, sizes, certain[first : first + len(segment)])
         vector, log = vectors[-1], logs[-1]
-    return {"step": starts + 1, "log10": largest}
+    return columns.found
+
+
+class Columns:
+    """Of vectors (m,) that come step by step the largest entries in each column of a picture.
+
+    Of ``steps`` steps; found : see ``returning``.
+    """
+
+    def __init__(self, steps: int, size: int) -> None:
+        self._starts = np.array(starts_of(steps, COLUMNS))
+        self.found = {"step": self._starts + 1, "log10": np.full((len(self._starts), size), -np.inf)}
+
+    def take(self, first: int, log10: Array, certain: Array) -> None:
+        """Steps from ``first`` on, from 0; log10 : (k, m), and (k,) whether it is known."""
+        sizes = np.where(certain[:, None] & np.isfinite(log10), log10, -np.inf)
+        at = np.arange(first, first + len(sizes))
+        np.maximum.at(self.found["log10"], np.searchsorted(self._starts, at, side="right") - 1, sizes)
 
 
 def of_layers(found: Mapping[str, Array], cell: Cell, hidden: int) -> dict[str, dict[str, Any]]:

@@ -23,12 +23,15 @@ from gradscope.measure.chains import WITHOUT, Ask, measure
 from gradscope.measure.cost import TOP_PASSES
 from gradscope.measure.measured import Measured
 from gradscope.measure.progress import Fraction, Meter
+from gradscope.measure.returning import Columns
 from gradscope.measure.shares import error_of_shares
 from gradscope.product_svd.operator import Operator, Window
 from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, top_spectra
 
 # Rounding units of an entry that a unit of the largest pre-activation adds, as for all values.
 ROUNDINGS_PER_DRIVE = 0.25
+# Decades by which what the paths carry may miss sigma_1 where the top vector is followed back.
+_ADDS_UP = 0.01
 
 
 def measure_together(
@@ -40,6 +43,8 @@ def measure_together(
         chains = TangentChains(system, kept, devices, meter.read)
         followed = chains.followed()  # first, as it finds states that their dtype does not hold
         found = measure(chains, ask, meter)
+        if ask.only == "all" and found[0].alive:
+            found[0] = replace(found[0], returning=chains.returning)
         return [
             replace(_saturated(one, course, ask, system.steps), gates=gates, course=course)
             for one, (gates, course) in zip(found, followed, strict=True)
@@ -50,6 +55,7 @@ class TangentChains:
     """The chains of sequences of one length (see ``Chains``). To be used within ``system.running()``.
 
     kept : the paths that the full chain is the sum of; read : told how many steps were gone through.
+    returning : see measure.returning, of the first sequence, once there are shares.
     """
 
     def __init__(
@@ -76,6 +82,7 @@ class TangentChains:
         self.parts = kept if len(kept) > 1 else ()
         self._full = self._chain(self._steps["full"])
         self._whole: list[Spectrum] = []
+        self.returning: Mapping[str, Array] = {}
         self.names = tuple(self._steps)
 
     def cost(self, name: str) -> float:
@@ -104,7 +111,14 @@ class TangentChains:
     def shares(self, full: Sequence[Spectrum]) -> list[tuple[Mapping[str, Array], float]]:
         """See ``Chains``."""
         left, right = (np.array([getattr(one, side) for one in full]) for side in ("left", "right"))
-        found, *ends = self._full.shares(left, right)
+        columns, sigma_1 = Columns(self._full.steps, self._full.size), full[0].log10_singular_values[0]
+
+        def took(first: int, log10: Array, carried: Array) -> None:
+            with np.errstate(invalid="ignore"):  # of a chain that is zero
+                columns.take(first, log10, np.abs(carried - sigma_1) < _ADDS_UP)
+
+        found, *ends = self._full.shares(left, right, took)
+        self.returning = columns.found
         again = self._full.shares(*ends)[0] if len(self._paths) > 1 else found
         each, other = (
             [dict(zip(self._paths, one.T, strict=True)) for one in all_] for all_ in (found, again)

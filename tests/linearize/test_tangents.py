@@ -111,11 +111,26 @@ def test_columns_go_through_as_many_of_the_last_steps_as_each_asks_for(name: str
         )
 
 
+def back(
+    told: list[tuple[int, np.ndarray, np.ndarray]], left: np.ndarray, steps: np.ndarray, log10_norm: float
+) -> None:
+    """The gradient that survives best, of the first sequence, is that of plain products."""
+    for first, vectors, carried in told:
+        for t, row in enumerate(vectors, first + 1):
+            expected = left @ np.linalg.multi_dot([np.eye(len(left)), np.eye(len(left)), *steps[:t - 1:-1]])
+            np.testing.assert_allclose(10**row, np.abs(expected), rtol=1e-9)
+        np.testing.assert_allclose(carried, log10_norm, atol=1e-9)
+    assert sum(len(carried) for _, _, carried in told) == len(steps)
+
+
 @pytest.mark.parametrize("name", ["lstm-peephole", "gru-reset-before"])
 def test_shares_are_the_derivatives_of_the_norm(name: str) -> None:
     chain = sweeps(name)
     found = top_spectra(chain, 1)
-    shares = chain.shares(np.array([s.left for s in found]), np.array([s.right for s in found]))[0]
+    told: list[tuple[int, np.ndarray, np.ndarray]] = []
+    left, right = (np.array([getattr(s, side) for s in found]) for side in ("left", "right"))
+    shares = chain.shares(left, right, lambda *one: told.append(one))[0]
+    back(told, left[0], jacobians(name)[0], float(found[0].log10_singular_values[0]))
     paths = find(name).paths
     assert shares.shape == (B, T, len(paths))
     steps = jacobians(name)

@@ -64,3 +64,13 @@ def test_a_stack_has_it_by_layer(tmp_path):
     for number in range(2):
         column = [row[-1] for row in told["returning"][f"layer{number}"]["log10"]]
         np.testing.assert_allclose(10.0 ** np.array(column, float), last[number], rtol=0.012)
+
+
+def test_of_the_top_values_it_is_the_same():
+    """Without Jacobians, as conftest has it of small chains too."""
+    few, every = (
+        gradscope.analyze(hidden=4, input_size=3, steps=30, top=top).to_dict()["returning"][""]
+        for top in (1, "all")
+    )
+    assert few["step"] == every["step"]
+    np.testing.assert_allclose(few["log10"], every["log10"], atol=0.011)
