@@ -21,7 +21,6 @@ from gradscope.product_svd.graded_chain import RangeError
 from gradscope.product_svd.leading import Leading, leading
 from gradscope.product_svd.norm_by_lag import LagNorm
 from gradscope.product_svd.operator import DenseOperator, Operator, tame
-from gradscope.product_svd.spectrum_html import spectrum_html
 from gradscope.product_svd.steps import WILD, Steps, checked, reachable, restricted
 
 Engine = Literal["host", "compiled", "mixed"]
@@ -78,6 +77,8 @@ class Spectrum:
         return replace(self, log10_singular_values=self.log10_singular_values[:top])
 
     def _repr_html_(self) -> str:
+        from gradscope.notebook import spectrum_html
+
         return spectrum_html(self)
 
 

@@ -16,7 +16,8 @@ from gradscope.report.html_style import style_sheet
 from gradscope.report.html_text import beginning, figures_of, folded, gain_of, listing, table
 from gradscope.report.next_steps import next_steps
 from gradscope.report.pictures.figures import picture
-from gradscope.report.pictures.parts import of_result, parts_of, sentence
+from gradscope.report.pictures.heatmap import maps_of
+from gradscope.report.pictures.parts import floats, of_result, parts_of, sentence
 from gradscope.report.pictures.svg import element, escaped, short
 from gradscope.report.subject import subject
 from gradscope.report.views import Look
@@ -134,7 +135,7 @@ def _sections(part: Mapping[str, Any], name: str) -> str:
     yields = (
         _figure(part, "lag", name, _lag_table(part)),
         _figure(part, "share", name, _share_table(part)),
-        _figure(part, "heatmap", name, ""),
+        _figure(part, "heatmap", name, _heatmap_tables(part)),
         _figure(part, "spectrum", name, _spectrum_table(part)),
         _figure(part, "gates", name, _gates_table(part)),
         _figure(part, "eigenvalues", name, _matrix_table(part)),
@@ -206,6 +207,33 @@ def _share_table(part: Mapping[str, Any]) -> str:
     ]
     mean = [figures_of(None if s is None else 100 * s, ".2f") for s in map(part["shares"].get, share)]
     return table("Shares in percent, by lag", ("lag", *share), [("mean", *mean), *rows])
+
+
+def _heatmap_tables(part: Mapping[str, Any]) -> str:
+    """Of each map some columns: where it is largest, and how the units differ; --embed-data has the others."""
+    made = []
+    for name, told in maps_of(part).items():
+        steps, units = told["step"], told["unit"]
+        rows = [_column(steps[-1 - k], [row[-1 - k] for row in told["log10"]], units) for k in _some(len(steps))]
+        of = f", {short(name)}" if name else ""
+        headings = ("step", "largest", "in unit", "median of the units", "smallest", "units at 0 or lost")
+        made.append(table(f"Gradient by step, from the last on{of}", headings, rows))
+    return "".join(made)
+
+
+def _column(step: int, values: Sequence[float | None], units: Sequence[int]) -> tuple[object, ...]:
+    """A row of the table."""
+    known = floats(values)
+    some = known[np.isfinite(known)]
+    if not len(some):
+        return (step, "0", "–", "0", "–", len(known))
+    middle = float(np.median(np.nan_to_num(known, nan=-np.inf)))
+    largest = int(np.nanargmax(known))
+    median = gain_of(middle if np.isfinite(middle) else None)
+    return (
+        *(step, gain_of(float(some.max())), units[largest]),
+        *(median, gain_of(float(some.min())), len(known) - len(some)),
+    )
 
 
 def _spectrum_table(part: Mapping[str, Any]) -> str:

@@ -524,3 +524,22 @@ def test_exponents_of_all_rows_are_those_of_each() -> None:
     sizes = np.array([[1.0, 2.0, 0.5], [1e-3, 4.0, 1e3], [1e-300, 1e300, 1.0], [2.0**-6, 1.0, 1.0]])
     for row, found in zip(sizes, _all_row_exponents(sizes), strict=True):
         np.testing.assert_array_equal(found, row_exponents(np.diag(row)))
+
+
+@pytest.mark.parametrize("name", ["tanh", "lstm"])
+def test_the_error_at_some_lags_covers_what_rounding_the_entries_does(name: str) -> None:
+    """Against plain products of the entries before they were rounded to float32."""
+    chain = np.asarray(chains.CHAINS[name](8, 40, 0))
+    unit = float(np.finfo(np.float32).eps) / 2
+    found = spectrum(chain.astype(np.float32).astype(float), by_lag=True, entry_error=unit)
+    errors, norms = found.log10_norm_error_by_lag, found.log10_norm_by_lag
+    assert errors is not None
+    assert norms is not None
+    product, known = np.eye(8), np.isfinite(errors)
+    for lag, step in enumerate(chain[::-1], 1):
+        product = product @ step
+        if known[lag - 1]:
+            assert abs(np.log10(np.linalg.norm(product, 2)) - norms[lag - 1]) <= errors[lag - 1]
+    assert (known.sum(), known[0], errors[-1]) == (12, True, found.log10_norm_error)
+    assert errors[0] < errors[-1] < 1e-4
+    assert spectrum(chain, by_lag=True, floor=-3.0).log10_norm_error_by_lag is None

@@ -165,6 +165,20 @@ def test_exact_numbers_are_those_of_the_result():
     assert row[:4] == ["40", "1.00e-10", "1.00e-20", "1.00e-240"]
 
 
+def test_a_heat_map_has_its_numbers():
+    """Of every step drawn the last comes first; None is what is lost or zero."""
+    result = told("one")
+    maps = {"step": [1, 4, 7], "unit": [1, 3], "log10": [[None, -3, 0], [None, -2, None]]}
+    result["returning"] = {"": maps}
+    cells = Page(html_page(result)).said("td", "th")
+    rows = cells[cells.index("units at 0 or lost") + 1 :][:18]
+    assert [rows[k : k + 6] for k in (0, 6, 12)] == [
+        ["7", "1.00e+00", "1", "0", "1.00e+00", "1"],
+        ["4", "1.00e-02", "3", "3.16e-03", "1.00e-03", "0"],
+        ["1", "0", "–", "0", "–", "2"],
+    ]
+
+
 def test_a_long_profile_has_some_rows_with_the_first_and_last():
     result = told("one")
     lags = list(range(1, 1001))

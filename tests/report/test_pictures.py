@@ -485,3 +485,19 @@ def test_missing_files_are_named(run, tmp_path):
     code, _, err = run("plot", tmp_path / "none.json", "lag")
     assert code == 2
     assert "No such file" in err
+
+
+def test_the_error_is_a_band_where_it_is_known_and_a_bar_at_the_end_where_not():
+    told = result()
+    told["chains"][0]["log10_norm_error"] = [2.0]
+    root, _ = drawn(told, "lag")
+    assert len([one for one in root.iter(f"{SVG}line") if one.find(f"{SVG}title") is not None]) == 1
+    told["profile"]["error"] = {"lag": [1, 10, STEPS], "log10_norm": [0.01, 0.1, 2.0]}
+    root, text = drawn(told, "lag")
+    assert "the error of its log10 is 2e+00, at 3 lags 1e-02 to 2e+00" in text
+    (band,) = (one for one in root.iter(f"{SVG}polygon") if one.find(f"{SVG}title").text.startswith("error"))
+    x, y = axes(root)
+    points = pairs(band.get("points"))
+    upper, lower = points[: len(points) // 2], points[: len(points) // 2 - 1 : -1]
+    lags, wide = x(upper[:, 0], 0.0) if False else x(upper[:, 0]), np.abs(np.array([y(lambda v: v) for _ in [0]][0](lower[:, 1])))
+    assert len(lags) == len(wide)

@@ -33,6 +33,8 @@ MAY = {
 LEAVES = {"custom_types": set(), "errors": {"custom_types"}, "version": set()}
 # Of cells and checkpoints the settings know types alone.
 LEAVES |= {"config_file": {"errors"}, "schemas": {"errors"}}
+# A view of the report for what a room far to its left returns.
+LEAVES |= {"notebook": {"product_svd", "report"}}
 LEAVES |= {"machine": {"errors", "settings"}, "settings": {"errors", "cells", "checkpoints"}}
 ROOT = LEAVES | {
     "api": {*MAY, *LEAVES} - {"cli"},

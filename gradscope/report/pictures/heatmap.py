@@ -30,14 +30,13 @@ _RETURNING = (
 
 def draw_heatmap(part: Mapping[str, Any], size: Size) -> Picture:
     """A row for every unit, a column for every step, one scale of colours for all layers."""
-    of_loss = (part.get("loss") or {}).get("units")
-    units = of_loss or part.get("returning") or {}
-    maps = {name: np.array([floats(row) for row in one["log10"]]) for name, one in [*units.items()][:_LAYERS]}
+    units = maps_of(part)
+    maps = {name: np.array([floats(row) for row in one["log10"]]) for name, one in units.items()}
     known = np.concatenate([np.ravel(one) for one in maps.values()]) if maps else np.array([])
     known = known[np.isfinite(known)]
     if not len(known):
         raise InputError(
-            "the result has no gradient by unit: it is of --only, of --top or of layers that do not read "
+            "the result has no gradient by unit: it is of --only, of a bare chain or of layers that do not read "
             "each other (--layer draws one), or nothing of it is left"
         )
     low, high = spread(known, 1.0)
@@ -51,12 +50,22 @@ def draw_heatmap(part: Mapping[str, Any], size: Size) -> Picture:
         parts += _map(name, cells, units[name], (low, high), frame)
     bar = Frame(left, size.height - 2.4 * font, size.width - font, size.height - 1.6 * font, font)
     parts += _scale(low, high, bar)
-    title, what = _OF_LOSS if of_loss else _RETURNING
+    title, what = _OF_LOSS if _of_loss(part) else _RETURNING
     said = (
         f"{what}, {scientific(high)} at most, "
         f"{_DECADES:g} decades at most apart; what is empty is zero, lost in rounding or beyond float64."
     )
     return Picture(title, sentence(part), said, size, tuple(parts))
+
+
+def maps_of(part: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """{layer, or "": {"step", "unit", "log10"}}, of those that are drawn."""
+    units = _of_loss(part) or part.get("returning") or {}
+    return dict([*units.items()][:_LAYERS])
+
+
+def _of_loss(part: Mapping[str, Any]) -> Any:
+    return (part.get("loss") or {}).get("units")
 
 
 def _map(

@@ -1,4 +1,4 @@
-"""A spectrum as notebooks show it: a table of its values, with their error."""
+"""A spectrum as notebooks show it: a table of its values, with their error, and their picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _EACH_END = 6
 
 
 def spectrum_html(spectrum: Spectrum) -> str:
-    """Numbers alone, so there is nothing to escape."""
+    """Numbers alone, so there is nothing to escape; the picture is that of an analysis."""
     values = spectrum.log10_singular_values.tolist()
     shown: list[int | None] = [*range(len(values))]
     if len(values) > 2 * _EACH_END:
@@ -27,7 +27,27 @@ def spectrum_html(spectrum: Spectrum) -> str:
     zeros = "" if spectrum.exact_zeros is None else f", {spectrum.exact_zeros} exactly zero"
     said = f"{len(values)} singular values{zeros}, each log10 to {spectrum.log10_error:.0e} or better"
     head = "<tr><th>i</th><th>sigma_i</th><th>log10</th></tr>"
-    return f"<table><caption>{said}</caption><thead>{head}</thead><tbody>{rows}</tbody></table>"
+    table = f"<table><caption>{said}</caption><thead>{head}</thead><tbody>{rows}</tbody></table>"
+    return table + _drawn(spectrum)
+
+
+def _drawn(spectrum: Spectrum) -> str:
+    """Nothing where no value is above zero."""
+    from gradscope.report.pictures.spectrum import draw_spectrum
+    from gradscope.report.pictures.theme import size_of
+
+    values = [value if math.isfinite(value) else None for value in spectrum.log10_singular_values.tolist()]
+    if not any(value is not None for value in values):
+        return ""
+    chain = {
+        "name": "product",
+        "size": len(spectrum.left),
+        "log10_singular_values": [values],
+        "log10_error": [spectrum.log10_error],
+        "exact_zeros": [spectrum.exact_zeros or 0],
+    }
+    told = {"chains": [chain], "verdict": {"level": "singular values of a product", "reasons": []}}
+    return draw_spectrum(told, size_of("page")).svg(f"gradscope-{id(spectrum)}")
 
 
 def _size(log10: float) -> str:
