@@ -100,7 +100,17 @@ def _index(group: dict[str, Any], commands: dict[str, Any]) -> str:
     """All commands with what they do."""
     rows = [f"| [{name}]({name}.md) | {_first_line(one)} |" for name, one in commands.items()]
     return "\n".join(
-        [f"<!-- {_MADE} -->", "", "# gradscope", "", *_prose(group), "| command | |", "|---|---|", *rows, ""]
+        [
+            f"<!-- {_MADE} -->",
+            "",
+            "# gradscope",
+            "",
+            *_prose(group),
+            "| command | what it does |",
+            "|---|---|",
+            *rows,
+            "",
+        ]
     )
 
 

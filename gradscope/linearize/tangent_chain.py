@@ -262,7 +262,7 @@ def _along(tangents: TangentSteps, shared: Any, steps: Any, vector: Any) -> Any:
 
 
 def _shares(tangents: TangentSteps, shared: Any, steps: Any, start: Any, end: Any) -> Any:
-    """Shares (L, paths) at every step, the cotangent before, the tangent after, and the walks (see shares)."""
+    """Shares (L, paths) at every step, the cotangent before, the tangent after, and both walks."""
     last, (before, grown) = _propagated(tangents.maps.push, shared, steps, start, back=False)
     first, (after, behind) = _propagated(tangents.maps.pull, shared, steps, end, back=True)
     # Together the paths carry b_t^T J_t a_(t-1), which is sigma_1 at every t.

@@ -117,9 +117,9 @@ class TangentChains:
             with np.errstate(invalid="ignore"):  # of a chain that is zero
                 columns.take(first, log10, np.abs(carried - sigma_1) < _ADDS_UP)
 
-        found, *ends = self._full.shares(left, right, took)
+        found, forth, back = self._full.shares(left, right, took)
         self.returning = columns.found
-        again = self._full.shares(*ends)[0] if len(self._paths) > 1 else found
+        again = self._full.shares(forth, back)[0] if len(self._paths) > 1 else found
         each, other = (
             [dict(zip(self._paths, one.T, strict=True)) for one in all_] for all_ in (found, again)
         )

@@ -64,7 +64,7 @@ def best_run(
         if runs[-1].error <= enough:
             break
     best = min(runs, key=lambda run: run.error)
-    best.lags = runs[0].lags
+    best.lags, best.lag_errors = runs[0].lags, runs[0].lag_errors
     if entry_error <= EPS:  # rounded entries have no exact rank, and do not deserve an exact product
         _settle(best, steps, min(enough, POOR))
     if np.isinf(best.error):
@@ -109,7 +109,7 @@ def _compared(
 ) -> Run:
     """A run with its error estimate from others on entries changed by +-entry_error."""
     size = max(map(len, steps.weights))
-    again = partial(_again, steps, entry_error, options)
+    again = partial(_again, steps, entry_error, options, lag_norm and lag_norm.of_some(len(steps)))
     if size >= WORTH_A_THREAD and workers > 1:
         pool = ThreadPoolExecutor(1)
         try:
@@ -140,14 +140,18 @@ def _again(
     steps: Steps,
     entry_error: float,
     options: Mapping[str, Any],
+    norm: LagNorm | None,
     plan: dict[int, int],
     workers: int,
     draw: int = 0,
 ) -> Run | None:
     """A run that may fail: where noise is all that is left of a pivot, the next one may overflow."""
     slices = workers if len(steps) >= FEWEST_STEPS * workers else 1
+    some = norm and norm.anew()
     try:
-        return Run(steps, plan=plan, perturb=entry_error, draw=draw, slices=max(1, slices), **options)
+        return Run(
+            steps, plan=plan, perturb=entry_error, draw=draw, slices=max(1, slices), lag_norm=some, **options
+        )
     except RangeError:
         return None
 
@@ -161,6 +165,7 @@ class Outcome:
 
     lags : (T,) log10 norms, where they were asked for; lost : values that are not zero and not known either,
     see extended; error, norm_error : estimates for all log10 values and for the first, once compared;
+    lag_errors : (T,) of the norms, NaN where none was made;
     suspect : whether a pivot may have been noise; noisy : whether one was, and its value is lost.
     """
 
@@ -169,7 +174,7 @@ class Outcome:
     def __init__(self) -> None:
         self.error = self.norm_error = 0.0
         self.suspect = self.noisy = False
-        self.lags = np.zeros(0)
+        self.lags = self.lag_errors = np.zeros(0)
 
     def finish(self, graded: Graded, *, vectors: bool = True) -> None:
         """Values of the whole product, and its top vectors where they are wanted."""
@@ -243,6 +248,17 @@ def compare(run: Outcome, again: Sequence[Outcome | None], entry_error: float) -
         run.norm_error = float(spread[0]) + floor
     elif len(run.log10):
         run.norm_error = np.inf
+    run.lag_errors = _lag_errors(run.lags, [other.lags for other in again if other is not None], entry_error)
+
+
+def _lag_errors(lags: Array, again: Sequence[Array], entry_error: float) -> Array:
+    """As norm_error, at the lags that all have; () where none has any."""
+    others = np.array([other for other in again if len(other) == len(lags)])
+    if not others.size:
+        return np.zeros(0)
+    with np.errstate(invalid="ignore"):  # of a product that is zero
+        spread = np.abs(lags - others).max(axis=0)
+    return np.asarray(SAFETY * spread + [rounding_floor(lag, entry_error) for lag in np.nan_to_num(lags)])
 
 
 def floor_of(run: Outcome, entry_error: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 
@@ -16,6 +17,8 @@ TOLERANCE = 1e-13
 TINY = 1e-300
 # Even a good start takes this many; looking earlier costs as much as the step.
 FEWEST_STEPS = 2
+# Lags whose norms are looked for in runs on changed entries too.
+COMPARED = 12
 # Rows of d this far below the largest do not change the norm.
 BELOW = 1e-19
 
@@ -24,21 +27,34 @@ class LagNorm:
     """log10 sigma_1 of one graded product after the other.
 
     floor : where the norm is certainly below it, and below the largest so far, an upper bound will do;
-    columns : those states of the first step that count, where not all do.
+    columns : those states of the first step that count, where not all do; at : the lags that are wanted, of
+    others NaN is returned; lag : how many were gone through.
     """
 
-    def __init__(self, floor: float = -np.inf, columns: slice = slice(None)) -> None:
-        self.columns = columns
+    def __init__(
+        self, floor: float = -np.inf, columns: slice = slice(None), at: Collection[int] | None = None
+    ) -> None:
+        self.columns, self.at, self.lag = columns, at, 0
         self.rng = np.random.default_rng(0)
         self.vector: Array | None = None
         self.floor, self.peak = floor, -np.inf
 
     def anew(self) -> LagNorm:
         """The same before its first lag."""
-        return LagNorm(self.floor, self.columns)
+        return LagNorm(self.floor, self.columns, self.at)
+
+    def of_some(self, steps: int) -> LagNorm | None:
+        """For runs that are compared with this: some lags, spread evenly in the logarithm; None of bounds."""
+        if self.floor > -np.inf:
+            return None
+        spread = np.geomspace(1, steps, min(steps, COMPARED)).round().astype(int)
+        return LagNorm(columns=self.columns, at=frozenset(spread.tolist()))
 
     def __call__(self, graded: Graded, after: Array) -> float:
         """after : (m_0,) exponents by which the columns of graded.y are scaled."""
+        self.lag += 1
+        if self.at is not None and self.lag not in self.at:
+            return float("nan")
         if graded.rank == 0:
             return -np.inf
         after = after[self.columns]

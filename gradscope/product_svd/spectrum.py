@@ -56,6 +56,8 @@ class Spectrum:
         others to be followed: NaN, before the zeros.
     log10_largest_gain : log10 of the largest sigma_1 over any stretch of the steps, None if not looked for;
         of the top values the largest that was met.
+    log10_norm_error_by_lag : (T,) array, estimated |error| of log10_norm_by_lag, NaN at the lags that other
+        runs were not compared at; None where no lag but the last has an estimate.
     engine : what multiplied and factored the steps, "host" (this room) or "compiled" (programs on the
         devices); "mixed" of parts.
     """
@@ -71,6 +73,7 @@ class Spectrum:
     lost: int = 0
     log10_largest_gain: float | None = None
     engine: Engine = "host"
+    log10_norm_error_by_lag: Array | None = None
 
     def first(self, top: int | None) -> Spectrum:
         """The same with as many values as that, or all."""
@@ -254,10 +257,23 @@ def assembled(
     log10 = np.full(count, -np.inf)
     log10[: len(values)] = values
     log10[len(values) : len(values) + found.lost] = np.nan
+    errors = None
     if lags is not None:
         lags[-1] = log10[0]
+        if len(found.lag_errors) == len(lags):
+            errors = np.append(found.lag_errors[:-1], found.norm_error)
     zeros = count - len(values) - found.lost
-    return Spectrum(log10[:top], zeros, found.error, found.norm_error, left, right, lags, lost=found.lost)
+    return Spectrum(
+        log10[:top],
+        zeros,
+        found.error,
+        found.norm_error,
+        left,
+        right,
+        lags,
+        lost=found.lost,
+        log10_norm_error_by_lag=errors,
+    )
 
 
 def _first(found: Leading) -> Spectrum:

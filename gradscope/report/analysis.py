@@ -30,6 +30,7 @@ SCHEMA = "gradscope/analysis/1"
 _MAX_LAGS = 1000
 # Columns of the table in a notebook.
 _NOTEBOOK = 100
+_NORMS = ("lag", "log10_norm")
 _NO_PROFILE: dict[str, Any] = {"lag": [], "log10_norm": [], "share": {}}
 
 
@@ -277,7 +278,7 @@ def _without(chain: Chain, level: str, all_lags: bool) -> dict[str, Any]:
         "log10_norm_error": [_plain(s.log10_norm_error) for s in chain.spectra],
         "horizon": _extremes(chain.horizon),
         "verdict": level,
-        "profile": {name: told for name, told in _profile(chain, {}, all_lags).items() if name != "share"},
+        "profile": {name: told for name, told in _profile(chain, {}, all_lags).items() if name in _NORMS},
     }
 
 
@@ -287,7 +288,9 @@ def _profile(full: Chain, shares: Mapping[str, Array], all_lags: bool) -> dict[s
     norms = _plain(full.by_lag[:, np.isin(known, shown)])
     # Lag k reaches back through step t = T - k + 1.
     share = {name: _plain(by_step[::-1][shown - 1]) for name, by_step in shares.items()}
-    return {"lag": shown.tolist(), "log10_norm": norms, "share": share}
+    told = {"lag": shown.tolist(), "log10_norm": norms, "share": share}
+    errors = full.error_by_lag
+    return told | ({"error": {"lag": [*errors], "log10_norm": [*errors.values()]}} if errors else {})
 
 
 def _extremes(extremes: Extremes) -> dict[str, Any]:

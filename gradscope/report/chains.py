@@ -95,6 +95,17 @@ class Chain:
         return found
 
     @property
+    def error_by_lag(self) -> dict[int, float]:
+        """{lag: estimated error of ``by_lag`` there, in decades, the largest of the batch}, where known."""
+        found: dict[int, float] = {}
+        for spectrum in self.spectra:
+            errors = spectrum.log10_norm_error_by_lag
+            for at in () if errors is None else np.flatnonzero(np.isfinite(errors)).tolist():
+                lag = int(_lags(spectrum)[at])
+                found[lag] = max(found.get(lag, 0.0), float(np.asarray(errors)[at]))
+        return dict(sorted(found.items()))
+
+    @property
     def log10_norm(self) -> Extremes:
         """log10 sigma_1, the gain of the whole chain."""
         return self._summary(lambda s: float(s.log10_singular_values[0]))

@@ -190,11 +190,18 @@ def _lag_table(part: Mapping[str, Any]) -> str:
     if not chains or not lags:
         return ""
     known = [dict(zip(one["by_lag"]["lag"], one["by_lag"]["log10_norm"], strict=True)) for one in chains]
+    told = part["profile"].get("error") or {"lag": [], "log10_norm": []}
+    errors = dict(zip(told["lag"], told["log10_norm"], strict=True))
+    places = sorted({*_some(len(lags)), *(k for k, lag in enumerate(lags) if lag in errors)})
     rows = [
-        (lags[k], *(gain_of(one[lags[k]]) if lags[k] in one else "–" for one in known))
-        for k in _some(len(lags))
+        (
+            *(lags[k], *(gain_of(one[lags[k]]) if lags[k] in one else "–" for one in known)),
+            *([figures_of(errors.get(lags[k]), ".0e")] if errors else []),
+        )
+        for k in places
     ]
-    return table("Gain by lag, medians of the batch", ("lag", *(one["name"] for one in chains)), rows)
+    headings = ("lag", *(one["name"] for one in chains), *(["error of full, decades"] if errors else []))
+    return table("Gain by lag, medians of the batch", headings, rows)
 
 
 def _share_table(part: Mapping[str, Any]) -> str:
@@ -210,11 +217,12 @@ def _share_table(part: Mapping[str, Any]) -> str:
 
 
 def _heatmap_tables(part: Mapping[str, Any]) -> str:
-    """Of each map some columns: where it is largest, and how the units differ; --embed-data has the others."""
+    """Of each map some columns: where it is largest, how the units differ; --embed-data has the others."""
     made = []
     for name, told in maps_of(part).items():
         steps, units = told["step"], told["unit"]
-        rows = [_column(steps[-1 - k], [row[-1 - k] for row in told["log10"]], units) for k in _some(len(steps))]
+        places = (-1 - k for k in _some(len(steps)))
+        rows = [_column(steps[k], [row[k] for row in told["log10"]], units) for k in places]
         of = f", {short(name)}" if name else ""
         headings = ("step", "largest", "in unit", "median of the units", "smallest", "units at 0 or lost")
         made.append(table(f"Gradient by step, from the last on{of}", headings, rows))

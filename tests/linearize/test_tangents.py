@@ -117,7 +117,9 @@ def back(
     """The gradient that survives best, of the first sequence, is that of plain products."""
     for first, vectors, carried in told:
         for t, row in enumerate(vectors, first + 1):
-            expected = left @ np.linalg.multi_dot([np.eye(len(left)), np.eye(len(left)), *steps[:t - 1:-1]])
+            expected = left @ np.linalg.multi_dot(
+                [np.eye(len(left)), np.eye(len(left)), *steps[: t - 1 : -1]]
+            )
             np.testing.assert_allclose(10**row, np.abs(expected), rtol=1e-9)
         np.testing.assert_allclose(carried, log10_norm, atol=1e-9)
     assert sum(len(carried) for _, _, carried in told) == len(steps)

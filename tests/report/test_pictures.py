@@ -492,12 +492,13 @@ def test_the_error_is_a_band_where_it_is_known_and_a_bar_at_the_end_where_not():
     told["chains"][0]["log10_norm_error"] = [2.0]
     root, _ = drawn(told, "lag")
     assert len([one for one in root.iter(f"{SVG}line") if one.find(f"{SVG}title") is not None]) == 1
-    told["profile"]["error"] = {"lag": [1, 10, STEPS], "log10_norm": [0.01, 0.1, 2.0]}
+    told["profile"]["error"] = {"lag": [1, 10, STEPS], "log10_norm": [0.01, 0.1, 0.4]}
     root, text = drawn(told, "lag")
-    assert "the error of its log10 is 2e+00, at 3 lags 1e-02 to 2e+00" in text
+    assert "the error of its log10 is 2e+00, at 3 lags 1e-02 to 4e-01" in text
     (band,) = (one for one in root.iter(f"{SVG}polygon") if one.find(f"{SVG}title").text.startswith("error"))
     x, y = axes(root)
     points = pairs(band.get("points"))
     upper, lower = points[: len(points) // 2], points[: len(points) // 2 - 1 : -1]
-    lags, wide = x(upper[:, 0], 0.0) if False else x(upper[:, 0]), np.abs(np.array([y(lambda v: v) for _ in [0]][0](lower[:, 1])))
-    assert len(lags) == len(wide)
+    lags, wide = x(upper[:, 0]), y(np.log10)(upper[:, 1]) - y(np.log10)(lower[:, 1])
+    for lag, error in ((10, 0.1), (20, np.sqrt(0.1 * 0.4)), (40, 0.4)):
+        assert wide[np.abs(lags - lag).argmin()] == pytest.approx(2 * error, rel=0.15)

@@ -36,8 +36,8 @@ def draw_heatmap(part: Mapping[str, Any], size: Size) -> Picture:
     known = known[np.isfinite(known)]
     if not len(known):
         raise InputError(
-            "the result has no gradient by unit: it is of --only, of a bare chain or of layers that do not read "
-            "each other (--layer draws one), or nothing of it is left"
+            "the result has no gradient by unit: it is of --only, of a bare chain or of layers that do not "
+            "read each other (--layer draws one), or nothing of it is left"
         )
     low, high = spread(known, 1.0)
     low = max(low, high - _DECADES)

@@ -31,6 +31,8 @@ from gradscope.report.verdict import scientific
 # an axis has at least.
 _BELOW, _LEAST = 0.4, 2.0
 _LOSS = "loss |dL/ds|"
+# Colour of the band of errors.
+ERROR = 5
 
 
 class Line(NamedTuple):
@@ -42,7 +44,7 @@ class Line(NamedTuple):
 
 
 def draw_lag(part: Mapping[str, Any], size: Size) -> Picture:
-    """All chains and the loss by lag, the range of the batch, thresholds, and the error of the last gain."""
+    """All chains and the loss by lag, the range of the batch, thresholds, and the error of the gain."""
     lines = lines_of(part)
     full, (low, high) = lines[0], heights(part, lines)
     legend = Legend(
@@ -76,8 +78,8 @@ def draw_lag(part: Mapping[str, Any], size: Size) -> Picture:
         frame.drawn(x, y, ("lag k, in steps", "gain, sigma_1 of the last k steps"), log_y=True),
         *_range(part, size.points, x.at, y.at, low, high),
         *_thresholds(part, frame, y.at),
+        *_error(part, full, x.at, y.at, (low, high)),
         *drawn,
-        *_error(part, full, x.at, y.at),
         legend.drawn(size.font, frame.bottom + 3.1 * size.font),
     )
     return Picture("Gain by lag", sentence(part), said_of(part, lines, low), size, parts)
@@ -164,18 +166,43 @@ def _thresholds(part: Mapping[str, Any], frame: Frame, y: Any) -> list[str]:
     return parts
 
 
-def _error(part: Mapping[str, Any], full: Line, x: Any, y: Any) -> list[str]:
-    """The error of the whole chain's gain, where it is wider than the line."""
-    error, (_, lags, norms) = _error_of(part), full
-    if not len(norms) or not math.isfinite(norms[-1]) or abs(y(error) - y(0)) < 1:
+def _error(part: Mapping[str, Any], full: Line, x: Any, y: Any, ends: tuple[float, float]) -> list[str]:
+    """The error of the whole chain's gain, where it is wider than the line: a band, or a bar at the end."""
+    lags, norms, errors = _with_errors(part, full)
+    if not len(lags) or np.abs([y(error) - y(0) for error in errors.tolist()]).max() < 1:
         return []
-    at, top, bottom = x(lags[-1]), y(norms[-1] + error), y(norms[-1] - error)
-    bar = {"x1": at, "x2": at, "y1": top, "y2": bottom, "stroke_width": 3.0}
-    return [element("line", element("title", "error of the gain"), **bar, **stroke("ink"))]
+    title = element("title", "error of the gain")
+    edges = [np.clip(norms + side * errors, *ends).tolist() for side in (1, -1)]
+    over, under = ([(x(a), y(b)) for a, b in zip(lags.tolist(), edge, strict=True)] for edge in edges)
+    if len(lags) == 1:
+        bar = {"x1": over[0][0], "x2": over[0][0], "y1": over[0][1], "y2": under[0][1], "stroke_width": 3.0}
+        return [element("line", title, **bar, **stroke("ink"))]
+    outline = " ".join(f"{number(a)},{number(b)}" for a, b in over + under[::-1])
+    return [element("polygon", title, points=outline, opacity=0.3, **fill(ERROR))]
+
+
+def _with_errors(part: Mapping[str, Any], full: Line) -> tuple[Array, Array, Array]:
+    """Lags of the line from the first to the last of which the error is known, norms, and errors.
+
+    Between those that are known it is interpolated, both in the logarithm.
+    """
+    told = part["profile"].get("error") or {"lag": [full.lags[-1]], "log10_norm": [_error_of(part)]}
+    at, errors = floats(told["lag"]), floats(told["log10_norm"])
+    some = np.isfinite(full.norms) & (full.lags >= at[0]) & (full.lags <= at[-1])
+    lags = full.lags[some]
+    between = np.exp(np.interp(np.log(lags), np.log(at), np.log(np.maximum(errors, 1e-300))))
+    return lags, full.norms[some], between
 
 
 def _error_of(part: Mapping[str, Any]) -> float:
     return float(np.nanmax(floats(part["chains"][0].get("log10_norm_error") or [0.0])))
+
+
+def _errors_said(part: Mapping[str, Any]) -> str:
+    """At the last lag, and at others where it is known."""
+    known = floats((part["profile"].get("error") or {"log10_norm": []})["log10_norm"])
+    last = f"{_error_of(part):.0e}"
+    return f"{last}, at {len(known)} lags {known.min():.0e} to {known.max():.0e}" if len(known) > 1 else last
 
 
 def said_of(part: Mapping[str, Any], lines: list[Line], low: float, *, area: bool = True) -> str:
@@ -185,9 +212,7 @@ def said_of(part: Mapping[str, Any], lines: list[Line], low: float, *, area: boo
         last = f"exactly 0 from lag {lags[np.isnan(norms)][0]:.0f} on"
     else:
         last = f"{scientific(norms[-1])} at lag {lags[-1]:.0f}"
-    said = [
-        f"Gain of the full chain: {last}; the error of its log10 is {_error_of(part):.0e}.",
-    ]
+    said = [f"Gain of the full chain: {last}; the error of its log10 is {_errors_said(part)}."]
     below = [short(name) for name, _, norms in lines if np.nanmax(norms, initial=-math.inf) < low]
     if below:
         said.append(f"Below the picture: {', '.join(below)}.")
