@@ -114,6 +114,8 @@ def duration(seconds: float) -> str:
 
 def reason(error: Exception) -> str:
     """What an exception of someone else's says, on one short line."""
+    if isinstance(error, UnicodeDecodeError):
+        return "no text in UTF-8"
     return shown(" ".join(str(error).split())[:200]) or type(error).__name__
 
 

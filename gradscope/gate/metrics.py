@@ -240,6 +240,7 @@ def _saturated(analysis: Analysis, gate: str | None) -> Found | None:
         some = [one for part in (analysis, *analysis.layers) for one in part.gates.values()]
     else:
         some = [analysis.gates[gate]] if gate in analysis.gates else []
+    some = [one for one in some if "sequences" in one]  # an analysis saved before them has none
     if not some:
         return None
     values = np.max([one["sequences"]["saturated"] for one in some], axis=0)

@@ -125,6 +125,9 @@ def test_shares_and_saturation_are_of_every_sequence():
     assert (share.values, share.error) == ((0.5, 0.8), 1e-8)
     assert metric(one, "saturated.f").values == (0.1, 0.2, 0.3)
     assert (metric(one, "saturated").values, metric(one, "saturated").error) == ((0.4, 0.2, 0.3), 0.01)
+    before = dataclasses.replace(one, gates={"f": {"saturated": 0.2}})
+    with pytest.raises(InputError, match="saturated"):
+        metric(before, "saturated.f")
     dead = dataclasses.replace(
         one, sequence_shares={"R_z": np.full(2, np.nan)}, shares_error=np.full(2, np.nan)
     )

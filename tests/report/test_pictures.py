@@ -417,7 +417,7 @@ def test_plot_writes_a_file(run, file, tmp_path):
         ('{"schema": "gradscope/analysis/1", "a": NaN}', "NaN is no JSON"),
         ('{"schema": "gradscope/analysis/1"}', "damaged"),
         ("[" * 100_000, "expected the JSON"),
-        ("\udcff", "expected the JSON"),
+        ("\udcff", "x.json: no text in UTF-8: expected the JSON"),
     ],
 )
 def test_plot_refuses_what_is_no_result(run, tmp_path, text, words):
