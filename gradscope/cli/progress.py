@@ -78,7 +78,7 @@ class Pace:
         return max(self._shown - elapsed, _LATE * (1 - self.done) * elapsed)
 
     def __str__(self) -> str:
-        left = self.left
+        left = None if self.done >= 1 else self.left  # what was expected may be far off
         return f"{100 * self.done:.0f} % done" + ("" if left is None else f", about {duration(left)} left")
 
 

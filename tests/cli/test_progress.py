@@ -56,6 +56,13 @@ def test_nothing_is_said_of_what_is_not_known():
     assert str(Pace(lambda: 0.0)) == "0 % done"
 
 
+def test_what_is_done_has_no_time_left():
+    pace = Pace(lambda: 3.0)
+    pace.expect(120)
+    pace.report(1, 1)
+    assert str(pace) == "100 % done"
+
+
 def test_what_takes_longer_than_it_should_is_not_said_to_be_done():
     seen = walked(lambda t: 0.5 if t >= 20 else None, 40.0)
     assert min(left for _, left in seen) > 1.5
