@@ -148,7 +148,7 @@ def test_what_will_be_done_is_said_before_it_is(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(30))
 def test_drawn_problems(seed):
     rng = np.random.default_rng(seed)
     drawn = {
