@@ -126,6 +126,15 @@ def size_in_bytes(text: str) -> int:
     return int(match[1]) * _UNITS[match[2].upper()]
 
 
+def is_number(text: str) -> bool:
+    """Whether a word is a number, as Python writes it."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def number_or_word(text: str) -> int | str:
     """A whole number, or what else it says."""
     return int(text) if text.isdecimal() else text
@@ -664,10 +673,8 @@ _NO_ROW = {
     "plan": "what one analysis says before it: leave it out",
 }
 # What asks for more than the gain: for the analysis of everything, or of the paths at least.
-OF_TRAINING = (
-    *("readout", "readout_at", "adjoint", "clip", "tbptt"),
-    *("h_detach", "recurrent_dropout", "zoneout"),
-)
+_LAWS = ("h_detach", "recurrent_dropout", "zoneout")
+OF_TRAINING = ("readout", "readout_at", "adjoint", "clip", "tbptt", *_LAWS)
 _OF_VALUES = ("view", "top", "accuracy")
 
 
@@ -707,9 +714,8 @@ class Sweeping(Settings):
 
     def measured(self, axes: Sequence[str]) -> Only:
         """How much is measured at a point, where these options are the axes; raises InputError for less."""
-        laws = ("h_detach", "recurrent_dropout", "zoneout")
-        if "masks" in axes and not self._given(laws) and not {*laws} & {*axes}:
-            raise InputError(f"masks are an axis, but there are none: give {as_option(laws[0])}, say")
+        if "masks" in axes and not self._given(_LAWS) and not {*_LAWS} & {*axes}:
+            raise InputError(f"masks are an axis, but there are none: give {as_option(_LAWS[0])}, say")
         training, values = (
             [*self._given(names), *(name for name in names if name in axes)]
             for names in (OF_TRAINING, _OF_VALUES)

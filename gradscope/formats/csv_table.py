@@ -12,6 +12,7 @@ import numpy as np
 from gradscope.custom_types import Array, PathLike
 from gradscope.errors import InputError, reason
 from gradscope.formats.tensors import as_float64, opened
+from gradscope.settings import is_number
 
 # Between the columns is the first of these that the first line has; else there are spaces.
 _DELIMITERS = "\t;,"
@@ -30,7 +31,7 @@ def read_csv(path: PathLike) -> Array:
         first = next((line for line in lines if line.partition("#")[0].strip()), "")
         delimiter = next((mark for mark in _DELIMITERS if mark in first), None)
         cells = [cell.strip(' "\n') for cell in first[:_HEADING].split(delimiter)]
-        kept = [first] if any(map(_is_number, cells)) else []
+        kept = [first] if any(map(is_number, cells)) else []
         try:
             with warnings.catch_warnings(action="ignore"):  # of no rows, which are an error here
                 rows = np.loadtxt(itertools.chain(kept, lines), delimiter=delimiter, ndmin=2, quotechar='"')
@@ -45,11 +46,3 @@ def _complaint(error: ValueError) -> str:
     """What NumPy says of a table, which counts rows from 0 where it means a cell."""
     text = reason(error).partition(";")[0].rstrip(".")
     return re.sub(r"row (\d+), column", lambda row: f"row {int(row[1]) + 1}, column", text)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -11,6 +11,7 @@ from typing import Any
 
 from gradscope.cells.cell import Cell
 from gradscope.errors import InputError, quoted
+from gradscope.settings import is_number
 
 _RANGE = re.compile(r"([^:]+):([^:]+):([^:]+?)(:log)?")
 MOST_VALUES = 10_000
@@ -31,7 +32,7 @@ class ValueKind:
     def written(self, text: str) -> list[Any]:
         """The values of ``0.5:2:16``, ``1:1000:4:log`` or ``a,b,c``."""
         match = _RANGE.fullmatch(text) if self.number else None
-        if match and (self.word is None or _is_number(match[1])):
+        if match and (self.word is None or is_number(match[1])):
             return self._range(text, *match.groups())
         if ":" in text and self.word is None:
             raise InputError(
@@ -56,7 +57,7 @@ class ValueKind:
         return " or ".join(filter(None, (numbers, self.word and "text, a path or a cell")))
 
     def _of_text(self, text: str) -> Any:
-        if self.number and (self.word is None or _is_number(text)):
+        if self.number and (self.word is None or is_number(text)):
             return self._finite(self._number(text, self.number), text)
         assert self.word is not None
         try:
@@ -96,14 +97,6 @@ class ValueKind:
                 "choose a count that divides the range, or give A,B,C"
             )
         return int(value)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _between(low: float, high: float, count: int, log: str | None) -> list[float]:

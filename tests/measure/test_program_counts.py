@@ -1,15 +1,11 @@
 """How many programs a first call compiles: sizes that no other test has, so that all are new."""
 
-import jax
 import numpy as np
+from oracles.two_layers import two_lstms
 
 import gradscope
 from gradscope.advise.network import Network
 from gradscope.api import analyze_problems
-from gradscope.cells import find
-from gradscope.checkpoints import Model
-from gradscope.checkpoints.layer import Layer
-from gradscope.problem.layers import make_problems
 from gradscope.problem.problem import make_problem
 from gradscope.settings import Settings
 
@@ -64,12 +60,7 @@ def test_evaluations_of_suggestions_share_their_programs(compiled, monkeypatch):
 
 
 def test_two_layers(compiled):
-    layers = []
-    for number, features in enumerate((2, 15)):
-        system = make_problem(Settings(hidden=15, input_size=features, seed=number)).system
-        below = ("l0",) if number else ()
-        layers.append(Layer(find("lstm"), system.parameters, f"l{number}", np.zeros(30), below=below))
-    problems = make_problems(Settings(steps=11), Model(tuple(layers), ("l0", "l1")), jax.local_devices())
+    problems = two_lstms(11, 15, 2)
     compiled.clear()
     analyze_problems(problems)
     assert 1 <= len(compiled) <= 8, compiled

@@ -5,23 +5,18 @@ import jsonschema
 import numpy as np
 import pytest
 from oracles.reference import reference
+from oracles.two_layers import two_lstms
 
 import gradscope
 from gradscope.api import analyze_problems
-from gradscope.cells import find
-from gradscope.checkpoints import Model
-from gradscope.checkpoints.layer import Layer
 from gradscope.compiled_svd import passes
 from gradscope.compiled_svd.engine import compiled_spectra
 from gradscope.compiled_svd.step_arrays import LayerShape, Shape
 from gradscope.linearize.segmented import SegmentedChain, keeping_recent
 from gradscope.linearize.sequence import Linearized
 from gradscope.measure import programs
-from gradscope.problem.layers import make_problems
-from gradscope.problem.problem import make_problem
 from gradscope.product_svd.spectrum import spectrum
 from gradscope.schemas import schema
-from gradscope.settings import Settings
 
 SIZES = {"hidden": 5, "input_size": 3}
 
@@ -75,20 +70,10 @@ def test_the_analysis_is_the_same(at_once, monkeypatch, compiled, segments):
     assert [chain.get("engine") for chain in told["chains"]].count("host") == 1
 
 
-def stack(steps):
-    """Two LSTMs, one upon the other."""
-    layers = []
-    for number, features in enumerate((3, 2)):
-        system = make_problem(Settings(hidden=2, input_size=features, seed=number)).system
-        below = ("l0",) if number else ()
-        layers.append(Layer(find("lstm"), system.parameters, f"l{number}", np.zeros(4), below=below))
-    return make_problems(Settings(steps=steps), Model(tuple(layers), ("l0", "l1")), jax.local_devices())
-
-
 def test_a_stack_against_exact_arithmetic(monkeypatch):
     """Its steps are formed of those of its layers and what one reads of the other, some at a time."""
     monkeypatch.setattr("gradscope.linearize.sequence.SEGMENT_BYTES", 1)
-    sequence = Linearized(stack(6).stacks[0].problem.system, 0, jax.devices()[0])
+    sequence = Linearized(two_lstms(6, 2, 3).stacks[0].problem.system, 0, jax.devices()[0])
     chain = SegmentedChain(keeping_recent(sequence.segment), sequence.starts, sequence.steps)
     assert len(chain.starts) > 1
     entry_error = 4 * float(np.finfo(float).eps)
@@ -101,7 +86,7 @@ def test_a_stack_against_exact_arithmetic(monkeypatch):
 @pytest.mark.slow  # programs of its own
 def test_a_stack_on_an_accelerator(at_once, monkeypatch, compiled):
     monkeypatch.setattr(passes, "one_for_each_core", lambda devices: False)
-    problems = stack(11)
+    problems = two_lstms(11, 2, 3)
     compiled.clear()
     found = analyze_problems(problems)
     assert 1 <= len(compiled) <= 8, compiled
