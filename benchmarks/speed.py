@@ -1,11 +1,12 @@
-"""How long gradscope takes, as ratios in one run: `python benchmarks/speed.py [--long] [--quick]`.
+"""How long gradscope takes, as ratios in one run: `python benchmarks/speed.py [--only ROW] [--quick]`.
 
 First every target with the figure measured, error estimates included: of values as a ratio to the plain
 product (a jitted scan of A_t @ P on the same matrices in the same process, compile time excluded), of
 whole processes to what they cannot do without. Then every method on LSTMs of growing size, and how many
-of the singular values are right. --long adds larger LSTMs and the million-step runs (about twenty
-minutes), --quick leaves out what takes more than a few seconds. Missed targets are printed as such, with
-what is in the way; the exit code is 0 all the same, for they depend on the machine.
+of the singular values are right. --only prints the targets that are named, alone; --long adds larger LSTMs
+and the million-step runs (about twenty minutes), --quick leaves out what takes more than a few seconds.
+Missed targets are printed as such, with what is in the way; the exit code is 0 all the same, for they
+depend on the machine.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 
 import jax
 import numpy as np
 import startup
-from engine_rows import Row, device_rows, engine_rows, together
+from engine_rows import ENGINE, Row, device_rows, together
 from methods import (
     STEPS,
     Case,
@@ -89,13 +91,20 @@ def main() -> None:
     arguments.add_argument(
         "--device", action="store_true", help="only what an accelerator is for, in about two minutes"
     )
+    arguments.add_argument(
+        "--only", nargs="+", choices=ROWS, metavar="ROW", help=f"these targets alone: {', '.join(ROWS)}"
+    )
     options = arguments.parse_args()
     jax.config.update("jax_enable_x64", True)
     CONSOLE.print(machine())
     if options.device:
         table_of(device_rows(90))
         return
-    table_of(rows(options.quick, options.long))
+    every = [name for name in ROWS if name in QUICK or not options.quick]
+    every = [name for name in every if name not in LONG or options.long]
+    table_of(row for name in options.only or every for row in ROWS[name]())
+    if options.only:
+        return
     startup.main()
     for hidden in (16, 64, 128, 256)[: 4 if options.long else 2 if options.quick else 3]:
         methods(hidden)
@@ -201,31 +210,23 @@ def table_of(every: Iterable[Row]) -> None:
         CONSOLE.print(why)
 
 
-def rows(quick: bool, long: bool) -> Iterator[Row]:
-    """Every target: what, figure, limit (negative: at least), digits."""
-    yield from engine_rows(quick)
-    yield from host_rows(quick)
-    yield "segments in parallel, fast, tanh RNN m = 256: 1 core / 2 cores", segments(), -1.6, 2
-    if not quick:
-        yield from top_rows()
-        yield batch()
-    if long:
-        yield from long_rows()
-
-
-def host_rows(quick: bool) -> Iterator[Row]:
+def host_rows(m: int) -> Iterator[Row]:
     """Fast accuracy, and a tanh RNN, which has no structure to use: the dense product."""
     cells: dict[str, dict[str, Any]] = {"LSTM": {"cell": "lstm"}}
     cells["tanh RNN"] = {"cell": "rnn", "init": "gaussian", "gain": 1.5}
     accuracies = {"full accuracy": (5, {}), "--accuracy fast": (2, {"accuracy": "fast"})}
-    for m in (256,) if quick else (256, 512):
-        for name, options in cells.items():
-            case = Case.of(hidden=m // 2 if name == "LSTM" else m, **options)
-            asked = {accuracy: one for accuracy, one in accuracies.items() if (name, accuracy) not in TOLD}
-            runs = [gradscope_all(case, **more) for _, more in asked.values()]
-            *taken, scan = together([*runs, plain(case)], 2)
-            for (accuracy, (limit, _)), seconds in zip(asked.items(), taken, strict=True):
-                yield f"all values, {accuracy}, {name} m = {m} / plain product", seconds / scan, limit, 1
+    for name, options in cells.items():
+        case = Case.of(hidden=m // 2 if name == "LSTM" else m, **options)
+        asked = {accuracy: one for accuracy, one in accuracies.items() if (name, accuracy) not in TOLD}
+        runs = [gradscope_all(case, **more) for _, more in asked.values()]
+        *taken, scan = together([*runs, plain(case)], 2)
+        for (accuracy, (limit, _)), seconds in zip(asked.items(), taken, strict=True):
+            yield f"all values, {accuracy}, {name} m = {m} / plain product", seconds / scan, limit, 1
+
+
+def segment_rows() -> Iterator[Row]:
+    """Segments of time in threads."""
+    yield "segments in parallel, fast, tanh RNN m = 256: 1 core / 2 cores", segments(), -1.6, 2
 
 
 def segments() -> float:
@@ -254,6 +255,18 @@ def long_rows() -> Iterator[Row]:
         CONSOLE.print(f"{name}: {seconds:.0f} s")
         yield f"{name}: memory above the interpreter's, GB", gigabytes, 2, 2
 
+
+# Every target by the name that it is asked for by: what, figure, limit (negative: at least), digits.
+ROWS: dict[str, Callable[[], Iterator[Row]]] = {
+    **ENGINE,
+    **{f"host-{m}": partial(host_rows, m) for m in (256, 512)},
+    "segments": segment_rows,
+    "top": top_rows,
+    "devices": lambda: iter([batch()]),
+    "long": long_rows,
+}
+QUICK = {"values-64", "values-128", "analysis-64", "programs", "engines", "host-256", "segments"}
+LONG = {"long"}
 
 if __name__ == "__main__":
     main()
