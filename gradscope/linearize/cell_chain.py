@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,14 @@ from gradscope.custom_types import Array
 from gradscope.linearize.array_form import layer_arrays
 from gradscope.linearize.jacobian_chain import JacobianChain, nonzero, random_row, sums_but_one
 from gradscope.linearize.paths import DensePath, Path, UnitPath
+from gradscope.product_svd.plain_product import InColumns
 from gradscope.product_svd.steps import span
 
 if TYPE_CHECKING:  # a worker process reads chains, and starts without JAX
     from gradscope.cells.cell import Cell
+
+# Bytes of steps without each path that are formed at once.
+_FORMED = 2**21
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,18 @@ class CellChain(JacobianChain):
             parts.append(part)
         return parts
 
-    def but_one(self, low: int, high: int) -> list[Array]:
-        """As of any chain, in the parts of ``parts``."""
+    def beside(self) -> Iterator[InColumns]:
+        """As of any chain."""
+        at_once = max(1, _FORMED // (8 * len(self.names) * self.size**2))
+        certain = self.survey()[1]
+        for high in range(self.steps, 0, -at_once):
+            parts = self._but_one(max(0, high - at_once), high)
+            spans = self.span if certain else max(span(np.abs(part)) for part in parts)
+            for t in reversed(range(len(parts[0]))):
+                yield InColumns([part[t] for part in parts], spans)
+
+    def _but_one(self, low: int, high: int) -> list[Array]:
+        """Some steps without each path in the parts of ``parts``, (L, P, ..)."""
         parts = []
         for source in range(self.size // self.width):
             units = [path for path in self._units if path.source == source and path.matrix is None]

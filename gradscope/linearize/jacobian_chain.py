@@ -12,12 +12,10 @@ import numpy as np
 from gradscope.compiled_svd.step_arrays import StepArrays
 from gradscope.custom_types import Array
 from gradscope.product_svd.plain_product import Beside
-from gradscope.product_svd.steps import StepSource, span
+from gradscope.product_svd.steps import StepSource
 
 # Chains smaller than this are formed once.
 _KEEP_BYTES = 32 * 2**20
-# Bytes of steps without each path that are formed at once.
-_FORMED = 2**21
 # A row that a probe finds this much smaller than its bound may be an exact zero, rounded.
 _CANCELS = 1e-13
 
@@ -25,10 +23,8 @@ _CANCELS = 1e-13
 class JacobianChain(StepSource):
     """Steps that are in memory: item t is the (m, m) Jacobian of step t.
 
-    steps : T; size : m; starts : one segment, as SegmentedChain has them; triangular : see Beside.
+    steps : T; size : m; starts : one segment, as SegmentedChain has them.
     """
-
-    triangular = False
 
     steps: int
     size: int
@@ -72,18 +68,8 @@ class JacobianChain(StepSource):
         """The full chain of all paths but this one."""
 
     @abstractmethod
-    def but_one(self, low: int, high: int) -> list[Array]:
-        """Some steps of what ``without`` gives of every path, as ``Beside.parts`` of each: (L, P, ..)."""
-
     def beside(self) -> Iterator[Beside]:
         """The steps of what ``without`` gives of every path, side by side, the last first."""
-        at_once = max(1, _FORMED // (8 * len(self.names) * self.size**2))
-        certain = self.survey()[1]
-        for high in range(self.steps, 0, -at_once):
-            parts = self.but_one(max(0, high - at_once), high)
-            spans = self.span if certain else max(span(np.abs(part)) for part in parts)
-            for t in reversed(range(len(parts[0]))):
-                yield Beside([part[t] for part in parts], spans, self.triangular)
 
     @property
     def diagonal(self) -> Array | None:

@@ -16,6 +16,7 @@ from gradscope.linearize.array_form import reading_arrays
 from gradscope.linearize.cell_chain import CellChain, split
 from gradscope.linearize.jacobian_chain import JacobianChain, nonzero, random_row
 from gradscope.linearize.paths import DensePath, Path, UnitPath
+from gradscope.linearize.stack_beside import StackBeside
 from gradscope.product_svd.steps import Layout, span
 
 if TYPE_CHECKING:  # a worker process reads chains, and starts without JAX
@@ -80,8 +81,6 @@ class StackChain(JacobianChain):
     size: int
     window: tuple[slice, slice] | None = None
 
-    triangular = True
-
     @property
     def names(self) -> tuple[str, ...]:
         """Of the paths."""
@@ -99,12 +98,19 @@ class StackChain(JacobianChain):
         """See JacobianChain."""
         return replace(self, named={block: name for block, name in self.named.items() if name != path})
 
-    def but_one(self, low: int, high: int) -> list[Array]:
-        """As of any chain: the whole step without a block, each layer's columns from its own rows on."""
-        each = np.repeat(np.stack([self[t] for t in range(low, high)])[:, None], len(self.named), axis=1)
-        for number, (i, j) in enumerate(self.named):
-            each[:, number, self.extents[j], self.extents[i]] = 0.0
-        return [each[:, :, own.start :, own] for own in self.extents]
+    def beside(self) -> Iterator[StackBeside]:
+        """As of any chain."""
+        certain, named = self.survey()[1], list(self.named)
+        cut = [block for block in self._blocks if block not in self.named]
+        without = [(*cut, block) for block in named]
+        for t in reversed(range(self.steps)):
+            reads = [
+                (self.extents[j], self._read(reading), reading.at(t, self.layers[j].size))
+                for j, reading in self._readings
+            ]
+            step, own = self[t], [layer.parts(t) for layer in self.layers]
+            spans = self.span if certain else span(np.abs(step))
+            yield StackBeside(step, self.extents, reads, own, without, spans)
 
     @cached_property
     def extents(self) -> tuple[slice, ...]:
@@ -115,7 +121,12 @@ class StackChain(JacobianChain):
     @cached_property
     def whole(self) -> bool:
         """Whether no block is cut."""
-        return all((i, j) in self.named for j in range(len(self.layers)) for i in (*self._below[j], j))
+        return all(block in self.named for block in self._blocks)
+
+    @property
+    def _blocks(self) -> Iterator[tuple[int, int]]:
+        """Those that a step of the whole stack has."""
+        return ((i, j) for j in range(len(self.layers)) for i in (*self._below[j], j))
 
     @cached_property
     def _below(self) -> list[list[int]]:

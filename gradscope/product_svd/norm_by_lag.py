@@ -87,10 +87,12 @@ class LagNorm:
             self.vector = x[0] / np.linalg.norm(x[0])
             return float(np.linalg.norm(x) * np.linalg.norm(y))
         found = None
-        if self.vector is not None and len(self.vector) == x.shape[1] and min(x.shape) > 6:
-            noise = self.rng.normal(size=len(self.vector))
-            # The random part finds a new top vector that is orthogonal to the old one.
-            found = _golub_kahan(x, y, self.vector + 0.1 * noise / np.linalg.norm(noise))
+        if min(x.shape) > 6:
+            start = np.asarray(self.rng.normal(size=x.shape[1]))
+            if self.vector is not None and len(self.vector) == len(start):
+                # The random part finds a new top vector that is orthogonal to the old one.
+                start = self.vector + 0.1 * start / np.linalg.norm(start)
+            found = _golub_kahan(x, y, start)
         self.vector, sigma = found or _direct(x, y)
         return sigma
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -31,28 +32,34 @@ _SMALL_COLUMN = 2.0**-WILD
 _SMALL = 2.0**-960
 
 
-@dataclass(frozen=True)
-class Beside:
-    """One step of P chains side by side.
+class Beside(Protocol):
+    """One step of P chains side by side; span : bits that the entries span, at most."""
 
-    parts : blocks of columns, (P, m, n), or (P, m / n, n) diagonals one below the other; span : bits that the
-    entries span, at most; triangular : whether all steps are block lower triangular, then each block is
-    without the rows above the diagonal.
-    """
+    @property
+    def span(self) -> float: ...  # noqa: D102
+
+    @property
+    def columns(self) -> Array:
+        """(P, m) norms of the columns."""
+
+    def times(self, y: Array, out: Array) -> None:
+        """y @ A of each chain, y (P, r, m); what stays zero in ``out`` may be left as it is."""
+
+
+@dataclass(frozen=True)
+class InColumns:
+    """A step in blocks of columns, (P, m, n), or (P, m / n, n) diagonals one below the other."""
 
     parts: Sequence[Array]
     span: float
-    triangular: bool = False
 
     def times(self, y: Array, out: Array) -> None:
-        """y @ A of each chain, y (P, r, m)."""
+        """See ``Beside``."""
         m, start = y.shape[2], 0
         for part in self.parts:
             n = part.shape[2]
             block = out[:, :, start : start + n]
-            if self.triangular:  # the rows above are zero, and stay it
-                np.matmul(y[:, start:, start:], part, out=block[:, start:])
-            elif part.shape[1] == m:
+            if part.shape[1] == m:
                 np.matmul(y, part, out=block)
             else:
                 np.multiply(y[:, :, :n], part[:, None, 0], out=block)
@@ -62,7 +69,7 @@ class Beside:
 
     @property
     def columns(self) -> Array:
-        """(P, m) norms of the columns."""
+        """See ``Beside``."""
         return np.concatenate([np.sqrt(np.einsum("pij,pij->pj", part, part)) for part in self.parts], axis=1)
 
 
@@ -95,15 +102,17 @@ class PlainProducts:
         with np.errstate(over="ignore", invalid="ignore"):  # of what is infinite others know more
             step.times(self._held[at - 1], new)
             new[:, size:] += (EPS * self._row[:, None] * columns)[:, None] * signs
-        largest = np.abs(new[:, :size]).max(axis=(1, 2))
+        product = new[:, :size]
+        largest = np.maximum(product.max(axis=(1, 2)), -product.min(axis=(1, 2)))  # no copy of what is large
         # Of a product that is next to nothing, or of columns that are but for zeros, others know more.
         smallest = columns.min(axis=1, where=columns > 0, initial=np.inf)
         self._sure &= (smallest > _SMALL_COLUMN * columns.max(axis=1)) & (largest > _SMALL)
         self._sure &= np.isfinite(largest)
-        new[~self._sure] = 0.0
+        if not self._sure.all():
+            new[~self._sure] = 0.0
         carried = np.frexp(np.where(self._sure, largest, 0.0))[1]
         new *= np.ldexp(1.0, -carried)[:, None, None]
-        self._row = np.sqrt(np.einsum("pij,pij->pi", new[:, :size], new[:, :size]).max(axis=1))
+        self._row = np.sqrt(np.einsum("pij,pij->pi", product, product).max(axis=1))
         self._done += 1
         self._exponents[self._done] = self._exponents[self._done - 1] + carried
         if at + 1 == len(self._held) or self._done == self._length:

@@ -263,25 +263,25 @@ def restricted(steps: Steps, masks: list[Array]) -> Steps:
 
 
 def multiplied(y: Array, parts: list[Array], layout: Layout | None = None) -> Array:
-    """y @ A for A in blocks of columns: a block is (m, n), or (m / n, n) diagonals one below the other.
+    """y @ A, y (.., r, m), for A in blocks of columns: (m, n), or (m / n, n) diagonals one below the other.
 
     With a layout, A is (1 + first part) (1 + second part) ... times the blocks on its diagonal, whose parts
     follow.
     """
     if layout is not None:
         return _in_blocks(y, parts, layout)
-    m = y.shape[1]
-    out = np.empty((len(y), sum(part.shape[1] for part in parts)))
+    m = y.shape[-1]
+    out = np.empty((*y.shape[:-1], sum(part.shape[1] for part in parts)))
     start = 0
     for part in parts:
         n = part.shape[1]
-        block = out[:, start : start + n]
+        block = out[..., start : start + n]
         if len(part) == m:
             np.matmul(y, part, out=block)
         else:
-            np.multiply(y[:, :n], part[0], out=block)
+            np.multiply(y[..., :n], part[0], out=block)
             for k in range(1, len(part)):
-                block += y[:, k * n : (k + 1) * n] * part[k]
+                block += y[..., k * n : (k + 1) * n] * part[k]
         start += n
     return out
 

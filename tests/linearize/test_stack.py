@@ -149,6 +149,24 @@ def test_a_cut_block_is_missing_from_the_sum(name):
 
 
 @pytest.mark.parametrize("name", list(STACKS))
+def test_steps_without_each_block_side_by_side(name):
+    """Of products that are lower triangular in blocks, with rows of noise below; another block cut too."""
+    cell, parameters, _, found, reference = problem(name)
+    for cut in ((), (cell.paths[0],), (cell.paths[-1],)):
+        chain = blocked(cell, parameters, found, cut)
+        y = np.random.default_rng(4).normal(size=(len(chain.names), chain.size + 2, chain.size))
+        for own in chain.extents:
+            y[:, own, own.stop :] = 0.0
+        for t, step in zip(reversed(range(T)), chain.beside(), strict=True):
+            step.times(y, out := np.zeros_like(y))
+            for number, gone in enumerate(chain.names):
+                left = sum(reference[path][t] for path in cell.paths if path not in (gone, *cut))
+                np.testing.assert_allclose(out[number], y[number] @ left, rtol=0, atol=1e-12)
+                norms = np.linalg.norm(left, axis=0)
+                np.testing.assert_allclose(step.columns[number], norms, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", list(STACKS))
 def test_survey_bounds_rows_and_never_overlooks_a_zero(name):
     cell, parameters, _, found, reference = problem(name)
     full = sum(reference.values())

@@ -1,7 +1,5 @@
 """Plain products side by side, against exact arithmetic; and what they lose is left to others."""
 
-from itertools import accumulate
-
 import numpy as np
 import pytest
 from oracles import chains
@@ -9,7 +7,7 @@ from oracles.few import few
 from oracles.reference import conditioning, reference
 
 from gradscope.product_svd.first_values import plain_values
-from gradscope.product_svd.plain_product import Beside
+from gradscope.product_svd.plain_product import InColumns
 from gradscope.product_svd.spectrum import EPS
 from gradscope.product_svd.steps import WILD, span
 
@@ -21,7 +19,8 @@ def values(*stacks, **options):
     """What is found of stacks (T, m, m), in two parts each: the last column a part of its own."""
     joint = np.stack(stacks, axis=1)
     steps = (
-        Beside([step[:, :, :-1].copy(), step[:, :, -1:].copy()], span(np.abs(step))) for step in joint[::-1]
+        InColumns([step[:, :, :-1].copy(), step[:, :, -1:].copy()], span(np.abs(step)))
+        for step in joint[::-1]
     )
     shape = joint.shape[1:3]
     return plain_values(steps, len(joint), shape, options.pop("entry_error", EPS), **options)
@@ -122,16 +121,3 @@ def test_the_error_of_the_entries_is_in_the_estimate():
         for sign in signs
     ]
     assert max(moved) <= found.log10_norm_error <= 1e3 * max(moved)
-
-
-def test_steps_that_are_block_lower_triangular():
-    """In blocks without the rows above the diagonal: against the products themselves, at every lag."""
-    steps = np.random.default_rng(5).normal(size=(9, 2, 6, 6))
-    blocks = (slice(0, 1), slice(1, 4), slice(4, 6))
-    for own in blocks:
-        steps[:, :, : own.start, own] = 0.0
-    beside = (Beside([a[:, own.start :, own] for own in blocks], 9.0, True) for a in steps[::-1])
-    for p, found in enumerate(plain_values(beside, 9, (2, 6), EPS)):
-        products = accumulate(steps[::-1, p], np.matmul)
-        norms = [np.log10(np.linalg.norm(product, 2)) for product in products]
-        np.testing.assert_allclose(found.log10_norm_by_lag, norms, atol=1e-12)
