@@ -167,6 +167,7 @@ def sweep(settings: Sweeping) -> Sweep:
 
 def points_of_grid(settings: Sweeping, budgets: Sequence[MetricBudget] = ()) -> Points:
     """The points of a grid, ready to be measured."""
+    from gradscope.gate.metrics import least
     from gradscope.grid.axes import axes_of, check_fixed
     from gradscope.grid.points import Points
     from gradscope.grid.probe import light_probe, whole_analysis
@@ -177,7 +178,7 @@ def points_of_grid(settings: Sweeping, budgets: Sequence[MetricBudget] = ()) -> 
     fixed = {name: value for name, value in given.items() if not is_default(value, default[name])}
     axes = axes_of(settings.grid)
     check_fixed(axes, fixed)
-    fixed["only"] = settings.measured([axis.name for axis in axes])
+    fixed["only"] = settings.measured([axis.name for axis in axes], least([one.measured for one in budgets]))
     light = fixed["only"] == "gain"
     measure = (light_probe if light else whole_analysis)(_prepare, _analyzed)
     return Points(axes, fixed, measure, budgets, light=light)

@@ -32,6 +32,9 @@ SCHEMAS = {
     "sweep": ("gradscope.grid", "sweep.schema.json", "a row of sweep --format jsonl, and of merge"),
     "track": ("gradscope.track", "track.schema.json", "a row of track --format jsonl, and of merge"),
 }
+# Of these the parts that are alike, as "$defs", are in a file of their own.
+_ROWS = ("sweep", "track")
+_PARTS_OF_ROWS = ("gradscope.report", "parts_of_rows.json")
 
 
 def schema(name: str = "analysis") -> dict[str, Any]:
@@ -44,6 +47,10 @@ def schema(name: str = "analysis") -> dict[str, Any]:
     if plain not in SCHEMAS:
         hint = did_you_mean(plain, SCHEMAS) or f", expected one of {listed(sorted(SCHEMAS), most=20)}"
         raise InputError(f"no schema is called {quoted(name)}{hint}")
-    package, file, _ = SCHEMAS[plain]
+    found = _read(*SCHEMAS[plain][:2])
+    return {**found, "$defs": _read(*_PARTS_OF_ROWS)} if plain in _ROWS else found
+
+
+def _read(package: str, file: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(resources.files(package).joinpath(file).read_text("utf-8"))
     return found

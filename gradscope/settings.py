@@ -558,6 +558,28 @@ class Settings:
         """The thresholds; raises InputError where they cannot be meant."""
         return Policy(self.vanishing_below, self.exploding_above)
 
+    @classmethod
+    def without(cls) -> Mapping[str, str]:
+        """{field that is not asked here: why, and what to do instead, as it follows the option's name}."""
+        return {}
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The fields that are asked here."""
+        return tuple(one.name for one in fields(cls) if one.name not in cls.without())
+
+    def check(self) -> None:
+        """Raise InputError for what is given and not asked here."""
+        for name in self._given(self.without()):
+            raise InputError(f"{as_option(name)} {self.without()[name]}")
+
+    def _given(self, names: Iterable[str]) -> list[str]:
+        """Those of these options that say more than their default."""
+        default = {one.name: one.default for one in fields(self)}
+        given = {name: getattr(self, name) for name in names}
+        nothing = {name for name, value in given.items() if isinstance(value, Mapping) and not value}
+        return [name for name in given if name not in nothing and not is_default(given[name], default[name])]
+
 
 # What is about an analysis alone.
 _ANALYSIS_ONLY = (
@@ -598,18 +620,14 @@ class Suggesting(Settings):
     )
 
     @classmethod
-    def names(cls) -> tuple[str, ...]:
-        """The fields that suggestions are asked by."""
-        return tuple(one.name for one in fields(cls) if one.name not in _ANALYSIS_ONLY)
+    def without(cls) -> Mapping[str, str]:
+        """What is about an analysis alone."""
+        why = "is about an analysis, suggestions are of the whole chain: leave it out"
+        return dict.fromkeys(_ANALYSIS_ONLY, why)
 
     def check(self) -> None:
-        """Raise InputError for what is about an analysis alone, and for two targets."""
-        for one in fields(self):
-            if one.name in _ANALYSIS_ONLY and getattr(self, one.name) is not one.default:
-                raise InputError(
-                    f"{as_option(one.name)} is about an analysis, suggestions are of the whole chain: "
-                    "leave it out"
-                )
+        """Raise InputError also for two targets."""
+        super().check()
         if self.horizon is not None and self.target != "stable":
             raise InputError(f"{as_option('horizon')} and {as_option('target')} are two targets: give one")
 
@@ -646,31 +664,26 @@ class Repairing(Suggesting):
     in_place: bool = option(False, "Repair", "Write the checkpoint itself again.")
 
     @classmethod
-    def names(cls) -> tuple[str, ...]:
-        """The fields that a repair is asked by."""
-        without = (*_ANALYSIS_ONLY, *_FRESH)
-        return tuple(one.name for one in fields(cls) if one.name not in without)
+    def without(cls) -> Mapping[str, str]:
+        """Also what is about a fresh cell."""
+        why = "changes the weights before they are read: leave it out, or set a knob"
+        return {**super().without(), **dict.fromkeys(_FRESH, why)}
 
     def check(self) -> None:
-        """Raise InputError also for what is about a fresh cell, and where no file is to be written."""
+        """Raise InputError also where no file is to be written."""
         super().check()
-        for name in _FRESH:
-            if getattr(self, name) not in (None, {}):
-                raise InputError(f"{as_option(name)} changes the weights before they are read: leave it out")
         if self.checkpoint is None:
             raise InputError("repair writes a checkpoint again: give its file")
         if (self.output is None) == (not self.in_place):
             raise InputError("give the new file as -o FILE, or --in-place, not both")
 
 
-# What no row of a grid can tell, and where it is told.
-_NO_ROW = {
-    "sensitivity": "a number for every parameter, which no row holds: leave it out, and give it to gradscope "
-    "analyze at one point",
-    "suggest": "analyses of its own at every point, which no row holds: leave it out, and ask gradscope "
-    "suggest at one point",
-    "distributed": "one analysis shared by several processes: leave it out, and deal the points out by shard",
-    "plan": "what one analysis says before it: leave it out",
+# What no row can tell, of a point of a grid or of a checkpoint, and where it is told.
+NO_ROW = {
+    "sensitivity": "is a number for every parameter, which no row holds: gradscope analyze tells it of one",
+    "suggest": "is analyses of its own, which no row holds: gradscope suggest tells of one",
+    "distributed": "shares one analysis between processes: leave it out, and deal the rows out by --shard",
+    "plan": "is what one analysis says before it: leave it out",
 }
 # What asks for more than the gain: for the analysis of everything, or of the paths at least.
 _LAWS = ("h_detach", "recurrent_dropout", "zoneout")
@@ -703,17 +716,15 @@ class Sweeping(Settings):
     )
 
     @classmethod
-    def names(cls) -> tuple[str, ...]:
-        """The fields that a sweep is asked by."""
-        return tuple(one.name for one in fields(cls) if one.name not in _NO_ROW)
+    def without(cls) -> Mapping[str, str]:
+        """What no row can tell."""
+        return NO_ROW
 
-    def check(self) -> None:
-        """Raise InputError for what no row can tell."""
-        for name in self._given(_NO_ROW):
-            raise InputError(f"{as_option(name)} is {_NO_ROW[name]}")
+    def measured(self, axes: Sequence[str], limits: Only = "gain") -> Only:
+        """How much is measured at a point, where these options are the axes; raises InputError for less.
 
-    def measured(self, axes: Sequence[str]) -> Only:
-        """How much is measured at a point, where these options are the axes; raises InputError for less."""
+        limits : how much the limits want that every point is held to.
+        """
         if "masks" in axes and not self._given(_LAWS) and not {*_LAWS} & {*axes}:
             raise InputError(f"masks are an axis, but there are none: give {as_option(_LAWS[0])}, say")
         training, values = (
@@ -721,18 +732,20 @@ class Sweeping(Settings):
             for names in (OF_TRAINING, _OF_VALUES)
         )
         least: Only = "all" if training else "paths" if values else "gain"
-        order = get_args(Only)
-        if self.only is not None and order.index(self.only) < order.index(least):
+        order: tuple[Only, ...] = get_args(Only)
+        if self.only is None:
+            return max(least, limits, key=order.index)
+        if order.index(self.only) < order.index(least):
             raise InputError(
                 f"{as_option((training or values)[0])} is given, but {as_option('only')} {self.only} does "
                 f"not measure what it changes: leave one of them out, or give {as_option('only')} {least}"
             )
-        return self.only or least
-
-    def _given(self, names: Iterable[str]) -> list[str]:
-        """Those of these options that say more than their default."""
-        default = {one.name: one.default for one in fields(self)}
-        return [name for name in names if not is_default(getattr(self, name), default[name])]
+        if order.index(self.only) < order.index(limits):
+            raise InputError(
+                f"a limit is of what {as_option('only')} {self.only} does not measure: leave one of them "
+                f"out, or give {as_option('only')} {limits}"
+            )
+        return self.only
 
 
 # -- the same for Python ----------------------------------------------------------------------------

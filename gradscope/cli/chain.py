@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 
+from gradscope.cli.elsewhere import as_flags
 from gradscope.cli.group import Command
 from gradscope.cli.options import BARE, Output, finish, options, pick
-from gradscope.settings import Policy
+from gradscope.settings import Policy, Settings
+
+_NOT_HERE = dict.fromkeys(
+    (one.name for one in fields(Settings)),
+    "is about a cell or a checkpoint, FILE has Jacobians that are there: gradscope analyze takes it",
+)
 
 
-@click.command(cls=Command, short_help="Measure the product of a stack of Jacobians.")
+@click.command(
+    cls=Command,
+    short_help="Measure the product of a stack of Jacobians.",
+    lacking=as_flags(_NOT_HERE),
+)
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--top", type=int, metavar="K", help="The K largest singular values only (default all).")
 @options(Policy)

@@ -16,6 +16,7 @@ from click.core import ParameterSource
 
 from gradscope.cli.analyze import uncollected
 from gradscope.cli.defaults import set_defaults
+from gradscope.cli.elsewhere import as_flags
 from gradscope.cli.group import Command, SectionedOption
 from gradscope.cli.kept_rows import SHARD, coming, dealt, journal_at, say_line, shard_here
 from gradscope.cli.options import (
@@ -48,10 +49,13 @@ _OUTPUT = tuple(
     for one in fields(Output)
     if one.name not in ("fail_on", "lags", "details", "embed_data", "output")
 )
-# --config is here the file of budgets; --distributed is of a single analysis.
-_SETTINGS = tuple(
-    one.name for one in fields(Settings) if one.name not in ("config", "distributed", "suggest")
-)
+_NOT_HERE = {
+    "fail_on": "fails by verdict, check by limits: give --max log10_norm=3 and --min log10_norm=-3, say",
+    "distributed": "shares one analysis between processes: leave it out, or deal analyses out by --shard",
+    "suggest": "adds to an analysis what to do about it: gradscope suggest tells it of one",
+}
+# --config is here the file of budgets.
+_SETTINGS = tuple(one.name for one in fields(Settings) if one.name != "config" and one.name not in _NOT_HERE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +119,10 @@ _MOST_USED = (
 
 
 @click.command(
-    cls=Command, short_help="Hold analyses to budgets: exit 1 if one is broken.", most_used=_MOST_USED
+    cls=Command,
+    short_help="Hold analyses to budgets: exit 1 if one is broken.",
+    most_used=_MOST_USED,
+    lacking=as_flags(_NOT_HERE),
 )
 @click.option(
     "--config",
@@ -156,8 +163,9 @@ def check(**given: Any) -> int:
       "change.rate" = {max = 0.01}   # from a baseline, up or down
 
     Metrics: log10_norm, rate, horizon and log10_largest_gain, each of a path (horizon.carousel) or a layer
-    (rate.encoder.l0) too; share.R_o, saturated.f, clip_factor. Options given here go before the file's.
-    Exit 1: a budget is broken; 2: none is, but something could not be measured.
+    (rate.encoder.l0) too; share.R_o, saturated.f; of a loss log10_gradient, clip_factor, tbptt_bias; of masks
+    masked_log10_norm, masked_rate, masked_horizon. Options given here go before the file's. Exit 1: a budget
+    is broken; 2: none is, but something could not be measured.
     """
     gate, process = pick(Gate, given), pick(Process, given)
     output = replace(pick(Output, given), output=file_unless_stdout(gate.output) if gate.output else None)

@@ -9,8 +9,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from gradscope.cli.elsewhere import why_not
 from gradscope.config_file import ConfigFile, find_config
-from gradscope.errors import InputError, did_you_mean, quoted, shown
+from gradscope.errors import InputError, did_you_mean, flag, quoted, shown
 
 # What ``check`` reads of the file: the table of its analyses, and the file that changes are counted from.
 ANALYSES = "analyses"
@@ -57,7 +58,9 @@ def _check_environment(ctx: click.Context) -> None:
     for variable in os.environ:
         name = variable.removeprefix(prefix)
         if name != variable and name not in known:
-            hint = did_you_mean(name, known).replace("you mean ", f"you mean {prefix}")
+            hint = why_not(ctx.command, ctx, flag(name.lower())) or did_you_mean(name, known).replace(
+                "you mean ", f"you mean {prefix}"
+            )
             raise InputError(f"{shown(variable)} is set, but {ctx.command_path} has no such option{hint}")
 
 
@@ -71,10 +74,9 @@ def _of_command(found: ConfigFile, ctx: click.Context) -> dict[str, Any]:
         )
     for key in own:
         if key not in params:
-            raise InputError(
-                f"{shown(found.path)}: {name}.{shown(key)} is no option of {ctx.command_path}"
-                f"{did_you_mean(key.replace('-', '_'), params)} (as Python spells it)"
-            )
+            here = f"{shown(found.path)}: {name}.{shown(key)} is no option of {ctx.command_path}"
+            near = f"{did_you_mean(key.replace('-', '_'), params)} (as Python spells it)"
+            raise InputError(f"{here}{why_not(ctx.command, ctx, flag(key)) or near}")
     shared = {key: value for key, value in _shared(found, ctx) if key in params}
     return {key: _value(found, params[key], value) for key, value in (shared | own).items()}
 

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from gradscope.cli.defaults import origin, set_defaults, settable
+from gradscope.cli.elsewhere import why_not
 from gradscope.cli.streams import delivering
 from gradscope.errors import ExitCode, did_you_mean
 
@@ -26,10 +27,15 @@ _EXAMPLES = 5
 
 @contextlib.contextmanager
 def nearest_option(command: click.Command, ctx: click.Context) -> Iterator[None]:
-    """Answer a misspelt option with those that it begins, else the nearest: click says --help for --cel."""
+    """Answer an option of other commands with why it is none here, a misspelt one with the nearest.
+
+    The nearest are those that it begins: click says --help for --cel.
+    """
     try:
         yield
     except click.NoSuchOption as error:
+        if elsewhere := why_not(command, ctx, error.option_name):
+            raise click.UsageError(f"no such option {error.option_name}{elsewhere}", ctx) from error
         options = [flag for param in command.get_params(ctx) for flag in param.opts if flag.startswith("--")]
         hint = did_you_mean(error.option_name, options, most=3)
         raise click.UsageError(f"no such option {error.option_name}{hint}", ctx) from error
@@ -69,13 +75,17 @@ class Command(click.Command):
 
     Options that are not given are looked for in the environment and in the settings file (cli/defaults.py).
     most_used : of many options those that ``-h`` shows, by their flags; ``--help`` has all, by section.
+    lacking : {option of other commands: why it is none here, said after "it"}.
     """
 
     context_class = _Context
 
-    def __init__(self, *args: Any, most_used: Sequence[str] = (), **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, most_used: Sequence[str] = (), lacking: Mapping[str, str] = {}, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._most_used, self._brief = tuple(most_used), None
+        self.lacking = lacking
         if most_used:
             self.context_settings["help_option_names"] = ["--help"]
             self._brief = click.Option(

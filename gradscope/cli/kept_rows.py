@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -136,6 +136,18 @@ def read_rows(path: Path) -> list[Row]:
             f"{shown(path)}: no rows, expected those of gradscope sweep or track (-o, --format jsonl)"
         )
     return deduplicated(journal.rows)
+
+
+def say_ended(ended: Mapping[str, Sequence[str]], count: int, schema: str) -> None:
+    """What became of which of all rows, where it became of any: {"not measured": their names}."""
+    for what, which in ended.items():
+        if which:
+            some = "; ".join(map(shown, which[:_NAMED])) + "; ..." * (len(which) > _NAMED)
+            say_line(f"{what}: {len(which)} of {count} {KINDS[schema].many} ({some})")
+
+
+# Rows that are named where something is said of many.
+_NAMED = 3
 
 
 def say_missing(places: Sequence[int], of: int, schema: str) -> None:

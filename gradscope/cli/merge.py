@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradscope.cli.group import Command
-from gradscope.cli.kept_rows import say_line, say_missing
+from gradscope.cli.kept_rows import say_ended, say_line, say_missing
 from gradscope.cli.options import Output, options, pick
 from gradscope.errors import ExitCode, InputError, listed, shown
 from gradscope.report.views import FORMATS
@@ -24,7 +24,6 @@ from gradscope.rows.journal import (
     deduplicated,
     failed,
     missing,
-    row_subject,
     the_only,
 )
 from gradscope.settings import option
@@ -102,12 +101,14 @@ def _merge_checks(journals: Sequence[Journal], output: Output) -> int:
 
 
 def _merge_track(journals: Sequence[Journal], output: Output) -> int:
+    from gradscope.report.row_training import training_columns
     from gradscope.track.tracked import Track, check_row
 
     rows = deduplicated(row for journal in journals for row in journal.rows)
     for row in rows:
         check_row(row)
-    track = Track(tuple(rows), light=all("converged" in row for row in rows if not failed(row)))
+    light = all("converged" in row for row in rows if not failed(row))
+    track = Track(tuple(rows), light=light, training=tuple(training_columns(rows)))
     _say_several(rows)
     output.write(track)
     return _exit_code(track, rows)
@@ -124,9 +125,9 @@ def _merge_sweep(journals: Sequence[Journal], output: Output) -> int:
 
 def _exit_code(whole: Track | Sweep, rows: Sequence[Row]) -> int:
     """As of one process, which has lost what no row is of."""
-    incomplete = not _complete(rows)
-    code = whole.exit_code
-    return ExitCode.judged(broken=code == ExitCode.FINDING, lost=code or incomplete)
+    say_ended(whole.ended(), len(rows), str(rows[0]["schema"]))
+    complete, code = _complete(rows), whole.exit_code
+    return ExitCode.judged(broken=code == ExitCode.FINDING, lost=code or not complete)
 
 
 # What each kind of rows makes, and how.
@@ -158,15 +159,11 @@ def _say_several(rows: Sequence[Row]) -> None:
 
 
 def _complete(rows: Sequence[Row]) -> bool:
-    """Whether all were measured; says which were not, and which rows there should be besides."""
-    schema = str(rows[0]["schema"])
-    errors = [str(row_subject(row)) for row in rows if failed(row)]
-    if errors:
-        say_line(f"not measured: {len(errors)} of {len(rows)} ({listed(errors, most=3)})")
-    found = missing(rows)
+    """Whether there is a row of all; says which there should be besides."""
+    schema, found = str(rows[0]["schema"]), missing(rows)
     if found is None:
         totals = " and of ".join(sorted({str(row.get("of")) for row in rows}))
         say_line(f"rows are of {totals} {KINDS[schema].many}: whether some are missing is not known")
     elif found[0]:
         say_missing(found[0], found[1], schema)
-    return not errors and not (found and found[0])
+    return not (found and found[0])

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from gradscope.cli.advising import advised, pick_given
+from gradscope.cli.elsewhere import as_flags
 from gradscope.cli.group import Command
 from gradscope.cli.options import Output, input_files, options, pick, say_matched
 from gradscope.settings import Repairing
@@ -20,7 +21,10 @@ _OUT = ("format", "color", "fail_on", "quiet")
 
 
 @click.command(
-    cls=Command, most_used=_MOST_USED, short_help="Write a checkpoint with knobs set, and verify it."
+    cls=Command,
+    most_used=_MOST_USED,
+    lacking=as_flags(Repairing.without()),
+    short_help="Write a checkpoint with knobs set, and verify it.",
 )
 @options(Repairing, Repairing.names())
 @options(Output, _OUT)

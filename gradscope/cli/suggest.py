@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from gradscope.cli.advising import advised, pick_given
+from gradscope.cli.elsewhere import as_flags
 from gradscope.cli.group import Command
 from gradscope.cli.options import PAGE, Output, input_files, options, pick, say_matched
 from gradscope.settings import Suggesting
@@ -19,7 +20,10 @@ _OUT = (*PAGE, "fail_on", "quiet")
 
 
 @click.command(
-    cls=Command, most_used=_MOST_USED, short_help="Find settings that reach a gain or a horizon, verified."
+    cls=Command,
+    most_used=_MOST_USED,
+    lacking=as_flags(Suggesting.without()),
+    short_help="Find settings that reach a gain or a horizon, verified.",
 )
 @options(Suggesting, Suggesting.names())
 @options(Output, _OUT)

@@ -11,8 +11,18 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from gradscope.cli.analyze import uncollected
+from gradscope.cli.elsewhere import as_flags
 from gradscope.cli.group import Command
-from gradscope.cli.kept_rows import SHARD, KeptRows, coming, dealt, journal_at, say_line, shard_here
+from gradscope.cli.kept_rows import (
+    SHARD,
+    KeptRows,
+    coming,
+    dealt,
+    journal_at,
+    say_ended,
+    say_line,
+    shard_here,
+)
 from gradscope.cli.options import Output, Process, input_files, options, pick, pick_settings, ready_to_measure
 from gradscope.rows.journal import SWEEP
 from gradscope.settings import Level, Sweeping, option
@@ -44,7 +54,12 @@ _MOST_USED = (
 )
 
 
-@click.command(cls=Command, short_help="Measure a grid of options: a phase diagram.", most_used=_MOST_USED)
+@click.command(
+    cls=Command,
+    short_help="Measure a grid of options: a phase diagram.",
+    most_used=_MOST_USED,
+    lacking=as_flags(Sweeping.without()),
+)
 @options(Sweeping, Sweeping.names())
 @options(Sweeps)
 @options(Output, ("format", "also", "color"))
@@ -85,7 +100,9 @@ def sweep(**given: Any) -> int:
     places = [place for place, _ in dealt(shard, range(count), "points", say)]
     journal = journal_at(sweeps.output, shard, SWEEP, say, input_files(settings))
     output.ready("Sweep", *input_files(settings), *([journal.path] if journal else []))
-    return _ended(_run(sweeps, output, points.tasks(places), count, journal))
+    found = _run(sweeps, output, points.tasks(places), count, journal)
+    say_ended(found.ended(), len(found.points), SWEEP)
+    return found.exit_code
 
 
 def _points(asked: Sweeping, sweeps: Sweeps, process: Process) -> Points:
@@ -120,20 +137,3 @@ def _run(
     found = Sweep(rows, sweeps.fail_on).checked()
     output.write(found, first=not streams)
     return found
-
-
-def _ended(found: Sweep) -> int:
-    """Say what failed, and how to exit."""
-    for what, which in (
-        ("not measured", found.lost()),
-        ("beyond a limit", found.beyond()),
-        ("--fail-on matched", found.matched()),
-    ):
-        if which:
-            many = "; ".join(which[:_NAMED]) + "; ..." * (len(which) > _NAMED)
-            say_line(f"{what}: {len(which)} of {len(found.points)} points ({many})")
-    return found.exit_code
-
-
-# Points that are named where something is said of many.
-_NAMED = 3

@@ -11,13 +11,23 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from gradscope.cli.check import pick_said
+from gradscope.cli.elsewhere import as_flags
 from gradscope.cli.group import Command
-from gradscope.cli.kept_rows import SHARD, KeptRows, coming, dealt, journal_at, say_line, shard_here
+from gradscope.cli.kept_rows import (
+    SHARD,
+    KeptRows,
+    coming,
+    dealt,
+    journal_at,
+    say_ended,
+    say_line,
+    shard_here,
+)
 from gradscope.cli.options import Output, Process, options, pick, ready_to_measure
 from gradscope.config_file import ConfigFile
-from gradscope.errors import InputError, flag, listed, nearest_or_all, quoted, shown
-from gradscope.rows.journal import TRACK, failed, natural
-from gradscope.settings import OF_TRAINING, Level, Settings, option
+from gradscope.errors import InputError, flag, nearest_or_all, quoted, shown
+from gradscope.rows.journal import TRACK, natural
+from gradscope.settings import NO_ROW, OF_TRAINING, Level, Settings, option
 
 if TYPE_CHECKING:
     from gradscope.gate.config import PlannedRun
@@ -26,9 +36,11 @@ if TYPE_CHECKING:
     from gradscope.track.following import Question
     from gradscope.track.tracked import Track
 
-# A checkpoint brings its own sizes, a row says nothing of these, and shards are what many processes share.
-_NOT_HERE = ("checkpoint", "hidden", "input_size", "init", "sensitivity", "suggest", "distributed")
-TRACKED = tuple(one.name for one in fields(Settings) if one.name not in _NOT_HERE)
+_OF_FRESH = "is of a fresh cell, a checkpoint has its own: leave it out"
+_NOT_HERE = {**NO_ROW, **dict.fromkeys(("hidden", "input_size", "init"), _OF_FRESH)}
+TRACKED = tuple(
+    one.name for one in fields(Settings) if one.name != "checkpoint" and one.name not in _NOT_HERE
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +90,12 @@ _MOST_USED = (
 )
 
 
-@click.command(cls=Command, short_help="Measure the checkpoints of a run, a row each.", most_used=_MOST_USED)
+@click.command(
+    cls=Command,
+    short_help="Measure the checkpoints of a run, a row each.",
+    most_used=_MOST_USED,
+    lacking=as_flags(_NOT_HERE),
+)
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path())
 @options(Tracking)
 @options(Output, ("format", "also", "color"))
@@ -118,7 +135,9 @@ def track(checkpoints: tuple[str, ...], **given: Any) -> int:
     journal = journal_at(tracking.output, shard, TRACK, say, list(map(Path, names)))
     output.ready("Track", *map(Path, names), *([journal.path] if journal else []))
     question = Question(settings, budgets, tracking.light, planned.places)
-    return _ended(_run(tracking, output, process, question, names, work, journal))
+    found = _run(tracking, output, process, question, names, work, journal)
+    say_ended(found.ended(), len(found.rows), TRACK)
+    return found.exit_code
 
 
 def _planned(name: str | None) -> PlannedRun:
@@ -153,12 +172,13 @@ def _run(
     journal: Journal | None,
 ) -> Track:
     """Every row, written as it comes."""
+    from gradscope.report.row_training import columns_of
     from gradscope.track.following import Checkpoint
     from gradscope.track.track_formats import row_writer
     from gradscope.track.tracked import Track
 
     measure = _measuring(question, compile_cache=process.compile_cache)
-    track = Track((), tracking.fail_on, tracking.light)
+    track = Track((), tracking.fail_on, tracking.light, columns_of(question.settings))
     writer = row_writer(output.format, [name for _, name in work], output.look(), track)
     shows = not tracking.quiet and not (journal and output.format == "jsonl")
     _write(writer.head(_subject(len(work), names, tracking)) if shows else "")
@@ -213,20 +233,3 @@ def _subject(count: int, names: Sequence[str], tracking: Tracking) -> str:
     )
     many = f"{count} of {len(names)}" if count < len(names) else str(count)
     return f"{many} checkpoint{'s' if len(names) != 1 else ''}{how}"
-
-
-def _ended(track: Track) -> int:
-    """Say what failed, and how to exit."""
-    unread = [row["checkpoint"] for row in track.rows if failed(row)]
-    lost = [name for name in track.having("unmeasured") if name not in unread]
-    matched = [row["checkpoint"] for row in track.rows if row.get("verdict") in track.fail_on]
-    broken = track.having_broken()
-    for what, which in (
-        ("not read", unread),
-        ("not measured", lost),
-        ("beyond a limit", broken),
-        ("--fail-on matched", matched),
-    ):
-        if which:
-            say_line(f"{what}: {len(which)} of {len(track.rows)} ({listed(which, most=3)})")
-    return track.exit_code

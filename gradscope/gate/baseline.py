@@ -13,6 +13,7 @@ from gradscope.errors import InputError, about, quoted, reason
 from gradscope.gate.metrics import QUANTITIES, Metric, all_metrics
 from gradscope.report.analysis import SCHEMA as ANALYSIS
 from gradscope.report.analysis import Analysis
+from gradscope.report.numbers import log10_norm_of
 from gradscope.version import __version__
 
 SCHEMA = "gradscope/baseline/1"
@@ -175,10 +176,10 @@ def _of_analysis(told: Mapping[str, Any]) -> dict[str, Entry]:
 
 
 def _in_json(told: Mapping[str, Any], layer: str | None) -> Iterator[Metric]:
+    steps = min(told["problem"].get("lengths") or [told["problem"]["steps"]])
     for chain in told["chains"]:
         part = None if chain["name"] == "full" else str(chain["name"])
         error = max(map(_number, chain["log10_norm_error"]))
-        steps = min(told["problem"].get("lengths") or [told["problem"]["steps"]])
         per = {"log10_norm": 1.0, "log10_largest_gain": 1.0, "rate": math.log(10) / steps}
         for quantity in (name for name, one in QUANTITIES.items() if one.of_chains and name in chain):
             values = tuple(_number(chain[quantity][which]) for which in ("min", "median", "max"))
@@ -188,9 +189,34 @@ def _in_json(told: Mapping[str, Any], layer: str | None) -> Iterator[Metric]:
         each = one.get("sequences", one)["saturated"]
         values = tuple(map(float, each if isinstance(each, list) else [each]))
         yield Metric("saturated", layer, str(gate), values, _known(one.get("saturated_error")))
+    yield from _loss_in_json(told, layer)
+    if masks := told.get("masks"):
+        yield from _masks_in_json(masks, layer, steps)
+
+
+def _loss_in_json(told: Mapping[str, Any], layer: str | None) -> Iterator[Metric]:
+    parts = [told] if told.get("loss") else told.get("layers", ())
+    losses = [part["loss"] for part in parts if part.get("loss")]
+    if norms := [_number(one["log10_norm"]) for loss in losses for one in loss["gradients"]]:
+        yield Metric("log10_gradient", layer, None, (log10_norm_of(norms),))
     if clip := told.get("loss", {}).get("clip"):
         factors = tuple(map(float, clip["sequences"]["factor"]))
         yield Metric("clip_factor", layer, None, factors, _known(clip.get("factor_error")))
+    tbptt = told.get("loss", {}).get("tbptt")
+    if tbptt and tbptt["bias"] is not None:
+        yield Metric("tbptt_bias", layer, None, (float(tbptt["bias"]),))
+
+
+def _masks_in_json(masks: Mapping[str, Any], layer: str | None, steps: int) -> Iterator[Metric]:
+    """Of results that are older the error and the rate are not known."""
+    error = _known(masks.get("log10_norm_error"))
+    norms = tuple(_number(one) for row in masks["log10_norms"] for one in row)
+    yield Metric("masked_log10_norm", layer, None, norms, error)
+    of_rate = None if error is None else error * math.log(10) / steps
+    for quantity, known in (("rate", of_rate), ("horizon", None)):
+        if one := masks.get(quantity):
+            values = tuple(_number(one[which]) for which in ("min", "median", "max"))
+            yield Metric(f"masked_{quantity}", layer, None, values, known)
 
 
 def _shares_in_json(told: Mapping[str, Any], layer: str | None) -> Iterator[Metric]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from gradscope.errors import InputError, listed, nearest_or_all, quoted
 from gradscope.report.chains import horizon
+from gradscope.report.row_training import gradient_norm, losses_of
 from gradscope.settings import Only
 
 if TYPE_CHECKING:
@@ -153,12 +154,11 @@ def _nearest(analysis: Analysis, name: str) -> str:
     order = get_args(Only)
     missing = order.index(least([name])) > order.index(analysis.only)
     less = f" (only = {analysis.only!r} measures no more)" if missing else ""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    if near and name != "clip_factor":
+    if name in QUANTITIES and (ask := QUANTITIES[name].asked_by):
+        return f"give {ask}{less}"
+    if near := difflib.get_close_matches(name, known, n=3, cutoff=0.6):
         return f"did you mean {' or '.join(near)}?{less}"
     quantity = name.partition(".")[0]
-    if quantity == "clip_factor":
-        return f"give clip, and a loss by readout or adjoint{less}"
     of_it = [one for one in known if one.partition(".")[0] == quantity]
     return f"expected {listed(of_it or known)}{less}"
 
@@ -247,20 +247,52 @@ def _saturated(analysis: Analysis, gate: str | None) -> Found | None:
     return values.tolist(), max(one["saturated_error"] for one in some)
 
 
+def _gradient(analysis: Analysis, part: str | None) -> Found | None:
+    """Norm of a loss's gradient by all parameters, of all sequences together; its error is not estimated."""
+    losses = losses_of(analysis)
+    return ([gradient_norm(losses)], None) if losses and part is None else None
+
+
 def _clip_factor(analysis: Analysis, part: str | None) -> Found | None:
-    """What clipping leaves of every sequence's gradient, 1 where it does not act; needs --clip and a loss."""
+    """What clipping leaves of every sequence's gradient, 1 where it does not act."""
     clip = analysis.loss.clip if analysis.loss else None
     return None if clip is None or part is not None else (clip.factor.tolist(), clip.factor_error)
 
 
+def _tbptt_bias(analysis: Analysis, part: str | None) -> Found | None:
+    """What truncation takes of the gradient of the recurrent matrices, of all sequences together."""
+    tbptt = analysis.loss.tbptt if analysis.loss else None
+    return None if tbptt is None or part is not None else ([tbptt.at(tbptt.main)[0]], None)
+
+
+def _of_masks(
+    read: Callable[[Chain, Analysis], Found | None],
+) -> Callable[[Analysis, str | None], Found | None]:
+    """Of every sequence and every mask that was drawn for it."""
+
+    def find(analysis: Analysis, part: str | None) -> Found | None:
+        return None if analysis.masks is None or part is not None else read(analysis.masks.drawn, analysis)
+
+    return find
+
+
 @dataclass(frozen=True)
 class Quantity:
-    """What can be measured: its unit, what there is to measure for it, and how it is read of an analysis."""
+    """What can be measured.
+
+    unit : "" where it is a part of 1; needs : what there is to measure for it; read : of an analysis, or of a
+    part of it; of_chains : whether it is of every path too; asked_by : the options that have it measured.
+    """
 
     unit: str
     needs: Only
     read: Callable[[Analysis, str | None], Found | None]
     of_chains: bool = False
+    asked_by: str = ""
+
+
+_LOSS = "a loss by readout or adjoint"
+_MASKS = "masks by h_detach, recurrent_dropout or zoneout"
 
 
 QUANTITIES: Mapping[str, Quantity] = {
@@ -270,5 +302,10 @@ QUANTITIES: Mapping[str, Quantity] = {
     "log10_largest_gain": Quantity("decades", "gain", _of_chain(_largest_gain), of_chains=True),
     "share": Quantity("", "paths", _share),
     "saturated": Quantity("", "all", _saturated),
-    "clip_factor": Quantity("", "all", _clip_factor),
+    "log10_gradient": Quantity("decades", "all", _gradient, asked_by=_LOSS),
+    "clip_factor": Quantity("", "all", _clip_factor, asked_by=f"clip, and {_LOSS}"),
+    "tbptt_bias": Quantity("", "all", _tbptt_bias, asked_by=f"tbptt, and {_LOSS}"),
+    "masked_log10_norm": Quantity("decades", "all", _of_masks(_norm), asked_by=_MASKS),
+    "masked_rate": Quantity("nats per step", "all", _of_masks(_rate), asked_by=_MASKS),
+    "masked_horizon": Quantity("steps", "all", _of_masks(_horizon), asked_by=_MASKS),
 }

@@ -16,7 +16,7 @@ from gradscope.grid.curve_view import drawn
 from gradscope.grid.sweep import Sweep
 from gradscope.report.page import bullet, fitted, note, page, prose, section
 from gradscope.report.phase import MOST_PHASES, RATE, Phase, phases, shown_quantity
-from gradscope.report.row_training import said_of_column, training_columns
+from gradscope.report.row_training import said_in_column, said_of_column, training_columns
 from gradscope.report.table import STYLES
 from gradscope.report.terminal import Terminal
 from gradscope.report.verdict import scientific
@@ -219,16 +219,10 @@ def _listed(rows: Sequence[Row], terminal: Terminal) -> RenderableType:
         columns["theory"] = [_number(row, "theory_rate", "+.4f") for row in some]
     columns["horizon"] = [_number(row, "horizon", "g") for row in some]
     for name, values in training_columns(some).items():
-        columns[said_of_column(name)] = [_of_training(name, value) for value in values]
+        columns[said_of_column(name)] = [said_in_column(name, value) for value in values]
     columns["verdict"] = [str(row.get("verdict") or "not measured") for row in some]
-    left = ("theory", "masked verdict", "masked horizon", "horizon", "rate")
+    left = ("theory", "masked rate", "masked verdict", "masked horizon", "horizon", "rate")
     return fitted(columns, terminal, folds="point", dispensable=left, styles=STYLES)
-
-
-def _of_training(name: str, value: Any) -> str:
-    if value is None or isinstance(value, str):
-        return value or "-"
-    return scientific(value) if name.endswith(("gradient", "norm")) else f"{value:.4g}"
 
 
 def _gain(row: Row) -> str:

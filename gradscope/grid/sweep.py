@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,19 +66,19 @@ class Sweep:
     @property
     def exit_code(self) -> int:
         """1 where a limit is broken or a verdict matched, else 2 where something could not be measured."""
-        return ExitCode.judged(broken=self.beyond() or self.matched(), lost=self.lost())
+        lost, beyond, matched = self.ended().values()
+        return ExitCode.judged(broken=beyond or matched, lost=lost)
 
-    def beyond(self) -> list[str]:
-        """The points at which a limit is broken."""
-        return [str(row["point"]) for row in self.points if _having(row, "error")]
-
-    def lost(self) -> list[str]:
-        """The points that could not be measured, or of which a limit could not."""
-        return [str(row["point"]) for row in self.points if failed(row) or _having(row, "unmeasured")]
-
-    def matched(self) -> list[str]:
-        """The points that have a verdict of ``fail_on``."""
-        return [str(row["point"]) for row in self.points if row.get("verdict") in self.fail_on]
+    def ended(self) -> dict[str, list[str]]:
+        """{what became of some: these points}, of all that fails."""
+        kinds: dict[str, Callable[[Row], bool]] = {
+            "not measured": lambda row: failed(row) or _having(row, "unmeasured"),
+            "beyond a limit": lambda row: _having(row, "error"),
+            "--fail-on matched": lambda row: row.get("verdict") in self.fail_on,
+        }
+        return {
+            what: [str(row["point"]) for row in self.points if became(row)] for what, became in kinds.items()
+        }
 
     def figure(self, size: str = "column") -> Picture:
         """The phase diagram; size : as of ``gradscope plot``. Raises InputError where no axis is numeric."""

@@ -46,6 +46,8 @@ class MaskedGains:
             "count": self.count,
             "seed": self.seed,
             "log10_norm": vars(self.drawn.log10_norm),
+            "log10_norm_error": self.drawn.log10_norm_error,
+            "rate": vars(self.drawn.rate),
             "log10_spread": list(self.log10_spread),
             "horizon": vars(self.drawn.horizon),
             "log10_norms": [row.tolist() for row in _gains(self.drawn).reshape(-1, self.count)],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from gradscope.errors import InputError
@@ -90,3 +90,11 @@ def _rows(layer: str, analysis: Analysis) -> Iterator[dict[str, Any]]:
 def json_number(value: Any) -> Any:
     """A number that JSON knows, else None."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def log10_norm_of(parts: Sequence[float]) -> float:
+    """log10 of the norm of what has parts of these norms, as log10 too, however small or large."""
+    largest = max(parts, default=-math.inf)
+    if not math.isfinite(largest):
+        return largest
+    return largest + 0.5 * math.log10(sum(100.0 ** (one - largest) for one in parts))

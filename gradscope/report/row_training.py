@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradscope.report.numbers import json_number
-from gradscope.report.verdict import level
+from gradscope.report.numbers import json_number, log10_norm_of
+from gradscope.report.verdict import level, scientific
 
 if TYPE_CHECKING:
-    from gradscope.custom_types import Array
     from gradscope.measure.clipping import Clipping
     from gradscope.measure.loss import LossGradient
     from gradscope.measure.truncation import Truncation
@@ -26,17 +24,26 @@ def training_numbers(analysis: Analysis) -> dict[str, Any]:
 
     Medians over the sequences, logarithms of what is zero None; of two directions the gradients together.
     """
-    parts = (analysis,) if analysis.loss else analysis.layers
-    losses = [part.loss for part in parts if part.loss]
+    losses = losses_of(analysis)
     return {
         **({"loss": _loss(losses)} if losses else {}),
         **({"masks": _masks(analysis)} if analysis.masks else {}),
     }
 
 
+def losses_of(analysis: Analysis) -> list[LossGradient]:
+    """The gradient of its loss, of two directions one of each; empty without a loss."""
+    parts = (analysis,) if analysis.loss else analysis.layers
+    return [part.loss for part in parts if part.loss]
+
+
+def gradient_norm(losses: Sequence[LossGradient]) -> float:
+    """log10 of the norm of a gradient by all parameters, of all its sequences and directions together."""
+    return log10_norm_of([norm for one in losses for norm in one.log10_gradients.values()])
+
+
 def _loss(losses: list[LossGradient]) -> dict[str, Any]:
-    norms = np.array([norm for one in losses for norm in one.log10_gradients.values()])
-    found: dict[str, Any] = {"at": losses[0].at, "log10_gradient": json_number(_together(norms))}
+    found: dict[str, Any] = {"at": losses[0].at, "log10_gradient": json_number(gradient_norm(losses))}
     if len(losses) > 1:
         return found
     (loss,) = losses
@@ -45,14 +52,6 @@ def _loss(losses: list[LossGradient]) -> dict[str, Any]:
     if recurrent := loss.kinds.get("R"):
         found["reach"] = loss.lag_within(0.5, recurrent)
     return found | _clip(loss.clip) | _tbptt(loss.tbptt)
-
-
-def _together(norms: Array) -> float:
-    """log10 of the norm of what has these norms, however small or large."""
-    largest = float(norms.max(initial=-math.inf))
-    if not math.isfinite(largest):
-        return largest
-    return largest + 0.5 * math.log10(float((100.0 ** (norms - largest)).sum()))
 
 
 def _clip(clip: Clipping | None) -> dict[str, Any]:
@@ -105,6 +104,7 @@ COLUMNS = {
     "clip_factor": ("loss.clip", "factor", "clipped to"),
     "tbptt_bias": ("loss.tbptt", "bias", "bias"),
     "masked_log10_norm": ("masks", "log10_norm", "masked gain"),
+    "masked_rate": ("masks", "rate", "masked rate"),
     "masked_horizon": ("masks", "horizon", "masked horizon"),
     "masked_verdict": ("masks", "verdict", "masked verdict"),
 }
@@ -124,6 +124,34 @@ def training_columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
     return {name: [one.get(COLUMNS[name][1]) for one in each] for name, each in parts.items() if any(each)}
 
 
+def columns_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The columns that rows of analyses with these settings have."""
+    given = {name for name, value in settings.items() if value is not None}
+    loss = bool(given & {"readout", "adjoint"})
+    asked = {
+        "loss": loss,
+        "loss.clip": loss and "clip" in given,
+        "loss.tbptt": loss and "tbptt" in given,
+        "masks": bool(given & {"h_detach", "recurrent_dropout", "zoneout"}),
+    }
+    return tuple(name for name, (part, _, _) in COLUMNS.items() if asked[part])
+
+
+def value_of(row: Row, column: str) -> Any:
+    """What a row has in a column, None where it has nothing."""
+    part, name, _ = COLUMNS[column]
+    return part_of(row, part).get(name)
+
+
 def said_of_column(column: str) -> str:
     """What people call it."""
     return COLUMNS[column][2]
+
+
+def said_in_column(column: str, value: Any) -> str:
+    """What stands there for people."""
+    if value is None or isinstance(value, str):
+        return value or "-"
+    if column.endswith(("gradient", "norm")):
+        return scientific(value)
+    return format(value, "+.4f" if column.endswith("rate") else ".4g")

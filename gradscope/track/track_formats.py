@@ -11,15 +11,13 @@ from typing import Protocol
 
 from gradscope.errors import shown
 from gradscope.report.markdown import as_markdown, bullets, markdown_table, sections
+from gradscope.report.row_training import value_of
 from gradscope.report.views import Look, render
 from gradscope.rows.journal import Row
 from gradscope.track.track_table import TrackTable, table_of_rows
 from gradscope.track.tracked import Track, checks_in
 
-_COLUMNS = (
-    *("checkpoint", "log10_norm", "log10_norm_error", "rate", "horizon", "log10_largest_gain", "saturated"),
-    *("verdict", "error"),
-)
+_NUMBERS = ("log10_norm", "log10_norm_error", "rate", "horizon", "log10_largest_gain", "saturated")
 
 
 class RowWriter(Protocol):
@@ -38,10 +36,10 @@ class RowWriter(Protocol):
 def row_writer(name: str, checkpoints: Sequence[str], look: Look, whole: Track) -> RowWriter:
     """What writes the format of this name; whole : what the rows are to be part of."""
     if name == "table":
-        return TrackTable(checkpoints, look.terminal, light=whole.light)
+        return TrackTable(checkpoints, look.terminal, light=whole.light, training=whole.training)
     if name == "jsonl":
         return JsonLines()
-    return CsvLines() if name == "csv" else Whole(name, look, whole)
+    return CsvLines(whole.training) if name == "csv" else Whole(name, look, whole)
 
 
 @dataclass(frozen=True)
@@ -81,16 +79,24 @@ class JsonLines:
         return ""
 
 
+@dataclass(frozen=True)
 class CsvLines:
-    """A line of headings, and a line a row (RFC 4180, but lines end as text does)."""
+    """A line of headings, and a line a row (RFC 4180, but lines end as text does).
+
+    training : the columns of training that there are, see ``report.row_training``.
+    """
+
+    training: Sequence[str] = ()
 
     def head(self, said: str) -> str:
         """The headings."""
-        return _csv(_COLUMNS)
+        return _csv(["checkpoint", *_NUMBERS, *self.training, "verdict", "error"])
 
     def line(self, row: Row) -> str:
         """What of the row is one number or one text."""
-        return _csv([row.get(name) for name in _COLUMNS])
+        training = [value_of(row, name) for name in self.training]
+        numbers = [row.get(name) for name in _NUMBERS]
+        return _csv([row["checkpoint"], *numbers, *training, row.get("verdict"), row.get("error")])
 
     def foot(self, rows: Sequence[Row]) -> str:
         """Nothing."""
@@ -144,5 +150,5 @@ def track_markdown(track: Track, look: Look) -> str:
     ]
     said += [f"{row['checkpoint']}: {row['error']}" for row in track.rows if row.get("error")]
     names = {"checkpoint": [shown(row["checkpoint"]) for row in track.rows]}
-    table = markdown_table(names | table_of_rows(track.rows, light=track.light))
+    table = markdown_table(names | table_of_rows(track.rows, light=track.light, training=track.training))
     return sections(f"**{word}**: {as_markdown(rest)}\n", bullets(said), table)

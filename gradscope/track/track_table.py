@@ -15,6 +15,7 @@ from gradscope.errors import shown
 from gradscope.gate.budgets import Check
 from gradscope.gate.checks_table import OUTCOMES
 from gradscope.report.page import page, section
+from gradscope.report.row_training import said_in_column, said_of_column, training_columns, value_of
 from gradscope.report.sparkline import sparkline
 from gradscope.report.table import STYLES
 from gradscope.report.terminal import Terminal
@@ -76,19 +77,34 @@ _LIGHT = (Column("settled", 7, _settled),)
 _LAST = Column("verdict", 10, _level)
 
 
-def table_of_rows(rows: Sequence[Row], *, light: bool) -> dict[str, list[str]]:
+def _of_training(name: str) -> Column:
+    """A column of what training makes of the gradient; as wide as its heading and its longest number."""
+    heading = said_of_column(name)
+    return Column(heading, max(len(heading), 9), lambda row: said_in_column(name, value_of(row, name)))
+
+
+def table_of_rows(rows: Sequence[Row], *, light: bool, training: Sequence[str]) -> dict[str, list[str]]:
     """Heading and cells of every column."""
-    columns = (*_ALWAYS, *_WHERE_ROOM, *(_LIGHT if light else _WHOLE), _LAST)
+    more = map(_of_training, training)
+    columns = (*_ALWAYS, *_WHERE_ROOM, *more, *(_LIGHT if light else _WHOLE), _LAST)
     return {one.heading: [one.cell(row) for row in rows] for one in columns}
 
 
 class TrackTable:
     """Lines for a terminal, one by one.
 
-    names : of all checkpoints; light : whether gain and horizon alone are known.
+    names : of all checkpoints; light : whether gain and horizon alone are known; training : the columns
+    that were asked for besides, which go before those that always are.
     """
 
-    def __init__(self, names: Sequence[str], terminal: Terminal, *, light: bool = False) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        terminal: Terminal,
+        *,
+        light: bool = False,
+        training: Sequence[str] = (),
+    ) -> None:
         self._terminal = terminal
         folder = os.path.commonpath([os.path.dirname(name) for name in names]) if _relative(names) else ""  # noqa: PTH120
         self.folder = folder
@@ -96,7 +112,7 @@ class TrackTable:
         self._suffix = suffixes.pop() if len(suffixes) == 1 else ""
         columns = [*_ALWAYS]
         longest = min(max((len(self._called(name)) for name in names), default=0), _LONGEST_NAME)
-        for more in (*_WHERE_ROOM, *(_LIGHT if light else _WHOLE)):
+        for more in (*map(_of_training, training), *_WHERE_ROOM, *(_LIGHT if light else _WHOLE)):
             if _total([*columns, more]) + max(_NAME, longest) <= terminal.width:
                 columns.append(more)
         self._columns = [*columns, _LAST]
@@ -161,6 +177,20 @@ def _courses(rows: Sequence[Row]) -> Iterator[tuple[str, list[float | None], str
         if name in sorted(size, key=lambda name: -size[name])[:_PATHS]:
             yield f"share {shown(name)}"[:16], shares[name], "z.0%"
     yield "saturated", [row.get("saturated") for row in rows], ".1%"
+    for name, values in training_columns(rows).items():
+        if name in _COURSES:
+            label, digits = _COURSES[name]
+            yield label, values, digits
+
+
+# What training makes of the gradient: what its course is called, and how its numbers are written.
+_COURSES = {
+    "log10_gradient": ("log10 |dL/dp|", ".2f"),
+    "clip_factor": ("clipped to", ".4g"),
+    "tbptt_bias": ("bias", ".4g"),
+    "masked_log10_norm": ("log10 masked gain", ".2f"),
+    "masked_horizon": ("masked horizon", "g"),
+}
 
 
 def _broken(check: Check) -> RenderableType:

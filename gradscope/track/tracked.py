@@ -11,6 +11,7 @@ from gradscope.gate.budgets import Check, Outcome
 from gradscope.gate.findings import Finding, Measure
 from gradscope.gate.metrics import QUANTITIES
 from gradscope.gate.places import BudgetPlace
+from gradscope.report.row_training import COLUMNS, value_of
 from gradscope.report.verdict import scientific
 from gradscope.rows.journal import Row, failed
 from gradscope.track.rows import told_place
@@ -24,12 +25,14 @@ _MEASURES = ("log10_norm", "rate", "horizon", "log10_largest_gain", "saturated")
 class Track:
     """Rows of checkpoints.
 
-    fail_on : verdicts that are errors; light : whether gain and horizon alone were measured.
+    fail_on : verdicts that are errors; light : whether gain and horizon alone were measured; training : the
+    columns that they have besides, see ``report.row_training``.
     """
 
     rows: tuple[Row, ...] = ()
     fail_on: tuple[str, ...] = ()
     light: bool = False
+    training: tuple[str, ...] = ()
 
     def of(self, rows: Sequence[Row]) -> Track:
         """The same of these rows."""
@@ -44,11 +47,21 @@ class Track:
         """The checkpoints of which something became this."""
         return list(dict.fromkeys(one.suite for one in self.findings() if one.outcome == outcome))
 
-    def having_broken(self) -> list[str]:
-        """The checkpoints of which a limit is broken, whatever their verdict."""
-        return [
-            row["checkpoint"] for row in self.rows if any(one.outcome == "error" for one in checks_in(row))
-        ]
+    def ended(self) -> dict[str, list[str]]:
+        """{what became of some: their names}, of all that fails."""
+        unread = [row["checkpoint"] for row in self.rows if failed(row)]
+        return {
+            "not read": unread,
+            "not measured": [name for name in self.having("unmeasured") if name not in unread],
+            "beyond a limit": [
+                row["checkpoint"]
+                for row in self.rows
+                if any(one.outcome == "error" for one in checks_in(row))
+            ],
+            "--fail-on matched": [
+                row["checkpoint"] for row in self.rows if row.get("verdict") in self.fail_on
+            ],
+        }
 
     @property
     def exit_code(self) -> int:
@@ -91,9 +104,15 @@ class Track:
         return [
             Measure(row["checkpoint"], name, value, value, value, QUANTITIES[name].unit, _sequences(row))
             for row in self.rows
-            for name in _MEASURES
-            if not failed(row) and (value := row.get(name)) is not None
+            for name, value in _numbers(row).items()
+            if not failed(row) and isinstance(value, int | float)
         ]
+
+
+def _numbers(row: Row) -> dict[str, Any]:
+    """What of a row is a metric."""
+    training = {name: value_of(row, name) for name in COLUMNS if name in QUANTITIES}
+    return {name: row.get(name) for name in _MEASURES} | training
 
 
 def _sequences(row: Row) -> int:
@@ -103,13 +122,13 @@ def _sequences(row: Row) -> int:
 def check_row(row: Row) -> None:
     """Raise InputError for a stranger's row, of which something is not what every view takes it for."""
     shares = row.get("shares") or {}
-    named = {name: row.get(name) for name in (*_MEASURES, "steps", "sequences")}
+    named = _numbers(row) | {name: row.get(name) for name in ("steps", "sequences")}
     named |= {f"shares.{name}": one for name, one in shares.items()} if isinstance(shares, dict) else {}
     wrong = {name: one for name, one in named.items() if not isinstance(one, int | float | None)}
     if not isinstance(shares, dict):
         wrong["shares"] = shares
-    if not isinstance(row.get("verdict"), str | None):
-        wrong["verdict"] = row["verdict"]
+    verdicts = {"verdict": row.get("verdict"), "masked_verdict": value_of(row, "masked_verdict")}
+    wrong |= {name: one for name, one in verdicts.items() if not isinstance(one, str | None)}
     for name, one in wrong.items():
         raise InputError(
             f"row of {shown(row['checkpoint'])}: {name} is {quoted(one)}: gradscope track wrote no such row"

@@ -687,6 +687,21 @@ BAD = {
     "initialize that exits": ([*SMALL, "--cell", "mine:values_leave"], ["cell mine", "SystemExit"]),
     "path called full": ([*SMALL, "--cell", "mine:called_full"], ["cell mine", "'full'"]),
     "misspelt option": ([*SMALL, "--cel", "gru"], ["--cel", "did you mean --cell?"]),
+    "option of another command": (
+        [*SMALL, "--shard", "1/2"],
+        ["no such option --shard: it is an option of gradscope check, track and sweep"],
+    ),
+    "option of analyze in a sweep": (
+        ["sweep", "--sensitivity"],
+        ["no such option --sensitivity: it is a number for every parameter", "gradscope analyze tells it"],
+    ),
+    "option of fresh cells in track": (
+        ["track", "a.pt", "--hidden", "3"],
+        ["--hidden: it is of a fresh cell"],
+    ),
+    "option of cells in chain": (["chain", "a.npy", "--forget-bias", "1"], ["it is about a cell"]),
+    "verdict in check": (["check", "--fail-on", "stable"], ["check by limits: give --max log10_norm=3"]),
+    "bias in repair": (["repair", "a.pt", "--forget-bias", "1"], ["--forget-bias: it changes the weights"]),
     "bias that is no number": ([*SMALL, "--forget-bias", "nan"], ["--forget-bias is nan"]),
     "init of a checkpoint": (["analyze", "good.npz", "--init", "keras"], ["leave --init out"]),
     "layer without a checkpoint": ([*SMALL, "--layer", "l0"], ["--layer is", "give its file"]),

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from functools import reduce
 from pathlib import Path
 
 import jsonschema
@@ -115,6 +117,7 @@ def test_the_nearest_file_of_the_same_repository_counts(tmp_path):
 WRONG = {
     "[analyze]\nstep = 3": "analyze.step is no option of gradscope analyze: did you mean steps?",
     "[analyze]\ninput-size = 3": "did you mean input_size?",
+    "[analyze]\ngrid = 'gain=1,2'": "no option of gradscope analyze: it is an option of gradscope sweep",
     "stepz = 3": "stepz is neither a command, nor an option of any, nor analyses: did you mean steps?",
     "[analyse]\nsteps = 3": "did you mean analyses?",
     "[analyze]\nsteps = true": "steps is True, expected text, or a number",
@@ -204,6 +207,8 @@ def test_every_schema_is_listed_and_sound(run):
         assert (code, err) == (0, "")
         jsonschema.Draft202012Validator.check_schema(json.loads(out))
         assert json.loads(out) == schema(f"gradscope/{name}/1")
+        for path in re.findall(r'"\$ref": "#/([^"]+)"', out):  # whole as it is printed
+            reduce(lambda inner, key: inner[key], path.split("/"), json.loads(out))
     assert (
         run("schema", "anlysis")[2]
         == "gradscope: error: no schema is called 'anlysis': did you mean analysis?\n"

@@ -115,9 +115,11 @@ def test_a_loss_that_is_clipped(run, tmp_path):
     np.savez(tmp_path / "w.npz", W=np.ones((3, 2)), R=np.eye(3) / 10, b=np.zeros(3))
     np.save(tmp_path / "adjoint.npy", np.ones(3))
     asked = ["w.npz", "--cell", "rnn-linear", "--steps", "6", "--adjoint", "adjoint.npy", "--clip", "1e-3"]
-    code, out, _ = run("check", *asked, "--max", "clip_factor=0.9", "--json")
-    assert code == 0
-    assert 0 < json.loads(out)["checks"][0]["value"] < 0.1
+    code, out, _ = run("check", *asked, "--max", "clip_factor=0.9", "--max", "masked_rate=0", "--json")
+    clip, masked = json.loads(out)["checks"]
+    assert (code, masked["value"]) == (2, None)
+    assert masked["failure"].endswith("give masks by h_detach, recurrent_dropout or zoneout")
+    assert 0 < clip["value"] < 0.1
 
 
 def test_flags_go_before_the_file(run, config):

@@ -1,5 +1,6 @@
 """gradscope track and merge: rows as they come, kept, dealt out, put together."""
 
+import csv
 import json
 import os
 import re
@@ -121,6 +122,28 @@ def test_order(run, runs):
     assert ([row["checkpoint"] for row in rows_in(out)], err) == (runs, "")
 
 
+def test_what_training_makes_of_the_gradient_has_columns(run, runs):
+    """In the table where there is room, in CSV, as limits, and in its course; merged too."""
+    np.save("adjoint.npy", np.ones(4))
+    asked = ["--cell", "rnn", "--steps", "8", "--adjoint", "adjoint.npy", "--tbptt", "3", "--zoneout", "0.5"]
+    limits = ["--max", "tbptt_bias=0.5", "--min", "masked_horizon=1"]
+    code, out, _ = run("track", *runs[:2], *asked, "--masks", "2", *limits, "-o", "rows.jsonl")
+    rows = rows_in(Path("rows.jsonl").read_text())
+    for row in rows:
+        jsonschema.validate(row, schema("track"))
+    biases = [row["loss"]["tbptt"]["bias"] for row in rows]
+    assert [row["checks"][1]["value"] for row in rows] == biases
+    assert code == int(max(biases) > 0.5)
+    for heading in ("|dL/dp|", " bias", "log10 masked gain"):
+        assert heading in out
+    table = run("merge", "rows.jsonl", "--format", "table", "--also", "csv=rows.csv")[1]
+    assert table.splitlines()[2:] == out.splitlines()[2:]
+    assert "clipped to" not in table
+    written = list(csv.DictReader(Path("rows.csv").read_text().splitlines()))
+    assert [float(one["tbptt_bias"]) for one in written] == biases
+    assert [one["masked_verdict"] for one in written] == [row["masks"]["verdict"] for row in rows]
+
+
 def test_what_cannot_be_read_is_a_row_and_the_exit_code_says_so(run, runs):
     Path("runs/broken.npz").write_bytes(b"PK\x03\x04 nothing")
     code, out, err = run("track", runs[0], "runs/broken.npz", "runs/none.npz", runs[1], *LIGHT, JSONL)
@@ -128,7 +151,7 @@ def test_what_cannot_be_read_is_a_row_and_the_exit_code_says_so(run, runs):
     assert code == 2
     assert ["error" in row for row in rows] == [False, True, True, False]
     assert (rows[1]["verdict"], rows[2]["key"]) == (None, None)
-    assert "not read: 2 of 4 (runs/broken.npz, runs/none.npz)" in err
+    assert "not read: 2 of 4 checkpoints (runs/broken.npz; runs/none.npz)" in err
     for row in rows:
         jsonschema.validate(row, schema("track"))
 

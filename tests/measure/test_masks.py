@@ -11,6 +11,8 @@ from oracles.asking import make_problem, make_problems
 
 import gradscope
 from gradscope.checkpoints import read
+from gradscope.gate.baseline import read_entries
+from gradscope.gate.metrics import metric
 from gradscope.measure.batch import Means, measure_batch
 from gradscope.problem.layers import Problems
 from gradscope.problem.masked import check_masks, masked_problems
@@ -231,5 +233,12 @@ def test_from_the_shell(run, tmp_path):
     assert (code, err) == (0, "")
     jsonschema.validate(told, gradscope.schema())
     assert told["masks"] == found.to_dict()["masks"]
+    for name in ("log10_norm", "rate", "horizon"):  # what a budget is about, of the JSON and of itself
+        extremes, limited = told["masks"][name], metric(found, f"masked_{name}")
+        assert (limited.median, limited.highest) == (extremes["median"], extremes["max"])
+    (tmp_path / "told.json").write_text(out)
+    read = read_entries(tmp_path / "told.json")[""].metrics
+    assert read["masked_log10_norm"] == metric(found, "masked_log10_norm")
+    assert read["masked_rate"].error == pytest.approx(metric(found, "masked_rate").error)
     assert (told["masks"]["law"], told["masks"]["probability"]) == ("zoneout", [0.5])
     assert len(told["masks"]["log10_norms"][0]) == 4

@@ -10,6 +10,7 @@ from oracles import equations, layouts
 from oracles.asking import make_problem
 
 import gradscope
+from gradscope.gate.baseline import read_entries
 from gradscope.gate.metrics import metric
 from gradscope.measure.clipping import clipped
 from gradscope.measure.lag_sums import LagSums
@@ -247,6 +248,13 @@ def test_saved_and_loaded_with_biases_that_are_two(tmp_path):
     assert told["loss"]["clip"]["batch"]["log10_norm"] == pytest.approx(np.log10(whole) / 2, abs=1e-10)
     assert told["loss"]["clip"]["clipped_proportion"] == 1
     assert metric(found, "clip_factor").values == tuple(found.loss.clip.factor)  # what a budget is about
+    assert metric(found, "tbptt_bias").values == (told["loss"]["tbptt"]["bias"],)
+    together = np.sqrt(sum(n**2 for n in norms.values()))
+    assert metric(found, "log10_gradient").median == pytest.approx(np.log10(together), abs=1e-12)
+    (tmp_path / "told.json").write_text(json.dumps(told))
+    read = read_entries(tmp_path / "told.json")[""].metrics
+    for name in ("clip_factor", "tbptt_bias", "log10_gradient"):  # of the JSON, and of itself
+        assert read[name] == metric(found, name)
     found.save(tmp_path / "saved.json")
     assert str(gradscope.Analysis.load(tmp_path / "saved.json")) == str(found)
 
