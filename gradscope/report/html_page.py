@@ -13,7 +13,7 @@ import numpy as np
 from gradscope.errors import InputError
 from gradscope.report.html_remedies import remedies_section
 from gradscope.report.html_style import style_sheet
-from gradscope.report.html_text import beginning, figures_of, folded, gain_of, listing, table
+from gradscope.report.html_text import beginning, error_of, figures_of, folded, gain_of, listing, table
 from gradscope.report.next_steps import next_steps
 from gradscope.report.pictures.figures import picture
 from gradscope.report.pictures.heatmap import maps_of
@@ -169,12 +169,13 @@ def _chains(part: Mapping[str, Any]) -> str:
             figures_of(chain["horizon"]["median"], "g"),
             chain["verdict"],
             figures_of(chain["rate"]["median"], "+.4f"),
-            figures_of(max(chain["log10_error"], default=None), ".0e"),
+            error_of(max(chain["log10_error"], default=None)),
         )
         for chain in part["chains"][:_NAMES]
     ]
     headings = ("chain", "gain", "horizon, steps", "verdict", "rate, nats/step", "worst error, decades")
-    return table("Chains: the full one, and each path alone", headings, rows)
+    caption = "Chains: the full one, and each path alone" if len(rows) > 1 else "The chain"
+    return table(caption, headings, rows)
 
 
 def _some(count: int) -> list[int]:
@@ -196,7 +197,7 @@ def _lag_table(part: Mapping[str, Any]) -> str:
     rows = [
         (
             *(lags[k], *(gain_of(one[lags[k]]) if lags[k] in one else "–" for one in known)),
-            *([figures_of(errors.get(lags[k]), ".0e")] if errors else []),
+            *([error_of(errors.get(lags[k]))] if errors else []),
         )
         for k in places
     ]

@@ -11,6 +11,8 @@ _LEVELS = {
     "exploding": ("#b4154b", "#ff9dbb"),
     "undecided": ("#8a4b00", "#f3bd70"),
 }
+# A table that is wider than the page has a shadow where it goes on: the first two layers, which move with it,
+# cover the shadows at its ends.
 _PAGE = """
 :root{color-scheme:light dark}
 body{margin:0 auto;padding:1rem;max-width:76rem;font:1rem/1.5 system-ui,sans-serif}
@@ -20,37 +22,47 @@ h2{font-size:1.15rem;margin:2rem 0 .5rem;overflow-wrap:anywhere}
 h3{font-size:1rem;margin:1.2rem 0 .4rem;overflow-wrap:anywhere}
 ul{padding-left:1.2rem}
 p,li{max-width:48rem;overflow-wrap:anywhere}
+figcaption{max-width:38rem}
 .level{font-weight:700;text-transform:uppercase;letter-spacing:.03em}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,29rem),1fr));gap:0 2rem}
 figure{margin:0 0 1rem;min-width:0}
-figure svg{display:block;width:100%;max-width:38rem;height:auto}
+figure svg{display:block;width:100%;max-width:34rem;height:auto}
 figcaption,.quiet{color:#55595f;font-size:.9rem;overflow-wrap:anywhere}
-.wide{overflow-x:auto}
+.wide{overflow-x:auto;--paper:#fff;--edge:#0004;background:
+linear-gradient(90deg,var(--paper) 1rem,#0000) 0 0/3rem 100% no-repeat local,
+linear-gradient(270deg,var(--paper) 1rem,#0000) 100% 0/3rem 100% no-repeat local,
+linear-gradient(90deg,var(--edge),#0000) 0 0/.8rem 100% no-repeat,
+linear-gradient(270deg,var(--edge),#0000) 100% 0/.8rem 100% no-repeat}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}
 caption{text-align:left;color:#55595f;padding:.3rem 0}
 th,td{padding:.15rem .8rem .15rem 0;text-align:right;vertical-align:top;border-bottom:1px solid #dcdfe4}
-td{white-space:nowrap}
-th:first-child{text-align:left;overflow-wrap:break-word;max-width:14rem}
+td,tbody th{white-space:nowrap}
+th:first-child{text-align:left}
+.long{white-space:normal;overflow-wrap:anywhere;min-width:14rem;max-width:30rem}
 .key{display:flex;flex-wrap:wrap;gap:.4rem 2.5rem;margin:0 0 1rem}
 .key dt{color:#55595f;font-size:.9rem}
 .key dd{margin:0;font-size:1.3rem;font-weight:600;font-variant-numeric:tabular-nums}
 .facts td,.facts th{text-align:left}
-.facts td{white-space:normal;overflow-wrap:anywhere}
-summary{cursor:pointer;padding:.3rem 0;color:#0b57a4}
+.facts td,.facts tbody th{white-space:normal;overflow-wrap:anywhere;min-width:5rem}
+summary{cursor:pointer;padding:.3rem 0;color:#0b57a4;overflow-wrap:anywhere}
 """
 _DARK = """
 body{color:#f2f2f2;background:#15181d}
 figcaption,.quiet,caption,.key dt{color:#b6bcc6}
 th,td{border-color:#353b45}
+.wide{--paper:#15181d;--edge:#fff6}
 summary{color:#8ec1f7}
 """
 _PRINT = """
 @page{margin:15mm}
-body{padding:0;max-width:none;font-size:10pt}
+:root{font-size:9.5pt}
+body{padding:0;max-width:none}
+h2{margin-top:1.2rem}
 h2,h3{break-after:avoid}
 figure,tr,.wide{break-inside:avoid}
-.grid{grid-template-columns:1fr 1fr}
-.wide{overflow:visible}
+.grid{display:block;columns:2;column-gap:2rem}
+.wide{overflow:visible;background:none}
+.facts .wide{break-inside:auto}
 details:not([open]){display:none}
 """
 

@@ -6,10 +6,12 @@ import math
 from collections.abc import Sequence
 
 from gradscope.report.pictures.svg import element, escaped
-from gradscope.report.verdict import scientific
+from gradscope.report.verdict import error_figures, scientific
 
 # Characters of a sentence or name; sentences of a list.
 _LONGEST, _MOST = 2000, 60
+# Characters of a cell of a table that stand on one line.
+_LINE = 28
 
 
 def gain_of(log10: float | None) -> str:
@@ -20,6 +22,11 @@ def gain_of(log10: float | None) -> str:
 def figures_of(value: float | None, form: str) -> str:
     """A number in this form, a dash where there is none."""
     return "–" if value is None or not math.isfinite(value) else format(value, form)
+
+
+def error_of(decades: float | None) -> str:
+    """An error from JSON, a dash where there is none."""
+    return "–" if decades is None else error_figures(decades)
 
 
 def beginning(text: object) -> str:
@@ -34,8 +41,8 @@ def table(caption: str, headings: Sequence[str], rows: Sequence[Sequence[object]
     body = [
         element(
             "tr",
-            element("th", beginning(first), scope="row"),
-            *(element("td", beginning(cell)) for cell in cells),
+            element("th", beginning(first), scope="row", class_=_long(first)),
+            *(element("td", beginning(cell), class_=_long(cell)) for cell in cells),
         )
         for first, *cells in rows
     ]
@@ -46,6 +53,11 @@ def table(caption: str, headings: Sequence[str], rows: Sequence[Sequence[object]
         element("tbody", *body),
     )
     return element("div", inside, class_="wide", tabindex=0, role="group", aria_label=caption)
+
+
+def _long(cell: object) -> str | None:
+    """The class of what is broken into lines; numbers and usual names stand on one."""
+    return "long" if len(str(cell)) > _LINE else None
 
 
 def folded(summary: str, *inside: str) -> str:

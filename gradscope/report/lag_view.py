@@ -38,7 +38,7 @@ def render_lag_view(part: Mapping[str, Any], terminal: Terminal) -> str:
         *_legend(lines, terminal),
         *(note(f"▲ lag {lag}: {begins}") for lag, begins in marks.items()),
     ]
-    ends = [prose(Text(sentence(part))), *below, note(said_of(part, lines, low, area=False))]
+    ends = [prose(Text(sentence(part))), *below, note(said_of(part, lines, (low, high), area=False))]
     taken = page(ends, terminal).count("\n")
     rows = max(terminal.height - taken - 4, _LOWEST)  # a heading, the axis with its numbers, the next prompt
     numbers = _numbers(low, high, rows)

@@ -33,7 +33,7 @@ from gradscope.report.sparkline import by_lag, crossings
 from gradscope.report.subject import chosen, subject
 from gradscope.report.terminal import Terminal
 from gradscope.report.training_table import masked_section, training_sections
-from gradscope.report.verdict import scientific
+from gradscope.report.verdict import error_figures, scientific
 from gradscope.report.views import Look
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ def _rate(rate: Extremes) -> str:
 def _error(chain: Chain) -> str:
     """Estimated error of the worst of the log10 singular values, in decades."""
     error = max(s.log10_error for s in chain.spectra)
-    return "lost" if error > _LOST else f"{error:.0e}"
+    return "lost" if error > _LOST else error_figures(error)
 
 
 def _shares(analysis: Analysis, terminal: Terminal) -> Table:

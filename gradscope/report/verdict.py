@@ -66,6 +66,11 @@ def scientific(log10: float, digits: int = 3) -> str:
     return mantissa if exponent == 0 else f"{mantissa}e{exponent:+03d}"
 
 
+def error_figures(error: float) -> str:
+    """``3e-14``: an error in decades, of which the size is all that matters."""
+    return f"{error:.0e}" if error else "0"
+
+
 def judge(
     chains: Sequence[Chain],
     shares: Mapping[str, float],
@@ -124,7 +129,7 @@ def _gain(full: Chain, policy: Policy, rounded: bool) -> str:
     batch = f", median of {len(full.spectra)} sequences" if len(full.spectra) > 1 else ""
     return (
         f"Over {steps_of(full.lengths)} steps the gradient's gain (sigma_1 of the product{batch}) is "
-        f"{scientific(gain)}, {where}; error of log10 gain {full.log10_norm_error:.0e}."
+        f"{scientific(gain)}, {where}; error of log10 gain {error_figures(full.log10_norm_error)}."
     )
 
 

@@ -97,6 +97,46 @@ def test_a_zero_ends_the_line_and_a_path_far_below_leaves_the_picture():
     assert -40 < bottom < -10
 
 
+@pytest.mark.parametrize(
+    "rates", [{"full": 0.0}, {"full": -3 / STEPS}, {"full": -40.0}, {"full": 40.0}, RATES]
+)
+def test_names_of_thresholds_hide_no_line_and_no_number(rates):
+    root, _ = drawn(result(rates), "lag")
+    texts = {t.text: t for t in root.iter(f"{SVG}text")}
+    boxes = [box(texts[name]) for name in ("vanishing", "exploding")]
+    numbers = [box(t) for t in texts.values() if _is_number(t.text)]
+    points = np.concatenate([pairs(line.get("points")) for line in root.iter(f"{SVG}polyline")])
+    for left, top, right, bottom in boxes:
+        inside = (points > [left, top]) & (points < [right, bottom])
+        assert not inside.all(axis=1).any()
+    for mine, other in itertools.product(boxes[:1], [*numbers, boxes[1]]):
+        assert mine[2] <= other[0] or other[2] <= mine[0] or mine[3] <= other[1] or other[3] <= mine[1]
+
+
+def box(text):
+    """Left, top, right, bottom of a text, whose characters are about as wide as half their height."""
+    x, y, size = (float(text.get(name)) for name in ("x", "y", "font-size"))
+    wide = 0.5 * size * len(text.text)
+    left = x - {"end": wide, "middle": wide / 2}.get(text.get("text-anchor"), 0)
+    return left, y - 0.8 * size, left + wide, y
+
+
+@pytest.mark.parametrize("name", ["lag", "spectrum"])
+def test_what_is_counted_has_whole_numbers_and_what_is_not_seen_no_line_in_the_legend(name):
+    told = result({"full": -0.25, "carousel": -0.3, "R_z": -50.0})
+    for chain in told["chains"]:
+        chain["by_lag"] = {key: values[:3] for key, values in chain["by_lag"].items()}
+    root, text = drawn(told, name)
+    counted = [t.text for t in root.iter(f"{SVG}text") if t.get("text-anchor") == "middle"]
+    counted = [float(number) for number in counted if _is_number(number)]
+    assert counted
+    assert all(number == round(number) for number in counted)
+    (gone,) = re.findall(r"Below the picture: ([^.]*)\.", text)
+    in_legend = [t.text for t in root.iter(f"{SVG}text") if t.text in ("full", "carousel", "R_z")]
+    assert "R_z" in gone
+    assert sorted([*gone.split(", "), *in_legend]) == ["R_z", "carousel", "full"]
+
+
 def test_the_batch_is_an_area_between_its_extremes():
     root, text = drawn(result(batch=3), "lag")
     x, y = axes(root)
@@ -190,7 +230,7 @@ def test_without_a_loss_the_map_is_of_the_gradient_that_survives_best():
     of_loss = drawn(told, "heatmap")[1]
     del told["loss"]["units"]
     root, text = drawn(told, "heatmap")
-    assert ("Gradient of the loss" in of_loss, "Where the gradient that survives best" in text) == (
+    assert ("Gradient of the loss" in of_loss, "The gradient that survives best" in text) == (
         True,
         True,
     )
@@ -378,6 +418,13 @@ def test_layers_side_by_side_and_each_alone():
         layer["gates"] = {"f": {"mean": 0.5, "saturated": 0.0, "histogram": [0.05] * 20}}
     _, text = drawn(told, "gates")
     assert text.index("below f") < text.index("above f")
+    for layer in told["layers"]:
+        layer["problem"]["layer"] = f"{'a very long name ' * 9}{layer['problem']['layer']}"
+    root, text = drawn(told, "gates")
+    found = [t.text for t in root.iter(f"{SVG}text")]
+    assert sum(one == "f: mean 0.50" for one in found) == 2, "the gate is named however long the layer's is"
+    assert sum(one.endswith(("below", "above")) for one in found) == 2, "the layers are told apart"
+    told["layers"][1]["problem"]["layer"] = "above"
     _, alone = drawn(told, "lag", layer="layer1")
     assert alone == drawn(told, "lag", layer="above")[1]
     assert "layer0" not in alone

@@ -8,6 +8,7 @@ from gradscope.custom_types import Array
 from gradscope.report.pictures.frame import Frame
 from gradscope.report.pictures.png import data_uri
 from gradscope.report.pictures.svg import element
+from gradscope.report.pictures.theme import fill, stroke
 
 # cividis (Nunez, Anderton, Renslow 2018), as bright as it is far along for all who see few colours.
 _CIVIDIS = ((0, 34, 78), (67, 78, 108), (125, 124, 120), (188, 175, 111), (254, 232, 56))
@@ -15,7 +16,7 @@ COLOURS = 64
 
 
 def cividis() -> Array:
-    """White, which is never seen, and the colours from dark to bright."""
+    """White, which is not seen, and the colours from dark to bright."""
     return shades(_CIVIDIS, COLOURS)
 
 
@@ -43,4 +44,18 @@ def image(places: Array, palette: Array, frame: Frame) -> str:
         height=frame.bottom - frame.top,
         preserveAspectRatio="none",
         image_rendering="pixelated",
+    )
+
+
+def ground(frame: Frame) -> str:
+    """What shows where cells are empty: a colour that is not on the scale."""
+    return element(
+        "rect",
+        x=frame.left,
+        y=frame.top,
+        width=frame.right - frame.left,
+        height=frame.bottom - frame.top,
+        **stroke("grid")
+        | fill("empty")
+        | {"class_": f"{stroke('grid')['class_']} {fill('empty')['class_']}"},
     )

@@ -10,17 +10,17 @@ import numpy as np
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
 from gradscope.report.pictures.frame import Frame
-from gradscope.report.pictures.panels import MOST_PANELS, heading, panels
+from gradscope.report.pictures.panels import MOST_PANELS, called, heading, panels
 from gradscope.report.pictures.parts import floats
 from gradscope.report.pictures.picture import Picture
-from gradscope.report.pictures.svg import element, number, short
+from gradscope.report.pictures.svg import element, number
 from gradscope.report.pictures.theme import Size, stroke
 
 
 def draw_eigenvalues(parts: Mapping[str, Mapping[str, Any]], size: Size) -> Picture:
     """parts : the layers whose matrices are drawn, {name or "": part}."""
     matrices = [
-        (f"{layer} {matrix['name']}".strip(), matrix)
+        (layer, matrix)
         for layer, part in parts.items()
         for matrix in part["matrices"]
         if matrix.get("eigenvalues")
@@ -30,11 +30,11 @@ def draw_eigenvalues(parts: Mapping[str, Mapping[str, Any]], size: Size) -> Pict
             "the result has no eigenvalues: it is of --only or gradscope chain, or its matrices are not "
             "square or larger than 256 x 256"
         )
-    size, frames = panels(len(matrices), size, 1.0)
+    size, frames = panels([layer for layer, _ in matrices], size, 1.0)
     drawn = []
-    for (name, matrix), frame in zip(matrices, frames, strict=True):
+    for (layer, matrix), frame in zip(matrices, frames, strict=True):
         drawn += [
-            *heading(name, "", _radius(matrix), frame),
+            *heading(layer, matrix["name"], "", _radius(matrix), frame),
             *_plane(_finite(matrix["eigenvalues"]), floats(matrix["singular_values"]), frame),
         ]
     said = (
@@ -101,5 +101,5 @@ def _numbers(matrix: Mapping[str, Any]) -> str:
 
 
 def _said(matrices: list[tuple[str, Any]]) -> str:
-    each = [f"{short(name)} {_numbers(matrix)}" for name, matrix in matrices]
+    each = [f"{called(layer, matrix['name'])} {_numbers(matrix)}" for layer, matrix in matrices]
     return f"{'; '.join(each)}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ from gradscope.report.verdict import scientific
 
 # A character's width and a line's height, of the height of the letters.
 _WIDTH, _LINE = 0.6, 1.35
+# How far beyond the rest of a picture a path is followed, of the height of that.
+_NEAR = 0.4
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,10 @@ class Axis:
         """The pixel of a value."""
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
-    def ticks(self, apart: float) -> list[float]:
-        """Round values, at least so many pixels apart."""
+    def ticks(self, apart: float, least: float = 0.0) -> list[float]:
+        """Round values, at least so many pixels apart, and no nearer to each other than ``least``."""
         step = _round_up((self.high - self.low) * apart / max(abs(self.end - self.start), apart))
+        step = max(step, least)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [float(f"{k * step:.12g}") for k in range(first, last + 1)]
 
@@ -77,15 +80,20 @@ class Frame:
         titles: tuple[str, str],
         *,
         log_y: bool = False,
+        whole_x: bool = False,
         labels: Sequence[tuple[float, str]] | None = None,
     ) -> str:
-        """Grid, ticks with their numbers, and what the axes are; labels : in place of the numbers of x."""
+        """Grid, ticks with their numbers, and what the axes are.
+
+        whole_x : x is counted; labels : in place of the numbers of x.
+        """
         font, parts = self.font, []
         for value in y.ticks(2.2 * font):
             at, label = y.at(value), power_of_ten(value) if log_y else f"{value:g}"
             parts.append(_line(self.left, at, self.right, at))
             parts.append(words(label, self.left - 0.4 * font, at + 0.35 * font, font, anchor="end"))
-        numbers = [(value, f"{value:g}") for value in x.ticks(5 * font)] if labels is None else labels
+        numbers = [(value, f"{value:g}") for value in x.ticks(5 * font, float(whole_x))]
+        numbers = numbers if labels is None else [*labels]
         for value, label in numbers:
             at = x.at(value)
             parts.append(_line(at, self.bottom, at, self.bottom + 0.3 * font))
@@ -131,6 +139,86 @@ def words(
 def width_of(text: str, font: float) -> float:
     """About how many pixels a text takes."""
     return len(text) * _WIDTH * font
+
+
+@dataclass(frozen=True)
+class Box:
+    """A text on a picture: where it is anchored, and the pixels that it takes."""
+
+    x: float
+    y: float
+    anchor: str
+    left: float
+    right: float
+    top: float
+
+    def hides(self, run: Sequence[tuple[float, float]]) -> bool:
+        """Whether a line, whose points go from left to right, passes through it."""
+        xs, ys = np.array(run).T
+        at = np.linspace(max(self.left, xs[0]), min(self.right, xs[-1]), 24)
+        heights = np.interp(at, xs, ys)
+        return bool(at[0] <= at[-1] and ((heights > self.top) & (heights < self.y)).any())
+
+    def meets(self, other: Box) -> bool:
+        """Whether two texts lie on one another."""
+        apart = self.right < other.left or other.right < self.left
+        return not (apart or self.y < other.top or other.y < self.top)
+
+
+def beside(
+    text: str,
+    level: float,
+    frame: Frame,
+    runs: Sequence[Sequence[tuple[float, float]]],
+    taken: Sequence[Box],
+    *,
+    below: bool,
+) -> Box:
+    """Where the name of a level line hides least: of the lines, and of the names that stand already.
+
+    below : the side that is tried first; under the frame are the numbers of its axis.
+    """
+    font = 0.85 * frame.font
+    wide, gap = width_of(text, font), 0.3 * frame.font
+    heights = [level + 1.1 * font, level - 0.4 * font]
+    places = {
+        "end": frame.right - gap,
+        "start": frame.left + gap,
+        "middle": (frame.left + frame.right) / 2,
+    }
+    found = []
+    for y in heights if below else heights[::-1]:
+        for anchor, x in places.items():
+            left = x - {"start": 0.0, "middle": wide / 2, "end": wide}[anchor]
+            box = Box(x, y, anchor, left, left + wide, y - font)
+            if y <= frame.bottom and (y - font >= frame.top or anchor == "end"):  # left above is the title
+                found.append(box)
+    return min(found, key=lambda box: sum(map(box.hides, runs)) + 100 * sum(map(box.meets, taken)))
+
+
+def with_paths(ends: tuple[float, float], paths: Array) -> tuple[float, float]:
+    """The range of what is looked at, and of the paths what is near: so far above it, or below."""
+    low, high = ends
+    paths, more = paths[np.isfinite(paths)], _NEAR * (high - low)
+    near = max(float(paths.min(initial=low)), low - more)
+    return min(low, near), max(high, min(float(paths.max(initial=high)), high + more))
+
+
+def unseen(values: Array, ends: tuple[float, float]) -> str | None:
+    """Where a line is of which a picture with these ends has nothing; zeros are below every picture."""
+    if np.nanmax(values, initial=-math.inf) < ends[0]:
+        return "Below"
+    return "Above" if np.nanmin(values, initial=math.inf) > ends[1] else None
+
+
+def outside_said(lines: Mapping[str, Array], ends: tuple[float, float]) -> list[str]:
+    """Sentences on the lines that cannot be seen."""
+    where = {name: unseen(values, ends) for name, values in lines.items()}
+    return [
+        f"{side} the picture: {', '.join(short(name) for name in names)}."
+        for side in ("Below", "Above")
+        if (names := [name for name, found in where.items() if found == side])
+    ]
 
 
 # -- lines ---------------------------------------------------------------------------------------------

@@ -7,10 +7,10 @@ from typing import Any
 
 from gradscope.errors import InputError
 from gradscope.report.pictures.frame import Axis, words
-from gradscope.report.pictures.panels import MOST_PANELS, heading, panels
+from gradscope.report.pictures.panels import MOST_PANELS, called, heading, panels
 from gradscope.report.pictures.parts import floats
 from gradscope.report.pictures.picture import Picture
-from gradscope.report.pictures.svg import element, short
+from gradscope.report.pictures.svg import element
 from gradscope.report.pictures.theme import Size, fill, stroke
 
 _SATURATED = (0.1, 0.9)
@@ -19,20 +19,20 @@ _SATURATED = (0.1, 0.9)
 def draw_gates(parts: Mapping[str, Mapping[str, Any]], size: Size) -> Picture:
     """parts : the layers whose gates are drawn, {name or "": part}."""
     gates = [
-        (f"{layer} {name}".strip(), gate)
+        (layer, name, gate)
         for layer, part in parts.items()
         for name, gate in part["gates"].items()
         if gate.get("histogram")
     ][:MOST_PANELS]
     if not gates:
         raise InputError("the result has no gates: the cell has none, or it is of --only or gradscope chain")
-    size, frames = panels(len(gates), size, 1.5)
+    size, frames = panels([layer for layer, _, _ in gates], size, 1.5)
     drawn = []
-    for (name, gate), frame in zip(gates, frames, strict=True):
+    for (layer, name, gate), frame in zip(gates, frames, strict=True):
         bars = floats(gate["histogram"])
         x, y = frame.axes((0.0, 1.0), (0.0, max(float(bars.max()), 1e-9)))
         mean, saturated = f": mean {gate['mean']:.2f}", f"saturated {100 * gate['saturated']:.1f} %"
-        drawn += [*heading(name, mean, saturated, frame), *_bars(bars.tolist(), x, y)]
+        drawn += [*heading(layer, name, mean, saturated, frame), *_bars(bars.tolist(), x, y)]
         drawn.append(element("line", x1=x.start, y1=y.start, x2=x.end, y2=y.start, **stroke("muted")))
         for tick in (0.0, 0.5, 1.0):
             drawn.append(
@@ -55,9 +55,9 @@ def _bars(bars: list[float], x: Axis, y: Axis) -> list[str]:
     return [element("g", *boxes, **fill(colour)) for colour, boxes in found.items() if boxes]
 
 
-def _said(gates: list[tuple[str, Any]]) -> str:
+def _said(gates: list[tuple[str, str, Any]]) -> str:
     each = [
-        f"{short(name)} mean {gate['mean']:.3f}, saturated {100 * gate['saturated']:.1f} %"
-        for name, gate in gates
+        f"{called(layer, name)} mean {gate['mean']:.3f}, saturated {100 * gate['saturated']:.1f} %"
+        for layer, name, gate in gates
     ]
     return f"{'; '.join(each)}."

@@ -10,7 +10,7 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
-from gradscope.report.pictures.colours import COLOURS, cividis, image, in_palette
+from gradscope.report.pictures.colours import COLOURS, cividis, ground, image, in_palette
 from gradscope.report.pictures.frame import Frame, margin, spread, words
 from gradscope.report.pictures.parts import floats, sentence
 from gradscope.report.pictures.picture import Picture
@@ -23,7 +23,7 @@ _DECADES, _LAYERS = 20.0, 4
 # Title, and what a colour is.
 _OF_LOSS = ("Gradient of the loss by unit and step", "Largest |dL/d(pre-activation)| of each unit and step")
 _RETURNING = (
-    "Where the gradient that survives best is on its way back",
+    "The gradient that survives best, by unit and step",
     "What comes back to each unit and step of the gradient, of size 1, that is amplified most",
 )
 
@@ -39,8 +39,8 @@ def draw_heatmap(part: Mapping[str, Any], size: Size) -> Picture:
             "the result has no gradient by unit: it is of --only, of a bare chain or of layers that do not "
             "read each other (--layer draws one), or nothing of it is left"
         )
-    low, high = spread(known, 1.0)
-    low = max(low, high - _DECADES)
+    lowest, high = spread(known, 1.0)
+    low = max(lowest, high - _DECADES)
     font, parts = size.font, []
     tall = (size.height - 4.4 * font) / len(maps)
     left = margin([str(units[name]["unit"][-1]) for name in maps], font) + font
@@ -51,11 +51,12 @@ def draw_heatmap(part: Mapping[str, Any], size: Size) -> Picture:
     bar = Frame(left, size.height - 2.4 * font, size.width - font, size.height - 1.6 * font, font)
     parts += _scale(low, high, bar)
     title, what = _OF_LOSS if _of_loss(part) else _RETURNING
-    said = (
-        f"{what}, {scientific(high)} at most, "
-        f"{_DECADES:g} decades at most apart; what is empty is zero, lost in rounding or beyond float64."
-    )
-    return Picture(title, sentence(part), said, size, tuple(parts))
+    said = [f"{what}: from {scientific(known.min())} to {scientific(known.max())}."]
+    if low > lowest:
+        said.append(f"What is more than {_DECADES:g} decades below the largest is as dark as can be.")
+    if not all(np.isfinite(one).all() for one in maps.values()):
+        said.append("What is empty is zero, lost in rounding or beyond float64.")
+    return Picture(title, sentence(part), " ".join(said), size, tuple(parts))
 
 
 def maps_of(part: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -76,6 +77,7 @@ def _map(
     steps, units = told["step"], told["unit"]
     return [
         words(title, frame.left, frame.top - 0.4 * font, 0.85 * font, "muted"),
+        ground(frame),
         image(in_palette(cells, *ends), cividis(), frame),
         words(str(int(units[0])), frame.left - 0.4 * font, frame.top + 0.9 * font, font, anchor="end"),
         words(str(int(units[-1])), frame.left - 0.4 * font, frame.bottom, font, anchor="end"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,25 +11,29 @@ import numpy as np
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
 from gradscope.report.pictures.frame import (
+    Box,
     Frame,
     Legend,
+    beside,
     line,
     margin,
+    outside_said,
     power_of_ten,
     spread,
     stretches,
     thinned,
+    unseen,
+    with_paths,
     words,
 )
 from gradscope.report.pictures.parts import floats, median, sentence
 from gradscope.report.pictures.picture import Picture
-from gradscope.report.pictures.svg import element, escaped, number, short
+from gradscope.report.pictures.svg import element, escaped, number
 from gradscope.report.pictures.theme import COLOURS, Size, fill, stroke
-from gradscope.report.verdict import scientific
+from gradscope.report.verdict import error_figures, scientific
 
-# How far below the lowest gain of the whole a path alone is followed, of the height of that; decades that
-# an axis has at least.
-_BELOW, _LEAST = 0.4, 2.0
+# Decades that an axis has at least.
+_LEAST = 2.0
 _LOSS = "loss |dL/ds|"
 # Colour of the band of errors.
 ERROR = 5
@@ -48,7 +52,9 @@ def draw_lag(part: Mapping[str, Any], size: Size) -> Picture:
     lines = lines_of(part)
     full, (low, high) = lines[0], heights(part, lines)
     legend = Legend(
-        [(name, k) for k, (name, _, _) in enumerate(lines)], size.width - 2 * size.font, size.font
+        [(one.name, k) for k, one in enumerate(lines) if not k or not unseen(one.norms, (low, high))],
+        size.width - 2 * size.font,
+        size.font,
     )
     labels = [power_of_ten(math.floor(low)), power_of_ten(math.ceil(high))]
     frame = Frame(
@@ -66,23 +72,24 @@ def draw_lag(part: Mapping[str, Any], size: Size) -> Picture:
             for run in stretches(*thinned(lags, norms, size.points), low, high)
         ]
 
+    runs = [placed(lags, norms) for _, lags, norms in lines]
     drawn = [
         element(
             "g",
-            element("title", escaped(name)),
-            *(line(run, k, width=1.2 if k else 2.2) for run in placed(*rest)),
+            element("title", escaped(lines[k].name)),
+            *(line(run, k, width=1.2 if k else 2.2) for run in runs[k]),
         )
-        for k, (name, *rest) in reversed([*enumerate(lines)])
+        for k in reversed(range(len(lines)))
     ]
     parts = (
-        frame.drawn(x, y, ("lag k, in steps", "gain, sigma_1 of the last k steps"), log_y=True),
+        frame.drawn(x, y, ("lag k, in steps", "gain, sigma_1 of the last k steps"), log_y=True, whole_x=True),
         *_range(part, size.points, x.at, y.at, low, high),
-        *_thresholds(part, frame, y.at),
+        *_thresholds(part, frame, y.at, [run for of_line in runs for run in of_line]),
         *_error(part, full, x.at, y.at, (low, high)),
         *drawn,
         legend.drawn(size.font, frame.bottom + 3.1 * size.font),
     )
-    return Picture("Gain by lag", sentence(part), said_of(part, lines, low), size, parts)
+    return Picture("Gain by lag", sentence(part), said_of(part, lines, (low, high)), size, parts)
 
 
 def lines_of(part: Mapping[str, Any]) -> list[Line]:
@@ -119,12 +126,9 @@ def heights(part: Mapping[str, Any], lines: list[Line]) -> tuple[float, float]:
     main.append(np.ravel([_ends(row) for row in part["profile"]["log10_norm"]]))
     values = np.concatenate([*main, [0.0], [*thresholds_of(part).values()]])
     low, high = spread(values[np.isfinite(values)], _LEAST)
-    every = np.concatenate([norms for _, _, norms in lines])
-    every = every[np.isfinite(every)]
-    span = high - low
-    low = min(low, max(float(every.min(initial=low)), low - _BELOW * span))
-    high = max(high, min(float(every.max(initial=high)), high + _BELOW * span))
-    return low - 0.02 * span, high + 0.02 * span
+    room = 0.02 * (high - low)
+    low, high = with_paths((low, high), np.concatenate([norms for _, _, norms in lines]))
+    return low - room, high + room
 
 
 def _ends(row: list[float | None]) -> list[float]:
@@ -155,14 +159,18 @@ def _range(part: Mapping[str, Any], most: int, x: Any, y: Any, low: float, high:
     ]
 
 
-def _thresholds(part: Mapping[str, Any], frame: Frame, y: Any) -> list[str]:
-    font, parts = 0.85 * frame.font, []
+def _thresholds(
+    part: Mapping[str, Any], frame: Frame, y: Any, runs: Sequence[Sequence[tuple[float, float]]]
+) -> list[str]:
+    parts: list[str] = []
+    taken: list[Box] = []
     for name, value in thresholds_of(part).items():
         at = y(value)
         style = {"stroke_dasharray": "1 2"} | stroke("muted")
         parts.append(element("line", x1=frame.left, y1=at, x2=frame.right, y2=at, **style))
-        above = at + 1.1 * font if name == "vanishing" else at - 0.4 * font
-        parts.append(words(name, frame.right - 0.3 * font, above, font, "muted", anchor="end"))
+        box = beside(name, at, frame, runs, taken, below=name == "vanishing")
+        parts.append(words(name, box.x, box.y, 0.85 * frame.font, "muted", anchor=box.anchor))
+        taken.append(box)
     return parts
 
 
@@ -201,11 +209,17 @@ def _error_of(part: Mapping[str, Any]) -> float:
 def _errors_said(part: Mapping[str, Any]) -> str:
     """At the last lag, and at others where it is known."""
     known = floats((part["profile"].get("error") or {"log10_norm": []})["log10_norm"])
-    last = f"{_error_of(part):.0e}"
-    return f"{last}, at {len(known)} lags {known.min():.0e} to {known.max():.0e}" if len(known) > 1 else last
+    last = error_figures(_error_of(part))
+    return (
+        f"{last}, at {len(known)} lags {error_figures(known.min())} to {error_figures(known.max())}"
+        if len(known) > 1
+        else last
+    )
 
 
-def said_of(part: Mapping[str, Any], lines: list[Line], low: float, *, area: bool = True) -> str:
+def said_of(
+    part: Mapping[str, Any], lines: list[Line], ends: tuple[float, float], *, area: bool = True
+) -> str:
     """What there is to see, and what cannot be seen; area : whether the range of the batch is drawn."""
     _, lags, norms = lines[0]
     if math.isnan(norms[-1]):
@@ -213,9 +227,7 @@ def said_of(part: Mapping[str, Any], lines: list[Line], low: float, *, area: boo
     else:
         last = f"{scientific(norms[-1])} at lag {lags[-1]:.0f}"
     said = [f"Gain of the full chain: {last}; the error of its log10 is {_errors_said(part)}."]
-    below = [short(name) for name, _, norms in lines if np.nanmax(norms, initial=-math.inf) < low]
-    if below:
-        said.append(f"Below the picture: {', '.join(below)}.")
+    said += outside_said({one.name: one.norms for one in lines}, ends)
     if any(name == _LOSS for name, _, _ in lines):
         said.append("That of the loss is beside its value at lag 0.")
     if len(part["chains"]) > 1:

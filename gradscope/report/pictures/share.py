@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -41,7 +42,9 @@ def draw_share(part: Mapping[str, Any], size: Size) -> Picture:
     profile = part["profile"]
     by_lag = {name: floats(profile["share"][name]) for name in shown if name in profile["share"]}
     lags = floats(profile["lag"])
-    if len(lags) > 1 and by_lag:
+    if len(lags) < 2 or not by_lag:
+        size = dataclasses.replace(size, height=below - 2 * font)
+    else:
         frame = Frame(3.4 * font, below, size.width - font, size.height - 3 * font, font)
         parts += _by_lag(lags, by_lag, frame, size.points // 2)
     said = _said(shares, order, shown)
@@ -70,7 +73,7 @@ def _by_lag(lags: Array, by_lag: Mapping[str, Array], frame: Frame, most: int) -
     lower = np.where(np.isfinite(values), values, 0.0).clip(None, 0).cumsum(axis=0)
     x, y = frame.axes((1.0, float(lags[-1])), spread([lower.min(), upper.max(), 0.0, 1.0], 1.0))
     titles = ("lag k, in steps", "share at the step that lag k reaches back through")
-    parts = [frame.drawn(x, y, titles)]
+    parts = [frame.drawn(x, y, titles, whole_x=True)]
     for number_, name in enumerate(by_lag):
         areas = []
         for outer in (upper, lower):

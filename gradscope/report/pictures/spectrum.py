@@ -14,16 +14,19 @@ from gradscope.report.pictures.frame import (
     Legend,
     line,
     margin,
+    outside_said,
     power_of_ten,
     spread,
     stretches,
     thinned,
+    unseen,
+    with_paths,
 )
 from gradscope.report.pictures.parts import floats, sentence
 from gradscope.report.pictures.picture import Picture
 from gradscope.report.pictures.svg import element, escaped
 from gradscope.report.pictures.theme import COLOURS, Size
-from gradscope.report.verdict import scientific
+from gradscope.report.verdict import error_figures, scientific
 
 # Values that are dots as well as a line; sequences of a batch that are drawn.
 _DOTS, _SEQUENCES = 24, 16
@@ -39,9 +42,15 @@ def draw_spectrum(part: Mapping[str, Any], size: Size) -> Picture:
         for k, chain in enumerate(chains)
     }
     of_full = np.concatenate(rows[0])
-    low, high = spread(np.append(of_full[np.isfinite(of_full)], 0.0), 1.0)
+    low, high = with_paths(
+        spread(np.append(of_full[np.isfinite(of_full)], 0.0), 1.0),
+        np.concatenate([row for some in rows.values() for row in some]),
+    )
     low, high = low - 0.04 * (high - low), high + 0.04 * (high - low)
-    legend = Legend([(one["name"], k) for k, one in enumerate(chains)], size.width - 2 * size.font, size.font)
+    seen = {
+        k: one["name"] for k, one in enumerate(chains) if not unseen(np.concatenate(rows[k]), (low, high))
+    }
+    legend = Legend([(name, k) for k, name in seen.items()], size.width - 2 * size.font, size.font)
     left = margin([power_of_ten(math.floor(low)), power_of_ten(math.ceil(high))], size.font) + 0.6 * size.font
     bottom = size.height - 3.4 * size.font - legend.height
     frame = Frame(left, 2.2 * size.font, size.width - size.font, bottom, size.font)
@@ -58,29 +67,31 @@ def draw_spectrum(part: Mapping[str, Any], size: Size) -> Picture:
         drawn.append(element("g", element("title", escaped(chains[k]["name"])), *inside))
     titles = ("i, from the largest to the smallest", "singular value sigma_i of the whole product")
     parts = (
-        frame.drawn(x, y, titles, log_y=True),
+        frame.drawn(x, y, titles, log_y=True, whole_x=True),
         *drawn,
         legend.drawn(size.font, frame.bottom + 3.1 * size.font),
     )
-    return Picture("Singular values", sentence(part), _said(part, rows[0]), size, parts)
+    gone = {one["name"]: np.concatenate(rows[k]) for k, one in enumerate(chains) if k not in seen}
+    said = [*_said(part, rows[0]), *outside_said(gone, (low, high))]
+    return Picture("Singular values", sentence(part), " ".join(said), size, parts)
 
 
 def _some(chain: Mapping[str, Any]) -> bool:
     return any(value is not None for row in chain["log10_singular_values"] for value in row)
 
 
-def _said(part: Mapping[str, Any], rows: list[Any]) -> str:
+def _said(part: Mapping[str, Any], rows: list[Any]) -> list[str]:
     full, first = part["chains"][0], rows[0]
     known = first[np.isfinite(first)]
     said = []
     if len(known):
         ends = f"{scientific(float(known[0]))} to {scientific(float(known[-1]))}"
         said.append(f"{len(first)} of {full['size']} singular values, from {ends}.")
-        said.append(f"The worst is known to {max(full['log10_error']):.0e} decades.")
+        said.append(f"The worst is known to {error_figures(max(full['log10_error']))} decades.")
     if (zeros := full.get("exact_zeros")) and max(zeros):
         said.append(f"{max(zeros)} are zero, and below the picture.")
     if full.get("unmeasured"):
         said.append(f"{full['unmeasured']}.")
     if len(full["log10_singular_values"]) > 1:
         said.append(f"{len(rows)} of {len(full['log10_singular_values'])} sequences; of the paths the first.")
-    return " ".join(said)
+    return said

@@ -31,6 +31,13 @@ def short(name: object, most: int = _NAME) -> str:
     return plain if len(plain) <= most else plain[: max(most - 1, 1)] + "…"
 
 
+def both_ends(name: object, most: int) -> str:
+    """A name whose middle is left out where it has more characters: of layers the end tells them apart."""
+    plain = shown(name)
+    end = max(most - 1, 2) // 2
+    return plain if len(plain) <= most else f"{plain[: max(most - 1 - end, 1)]}…{plain[-end:]}"
+
+
 def number(value: float) -> str:
     """A coordinate, to a tenth of a pixel."""
     return "0" if abs(value) < 0.05 else f"{value:.1f}".removesuffix(".0")

@@ -35,8 +35,8 @@ SIZES = {
     "column": _mm(85, 64, 8),
     "wide": _mm(175, 80, 8),
     "slide": _mm(254, 143, 16),
-    "page": Size(480.0, 300.0, 13.0, 200),
-    "small": Size(480.0, 300.0, 13.0, 80),
+    "page": Size(430.0, 290.0, 13.0, 200),
+    "small": Size(430.0, 290.0, 13.0, 80),
 }
 _NAMED = ("column", "wide", "slide", "page")
 
@@ -66,6 +66,7 @@ _INKS = {
     "ink": ("#1a1a1a", "#f2f2f2"),
     "muted": ("#55595f", "#b6bcc6"),
     "grid": ("#dcdfe4", "#353b45"),
+    "empty": ("#ffffff", "#d5d8de"),
 }
 
 

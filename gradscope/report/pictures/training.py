@@ -12,7 +12,7 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
-from gradscope.report.pictures.colours import cividis, image, in_palette
+from gradscope.report.pictures.colours import cividis, ground, image, in_palette
 from gradscope.report.pictures.frame import (
     Frame,
     line,
@@ -121,7 +121,7 @@ def _map(frame: Frame, rows: Sequence[Mapping[str, Any]], steps: Sequence[int]) 
     if low < _HIGH and high > _LOW:
         low, high = max(low, _LOW), min(high, _HIGH)
     floored = np.where(np.isneginf(cells), low, cells)[::-1, some]
-    parts.append(image(in_palette(floored, low, high), cividis(), frame))
+    parts += [ground(frame), image(in_palette(floored, low, high), cividis(), frame)]
     tall = (frame.bottom - frame.top) / len(lags)
     for at in range(0, len(lags), max(1, math.ceil(1.3 * font / tall))):
         y = frame.bottom - (at + 0.5) * tall + 0.35 * font
