@@ -16,9 +16,10 @@ from gradscope.linearize.system import precise
 from gradscope.linearize.tangents import StepMaps, TangentSteps, every_step
 from gradscope.linearize.trajectory import Trajectory
 
-# Columns that go through a chain side by side: fewer take about as long (m = 512), as do many more on
-# accelerators, where the weights are what is read.
-BESIDE, BESIDE_ON_ACCELERATORS = 16, 128
+# How many columns go through a step side by side where each has steps of its own: as many as there are in the
+# first of these that holds them. On a CPU a column costs what it is; accelerators read the weights, whatever
+# there is beside them.
+WIDTHS, WIDTHS_ON_ACCELERATORS = (4, 8, 16, 48), (128,)
 # Numbers of triangular factors on a device at a time, for each sequence.
 _FACTORS = 2**20
 
@@ -41,7 +42,9 @@ class TangentChain:
         self.columns = self.size
         self.sequences = sequences
         self.eps = float(np.finfo(dtype).eps)
-        self.beside = BESIDE if trajectory.spread.devices[0].platform == "cpu" else BESIDE_ON_ACCELERATORS
+        cpu = trajectory.spread.devices[0].platform == "cpu"
+        self._widths = WIDTHS if cpu else WIDTHS_ON_ACCELERATORS
+        self.beside = self._widths[-1]
         self._trajectory, self._tangents, self._dtype = trajectory, tangents, dtype
         self._read = read
         self._kept: dict[int, Any] = {}
@@ -58,9 +61,12 @@ class TangentChain:
 
     def tails(self, block: Array, lags: Array, back: bool) -> tuple[Array, Array]:
         """See operator.Operator."""
-        low = self.steps - int(lags.max())
-        columns = self._walked(self._padded(block), self.steps - lags, low, self.steps, back)
-        return self._held(columns, block.shape[2])
+        order = np.argsort(-lags, kind="stable")  # those that are under way at a step are the first
+        first = (self.steps - lags)[order]
+        columns = self._walked(self._padded(block[:, :, order]), first, int(first[0]), self.steps, back)
+        found, exponents = self._held(columns, len(lags))
+        back_again = np.argsort(order)
+        return found[..., back_again], exponents[:, back_again]
 
     def images(self, block: Array, lags: Array) -> tuple[Array, Array]:
         """See operator.Operator."""
@@ -84,7 +90,7 @@ class TangentChain:
     def _walked(self, columns: tuple[Any, Any], first: Array, low: int, high: int, back: bool) -> Any:
         """What ``_padded`` returns, through steps low .. high - 1, each column from its ``first`` step on."""
         first = np.pad(first, (0, columns[0].shape[2] - len(first)), constant_values=high).astype(np.int32)
-        run = self._trajectory.spread.lift(_columns, self._tangents.maps)
+        run = self._trajectory.spread.lift(_columns, self._tangents.maps, self._widths)
         with precise(self._dtype):
             for i, start, end in self._pieces(low, high, self.steps, back):
                 here = first - np.int32(i * self._trajectory.segments.length)
@@ -217,25 +223,46 @@ def _sweep(maps: StepMaps, most: int, shared: Any, steps: Any, block: Any) -> An
     return lax.cond(back, partial(through, pull), partial(through, push), block)
 
 
-def _columns(maps: StepMaps, shared: Any, steps: Any, block: Any, exponents: Any) -> Any:
+def _columns(
+    maps: StepMaps, widths: tuple[int, ...], shared: Any, steps: Any, block: Any, exponents: Any
+) -> Any:
     """Columns (m, n) through those of the steps low .. high - 1 that are not before ``first`` (n,) of each.
 
-    They are scaled by powers of two, whose exponents (n,) are added up.
+    They are scaled by powers of two, whose exponents (n,) are added up. first : ascending; widths : so many
+    columns go through a step, the fewest that hold those under way; the last is n.
     """
     common, (low, high), back, first = shared
 
     def through(move: Any, columns: Any) -> Any:
-        def one(k: Any, carried: Any) -> Any:
+        def some(width: int, k: Any, carried: Any) -> Any:
             block, exponents = carried
-            new = move(k, block)
-            _, more = jnp.frexp(jnp.abs(new).max(axis=0))
-            taken = jnp.where(back, high - 1 - k, low + k) >= first
-            return jnp.where(taken, jnp.ldexp(new, -more), block), exponents + jnp.where(taken, more, 0)
+            before = block[:, :width]
+            new = move(k, before)
+            taken = _step(back, low, high, k) >= first[:width]
+            more = jnp.where(taken, jnp.frexp(jnp.abs(new).max(axis=0))[1], 0)
+            after = jnp.where(taken, _over(new, more), before)
+            return block.at[:, :width].set(after), exponents.at[:width].add(more)
+
+        def one(k: Any, carried: Any) -> Any:
+            under_way = (first <= _step(back, low, high, k)).sum()
+            chosen = (under_way > jnp.array(widths[:-1], jnp.int32)).sum()
+            return lax.switch(chosen, [partial(some, width, k) for width in widths], carried)
 
         return lax.fori_loop(0, high - low, one, columns)
 
     pull, push = _moves(maps, common, steps, low, high)
     return lax.cond(back, partial(through, pull), partial(through, push), (block, exponents))
+
+
+def _step(back: Any, low: Any, high: Any, k: Any) -> Any:
+    """The k-th of the steps low .. high - 1 of a pass."""
+    return jnp.where(back, high - 1 - k, low + k)
+
+
+def _over(block: Any, exponents: Any) -> Any:
+    """Columns over powers of two: by halves, whose own powers are within the range of the dtype."""
+    one, half = jnp.ones((), block.dtype), exponents // 2
+    return block * jnp.ldexp(one, -half) * jnp.ldexp(one, half - exponents)
 
 
 def _moves(maps: StepMaps, common: Any, steps: Any, low: Any, high: Any) -> tuple[Any, Any]:

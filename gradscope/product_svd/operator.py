@@ -98,7 +98,7 @@ class Window:
 class DenseOperator:
     """A chain of (m, m) steps as an Operator."""
 
-    sequences, beside = 1, 16
+    sequences, beside = 1, 48
     eps = float(np.finfo(np.float64).eps)
 
     def __init__(self, source: Steps, size: int) -> None:

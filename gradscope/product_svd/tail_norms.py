@@ -16,6 +16,8 @@ _MOST = 30
 _CAUTION = 10.0
 # How much of every vector of the start is drawn: the residuals then see what no vector of the space meets.
 _DRAWN = 0.1
+# Columns that all lags begin with, at most.
+_WIDTH = 16
 # Lags that are gone through at once have two columns each.
 _COLUMNS = 2
 
@@ -71,7 +73,7 @@ class _Spaces:
 
     def __init__(self, operator: Operator, lags: Array, near: Array) -> None:
         self._operator, self.lags = operator, lags
-        near = near[:, :, : min(near.shape[1], operator.beside) - 1]  # one width, one program
+        near = near[:, :, : min(near.shape[1], _WIDTH) - 1]
         count, size, kept = near.shape
         drawn = np.random.default_rng(0).normal(size=(count, size, kept + 1)) / np.sqrt(size)
         start = np.linalg.qr(np.concatenate([near, drawn[:, :, kept:]], axis=2) + _DRAWN * drawn)[0]
