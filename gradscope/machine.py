@@ -6,10 +6,12 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 from threadpoolctl import ThreadpoolController
 
@@ -29,6 +31,7 @@ PLATFORMS = get_args(Platform)
 _MOST_CPU_DEVICES = 256
 _CACHE_BYTES = 256 * 2**20
 _ENTRIES = ("-cache", "-atime")  # how the names of JAX's own files end
+_CHECKED = "checked"  # its time is that of the last look at them
 
 
 _GROUPS = Path("/sys/fs/cgroup")
@@ -118,6 +121,7 @@ def use_compilation_cache() -> None:
     folder = cache_folder() / "jax"
     if not (_private(folder.parent) and _private(folder)):
         return
+    _drop_damaged(folder)
     _trim(folder)
     options = {
         "jax_compilation_cache_dir": str(folder),
@@ -158,6 +162,34 @@ def _private(folder: Path) -> bool:
         return folder.is_dir() and status.st_uid == os.getuid() and not status.st_mode & 0o022
     except OSError:
         return False
+
+
+def _drop_damaged(folder: Path) -> None:
+    """Delete entries that came since the last look and that JAX could not unpack.
+
+    A process that is killed or a full disk leaves one cut off; JAX warns of it at every start, and keeps it.
+    """
+    checked = folder.parent / _CHECKED
+    with contextlib.suppress(OSError):
+        since = checked.stat().st_mtime_ns if checked.exists() else 0
+        entries = [e for e in folder.iterdir() if e.name.endswith(_ENTRIES[0]) and e.is_file()]
+        if new := [entry for entry in entries if entry.stat().st_mtime_ns >= since]:
+            checked.touch()
+            unpack = _unpacker()
+            for entry in new:
+                try:
+                    unpack(entry.read_bytes())
+                except Exception:  # each way of packing has its own
+                    entry.unlink(missing_ok=True)
+
+
+def _unpacker() -> Callable[[bytes], bytes]:
+    """What JAX unpacks entries with: the first of these that is there."""
+    with contextlib.suppress(ImportError):
+        return cast("Callable[[bytes], bytes]", import_module("compression.zstd").decompress)
+    with contextlib.suppress(ImportError):
+        return cast("Callable[[bytes], bytes]", import_module("zstandard").ZstdDecompressor().decompress)
+    return zlib.decompress
 
 
 def _trim(folder: Path) -> None:

@@ -59,6 +59,7 @@ def test_what_is_not_a_folder_is_not_used(tmp_path, monkeypatch):
 
 def test_the_oldest_entries_go_first(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "_CACHE_BYTES", 250)
+    monkeypatch.setattr(machine, "_unpacker", lambda: bytes)
     folder = tmp_path / "jax"
     folder.mkdir(mode=0o700)
     for age in range(4):
@@ -77,15 +78,41 @@ def test_only_entries_of_jax_are_deleted(tmp_path, monkeypatch):
     for file in [*mine, folder / "x-cache", folder / "x-atime"]:
         file.write_text("precious")
     use(tmp_path, monkeypatch)
-    assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == sorted(mine)
+    left = [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "checked"]
+    assert sorted(left) == sorted(mine)
 
 
-def test_jax_names_its_entries_so(tmp_path):
-    command = [sys.executable, "-m", "gradscope", "analyze", "--hidden", "2", "--steps", "3"]
-    subprocess.run(command, env=os.environ | {"GRADSCOPE_CACHE_DIR": str(tmp_path)}, check=True)
+def test_jax_names_its_entries_so_and_reads_all_that_are_left(tmp_path, monkeypatch):
+    """Those that are cut off, or something else, are gone at the next start, and no warning is of them."""
+    command = [
+        sys.executable,
+        "-m",
+        "gradscope",
+        "analyze",
+        "--hidden",
+        "2",
+        "--steps",
+        "3",
+        "--only",
+        "gain",
+    ]
+
+    def said():
+        env = os.environ | {"GRADSCOPE_CACHE_DIR": str(tmp_path)}
+        return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stderr
+
+    said()
     entries = list((tmp_path / "jax").iterdir())
     assert entries
     assert all(entry.name.endswith(("-cache", "-atime")) for entry in entries)
+    sound = [entry.read_bytes() for entry in entries]
+    use(tmp_path, monkeypatch)  # nothing is wrong with them
+    assert [entry.read_bytes() for entry in entries] == sound
+    (other := tmp_path / "jax" / "other-cache").write_text("junk")
+    entries[0].write_bytes(sound[0][: len(sound[0]) // 2])
+    assert "cache" not in said()
+    assert not other.exists()
+    assert len(entries[0].read_bytes()) > len(sound[0]) // 2  # compiled again, and kept
 
 
 def test_jaxs_own_variable_wins(tmp_path, monkeypatch):
