@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from gradscope.checkpoints.equinox_live import from_equinox as from_equinox
     from gradscope.checkpoints.flax_live import from_flax as from_flax
     from gradscope.checkpoints.keras_live import from_keras as from_keras
-    from gradscope.checkpoints.recording_file import record as record
     from gradscope.checkpoints.torch_live import from_torch as from_torch
     from gradscope.errors import GradscopeError as GradscopeError
     from gradscope.errors import InputError as InputError
     from gradscope.grid.sweep import Sweep as Sweep
     from gradscope.measure.loss import LossGradient as LossGradient
     from gradscope.measure.sensitivity import Sensitivity as Sensitivity
+    from gradscope.problem.record import record as record
     from gradscope.product_svd.spectrum import Spectrum as Spectrum
     from gradscope.product_svd.spectrum import spectrum as spectrum
     from gradscope.report.analysis import Analysis as Analysis
@@ -63,7 +63,7 @@ _HOME = {
     "from_flax": "gradscope.checkpoints.flax_live",
     "from_keras": "gradscope.checkpoints.keras_live",
     "from_torch": "gradscope.checkpoints.torch_live",
-    "record": "gradscope.checkpoints.recording_file",
+    "record": "gradscope.problem.record",
     "repair": "gradscope.api",
     "schema": "gradscope.schemas",
     "suggest": "gradscope.api",

@@ -292,9 +292,9 @@ def _read(settings: Settings) -> Model | None:
     recorded = read_recorded(settings.inputs)
     if settings.checkpoint is None:
         if recorded:
-            raise InputError(
-                f"{shown(recorded.label)} is a recording of a model's layers: give its checkpoint as well"
-            )
+            whole = not recorded.layers
+            way = f"say gradscope analyze {shown(recorded.label)}" if whole else "give its checkpoint as well"
+            raise InputError(f"{shown(recorded.label)} is a recording of a model's layers: {way}")
         for name in (
             "layer",
             "reads",

@@ -6,8 +6,10 @@ Public: ``read``, ``read_all``, ``Layer``, ``Model``, and ``from_torch`` and its
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from gradscope.checkpoints.live import Live
 from gradscope.checkpoints.map_choices import unnamed
 from gradscope.checkpoints.model_part import model_only
 from gradscope.checkpoints.reads import connected
+from gradscope.checkpoints.recorded_steps import in_checkpoint
 from gradscope.checkpoints.recording import Recorded, Recording
+from gradscope.checkpoints.recording_file import is_recording, recorded_model
 from gradscope.checkpoints.torch_quantised import dequantised, told_quantised
 from gradscope.checkpoints.torch_told import told_by_file
 from gradscope.errors import InputError, about, listed, quoted, shown
@@ -88,7 +92,7 @@ def read_all(
 ) -> Contents:
     """Every recurrent layer in a checkpoint, whether or not gradscope can analyse it.
 
-    path : of its file, or what ``gradscope.from_torch`` and its like return.
+    path : of its file or of a recording, or what ``gradscope.from_torch`` and its like return.
     cell : whose names a native file's arrays have, needed where it is not a built-in one.
     max_size : bytes the file may unpack to, by default a small multiple of its size.
     also : other tensors whose values are wanted: their names, or those of their modules, or a unique end.
@@ -98,6 +102,7 @@ def read_all(
     """
     if isinstance(path, Live):
         with about(str(path)):
+            _check_tensors(path, (*also, *rules))
             return _mapped(path.tensors, rules, cell, also) if rules else path.contents(also)
     if not isinstance(path, str | os.PathLike):
         expected = "a file, or what gradscope.from_torch and its like make of a model"
@@ -106,8 +111,7 @@ def read_all(
     if config is not None and (rules or kind not in (".h5", ".hdf5")):
         raise InputError(f"--config {shown(config)} is about weights of Keras (.h5) alone: leave it out")
     if rules and kind in _ARRAYS | TENSOR_FILES:
-        opener = load(_ARRAYS[kind])(path, max_size) if kind in _ARRAYS else open_tensors(path, max_size)
-        with opener as tensors:
+        with _open_arrays(path, max_size) as tensors:
             return contents_of(tensors, cell, also, rules)
     if kind in _MODELS:
         told = {} if config is None else {"config": config}
@@ -116,7 +120,52 @@ def read_all(
     if kind not in TENSOR_FILES:
         raise _unknown_format(path)
     with open_tensors(path, max_size) as tensors:
-        return contents_of(tensors, cell, also)
+        if not is_recording(tensors):
+            return contents_of(tensors, cell, also)
+    model = recorded_model(path)
+    assert model is not None
+    return read_all(model, cell, also=also)
+
+
+def _check_tensors(model: Live, asked: Sequence[str]) -> None:
+    """Raise InputError where a recording is asked for what its model's checkpoint alone has."""
+    if asked and not model.tensors and model.recorded and model.recorded.found:
+        raise InputError(
+            f"is a recording, which has no tensors, but {quoted(asked[0])} is asked for: give the "
+            f"checkpoint, and this by --inputs {shown(model)}"
+        )
+
+
+def _open_arrays(path: str | os.PathLike[str], max_size: int | None) -> AbstractContextManager[Tensors]:
+    """The named arrays of a file, whatever else it says."""
+    kind = kind_of(path)
+    if kind not in _ARRAYS:
+        return open_tensors(path, max_size)
+    opened: AbstractContextManager[Tensors] = load(_ARRAYS[kind])(path, max_size)
+    return opened
+
+
+def _beside(
+    recorded: Recorded,
+    path: str | os.PathLike[str],
+    read_it: Callable[[], Contents],
+    also: Sequence[str],
+    max_size: int | None,
+) -> Contents:
+    """What is in a checkpoint beside layers whose steps were recorded; it may have no others."""
+    try:
+        contents = read_it()
+    except InputError:
+        if recorded.layers:
+            raise
+        contents = None
+    with _open_arrays(path, max_size) as tensors, about(str(path)):
+        layers = in_checkpoint(recorded.steps, contents.layers if contents else (), tensors, recorded.label)
+        if contents is None:
+            contents = Contents.of((), tensors, also)
+    order = {one.name: number for number, one in enumerate(recorded.found)}
+    layers.sort(key=lambda one: order.get(one.name, len(order)))
+    return replace(contents, layers=tuple(layers))
 
 
 def contents_of(
@@ -172,7 +221,12 @@ def read(
     Raises InputError for what ``read_all`` refuses, and for a layer that gradscope has no cell for.
     """
     wanted = find(cell) if isinstance(cell, str) else cell
-    contents = read_all(path, wanted, max_size=max_size, also=also, rules=rules, config=config)
+    path = path if isinstance(path, Live) else recorded_model(path) or path
+    read_it = partial(read_all, path, wanted, max_size=max_size, also=also, rules=rules, config=config)
+    if isinstance(path, Live) or not (recorded and recorded.steps):
+        contents = read_it()
+    else:
+        contents = _beside(recorded, path, read_it, tuple(also), max_size)
     if isinstance(path, Live) and path.recorded:
         recorded = path.recorded
     if inputs is not None and not isinstance(path, Live) and (run := _RUNS.get(kind_of(path))):

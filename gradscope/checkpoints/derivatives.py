@@ -102,6 +102,19 @@ class Derivatives(ABC):
     def differentiate(self) -> OwnSteps:
         """The steps; raises InputError where the module cannot be stepped."""
 
+    @abstractmethod
+    def weights(self) -> Mapping[str, Array]:
+        """The real arrays that a checkpoint of the module has, by their names in it."""
+
+    def used(self) -> frozenset[str]:
+        """The names of those that the steps are made of."""
+        return frozenset(self.weights())
+
+    @property
+    def sizes(self) -> tuple[int, int] | None:
+        """Hidden and input size, None where that takes the steps."""
+        return None
+
     @cached_property
     def steps(self) -> OwnSteps:
         """The steps, computed once."""

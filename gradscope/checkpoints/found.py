@@ -84,6 +84,8 @@ class Found(InModel):
     @property
     def sizes(self) -> tuple[int, int] | None:
         """Hidden and input size, None where no input weights were read."""
+        if self.derivatives:
+            return self.derivatives.sizes
         shape = next((array.shape for name, array in self.arrays.items() if is_input_weight(name)), ())
         return (shape[0], shape[1]) if len(shape) == 2 else None
 

@@ -64,6 +64,11 @@ class JaxSteps(Derivatives):
         self.by, self.kind, self.fed_back = by, kind, fed_back
         self._call, self._weights, self._calls, self._state = call, weights, calls, state
 
+    def weights(self) -> dict[str, Array]:
+        """See Derivatives."""
+        every = jax.tree_util.tree_flatten_with_path(self._weights)[0]
+        return {_name(path): np.asarray(leaf, np.float64) for path, leaf in every if is_float(leaf)}
+
     @property
     def states(self) -> list[list[Array]]:
         """Of every part of the state, what each call put out."""
@@ -318,9 +323,13 @@ def _parted(joined: Any, like: Sequence[Any]) -> list[Any]:
 def _matrices(tree: Any) -> list[str]:
     """Of every leaf the name of a matrix, "" of what is none."""
     return [
-        "" if np.ndim(leaf) < 2 else ".".join(filter(lambda part: part != "value", map(_key, path)))
+        "" if np.ndim(leaf) < 2 else _name(path)
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
     ]
+
+
+def _name(path: Sequence[Any]) -> str:
+    return ".".join(part for part in map(_key, path) if part != "value")
 
 
 def _key(entry: Any) -> str:

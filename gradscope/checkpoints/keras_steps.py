@@ -47,6 +47,10 @@ class KerasSteps(Derivatives):
         self._keras, self._layer, self._run = keras, layer, run
         self._calls, self._state = calls, state
 
+    def weights(self) -> dict[str, Array]:
+        """See Derivatives."""
+        return _weights_of(self._keras, self._layer)
+
     @property
     def states(self) -> list[list[Array]]:
         """Of every part of the state, what each call put out."""
@@ -86,6 +90,10 @@ class KerasSequence(Derivatives):
         self.kind = _kind(layer)
         self.backward = bool(layer.go_backwards)
         self._keras, self._layer, self._loops, self._put_out = keras, layer, loops, put_out
+
+    def weights(self) -> dict[str, Array]:
+        """See Derivatives."""
+        return _weights_of(self._keras, self._layer)
 
     def differentiate(self) -> OwnSteps:
         """See Derivatives."""
@@ -267,6 +275,12 @@ def quietly(keras: Any, layer: Any) -> Iterator[None]:
 
 def _precisely() -> Any:
     return importlib.import_module("jax").default_matmul_precision("highest")
+
+
+def _weights_of(keras: Any, layer: Any) -> dict[str, Array]:
+    """The real weights of a layer."""
+    real = keras.backend.is_float_dtype
+    return {v.path: _array(keras, v.value) for v in layer.weights if real(v.dtype)}
 
 
 def by_backend(keras: Any, layer: Any, run: Run, calls: Sequence[StepCall], state: Carried) -> OwnSteps:

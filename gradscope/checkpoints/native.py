@@ -26,7 +26,8 @@ def layer(tensors: Tensors, cell: Cell | None) -> Found:
             convolutional(tensors)
             or "holds no LSTM, GRU or RNN of PyTorch or Flax, nor one under gradscope's names, but "
             f"{listed(list(tensors), 4) or 'no tensors'}: save the model that has one, or say what its "
-            "arrays are, as in --map 'W_z,W_r,W_h=NAME', or by numpy.savez as W_z, R_z, b_z, ..."
+            "arrays are, as in --map 'W_z,W_r,W_h=NAME', or by numpy.savez as W_z, R_z, b_z, ...; a "
+            "loop over time in the model's own code is recorded: gradscope.record(model, batch, 'run.npz')"
         )
     if cell is None and "M" in tensors:
         cell = projected_cell(take(tensors, ["M"])[0]["M"])

@@ -67,6 +67,7 @@ class Recorded:
     own : {name of a module: its own derivatives}, in which some of the layers are.
     made_of_inputs : whether the inputs that were given are the model's, of which this was made; said : what
         is to be said of that.
+    found : all that are in the file of a recording; those with steps of their own are whole.
     """
 
     layers: Mapping[str, Recording]
@@ -75,6 +76,12 @@ class Recorded:
     own: Mapping[str, Derivatives] = field(default_factory=dict)
     made_of_inputs: bool = False
     said: str = ""
+    found: tuple[Found, ...] = ()
+
+    @property
+    def steps(self) -> tuple[Found, ...]:
+        """Of the layers in the file those with steps of their own, or without any, which they say."""
+        return tuple(one for one in self.found if one.name not in self.layers)
 
     @property
     def state_label(self) -> str:

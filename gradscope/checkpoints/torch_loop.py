@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.checkpoints.carried import ARGUMENTS, Carried, Place, StepCall, leaves, placed
+from gradscope.checkpoints.carried import ARGUMENTS, Carried, Place, StepCall
 from gradscope.checkpoints.derivatives import (
     SUM_ROUNDINGS,
     Derivatives,
@@ -20,17 +19,26 @@ from gradscope.checkpoints.derivatives import (
     check_jacobians,
     own_steps,
 )
+from gradscope.checkpoints.torch_apart import is_backward, sequence_axes
 from gradscope.checkpoints.torch_linearised import Linearising, in_rows
 from gradscope.checkpoints.torch_loops import TimeLoop, chained, loops
-from gradscope.checkpoints.torch_operations import RESULT, Operation, Tracing, is_tensor, observed
-from gradscope.checkpoints.torch_products import Product, watching
-from gradscope.checkpoints.torch_steps import Stepper, class_of, copied, is_real, one_thread, repeating
+from gradscope.checkpoints.torch_operations import Operation, Tracing, observed
+from gradscope.checkpoints.torch_products import Product
+from gradscope.checkpoints.torch_replay import replayed
+from gradscope.checkpoints.torch_steps import (
+    Stepper,
+    class_of,
+    copied,
+    is_real,
+    module_weights,
+    one_thread,
+    repeating,
+)
+from gradscope.custom_types import Array
 from gradscope.errors import InputError, reason
 
 # The product of so many Jacobians is compared with torch's own derivative over as many steps.
 _WINDOW = 8
-# So many ways in which the sequences may lie in the state are tried.
-_CHOICES = 16
 _UNSEEN = (
     "computes in a way that torch does not show (torch.jit, a function of its own, torch.utils.checkpoint): "
     "give the model without it"
@@ -39,8 +47,6 @@ _IN_PARTS = (
     "keeps its states in one tensor, of which each step writes a part and reads one: carry the state from "
     "step to step in a variable of its own"
 )
-_ANOTHER = "does something else when it is run once more"
-_MIXES = "mixes the sequences of its batch: give a batch of one"
 
 
 def loops_of(module: Any, path: str, call: StepCall, others: Collection[str]) -> list[TorchLoop]:
@@ -53,7 +59,11 @@ def loops_of(module: Any, path: str, call: StepCall, others: Collection[str]) ->
     # An initial state that is learned is a parameter, but not one that a loop uses again.
     again = chained(_traced(module, call, names), others)
     operations = _traced(module, call, again | set(others)) if again else []
-    return [TorchLoop(copied(module), path, call, loop) for loop in loops(operations, others)]
+    found = []
+    for loop in loops(operations, others):
+        backward = is_backward(Stepper(copied(module).eval(), Carried((), {}), ()), call, loop)
+        found.append(TorchLoop(copied(module), path, call, loop, backward=backward))
+    return found
 
 
 def _traced(module: Any, call: StepCall, names: Collection[str]) -> list[Operation]:
@@ -88,18 +98,24 @@ class TorchLoop(Derivatives):
 
     by = "torch"
 
-    def __init__(self, module: Any, path: str, call: StepCall, loop: TimeLoop) -> None:
-        self.kind, self.loop, self._path = class_of(module), loop, path
+    def __init__(self, module: Any, path: str, call: StepCall, loop: TimeLoop, *, backward: bool) -> None:
+        self.kind, self.loop, self._path, self.backward = class_of(module), loop, path, backward
         self._module, self._call = module.eval(), call
 
     @property
     def said(self) -> tuple[str, ...]:
         """What is to be said of where the loop is differentiated."""
-        first, turns = self.loop.first, self.loop.turns
-        steps = f"its first {first} steps are" if first > 1 else "its first step is"
-        early = f"{steps} left out: there is no whole state before"
-        long = f"a step is {turns} turns of its loop, which are not alike"
-        return (*[early] * (first > 0), *[long] * (turns > 1))
+        loop, said = self.loop, []
+        if loop.idle:
+            said.append(f"{_steps(loop.idle)} left out: no state is read there (it is None, say)")
+        if loop.first:
+            why = "the state is made by other code" if loop.unlike else "there is no whole state before"
+            said.append(f"{_steps(loop.first)} left out: {why}")
+        if loop.cut_short:
+            said.append("its last step is left out: the state is made by other code")
+        if loop.turns > 1:
+            said.append(f"a step is {loop.turns} turns of its loop, which are not alike")
+        return tuple(said)
 
     def covers(self, module: str) -> bool:
         """Whether it uses parameters of the module of this name."""
@@ -108,6 +124,14 @@ class TorchLoop(Derivatives):
     def claims(self, module: Any) -> set[int]:
         """The ids of the parameters that it uses, of the module that it is in."""
         return {id(parameter) for name, parameter in module.named_parameters() if name in self.loop.weights}
+
+    def weights(self) -> dict[str, Array]:
+        """See Derivatives."""
+        return module_weights(self._module, [self._call])
+
+    def used(self) -> frozenset[str]:
+        """See Derivatives."""
+        return self.loop.weights
 
     def differentiate(self) -> OwnSteps:
         """See Derivatives."""
@@ -121,18 +145,18 @@ class TorchLoop(Derivatives):
         with one_thread():
             stepper = repeating(self._module, [self._call], Carried((), {}), ())
             inputs = self._inputs(stepper)
-            whole = _replayed(
+            whole = replayed(
                 stepper, replace(self._call, given={**self._call.given, **inputs}), self.loop, [first]
             )
-            axes = _axes(whole, self._call.given, inputs)
+            axes = sequence_axes(whole, self._call.given, inputs)
             batch = len(in_rows(whole.state(first)[0], axes[0]))
             widths = [prod(shape) // batch for shape in self.loop.shapes]
             matrices = 1 + sum(parameter.ndim > 1 for parameter in self._module.parameters())
-            steps = _Steps(stepper, self._call, self.loop, axes)
+            steps = LoopSteps(stepper, self._call, self.loop, axes)
             check_jacobians(batch, len(self.loop.starts), matrices, sum(widths))
             found = list(steps.along())
             steps.check(found)
-        names = [*(f"s{k}" for k in range(len(widths) - 1)), "h"]
+        names = _named(whole.names, len(widths))
         features = next((int(t.shape[-1]) for t in self._call.given.values() if is_real(t) and t.ndim), 0)
         return own_steps(found, dict(zip(names, widths, strict=True)), features, stepper.rounding)
 
@@ -145,39 +169,28 @@ class TorchLoop(Derivatives):
         }
 
 
-def _replayed(
-    stepper: Stepper,
-    call: StepCall,
-    loop: TimeLoop,
-    cut: Collection[int],
-    leaves: Any = None,
-    *,
-    products: bool = False,
-) -> _Replay:
-    """A run with these states cut; leaves : of a run before; products : whether these are cut, too."""
-    replay = _Replay(loop, cut, leaves)
-    torch = importlib.import_module("torch")
-    try:
-        with torch.enable_grad(), watching(stepper.matrices, cut=products) as mode:
-            replay.products = mode.products
-            stepper.run(call, observed(replay))
-    except InputError:
-        raise
-    except Exception as error:  # the user's code may fail in any way
-        raise InputError(f"cannot be run again: {type(error).__name__}: {reason(error)}") from error
-    return replay
+def _steps(count: int) -> str:
+    return f"its first {count} steps are" if count > 1 else "its first step is"
 
 
-class _Steps(Linearising):
+def _named(called: Mapping[int, str], count: int) -> list[str]:
+    """Names for the parts of a state, those that the code has: h is what is put out, the last if none is."""
+    names = [called.get(part, f"s{part}") for part in range(count)]
+    if "h" not in names:
+        names[-1] = "h"
+    return names if len(set(names)) == count else [*(f"s{part}" for part in range(count - 1)), "h"]
+
+
+class LoopSteps(Linearising):
     """The steps of a loop, each the operations between two states."""
 
     def __init__(self, stepper: Stepper, call: StepCall, loop: TimeLoop, axes: Sequence[int | None]) -> None:
         super().__init__(axes)
         self._stepper, self._call, self._loop = stepper, call, loop
         states = range(loop.first, loop.last)
-        self._plain = _replayed(stepper, call, loop, states)
+        self._plain = replayed(stepper, call, loop, states)
         self._check_parts()
-        self._products = _replayed(stepper, call, loop, states, self._plain.leaves, products=True)
+        self._products = replayed(stepper, call, loop, states, self._plain.leaves, products=True)
 
     @property
     def rounding(self) -> float:
@@ -196,7 +209,7 @@ class _Steps(Linearising):
         """
         first, last = self._loop.first, self._loop.last
         begins = range(first, last, _WINDOW)
-        whole = _replayed(self._stepper, self._call, self._loop, begins)
+        whole = replayed(self._stepper, self._call, self._loop, begins)
         generator = np.random.default_rng(0)
         for begin in begins:
             end = min(begin + _WINDOW, last)
@@ -234,162 +247,3 @@ class _Steps(Linearising):
                 kept.append(bool(found) and found[0] is not None and bool((found[0] == row).any()))
             if all(kept):
                 raise InputError(_IN_PARTS)
-
-
-class _Replay:
-    """An observer that gives the steps of a loop states of their own, leaves of a graph.
-
-    cut : the numbers of the states that are; leaves : where they are kept, {(state, part): tensor}.
-    made : of the same keys, what the step before put out. products : a list that grows as it runs; marks :
-        how long that was as each step began, and as the last state was there.
-    """
-
-    def __init__(self, loop: TimeLoop, cut: Collection[int], leaves: Any = None) -> None:
-        self.loop, self._cut = loop, set(cut)
-        self.leaves: dict[tuple[int, int], Any] = {} if leaves is None else leaves
-        self.made: dict[tuple[int, int], Any] = {}
-        self.marks: list[int] = []
-        self.products: list[Product] = []
-        self._working: dict[tuple[int, int], Any] = {}
-        self._instead: dict[int, tuple[Any, Any]] = {}  # with what it is in place of: an id is of one object
-        self._given: dict[Place, Any] = {}
-        self._put: dict[Place, Any] = {}
-        last = (number for number, made in loop.makes.items() if any(one[0] == loop.last for one in made))
-        self._end = max(last)
-
-    def state(self, number: int) -> list[Any]:
-        """The leaves of a state that is cut."""
-        return [self.leaves[number, part] for part in range(len(self.loop.parts))]
-
-    def new(self, number: int) -> list[Any]:
-        """A state as the step before it put it out."""
-        return [self._source(number, part) for part in range(len(self.loop.parts))]
-
-    def before(self, number: int, name: str, given: tuple[Any, Any]) -> tuple[Any, Any]:
-        """See Observer."""
-        if self.loop.names[number : number + 1] != (name,):
-            return given
-        begun = len(self.marks)
-        if begun < len(self.loop.starts) and number == self.loop.starts[begun]:
-            self.marks.append(len(self.products))
-            state = self.loop.first + begun
-            if state in self._cut:
-                self._instead.clear()
-                for part in range(len(self.loop.parts) if state else 0):
-                    self._cut_out(state, part, None)
-        self._given = dict(leaves(given, is_tensor))
-        self._put = {
-            place: self._instead[id(tensor)][1]
-            for place, tensor in self._given.items()
-            if id(tensor) in self._instead
-        }
-        for place, (state, part) in self.loop.reads.get(number, {}).items():
-            if state in self._cut:
-                self._put[place] = self._cut_out(state, part, _at(given, place))
-            elif self.loop.parts[part].age:  # it may be of a state before, which is cut
-                self._put[place] = self._source(state, part)
-        changed: tuple[Any, Any] = placed(given, self._put)
-        return changed
-
-    def after(
-        self, number: int, name: str, given: tuple[Any, Any], result: Any, written: list[Place]
-    ) -> None:
-        """See Observer."""
-        if self.loop.names[number : number + 1] != (name,):
-            raise InputError(_ANOTHER)
-        for place in written:
-            if place in self._put and place in self._given:
-                self._instead[id(self._given[place])] = (self._given[place], self._put[place])
-        if makes := self.loop.makes.get(number, ()):
-            made = dict(leaves(given, is_tensor)) | dict(leaves(result, is_tensor, (RESULT,)))
-            for state, part, slot in makes:
-                if slot not in made:
-                    raise InputError(_ANOTHER)
-                self.made[state, part] = made[slot].clone()  # before it is written into
-        if number == self._end:
-            self.marks.append(len(self.products))
-
-    def _source(self, state: int, part: int) -> Any:
-        """A part of a state as what came before put it out."""
-        own = self.loop.parts[part]
-        if not own.age:
-            if (state, part) not in self.made:
-                raise InputError(_ANOTHER)
-            return self.made[state, part]
-        before = (state - 1, self.loop.parts.index(replace(own, age=own.age - 1)))
-        return self._working[before] if before in self._working else self._source(*before)
-
-    def _cut_out(self, state: int, part: int, given: Any) -> Any:
-        """What a step is given in place of a part of the state; given : what it would be."""
-        key = (state, part)
-        if key not in self._working:
-            if key not in self.leaves:
-                value = self._source(state, part) if state else _filled(given, self.loop.shapes[part])
-                self.leaves[key] = value.detach().clone().requires_grad_()
-            self._working[key] = self.leaves[key].clone()
-        return self._working[key]
-
-
-def _at(value: Any, place: Place) -> Any:
-    """What is at a place."""
-    for key in place:
-        value = value[key]
-    return value
-
-
-def _filled(given: Any, shape: tuple[int, ...]) -> Any:
-    """An initial state in the shape that states have."""
-    torch = importlib.import_module("torch")
-    if isinstance(given, int | float):
-        return torch.full(shape, float(given))
-    try:
-        return given.expand(shape)
-    except (AttributeError, RuntimeError) as error:
-        raise InputError("begins with a state that is not of the shape of the others") from error
-
-
-def _axes(whole: _Replay, given: Mapping[Place, Any], inputs: Mapping[Place, Any]) -> list[int | None]:
-    """Along which axis of every part of the state the sequences are, None of one alone.
-
-    whole : a run in which the first state alone is cut; inputs : leaves of the same.
-    """
-    tensors = [tensor for place, tensor in given.items() if place[0] == ARGUMENTS]
-    sizes = dict.fromkeys(
-        size for tensor in tensors if tensor.ndim > 1 for size in tensor.shape[:2] if size > 1
-    )
-    for size in sizes:
-        having = [[k for k, own in enumerate(shape) if own == size] for shape in whole.loop.shapes]
-        for axes in itertools.islice(itertools.product(*having), _CHOICES):
-            if _is_apart(whole, axes, inputs, size):
-                return list(axes)
-    several = [t for t in tensors if t.ndim > 1 + is_real(t) and 1 not in t.shape[:2]]
-    if several:
-        raise InputError(_MIXES)
-    return [None] * len(whole.loop.shapes)
-
-
-def _is_apart(whole: _Replay, axes: Sequence[int | None], inputs: Mapping[Place, Any], size: int) -> bool:
-    """Whether what the first and the last sequence do depends on no other one."""
-    torch = importlib.import_module("torch")
-    loop = whole.loop
-    late, by = whole.new(min(loop.first + 4, loop.last)), [*whole.state(loop.first), *inputs.values()]
-    for sequence in (0, size - 1):
-        rows = []
-        for tensor, axis in zip(late, axes, strict=True):
-            row = torch.zeros_like(tensor)
-            row.select(axis, sequence).uniform_(1, 2)
-            rows.append(row)
-        live = [(tensor, row) for tensor, row in zip(late, rows, strict=True) if tensor.requires_grad]
-        if not live:
-            return True
-        ends, outer = zip(*live, strict=True)
-        found = torch.autograd.grad(ends, by, outer, retain_graph=True, allow_unused=True)
-        own = [[axis] for axis in axes]
-        own += [[k for k, one in enumerate(t.shape[:2]) if one == size] for t in inputs.values()]
-        for gradient, places in zip(found, own, strict=True):
-            if gradient is None or not places:
-                continue
-            others = [k for k in range(size) if k != sequence]
-            if all(gradient.movedim(axis, 0)[others].any() for axis in places):
-                return False
-    return True

@@ -8,7 +8,8 @@ from typing import Any
 
 from gradscope.checkpoints.carried import ARGUMENTS, OUTPUT, Carried, Place, StepCall, started
 from gradscope.checkpoints.derivatives import Derivatives, OwnSteps
-from gradscope.checkpoints.torch_steps import Stepper, TorchSteps, doubled, is_real
+from gradscope.checkpoints.torch_steps import Stepper, TorchSteps, doubled, is_real, module_weights
+from gradscope.custom_types import Array
 from gradscope.errors import InputError, reason
 
 _WANTED = "expected a module that is called with (input, state) and puts out (output, state), as torch's own"
@@ -28,6 +29,10 @@ class TorchSequence(Derivatives):
     def __init__(self, module: Any, kind: str, call: StepCall, unlike: str = "") -> None:
         self.kind, self._unlike = kind, unlike
         self._module, self._call = module.eval(), call
+
+    def weights(self) -> dict[str, Array]:
+        """See Derivatives."""
+        return module_weights(self._module, [self._call])
 
     def differentiate(self) -> OwnSteps:
         """See Derivatives."""

@@ -21,6 +21,7 @@ from gradscope.checkpoints.derivatives import (
 from gradscope.checkpoints.torch_linearised import Linearising, as_array, in_rows
 from gradscope.checkpoints.torch_operations import is_tensor
 from gradscope.checkpoints.torch_products import Product, watching
+from gradscope.custom_types import Array
 from gradscope.errors import InputError, reason
 from gradscope.machine import one_blas_thread
 
@@ -87,6 +88,10 @@ class TorchSteps(Derivatives):
     ) -> None:
         self.kind, self.fed_back = kind, fed_back
         self._module, self._calls, self._state = module.eval(), calls, state
+
+    def weights(self) -> dict[str, Array]:
+        """See Derivatives."""
+        return module_weights(self._module, self._calls)
 
     @property
     def states(self) -> list[list[Any]]:
@@ -306,6 +311,16 @@ def kept_by(module: Any) -> dict[Place, Any]:
             if is_tensor(value) and is_real(value):
                 found[KEPT, f"{path}.{name}".lstrip(".")] = value
     return found
+
+
+def module_weights(module: Any, calls: Sequence[StepCall]) -> dict[str, Array]:
+    """The real tensors of a module's state dict, without those that these calls have changed."""
+    changed = {place[1] for call in calls for place in call.made if place[0] == KEPT}
+    return {
+        name: as_array(tensor)
+        for name, tensor in module.state_dict().items()
+        if is_tensor(tensor) and is_real(tensor) and name not in changed
+    }
 
 
 def keep(module: Any, name: str, tensor: Any) -> None:

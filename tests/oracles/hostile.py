@@ -19,6 +19,10 @@ import numpy as np
 import pytest
 
 from gradscope import checkpoints
+from gradscope.checkpoints.derivatives import OwnSteps
+from gradscope.checkpoints.found import Found
+from gradscope.checkpoints.recorded_steps import RecordedSteps
+from gradscope.checkpoints.recording_file import write_recording
 from gradscope.errors import InputError
 from oracles import layouts
 from oracles.foreign import constant, dynet_text, field, frozen_graph, python_2
@@ -510,7 +514,18 @@ def sound():
             {f"basic_rnn_cell/{k}": np.ones(s) for k, s in (("kernel", (7, 4)), ("bias", 4))}
         ),
         ".pkl": python_2({key.removesuffix("_l0"): a for key, a in layouts.recurrent("gru", 3, 4).items()}),
+        ".npz": recording(),
     }
+
+
+def recording():
+    """What ``gradscope.record`` writes of a layer that its framework differentiates."""
+    own = OwnSteps(("R",), np.ones((1, 3, 1, 2, 2)), np.ones((1, 4, 2)), {"h": 2}, 3, 2.0**-52)
+    steps = RecordedSteps("torch", "Mine", own, {}, ())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.npz"
+        write_recording(path, [("", Found("", {}, kind="Mine", derivatives=steps))], 2**20)
+        return path.read_bytes()
 
 
 # What the tests of strangers' files do with them
@@ -542,6 +557,10 @@ def stranger(folder, case):
 IN_LITTLE_MEMORY = """
 import resource, sys
 from gradscope import checkpoints
+from gradscope.checkpoints.derivatives import OwnSteps
+from gradscope.checkpoints.found import Found
+from gradscope.checkpoints.recorded_steps import RecordedSteps
+from gradscope.checkpoints.recording_file import write_recording
 from gradscope.errors import InputError
 import importlib
 for name in sys.argv[1].split():

@@ -85,7 +85,7 @@ FILES = re.findall(
 
 def test_every_library_has_a_recording():
     assert [name for name, _ in LIVE] == list(BATCH)
-    assert [name for name, *_ in FILES] == ["torch", "keras"]
+    assert [name for name, *_ in FILES] == ["torch", "keras", "loop"]
 
 
 @pytest.mark.parametrize(("name", "live"), LIVE)
@@ -96,6 +96,7 @@ def test_a_recording(name, live, tmp_path):
 
 @pytest.mark.parametrize(("name", "save", "analyse"), FILES)
 def test_a_recording_in_a_file(name, save, analyse, tmp_path):
-    code = "\n".join(["import gradscope, numpy", *BATCH[name], save])
+    made = [dict(LIVE)[name].partition("\n\n\nanalysis")[0]] if name == "loop" else []
+    code = "\n".join(["import gradscope, numpy", *BATCH[name], *made, save])
     run([sys.executable, "-W", "ignore", "-c", code], tmp_path)
-    assert "hidden 8, 30 steps, batch 4" in run(analyse.split(), tmp_path)
+    assert f"hidden {16 if made else 8}, 30 steps, batch 4" in run(analyse.split(), tmp_path)

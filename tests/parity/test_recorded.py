@@ -343,26 +343,34 @@ class Loop(nn.Module):
         return state
 
 
-def test_a_layer_with_norms_is_refused_with_numbers(tmp_path):
+def test_a_layer_of_other_numbers_is_refused_with_them(tmp_path):
     torch.manual_seed(5)
-    model = Loop(Normed(D, N, **DOUBLE))
+    model, other = (Loop(nn.LSTMCell(D, N, **DOUBLE)) for _ in range(2))
     gradscope.record(model, batch(), tmp_path / "run.npz")
-    torch.save(model.state_dict(), tmp_path / "x.pt")
+    torch.save(other.state_dict(), tmp_path / "x.pt")
     message = refusal(tmp_path / "x.pt", inputs=tmp_path / "run.npz")
     state = (torch.zeros(B, N, **DOUBLE),) * 2
-    theirs = model.cell(batch()[:, 0], state)[0]
-    plain = nn.LSTMCell(D, N, **DOUBLE)
-    plain.load_state_dict({k: v for k, v in model.cell.state_dict().items() if "norm" not in k})
-    ours = plain(batch()[:, 0], state)[0]
+    theirs, ours = (one.cell(batch()[:, 0], state)[0] for one in (model, other))
     unit = int((ours - theirs)[0].abs().argmax())
     assert message.startswith(
         f"layer cell puts out something else than cell lstm with its weights: {theirs[0, unit]:.6g} where "
         f"gradscope computes {ours[0, unit]:.6g}, at step 1 of sequence 0, unit {unit}; that is "
         f"{(ours - theirs)[0].abs().max():.2g} apart, and rounding explains "
     )
-    # In memory there is what differentiates it.
-    live = check(gradscope.from_torch(model, batch()), [jacobian(model.cell, one) for one in batch()])
-    assert live.problem["jacobians"] == "torch"
+
+
+def test_a_layer_with_norms_is_differentiated_in_memory_and_in_a_file(tmp_path):
+    torch.manual_seed(5)
+    model = Loop(Normed(D, N, **DOUBLE))
+    gradscope.record(model, batch(), tmp_path / "run.npz")
+    torch.save(model.state_dict(), tmp_path / "x.pt")
+    for checkpoint, inputs in (
+        (gradscope.from_torch(model, batch()), {}),
+        (tmp_path / "x.pt", {"inputs": tmp_path / "run.npz"}),
+    ):
+        found = check(checkpoint, [jacobian(model.cell, one) for one in batch()], **inputs)
+        assert found.problem["jacobians"] == "torch"
+        assert "computes something else than cell lstm" in found.problem["assumed"][0]
 
 
 class Helped(nn.LSTM):

@@ -476,11 +476,6 @@ def with_parts(cell):
     return cell
 
 
-def test_a_file_does_not_hold_what_only_torch_differentiates(tmp_path):
-    with pytest.raises(InputError, match="cell is a Minimal, which only its framework differentiates"):
-        gradscope.record(Loop(Minimal()), batch(), tmp_path / "run.npz")
-
-
 def test_a_way_back_through_the_inputs_is_said():
     class Attending(Loop):
         def forward(self, x, states=None):

@@ -260,6 +260,18 @@ class Reservoir(Loop):
         return h, h
 
 
+class Late(Loop):
+    """A mask from the second step on: another operation makes the first state."""
+
+    def run(self, x, h, start=0):
+        for t in range(x.shape[1]):
+            new = torch.tanh(self.a(x[:, t]) + self.b(h))
+            if t + start > 0:
+                new = torch.where(x[:, t, :1] > -0.5, new, h)
+            h = new
+        return h, h
+
+
 class Convolved(Loop):
     """A convolutional recurrence over a line of three."""
 
@@ -280,7 +292,7 @@ KINDS = {
     kind.__name__: kind
     for kind in (
         Plain, Unbound, Stepped, LSTM, GRU, Masked, MaskedCell, Stacked, InPlace, Sequential, Parameters,
-        Einsum, Diagonal, Normed, Delayed, FedBack, Reservoir, Convolved,
+        Einsum, Diagonal, Normed, Delayed, FedBack, Reservoir, Late, Convolved,
     )
 }  # fmt: skip
 
@@ -290,7 +302,8 @@ def whole(model, x, first=0):
     found = []
     for one in x.split(1):
         state = model.start(one) if not first else model.run(one[:, :first], model.start(one))[1]
-        run = lambda state, one=one: model.run(one[:, first:], state)[1]  # noqa: E731
+        late = {"start": first} if isinstance(model, Late) else {}
+        run = lambda state, one=one, late=late: model.run(one[:, first:], state, **late)[1]  # noqa: E731
         found.append(torch.autograd.functional.jacobian(run, state)[0, :, 0].numpy())
     return found
 
@@ -316,10 +329,85 @@ def drawn(kind):
 @pytest.mark.parametrize("name", KINDS)
 def test_a_loop_within_a_module(name):
     model, x = drawn(KINDS[name]), batch()
-    first = 2 if name == "Delayed" else 0
+    first = {"Delayed": 2, "Late": 1}.get(name, 0)
     live = gradscope.from_torch(nn.Sequential(nn.Identity(), model), x)
     assert [layer.name for layer in live.layers] == ["1"]
-    check(live, whole(model, x, first))
+    problem = check(live, whole(model, x, first)).problem
+    assert problem["direction"] == ("backward" if name == "Stepped" else "forward")
+    assert problem["steps"] == T - first
+    assert [one for one in problem["assumed"] if "left out" in one] == (
+        [f"its first {'2 steps are' if first > 1 else 'step is'} left out: there is no whole state before"]
+        if first
+        else []
+    )
+
+
+def test_no_state_at_the_first_step_is_said():
+    class Begun(Late):
+        def run(self, x, h, start=0):
+            for t in range(x.shape[1]):
+                h = torch.tanh(self.a(x[:, t]) + (self.b(h) if t + start else 0))
+            return h, h
+
+    model, x = drawn(Begun), batch()
+    problem = check(gradscope.from_torch(model, x), whole(model, x, 1)).problem
+    assert problem["steps"] == T - 1
+    assert problem["assumed"] == ["its first step is left out: no state is read there (it is None, say)"]
+
+
+def test_another_last_step_is_left_out():
+    class Ended(Loop):
+        def run(self, x, h, end=T):
+            for t in range(x.shape[1]):
+                h = torch.tanh(self.a(x[:, t]) + self.b(h))
+                if t < end - 1:
+                    h = 0.9 * h
+            return h, h
+
+    model, x = drawn(Ended), batch()
+    expected = []
+    for one in x.split(1):
+        run = lambda s, one=one: model.run(one[:, : T - 1], s)[1]  # noqa: E731
+        expected.append(torch.autograd.functional.jacobian(run, model.start(one))[0, :, 0].numpy())
+    assert "last step is left out" in check(gradscope.from_torch(model, x), expected).problem["assumed"][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    {
+        "Plain": ["h"],
+        "LSTM": ["c", "h"],
+        "Delayed": ["before", "h"],
+        "Stacked": ["states[0]", "h"],
+        "Convolved": ["h"],
+    }.items(),
+)
+def test_the_parts_of_a_state_are_called_as_in_the_code(name, parts):
+    (layer,) = gradscope.from_torch(drawn(KINDS[name]), batch()).layers
+    assert list(layer.derivatives.steps.parts) == parts
+
+
+def test_the_output_is_what_the_code_calls_h(tmp_path):
+    """The cell state is made last here, and a readout reads h."""
+
+    class Swapped(LSTM):
+        def run(self, x, state):
+            h, c = state.split(N, 1)
+            for step in x.transpose(0, 1):
+                i, f, z, o = self.gates(torch.cat([step, h], 1)).chunk(4, 1)
+                h = torch.sigmoid(o) * torch.tanh(c)
+                c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(z)
+            return h, torch.cat([h, c], 1)
+
+    model, x = drawn(Swapped), batch()
+    live = gradscope.from_torch(model, x)
+    (layer,) = live.layers
+    assert list(layer.derivatives.steps.parts) == ["h", "c"]
+    ours = gradscope.analyze(checkpoint=live, adjoint=np.ones(N)).loss.log10_norm
+    for one, theirs in zip(x.split(1), ours, strict=True):
+        state = model.start(one).requires_grad_()
+        (gradient,) = torch.autograd.grad(model.run(one, state)[0].sum(), state)
+        np.testing.assert_allclose(theirs[-1], np.log10(np.linalg.norm(gradient)), atol=1e-9)
 
 
 def test_it_is_the_cell_that_it_is_written_as():
