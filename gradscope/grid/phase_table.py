@@ -37,6 +37,7 @@ _SAID = {
 # Beside a place, and below it, where the rate changes its sign: measured, by theory, both.
 _UPRIGHT, _FLAT = (" ", "│", "┊", "┃"), (" ", "─", "┄", "━")
 _ASCII_UPRIGHT, _ASCII_FLAT = (" ", "|", ":", "!"), (" ", "-", "~", "=")
+_ZERO = ("", "measured", "by mean-field theory, of infinitely many units and steps", "both")
 # Characters of a place, at most.
 _WIDEST = 7
 # Points that are listed one by one; reasons that are told.
@@ -71,7 +72,8 @@ def _headline(sweep: Sweep) -> str:
     lost = sum(map(failed, sweep.points))
     told += [f"{lost} not measured"] * bool(lost)
     of = f" of {next(iter(subjects))}" if len(subjects) == 1 else ""
-    return f"{len(sweep.points)} points{of}: {', '.join(told)}"
+    many = "1 point" if len(sweep.points) == 1 else f"{len(sweep.points)} points"
+    return f"{many}{of}: {', '.join(told)}"
 
 
 def _title(phase: Phase) -> str:
@@ -110,8 +112,7 @@ def _diagram(phase: Phase, terminal: Terminal) -> Text:
     """A row for every value of y, the highest first; below them the values of x."""
     label, columns, wide = _places(phase, terminal)
     cells = [[_cell(phase, i, j, wide) for j in columns] for i in range(len(phase.ys))]
-    lined = (phase.value if phase.quantity.is_rate else phase.theory, phase.theory)
-    signs = [_sign(values)[:, columns] for values in lined]
+    signs = _signs(phase, columns)
     upright, flat = (_UPRIGHT, _FLAT) if terminal.unicode else (_ASCII_UPRIGHT, _ASCII_FLAT)
     text = Text(no_wrap=True)
     for i in reversed(range(len(phase.ys))):
@@ -165,9 +166,10 @@ def _part(value: float, wide: int) -> str:
     return str(min(int(10 * value), 9))
 
 
-def _sign(values: Array) -> Array:
-    """-1 below zero, 1 from zero on, 0 where nothing is known."""
-    return np.where(np.isnan(values), 0, np.where(values < 0, -1, 1))
+def _signs(phase: Phase, columns: Array) -> list[Array]:
+    """Of the rate as measured and by theory: -1 below zero, 1 from zero on, 0 where nothing is known."""
+    lined = (phase.value if phase.quantity.is_rate else phase.theory, phase.theory)
+    return [np.where(np.isnan(rate), 0, np.where(rate < 0, -1, 1))[:, columns] for rate in lined]
 
 
 def _crossed(one: Sequence[Array], other: Sequence[Array]) -> list[int]:
@@ -200,11 +202,17 @@ def _legend(found: Sequence[Phase], terminal: Terminal) -> Iterator[RenderableTy
             yield note("digits: tenths, 9 also what is more")
         return
     upright, flat = (_UPRIGHT, _FLAT) if terminal.unicode else (_ASCII_UPRIGHT, _ASCII_FLAT)
-    words = ["the rate is zero: measured"]
-    if any(np.isfinite(phase.theory).any() for phase in found):
-        words += ["by mean-field theory, of infinitely many units and steps", "both"]
-    marks = [f"{upright[k]} {flat[k]} {word}" for k, word in enumerate(words, 1)]
-    yield note("; ".join(marks))
+    drawn = sorted({mark for phase in found for mark in _marks(phase, _places(phase, terminal)[1])})
+    if marks := [f"{upright[mark]} {flat[mark]} {_ZERO[mark]}" for mark in drawn]:
+        yield note("the rate is zero: " + "; ".join(marks))
+
+
+def _marks(phase: Phase, columns: Array) -> set[int]:
+    """Those of ``_crossed`` that are beside its places, or between its rows."""
+    signs = _signs(phase, columns)
+    beside = _crossed([one[:, :-1].ravel() for one in signs], [one[:, 1:].ravel() for one in signs])
+    between = _crossed([one[1:].ravel() for one in signs], [one[:-1].ravel() for one in signs])
+    return {*beside, *between} - {0}
 
 
 # -- one by one --------------------------------------------------------------------------------------

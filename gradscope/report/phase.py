@@ -12,6 +12,8 @@ import numpy as np
 from gradscope.custom_types import Array
 from gradscope.report.row_training import Row, part_of
 
+Point = tuple[float, float]
+
 # Drawn anew they are the same question: of them the median counts.
 _REPEATED = ("seed",)
 # Phases that are told of one grid, at most.
@@ -174,13 +176,21 @@ def _middle(rows: Sequence[Row]) -> str:
 
 def curves_of(found: Sequence[Phase]) -> list[tuple[str, Array]]:
     """(name, (len(xs),) values) along one axis, those of theory last; none where no number is known."""
-    lines = [(phase.title or "measured", phase.value[0]) for phase in found]
+    lines = [(_called(phase), phase.value[0]) for phase in found]
     lines += [
         (f"theory{f' ({phase.title})' if phase.title else ''}", phase.theory[0])
         for phase in found
         if np.isfinite(phase.theory).any()
     ]
     return lines if any(np.isfinite(values).any() for _, values in lines) else []
+
+
+def _called(phase: Phase) -> str:
+    """The name of a curve; one that nobody sees says why."""
+    name = phase.title or "measured"
+    if phase.failed.all():
+        return f"{name}: not measured"
+    return name if np.isfinite(phase.value).any() else f"{name}: no gradient gets through"
 
 
 def places_along(xs: Sequence[float]) -> Array:
@@ -194,8 +204,15 @@ def places_along(xs: Sequence[float]) -> Array:
 
 # -- lines of one height ------------------------------------------------------------------------------
 
+MEASURED, THEORY = "measured", "theory"
 
-Point = tuple[float, float]
+
+def zero_lines(phase: Phase) -> dict[str, list[list[Point]]]:
+    """{MEASURED, THEORY: the lines on which that rate is zero}, where there are any."""
+    if not phase.quantity.is_rate:
+        return {}
+    found = {MEASURED: contour(phase.value), THEORY: contour(phase.theory)}
+    return {name: lines for name, lines in found.items() if lines}
 
 
 def contour(values: Array) -> list[list[Point]]:

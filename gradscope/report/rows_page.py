@@ -37,7 +37,8 @@ def rows_page(rows: Sequence[Mapping[str, Any]], origin: Mapping[str, str] = {})
     subjects = dict.fromkeys(str(row["subject"]) for row in rows if row.get("subject"))
     told = ", ".join(f"{count} {level}" for level, count in counts.most_common())
     many = "points" if schema == FIGURES_OF_ROWS["phase"][1] else "checkpoints"
-    title = f"{len(rows)} {many}{f' of {next(iter(subjects))}' if len(subjects) == 1 else ''}: {told}"
+    counted = many if len(rows) > 1 else many.removesuffix("s")
+    title = f"{len(rows)} {counted}{f' of {next(iter(subjects))}' if len(subjects) == 1 else ''}: {told}"
     lost = [f"{_called(row)}: {row['error']}" for row in rows if row.get("error")]
     with of_rows():
         tables = [folded("Exact numbers", _table(rows)), _by_lag(rows)]

@@ -157,6 +157,29 @@ def test_training_shows_gain_horizon_and_lags():
     assert {"0", "40", "training step", "gain by lag"} <= set(texts)
 
 
+def test_training_is_in_the_order_of_its_steps():
+    """Shells put step_10 before step_2; names that differ in more are in the order of the rows."""
+    rows = checkpoints(12)
+    in_order = str(picture_of_rows(rows, "training"))
+    assert str(picture_of_rows(sorted(rows, key=lambda row: row["checkpoint"]), "training")) == in_order
+    for row, name in zip(rows, "cab" * 4, strict=True):
+        row["checkpoint"] = f"{name}{row['checkpoint']}"
+    backwards = drawn(rows[::-1], "training")
+    assert "checkpoint" in {text.text for text in backwards.iter(f"{SVG}text")}
+    (gain,) = lines_of(backwards, "gain")
+    assert np.all(np.diff(gain[:, 1]) < 0)  # upwards, as given
+
+
+def test_a_gain_of_zero_is_at_the_bottom():
+    rows = checkpoints(5)
+    rows[2]["log10_norm"] = rows[4]["log10_norm"] = None
+    text = str(picture_of_rows(rows, "training"))
+    assert "the gain goes from 1.00 to 0" in text
+    (gain,) = lines_of(ElementTree.fromstring(text), "gain")
+    assert gain[2, 1] == gain[4, 1] > gain[3, 1]
+    assert "1 checkpoint: " in str(picture_of_rows(rows[:1], "training"))
+
+
 def test_training_goes_on_beside_what_is_missing():
     rows = copy.deepcopy(ROWS["training"])
     rows[2] = {"schema": "gradscope/track/1", "checkpoint": "x", "error": "it is gone"}
@@ -207,6 +230,23 @@ def test_hostile_names(name):
                 HOSTILE if key == "gain" else key: value for key, value in row["settings"].items()
             }
     assert not [*ElementTree.fromstring(str(picture_of_rows(rows, name))).iter(f"{SVG}script")]
+
+
+def test_lines_that_are_nowhere_are_not_in_the_key():
+    told = str(picture_of_rows(grid(lambda x, y: 1 + x, theory=lambda x, y: x - y - 0.5), "phase"))
+    assert "measured: rate 0" not in told
+    assert "theory: rate 0" in told
+    assert "lines: where it is zero, by mean-field theory" in told
+    assert "nowhere is it zero" in str(picture_of_rows(grid(lambda x, y: 1 + x), "phase"))
+
+
+def test_a_curve_that_nobody_sees_says_why():
+    rows = [point(rate, gain=x, cell=cell) for x in (0.0, 1.0) for cell, rate in (("a", x), ("b", None))]
+    assert "cell=b: not measured" in str(picture_of_rows(rows, "phase"))
+    for row in rows:
+        row |= {"rate": None} if row["verdict"] and row["settings"]["cell"] == "a" else {}
+    with pytest.raises(InputError, match="no gradient gets through, or none was measured"):
+        picture_of_rows(rows, "phase")
 
 
 def test_what_is_refused():

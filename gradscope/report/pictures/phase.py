@@ -11,7 +11,17 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
-from gradscope.report.phase import MOST_PHASES, Phase, contour, curves_of, phases, places_along
+from gradscope.report.phase import (
+    MEASURED,
+    MOST_PHASES,
+    THEORY,
+    Phase,
+    Point,
+    curves_of,
+    phases,
+    places_along,
+    zero_lines,
+)
 from gradscope.report.pictures.colours import COLOURS, cividis, image, in_palette, shades
 from gradscope.report.pictures.frame import Frame, Legend, line, margin, spread, stretches, words
 from gradscope.report.pictures.picture import Picture
@@ -21,8 +31,7 @@ from gradscope.report.pictures.theme import Size, stroke
 # From blue, what shrinks, over white, a rate of zero, to orange: Okabe and Ito's, told apart by all.
 _ANCHORS = ((0, 68, 119), (86, 160, 211), (255, 255, 255), (236, 150, 62), (150, 62, 0))
 _SHADES = 127  # an odd number: one of them is zero's
-_MEASURED, _THEORY = "measured: rate 0", "theory: rate 0"
-_DASHED = (None, "5 3")
+_DASHED = {MEASURED: None, THEORY: "5 3"}
 # In letters: the width and the height that a diagram has at least; what stands above, below it, below all.
 _NARROWEST, _LOWEST = 26, 8.0
 _ABOVE, _BELOW, _KEY = 1.7, 2.7, 4.6
@@ -50,7 +59,7 @@ def draw_phase(rows: Sequence[Mapping[str, Any]], size: Size) -> Picture:
     else:
         parts += _lines(found, size)
     subjects = dict.fromkeys(str(row["subject"]) for row in rows if row.get("subject"))
-    before = f"{next(iter(subjects))}." if len(subjects) == 1 else f"{len(rows)} points."
+    before = f"{next(iter(subjects))}." if len(subjects) == 1 else ""
     title = "Rate over the grid" if found[0].quantity.is_rate else "Training over the grid"
     return Picture(title, before, _said(found), size, tuple(parts))
 
@@ -63,12 +72,25 @@ def _said(found: Sequence[Phase]) -> str:
     told = [f"{count} {name}" for name, count in counts.items()] + [f"{failed} not measured"] * bool(failed)
     first = found[0]
     over = f"{first.x} and {first.y}" if first.y else first.x
-    theory = any(np.isfinite(phase.theory).any() for phase in found)
-    lines = f"; lines: {'where it is zero, ' * bool(first.y)}measured{' and by mean-field theory' * theory}"
+    lines = _said_of_lines(found) if first.quantity.is_rate else ""
     of = f"; medians of {first.of} seeds" if first.of > 1 else ""
     what = first.quantity.words.capitalize()
     points = f"{len(levels)} point{'s' * (len(levels) != 1)}: {', '.join(told)}"
-    return f"{what}, over {over}, {points}{lines * first.quantity.is_rate}{of}."
+    return f"{what}, over {over}, {points}{lines}{of}."
+
+
+def _said_of_lines(found: Sequence[Phase]) -> str:
+    if found[0].y:
+        drawn = _lines_drawn(found)
+        where = "; lines: where it is zero, "
+    else:
+        drawn = [MEASURED, *[THEORY] * any(np.isfinite(phase.theory).any() for phase in found)]
+        where = "; lines: "
+    if not drawn:
+        return "; nowhere is it zero"
+    return where + " and ".join(
+        {MEASURED: "measured", THEORY: "by mean-field theory"}[name] for name in drawn
+    )
 
 
 @dataclass(frozen=True)
@@ -159,11 +181,9 @@ def _map(phase: Phase, colours: _Colours, frame: Frame) -> list[str]:
         image(colours.of(phase.value)[::-1], colours.palette, frame),
         *_not_measured(phase, frame),
     ]
-    for k, values in enumerate((phase.value, phase.theory) if phase.quantity.is_rate else ()):
-        if k and not np.isfinite(values).any():
-            continue
-        drawn = (_line(points, frame, wide, high, _DASHED[k]) for points in contour(values))
-        parts.append(element("g", element("title", escaped((_MEASURED, _THEORY)[k])), *drawn))
+    for name, lines in zero_lines(phase).items():
+        drawn = (_line(points, frame, wide, high, _DASHED[name]) for points in lines)
+        parts.append(element("g", element("title", f"{name}: rate 0"), *drawn))
     for at, text in _labels(phase.xs, (frame.right - frame.left) / wide, font):
         x = frame.left + (at + 0.5) * (frame.right - frame.left) / wide
         parts.append(words(text, x, frame.bottom + 1.15 * font, font, anchor="middle"))
@@ -184,7 +204,13 @@ def _labels(values: Sequence[float], apart: float, font: float) -> list[tuple[in
     return [(at, _label(values[at])) for at in range(0, len(values), every)]
 
 
-def _line(points: Sequence[tuple[float, float]], frame: Frame, wide: int, high: int, dash: str | None) -> str:
+def _lines_drawn(found: Sequence[Phase]) -> list[str]:
+    """The kinds of lines that are in the diagrams."""
+    drawn = {name for phase in found for name in zero_lines(phase)}
+    return [name for name in _DASHED if name in drawn]
+
+
+def _line(points: Sequence[Point], frame: Frame, wide: int, high: int, dash: str | None) -> str:
     """A line through places of the grid."""
     across, up = (frame.right - frame.left) / wide, (frame.bottom - frame.top) / high
     at = " ".join(
@@ -225,18 +251,13 @@ def _key(found: Sequence[Phase], colours: _Colours, size: Size) -> list[str]:
         x = bar.left + part * (bar.right - bar.left)
         parts.append(words(label, x, below, font, anchor={0.0: None, 1.0: "end"}.get(part, "middle")))
     parts.append(words(found[0].quantity.words, bar.left, below + 1.3 * font, font, "muted"))
-    if not found[0].quantity.is_rate:
-        return parts
-    named: list[tuple[str, str | None]] = [(_MEASURED, _DASHED[0])]
-    if any(np.isfinite(phase.theory).any() for phase in found):
-        named.append((_THEORY, _DASHED[1]))
-    for row, (name, dash) in enumerate(named):
+    for row, name in enumerate(_lines_drawn(found)):
         x, y = 0.5 * size.width + 1.5 * font, top + (0.9 + 1.5 * row) * font
         at = f"{x:.1f},{y - 0.3 * font:.1f} {x + 2.4 * font:.1f},{y - 0.3 * font:.1f}"
         paper = {"y": y - 0.75 * font, "width": 2.6 * font, "height": 0.9 * font, "fill": "#ffffff"}
         parts.append(element("rect", x=x - 0.1 * font, **paper))  # as on the map, on black too
-        parts.append(_edged(at, dash))
-        parts.append(words(name, x + 3 * font, y, font))
+        parts.append(_edged(at, _DASHED[name]))
+        parts.append(words(f"{name}: rate 0", x + 3 * font, y, font))
     return parts
 
 

@@ -39,7 +39,7 @@ class Picture:
         return element(
             "svg",
             element("title", escaped(self.title), id=f"{name}-title"),
-            element("desc", escaped(f"{self.before} {self.said}"), id=f"{name}-desc"),
+            element("desc", escaped(f"{self.before} {self.said}".strip()), id=f"{name}-desc"),
             *(() if inside else (paper,)),
             *self.parts,
             xmlns=None if inside else "http://www.w3.org/2000/svg",

@@ -36,9 +36,10 @@ _PARTS = (0.3, 0.24, 0.46)
 
 
 def draw_training(rows: Sequence[Mapping[str, Any]], size: Size) -> Picture:
-    """A column for every checkpoint, in the order of the rows."""
+    """A column for every checkpoint, in the order of their steps where names tell these, else of the rows."""
+    rows = _in_order(rows)
     steps, called = _steps(rows)
-    gains = np.array([_value(row, "log10_norm") for row in rows])
+    gains = np.array([_gain(row) for row in rows])
     horizons = np.array([_value(row, "horizon") for row in rows])
     if not np.isfinite(gains).any():
         raise InputError("no row has a gain: no checkpoint could be measured, or no gradient gets through")
@@ -57,15 +58,36 @@ def draw_training(rows: Sequence[Mapping[str, Any]], size: Size) -> Picture:
         *_axis(frames[2], steps, called, size),
     ]
     failed = sum(isinstance(row.get("error"), str) for row in rows)
-    first, last = (scientific(float(gains[np.isfinite(gains)][at])) for at in (0, -1))
+    first, last = (scientific(float(gains[~np.isnan(gains)][at])) for at in (0, -1))
     lost = f"; {failed} could not be measured" if failed else ""
+    many = f"{len(rows)} checkpoint{'s' * (len(rows) > 1)}"
     said = (
-        f"{len(rows)} checkpoints{lost}: the gain goes from {first} to {last}. Above the gain, then the "
-        "horizon; below the gain by lag, a column for every checkpoint."
+        f"{many}{lost}: the gain goes from {first} to {last}. Above the gain, then the horizon; below the "
+        "gain by lag, a column for every checkpoint."
     )
     verdicts = [str(row["verdict"]) for row in rows if row.get("verdict")]
     before = f"{verdicts[-1].capitalize()} at the end." if verdicts else ""
     return Picture("Training", before, said, size, tuple(parts))
+
+
+def _in_order(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """By the numbers in their names, where nothing else tells these apart; shells put 10 before 2."""
+    names = [str(row["checkpoint"]) for row in rows]
+    if len({_NUMBERS.sub("", name) for name in names}) > 1:
+        return rows
+
+    def numbers(place: int) -> list[tuple[int, str]]:
+        whole = [one.lstrip("0") for one in _NUMBERS.findall(names[place])]
+        return [(len(one), one) for one in whole]  # however long, as numbers
+
+    return [rows[place] for place in sorted(range(len(rows)), key=numbers)]
+
+
+def _gain(row: Mapping[str, Any]) -> float:
+    """log10 of it, -inf where no gradient gets through, NaN where it is not known."""
+    if isinstance(row.get("verdict"), str) and "log10_norm" in row and row["log10_norm"] is None:
+        return -math.inf
+    return _value(row, "log10_norm")
 
 
 def _value(row: Mapping[str, Any], name: str) -> float:
@@ -84,13 +106,16 @@ def _steps(rows: Sequence[Mapping[str, Any]]) -> tuple[list[int], str]:
 
 
 def _course(frame: Frame, title: str, values: Array, *, log: bool) -> list[str]:
-    """A line over the columns, interrupted where nothing is known."""
+    """A line over the columns, interrupted where nothing is known; a gain of 0 is at the bottom."""
     known = values[np.isfinite(values)]
     font, count = frame.font, len(values)
     parts = [words(title, frame.left, frame.top - 0.4 * font, 0.9 * font, "muted")]
     if not len(known):
         return parts
     low, high = spread(known if log else [*known, 0.0], 1.0)
+    if np.isneginf(values).any():
+        low -= 0.1 * (high - low)
+        values = np.maximum(values, low)
     x, y = frame.axes((-0.5, count - 0.5), (low, high))
     for tick in y.ticks(1.5 * font):
         at = y.at(tick)
