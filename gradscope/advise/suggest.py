@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -159,12 +160,14 @@ def remedies_of(
         _check_names(trials, knobs)
     chosen = [_chosen(trial, knobs) for trial in trials]
     names = [name for each in chosen for name in each]
-    say, number = report or (lambda _: None), itertools.count(1)
+    say, number, began = report or (lambda _: None), itertools.count(), time.monotonic()
     if names:
         say(_estimate(trials, chosen, at_once))
 
     def tried(name: str, call: Callable[[], Suggestion]) -> Suggestion:
-        say(f"trying {name} ({next(number)} of {len(names)})")
+        done = next(number)
+        left = _left(time.monotonic() - began, done, len(names))
+        say(f"trying {name} ({done + 1} of {len(names)}){left}")
         return call()
 
     return tuple(
@@ -205,6 +208,11 @@ def _estimate(
     count = sum(map(len, chosen))
     knobs = f"{count} knobs" if count > 1 else "1 knob"
     return f"{knobs}, a dozen analyses of each at most: about {duration(seconds(works, at_once))}"
+
+
+def _left(elapsed: float, done: int, of: int) -> str:
+    """How long the rest takes at the pace of what is done: what other settings take nobody knows before."""
+    return f", about {duration(elapsed / done * (of - done))} left" if done else ""
 
 
 def _goal(network: Network, target: str, steps: int | None) -> Goal:

@@ -33,6 +33,7 @@ _FLOAT32 = (math.log10(np.finfo(np.float32).tiny), math.log10(np.finfo(np.float3
 _SATURATING = ("rnn", "rnn-sigmoid")
 # 1 / cos of the angle between the forward and the backward vector from where on the gain hangs by one step.
 _FRAGILE = 100.0
+_SCALE_DOWN = "scale the recurrent matrices down"
 # Times T up to which a rate is carried on.
 _AHEAD = 10
 
@@ -43,13 +44,17 @@ def trajectory_notes(problem: Problem, measured: Sequence[Measured]) -> tuple[st
         return ()
     course, system = course_of(measured), problem.system
     steps = sum(map(system.length, range(len(measured))))
-    found = [_saturated(measured, course), _beyond(course, system.dtype)]
+    cause = _cause(course)
+    saturated = _saturated(measured, cause)
+    # A cause is named once, and so is its remedy.
+    found = [saturated, _beyond(course, system.dtype, "" if _SCALE_DOWN in saturated else f"; {_SCALE_DOWN}")]
     if system.cell.gates is not None or system.cell.name in _SATURATING:
         found.append(_underflow(measured, course, system.dtype))
     if course["moved"][0] == 0 and steps > 1:
         found.append(_at_rest(course))
     elif steps >= _ENOUGH:
-        found += [_dead(course, system.output), *(_closed(course, gate) for gate in ("i", "o"))]
+        why = "" if saturated else f": {cause}"
+        found += [_dead(course, system.output, why), *(_closed(course, gate) for gate in ("i", "o"))]
     return tuple(filter(None, found))
 
 
@@ -114,10 +119,10 @@ def sensitivity_notes(change: Sensitivity | str | None) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _saturated(measured: Sequence[Measured], course: Mapping[str, Array]) -> str:
+def _saturated(measured: Sequence[Measured], cause: str) -> str:
     gates = gate_statistics(measured)
     share = float(np.mean([gate["saturated"] for gate in gates.values()])) if gates else 0.0
-    return f"Gates are saturated {100 * share:.0f} %: {_cause(course)}." if share >= _SATURATED else ""
+    return f"Gates are saturated {100 * share:.0f} %: {cause}." if share >= _SATURATED else ""
 
 
 def _cause(course: Mapping[str, Array]) -> str:
@@ -131,7 +136,7 @@ def _cause(course: Mapping[str, Array]) -> str:
             return f"W x is of size {_size(weighed)}, inputs of {_size(inputs)}; scale the input weights down"
         return f"inputs are of size {_size(inputs)}; normalise them"
     if recurrent >= bias:
-        return f"R h is of size {_size(recurrent)}; scale the recurrent matrices down"
+        return f"R h is of size {_size(recurrent)}; {_SCALE_DOWN}"
     return f"biases are of size {_size(bias)}; smaller ones leave the gates a slope"
 
 
@@ -164,7 +169,8 @@ def _at_rest(course: Mapping[str, Array]) -> str:
     return f"The state never leaves a fixed point, where all steps have one Jacobian: {why}."
 
 
-def _dead(course: Mapping[str, Array], output: slice) -> str:
+def _dead(course: Mapping[str, Array], output: slice, why: str) -> str:
+    """why : what makes others constant, with what stands before it."""
     high, low = course["highest"][output], course["lowest"][output]
     dead, constant = (int(np.count_nonzero(mask)) for mask in ((high == 0) & (low == 0), high == low))
     if constant < _MANY * len(high):
@@ -174,7 +180,7 @@ def _dead(course: Mapping[str, Array], output: slice) -> str:
             f"{dead} of {len(high)} units are dead: their output is 0 at every step, and no gradient passes "
             "them; larger biases or a leaky activation would bring them back."
         )
-    return f"{constant} of {len(high)} units put out the same number at every step: {_cause(course)}."
+    return f"{constant} of {len(high)} units put out the same number at every step{why}."
 
 
 def _closed(course: Mapping[str, Array], gate: str) -> str:
@@ -186,14 +192,14 @@ def _closed(course: Mapping[str, Array], gate: str) -> str:
     return f"Of {closed} of {len(largest)} units the {what} {done}; raise b_{gate}."
 
 
-def _beyond(course: Mapping[str, Array], dtype: str) -> str:
+def _beyond(course: Mapping[str, Array], dtype: str, remedy: str) -> str:
     """The steps from which on a state is beyond float32, and beyond float64."""
     leaves, ends = (float(course[name][0]) for name in ("leaves", "ends"))
     if not math.isfinite(leaves) or (dtype == "float32" and not math.isfinite(ends)):
         return ""
     found = (
         f"A state leaves float32 (3.4e38) at step {leaves:.0f}: in float32 there is infinity or NaN from then"
-        " on; scale the recurrent matrices down."
+        f" on{remedy}."
     )
     if not math.isfinite(ends):
         return found

@@ -65,6 +65,16 @@ def test_gates_that_the_state_saturates(notes):
     assert any(note.startswith("Gates are saturated 100 %: R h is of size 30;") for note in found)
 
 
+def test_a_remedy_is_named_once():
+    found = gradscope.analyze(cell="lstm-relu", hidden=8, steps=30, gain=300, only="gain").verdict.notes
+    assert [note[:12] for note in found if note.startswith(("Gates are", "A state"))] == [
+        "Gates are sa",
+        "A state leav",
+    ]
+    assert sum(note.count("scale the recurrent matrices down") for note in found) == 1
+    assert any("infinity or NaN from then on." in note for note in found)
+
+
 @pytest.mark.parametrize("top", [None, 1])
 def test_a_state_at_rest(notes, top):
     resting = {"W": EYE, "R": EYE, "b": np.zeros(4)}
