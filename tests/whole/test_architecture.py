@@ -1,6 +1,7 @@
 """The package reads along one line: a room imports only rooms to its left."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,12 @@ RICH = {
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 COMMANDS = cli.list_commands(None)
+
+
+def test_the_page_has_every_room_and_what_it_imports():
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|.*\| ([\w, ]*) ?\|$", page, re.MULTILINE)
+    assert {room: {*filter(None, told.strip().split(", "))} for room, told in rows} == MAY
 
 
 def name_of(path):

@@ -1,10 +1,15 @@
 """What README and the site say is what happens: blocks run, output is the program's, links lead somewhere."""
 
+import ast
+import itertools
 import re
 import shlex
 import sys
 import tomllib
+from pathlib import Path
+from typing import get_args
 
+import click
 import numpy as np
 import pytest
 from oracles import layouts
@@ -83,6 +88,36 @@ def test_a_setting_is_suggested_and_written(tmp_path):
     assert run(["sh", "-euc", script], tmp_path).count("Before and after") == 2
 
 
+def literals(node):
+    """The words of a piece of code, what is put into them left out."""
+    found = [
+        one.value for one in ast.walk(node) if isinstance(one, ast.Constant) and isinstance(one.value, str)
+    ]
+    return " ".join(" ".join(found).split())
+
+
+def test_every_verdict_and_note_is_explained():
+    """What the page quotes is what the code says, and all that it says is quoted."""
+    from gradscope.settings import Level
+
+    page = PAGES[ROOT / "docs" / "how-to-read-it.md"]
+    rows = re.findall(r"^\| (.*?) \|", page.partition("## What it says")[2], re.MULTILINE)
+    assert set(get_args(Level)) <= {row.strip("`") for row in rows}
+    quoted = [phrase for row in rows for phrase in re.findall(r"\*(.+?)\*", row)]
+    notes, verdict = (
+        ast.parse((ROOT / "gradscope" / "report" / f"{name}.py").read_text("utf-8"))
+        for name in ("notes", "verdict")
+    )
+    told = literals(notes) + literals(verdict)
+    assert not [phrase for phrase in quoted if phrase not in told]
+    for function in notes.body:
+        if not isinstance(function, ast.FunctionDef) or function.name == "_cause":  # which is part of others
+            continue
+        said = literals(ast.Module(function.body[1:], []))  # without its docstring
+        if said.count(" ") > 8:
+            assert any(phrase in said for phrase in quoted), function.name
+
+
 def test_every_cell_and_initialiser_is_named():
     from gradscope.cells import CELLS
     from gradscope.cells.initializers import INITIALIZERS
@@ -105,6 +140,60 @@ def test_every_option_of_the_first_lines_exists():
     told = "\n".join([README, *(text for page, text in PAGES.items() if page.stem != "many-checkpoints")])
     used = set(re.findall(r"(?<=[ `(])--[a-z-]+", re.sub(r"`?--from.*|#SBATCH.*", "", told)))
     assert used <= known, used - known
+
+
+# Words that end a command of a shell.
+ENDS = re.compile(r"[|&;()<>]+")
+
+
+def commands_shown():
+    """(page, arguments) of every ``gradscope`` in the blocks of README, the site and the examples."""
+    for page in [ROOT / "README.md", *PAGES, *(ROOT / "examples").glob("*/README.md")]:
+        told = "\n".join(re.findall(r"```(?:sh|yaml)\n(.*?)```", page.read_text("utf-8"), re.DOTALL))
+        for line in told.replace("\\\n", " ").splitlines():
+            if "gradscope " not in line:
+                continue
+            words = shlex.shlex(re.sub(r"\$\w+", "1", line), posix=True, punctuation_chars=True)
+            words.whitespace_split, words.commenters = True, "#"
+            for ends, command in itertools.groupby(words, lambda word: bool(ENDS.fullmatch(word))):
+                called = (
+                    []
+                    if ends
+                    else [*itertools.dropwhile(lambda word: Path(word).name != "gradscope", command)]
+                )
+                if called[1:] and called[1].isalpha():
+                    yield page.name, called[1:]
+
+
+def test_every_command_shown_is_one():
+    """Its options are known, its values of their kind; those that need no framework run elsewhere, too."""
+    from gradscope.cli.main import cli
+
+    above = click.Context(cli, info_name="gradscope")
+    shown = [*commands_shown()]
+    for page, (name, *arguments) in shown:
+        command = cli.get_command(above, name)
+        assert command, (page, name)
+        try:
+            command.make_context(name, arguments, parent=above)
+        except click.ClickException as error:
+            raise AssertionError(f"{page}: gradscope {name} {shlex.join(arguments)}") from error
+    assert len({page for page, _ in shown}) > 12
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "SECURITY.md", "docs/architecture.md", "docs/method.md"])
+def test_files_that_are_named_are_there(name):
+    text = re.sub(r"```.*?```", "", (ROOT / name).read_text("utf-8"), flags=re.DOTALL)
+    named = {said.partition(":")[0] for said in re.findall(r"`([\w./-]+/[\w./:-]+[^`/\n]*)`", text)}
+    # NAME and X are a newcomer's own; site is made.
+    named = {
+        one
+        for one in named
+        if re.fullmatch(r"[\w.-]+(/[\w.-]+)+", one) and not re.search(r"NAME|X\b|X_", one)
+    }
+    assert named
+    for one in named:
+        assert any((ROOT / at / one).exists() for at in ("", "gradscope", "gradscope/report", "tests")), one
 
 
 def headings(text):
