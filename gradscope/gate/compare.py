@@ -249,8 +249,8 @@ def changes_between(
         pairs = {name: (old[name], new[name]) for name in old if name in new}
     if not pairs:
         raise InputError(
-            f"{shown(names[0])} has {listed(list(old)) or 'nothing'}, {shown(names[1])} has "
-            f"{listed(list(new)) or 'nothing'}: expected analyses of the same names"
+            f"{shown(names[0])} has {_held(old)}, {shown(names[1])} has {_held(new)}: expected one analysis "
+            "in each, or analyses of the same names"
         )
     compared = {}
     for analysis, (one, other) in pairs.items():
@@ -263,6 +263,11 @@ def changes_between(
     for one_limit in allowed:
         _check_known(one_limit.metric, {name for _, name in compared})
     return Comparison(*names, compared, different, tuple(missing), tuple(allowed))
+
+
+def _held(entries: Mapping[str, Entry]) -> str:
+    """The names of what is in a file; a result of analyze has none."""
+    return "one analysis" if list(entries) == [""] else listed(list(entries)) or "nothing"
 
 
 def _check_known(name: str, known: set[str]) -> None:

@@ -188,7 +188,7 @@ _COURSES = {
     "log10_gradient": ("log10 |dL/dp|", ".2f"),
     "clip_factor": ("clipped to", ".4g"),
     "tbptt_bias": ("bias", ".4g"),
-    "masked_log10_norm": ("log10 masked gain", ".2f"),
+    "masked_log10_norm": ("log10 masked", ".2f"),
     "masked_horizon": ("masked horizon", "g"),
 }
 

@@ -142,8 +142,12 @@ def test_what_changed_is_told_by_path_and_what_else_is_another():
 def test_what_cannot_be_compared():
     one = entry(-10.0, 0.0)
     two = {"y": one["x"], "z": one["x"]}
-    with pytest.raises(InputError, match="a has x, b has y, z: expected analyses of the same names"):
+    with pytest.raises(
+        InputError, match="a has x, b has y, z: expected one analysis in each, or analyses of"
+    ):
         changes_between(one, two, ("a", "b"))
+    with pytest.raises(InputError, match="a has one analysis, b has y, z: "):
+        changes_between({"": one["x"]}, two, ("a", "b"))
     with pytest.raises(
         InputError, match="--fail-on-change horizon: not in both results, which have log10_norm"
     ):
