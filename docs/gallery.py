@@ -14,45 +14,65 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 _MADE = "Made by docs/gallery.py."
 _ADDING = "examples/adding_problem"
+_SEQUENCES = f"--inputs {_ADDING}/sequences.npy --batch 4"
 
-# Result -> what is analysed; then, of each, the pictures and what is to be seen in them.
-ANALYSES = {
-    "lstm": "--cell lstm --hidden 32 --steps 200",
-    "trained": f"{_ADDING}/lstm_6000.safetensors --inputs {_ADDING}/sequences.npy --batch 4",
-    "tanh": "--cell rnn --hidden 64 --steps 200 --gain 2.6",
+# Result -> what makes it; then, of each, the pictures and what is to be seen in them.
+RESULTS = {
+    "lstm.json": "analyze --cell lstm --hidden 32 --steps 200 --json",
+    "trained.json": f"analyze {_ADDING}/lstm_6000.safetensors {_SEQUENCES} --json",
+    "tanh.json": "analyze --cell rnn --hidden 64 --steps 200 --gain 2.6 --json",
+    "learning.jsonl": f"track {_ADDING}/lstm_*.safetensors {_SEQUENCES} --light",
+    "critical.jsonl": "sweep --cell lstm --init gaussian --inputs zeros --hidden 32 --steps 100 "
+    "--grid gain=0.5:2:12 --grid forget_bias=-1:5:12",
 }
 PICTURES = [
     (
-        "lstm",
+        "lstm.json",
         "lag",
         "An LSTM as PyTorch initialises it: a straight line down, below the threshold of 1e-3 after "
         "fifteen steps. Of the paths alone the carousel reaches furthest.",
     ),
-    ("lstm", "share", "Who carries it: the carousel, with the block input's matrix as the second."),
-    ("lstm", "spectrum", "All singular values of the product of 200 Jacobians, hundreds of decades of them."),
+    ("lstm.json", "share", "Who carries it: the carousel, with the block input's matrix as the second."),
     (
-        "lstm",
+        "lstm.json",
+        "spectrum",
+        "All singular values of the product of 200 Jacobians, hundreds of decades of them.",
+    ),
+    (
+        "lstm.json",
         "heatmap",
         "The gradient that survives best, on its way back to each unit: lost in all of them alike.",
     ),
-    ("lstm", "gates", "Gates of a fresh cell are half open."),
-    ("lstm", "eigenvalues", "The recurrent matrices have radius .6, well inside the unit circle."),
+    ("lstm.json", "gates", "Gates of a fresh cell are half open."),
+    ("lstm.json", "eigenvalues", "The recurrent matrices have radius .6, well inside the unit circle."),
     (
-        "trained",
+        "trained.json",
         "lag",
         "An LSTM that has learned to remember for 100 steps (`examples/adding_problem`): a level line.",
     ),
-    ("trained", "gates", "Training has shut some of its gates and opened others for good."),
+    ("trained.json", "gates", "Training has shut some of its gates and opened others for good."),
     (
-        "tanh",
+        "tanh.json",
         "lag",
         "A tanh RNN whose matrix is 2.6 times as large as PyTorch's: over 200 steps it neither vanishes nor "
         "explodes.",
     ),
     (
-        "tanh",
+        "tanh.json",
         "eigenvalues",
         "And that though many of its eigenvalues lie beyond the unit circle: the inputs saturate its units.",
+    ),
+    (
+        "learning.jsonl",
+        "training",
+        "The LSTM of the adding problem before training, in the forty updates in which it gets it, and "
+        "after: the horizon goes from 19 steps to all 100.",
+    ),
+    (
+        "critical.jsonl",
+        "phase",
+        "An LSTM at rest over gain and forget bias: where the rate is zero, as measured and as theory has it "
+        "of infinitely many units and steps, g = (1 - f) / (o i).",
     ),
 ]
 
@@ -62,16 +82,17 @@ def page() -> str:
     parts = [
         f"<!-- {_MADE} -->",
         "# Gallery",
-        "Every picture is drawn by the command above it, from the JSON of the analysis. "
-        "`gradscope report` puts all that a result has on one page.",
+        "Every picture is drawn by the command above it, from the JSON of a result, or the rows of `track` "
+        "and `sweep`. `gradscope report` puts all that there is of one on a page.",
     ]
     before = ""
     for result, name, said in PICTURES:
-        commands = [f"gradscope plot {result}.json {name} -o {result}-{name}.svg"]
+        file = f"{Path(result).stem}-{name}.svg"
+        commands = [f"gradscope plot {result} {name} -o {file}"]
         if result != before:
-            commands.insert(0, f"gradscope analyze {ANALYSES[result]} --json -o {result}.json")
+            commands.insert(0, f"gradscope {RESULTS[result]} -o {result}")
         block = "\n".join(commands)
-        parts += [f"```sh\n{block}\n```", f"![{name} of {result}](gallery/{result}-{name}.svg)", said]
+        parts += [f"```sh\n{block}\n```", f"![{name} of {Path(result).stem}](gallery/{file})", said]
         before = result
     return "\n\n".join(parts) + "\n"
 
@@ -79,12 +100,18 @@ def page() -> str:
 def pictures() -> dict[str, str]:
     """{file name: SVG}, each by the command that the page has above it."""
     with tempfile.TemporaryDirectory() as folder:
-        for result, options in ANALYSES.items():
-            _gradscope("analyze", *shlex.split(options), "--json", "-o", f"{folder}/{result}.json")
+        for result, command in RESULTS.items():
+            _gradscope(*_words(command), "-o", f"{folder}/{result}")
         return {
-            f"{result}-{name}.svg": _gradscope("plot", f"{folder}/{result}.json", name)
+            f"{Path(result).stem}-{name}.svg": _gradscope("plot", f"{folder}/{result}", name)
             for result, name, _ in PICTURES
         }
+
+
+def _words(command: str) -> list[str]:
+    """As a shell passes them on."""
+    found = [(word, sorted(map(str, ROOT.glob(word)))) for word in shlex.split(command)]
+    return [name for word, files in found for name in (files if "*" in word else [word])]
 
 
 def _gradscope(*arguments: str) -> str:

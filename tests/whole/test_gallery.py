@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from pathlib import Path
 
 import pytest
 from oracles.program import PAGES, ROOT
@@ -22,7 +23,7 @@ def gallery():
 
 def test_the_page_has_every_picture(gallery):
     assert gallery.page() == PAGES[ROOT / "docs" / "gallery.md"]
-    assert {f"{result}-{name}.svg" for result, name, _ in gallery.PICTURES} == {
+    assert {f"{Path(result).stem}-{name}.svg" for result, name, _ in gallery.PICTURES} == {
         path.name for path in FOLDER.iterdir()
     }
 
