@@ -126,7 +126,7 @@ def _run(
     from gradscope.grid.sweep import Sweep
 
     streams, rows = output.format == "jsonl", []
-    shows = streams and not journal and not sweeps.quiet
+    shows = streams and not journal
     with progress_bar(sweeps.quiet or (shows and sys.stdout.isatty())) as pace:
         for row in coming(tasks, of, SWEEP, journal, quiet=sweeps.quiet):
             rows.append(row)

@@ -120,7 +120,8 @@ class TrackTable:
 
     def head(self, said: str) -> str:
         """What is tracked, and the headings."""
-        said = f"{said} in {shown(self.folder)}" if self.folder else said
+        many, separator, how = said.partition("; ")
+        said = f"{many} in {shown(self.folder)}{separator}{how}" if self.folder else said
         cells = [Text("checkpoint".ljust(self._name))]
         cells += [Text(f"{one.heading:>{one.width}}") for one in self._columns]
         rule = "─" * (self._name + sum(one.width + 1 for one in self._columns))

@@ -215,8 +215,9 @@ def test_limits_and_verdicts_set_the_exit_code(run):
     code, _, err = run("sweep", *GRID, "-q", "--fail-on", "exploding")
     assert code == 1
     assert "--fail-on matched: 1 of 12 points (gain=2, steps=12)" in err
-    code, _, err = run("sweep", *GRID, "-q", "--min", "horizon=4")
+    code, out, err = run("sweep", *GRID, "-q", "--min", "horizon=4", "--format", "jsonl")
     assert (code, err) == (0, "")
+    assert len(rows_in(out)) == 12
     code, _, err = run("sweep", *GRID, "-q", "--max", "log10_norm=2")
     assert code == 1
     assert "beyond a limit: 2 of 12 points (gain=2, steps=8; gain=2, steps=12)" in err

@@ -177,7 +177,12 @@ def test_a_gain_of_zero_is_at_the_bottom():
     assert "the gain goes from 1.00 to 0" in text
     (gain,) = lines_of(ElementTree.fromstring(text), "gain")
     assert gain[2, 1] == gain[4, 1] > gain[3, 1]
-    assert "1 checkpoint: " in str(picture_of_rows(rows[:1], "training"))
+    alone = drawn([rows[0] | {"log10_norm": -10.7}], "training")
+    assert "1 checkpoint: " in alone.findtext(f"{SVG}desc")
+    labels = [text for text in alone.iter(f"{SVG}text") if text.text == "3.2e-11"]
+    assert labels
+    for text in labels:  # to the left of its end, six tenths of the letters' size each
+        assert float(text.get("x")) > 0.55 * float(text.get("font-size")) * len("3.2e-11")
 
 
 def test_training_goes_on_beside_what_is_missing():

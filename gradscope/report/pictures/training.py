@@ -14,6 +14,7 @@ from gradscope.custom_types import Array
 from gradscope.errors import InputError
 from gradscope.report.pictures.colours import cividis, ground, image, in_palette
 from gradscope.report.pictures.frame import (
+    Axis,
     Frame,
     line,
     margin,
@@ -33,6 +34,8 @@ _NUMBERS = re.compile(r"\d+")
 _COLUMNS, _LOW, _HIGH = 400, -12.0, 6.0
 # Parts of the height that gain, horizon and map have.
 _PARTS = (0.3, 0.24, 0.46)
+# Letters between two labels of an axis.
+_APART = 1.5
 
 
 def draw_training(rows: Sequence[Mapping[str, Any]], size: Size) -> Picture:
@@ -45,7 +48,9 @@ def draw_training(rows: Sequence[Mapping[str, Any]], size: Size) -> Picture:
         raise InputError("no row has a gain: no checkpoint could be measured, or no gradient gets through")
     font = size.font
     room = size.height - 7.8 * font
-    left = margin(["1e-99", *(f"{value:g}" for value in horizons[np.isfinite(horizons)])], font)
+    ticks = Axis(*spread(gains[np.isfinite(gains)], 1.0), _PARTS[0] * room, 0).ticks(_APART * font)
+    labels = [*map(power_of_ten, ticks), *(f"{value:g}" for value in horizons[np.isfinite(horizons)])]
+    left = margin(labels, font)
     frames, top = [], 1.6 * font
     for part in _PARTS:
         bottom = top + part * room
@@ -117,7 +122,7 @@ def _course(frame: Frame, title: str, values: Array, *, log: bool) -> list[str]:
         low -= 0.1 * (high - low)
         values = np.maximum(values, low)
     x, y = frame.axes((-0.5, count - 0.5), (low, high))
-    for tick in y.ticks(1.5 * font):
+    for tick in y.ticks(_APART * font):
         at = y.at(tick)
         parts.append(element("line", x1=frame.left, x2=frame.right, y1=at, y2=at, **stroke("grid")))
         label = power_of_ten(tick) if log else f"{tick:g}"
