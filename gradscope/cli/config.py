@@ -82,8 +82,8 @@ def config(command: str | None, only_set: bool, as_json: bool) -> None:
         for one in _settings(group, context, name, found)
         if not only_set or one.source != "default"
     ]
-    for name in _unknown(names):
-        click.echo(f"gradscope: {shown(name)} is set, but stands for nothing", err=True)
+    for name, hint in _unknown(group, context):
+        click.echo(f"gradscope: {shown(name)} is set, but stands for nothing{hint}", err=True)
     width = terminal_for("never", to_file=False).width
     write_result(_as_json(settings, found) if as_json else _as_text(settings, found, width), None)
 
@@ -113,10 +113,20 @@ def _plain(param: click.Parameter, context: click.Context, value: Any) -> Any:
     return made if isinstance(made, bool | int | float | None) else str(made)
 
 
-def _unknown(commands: list[str]) -> Iterator[str]:
-    """Variables that look as if they were ours: those of commands are errors already."""
-    ours = (*OTHERS, *(f"GRADSCOPE_{name.upper()}_" for name in commands))
-    return (name for name in os.environ if name.startswith("GRADSCOPE_") and not name.startswith(ours))
+def _unknown(group: LazyGroup, context: click.Context) -> Iterator[tuple[str, str]]:
+    """Variables that look as if they were ours, with the nearest: those of commands are errors already."""
+    commands = {name.upper(): group.get_command(context, name) for name in group.list_commands(context)}
+    ours = (*OTHERS, *(f"{_OURS}{name}_" for name in commands))
+    known = [one.removeprefix(_OURS) for one in OTHERS]
+    known += [f"{name}_{one.upper()}" for name, each in commands.items() if each for one in settable(each)]
+    for variable in os.environ:
+        if variable.startswith(_OURS) and not variable.startswith(ours):
+            hint = did_you_mean(variable.removeprefix(_OURS), known)
+            yield variable, hint.replace("you mean ", f"you mean {_OURS}")
+
+
+# What variables begin with.
+_OURS = "GRADSCOPE_"
 
 
 def _as_json(settings: list[Setting], found: ConfigFile | None) -> str:
