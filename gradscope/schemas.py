@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import json
+from functools import reduce
 from importlib import resources
 from typing import Any
 
 from gradscope.errors import InputError, did_you_mean, listed, quoted
 
-# Name -> the package and file that it is in, and what has it.
+# Name -> the package and file that it is in (after # the place within it), and what has it.
 SCHEMAS = {
     "analysis": (
         "gradscope.report",
         "analysis.schema.json",
         "analyze --json, chain --json, Analysis.to_dict",
     ),
+    "analysis-line": ("gradscope.report", "line.schema.json", "a line of analyze --format jsonl"),
     "baseline": ("gradscope.gate", "baseline.schema.json", "a file of --write-baseline"),
     "checks": ("gradscope.gate", "checks.schema.json", "check --json"),
+    "checks-line": (
+        "gradscope.gate",
+        "checks.schema.json#properties/checks/items",
+        "a line of check --format jsonl",
+    ),
+    "bmf": ("gradscope.gate", "bmf.schema.json", "--format bmf"),
+    "benchmark": ("gradscope.gate", "benchmark.schema.json", "--format benchmark"),
     "comparison": ("gradscope.gate", "comparison.schema.json", "compare --json"),
+    "comparison-line": (
+        "gradscope.gate",
+        "comparison.schema.json#properties/changes/items",
+        "a line of compare --format jsonl",
+    ),
     "config": ("gradscope.cli", "config.schema.json", "config --json"),
     "repair": ("gradscope.advise", "repair.schema.json", "repair --json, Repaired.to_dict"),
     "suggestions": ("gradscope.advise", "suggestions.schema.json", "suggest --json, Suggestions.to_dict"),
@@ -52,5 +66,9 @@ def schema(name: str = "analysis") -> dict[str, Any]:
 
 
 def _read(package: str, file: str) -> dict[str, Any]:
+    file, _, place = file.partition("#")
     found: dict[str, Any] = json.loads(resources.files(package).joinpath(file).read_text("utf-8"))
-    return found
+    if not place:
+        return found
+    part = reduce(lambda inner, name: inner[name], place.split("/"), found)
+    return {"$schema": found["$schema"], **part}

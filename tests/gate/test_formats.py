@@ -97,6 +97,8 @@ def test_csv_and_jsonl_tell_the_same(of):
     for made in ("analysis", "checks", "comparison"):
         rows = list(csv.DictReader(io.StringIO(shown("csv", made, of))))
         lines = [json.loads(line) for line in shown("jsonl", made, of).splitlines()]
+        for line in lines:
+            jsonschema.validate(line, schema(f"{made}-line"))
         assert [list(row) for row in rows] == [list(line) for line in lines]
         assert len(rows) > 4
         for row, line in zip(rows, lines, strict=True):
@@ -194,6 +196,7 @@ def test_markdown_keeps_its_tables(made, of):
 def test_trends(made, of):
     """As the two tools document their formats; the three numbers of a metric are in order."""
     told = json.loads(shown("bmf", made, of))
+    jsonschema.validate(told, schema("bmf"))
     count = 0
     for suite in told.values():
         for one in suite.values():
@@ -201,6 +204,7 @@ def test_trends(made, of):
             assert set(one) == {"value", "lower_value", "upper_value"}
             assert one["lower_value"] <= one["value"] <= one["upper_value"]
     listed = json.loads(shown("benchmark", made, of))
+    jsonschema.validate(listed, schema("benchmark"))
     assert len(listed) == count > 4
     for one in listed:
         assert set(one) == {"name", "unit", "value", "range", "extra"}
