@@ -94,7 +94,7 @@ def several(gains, directions):
     ("gains", "directions"),
     [
         ((1.0, 8.0), ("forward", "forward")),
-        ((0.5, 1.0, 6.0), ("forward", "forward", "forward")),
+        pytest.param((0.5, 1.0, 6.0), ("forward", "forward", "forward"), marks=pytest.mark.slow),
         ((6.0, 0.1), ("forward", "backward")),
     ],
 )
