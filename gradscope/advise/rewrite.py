@@ -23,7 +23,8 @@ from gradscope.cells.cell import Cell
 from gradscope.checkpoints import Decided
 from gradscope.checkpoints.array_map import rules_of
 from gradscope.checkpoints.editing import editable, written_as
-from gradscope.formats.array_writing import write_whole
+from gradscope.errors import InputError, shown
+from gradscope.files import write_whole
 from gradscope.measure.batch import Means
 from gradscope.problem.checks import whole_number
 from gradscope.problem.layers import Problems
@@ -103,7 +104,10 @@ def _written(
         source, decided, list(before), reads=reads, rules=rules, max_size=settings.max_size
     ) as file:
         data, changed = file.written(before, after, suffix)
-    write_whole(target, data)
+    try:
+        write_whole(target, data)
+    except OSError as error:
+        raise InputError(f"cannot write {shown(target)}: {error.strerror}") from error
     return list(changed)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Container, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from gradscope.checkpoints.recorded_steps import AXES, arrays_of, found_in
 from gradscope.checkpoints.recording import Recorded, Recording
 from gradscope.custom_types import Array, PathLike
 from gradscope.errors import InputError, about, listed, quoted, reason, shown
+from gradscope.files import writing
 from gradscope.formats.numpy_files import open_npz
 from gradscope.formats.reading import read_arrays, suffix
 
@@ -50,7 +50,7 @@ def write_recording(path: PathLike, layers: Sequence[tuple[str, Recording | Foun
     if size > _LONG:
         sys.stderr.write(f"gradscope: writing {shown(os.fspath(path))}, {size >> 20} MiB\n")
     try:
-        with Path(path).open("wb") as file:
+        with writing(path) as file:
             np.savez(file, allow_pickle=False, **arrays)
     except OSError as error:
         raise InputError(f"{shown(os.fspath(path))} cannot be written: {reason(error)}") from error

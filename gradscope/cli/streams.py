@@ -6,12 +6,12 @@ import contextlib
 import logging
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from gradscope.errors import InputError
+from gradscope.files import behind_links, write_whole
 
 
 def open_closed_streams() -> None:
@@ -88,7 +88,7 @@ def check_writable(path: Path | None, *read: Path | None, option: str = "-o") ->
         return
     said = f"{option} {path}"
     with delivering(said):
-        place = _place(path)
+        place = behind_links(path)
         there = _exists(place)
         if place.is_dir():
             raise InputError(f"{said}: is a directory, expected a file name")
@@ -107,15 +107,8 @@ def write_result(made: str | bytes, path: Path | None, option: str = "-o") -> No
         if path is None:
             sys.stdout.write(made if isinstance(made, str) else data.decode())
             sys.stdout.flush()
-        elif _in_place(path):
-            path.write_bytes(data)
         else:
-            _replace(_place(path), data)
-
-
-def _place(path: Path) -> Path:
-    """The file behind symbolic links: they are to stay."""
-    return Path(os.path.realpath(path))
+            write_whole(path, data)
 
 
 def _exists(place: Path) -> bool:
@@ -130,29 +123,6 @@ def _exists(place: Path) -> bool:
 def same_file(path: Path, other: Path) -> bool:
     """Whether two names are of one file, which need not be there yet."""
     try:
-        return _place(path).samefile(other)
+        return behind_links(path).samefile(other)
     except OSError:  # one of them is not there
-        return _place(path) == _place(other)
-
-
-def _in_place(path: Path) -> bool:
-    """Pipes, devices and descriptors are written, not replaced; so are files in a read-only folder."""
-    place = _place(path)
-    special = any(p.is_relative_to(root) for p in (path.absolute(), place) for root in ("/dev", "/proc"))
-    return special or (place.exists() and not place.is_file()) or not os.access(place.parent, os.W_OK)
-
-
-def _replace(place: Path, data: bytes) -> None:
-    umask = os.umask(0)
-    os.umask(umask)
-    mode = place.stat().st_mode & 0o777 if place.exists() else 0o666 & ~umask
-    file, name = tempfile.mkstemp(dir=place.parent, prefix=".gradscope.")
-    scratch = Path(name)
-    try:
-        with open(file, "wb") as stream:  # noqa: PTH123
-            stream.write(data)
-        scratch.chmod(mode)
-        scratch.replace(place)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
+        return behind_links(path) == behind_links(other)

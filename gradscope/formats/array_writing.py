@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from gradscope.custom_types import Array, PathLike
-from gradscope.errors import InputError, reason, shown
+from gradscope.errors import InputError, reason
 from gradscope.formats.tensors import Tensors
 
 
@@ -64,27 +62,3 @@ def packed_safetensors(tensors: Tensors, changed: Mapping[str, Array]) -> bytes:
         raise InputError(
             f"a tensor has no place in .safetensors ({reason(error)}): save the model alone"
         ) from error
-
-
-def write_whole(path: PathLike, data: bytes) -> None:
-    """Write a file all at once: what was under its name is there until all of the new one is."""
-    target = Path(path)
-    try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
-            Path(name).chmod(mode)
-            Path(name).replace(target)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise InputError(f"cannot write {shown(path)}: {error.strerror}") from error
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

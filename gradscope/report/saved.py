@@ -15,6 +15,7 @@ import numpy as np
 
 from gradscope.custom_types import PathLike
 from gradscope.errors import InputError, about, quoted, reason
+from gradscope.files import write_whole
 
 if TYPE_CHECKING:
     from gradscope.report.analysis import Analysis
@@ -41,7 +42,7 @@ _EXPECTED = "expected what Analysis.save has written"
 def write_analysis(analysis: Analysis, path: PathLike) -> None:
     """Write the JSON of every lag, and under ``saved`` all that the analysis is made of."""
     told = {**analysis.to_dict(all_lags=True), "saved": _encoded(analysis)}
-    Path(path).write_text(json.dumps(told, allow_nan=False) + "\n", "utf-8")
+    write_whole(path, (json.dumps(told, allow_nan=False) + "\n").encode())
 
 
 def read_analysis(path: PathLike) -> Analysis:

@@ -33,7 +33,7 @@ MAY = {
 # Files of the root that every room may import, and what they may import themselves.
 LEAVES = {"custom_types": set(), "errors": {"custom_types"}, "version": set()}
 # Of cells and checkpoints the settings know types alone.
-LEAVES |= {"config_file": {"errors"}, "schemas": {"errors"}}
+LEAVES |= {"config_file": {"errors"}, "schemas": {"errors"}, "files": {"custom_types"}}
 # A view of the report for what a room far to its left returns.
 LEAVES |= {"notebook": {"product_svd", "report"}}
 LEAVES |= {"machine": {"errors", "settings"}, "settings": {"errors", "cells", "checkpoints"}}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gradscope.custom_types import PathLike
 from gradscope.errors import InputError, listed, quoted
+from gradscope.files import write_whole
 from gradscope.report.pictures.converted import pdf, png, points
 from gradscope.report.pictures.svg import element, escaped
 from gradscope.report.pictures.theme import Size, fill
@@ -68,7 +69,7 @@ class Picture:
     def save(self, path: PathLike) -> None:
         """Write it to a file, as its suffix says: ``.svg``, or ``.png`` and ``.pdf`` (extra ``plot``)."""
         made = self.made(Path(path).suffix)
-        Path(path).write_bytes(made if isinstance(made, bytes) else made.encode())
+        write_whole(path, made if isinstance(made, bytes) else made.encode())
 
     def __str__(self) -> str:
         return self.svg() + "\n"
