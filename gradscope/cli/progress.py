@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ _SECONDS_BETWEEN_LINES = 15.0
 _TRUSTED = 0.3
 # Seconds in which a new estimate takes the place of an old one.
 _SETTLING = 10.0
+# Reports that are kept, of work of which no time was said, are by this factor later than one another.
+_APART = 1.02
 # Where it takes longer than was thought, this part of the time it has taken is left, times what is not done.
 _LATE = 0.2
 
@@ -47,6 +50,7 @@ class Pace:
         self._found: float | None = None  # seconds in all, by the last report
         self._shown: float | None = None  # and on the way to that
         self._last = self._began
+        self._reports: deque[tuple[float, float]] = deque()  # (seconds, done), of the later half of the time
         self.done = 0.0
         self.say = _say
 
@@ -59,11 +63,24 @@ class Pace:
         elapsed, self.done = self._clock() - self._began, max(self.done, min(done / total, 1.0))
         if self.done <= 0:
             return
-        found = elapsed / self.done
-        if self._expected is not None:
-            trust = min(1.0, self.done / _TRUSTED)
-            found = trust * found + (1 - trust) * self._expected
-        self._found = found
+        if self._expected is None:
+            self._found = self._by_its_later_half(elapsed)
+            return
+        trust = min(1.0, self.done / _TRUSTED)
+        self._found = trust * elapsed / self.done + (1 - trust) * self._expected
+
+    def _by_its_later_half(self, elapsed: float) -> float | None:
+        """Seconds in all at the pace of late: first there are programs to compile, or rows that were kept."""
+        if not self._reports or elapsed >= _APART * self._reports[-1][0]:
+            self._reports.append((elapsed, self.done))
+        while len(self._reports) > 1 and self._reports[1][0] <= elapsed / 2:
+            self._reports.popleft()
+        began, before = self._reports[0]
+        return (
+            elapsed + (1 - self.done) * (elapsed - began) / (self.done - before)
+            if self.done > before
+            else None
+        )
 
     @property
     def left(self) -> float | None:

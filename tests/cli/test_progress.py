@@ -52,6 +52,20 @@ def test_time_left_is_steady(name, expected):
         assert left >= truth / 4 - 0.1 * WORK
 
 
+@pytest.mark.parametrize(
+    "reports",
+    [
+        lambda t: 0.5 + (t - 0.5) / (2 * WORK - 1),  # half of the rows were kept
+        lambda t: 0.01 + 0.99 * (t - 30) / (WORK - 30) if t >= 30 else None,  # first a program is compiled
+    ],
+)
+def test_a_pace_is_that_of_late(reports):
+    seen = dict(walked(reports))
+    for elapsed in (60.0, 75.0, 90.0):
+        assert seen[elapsed] == pytest.approx(WORK - elapsed, rel=0.25)
+    assert seen[45.0] == pytest.approx(WORK - 45, rel=0.9)
+
+
 def test_nothing_is_said_of_what_is_not_known():
     assert str(Pace(lambda: 0.0)) == "0 % done"
 
@@ -89,6 +103,7 @@ def test_lines_where_stderr_is_no_terminal(monkeypatch, capsys):
     stream = Stream()
     monkeypatch.setattr("sys.stderr", stream)
     with progress_bar(quiet=False) as pace:
+        pace.report(1, 8)  # whose pace is that of the start
         pace.report(1, 4)
         assert said.wait(10)
     assert stream.getvalue().splitlines()[-1].startswith("gradscope: 25 % done, about 1 s left")
