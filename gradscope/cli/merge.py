@@ -102,11 +102,11 @@ def _merge_checks(journals: Sequence[Journal], output: Output) -> int:
 
 def _merge_track(journals: Sequence[Journal], output: Output) -> int:
     from gradscope.report.row_training import training_columns
-    from gradscope.track.tracked import Track, check_row
+    from gradscope.track.tracked import Track, checks_in
 
     rows = deduplicated(row for journal in journals for row in journal.rows)
     for row in rows:
-        check_row(row)
+        checks_in(row)
     light = all("converged" in row for row in rows if not failed(row))
     track = Track(tuple(rows), light=light, training=tuple(training_columns(rows)))
     _say_several(rows)

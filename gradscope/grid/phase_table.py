@@ -90,7 +90,7 @@ def _medians(phase: Phase) -> str:
 
 def _sentences(rows: Sequence[Row]) -> Iterator[str]:
     """Which point is nearest to a rate of zero, and why some could not be measured."""
-    known = [row for row in rows if isinstance(row.get("rate"), int | float)]
+    known = [row for row in rows if None not in map(row.get, ("rate", "log10_norm", "horizon"))]
     if known and shown_quantity(rows) == RATE:
         best = min(known, key=lambda row: abs(row["rate"]))
         theory = best.get("theory_rate")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gradscope.errors import InputError, about, quoted, shown
+from gradscope.rows.sound import check_fields, finite_number
 
 Row = dict[str, Any]
 
@@ -101,7 +102,9 @@ def _row(line: bytes, number: int, schema: str | None) -> Row | None:
     if len(line) > _ROW_BYTES:
         raise InputError(f"line {number} is over 1 MiB, expected a row ({_expected(schema)})")
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_constant=finite_number, parse_float=finite_number)
+    except InputError as error:
+        raise InputError(f"line {number}: {error.marked}") from error
     except (ValueError, RecursionError):
         return None
     said = row.get("schema") if isinstance(row, dict) else None
@@ -111,6 +114,10 @@ def _row(line: bytes, number: int, schema: str | None) -> Row | None:
         way = ": as one object they are no lines, write them by -o or --format jsonl" if whole else ""
         raise InputError(f"line {number} is {quoted(what)}, expected a row ({_expected(schema)}){way}")
     found: Row = row
+    with about(f"line {number}"):
+        check_fields(found)
+        if said == SWEEP and not isinstance(found.get("settings"), dict):
+            raise InputError("has no settings, expected a value for every axis: gradscope wrote no such row")
     return found
 
 

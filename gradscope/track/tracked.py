@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gradscope.errors import ExitCode, InputError, quoted, reason, shown
+from gradscope.errors import ExitCode, InputError, reason
 from gradscope.gate.budgets import Check, Outcome
 from gradscope.gate.findings import Finding, Measure
 from gradscope.gate.metrics import QUANTITIES
@@ -117,23 +117,6 @@ def _numbers(row: Row) -> dict[str, Any]:
 
 def _sequences(row: Row) -> int:
     return int(row.get("sequences") or 1)
-
-
-def check_row(row: Row) -> None:
-    """Raise InputError for a stranger's row, of which something is not what every view takes it for."""
-    shares = row.get("shares") or {}
-    named = _numbers(row) | {name: row.get(name) for name in ("steps", "sequences")}
-    named |= {f"shares.{name}": one for name, one in shares.items()} if isinstance(shares, dict) else {}
-    wrong = {name: one for name, one in named.items() if not isinstance(one, int | float | None)}
-    if not isinstance(shares, dict):
-        wrong["shares"] = shares
-    verdicts = {"verdict": row.get("verdict"), "masked_verdict": value_of(row, "masked_verdict")}
-    wrong |= {name: one for name, one in verdicts.items() if not isinstance(one, str | None)}
-    for name, one in wrong.items():
-        raise InputError(
-            f"row of {shown(row['checkpoint'])}: {name} is {quoted(one)}: gradscope track wrote no such row"
-        )
-    checks_in(row)
 
 
 def checks_in(row: Row) -> list[Check]:

@@ -1,9 +1,11 @@
 """Rows in a file that only grows: what a killed process leaves is read, and goes on."""
 
+import json
+
 import pytest
 
 from gradscope.errors import InputError
-from gradscope.rows.journal import Journal, deduplicated, missing, natural
+from gradscope.rows.journal import SWEEP, TRACK, Journal, deduplicated, missing, natural
 
 
 def row(name, key="k", **more):
@@ -85,3 +87,42 @@ def test_numbers_in_names_are_ordered_by_size():
     ordered = sorted(names, key=natural)
     assert [name for name in ordered if name.startswith("step")] == ["step_3.pt", "step_20.pt", "step_100.pt"]
     assert ordered.index("9/step_1.pt") < ordered.index("10/step_0.pt")
+
+
+SOUND = {
+    "schema": TRACK, "checkpoint": "a.pt", "index": 0, "of": 1, "key": "k", "log10_norm": -1.5, "rate": None,
+    "horizon": 3, "verdict": "stable", "notes": ["x"], "shares": {"R": None, "W": 0.5}, "converged": True,
+    "by_lag": {"lag": [1, 2], "log10_norm": [0, None]}, "masks": {"log10_norm": 1, "verdict": "stable"},
+    "loss": {"at": "last", "log10_gradient": 1e-3, "clip": {"factor": 1}, "tbptt": {"bias": None}},
+}  # fmt: skip
+DAMAGED = {
+    "index": [1.5, -1, "0", True, [1]],
+    "key": [3, ["k"]],
+    "log10_norm": ["x", [1], True, 10**400],
+    "verdict": [["stable"], 3],
+    "notes": ["x", [3]],
+    "shares": [3, {"R": "x"}],
+    "converged": [1],
+    "by_lag": [3, {"lag": [1], "log10_norm": []}, {"lag": ["1"], "log10_norm": [0]}],
+    "masks": ["x", {"verdict": 3}, {"rate": "q"}],
+    "loss": [[], {"log10_gradient": {}}, {"clip": 3}, {"tbptt": {"bias": {}}}],
+}
+
+
+def test_a_row_of_a_stranger_is_refused_by_the_name_of_its_field(tmp_path):
+    """What views would stumble over is told where the file is read."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(SOUND) + "\n")
+    assert Journal.read(file).rows == [SOUND]
+    for name, values in DAMAGED.items():
+        for value in values:
+            file.write_text(f"{json.dumps(SOUND)}\n{json.dumps(SOUND | {name: value})}\n")
+            with pytest.raises(InputError, match=f"line 2: {name} is .*: gradscope wrote no such row"):
+                Journal.read(file)
+    for odd in ("NaN", "1e999", "-Infinity"):
+        file.write_text(json.dumps(SOUND).replace("-1.5", odd) + "\n")
+        with pytest.raises(InputError, match=f"line 1: '{odd}' is no number that JSON knows"):
+            Journal.read(file)
+    file.write_text(json.dumps({"schema": SWEEP, "point": "gain=1"}) + "\n")
+    with pytest.raises(InputError, match="line 1: has no settings"):
+        Journal.read(file)
