@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gradscope.custom_types import Array
+from gradscope.errors import InputError, shown
 from gradscope.report.row_training import Row, part_of
 
 Point = tuple[float, float]
@@ -97,7 +99,11 @@ def _numeric(values: Mapping[Any, None]) -> bool:
 
 
 def phases(rows: Sequence[Row]) -> list[Phase]:
-    """A Phase for every combination of what is not on its axes; none where no axis is numeric."""
+    """A Phase for every combination of what is not on its axes; none where no axis is numeric.
+
+    Raises InputError for rows of several grids, or calls.
+    """
+    _check_one_grid(rows)
     axes = axes_in(rows)
     numeric = [
         name for name, values in axes.items() if _numeric(dict.fromkeys(values)) and name not in _REPEATED
@@ -114,6 +120,21 @@ def phases(rows: Sequence[Row]) -> list[Phase]:
         apart.setdefault(several, []).append(row)
     xs, ys = axes[x], axes[y] if y else [0.0]
     return [_phase(quantity, title, (x, y), (xs, ys), some) for title, some in apart.items()]
+
+
+def _check_one_grid(rows: Sequence[Row]) -> None:
+    """Raise InputError for rows of several grids, or of one that was asked in several ways."""
+    way = "give each call a file of its own, or look at all rows by --format csv"
+    grids = dict.fromkeys(tuple(sorted(row["settings"])) for row in rows)
+    if len(grids) > 1:
+        names = "; ".join(shown(", ".join(grid)) for grid in [*grids][:3])
+        raise InputError(f"the rows are of {len(grids)} grids ({names}), expected one: {way}")
+    points = Counter(tuple(sorted(row["settings"].items())) for row in rows)
+    if points and (most := points.most_common(1)[0])[1] > 1:
+        name = shown(", ".join(f"{axis}={value}" for axis, value in most[0]))
+        raise InputError(
+            f"{most[1]} rows are of the point {name}, asked with other options or by another version: {way}"
+        )
 
 
 def _phase(

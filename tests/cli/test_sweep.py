@@ -38,7 +38,9 @@ def rows_in(text):
 def test_a_linear_network_has_the_gains_of_its_closed_form(run):
     code, out, err = run("sweep", *GRID, "--format", "jsonl")
     assert code == 0
-    assert err == "gradscope: 3 shapes (steps): as many programs are compiled at most, seconds each\n"
+    assert err.startswith(
+        "gradscope: 3 shapes (steps): as many programs are compiled at most, seconds each\n"
+    )
     rows = rows_in(out)
     assert [row["index"] for row in rows] == list(range(12))
     for row in rows:
@@ -264,6 +266,25 @@ def test_without_unicode_and_with_colour(run, swept, monkeypatch):
     plain = run("merge", swept, "--format", "table")[1]
     assert plain.isascii()
     assert "\x1b[" not in plain
+
+
+def test_rows_of_two_grids_are_no_diagram(run, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    for axis in ("gain=0.5,1", "input_scale=0.5,1"):
+        assert run("sweep", *LINEAR, "--steps", "4", "--grid", axis, "-o", rows, "-q")[0] == 0
+    code, out, err = run("merge", rows, "--format", "table")
+    assert (code, out) == (2, "")
+    assert (
+        "the rows are of 2 grids (gain; input_scale), expected one: give each call a file of its own" in err
+    )
+    assert run("merge", rows, "--format", "csv")[1].count("\n") == 5
+    for steps in ("4", "5"):  # of one grid, asked in two ways
+        assert (
+            run("sweep", *LINEAR, "--steps", steps, "--grid", axis, "-o", tmp_path / "x.jsonl", "-q")[0] == 0
+        )
+    code, _, err = run("plot", tmp_path / "x.jsonl", "phase")
+    assert code == 2
+    assert "2 rows are of the point input_scale=0.5, asked with other options or by another version" in err
 
 
 def test_formats(run, swept):

@@ -261,6 +261,10 @@ def test_what_is_refused():
         picture_of_rows(ROWS["phase"], "phse")
     with pytest.raises(InputError, match="the grid has no axis of several numbers"):
         picture_of_rows([point(0.1, cell="lstm"), point(0.2, cell="gru")], "phase")
+    with pytest.raises(InputError, match=r"the rows are of 2 grids \(gain; forget_bias\), expected one"):
+        picture_of_rows([point(0.1, gain=1.0), point(0.1, gain=2.0), point(0.2, forget_bias=1.0)], "phase")
+    with pytest.raises(InputError, match=r"2 rows are of the point gain=1\.0, asked with other options"):
+        picture_of_rows([point(0.1, gain=1.0), point(0.3, gain=1.0), point(0.2, gain=2.0)], "phase")
     cells = [str(k) for k in range(20)]
     rows = [point(x, gain=x, forget_bias=y, cell=c) for c in cells for x in (0.0, 1.0) for y in (0.0, 1.0)]
     with pytest.raises(InputError, match="the grid has 20 diagrams"):
