@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 # Rows of a table of exact numbers, and names in a list of them.
 _ROWS, _NAMES = 24, 40
-# Bytes of a page without its data: what is left of 300 KB goes to the sections of the layers.
-_BUDGET = 290_000
+# Bytes of a page without its data: what is left of these goes to the sections of the layers.
+_BUDGET = 299_500
 _LEVELS = ("vanishing", "stable", "exploding", "undecided")
 
 
@@ -45,9 +45,14 @@ def html_page(result: Mapping[str, Any], origin: Mapping[str, str] = {}, *, embe
     """
     with of_result():
         whole, end = [*_whole(result)], _provenance(result, origin)
-        room = _BUDGET - sum(len(part.encode("utf-8", "replace")) for part in (*whole, end))
+        title, said = f"{_level(result)}: {_subject(result)}", sentence(result)
+        room = _BUDGET - _bytes(document(title, said, [*whole, end]))
         parts = [*whole, *_layers(result, room), end, _data(result, embed)]
-        return document(f"{_level(result)}: {_subject(result)}", sentence(result), parts)
+        return document(title, said, parts)
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
 
 
 def document(title: str, description: str, parts: Sequence[str]) -> str:
@@ -305,7 +310,8 @@ def _layers(result: Mapping[str, Any], room: int) -> Iterator[str]:
         for place, layer in enumerate(layers[:_NAMES])
     ]
     headings = ("layer", "name", "cell", "hidden", "gain", "rate, nats/step", "horizon, steps", "verdict")
-    yield table("Each layer on its own", headings, rows)
+    yield (summary := table("Each layer on its own", headings, rows))
+    room -= _bytes(summary)
     for place, layer in enumerate(layers):
         name = f"layer{place}"
         section = folded(
@@ -313,7 +319,7 @@ def _layers(result: Mapping[str, Any], room: int) -> Iterator[str]:
             listing([*layer["verdict"]["reasons"], *(layer["verdict"].get("notes") or [])]),
             _sections(layer | {"gates": {}, "matrices": []}, name),
         )
-        room -= len(section.encode("utf-8", "replace"))
+        room -= _bytes(section)
         if room < 0:
             said = f"From {name} on there is no room for pictures of each: gradscope plot --layer draws them."
             yield element("p", escaped(said), class_="quiet")

@@ -20,6 +20,19 @@ from gradscope.report.row_training import said_of_column, training_columns
 _ROWS, _LOST = 512, 12
 # Of the table of gains by lag: rows and lags.
 _CURVES, _LAGS = 128, 48
+_WORDS = (
+    "Gain: sigma_1 of the product of all one-step Jacobians, the most that any gradient is amplified on its "
+    "way from the last step to the first. Rate: its logarithm per step, below 0 where it fades.",
+    "Horizon: the largest lag up to which the gain stays at or above the vanishing threshold.",
+)
+_OF_GRID = (
+    "Where the rate is near 0 (the line, where there is one) a gradient neither vanishes nor explodes. "
+    "gradscope analyze with the options of a point shows which path carries it there.",
+)
+_OF_RUN = (
+    "What lies further back than the horizon has next to no part in what is learned at that step. gradscope "
+    "report of that checkpoint shows where the gradient is lost, and which path carries it.",
+)
 _NUMBERS = (("rate", "+.5f"), ("theory_rate", "+.5f"), ("horizon", "g"), ("saturated", ".3f"))
 _SUBJECTS = ("point", "checkpoint")
 
@@ -47,6 +60,7 @@ def rows_page(rows: Sequence[Mapping[str, Any]], origin: Mapping[str, str] = {})
         listing(lost[:_LOST]),
         *(_figure(rows, name) for name in names),
         *tables,
+        folded("How to read this page", listing([*_WORDS, *(_OF_GRID if many == "points" else _OF_RUN)])),
         _provenance(origin),
     ]
     return document(title, f"Gain and horizon over {many}, their pictures and exact numbers.", parts)

@@ -121,6 +121,22 @@ def box(text):
     return left, y - 0.8 * size, left + wide, y
 
 
+def test_a_pointer_that_rests_on_a_lag_is_told_its_numbers():
+    told = result()
+    for name, there in (
+        ("lag", "lag 5: full 5.62e-02, carousel 3.16e-03, R_z 1.00e-05, R_f 1.00e-05"),
+        ("share", "lag 5: carousel 75.0 %, R_z 35.0 %, R_f -10.0 %"),
+    ):
+        root, _ = drawn(told, name, size="page")
+        stripes = {s.find(f"{SVG}title").text: s for s in root.iter(f"{SVG}rect") if len(s)}
+        assert len(stripes) == 20
+        stripe = stripes[there]
+        left, wide = float(stripe.get("x")), float(stripe.get("width"))
+        x, _ = axes(root)
+        assert x(left) < 5 < x(left + wide)
+    assert not any(len(s) for s in drawn(told, "lag")[0].iter(f"{SVG}rect")), "of a page alone"
+
+
 @pytest.mark.parametrize("name", ["lag", "spectrum"])
 def test_what_is_counted_has_whole_numbers_and_what_is_not_seen_no_line_in_the_legend(name):
     told = result({"full": -0.25, "carousel": -0.3, "R_z": -50.0})
@@ -539,9 +555,12 @@ def test_the_error_is_a_band_where_it_is_known_and_a_bar_at_the_end_where_not():
     told["chains"][0]["log10_norm_error"] = [2.0]
     root, _ = drawn(told, "lag")
     assert len([one for one in root.iter(f"{SVG}line") if one.find(f"{SVG}title") is not None]) == 1
+    assert "At shorter lags the error was not estimated." in drawn(told, "lag")[1]
+    assert "Drawn, that would be thinner than the line." in drawn(result(), "lag")[1]
     told["profile"]["error"] = {"lag": [1, 10, STEPS], "log10_norm": [0.01, 0.1, 0.4]}
     root, text = drawn(told, "lag")
     assert "the error of its log10 is 2e+00, at 3 lags 1e-02 to 4e-01" in text
+    assert "thinner than the line" not in text
     (band,) = (one for one in root.iter(f"{SVG}polygon") if one.find(f"{SVG}title").text.startswith("error"))
     x, y = axes(root)
     points = pairs(band.get("points"))

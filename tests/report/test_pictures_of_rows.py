@@ -321,7 +321,8 @@ def test_many_diagrams_are_not_flat():
 
 def test_a_page_of_training_has_the_gains_by_lag():
     page = rows_page(checkpoints())
-    assert page.count("<details>") == 2
+    assert page.count("<details>") == 3
+    assert "next to no part in what is learned" in page
     assert '<th scope="col">10</th>' in page
     assert "1.00e-04" in page  # of the last checkpoint at lag 10
     with pytest.raises(InputError, match="a row is damaged"):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -219,6 +220,27 @@ def outside_said(lines: Mapping[str, Array], ends: tuple[float, float]) -> list[
         for side in ("Below", "Above")
         if (names := [name for name, found in where.items() if found == side])
     ]
+
+
+def hints(frame: Frame, x: Axis, places: Array, most: int, said: Callable[[float], str]) -> list[str]:
+    """Stripes that are not seen, each with what it says of its place to a pointer that rests on it."""
+    if not most or not len(places):
+        return []
+    places = places[np.unique(np.linspace(0, len(places) - 1, most).round().astype(int))]
+    at = [x.at(place) for place in places.tolist()]
+    edges = [frame.left, *((a + b) / 2 for a, b in itertools.pairwise(at)), frame.right]
+    stripes = [
+        element(
+            "rect",
+            element("title", escaped(said(place))),
+            x=left,
+            y=frame.top,
+            width=right - left,
+            height=frame.bottom - frame.top,
+        )
+        for place, (left, right) in zip(places.tolist(), itertools.pairwise(edges), strict=True)
+    ]
+    return [element("g", *stripes, fill="none", pointer_events="all")]
 
 
 # -- lines ---------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from gradscope.report.pictures.frame import (
     Frame,
     Legend,
     beside,
+    hints,
     line,
     margin,
     outside_said,
@@ -28,7 +29,7 @@ from gradscope.report.pictures.frame import (
 )
 from gradscope.report.pictures.parts import floats, median, sentence
 from gradscope.report.pictures.picture import Picture
-from gradscope.report.pictures.svg import element, escaped, number
+from gradscope.report.pictures.svg import element, escaped, number, short
 from gradscope.report.pictures.theme import COLOURS, Size, fill, stroke
 from gradscope.report.verdict import error_figures, scientific
 
@@ -81,15 +82,28 @@ def draw_lag(part: Mapping[str, Any], size: Size) -> Picture:
         )
         for k in reversed(range(len(lines)))
     ]
+    band = _error(part, full, x.at, y.at, (low, high))
     parts = (
         frame.drawn(x, y, ("lag k, in steps", "gain, sigma_1 of the last k steps"), log_y=True, whole_x=True),
         *_range(part, size.points, x.at, y.at, low, high),
         *_thresholds(part, frame, y.at, [run for of_line in runs for run in of_line]),
-        *_error(part, full, x.at, y.at, (low, high)),
+        *band,
         *drawn,
+        *hints(frame, x, full.lags, size.hints, lambda lag: _at(lines, lag)),
         legend.drawn(size.font, frame.bottom + 3.1 * size.font),
     )
-    return Picture("Gain by lag", sentence(part), said_of(part, lines, (low, high)), size, parts)
+    said = " ".join([said_of(part, lines, (low, high)), *_unseen_error(part, band)])
+    return Picture("Gain by lag", sentence(part), said, size, parts)
+
+
+def _at(lines: Sequence[Line], lag: float) -> str:
+    """Every line's gain there."""
+    each = [
+        f"{short(one.name)} {scientific(float(np.nan_to_num(norm, nan=-np.inf)))}"
+        for one in lines
+        for norm in one.norms[one.lags == lag][:1]
+    ]
+    return f"lag {lag:g}: {', '.join(each)}"
 
 
 def lines_of(part: Mapping[str, Any]) -> list[Line]:
@@ -204,6 +218,14 @@ def _with_errors(part: Mapping[str, Any], full: Line) -> tuple[Array, Array, Arr
 
 def _error_of(part: Mapping[str, Any]) -> float:
     return float(np.nanmax(floats(part["chains"][0].get("log10_norm_error") or [0.0])))
+
+
+def _unseen_error(part: Mapping[str, Any], band: list[str]) -> Iterator[str]:
+    """Why there is no band of errors, or of the last lag alone."""
+    if not band and _error_of(part):
+        yield "Drawn, that would be thinner than the line."
+    if len((part["profile"].get("error") or {"lag": []})["lag"]) < 2 < len(part["profile"]["lag"]):
+        yield "At shorter lags the error was not estimated."
 
 
 def _errors_said(part: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
-from gradscope.report.pictures.frame import Axis, Frame, spread, stretches, width_of, words
+from gradscope.report.pictures.frame import Axis, Frame, hints, spread, stretches, width_of, words
 from gradscope.report.pictures.parts import floats, sentence
 from gradscope.report.pictures.picture import Picture
 from gradscope.report.pictures.svg import element, escaped, number, short
@@ -46,7 +46,7 @@ def draw_share(part: Mapping[str, Any], size: Size) -> Picture:
         size = dataclasses.replace(size, height=below - 2 * font)
     else:
         frame = Frame(3.4 * font, below, size.width - font, size.height - 3 * font, font)
-        parts += _by_lag(lags, by_lag, frame, size.points // 2)
+        parts += _by_lag(lags, by_lag, frame, size.points // 2, size.hints)
     said = _said(shares, order, shown)
     return Picture("Who carries the gradient", sentence(part), said, size, tuple(parts))
 
@@ -62,10 +62,11 @@ def _bar(name: str, share: float, row: int, bar: Axis, font: float) -> list[str]
     return [name_, rectangle, words(label, bar.at(length) + 0.4 * font, y + 0.85 * font, font)]
 
 
-def _by_lag(lags: Array, by_lag: Mapping[str, Array], frame: Frame, most: int) -> list[str]:
+def _by_lag(lags: Array, by_lag: Mapping[str, Array], frame: Frame, most: int, places: int) -> list[str]:
     """Areas on one another from 0 upwards, those that work against from 0 downwards.
 
-    most : lags that are drawn, the same of all: areas have no other edges in common.
+    most : lags that are drawn, the same of all: areas have no other edges in common; places : that say their
+        shares to a pointer.
     """
     chosen = np.unique(np.linspace(0, len(lags) - 1, most).round().astype(int))
     lags, values = lags[chosen], np.array([*by_lag.values()])[:, chosen]
@@ -89,7 +90,13 @@ def _by_lag(lags: Array, by_lag: Mapping[str, Array], frame: Frame, most: int) -
                 *(element("polygon", points=area, **style) for area in areas),
             )
         )
-    return parts
+
+    def said(lag: float) -> str:
+        there = zip(by_lag, values[:, lags == lag][:, 0].tolist(), strict=True)
+        each = (f"{short(name)} {100 * share:z.1f} %" for name, share in there if math.isfinite(share))
+        return f"lag {lag:g}: {', '.join(each)}"
+
+    return [*parts, *hints(frame, x, lags, places, said)]
 
 
 def _areas(lags: Array, inner: Array, outer: Array, x: Axis, y: Axis) -> list[str]:

@@ -17,13 +17,15 @@ _GIVEN = re.compile(r"(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)(?:mm)?")
 class Size:
     """width, height : pixels, 96 to the inch; font : pixels that a line of text is high.
 
-    points : of a line, at most: no more than there are columns of pixels.
+    points : of a line, at most: no more than there are columns of pixels; hints : places across that say
+        their numbers to a pointer that rests on them.
     """
 
     width: float
     height: float
     font: float
     points: int = 800
+    hints: int = 0
 
 
 def _mm(width: float, height: float, points: float) -> Size:
@@ -35,7 +37,7 @@ SIZES = {
     "column": _mm(85, 64, 8),
     "wide": _mm(175, 80, 8),
     "slide": _mm(254, 143, 16),
-    "page": Size(430.0, 290.0, 13.0, 200),
+    "page": Size(430.0, 290.0, 13.0, 200, 20),
     "small": Size(430.0, 290.0, 13.0, 80),
 }
 _NAMED = ("column", "wide", "slide", "page")
