@@ -723,7 +723,7 @@ class Sweeping(Settings):
     def measured(self, axes: Sequence[str], limits: Only = "gain") -> Only:
         """How much is measured at a point, where these options are the axes; raises InputError for less.
 
-        limits : how much the limits want that every point is held to.
+        limits : how much the limits may want that every point is held to.
         """
         if "masks" in axes and not self._given(_LAWS) and not {*_LAWS} & {*axes}:
             raise InputError(f"masks are an axis, but there are none: give {as_option(_LAWS[0])}, say")
@@ -739,11 +739,6 @@ class Sweeping(Settings):
             raise InputError(
                 f"{as_option((training or values)[0])} is given, but {as_option('only')} {self.only} does "
                 f"not measure what it changes: leave one of them out, or give {as_option('only')} {least}"
-            )
-        if order.index(self.only) < order.index(limits):
-            raise InputError(
-                f"a limit is of what {as_option('only')} {self.only} does not measure: leave one of them "
-                f"out, or give {as_option('only')} {limits}"
             )
         return self.only
 

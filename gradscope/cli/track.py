@@ -206,6 +206,8 @@ def _measuring(question: Question, *, compile_cache: bool) -> Callable[[Path], A
         if question.light and settings.get(name) not in (None, "full", "all"):
             said = f"{flag(name)} is given, but --light measures the gain alone"
             raise InputError(f"{said}: leave one of them out")
+    if question.light:
+        _check_light(question)
 
     @cache
     def prepared() -> Callable[[Path], Analysis]:
@@ -224,6 +226,18 @@ def _measuring(question: Question, *, compile_cache: bool) -> Callable[[Path], A
         return lambda path: analyze_light(Settings(**{**settings, "checkpoint": path}), probe)
 
     return lambda path: prepared()(path)
+
+
+def _check_light(question: Question) -> None:
+    """Raise InputError for a limit that no row could be held to; one of a part may be of a layer's gain."""
+    from gradscope.gate.metrics import check_name
+
+    for one in question.budgets:
+        if check_name(one.measured).needs not in ("verdict", "gain") and one.severity != "off":
+            raise InputError(
+                f"a limit is of {shown(one.metric)}, but --light measures gain and horizon alone: leave one "
+                "of them out"
+            )
 
 
 def _subject(count: int, names: Sequence[str], tracking: Tracking) -> str:

@@ -173,10 +173,6 @@ def test_where_no_point_can_be_measured_there_is_one_line(run):
         (["--grid", "clip=1,2", "--only", "paths"], "or give --only all"),
         (["--grid", "masks=1,2"], "masks are an axis, but there are none: give --h-detach, say"),
         (["--grid", "clip=1,2"], "of the gradient of a loss, but none is given: add --readout or --adjoint"),
-        (
-            ["--grid", "gain=1,2", "--max", "saturated=1", "--only", "paths"],
-            "a limit is of what --only paths does not measure: leave one of them out, or give --only all",
-        ),
         (["--grid", "gain=1,2", "--shard", "4/4"], "has none of 2 points"),
         (
             ["--grid", "gain=1,2", "--cell", "lstm", "--view", "cell", "--only", "gain"],

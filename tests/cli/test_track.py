@@ -170,6 +170,8 @@ def test_limits(run, runs):
     assert run("track", *runs, *LIGHT, "--max", "log10_norm=99")[0] == 0
     assert run("track", *runs, *LIGHT, "--fail-on", "vanishing")[0] == 1
     assert "did you mean log10_norm?" in run("track", *runs, *LIGHT, "--max", "log10_nrm=1")[2]
+    code, out, err = run("track", *runs, *LIGHT, "--min", "share.R=0.3")
+    assert (code, out, "a limit is of share.R, but --light" in err) == (2, "", True)
 
 
 def test_limits_of_the_settings_file(run, runs):

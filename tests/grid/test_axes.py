@@ -5,6 +5,7 @@ import pytest
 
 from gradscope.errors import InputError
 from gradscope.grid.axes import axes_of, check_fixed, point_name, points_of, settings_at
+from gradscope.settings import Sweeping
 
 
 @pytest.mark.parametrize(
@@ -110,3 +111,10 @@ def test_an_option_is_an_axis_or_given():
             InputError, match=r"is an axis of the grid, and --.* is given: leave one of them out"
         ):
             check_fixed(axes_of(grid), fixed)
+
+
+def test_limits_say_how_much_is_measured():
+    """Unless it is said: gain and horizon alone tell nothing of what a limit of shares is about."""
+    assert Sweeping(grid="gain=1,2").measured(["gain"], "all") == "all"
+    assert Sweeping(grid="gain=1,2", top=3).measured(["gain"], "gain") == "paths"
+    assert Sweeping(grid="gain=1,2", only="gain").measured(["gain"], "all") == "gain"
