@@ -90,13 +90,15 @@ def check_jacobians(batch: int, steps: int, matrices: int, size: int) -> None:
 class Derivatives(ABC):
     """Where the steps of a module come from; they are computed when they are asked for.
 
-    by : the framework; kind : what the class of the module is called; fed_back, backward : as in Recording.
+    by : the framework; kind : what the class of the module is called; fed_back, backward : as in Recording;
+    not_applied : as in Layer.
     """
 
     by: str
     kind: str
     fed_back: bool = False
     backward: bool = False
+    not_applied: tuple[str, ...] = ()
 
     @abstractmethod
     def differentiate(self) -> OwnSteps:

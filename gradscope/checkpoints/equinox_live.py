@@ -10,7 +10,7 @@ import numpy as np
 
 from gradscope.checkpoints.equinox_recording import equinox_recorded
 from gradscope.checkpoints.found import Found, attempt, blocks, gated, take
-from gradscope.checkpoints.live import Live, doubt_of, kept, source
+from gradscope.checkpoints.live import BY_JACOBIANS, Live, doubt_of, kept, source
 from gradscope.formats.tensors import Tensors
 
 _CELLS = {"LSTMCell": ("lstm", ("i", "f", "z", "o")), "GRUCell": ("gru", ("r", "z", "h"))}
@@ -44,7 +44,7 @@ def read_equinox(function: str, module: Any, batch: Any) -> Live:
         arrays |= {f"{name}.{role}".lstrip("."): a for role, a in parts.items() if a is not None}
     tensors = {name: kept(name, partial(np.asarray, array)) for name, array in arrays.items()}
     layers = tuple(_found(tensors, name, cell) for name, cell in cells.items())
-    live = Live(source(function, module), layers, tensors)
+    live = Live(source(function, module), layers, tensors, way=BY_JACOBIANS)
     if batch is None:
         return live
     return replace(live, recorded=equinox_recorded(live.source, module, batch, layers, cells))

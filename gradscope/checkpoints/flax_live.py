@@ -15,7 +15,7 @@ from gradscope.checkpoints import flax_names
 from gradscope.checkpoints.flax_own import with_modules
 from gradscope.checkpoints.flax_recording import linen_recorded, nnx_recorded
 from gradscope.checkpoints.found import Found
-from gradscope.checkpoints.live import Live, doubt_of, kept, source, wrong
+from gradscope.checkpoints.live import BY_JACOBIANS, CALLED, Live, doubt_of, kept, source, wrong
 from gradscope.errors import InputError
 
 # Functions of jax.nn that go by the same name here.
@@ -72,7 +72,8 @@ def read_flax_model(function: str, model: Any, batch: Any) -> Live:
     )
     if not linen and batch is not None:
         layers, recorded = with_modules(model, batch, layers, nnx_recorded(name, model, batch, layers))
-    return Live(name, layers, tensors, recorded)
+    way = CALLED.format("module of nnx") if _of(model, "flax.nnx", "Module") else BY_JACOBIANS
+    return Live(name, layers, tensors, recorded, way)
 
 
 def _of(model: Any, package: str, name: str) -> bool:

@@ -14,7 +14,7 @@ from gradscope.checkpoints.keras_config import RECURRENT, specs
 from gradscope.checkpoints.keras_file import layers
 from gradscope.checkpoints.keras_own import OF_RNN
 from gradscope.checkpoints.keras_recording import keras_recorded
-from gradscope.checkpoints.live import Live, kept, source, wrong
+from gradscope.checkpoints.live import CALLED, Live, kept, source, wrong
 from gradscope.errors import InputError, listed, shown
 
 
@@ -62,13 +62,13 @@ def read_keras_model(function: str, model: Any, batch: Any) -> Live:
     called = source(function, model)
     if batch is None:
         _check_known(called, found, places)
-        return Live(called, found, tensors)
+        return Live(called, found, tensors, way=CALLED.format("layer"))
     owners = {path: owner for name, part in parts for path, owner in _owners(part, name)}
     each: dict[str, Any] = {}
     for path, part in places:
         each.setdefault(path if path not in each else f"{path}{OF_RNN}", part)
     found, recorded = keras_recorded(called, model, batch, found, owners, each)
-    return Live(called, found, tensors, recorded)
+    return Live(called, found, tensors, recorded, CALLED.format("layer"))
 
 
 def _check_known(called: str, found: Sequence[Found], places: Iterable[tuple[str, Any]]) -> None:

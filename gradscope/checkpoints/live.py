@@ -14,16 +14,15 @@ from gradscope.custom_types import Array
 from gradscope.errors import InputError, quoted, reason, shown
 from gradscope.formats.tensors import Tensor, Tensors
 
-_OF_ITS_OWN = (
-    "; a loop over time that it writes itself is analysed if the step is a {} of its own that is called with "
-    "the state, and a batch is given"
+# How a loop over time of the user's own is analysed: as a step that is called, or by Jacobians of it.
+CALLED = (
+    "a loop over time that it writes itself is analysed if its step is a {} of its own, called as h = "
+    "self.step(x_t, h), and a batch is given"
 )
-# By the function that was called, how a loop over time of the user's own is analysed.
-_LOOPING = {
-    "from_torch": "; a loop over time that it writes itself is found on a batch: give one as well",
-    "from_flax": _OF_ITS_OWN.format("module of nnx"),
-    "from_keras": _OF_ITS_OWN.format("cell"),
-}
+BY_JACOBIANS = (
+    "of a loop over time that it writes itself give the one-step Jacobians: numpy.save('j.npy', "
+    "[jax.jacrev(step)(h, x) for ...]), each at its own state h, then gradscope chain j.npy"
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,7 @@ class Live:
 
     source : how messages and JSON call it; layers : its recurrent layers; tensors : all its tensors by name.
     recorded : what the layers read and put out in a forward pass of the model's own, if there was one.
+    way : how a loop of the user's own is analysed, where that is no layer here.
     Raises InputError where there is no recurrent layer.
     """
 
@@ -39,13 +39,12 @@ class Live:
     layers: tuple[Found, ...]
     tensors: Tensors
     recorded: Recorded | None = None
+    way: str = ""
 
     def __post_init__(self) -> None:
         if not self.layers:
             said = f"{self.source}: holds no recurrent layer of this library, expected one that does"
-            function, batched = self.source.partition("(")[0], self.recorded is not None
-            way = "" if function == "from_torch" and batched else _LOOPING.get(function, "")
-            raise InputError(f"{said}{way}")
+            raise InputError(f"{said}; {self.way}" if self.way else said)
 
     def __str__(self) -> str:
         return self.source

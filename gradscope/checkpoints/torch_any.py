@@ -66,7 +66,8 @@ def _with(
         kept, said = [one for one in layers if not within(one.module, name)], ()
     else:
         return layers
-    return [*kept, Found(name, {}, kind=derivatives.kind, derivatives=derivatives, assumed=said)]
+    found = Found(name, {}, kind=derivatives.kind, derivatives=derivatives, assumed=said)
+    return [*kept, replace(found, not_applied=derivatives.not_applied)]
 
 
 def _refuse(source: str, own: Mapping[str, Own], problems: Mapping[str, str]) -> None:

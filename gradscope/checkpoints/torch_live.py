@@ -20,6 +20,7 @@ from gradscope.checkpoints.torch_told import FACTS, OWN, QUANTISED, module_of, t
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
 
+_ON_A_BATCH = "a loop over time that it writes itself is found on a batch: give one as well"
 _QUANTISED = ("torch.ao.nn.quantized.", "torch.nn.quantized.")
 _PARAMETRIZED = "torch.nn.utils.parametrize"  # the class that it makes of a module's own
 # What a subclass may have of its own and still compute what torch's class does.
@@ -57,7 +58,7 @@ def read_module(function: str, module: Any, batch: Any, cells: Sequence[str] = (
     if batch is None:
         if cells:
             raise InputError(f"{called}: cells are found as they are called: give a batch as well")
-        return Live(called, layers, tensors)
+        return Live(called, layers, tensors, way=_ON_A_BATCH)
     hooked = [modules[of] for of in map(module_of, layers) if of in modules and _hooks(modules[of])]
     layers, recording = with_own(called, module, batch, layers, cells, hooked)
     return Live(called, layers, tensors, recording)

@@ -26,9 +26,11 @@ from gradscope.checkpoints.torch_operations import Operation, Tracing, observed
 from gradscope.checkpoints.torch_products import Product
 from gradscope.checkpoints.torch_replay import replayed
 from gradscope.checkpoints.torch_steps import (
+    DROPPED,
     Stepper,
     class_of,
     copied,
+    dropout_of,
     is_real,
     module_weights,
     one_thread,
@@ -101,6 +103,7 @@ class TorchLoop(Derivatives):
     def __init__(self, module: Any, path: str, call: StepCall, loop: TimeLoop, *, backward: bool) -> None:
         self.kind, self.loop, self._path, self.backward = class_of(module), loop, path, backward
         self._module, self._call = module.eval(), call
+        self.not_applied = (dropout_of(module) or (DROPPED.format(""),)) if loop.drops else ()
 
     @property
     def said(self) -> tuple[str, ...]:
@@ -138,6 +141,8 @@ class TorchLoop(Derivatives):
         try:
             return self._differentiated()
         except RuntimeError as error:  # of torch's own, about the user's code
+            if "torch.utils.checkpoint" in str(error):
+                raise InputError(_UNSEEN) from error
             raise InputError(f"cannot be differentiated by torch: {reason(error)}") from error
 
     def _differentiated(self) -> OwnSteps:

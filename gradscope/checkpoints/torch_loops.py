@@ -14,11 +14,14 @@ from gradscope.checkpoints.carried import Place
 from gradscope.checkpoints.torch_operations import RESULT, Operation
 from gradscope.checkpoints.torch_state import Part, State
 from gradscope.checkpoints.torch_turns import Turns
-from gradscope.checkpoints.torch_uses import Flow, Uses, runs_of
+from gradscope.checkpoints.torch_uses import STEPS, Flow, Uses, runs_of
 from gradscope.errors import InputError, shown
 
 # Functions that put out a tensor with another written into it.
 _WRITING = {"index_copy", "index_put", "scatter", "select_scatter", "slice_scatter", "masked_scatter"}
+
+# A step may use a parameter so often, in a loop of its own.
+_SEVERAL = (2, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class TimeLoop:
     first : the number of the first state that is whole; starts : the operation that begins the step after
         each state, from the first on; there are as many steps.
     idle : turns before the first state, which use none; unlike : before this state other code makes them;
-        cut_short : whether other code makes the one after the last.
+        cut_short : whether other code makes the one after the last; drops : whether there is dropout between
+        the states.
     names : of the functions that the module calls, operation by operation.
     reads : {operation: {place: (number of a state, part)}}; makes : {operation: [(state, part, place)]}.
     """
@@ -47,6 +51,7 @@ class TimeLoop:
     idle: int
     unlike: int
     cut_short: bool
+    drops: bool
     names: tuple[str, ...]
     reads: Mapping[int, Mapping[Place, tuple[int, int]]]
     makes: Mapping[int, Sequence[tuple[int, int, Place]]]
@@ -91,13 +96,9 @@ def _loop(operations: Sequence[Operation], runs: Sequence[Uses], others: Collect
 
     Its steps are as short as they can be: each from one use of a parameter to the next.
     """
-    every: dict[int, tuple[str, tuple[int, ...]]] = {}
-    for run in sorted(sorted(runs, key=lambda one: one.marker, reverse=True), key=lambda one: one.uses[0]):
-        for marks in (run.uses, run.turns):
-            every.setdefault(len(marks), (run.marker[0], marks))
     flow = Flow(operations, runs)
     reasons, longest = list[str](), dict[tuple[int, ...], int]()
-    for _, (name, marks) in sorted(every.items(), reverse=True):
+    for name, marks in _marks(runs):
         try:
             turns = Turns(operations, marks)
             whole = longest.setdefault(turns.code, len(marks))
@@ -110,6 +111,16 @@ def _loop(operations: Sequence[Operation], runs: Sequence[Uses], others: Collect
     if reasons:
         raise InputError(reasons[0])
     return None
+
+
+def _marks(runs: Sequence[Uses]) -> list[tuple[str, tuple[int, ...]]]:
+    """What may be the beginnings of steps, by the parameter used there: the shortest steps first."""
+    found: dict[int, tuple[str, tuple[int, ...]]] = {}
+    for run in sorted(sorted(runs, key=lambda one: one.marker, reverse=True), key=lambda one: one.uses[0]):
+        several = (run.uses[::each] for each in _SEVERAL if len(run.uses) >= each * STEPS)
+        for marks in (run.uses, run.turns, *several):
+            found.setdefault(len(marks), (run.marker[0], marks))
+    return [found[count] for count in sorted(found, reverse=True)]
 
 
 def _are_alike(turns: Turns, flow: Flow) -> bool:
@@ -148,6 +159,7 @@ def _time_loop(turns: Turns, flow: Flow, name: str, weights: frozenset[str], len
         idle=turns.idle,
         unlike=state.unlike,
         cut_short=state.last < turns.last,
+        drops=any("dropout" in one.name and flow.between(k) for k, one in enumerate(turns.operations)),
         names=tuple(operation.name for operation in turns.operations),
         reads=state.reads(),
         makes=makes,

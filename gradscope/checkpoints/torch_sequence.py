@@ -8,7 +8,14 @@ from typing import Any
 
 from gradscope.checkpoints.carried import ARGUMENTS, OUTPUT, Carried, Place, StepCall, started
 from gradscope.checkpoints.derivatives import Derivatives, OwnSteps
-from gradscope.checkpoints.torch_steps import Stepper, TorchSteps, doubled, is_real, module_weights
+from gradscope.checkpoints.torch_steps import (
+    Stepper,
+    TorchSteps,
+    doubled,
+    dropout_of,
+    is_real,
+    module_weights,
+)
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, reason
 
@@ -29,6 +36,7 @@ class TorchSequence(Derivatives):
     def __init__(self, module: Any, kind: str, call: StepCall, unlike: str = "") -> None:
         self.kind, self._unlike = kind, unlike
         self._module, self._call = module.eval(), call
+        self.not_applied = dropout_of(module)
 
     def weights(self) -> dict[str, Array]:
         """See Derivatives."""

@@ -22,13 +22,14 @@ from gradscope.checkpoints.torch_linearised import Linearising, as_array, in_row
 from gradscope.checkpoints.torch_operations import is_tensor
 from gradscope.checkpoints.torch_products import Product, watching
 from gradscope.custom_types import Array
-from gradscope.errors import InputError, reason
+from gradscope.errors import InputError, listed, reason
 from gradscope.machine import one_blas_thread
 
 _NOT_AGAIN = (
     "puts out something else when it is called once more on the same: it draws random numbers, in eval mode "
     "too, or keeps a state where that is not seen"
 )
+DROPPED = "dropout in training{}: what it drops on the way from step to step, the gain loses"
 
 
 @contextmanager
@@ -88,6 +89,7 @@ class TorchSteps(Derivatives):
     ) -> None:
         self.kind, self.fed_back = kind, fed_back
         self._module, self._calls, self._state = module.eval(), calls, state
+        self.not_applied = dropout_of(module)
 
     def weights(self) -> dict[str, Array]:
         """See Derivatives."""
@@ -321,6 +323,17 @@ def module_weights(module: Any, calls: Sequence[StepCall]) -> dict[str, Array]:
         for name, tensor in module.state_dict().items()
         if is_tensor(tensor) and is_real(tensor) and name not in changed
     }
+
+
+def dropout_of(module: Any) -> tuple[str, ...]:
+    """What training does that modules within do not do in use: random masks."""
+    rates = {
+        path: part.p
+        for path, part in module.named_modules()
+        if "Dropout" in type(part).__name__ and isinstance(getattr(part, "p", None), float) and part.p > 0
+    }
+    of = [f"{path} {rate:g}" if path else f"{rate:g}" for path, rate in rates.items()]
+    return (DROPPED.format(f" ({listed(of)})"),) if of else ()
 
 
 def keep(module: Any, name: str, tensor: Any) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from gradscope.checkpoints.torch_operations import Operation
 
 # So many uses at least, or what repeats itself cannot be told.
-_STEPS = 3
+STEPS = 3
 # A parameter, and the place in the code where it is used.
 Marker = tuple[str, tuple[int, ...]]
 
@@ -48,7 +48,7 @@ def runs_of(operations: Sequence[Operation], others: Collection[str]) -> list[Us
     for marker, stretches in uses.items():
         for stretch in stretches:
             turns = _turns(stretch)
-            if len(turns) >= _STEPS:
+            if len(turns) >= STEPS:
                 found.append(Uses(marker, tuple(number for number, _ in stretch), turns))
     return found
 

@@ -9,6 +9,7 @@ from oracles.models import log10_values
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 import gradscope
 from gradscope.errors import InputError
@@ -272,6 +273,16 @@ class Late(Loop):
         return h, h
 
 
+class Highway(Loop):
+    """Two turns of a loop of its own in every step, with one matrix."""
+
+    def run(self, x, h):
+        for t in range(x.shape[1]):
+            for k in range(2):
+                h = torch.tanh((0 if k else self.a(x[:, t])) + self.b(h))
+        return h, h
+
+
 class Convolved(Loop):
     """A convolutional recurrence over a line of three."""
 
@@ -292,7 +303,7 @@ KINDS = {
     kind.__name__: kind
     for kind in (
         Plain, Unbound, Stepped, LSTM, GRU, Masked, MaskedCell, Stacked, InPlace, Sequential, Parameters,
-        Einsum, Diagonal, Normed, Delayed, FedBack, Reservoir, Late, Convolved,
+        Einsum, Diagonal, Normed, Delayed, FedBack, Reservoir, Late, Highway, Convolved,
     )
 }  # fmt: skip
 
@@ -353,6 +364,30 @@ def test_no_state_at_the_first_step_is_said():
     problem = check(gradscope.from_torch(model, x), whole(model, x, 1)).problem
     assert problem["steps"] == T - 1
     assert problem["assumed"] == ["its first step is left out: no state is read there (it is None, say)"]
+
+
+@pytest.mark.parametrize("where", ["step", "head", "functional"])
+def test_dropout_on_the_way_is_said(where):
+    class Dropping(Loop):
+        def build(self):
+            self.drop = nn.Dropout(0.25) if where != "functional" else None
+
+        def run(self, x, h):
+            for t in range(x.shape[1]):
+                kept = functional.dropout(h, 0.5, self.training) if self.drop is None else h
+                kept = self.drop(h) if where == "step" else kept
+                h = torch.tanh(self.a(x[:, t]) + self.b(kept))
+            return (self.drop(h) if where == "head" else h), h
+
+    model, x = drawn(Dropping), batch()
+    live = gradscope.from_torch(model, x)
+    said = check(live, whole(model.eval(), x)).problem["not_applied"]
+    named = {
+        "step": ["dropout in training (drop 0.25): "],
+        "head": [],
+        "functional": ["dropout in training: "],
+    }
+    assert [one.partition("what")[0] for one in said] == named[where]
 
 
 def test_another_last_step_is_left_out():
@@ -532,6 +567,13 @@ class Compiled(Between):
         self.between = torch.jit.script(torch.relu)
 
 
+class Recomputed(Loop):
+    def run(self, x, h):
+        for step in x.unbind(1):
+            h = checkpoint(lambda x, h: torch.tanh(self.a(x) + self.b(h)), step, h, use_reentrant=False)
+        return h, h
+
+
 def between(function):
     return type("Model", (Between,), {"between": staticmethod(function)})
 
@@ -544,6 +586,7 @@ REFUSED = {
     "computes nothing again and again": between(lambda h: h.detach()),
     "in 2 stretches of steps": Cut,
     "in a way that torch does not show": between(Unseen.apply),
+    "give the model without it": Recomputed,
 }
 
 
