@@ -12,7 +12,7 @@ from gradscope.compiled_svd.passes import gone_through, shape_of
 from gradscope.machine import one_blas_thread
 from gradscope.product_svd.error_estimate import EPS, RESET_SIZE, Outcome, compare, draws, good_enough
 from gradscope.product_svd.spectrum import Spectrum, assembled, rounding_of
-from gradscope.product_svd.steps import WILD, StepSource, checked
+from gradscope.product_svd.steps import StepSource, checked
 
 # Platforms with an LU in float64.
 PLATFORMS = ("cpu", "gpu", "cuda", "rocm")
@@ -51,7 +51,7 @@ def _asked(chain: ArraySource, entry_error: float) -> Asked | None:
     if shape is None or not isinstance(chain, StepSource) or chain.window is not None:
         return None
     steps, gaps = checked(chain)
-    if gaps or steps.span >= WILD:
+    if gaps or steps.wild:
         return None
     return Asked(chain, steps, shape, rounding_of(entry_error, steps.span))
 

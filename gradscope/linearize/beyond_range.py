@@ -161,15 +161,21 @@ def _of_units(cell: Cell, gates: tuple[str, ...], weights: Any, x: Unbounded, be
 def _dense(cell: Cell, gates: tuple[str, ...], weights: Any, x: Unbounded, before: Unbounded) -> list[Any]:
     """The Jacobian by the input, and that of every path, and the gates."""
     open_ = in_wide(cell.gates, weights, x, before) if cell.gates else {}
+    by_input, by_state = dense_derivatives(cell, weights, x, before)
+    return [plain(by_input), plain(by_state), *(plain(open_[gate]) for gate in gates)]
+
+
+def dense_derivatives(
+    cell: Cell, weights: Any, x: Unbounded, before: Unbounded
+) -> tuple[Unbounded, Unbounded]:
+    """The Jacobian by the input, (m, d), and that of every path, (paths, m, m)."""
 
     def row(parameters: Any, x: Any, state: Any, unit: Any) -> tuple[Any, Any]:
         back = jax.vjp(partial(cell.step, parameters), x, cell.copies(state))[1]
         by_input, by_state = back(unit)
         return by_input, jnp.stack([by_state[path] for path in cell.paths] if cell.paths else [by_state])
 
-    def plainly(unit: Any) -> tuple[Any, Any]:
-        by_input, by_state = in_wide(row, weights, x, before, wide(unit))
-        return plain(by_input), plain(by_state)
-
-    by_input, by_state = lax.map(plainly, jnp.eye(before.p.shape[0]))
-    return [by_input, jnp.swapaxes(by_state, 0, 1), *(plain(open_[gate]) for gate in gates)]
+    by_input, by_state = lax.map(
+        lambda unit: in_wide(row, weights, x, before, wide(unit)), jnp.eye(before.p.shape[0])
+    )
+    return by_input, Unbounded(*(jnp.swapaxes(part, 0, 1) for part in by_state))

@@ -15,6 +15,7 @@ from gradscope.custom_types import Array
 from gradscope.linearize.array_form import layer_arrays
 from gradscope.linearize.jacobian_chain import JacobianChain, nonzero, random_row, sums_but_one
 from gradscope.linearize.paths import DensePath, Path, UnitPath
+from gradscope.product_svd.extended_range_array import Wide
 from gradscope.product_svd.plain_product import InColumns
 from gradscope.product_svd.steps import span
 
@@ -103,9 +104,26 @@ class CellChain(JacobianChain):
             parts.append(sums_but_one(each))
         return parts
 
+    @cached_property
+    def beyond(self) -> bool:  # type: ignore[override]
+        """As of any chain."""
+        return any(path.beyond for path in self.paths)
+
+    def wide(self, t: int) -> Wide:
+        """As of any chain."""
+        found = Wide.zeros(self.size, self.size)
+        for _, *block, term in self.wide_terms(t):
+            found.put(tuple(block), found[tuple(block)].plus(term))
+        return found
+
+    def wide_terms(self, t: int) -> Iterator[tuple[str, slice, slice, Wide]]:
+        """As of any chain."""
+        for path in self.paths:
+            yield path.name, slice(None), self._columns(path), path.wide(t)
+
     def survey(self) -> tuple[Array, bool]:
-        """As of any chain; none is certain of a dense path."""
-        if not self.in_units:
+        """As of any chain; none is certain of a dense path, or where float64 holds not all of it."""
+        if self.beyond or not self.in_units:
             return np.zeros((self.steps, self.size)), False
         probe = random_row(self.size)
         return self.sizes, nonzero(self.push(probe), self.sizes, self.pull(probe))
@@ -113,13 +131,16 @@ class CellChain(JacobianChain):
     @property
     def span(self) -> float:
         """As of any chain, but for the recurrent matrices: their own entries are not that far apart."""
+        if self.beyond:
+            return max(path.bits for path in self.paths)
         links = [span(np.abs(path.link)) for path in self._units if path.link is not None]
         return span(*(np.abs(path.slope) for path in self._units)) + max(links, default=0.0)
 
     @property
     def zero_steps(self) -> Array:
         """As of any chain: of a forget gate's the first, where c starts at zero."""
-        return np.flatnonzero(~self.sizes.any(axis=1)) if self.in_units else super().zero_steps
+        sure = self.in_units and not self.beyond
+        return np.flatnonzero(~self.sizes.any(axis=1)) if sure else super().zero_steps
 
     def after(self, first: int) -> CellChain:
         """The steps from this one on."""
@@ -128,6 +149,8 @@ class CellChain(JacobianChain):
     @cached_property
     def step_arrays(self) -> StepArrays | None:
         """The steps as a compiled program takes them."""
+        if self.beyond:
+            return None
         found = layer_arrays(self.paths, self.size // self.width)
         return None if found is None else StepArrays((found,))
 
@@ -189,14 +212,16 @@ def split(
     """
     steps, size = len(linearized["states"]) - 1, linearized["states"].shape[1]
     paths: list[Path] = []
+    far = linearized.get("far") or {}
     for name in _kept(linearized, cell, cut):
         array = np.asarray(linearized["paths"][name], np.float64)
         source = cell.source(name)
         if cell.units is None:
             part = None if source is None else list(cell.extents(hidden).values())[source]
-            paths.append(DensePath(name, array, part))
+            paths.append(DensePath(name, array, part, far.get(name)))
         else:
-            paths.append(UnitPath(name, array, source or 0, _matrix(parameters, name)))
+            matrix = _matrix(parameters, name)
+            paths.append(UnitPath(name, array, source or 0, matrix, far=far.get(name)))
     return CellChain(tuple(paths), steps, size)
 
 

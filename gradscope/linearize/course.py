@@ -31,6 +31,7 @@ _JOIN = {
     "ends": np.minimum,
     "reached": np.maximum,
     "drive": np.maximum,
+    "flushed": np.maximum,
 }
 
 
@@ -51,8 +52,8 @@ def course(
         from ``beyond_range``); infinity if none is; reached : log10 of the largest state;
     open.<gate> : (n,) its largest activation; squares : sums of squares of the input's, the state's and the
         bias' term of all gates, and of the inputs; counts : of how many numbers each; drive : the largest
-        pre-activation of any, these at some of the steps. Raises BeyondRangeError where a state
-        is not finite.
+        pre-activation of any, these at some of the steps; flushed : 1, slopes that are not 0 may count
+        as that (0 where somebody knows better). Raises BeyondRangeError where a state is not finite.
     """
     after = np.asarray(states[1:], np.float64)
     check_finite(cell, after, before, states.dtype)
@@ -65,6 +66,7 @@ def course(
         "moved": np.array([moved]),
         "leaves": _first(~(sizes <= FLOAT32_MAX), before),
         "ends": _first(~np.isfinite(sizes), before),
+        "flushed": np.array([1.0]),
         "reached": np.array([math.log10(max(sizes.max(initial=0), FLOAT64_MIN))]),
     }
     found |= {f"open.{name}": np.asarray(value, np.float64).max(axis=0) for name, value in gates.items()}

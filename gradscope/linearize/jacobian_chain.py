@@ -11,6 +11,7 @@ import numpy as np
 
 from gradscope.compiled_svd.step_arrays import StepArrays
 from gradscope.custom_types import Array
+from gradscope.product_svd.extended_range_array import Wide
 from gradscope.product_svd.plain_product import Beside
 from gradscope.product_svd.steps import StepSource
 
@@ -85,6 +86,10 @@ class JacobianChain(StepSource):
     def step_arrays(self) -> StepArrays | None:
         """The steps as a compiled program takes them, where one does."""
         return None
+
+    @abstractmethod
+    def wide_terms(self, t: int) -> Iterator[tuple[str, slice, slice, Wide]]:
+        """Of every path its name, its rows and columns of step t, and what stands there."""
 
     @abstractmethod
     def carried(self, backward: Array, forward: Array) -> dict[str, Array]:

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from gradscope.custom_types import Array
+from gradscope.product_svd.extended_range_array import Wide
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class UnitPath:
     """A path of the fast form: step t is diag(slope_t) M diag(link_t) for each component it writes.
 
     slope : (T, components, n); matrix : M (n, n), None is the identity; link : (T, n), None is ones;
-    source : index of the component that is read.
+    source : index of the component that is read; far : the slopes with exponents of their own, where
+    float64 takes some as 0 that are not.
     """
 
     name: str
@@ -23,15 +25,42 @@ class UnitPath:
     source: int
     matrix: Array | None
     link: Array | None = None
+    far: Wide | None = None
 
     @property
     def alone(self) -> UnitPath:
         """The path within the component that it reads: what its own chain multiplies."""
-        return replace(self, slope=self.slope[:, self.source : self.source + 1], source=0)
+        own = (slice(None), slice(self.source, self.source + 1))
+        far = None if self.far is None else self.far[own]
+        return replace(self, slope=self.slope[own], source=0, far=far)
 
     def after(self, first: int) -> UnitPath:
         """The steps from this one on."""
-        return replace(self, slope=self.slope[first:], link=None if self.link is None else self.link[first:])
+        link = None if self.link is None else self.link[first:]
+        far = None if self.far is None else self.far[first:]
+        return replace(self, slope=self.slope[first:], link=link, far=far)
+
+    @property
+    def beyond(self) -> bool:
+        """Whether float64 takes any slope as 0 that is not."""
+        return self.far is not None
+
+    @property
+    def bits(self) -> float:
+        """From the smallest entry to the largest, or to 1, but for the matrix."""
+        return (Wide.of(self.slope) if self.far is None else self.far).bits_below_one
+
+    def wide(self, t: int) -> Wide:
+        """Step t, (m, n) in the columns of the component that is read."""
+        slope = Wide.of(self.slope[t]) if self.far is None else self.far[t]
+        found = slope[..., None].times(self._wide_matrix)
+        if self.link is not None:
+            found = found.times(Wide.of(self.link[t]))
+        return found.reshape(-1, self.width)
+
+    @cached_property
+    def _wide_matrix(self) -> Wide:
+        return Wide.of(np.eye(self.width) if self.matrix is None else self.matrix)
 
     @property
     def width(self) -> int:
@@ -41,7 +70,7 @@ class UnitPath:
     @property
     def diagonal(self) -> Array | None:
         """(T, n) where every step is diagonal, as one component's without a matrix is."""
-        if self.matrix is not None or self.slope.shape[1] > 1:
+        if self.matrix is not None or self.slope.shape[1] > 1 or self.beyond:
             return None
         return self.slope[:, 0] * (1.0 if self.link is None else self.link)
 
@@ -114,12 +143,14 @@ class UnitPath:
 class DensePath:
     """A path of a cell without a per-unit form: its Jacobians as they are, (T, m, m).
 
-    component : where in the state its own chain stays, None is all of it.
+    component : where in the state its own chain stays, None is all of it; far : the same with exponents of
+    their own, where float64 takes some as 0 that are not.
     """
 
     name: str
     stack: Array
     component: slice | None = None
+    far: Wide | None = None
 
     source = 0
 
@@ -135,11 +166,28 @@ class DensePath:
     def alone(self) -> DensePath:
         """The path within its component."""
         part = self.component
-        return self if part is None else DensePath(self.name, self.stack[:, part, part])
+        if part is None:
+            return self
+        own = (slice(None), part, part)
+        return DensePath(self.name, self.stack[own], far=None if self.far is None else self.far[own])
 
     def after(self, first: int) -> DensePath:
         """The steps from this one on."""
-        return replace(self, stack=self.stack[first:])
+        return replace(self, stack=self.stack[first:], far=None if self.far is None else self.far[first:])
+
+    @property
+    def beyond(self) -> bool:
+        """Whether float64 takes any entry as 0 that is not."""
+        return self.far is not None
+
+    @property
+    def bits(self) -> float:
+        """From the smallest entry to the largest, or to 1."""
+        return (Wide.of(self.stack) if self.far is None else self.far).bits_below_one
+
+    def wide(self, t: int) -> Wide:
+        """Step t."""
+        return Wide.of(self.stack[t]) if self.far is None else self.far[t]
 
     @property
     def width(self) -> int:
@@ -150,7 +198,7 @@ class DensePath:
     def diagonal(self) -> Array | None:
         """(T, m) where every step is diagonal."""
         found = np.diagonal(self.stack, axis1=1, axis2=2)
-        return found if np.count_nonzero(self.stack) == np.count_nonzero(found) else None
+        return found if not self.beyond and np.count_nonzero(self.stack) == np.count_nonzero(found) else None
 
     def push(self, read: Array) -> Array:
         """J_t a for all t, (T, m), of a (T, m)."""

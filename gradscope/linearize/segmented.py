@@ -12,6 +12,7 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.linearize.jacobian_chain import JacobianChain
+from gradscope.product_svd.extended_range_array import Wide
 from gradscope.product_svd.plain_product import Beside
 from gradscope.product_svd.steps import Layout, StepSource
 
@@ -61,8 +62,20 @@ class SegmentedChain(StepSource):
         segment, at = self._find(t)
         return segment.parts(at)
 
+    @cached_property
+    def beyond(self) -> bool:  # type: ignore[override]
+        """Of any segment, as ``CellChain.beyond``."""
+        return any(self.segment(i).beyond for i in range(len(self.starts)))
+
+    def wide(self, t: int) -> Wide:
+        """As of the segments."""
+        segment, at = self._find(t)
+        return segment.wide(at)
+
     def survey(self) -> tuple[Array, bool]:
         """Of all segments, as ``CellChain.survey``."""
+        if self.beyond:
+            return np.zeros((self.steps, 0)), False
         sizes, certain = zip(*(self.segment(i).survey() for i in range(len(self.starts))), strict=True)
         return np.concatenate(sizes), all(certain)
 

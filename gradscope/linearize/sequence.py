@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from gradscope.cells.cell import Cell
 from gradscope.cells.units import Parameters
 from gradscope.custom_types import Array
+from gradscope.linearize.below_range import far_paths
 from gradscope.linearize.budget import SEGMENT_BYTES, step_bytes
 from gradscope.linearize.cell_chain import cell_view, split
 from gradscope.linearize.course import course, joined_course
@@ -77,6 +78,13 @@ class Linearized:
         """The course of the trajectory (see course.course), of all segments loaded so far."""
         return joined_course(list(self._courses.values()))
 
+    def _far(self, inputs: Array, found: Mapping[str, Any]) -> tuple[dict[str, Any] | None, bool]:
+        """See ``far_paths``."""
+        if self._view == "cell":  # whose links are in that dtype
+            return None, False
+        cell, parameters = self._trajectory.cell, self._system.parameters
+        return far_paths(cell, parameters, inputs, found["states"], found["paths"])
+
     def _on_host(self, i: int) -> dict[str, Any]:
         """What ``linearize`` and ``link`` return, without the padding; its sums are noted."""
         trajectory = self._trajectory
@@ -87,11 +95,13 @@ class Linearized:
         states = found.pop("states")[: valid + 1]
         found = jax.tree.map(lambda array: array[:valid], found) | {"states": states}
         self._gates[i] = gate_sums(found["gates"])
+        inputs = np.asarray(one[1])[0, :valid]
         if i not in self._courses:
-            inputs = np.asarray(one[1])[0, :valid]
             before = i * trajectory.segments.length
             given = (trajectory.cell, self._system.parameters, inputs, states, found["gates"], before)
             self._courses[i] = course(*given)
+        found["far"], held = self._far(inputs, found)
+        self._courses[i]["flushed"] = np.array([0.0 if held else 1.0])
         if "link" in found:
             self._links[i] = np.asarray(found["link"][-1], np.float64)
         return found

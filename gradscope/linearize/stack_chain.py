@@ -17,6 +17,7 @@ from gradscope.linearize.cell_chain import CellChain, split
 from gradscope.linearize.jacobian_chain import JacobianChain, nonzero, random_row
 from gradscope.linearize.paths import DensePath, Path, UnitPath
 from gradscope.linearize.stack_beside import StackBeside
+from gradscope.product_svd.extended_range_array import Wide, wide_product
 from gradscope.product_svd.steps import Layout, span
 
 if TYPE_CHECKING:  # a worker process reads chains, and starts without JAX
@@ -39,6 +40,13 @@ class Reading:
         found = np.zeros((rows, self.output.stop - self.output.start))
         for path in self.paths:
             path.add_to(found, t)
+        return found
+
+    def wide(self, t: int, rows: int) -> Wide:
+        """Step t with exponents of its own."""
+        found = Wide.zeros(rows, self.output.stop - self.output.start)
+        for path in self.paths:
+            found = found.plus(path.wide(t))
         return found
 
     def push(self, vectors: Array) -> Array:
@@ -113,6 +121,35 @@ class StackChain(JacobianChain):
             yield StackBeside(step, self.extents, reads, own, without, spans)
 
     @cached_property
+    def beyond(self) -> bool:  # type: ignore[override]
+        """As of any chain."""
+        read = (path for _, reading in self._readings for path in reading.paths)
+        return any(layer.beyond for layer in self.layers) or any(path.beyond for path in read)
+
+    def wide(self, t: int) -> Wide:
+        """As of any chain."""
+        found = Wide.zeros(self.size, self.size)
+        for own, layer, readings in zip(self.extents, self.layers, self.readings, strict=True):
+            below = (own, slice(own.start))
+            for reading in readings:
+                read = found[self._read(reading), : own.start]
+                entering = wide_product(reading.wide(t, layer.size), read)[0]
+                found.put(below, found[below].plus(entering))
+            found.put((own, own), layer.wide(t))
+        for j, rows in enumerate(self.extents):
+            for i, columns in enumerate(self.extents):
+                if (i, j) not in self.named:
+                    found.put((rows, columns), Wide.zeros(self.layers[j].size, self.layers[i].size))
+        return found
+
+    def wide_terms(self, t: int) -> Iterator[tuple[str, slice, slice, Wide]]:
+        """As of any chain."""
+        step = self.wide(t)
+        for (i, j), name in self.named.items():
+            rows, columns = self.extents[j], self.extents[i]
+            yield name, rows, columns, step[rows, columns]
+
+    @cached_property
     def extents(self) -> tuple[slice, ...]:
         """Where in the state each layer's is."""
         ends = accumulate(layer.size for layer in self.layers)
@@ -165,7 +202,7 @@ class StackChain(JacobianChain):
     @cached_property
     def step_arrays(self) -> StepArrays | None:
         """The steps as a compiled program takes them: of the whole product, not of a block of it."""
-        if self.window is not None or not self.whole:
+        if self.window is not None or not self.whole or self.beyond:
             return None
         found = [layer.step_arrays for layer in self.layers]
         layers = [layer for one in found if one is not None for layer in one.layers]
@@ -178,7 +215,7 @@ class StackChain(JacobianChain):
     def survey(self) -> tuple[Array, bool]:
         """As of any chain; none is certain of a dense member, or where a block is cut."""
         sizes = np.zeros((self.steps, self.size))
-        if not (self.whole and all(layer.in_units for layer in self.layers)):
+        if self.beyond or not (self.whole and all(layer.in_units for layer in self.layers)):
             return sizes, False
         rows, columns = np.zeros_like(sizes), np.zeros_like(sizes) + (probe := random_row(self.size))
         for own, layer, readings in zip(self.extents, self.layers, self.readings, strict=True):
@@ -196,6 +233,9 @@ class StackChain(JacobianChain):
     @property
     def span(self) -> float:
         """As of any chain: at most those of all layers and of what is read between them."""
+        if self.beyond:
+            read = sum(max(path.bits for path in reading.paths) for _, reading in self._readings)
+            return sum(layer.span for layer in self.layers) + read
         return sum(layer.span for layer in self.layers) + sum(reading.span for _, reading in self._readings)
 
     def carried(self, backward: Array, forward: Array) -> dict[str, Array]:
@@ -249,17 +289,26 @@ def blocked(
     extents = cell.extents(0)
     for member in cell.members:
         own, found = member.own(parameters), linearized["paths"][member.name]
-        state = {"states": states[:, extents[member.name]], "paths": found["own"]}
+        far = (linearized.get("far") or {}).get(member.name, {})
+        state = {"states": states[:, extents[member.name]], "paths": found["own"], "far": far.get("own")}
         layers.append(split(member.cell, own, state, hidden=member.hidden))
-        readings.append(tuple(_readings(cell.members, member, own, found["input"])))
+        entering = (found["input"], far.get("input", {}))
+        readings.append(tuple(_readings(cell.members, member, own, *entering)))
     kept = {ends: name for ends, name in block_names(cell.members).items() if name not in cut}
     return StackChain(tuple(layers), tuple(readings), kept, len(states) - 1, states.shape[1])
 
 
 def _readings(
-    members: Sequence[Member], member: Member, parameters: Mapping[str, Array], slopes: Mapping[str, Any]
+    members: Sequence[Member],
+    member: Member,
+    parameters: Mapping[str, Array],
+    slopes: Mapping[str, Any],
+    far: Mapping[str, Wide],
 ) -> Iterator[Reading]:
-    """What a member reads of those before it; slopes : derivatives by pre-activation, or by its input."""
+    """What a member reads of those before it; slopes : derivatives by pre-activation, or by its input.
+
+    far : the same where float64 does not hold them.
+    """
     start = 0
     for read in member.reads:
         if not isinstance(read, int):
@@ -267,16 +316,23 @@ def _readings(
             continue
         output = members[read].output_in(0)
         columns = slice(start, start := start + output.stop - output.start)
-        yield Reading(read, output, tuple(_entering(member.cell, columns, parameters, slopes)))
+        yield Reading(read, output, tuple(_entering(member.cell, columns, parameters, slopes, far)))
 
 
 def _entering(
-    cell: Cell, columns: slice, parameters: Mapping[str, Array], slopes: Mapping[str, Any]
+    cell: Cell,
+    columns: slice,
+    parameters: Mapping[str, Array],
+    slopes: Mapping[str, Any],
+    far: Mapping[str, Wide],
 ) -> Iterator[Path]:
     """The ways by which some columns of its input enter a layer's state."""
     if cell.units is None:
-        yield DensePath("input", np.asarray(slopes["input"], np.float64)[:, :, columns])
+        some = (slice(None), slice(None), columns)
+        held = far["input"][some] if far else None
+        yield DensePath("input", np.asarray(slopes["input"], np.float64)[some], far=held)
         return
     for gate, weights in cell.units.weights:
         matrix = np.asarray(parameters[weights], np.float64)[:, columns]
-        yield UnitPath(weights, np.asarray(slopes[gate], np.float64), 0, matrix)
+        slope = np.asarray(slopes[gate], np.float64)
+        yield UnitPath(weights, slope, 0, matrix, far=far.get(gate))

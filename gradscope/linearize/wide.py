@@ -19,6 +19,11 @@ FAR = 330
 # The exponent of zero: below that of any product, and sums of a few are held.
 _ZERO = -(2**60)
 _LOST = 1100  # bits by which a term is smaller than another that hides it, at least
+# From 2^this on exponentials are zero or infinite; ln 2 in two parts, the first of 32 bits.
+_MOST = 44
+_LN2 = (0.693147180369123816490, 1.90821492927058770002e-10)
+# Where the tails of sigmoid and erfc are taken for them; the series of the latter has so many terms.
+_TAIL, _GAUSSIAN_TAIL, _TERMS = 7, 5, 10
 
 
 class Unbounded(NamedTuple):
@@ -168,6 +173,33 @@ def _log1p(a: Unbounded) -> Unbounded:
     return _where(a.e > FAR, _logarithm(a), _levelling(jnp.log1p)(a))
 
 
+def _exponential(a: Unbounded) -> Unbounded:
+    held = jnp.ldexp(a.p, _bits(a.e, -FAR, _MOST))
+    power = jnp.round(held / math.log(2.0))
+    value = _normal(jnp.exp(held - power * _LN2[0] - power * _LN2[1]), power.astype(jnp.int64))
+    ends = _where(a.p < 0, wide(jnp.zeros_like(a.p)), wide(jnp.full_like(a.p, jnp.inf)))
+    return _where(a.e > _MOST, ends, value)
+
+
+def _expm1(a: Unbounded) -> Unbounded:
+    return _where((a.p > 0) & (a.e > _TAIL), _exponential(a), _levelling(jnp.expm1)(a))
+
+
+def _sigmoid(a: Unbounded) -> Unbounded:
+    return _where((a.p < 0) & (a.e >= _TAIL), _exponential(a), _levelling(lax.logistic)(a))
+
+
+def _erfc(a: Unbounded) -> Unbounded:
+    """Far out by its asymptotic series, exp(-a^2) / (a sqrt(pi)) (1 - 1/(2 a^2) + 3/(2 a^2)^2 - ...)."""
+    square = _times(a, a)
+    small = 0.5 * plain(_over(wide(jnp.ones_like(a.p)), square))
+    series = jnp.ones_like(a.p)
+    for k in range(_TERMS, 0, -1):
+        series = 1.0 - (2 * k - 1) * small * series
+    tail = _over(_times(_exponential(_negative(square)), wide(series / math.sqrt(math.pi))), a)
+    return _where((a.p > 0) & (a.e >= _GAUSSIAN_TAIL), tail, _levelling(lax.erfc)(a))
+
+
 def _levelling(function: Callable[[Any], Any]) -> Callable[[Unbounded], Unbounded]:
     """The rule of a function that is level far out, or infinite."""
 
@@ -255,16 +287,16 @@ _RULES: dict[str, Callable[..., Any]] = {
     "dot_general": _product,
     "eq": lambda a, b: _difference(a, b) == 0,
     "erf": _levelling(lax.erf),
-    "erfc": _levelling(lax.erfc),
-    "exp": _levelling(jnp.exp),
-    "expm1": _levelling(jnp.expm1),
+    "erfc": _erfc,
+    "exp": _exponential,
+    "expm1": _expm1,
     "ge": lambda a, b: _difference(a, b) >= 0,
     "gt": lambda a, b: _difference(a, b) > 0,
     "integer_pow": _power,
     "le": lambda a, b: _difference(a, b) <= 0,
     "log": _logarithm,
     "log1p": _log1p,
-    "logistic": _levelling(lax.logistic),
+    "logistic": _sigmoid,
     "lt": lambda a, b: _difference(a, b) < 0,
     "max": _largest,
     "min": _smallest,

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from gradscope.custom_types import Array
 from gradscope.linearize.jacobian_chain import JacobianChain
 from gradscope.linearize.segmented import SegmentedChain, keeping_recent
@@ -102,13 +104,18 @@ class JacobianChains:
             return [self._spectrum(name, ask)]
         if not self._whole:
             found = self._spectrum("full", ask)
-            self._whole = [replace(found, log10_largest_gain=log10_largest_gain(self._full))]
+            largest = log10_largest_gain(self._full)
+            if self._full.beyond:  # which lets through what is zero in float64
+                largest = max(largest, float(np.max(np.asarray(found.log10_norm_by_lag))))
+            self._whole = [replace(found, log10_largest_gain=largest)]
         return self._whole
 
     def without(self, ask: Ask) -> Mapping[str, list[Spectrum]]:
         """Every lag, below the vanishing threshold an upper bound."""
         shape = (len(self.parts), self._sizes["full"])
-        found = plain_values(self._full.beside(), len(self._full), shape, ask.entry_error, ask.floor)
+        found: Sequence[Spectrum | None] = [None] * len(self.parts)
+        if not self._full.beyond:
+            found = plain_values(self._full.beside(), len(self._full), shape, ask.entry_error, ask.floor)
         pairs = zip(self.parts, found, strict=True)
         return {part: [one or self._first_without(part, ask)] for part, one in pairs}
 

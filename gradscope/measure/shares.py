@@ -10,6 +10,7 @@ import numpy as np
 from gradscope.custom_types import Array
 from gradscope.linearize.jacobian_chain import JacobianChain
 from gradscope.linearize.segmented import SegmentedChain
+from gradscope.product_svd.extended_range_array import Wide, wide_product
 from gradscope.product_svd.spectrum import Spectrum
 
 # Shares whose sum is further from 1 are lost in rounding.
@@ -65,12 +66,16 @@ def shares(
     start, found = (right, 0.0), []
     for i in range(count):
         segment = jacobians.segment(i)
-        forward, forward_log = propagate(segment, *start)
+        forward, forward_log = propagate(_steps(segment), *start)
         backward, backward_log = propagate(transposed(segment), *ends.pop())
         with np.errstate(over="ignore", invalid="ignore"):
-            scale = np.exp(forward_log[:-1] + backward_log[-2::-1] - log10_norm * np.log(10.0))
-            carried = segment.carried(backward[-2::-1], forward[:-1])
-            found.append(_certain({name: each * scale for name, each in carried.items()}))
+            size = forward_log[:-1] + backward_log[-2::-1] - log10_norm * np.log(10.0)
+            if segment.beyond:
+                carried = _far_carried(segment, backward[-2::-1], forward[:-1], size)
+            else:
+                carried = segment.carried(backward[-2::-1], forward[:-1])
+                carried = {name: each * np.exp(size) for name, each in carried.items()}
+            found.append(_certain(carried))
         start = (forward[-1], forward_log[-1])
     return {name: np.concatenate([share[name] for share in found]) for name in found[0]}
 
@@ -81,20 +86,42 @@ def _certain(share: Mapping[str, Array]) -> dict[str, Array]:
     return {name: np.where(wrong, np.nan, each) for name, each in share.items()}
 
 
-def transposed(jacobians: JacobianChain) -> Iterator[Array]:
+def _far_carried(segment: JacobianChain, backward: Array, forward: Array, size: Array) -> dict[str, Array]:
+    """b_t^T J_t a_t e^size_t of every path, of b and a (T, m), whatever the size of J's entries."""
+    found = {name: np.zeros(len(size)) for name in segment.names}
+    for t, (b, a) in enumerate(zip(backward, forward, strict=True)):
+        for name, rows, columns, step in segment.wide_terms(t):
+            through = wide_product(step, Wide.of(a[columns, None]))[0]
+            carried = wide_product(Wide.of(b[None, rows]), through)[0][0, 0]
+            found[name][t] = carried.mantissa * np.exp(size[t] + float(carried.exponent) * np.log(2.0))
+    return found
+
+
+def _steps(jacobians: JacobianChain) -> Iterator[Array | Wide]:
+    return (jacobians.wide(t) if jacobians.beyond else jacobians[t] for t in range(len(jacobians)))
+
+
+def transposed(jacobians: JacobianChain) -> Iterator[Array | Wide]:
     """The steps of the transposed chain, J_T^T first."""
-    return (jacobians[t].T for t in range(len(jacobians) - 1, -1, -1))
+    for t in range(len(jacobians) - 1, -1, -1):
+        yield jacobians.wide(t).transposed if jacobians.beyond else jacobians[t].T
 
 
-def propagate(steps: Iterable[Array], vector: Array, log: float) -> tuple[Array, Array]:
+def propagate(steps: Iterable[Array | Wide], vector: Array, log: float) -> tuple[Array, Array]:
     """Unit vectors (T + 1, m) along the chain and the natural logarithm (T + 1,) of their lengths."""
     vectors, logs = [vector], [log]
     for step in steps:
-        vector = step @ vector
+        shift = 0
+        if isinstance(step, Wide):
+            through = wide_product(step, Wide.of(vector[:, None]))[0]
+            shift = int(through.exponent.max())
+            vector = Wide(through.mantissa, through.exponent - shift).float64()[:, 0]
+        else:
+            vector = step @ vector
         largest = np.abs(vector).max()
         with np.errstate(divide="ignore", invalid="ignore"):  # NaN from where it vanishes
             norm = float(np.linalg.norm(vector / largest))  # squares may not fit where the entries do
             vector = vector / largest / norm
             vectors.append(vector)
-            logs.append(logs[-1] + np.log(norm) + np.log(largest))
+            logs.append(logs[-1] + np.log(norm) + np.log(largest) + shift * np.log(2.0))
     return np.array(vectors), np.array(logs)

@@ -258,7 +258,9 @@ def _lag_errors(lags: Array, again: Sequence[Array], entry_error: float) -> Arra
         return np.zeros(0)
     with np.errstate(invalid="ignore"):  # of a product that is zero
         spread = np.abs(lags - others).max(axis=0)
-    return np.asarray(SAFETY * spread + [rounding_floor(lag, entry_error) for lag in np.nan_to_num(lags)])
+    return np.asarray(
+        SAFETY * spread + [rounding_floor(lag, entry_error) for lag in np.nan_to_num(lags, neginf=0.0)]
+    )
 
 
 def floor_of(run: Outcome, entry_error: float) -> float:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from gradscope.custom_types import Array
+from gradscope.product_svd import log_scale
 from gradscope.product_svd.graded_lu import powers_of_two
 
 # Exponent of a zero: below every other, and no sum of a few of them overflows.
-NOTHING = -(2**40)
+NOTHING = -(2**58)
 # Bits of a band: products of two numbers of one are far from the ends of float64.
 BAND = 400
+# Pairs of bands from which on a product is made term by term, and terms at once.
+MANY = 16
+TERMS = 2**18
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,9 @@ class Wide:
         mantissa, carried = np.frexp(array)
         return cls(mantissa, np.where(mantissa == 0, NOTHING, carried + np.int64(0) + exponent))
 
+    def __getitem__(self, index: Any) -> Wide:
+        return Wide(self.mantissa[index], self.exponent[index])
+
     @property
     def transposed(self) -> Wide:
         """The transpose."""
@@ -38,6 +46,14 @@ class Wide:
         """As it is, with what is too small as 0."""
         return self.mantissa * powers_of_two(self.exponent)
 
+    def times(self, other: Wide) -> Wide:
+        """The product, entry by entry."""
+        return Wide.of(self.mantissa * other.mantissa, self.exponent + other.exponent)
+
+    def plus(self, other: Wide) -> Wide:
+        """The sum, entry by entry."""
+        return self.minus(Wide(-other.mantissa, other.exponent))
+
     def minus(self, other: Wide) -> Wide:
         """The difference, entry by entry."""
         top = np.maximum(self.exponent, other.exponent)
@@ -45,18 +61,66 @@ class Wide:
         difference -= other.mantissa * powers_of_two(other.exponent - top)
         return Wide.of(difference, top)
 
+    def reshape(self, *shape: int) -> Wide:
+        """As arrays are."""
+        return Wide(self.mantissa.reshape(shape), self.exponent.reshape(shape))
+
+    def put(self, index: Any, part: Wide) -> None:
+        """Set what stands there."""
+        self.mantissa[index], self.exponent[index] = part.mantissa, part.exponent
+
+    @classmethod
+    def zeros(cls, *shape: int) -> Wide:
+        """Of that shape."""
+        return cls(np.zeros(shape), np.full(shape, NOTHING))
+
+    @property
+    def log10(self) -> Array:
+        """Of the absolute values, -inf of zeros."""
+        return np.where(self.mantissa == 0, -np.inf, log_scale.decades(np.abs(self.mantissa), self.exponent))
+
+    @property
+    def bits_below_one(self) -> float:
+        """From the smallest that is not zero to the largest, or to 1."""
+        seen = self.exponent[self.mantissa != 0]
+        return float(max(0, seen.max()) - seen.min()) if seen.size else 0.0
+
 
 def wide_product(left: Wide, right: Wide) -> tuple[Wide, Array]:
     """The matrix product, and exponents of the largest sums of terms, by absolute value.
 
-    Band by band: each pair of bands is one product of float64 matrices.
+    Band by band: each pair of bands is one product of float64 matrices. Where there are many it is term by
+    term.
     """
     rows, columns = _largest(left.exponent, 1), _largest(right.exponent, 0)
+    if _count(left.exponent - rows) * _count(right.exponent - columns) > MANY:
+        return _by_terms(left, right)
     found, terms = Wide.of(np.zeros((len(rows), columns.size))), np.full((len(rows), columns.size), NOTHING)
     for level, (signed, absolute) in _levels(left, rows, right, columns).items():
         exponent = rows + columns - BAND * level
         found = found.minus(Wide.of(-signed, exponent))
         terms = np.maximum(terms, Wide.of(absolute, exponent).exponent)
+    return found, terms
+
+
+def _count(exponent: Array) -> int:
+    """How many bands there are, zeros included."""
+    band = exponent // BAND
+    return len(np.unique(band)) if band.min(initial=0) < -3 else 4
+
+
+def _by_terms(left: Wide, right: Wide) -> tuple[Wide, Array]:
+    """``wide_product`` term by term, some rows at a time."""
+    shape = (len(left.mantissa), right.mantissa.shape[1])
+    found, terms = Wide.zeros(*shape), np.full(shape, NOTHING)
+    at_once = max(1, TERMS // max(1, right.mantissa.size))
+    for low in range(0, shape[0], at_once):
+        some = slice(low, low + at_once)
+        exponent = left.exponent[some, :, None] + right.exponent
+        top = np.maximum(exponent.max(axis=1, initial=NOTHING), NOTHING)
+        each = left.mantissa[some, :, None] * right.mantissa * powers_of_two(exponent - top[:, None])
+        found.put(some, Wide.of(each.sum(axis=1), top))
+        terms[some] = top + 1
     return found, terms
 
 
@@ -79,7 +143,5 @@ def _largest(exponent: Array, axis: int) -> Array:
 def _bands(mantissa: Array, exponent: Array) -> Iterator[tuple[int, Array]]:
     """(i, entries from 2**-BAND to 1) of which 2**(-BAND i) times each add up to the matrix."""
     band = np.where(mantissa == 0, -1, -exponent // BAND)
-    for i in range(int(band.max(initial=-1)) + 1):
-        here = band == i
-        if here.any():
-            yield i, np.where(here, mantissa, 0.0) * powers_of_two(exponent + BAND * i)
+    for i in np.unique(band[band >= 0]).tolist():
+        yield i, np.where(band == i, mantissa, 0.0) * powers_of_two(exponent + BAND * i)

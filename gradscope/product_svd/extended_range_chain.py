@@ -30,7 +30,7 @@ class StepMatrices(Protocol):
 
     def __len__(self) -> int: ...
 
-    def dense(self, t: int) -> Array:
+    def wide(self, t: int) -> Wide:
         """Step t."""
 
 
@@ -42,14 +42,14 @@ def wide_prefixes(steps: StepMatrices, rounding: float) -> Iterator[tuple[Graded
     rounding explains it, and never at 0.
     """
     last = len(steps) - 1
-    step, sizes = _rows_of_one(steps.dense(last))
+    step, sizes = _rows_of_one(steps.wide(last))
     x = np.eye(len(sizes))
     so_far = _times_columns(Wide.of(x), sizes)  # diag(d) Y in one, for steps with rows of size 1
     left_out = 0
     for lag, t in enumerate(range(last, -1, -1), 1):
         turned, terms = wide_product(so_far, step)
         # Columns count by what comes next (see graded_chain.scaled), or its larger rows hide what others add.
-        step, sizes = _rows_of_one(steps.dense(t - 1)) if t else (step, np.zeros(step.exponent.shape[1], int))
+        step, sizes = _rows_of_one(steps.wide(t - 1)) if t else (step, np.zeros(step.exponent.shape[1], int))
         lower, so_far = eliminated(_times_columns(turned, sizes), terms + sizes, rounding)
         x = lower.T @ x
         if np.abs(x).max(initial=0) > GROWN or lag % EVERY == 0 or lag & (lag - 1) == 0:
@@ -61,6 +61,19 @@ def wide_prefixes(steps: StepMatrices, rounding: float) -> Iterator[tuple[Graded
         yield _graded(x, _times_columns(so_far, -sizes)), left_out
 
 
+def plain_prefixes(steps: StepMatrices) -> Iterator[Graded]:
+    """The same of the plain products, from which the largest value is as good as the entries allow.
+
+    A third of the time: nothing is eliminated.
+    """
+    so_far: Wide | None = None
+    for t in reversed(range(len(steps))):
+        step = steps.wide(t)
+        so_far = step if so_far is None else wide_product(so_far, step)[0]
+        alive = np.asarray(so_far.mantissa.any(axis=1))
+        yield _graded(np.eye(len(alive))[alive], so_far[alive])
+
+
 def _followed(exponent: Array) -> Array:
     """(r,) which rows are, in any entry, not far below the largest rows."""
     if len(exponent) <= FOLLOWED:
@@ -69,9 +82,8 @@ def _followed(exponent: Array) -> Array:
     return np.asarray(((exponent > NOTHING) & (exponent > bar - FAR_BELOW)).any(axis=1))
 
 
-def _rows_of_one(a: Array) -> tuple[Wide, Array]:
+def _rows_of_one(step: Wide) -> tuple[Wide, Array]:
     """A step with rows of size about 1, and the exponents (m,) of their sizes; rows of zeros stay."""
-    step = Wide.of(a)
     sizes = step.exponent.max(axis=1, initial=NOTHING)
     sizes = np.where(sizes > NOTHING, sizes, 0)
     return _times_columns(step.transposed, -sizes).transposed, sizes

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import numpy as np
 
 from gradscope.custom_types import Array
-from gradscope.product_svd.error_estimate import EPS, SAFETY, Outcome, floor_of
+from gradscope.product_svd.error_estimate import EPS, SAFETY, Outcome, compare, floor_of
 from gradscope.product_svd.exact import ExactRank, affordable, exact_product
-from gradscope.product_svd.extended_range_chain import StepMatrices, wide_prefixes
+from gradscope.product_svd.extended_range_array import Wide
+from gradscope.product_svd.extended_range_chain import StepMatrices, plain_prefixes, wide_prefixes
 from gradscope.product_svd.graded_lu import Graded
 from gradscope.product_svd.norm_by_lag import LagNorm
 from gradscope.product_svd.steps import Perturbed, Steps
@@ -32,9 +33,9 @@ class Reversed:
     def __len__(self) -> int:
         return len(self.steps)
 
-    def dense(self, t: int) -> Array:
+    def wide(self, t: int) -> Wide:
         """Step t of it."""
-        return self.steps.dense(len(self) - 1 - t).T
+        return self.steps.wide(len(self) - 1 - t).transposed
 
 
 class WideRun(Outcome):
@@ -68,6 +69,37 @@ def wide_run(steps: Steps, entry_error: float, lag_norm: LagNorm | None) -> Outc
             run = other
     if entry_error <= EPS:  # as in error_estimate.best_run
         _settle(run, steps)
+    return run
+
+
+class FirstRun(Outcome):
+    """The largest value alone, and lags, by plain products."""
+
+    def __init__(self, steps: StepMatrices, lag_norm: LagNorm) -> None:
+        super().__init__()
+        lags = []
+        for graded in plain_prefixes(steps):
+            lags.append(_norm(lag_norm, graded))
+        self.lags = np.array(lags)
+        self.finish(graded)
+        self.log10 = self.log10[:1]
+
+
+def wide_first(steps: Steps, entry_error: float, lag_norm: LagNorm) -> Outcome:
+    """The largest value with every lag, its error from runs on entries changed by +-entry_error.
+
+    A product whose size is rounding, by cancellation, differs in these by as much.
+    """
+    run = FirstRun(steps, lag_norm)
+    rounding = max(entry_error, EPS)
+    draws = 1 if _large(steps) else DRAWS
+    others = [
+        FirstRun(Perturbed(steps, rounding, draw), lag_norm.of_some(len(steps)) or LagNorm(at=()))
+        for draw in range(draws)
+    ]
+    compare(run, others, entry_error)
+    run.lost = int(run.error > LOST)
+    run.log10 = run.log10[: 1 - run.lost]
     return run
 
 

@@ -135,7 +135,8 @@ def _block_wise(basis: Array | None, turns: list[Any], cuts: list[int]) -> Array
 def _cuts(r: Array) -> list[int]:
     """Indices where the columns of r fall into blocks that do not couple."""
     n = len(r)
-    unit = np.abs(r) / np.linalg.norm(r, axis=0)
+    norm = np.linalg.norm(r, axis=0)
+    unit = np.abs(r) / np.where(norm > 0, norm, 1.0)  # 0 of columns that are too small for float64
     reach = np.where(np.triu(unit, 1) > NEGLIGIBLE, np.arange(n), 0).max(axis=1)
     furthest = np.maximum.accumulate(np.maximum(reach, np.arange(n)))
     return [0, *(int(i) + 1 for i in np.flatnonzero(furthest == np.arange(n)))]

@@ -16,12 +16,12 @@ from gradscope.product_svd import log_scale
 from gradscope.product_svd.arguments import check_asked, window_of
 from gradscope.product_svd.block_krylov import TopTriplets, norm_by_lag, top_values
 from gradscope.product_svd.error_estimate import EPS, Outcome, best_run, lags_alone
-from gradscope.product_svd.extended_range_run import wide_lags, wide_run
+from gradscope.product_svd.extended_range_run import wide_first, wide_lags, wide_run
 from gradscope.product_svd.graded_chain import RangeError
 from gradscope.product_svd.leading import Leading, leading
 from gradscope.product_svd.norm_by_lag import LagNorm
 from gradscope.product_svd.operator import DenseOperator, Operator, tame
-from gradscope.product_svd.steps import WILD, Steps, checked, reachable, restricted
+from gradscope.product_svd.steps import Steps, checked, reachable, restricted
 
 Engine = Literal["host", "compiled", "mixed"]
 
@@ -137,14 +137,14 @@ def spectrum(
         )[0]
         if not np.isneginf(found_top.log10_singular_values[-1]) and found_top.log10_error <= GOOD_TOP:
             return found_top
-    usual = not gaps and window is None and steps.span < WILD
+    usual = not gaps and window is None and not steps.wild
     if only_first and by_lag and usual and (first := leading(steps, entry_error, floor)) is not None:
         return _first(first)
     whole = steps
     lag_norm = LagNorm(floor if top is None else -np.inf, columns) if by_lag else None
     lagged: Array | None = None
     # Where every entry has an exponent zeros stay zeros: no state need be left out.
-    if window is not None or (gaps and steps.span < WILD):
+    if window is not None or (gaps and not steps.wild):
         forward, backward = reachable(whole, m, rows, columns)
         steps = restricted(whole, [f & b for f, b in zip(forward, backward, strict=True)])
         if lag_norm is not None:
@@ -152,7 +152,10 @@ def spectrum(
             # among all states.
             seen = backward if window is None else [*[np.ones(m, bool)] * len(whole), backward[-1]]
             lagged, lag_norm = _lags_alone(restricted(whole, seen), lag_norm), None
-    found = _run(steps, entry_error, lag_norm, accuracy, workers or cores())
+    if only_first and lag_norm is not None and steps.wild:
+        found = wide_first(steps, entry_error, lag_norm)
+    else:
+        found = _run(steps, entry_error, lag_norm, accuracy, workers or cores())
     left, right = np.zeros(m), np.zeros(m)
     left[steps.width(len(steps), m)] = found.left
     right[steps.width(0, m)] = found.right
@@ -174,7 +177,7 @@ def first_value(
     every = slice(None)
     # A state that the end does not see counts at no lag.
     seen_at = reachable(steps, m, every, every)[1] if gaps else [np.ones(m, bool)]
-    if steps.span < WILD and all(map(np.any, seen_at)):
+    if not steps.wild and all(map(np.any, seen_at)):
         seen = restricted(steps, seen_at) if gaps else steps
         first = leading(seen, rounding_of(entry_error, steps.span), floor, draws=1)
         if first is not None:
@@ -193,14 +196,14 @@ def rounding_of(entry_error: float, span: float) -> float:
 
 def _run(steps: Steps, entry_error: float, lag_norm: LagNorm | None, accuracy: str, workers: int) -> Outcome:
     """The best run over the chain, with an exponent for every entry where float64 cannot hold them."""
-    if steps.span < WILD:
+    if not steps.wild:
         with contextlib.suppress(RangeError):
             return best_run(steps, entry_error, lag_norm and lag_norm.anew(), accuracy, workers)
     return wide_run(steps, entry_error, lag_norm)
 
 
 def _lags_alone(steps: Steps, lag_norm: LagNorm) -> Array:
-    if steps.span < WILD:
+    if not steps.wild:
         with contextlib.suppress(RangeError):
             return lags_alone(steps, lag_norm.anew())
     return wide_lags(steps, lag_norm)
@@ -212,7 +215,7 @@ def _worth_blocks(steps: Steps, top: int, by_lag: bool) -> bool:
     A QR leaves noise of 1e-16 beside its largest entries, where saturated gates let less through.
     """
     large = len(steps.weights[0]) >= max(BLOCK_SIZE_BY_LAG if by_lag else BLOCK_SIZE, BLOCK_FACTOR * top)
-    return large and steps.span < WILD and tame(steps)
+    return large and not steps.wild and tame(steps)
 
 
 def top_spectra(

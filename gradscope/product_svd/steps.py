@@ -12,6 +12,7 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
+from gradscope.product_svd.extended_range_array import Wide
 
 # Powers of two by which a step is scaled stay inside float64.
 MAX_EXPONENT = 1000
@@ -32,15 +33,21 @@ class StepSource(Sequence[Array]):
     """Where the steps A_1 ... A_T of a chain come from: item t is the (m, m) matrix of step t, from 0.
 
     layout : how parts make up a step, None where they are blocks of columns; window : rows and columns of the
-    product that the chain is about, None is all of it.
+    product that the chain is about, None is all of it; beyond : whether float64 takes entries as 0 that are
+    not: then ``wide`` has them, and ``span`` is known without a survey.
     """
 
     layout: Layout | None = None
     window: tuple[slice, slice] | None = None
+    beyond = False
 
     @abstractmethod
     def parts(self, t: int) -> list[Array]:
         """What step t is made up of, float64, see ``multiplied``."""
+
+    def wide(self, t: int) -> Wide:
+        """Step t, with an exponent for every entry."""
+        return Wide.of(np.asarray(self[t], np.float64))
 
     @abstractmethod
     def survey(self) -> tuple[Array, bool]:
@@ -115,12 +122,16 @@ class Steps:
     step span, at most.
     """
 
+    # An exponent for every entry costs twice as much to make as to multiply: those of small chains are kept.
+    _MOST_KEPT = 2**22
+
     def __init__(self, source: StepSource, live: list[Array] | None = None, size: int = 0) -> None:
         self.source = source
         self.live = live
         self.size = size
         self.weights: list[Array] = []
         self.span = 0.0
+        self._kept: dict[int, Wide] = {}
 
     def __len__(self) -> int:
         return len(self.source)
@@ -135,9 +146,29 @@ class Steps:
             y = y * np.ldexp(1.0, -self.weights[t])
         return self._through(y, t)
 
-    def dense(self, t: int) -> Array:
-        """Step t as one matrix."""
-        return self._through(np.eye(len(self.weights[t])), t)
+    def wide(self, t: int) -> Wide:
+        """Step t as one matrix, with an exponent for every entry."""
+        if t not in self._kept:
+            self._kept[t] = self._wide(t)
+        return (
+            self._kept[t] if len(self) * self._kept[t].mantissa.size < self._MOST_KEPT else self._kept.pop(t)
+        )
+
+    def _wide(self, t: int) -> Wide:
+        if not self.source.beyond:
+            return Wide.of(self._through(np.eye(len(self.weights[t])), t))
+        step = self.source.wide(t)
+        return step if self.live is None else step[np.ix_(self.live[t + 1], self.live[t])]
+
+    def nonzero(self, t: int) -> Array:
+        """Which entries of step t are not zero."""
+        found = self.wide(t).mantissa if self.source.beyond else self[t]
+        return np.asarray(np.abs(found) > 0)
+
+    @property
+    def wild(self) -> bool:
+        """Whether float64 does not hold what becomes of its entries."""
+        return self.source.beyond or self.span >= WILD
 
     def _through(self, y: Array, t: int) -> Array:
         return multiplied(y, self.parts(t), self.source.layout if self._whole(t) else None)
@@ -191,6 +222,8 @@ def checked(given: Sequence[Array] | Any) -> tuple[Steps, bool]:
         gaps = gaps or not (magnitude.max(axis=1).all() and magnitude.max(axis=0).all())
         steps.weights.append(row_exponents(magnitude))
         steps.span = max(steps.span, span(magnitude))
+    if source.beyond:
+        steps.span = source.span
     return steps, gaps
 
 
@@ -248,9 +281,9 @@ def reachable(steps: Steps, size: int, rows: slice, columns: slice) -> tuple[lis
     states = np.arange(size)
     forward, backward = [np.isin(states, states[columns])], [np.isin(states, states[rows])]
     for t in range(len(steps)):
-        forward.append((steps[t][:, forward[-1]] != 0).any(axis=1))
+        forward.append(np.asarray(steps.nonzero(t)[:, forward[-1]].any(axis=1)))
     for t in reversed(range(len(steps))):
-        backward.append((steps[t][backward[-1]] != 0).any(axis=0))
+        backward.append(np.asarray(steps.nonzero(t)[backward[-1]].any(axis=0)))
     return forward, backward[::-1]
 
 
@@ -306,6 +339,14 @@ class Perturbed(Steps):
         largest = max(len(w) for w in steps.weights) ** 2 + steps[0].size
         self.starts = rng.integers(4096, size=len(steps))
         self.pool = 1 + size * rng.choice([-1.0, 1.0], size=largest + 4096)
+
+    def _wide(self, t: int) -> Wide:
+        found = super()._wide(t)
+        if not self.source.beyond:  # of its parts, which are changed
+            return found
+        at, size = int(self.starts[t]), found.mantissa.size
+        changed = self.pool[at : at + size].reshape(found.mantissa.shape)
+        return Wide.of(found.mantissa * changed, found.exponent)
 
     def parts(self, t: int) -> list[Array]:
         """The parts of the step, changed."""

@@ -150,7 +150,7 @@ def _further_lags(
         for (graded, after), rest in zip(_prefixes(part, pivoting, head), bound, strict=True):
             found.append(lag_norm(graded, after))
             if left_out + so_far + rest > found[-1] / LOG10_2 + LEFT_OUT:
-                lag_norm.lag -= len(found)
+                lag_norm.go_back(len(found))
                 return _all_lags(high, parts, pivoting, lag_norm)
         head, so_far = graded, so_far + bound[-1]
     return found

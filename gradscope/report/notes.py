@@ -155,7 +155,7 @@ def _underflow(measured: Sequence[Measured], course: Mapping[str, Array], dtype:
     smallest = np.finfo(dtype).tiny
     if not course["drive"][0] > -math.log(smallest) / 2:  # not <=, or NaN passes
         return ""
-    if not any(one.full.exact_zeros or not one.alive for one in measured):
+    if not (course["flushed"][0] and any(one.full.exact_zeros or not one.alive for one in measured)):
         return ""
     return (
         f"Pre-activations reach {_size(float(course['drive'][0]))}: slopes below {smallest:.0e} are 0 in "

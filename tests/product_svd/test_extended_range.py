@@ -83,7 +83,7 @@ def test_weights_of_any_size(weights, size):
 
 @pytest.mark.parametrize("name", ["tanh", "gru", "row-scaled", "both-scaled", "clustered", "dead both"])
 def test_ordinary_chains_by_the_way_of_wide_ones(name, monkeypatch):
-    monkeypatch.setattr("gradscope.product_svd.spectrum.WILD", 0.0)
+    monkeypatch.setattr("gradscope.product_svd.steps.WILD", 0.0)
     chain = chains.CHAINS[name](8, 40, 0)
     found, true = spectrum(chain, entry_error=ENTRY_ERROR), reference(chain)
     rank = len(true.sigma)

@@ -1,0 +1,180 @@
+"""Slopes that float64, or another dtype, takes as 0 and that are not: those of saturated units.
+
+They are computed anew along the states that are there, in numbers of any exponent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from gradscope.cells.cell import Cell
+from gradscope.cells.notation import NAMELESS, is_recurrent, key
+from gradscope.cells.units import Parameters
+from gradscope.compiled_svd.step_arrays import bucket
+from gradscope.custom_types import Array
+from gradscope.linearize.beyond_range import dense_derivatives
+from gradscope.linearize.jacobians import slopes
+from gradscope.linearize.system import cast, precise
+from gradscope.linearize.wide import Unbounded, UnknownOperationError, in_wide, wide
+from gradscope.product_svd.extended_range_array import NOTHING, Wide
+
+# Operations whose slopes fall as exponentials do, and those whose fall as these of squares.
+_FALL = {"exp", "exp2", "expm1", "logistic", "tanh", "log1p", "erf", "erfc"}
+_FALL_FASTER = {"erf", "erfc"}
+# Pre-activations up to this leave slopes to every dtype: of products of three of them, and of squares.
+_HELD, _HELD_BY_FASTER = 0.2, 0.03
+
+
+def far_paths(
+    cell: Cell, parameters: Mapping[str, Array], inputs: Array, states: Array, paths: Mapping[str, Any]
+) -> tuple[dict[str, Any] | None, bool]:
+    """What ``linearize`` returned as ``paths``, as ``Wide``, where its dtype takes some as 0 that are not.
+
+    inputs : (T, d); states : (T + 1, m); paths : as found in the dtype of the states. None where it holds
+    them, and of a cell that does what ``wide`` has no rule for; then second False, for all are not held.
+    """
+    if cell.given or any(member.cell.given for member in cell.members):
+        return None, False
+    tiny = np.finfo(states.dtype).tiny
+    leaves = jax.tree.leaves(paths)
+    if not any((np.abs(leaf) < tiny).any() for leaf in leaves):
+        return None, True
+    one = (cast(parameters, "float64"), inputs.astype(np.float64), states.astype(np.float64))
+    with precise("float64"):
+        if not any(_may_fall(*each, states.dtype) for each in _members(cell, *one)):
+            return None, True
+        try:
+            found = {
+                name: _along(*each) for name, each in zip(_names(cell), _members(cell, *one), strict=True)
+            }
+        except UnknownOperationError:
+            return None, False
+    wide_ones = found if cell.members else found[""]["own"]
+    kept = jax.tree.map(lambda path, _: path, wide_ones, paths, is_leaf=partial(_is, Wide))
+    lost = any(
+        ((one.mantissa != 0) & (np.abs(leaf) < tiny)).any()
+        for one, leaf in zip(jax.tree.leaves(kept, is_leaf=partial(_is, Wide)), leaves, strict=True)
+    )
+    return kept if lost else None, True
+
+
+def _is(kind: type, value: Any) -> bool:
+    return isinstance(value, kind)
+
+
+def _names(cell: Cell) -> tuple[str, ...]:
+    return tuple(member.name for member in cell.members) or ("",)
+
+
+def _members(
+    cell: Cell, parameters: Mapping[str, Array], inputs: Array, states: Array
+) -> Iterator[tuple[Cell, Parameters, Array, Array]]:
+    """Each layer of a stack, or the cell itself: with its parameters, inputs and states."""
+    if not cell.members:
+        yield cell, parameters, inputs, states
+        return
+    outputs: dict[int, Any] = {}
+    for j, member in enumerate(cell.members):
+        extent = cell.extents(0)[member.name]
+        yield (
+            member.cell,
+            member.own(parameters),
+            np.asarray(member.input(inputs, outputs)),
+            states[:, extent],
+        )
+        outputs[j] = states[1:, member.output_in(extent.start)]
+
+
+def _may_fall(cell: Cell, parameters: Parameters, inputs: Array, states: Array, dtype: Any) -> bool:
+    """Whether slopes may be that small without being 0: of relu and such none is."""
+    most, drive = -math.log(np.finfo(dtype).tiny), _drive(cell, parameters, inputs, states)
+    if not drive > _HELD_BY_FASTER * most:  # not <=, or NaN passes
+        return False
+    known = _operations(cell, _shapes(parameters), inputs.shape[1], states.shape[1])
+    return bool(known & _FALL) and (drive > _HELD * most or bool(known & _FALL_FASTER))
+
+
+def _shapes(parameters: Parameters) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((name, np.shape(value)) for name, value in parameters.items())
+
+
+@cache
+def _operations(
+    cell: Cell, shapes: tuple[tuple[str, tuple[int, ...]], ...], features: int, size: int
+) -> frozenset[str]:
+    """Names of what a step does."""
+    number = partial(jax.ShapeDtypeStruct, dtype="float64")
+    given = {name: number(shape) for name, shape in shapes}
+    traced = jax.make_jaxpr(cell.advance)(given, number((features,)), number((size,)))
+    return frozenset(_primitives(traced.jaxpr))
+
+
+def _primitives(jaxpr: Any) -> Iterator[str]:
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if hasattr(inner := getattr(inner, "jaxpr", inner), "eqns"):
+                    yield from _primitives(inner)
+
+
+def _drive(cell: Cell, parameters: Parameters, inputs: Array, states: Array) -> float:
+    """A bound on the pre-activations and the states of all steps."""
+    before, largest = states[:-1], float(np.abs(states).max())
+    gates = [name.removeprefix("R").removeprefix("_") for name in parameters if is_recurrent(name)]
+    if not gates:  # of a user's own cell
+        most = max(1.0, largest, float(np.abs(inputs).max(initial=0)))
+        return most * sum(
+            float(np.abs(p).sum(axis=-1).max(initial=0)) for p in map(np.atleast_1d, parameters.values())
+        )
+    for gate in gates:
+        w, r, b = (np.asarray(parameters.get(key(kind, gate), 0.0), np.float64) for kind in "WRb")
+        h = before[:, -r.shape[1] :] if cell.components[-1] == "h" else before[:, : r.shape[1]]
+        with np.errstate(over="ignore"):
+            entering = np.abs(inputs @ w.T) if w.ndim == 2 else np.abs(w)
+            largest = max(largest, float((entering + np.abs(h @ r.T)).max() + np.abs(b).max()))
+    return largest
+
+
+def _along(cell: Cell, parameters: Parameters, inputs: Array, states: Array) -> dict[str, Any]:
+    """Every path's slopes, and those by the input, of all steps."""
+    steps = len(inputs)
+    missing = ((0, bucket(steps) - steps), (0, 0))  # what is compiled serves more lengths than this
+    padded = (np.pad(part, missing, "edge") for part in (inputs, states[:-1]))
+    found = jax.device_get(_of_steps(cell, parameters, *padded))
+    is_leaf = partial(_is, Unbounded)
+    on_host: dict[str, Any] = jax.tree.map(partial(_on_host, steps), found, is_leaf=is_leaf)
+    return on_host
+
+
+def _on_host(steps: int, numbers: Unbounded) -> Wide:
+    numbers = Unbounded(numbers.p[:steps], numbers.e[:steps])
+    zero = (numbers.p == 0) | (numbers.e <= NOTHING)
+    return Wide(np.where(zero, 0.0, numbers.p), np.where(zero, NOTHING, numbers.e))
+
+
+@partial(jax.jit, static_argnums=0)
+def _of_steps(cell: Cell, parameters: Parameters, inputs: Any, before: Any) -> dict[str, Any]:
+    weights = {name: wide(jnp.asarray(value)) for name, value in parameters.items()}
+
+    def units(x: Unbounded, state: Unbounded) -> dict[str, Any]:
+        own, entering, _ = in_wide(partial(slopes, cell), weights, x, state)
+        return {"own": own, "input": entering}
+
+    def dense(x: Unbounded, state: Unbounded) -> dict[str, Any]:
+        by_input, by_state = dense_derivatives(cell, weights, x, state)
+        paths = cell.paths or (NAMELESS,)
+        own = {path: Unbounded(by_state.p[k], by_state.e[k]) for k, path in enumerate(paths)}
+        return {"own": own, "input": {"input": by_input}}
+
+    one = units if cell.units is not None else dense
+    found: dict[str, Any] = lax.map(lambda step: one(*map(wide, step)), (inputs, before))
+    return found
