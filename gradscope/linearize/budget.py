@@ -46,7 +46,7 @@ def check_memory(cell: Cell, hidden: int, shape: tuple[int, int, int], top: bool
     kept = 8 * (batch * steps * (2 * input_size + 2 * len(cell.paths) + 2) + 4 * weights)
     need = min(batch, cores()) * under_way + kept
     if top:  # all sequences at once: a segment; blocks of columns, spaces of lags; matrices both ways
-        need = 4 * SEGMENT_BYTES + 8 * (batch * m * 1300 + 4 * weights) + kept
+        need = 4 * SEGMENT_BYTES + 8 * (batch * m * 2000 + 4 * weights) + kept
     if need > (have := available()):
         raise InputError(
             f"{as_option('hidden')} {hidden}, {as_option('steps')} {steps}, {as_option('batch')} {batch} "

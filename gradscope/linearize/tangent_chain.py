@@ -19,7 +19,7 @@ from gradscope.linearize.trajectory import Trajectory
 # How many columns go through a step side by side where each has steps of its own: as many as there are in the
 # first of these that holds them. On a CPU a column costs what it is; accelerators read the weights, whatever
 # there is beside them.
-WIDTHS, WIDTHS_ON_ACCELERATORS = (4, 8, 16, 48), (128,)
+WIDTHS, WIDTHS_ON_ACCELERATORS = (8, 16, 48), (128,)
 # Numbers of triangular factors on a device at a time, for each sequence.
 _FACTORS = 2**20
 
@@ -234,29 +234,21 @@ def _columns(
     common, (low, high), back, first = shared
 
     def through(move: Any, columns: Any) -> Any:
-        def some(width: int, k: Any, carried: Any) -> Any:
-            block, exponents = carried
-            before = block[:, :width]
-            new = move(k, before)
-            taken = _step(back, low, high, k) >= first[:width]
-            more = jnp.where(taken, jnp.frexp(jnp.abs(new).max(axis=0))[1], 0)
-            after = jnp.where(taken, _over(new, more), before)
-            return block.at[:, :width].set(after), exponents.at[:width].add(more)
+        def some(width: int, k: Any, block: Any) -> Any:
+            return jnp.pad(move(k, block[:, :width]), ((0, 0), (0, block.shape[1] - width)))
 
         def one(k: Any, carried: Any) -> Any:
-            under_way = (first <= _step(back, low, high, k)).sum()
-            chosen = (under_way > jnp.array(widths[:-1], jnp.int32)).sum()
-            return lax.switch(chosen, [partial(some, width, k) for width in widths], carried)
+            block, exponents = carried
+            taken = jnp.where(back, high - 1 - k, low + k) >= first
+            chosen = (taken.sum() > jnp.array(widths[:-1], jnp.int32)).sum()
+            new = lax.switch(chosen, [partial(some, width, k) for width in widths], block)
+            more = jnp.where(taken, jnp.frexp(jnp.abs(new).max(axis=0))[1], 0)
+            return jnp.where(taken, _over(new, more), block), exponents + more
 
         return lax.fori_loop(0, high - low, one, columns)
 
     pull, push = _moves(maps, common, steps, low, high)
     return lax.cond(back, partial(through, pull), partial(through, push), (block, exponents))
-
-
-def _step(back: Any, low: Any, high: Any, k: Any) -> Any:
-    """The k-th of the steps low .. high - 1 of a pass."""
-    return jnp.where(back, high - 1 - k, low + k)
 
 
 def _over(block: Any, exponents: Any) -> Any:

@@ -30,8 +30,8 @@ _LAG = 8.0
 # A path alone is no sum of parts, and its norm is looked at above the threshold alone; of a block of a whole
 # product every step is looked at for zeros first; the first value alone needs few directions.
 _PATH, _BLOCK, _FIRST = 0.4, 1.5, 0.45
-# Units for the start of a process, for a program that is compiled, and for a million multiplications in one.
-_START, _COMPILED, _MILLION = 8e3, 2.5e4, 3.0
+# Units for the start of a process, and for a program that is compiled.
+_START, _COMPILED = 8e3, 1.3e4
 # Units for a step of a chain of m states in a compiled program, gone through once; for such a program.
 _STEP, _PROGRAM_SQUARE, _PROGRAM_CUBE = 0.8, 2.5e-4, 3e-6
 PROGRAM = 6e4
@@ -45,8 +45,10 @@ KNOWN = 1e-3
 _TIMED = 50
 # The same at a glance, where the answer is not near; and how far off that may be.
 _GLANCED, _DOUBTED = 3, 3.0
-# Passes over the chain for its top values and those of its lags; columns of a block.
-TOP_PASSES, _COLUMNS = 18, 16
+# Passes of a block of columns over a chain for its top values and those of its lags; columns of a block.
+TOP_PASSES, _COLUMNS = 11, 16
+# Units for a step of such a pass, and for a million multiplications in it.
+_PASSED, _MULTIPLIED = 0.2, 1.3
 
 
 @dataclass(frozen=True)
@@ -147,9 +149,28 @@ def _saved(work: Work, steps: int) -> float:
 
 def without_jacobians(work: Work) -> float:
     """Units for the same by the top values alone."""
-    programs = 1 if work.only in ("verdict", "gain") else max(1, len(chain_costs(work)))
-    multiplied = sum(size**2 for size in work.sizes) * 4 * _COLUMNS * work.sequences / 1e6
-    return programs * (_COMPILED + TOP_PASSES * work.steps * multiplied * _MILLION)
+    numbers = _by_column(work)
+    columns = _COLUMNS * work.sequences / 1e6
+    each = [_PASSED + _MULTIPLIED * columns * count for count in numbers]
+    # Of the trajectory and of shares; and of chains whose steps are of one kind, passes and lags.
+    programs = (1 if work.only in ("verdict", "gain") else 3) + 2 * len(set(numbers))
+    return programs * _COMPILED + TOP_PASSES * work.steps * sum(each)
+
+
+def _by_column(work: Work) -> list[int]:
+    """How many numbers a column is multiplied by at a step of each chain, the full one first."""
+    cell, layers = work.cell, len(work.sizes)
+    units = cell is not None and cell.units is not None
+    full = 4 * sum(size**2 for size in work.sizes)  # a derivative of the step takes about two steps
+    if cell is not None and units:
+        full = sum(path.startswith("R") for path in cell.paths) * work.hidden**2
+    if work.only in ("verdict", "gain"):
+        return [full]
+    parts = len(cell.paths) if cell is not None else layers * (layers + 1) // 2
+    blocks = layers * (layers - 1) // 2
+    alone = list(_paths(cell, work.hidden)) if cell is not None else []
+    without = parts if parts > 1 else 0
+    return [full] * (1 + without + blocks) + [work.hidden**2 if units else full for _ in alone]
 
 
 def units(work: Work) -> float:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import equations
 from oracles.few import few
 
 from gradscope.cells import find
+from gradscope.linearize import tangent_chain
 from gradscope.linearize.system import System, precise
 from gradscope.linearize.tangent_chain import TangentChain
-from gradscope.linearize.tangents import tangents
+from gradscope.linearize.tangents import every_step, tangents
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory
 from gradscope.measure.shares import error_of_shares
 from gradscope.product_svd.spectrum import Spectrum, spectrum, top_spectra
@@ -90,25 +94,69 @@ def test_top_values_of_every_path(name: str) -> None:
 
 @pytest.mark.parametrize("name", few(SOME, "lstm-peephole", "gru-reset-before"))
 def test_columns_go_through_as_many_of_the_last_steps_as_each_asks_for(name: str) -> None:
-    """Over more than one segment, in both directions."""
-    steps, operator, lags = jacobians(name), sweeps(name), np.array([1, 7, T])
-    block = np.random.default_rng(0).normal(size=(len(steps), operator.size, len(lags)))
+    """Over more than one segment, in both directions, in any order, and few of them the longest way."""
+    rng, few_lags = np.random.default_rng(0), np.array([1, 7, T])
+    steps, operator, lags = jacobians(name), sweeps(name), rng.permutation([T, 7, *[2] * 9, *[1] * 7])
+    block = rng.normal(size=(len(steps), operator.size, len(lags)))
     exact = [
         np.stack([np.linalg.multi_dot([*one[: -k - 1 : -1], np.eye(operator.size)]) for one in steps])
-        for k in lags
+        for k in (*lags, *few_lags)
     ]
     for back in (False, True):
         found, exponents = operator.tails(block, lags, back)
-        for j, product in enumerate(exact):
+        for j, product in enumerate(exact[: len(lags)]):
             expected = (product.swapaxes(1, 2) if back else product) @ block[:, :, j, None]
             np.testing.assert_allclose(
                 np.ldexp(found[:, :, j], exponents[:, None, j]), expected[..., 0], atol=1e-12
             )
-    found, exponents = operator.images(block, lags)
-    for k, product in enumerate(exact):
+    found, exponents = operator.images(block, few_lags)
+    for k, product in enumerate(exact[len(lags) :]):
         np.testing.assert_allclose(
             np.ldexp(found[:, k], exponents[:, k, None]), product.swapaxes(1, 2) @ block, atol=1e-12
         )
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru-reset-before"])
+def test_no_jacobian_of_many_units_is_formed(name: str) -> None:
+    """Nor anything as large, by any operation that blocks go through: it would have half a gigabyte."""
+    cell, hidden, columns = find(name), 4096, tangent_chain.WIDTHS[-1]
+    size, chain = hidden * len(cell.components), tangents(cell, cell.paths)
+
+    def of(*sizes: int, dtype: str = "float64") -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    def programs(parameters: Any, inputs: Any, start: Any, block: Any, span: Any, back: Any) -> Any:
+        every = jax.vmap(lambda x, s: every_step(cell, parameters, x, s))(inputs, start)
+        steps = jax.tree.map(lambda leaf: leaf[0], chain.chosen(every))
+        common = [chain.shared(parameters, way) for way in (False, True)]
+        whole = tangent_chain._sweep(chain.maps, 2, (common, span, back), steps, block)
+        shared, exponents = (common, span[:2], back, span[0] + jnp.arange(columns)), jnp.zeros(columns, int)
+        widths = tangent_chain.WIDTHS
+        return whole, tangent_chain._columns(chain.maps, widths, shared, steps, block, exponents)
+
+    with precise("float64"):
+        traced = jax.make_jaxpr(programs)(
+            {key: of(*shape) for key, shape in cell.parameters(hidden, D).items()},
+            *(of(1, 16, D), of(1, size), of(size, columns), of(3, dtype="int32"), of(dtype="bool")),
+        )
+    made = {
+        equation.primitive.name: variable.aval.size
+        for equation in _equations(traced.jaxpr)
+        for variable in equation.outvars
+        if variable.aval.size >= size * hidden / 8
+    }
+    # Weights are put together, and turned round, as they are.
+    assert set(made) <= {"stack", "concatenate", "reshape", "transpose", "broadcast_in_dim"}, made
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """Of a program, and of those within it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                yield from _equations(inner) if hasattr(inner, "eqns") else ()
 
 
 def back(
