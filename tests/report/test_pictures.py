@@ -501,6 +501,10 @@ def test_pdf_and_png_are_as_large_as_asked_and_text_is_text(run, file, tmp_path)
     assert re.search(rb"/MediaBox \[0 0 360 180\]", page), "points"
     assert b"/ToUnicode" in page
     assert int.from_bytes((tmp_path / "x.PNG").read_bytes()[16:20]) == 1500, "300 dots per inch"
+    at = (tmp_path / "x.PNG").read_bytes().index(b"pHYs") + 4
+    assert round(int.from_bytes((tmp_path / "x.PNG").read_bytes()[at : at + 4]) * 0.0254) == 300, (
+        "and says so"
+    )
     analysis(LSTM).figure("lag", size="127x63.5").save(tmp_path / "same.png")
     assert (tmp_path / "same.png").read_bytes() == (tmp_path / "x.PNG").read_bytes()
 

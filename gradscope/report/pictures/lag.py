@@ -78,7 +78,7 @@ def draw_lag(part: Mapping[str, Any], size: Size) -> Picture:
         element(
             "g",
             element("title", escaped(lines[k].name)),
-            *(line(run, k, width=1.2 if k else 2.2) for run in runs[k]),
+            *(line(run, k, width=(1.2 if k else 2.2) * size.pen) for run in runs[k]),
         )
         for k in reversed(range(len(lines)))
     ]

@@ -27,6 +27,11 @@ class Size:
     points: int = 800
     hints: int = 0
 
+    @property
+    def pen(self) -> float:
+        """How thick lines are, beside those of a page: as the letters of a slide."""
+        return max(1.0, self.font / 13)
+
 
 def _mm(width: float, height: float, points: float) -> Size:
     return Size(width * _PIXELS_PER_MM, height * _PIXELS_PER_MM, points * _POINT)
