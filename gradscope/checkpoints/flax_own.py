@@ -12,9 +12,10 @@ import numpy as np
 
 from gradscope.checkpoints.carried import ARGUMENTS, OUTPUT, StepCall, carried, leaves, placed, started
 from gradscope.checkpoints.found import Found
-from gradscope.checkpoints.jax_derivatives import JaxSteps, equal, is_array
+from gradscope.checkpoints.jax_derivatives import Jax, is_array, named
 from gradscope.checkpoints.jax_steps import call_model, is_float, line_by_line, wrapped
 from gradscope.checkpoints.own_modules import merged_modules
+from gradscope.checkpoints.pure_steps import PureSteps, equal
 from gradscope.checkpoints.recording import Recorded
 from gradscope.errors import InputError
 
@@ -65,7 +66,7 @@ def with_modules(
     notes = _heard(model, batch, layers)
     nnx = sys.modules["flax.nnx"]
     modules = {".".join(map(str, path)): module for path, module in nnx.iter_graph(model)}
-    found: dict[str, JaxSteps] = {}
+    found: dict[str, PureSteps] = {}
     for name, calls in notes.calls.items():
         if len(calls) > 1 and name not in notes.lost:
             try:
@@ -109,12 +110,13 @@ def _is_own(module: Any) -> bool:
 
 def _steps(
     model: Any, batch: Any, layers: Sequence[Found], name: str, module: Any, calls: list[StepCall]
-) -> JaxSteps:
+) -> PureSteps:
     nnx = sys.modules["flax.nnx"]
     state = carried(calls, equal)
     copy = nnx.clone(module)
     copy.eval()
     graph, weights = nnx.split(copy)
+    tree = jax.tree.structure(weights)
     pushed = _heard(model, batch, layers, name).calls.get(name, [])
     held = [
         [array for place, array in call.given.items() if place not in state.places]
@@ -123,11 +125,12 @@ def _steps(
     pairs = zip(held[1 : len(calls)], held[len(calls) + 1 :], strict=False)
     fed_back = any(not all(map(np.array_equal, one, other)) for one, other in pairs)
 
-    def call(weights: Any, args: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
-        again = nnx.merge(graph, weights)
-        if any(str(leaf.dtype) == "float64" for leaf in jax.tree.leaves(weights)):
+    def call(arrays: Sequence[Any], args: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+        again = nnx.merge(graph, jax.tree.unflatten(tree, arrays))
+        if any(str(leaf.dtype) == "float64" for leaf in arrays):
             _double(again)
         return again(*args, **keywords)
 
     first = started(calls, state, np.zeros_like)
-    return JaxSteps("flax", type(module).__name__, call, weights, first, state, fed_back=fed_back)
+    kind = type(module).__name__
+    return PureSteps(Jax(), "flax", kind, call, named(weights), first, state, fed_back=fed_back)

@@ -14,11 +14,12 @@ import numpy as np
 from gradscope.checkpoints.calls import rounding
 from gradscope.checkpoints.carried import ARGUMENTS, OUTPUT, Carried, StepCall, leaves
 from gradscope.checkpoints.derivatives import Derivatives, OwnSteps
+from gradscope.checkpoints.pure_steps import Engine, PureSteps
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, reason
 
 # Backends of Keras whose derivatives are taken.
-BACKENDS = ("jax", "torch")
+BACKENDS = ("jax", "torch", "tensorflow")
 # Of the largest number: what steps one by one and all at once may differ by, in eps.
 _APART_EPS = 1e4
 _RANDOM = (
@@ -287,7 +288,13 @@ def by_backend(keras: Any, layer: Any, run: Run, calls: Sequence[StepCall], stat
     """The steps of a layer by the backend that it runs on."""
     names = _names([variable.path for variable in layer.variables])
     if (backend := keras.backend.backend()) == "jax":
-        steps: Derivatives = _by_jax(keras, layer, run, names, calls, state)
+        from gradscope.checkpoints.jax_derivatives import Jax
+
+        steps: Derivatives = _by_engine(Jax(), keras, layer, run, names, calls, state)
+    elif backend == "tensorflow":
+        from gradscope.checkpoints.tensorflow_derivatives import TensorFlow
+
+        steps = _by_engine(TensorFlow(), keras, layer, run, names, calls, state)
     elif backend == "torch":
         steps = _by_torch(keras, layer, run, names, calls, state)
     else:
@@ -298,17 +305,29 @@ def by_backend(keras: Any, layer: Any, run: Run, calls: Sequence[StepCall], stat
     return steps.differentiate()
 
 
-def _by_jax(
-    keras: Any, layer: Any, run: Run, names: Sequence[str], calls: Sequence[StepCall], state: Carried
+def _by_engine(
+    engine: Engine,
+    keras: Any,
+    layer: Any,
+    run: Run,
+    names: Sequence[str],
+    calls: Sequence[StepCall],
+    state: Carried,
 ) -> Derivatives:
-    from gradscope.checkpoints.jax_derivatives import JaxSteps
-
-    def call(weights: Mapping[str, Any], args: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
-        with _having(keras, layer, [weights[name] for name in names]):
+    def call(weights: Sequence[Any], args: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+        with _having(keras, layer, weights):
             return run(*args, **keywords)
 
-    weights = {name: v.value for name, v in zip(names, layer.variables, strict=True)}
-    return JaxSteps("keras", "", call, weights, calls, state, fed_back=False)
+    numbers = keras.ops.convert_to_numpy
+    weights = {name: numbers(v.value) for name, v in zip(names, layer.variables, strict=True)}
+    calls = [
+        replace(one, given=_mapped(numbers, one.given), made=_mapped(numbers, one.made)) for one in calls
+    ]
+    return PureSteps(engine, "keras", "", call, weights, calls, state, fed_back=False)
+
+
+def _mapped(function: Callable[[Any], Any], values: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {key: function(value) for key, value in values.items()}
 
 
 def _by_torch(

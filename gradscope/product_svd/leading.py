@@ -89,7 +89,9 @@ class _Shed:
         self._new: Graded | None = None
 
     def __call__(self, graded: Graded) -> Graded:
-        """The product without what is small."""
+        """The product without what is small; of nothing that is left, nothing."""
+        if not graded.rank:
+            return graded
         size = np.frexp(graded.mantissa)[1] + graded.exponent
         keep = size > size.max() - SHED_BITS
         if keep.all():

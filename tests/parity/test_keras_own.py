@@ -27,6 +27,7 @@ from gradscope.report.views import Look, Terminal
 # Keras reads an attribute of NumPy that is on its way out.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:keras")
 L = keras.layers
+TESTS = Path(__file__).parents[1], Path(__file__).parents[2]
 B, T, D, N = 2, 5, 3, 4
 
 
@@ -209,12 +210,11 @@ def test_half_precision_is_compared_in_its_own():
     np.testing.assert_allclose(ours, [one[0] for one in expected(single, batch())], atol=0.02)
 
 
-TORCH = """
-import json, numpy as np, keras, torch
-from oracles.keras_cells import Leaky, Loop, Normed, Parts
+OTHERS = """
+import json, numpy as np, keras
+from oracles.keras_cells import Leaky, Normed, Parts
 import gradscope
-from gradscope.errors import InputError
-L, rng = keras.layers, np.random.default_rng(0)
+L, ops, rng = keras.layers, keras.ops, np.random.default_rng(0)
 x = rng.standard_normal((2, 5, 3)).astype("float32")
 x[0, 1] = 0
 out = []
@@ -229,32 +229,57 @@ for cell in (Normed(4), Leaky(4), Parts(4, 3), [L.LSTMCell(4), Normed(3)]):
     theirs = []
     for k in range(2):
         def last(state):
-            parts = [one[None] for one in torch.split(state, sizes)]
+            ends = np.cumsum([0, *sizes])
+            parts = [state[None, ends[j]:ends[j + 1]] for j in range(len(sizes))]
             parts = [parts[:2], parts[2:]] if nested else parts
-            mask = torch.as_tensor(np.any(x[k:k + 1] != 0, axis=-1))
-            states = rnn.inner_loop(torch.as_tensor(x[k:k + 1]), parts, mask)[2]
-            return torch.cat(keras.tree.flatten(states), dim=1)[0]
-        jacobian = torch.autograd.functional.jacobian(last, torch.zeros(sum(sizes)))
-        theirs.append(float(np.log10(np.linalg.norm(jacobian.numpy(), 2))))
+            mask = ops.convert_to_tensor(np.any(x[k:k + 1] != 0, axis=-1))
+            states = rnn.inner_loop(ops.convert_to_tensor(x[k:k + 1]), parts, mask)[2]
+            return ops.concatenate(keras.tree.flatten(states), axis=1)[0]
+        theirs.append(float(np.log10(np.linalg.norm(jacobian(last, ops.zeros(sum(sizes))), 2))))
     ours = [one[0] for one in found["chains"][0]["log10_singular_values"]]
-    out.append([ours, theirs, found["problem"]["jacobians"], [one["name"] for one in found["chains"]]])
+    names = [one["name"] for one in found["chains"]]
+    out.append([ours, theirs, found["problem"]["jacobians"], names, found["problem"]["dtype"]])
 print(json.dumps(out))
 """
+JACOBIANS = {
+    "torch": """
+import torch
+def jacobian(function, at):
+    return torch.autograd.functional.jacobian(function, at).numpy()
+""",
+    "tensorflow": """
+import tensorflow
+def jacobian(function, at):
+    with tensorflow.GradientTape(persistent=True) as tape:
+        tape.watch(at)
+        made = function(at)
+    return tape.jacobian(made, at, experimental_use_pfor=False).numpy()
+""",
+}
 
 
-def test_on_the_backend_of_torch():
-    """The same on Keras' other backend, in a process of its own; the oracle is torch's autograd."""
-    tests = Path(__file__).parents[1]
+@pytest.mark.parametrize("backend", JACOBIANS)
+def test_on_other_backends(backend):
+    """The same on another backend, in a process of its own; the oracle is that one's autograd."""
+    pytest.importorskip(backend)
     there = {
         **os.environ,
-        "KERAS_BACKEND": "torch",
-        "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
+        "KERAS_BACKEND": backend,
+        "PYTHONPATH": os.pathsep.join([*map(str, TESTS), os.environ.get("PYTHONPATH", "")]),
     }
+    program = JACOBIANS[backend] + OTHERS
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", TORCH], capture_output=True, text=True, env=there, check=False
+        [sys.executable, "-W", "ignore", "-c", program],
+        capture_output=True,
+        text=True,
+        env=there,
+        check=False,
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    for ours, theirs, by, names in json.loads(run.stdout.splitlines()[-1]):
-        np.testing.assert_allclose(ours, theirs, atol=1e-3)
-        assert by == "keras"
-        assert len(names) > 2
+    paths = []
+    for ours, theirs, by, names, dtype in json.loads(run.stdout.splitlines()[-1]):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+        assert (by, dtype) == ("keras", "float64")
+        paths.append({name.rpartition("/")[2] for name in names})
+    assert [len(names) for names in paths] == [3, 3, 3, 4]
+    assert "R" in paths[1]

@@ -7,7 +7,7 @@ from oracles.few import few
 from oracles.reference import conditioning, reference
 
 from gradscope.product_svd.leading import leading
-from gradscope.product_svd.spectrum import EPS, spectrum
+from gradscope.product_svd.spectrum import EPS, first_value, spectrum
 from gradscope.product_svd.steps import checked
 
 LARGEST = [("lstm", 32, 100), ("gru", 48, 60), ("tanh", 40, 60)]
@@ -44,6 +44,16 @@ def check(chain):
 def missed(true, value):
     """|error| of log10 of the largest value."""
     return abs(true.log10_errors(np.array([value] * len(true.sigma)))[0])
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_a_chain_that_dies_with_no_zero_in_its_entries(after):
+    """[1, -1; 1, -1] squared is zero, as a rectified unit's leak may make it."""
+    dying = np.array([[1.0, -1.0], [1.0, -1.0]])
+    chain = np.stack([dying, dying, *[np.ones((2, 2))] * after])
+    found = first_value(chain, entry_error=EPS, floor=-np.inf)
+    assert np.isneginf(found.log10_singular_values).all()
+    np.testing.assert_allclose(found.log10_norm_by_lag[:after], np.log10(2.0) * np.arange(1, after + 1))
 
 
 def two_blocks(sizes, coupling=0.0):
