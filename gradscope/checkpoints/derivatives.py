@@ -24,6 +24,10 @@ SAFETY, DRAWS = 16.0, 3
 SUM_ROUNDINGS = 1e4
 
 
+class OpaqueError(Exception):
+    """A matrix meets what depends on the state where it cannot be seen what becomes of them."""
+
+
 @dataclass(frozen=True)
 class OwnSteps:
     """The steps of a module on what it read, differentiated.

@@ -12,7 +12,7 @@ import numpy as np
 
 from gradscope.checkpoints.carried import ARGUMENTS, OUTPUT, StepCall, carried, leaves, placed, started
 from gradscope.checkpoints.found import Found
-from gradscope.checkpoints.jax_derivatives import Jax, is_array, named
+from gradscope.checkpoints.jax_derivatives import Jax, is_array, named_leaves
 from gradscope.checkpoints.jax_steps import call_model, is_float, line_by_line, wrapped
 from gradscope.checkpoints.own_modules import merged_modules
 from gradscope.checkpoints.pure_steps import PureSteps, equal
@@ -133,4 +133,4 @@ def _steps(
 
     first = started(calls, state, np.zeros_like)
     kind = type(module).__name__
-    return PureSteps(Jax(), "flax", kind, call, named(weights), first, state, fed_back=fed_back)
+    return PureSteps(Jax(), "flax", kind, call, named_leaves(weights), first, state, fed_back=fed_back)

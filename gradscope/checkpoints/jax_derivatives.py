@@ -12,7 +12,7 @@ import numpy as np
 
 from gradscope.checkpoints.derivatives import DIRECT
 from gradscope.checkpoints.jax_paths import derivative
-from gradscope.checkpoints.pure_steps import Step, Way, rows_of
+from gradscope.checkpoints.pure_steps import Step, Way, flat_rows
 
 
 def is_array(value: Any) -> bool:
@@ -39,7 +39,7 @@ class Jax:
         return [jax.jit(by_path), jax.jit(whole), whole]
 
 
-def named(tree: Any) -> dict[str, Any]:
+def named_leaves(tree: Any) -> dict[str, Any]:
     """The leaves of a tree, in their order, each with a name of its own."""
     found: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
@@ -63,7 +63,7 @@ def _by_path(
     """The state after a step, its derivatives (B, m, m) by path, and rows (B, m) through the whole of it."""
     new, back = jax.vjp(functools.partial(step, weights, given), state)
     along = derivative(step, weights, names, given, state)
-    batch, size = len(rows_of(state[0])), sum(rows_of(part).shape[1] for part in state)
+    batch, size = len(flat_rows(state[0])), sum(flat_rows(part).shape[1] for part in state)
     units = jax.numpy.broadcast_to(jax.numpy.eye(size)[:, None], (size, batch, size))
     moved = jax.vmap(lambda unit: along(_parted(unit, state)))(units)
     found = {}
@@ -71,7 +71,7 @@ def _by_path(
         blocks = [
             part[name].reshape(size, batch, -1)
             if name in part
-            else jax.numpy.zeros((size, batch, rows_of(one).shape[1]))
+            else jax.numpy.zeros((size, batch, flat_rows(one).shape[1]))
             for part, one in zip(moved, new, strict=True)
         ]
         found[name] = jax.numpy.concatenate(blocks, axis=2).transpose(1, 2, 0)
@@ -87,7 +87,7 @@ def _whole(
 ) -> tuple[list[Any], dict[str, Any], Any]:
     """The same where paths are not told apart."""
     new, back = jax.vjp(functools.partial(step, weights, given), state)
-    batch, size = len(rows_of(new[0])), sum(rows_of(part).shape[1] for part in new)
+    batch, size = len(flat_rows(new[0])), sum(flat_rows(part).shape[1] for part in new)
     units = jax.numpy.broadcast_to(jax.numpy.eye(size)[:, None], (size, batch, size))
     return new, {DIRECT: _through(back, new, units).transpose(1, 0, 2)}, _through(back, new, draws)
 
@@ -96,13 +96,13 @@ def _through(back: Callable[..., Any], new: Sequence[Any], rows: Any) -> Any:
     """Rows (k, B, m) through a step."""
 
     def one(row: Any) -> Any:
-        return jax.numpy.concatenate([rows_of(part) for part in back(_parted(row, new))[0]], axis=1)
+        return jax.numpy.concatenate([flat_rows(part) for part in back(_parted(row, new))[0]], axis=1)
 
     return jax.vmap(one)(jax.numpy.asarray(rows))
 
 
 def _parted(joined: Any, like: Sequence[Any]) -> list[Any]:
     """The parts of a state, in the shapes and dtypes of others, of all of it (B, m)."""
-    ends = np.cumsum([rows_of(part).shape[1] for part in like])[:-1]
+    ends = np.cumsum([flat_rows(part).shape[1] for part in like])[:-1]
     parts = zip(jax.numpy.split(joined, ends, 1), like, strict=True)
     return [part.reshape(one.shape).astype(one.dtype) for part, one in parts]

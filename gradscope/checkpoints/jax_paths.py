@@ -9,16 +9,12 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Literal
 
-from gradscope.checkpoints.derivatives import DIRECT
+from gradscope.checkpoints.derivatives import DIRECT, OpaqueError
 
 # Products of a matrix with what may depend on the state.
 _PRODUCTS = ("dot_general", "conv_general_dilated")
 # What only holds a program of its own, which is walked through in its place.
 _CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr"}
-
-
-class OpaqueError(Exception):
-    """A matrix meets what depends on the state where it cannot be seen what becomes of them."""
 
 
 @dataclass(frozen=True)

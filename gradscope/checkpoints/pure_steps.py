@@ -101,7 +101,7 @@ class PureSteps(Derivatives):
             raise InputError(
                 "puts out states of several shapes: expected as many sequences and units each time"
             )
-        rows = [rows_of(self._calls[0].made[source]) for source in self._state.sources]
+        rows = [flat_rows(self._calls[0].made[source]) for source in self._state.sources]
         matrices = 1 + sum(map(bool, self._matrices))
         check_jacobians(len(rows[0]), len(self._calls), matrices, sum(row.shape[1] for row in rows))
         for double in (True, False):
@@ -151,7 +151,7 @@ class PureSteps(Derivatives):
         made = [self._calls[0].made[source] for source in self._state.sources]
         out = [k for k, part in enumerate(made) if any(equal(part, output) for output in outputs)]
         names = ["h" if out and k == out[0] else f"s{k}" for k in range(len(made))]
-        return {name: rows_of(part).shape[1] for name, part in zip(names, state, strict=True)}
+        return {name: flat_rows(part).shape[1] for name, part in zip(names, state, strict=True)}
 
 
 @dataclass
@@ -230,7 +230,7 @@ class _Stepper:
         """The state after a call, and the call differentiated by that before it."""
         form = self._form(call)
         given = [self._array(array) for array in call.given.values()]
-        batch = len(rows_of(state[0]))
+        batch = len(flat_rows(state[0]))
         draw = np.random.default_rng(1).standard_normal((batch, _joined(state).shape[1]))
         alone = draw * (np.arange(batch) == 0)[:, None]
         while True:
@@ -308,11 +308,11 @@ def _same(one: Any, other: Any) -> bool:
         return False
 
 
-def rows_of(array: Any) -> Any:
+def flat_rows(array: Any) -> Any:
     """(B, numbers) of an array with the sequences along its first axis, or of one alone."""
     return array.reshape(1, -1) if array.ndim < 2 else array.reshape(len(array), -1)
 
 
 def _joined(parts: Sequence[Any]) -> Array:
     """(B, m) of the parts of a state."""
-    return np.concatenate([np.asarray(rows_of(part), np.float64) for part in parts], axis=1)
+    return np.concatenate([np.asarray(flat_rows(part), np.float64) for part in parts], axis=1)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.checkpoints.derivatives import DIRECT
+from gradscope.checkpoints.derivatives import DIRECT, OpaqueError
 from gradscope.checkpoints.pure_steps import Step, Way
 
 # Products of a matrix with what may depend on the state.
@@ -24,10 +24,6 @@ _PRODUCTS = (
     "Conv2D",
     "Conv3D",
 )
-
-
-class OpaqueError(Exception):
-    """A matrix meets what depends on the state where it cannot be seen what becomes of them."""
 
 
 class TensorFlow:
