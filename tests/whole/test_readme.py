@@ -169,7 +169,8 @@ def test_every_command_shown_is_one():
     """Its options are known, its values of their kind; those that need no framework run elsewhere, too."""
     from gradscope.cli.main import cli
 
-    above = click.Context(cli, info_name="gradscope")
+    # A command keeps the help options of the context that it is first used in.
+    above = click.Context(cli, info_name="gradscope", **cli.context_settings)
     shown = [*commands_shown()]
     for page, (name, *arguments) in shown:
         command = cli.get_command(above, name)
