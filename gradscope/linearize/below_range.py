@@ -31,6 +31,8 @@ _FALL = {"exp", "exp2", "expm1", "logistic", "tanh", "log1p", "erf", "erfc"}
 _FALL_FASTER = {"erf", "erfc"}
 # Pre-activations up to this leave slopes to every dtype: of products of three of them, and of squares.
 _HELD, _HELD_BY_FASTER = 0.2, 0.03
+# exp(-a) is right to a roundings of a: beyond this exponent not to five digits, and it counts as 0.
+_FARTHEST = -(2**36)
 
 
 def far_paths(
@@ -39,7 +41,8 @@ def far_paths(
     """What ``linearize`` returned as ``paths``, as ``Wide``, where its dtype takes some as 0 that are not.
 
     inputs : (T, d); states : (T + 1, m); paths : as found in the dtype of the states. None where it holds
-    them, and of a cell that does what ``wide`` has no rule for; then second False, for all are not held.
+    them, and of a cell that does what ``wide`` has no rule for; then second False, for all are not held, as
+    where some have no digits in numbers of any exponent either.
     """
     if cell.given or any(member.cell.given for member in cell.members):
         return None, False
@@ -59,11 +62,24 @@ def far_paths(
             return None, False
     wide_ones = found if cell.members else found[""]["own"]
     kept = jax.tree.map(lambda path, _: path, wide_ones, paths, is_leaf=partial(_is, Wide))
+    held = all((one.exponent[one.mantissa != 0] >= _FARTHEST).all() for one in _leaves(kept))
+    kept = jax.tree.map(_with_digits, kept, is_leaf=partial(_is, Wide))
     lost = any(
         ((one.mantissa != 0) & (np.abs(leaf) < tiny)).any()
-        for one, leaf in zip(jax.tree.leaves(kept, is_leaf=partial(_is, Wide)), leaves, strict=True)
+        for one, leaf in zip(_leaves(kept), leaves, strict=True)
     )
-    return kept if lost else None, True
+    return kept if lost else None, held
+
+
+def _leaves(tree: Any) -> list[Wide]:
+    leaves: list[Wide] = jax.tree.leaves(tree, is_leaf=partial(_is, Wide))
+    return leaves
+
+
+def _with_digits(numbers: Wide) -> Wide:
+    """These with 0 in place of those that have no digits."""
+    there = numbers.exponent >= _FARTHEST
+    return Wide(np.where(there, numbers.mantissa, 0.0), np.where(there, numbers.exponent, NOTHING))
 
 
 def _is(kind: type, value: Any) -> bool:

@@ -42,6 +42,8 @@ def level(chain: Chain, policy: Policy) -> Level:
     """The level of one chain: the median sequence decides, its error estimate may leave it open."""
     low, high = math.log10(policy.vanishing_below), math.log10(policy.exploding_above)
     error = chain.log10_norm_error
+    if math.isnan(chain.log10_norm.median):  # rounding leaves nothing of any value
+        return "undecided"
     if chain.log10_peak.median - error > high:
         return "exploding"
     if chain.log10_peak.median + error > high:
@@ -57,8 +59,8 @@ _MOST_CULPRITS = 3
 
 def scientific(log10: float, digits: int = 3) -> str:
     """``3.48e-24`` for the number whose log10 is given, however far outside float range."""
-    if log10 == -math.inf:
-        return "0"
+    if not log10 > -math.inf:
+        return "lost in rounding" if math.isnan(log10) else "0"
     exponent = math.floor(log10)
     mantissa = f"{10.0 ** (log10 - exponent):.{digits - 1}f}"
     if mantissa.startswith("10"):
