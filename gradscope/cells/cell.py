@@ -150,10 +150,15 @@ class Member:
         return {key.removeprefix(prefix): v for key, v in named.items() if key.startswith(prefix)}
 
     def input(self, x: Any, outputs: Mapping[int, Any]) -> Any:
-        """Its input (..., d) from the stack's (..., d) and the outputs {member: (..., n)} of those before."""
+        """Its input (..., d) from the stack's (..., d) and the outputs {member: (..., n)} of those before.
+
+        Of NumPy's arrays it is one: nothing is compiled for it.
+        """
+        parts = [outputs[r] if isinstance(r, int) else x[..., slice(*r)] for r in self.reads]
+        if all(isinstance(part, np.ndarray) for part in parts):
+            return np.concatenate(parts, axis=-1)
         import jax
 
-        parts = [outputs[r] if isinstance(r, int) else x[..., slice(*r)] for r in self.reads]
         return jax.numpy.concatenate(parts, axis=-1)
 
 

@@ -103,7 +103,7 @@ def _members(
         yield (
             member.cell,
             member.own(parameters),
-            np.asarray(member.input(inputs, outputs)),
+            member.input(inputs, outputs),
             states[:, extent],
         )
         outputs[j] = states[1:, member.output_in(extent.start)]

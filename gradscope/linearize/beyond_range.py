@@ -65,8 +65,7 @@ def _of_stack(system: System) -> Along | None:
     reached = np.zeros(system.batch)
     for j, (member, own) in enumerate(zip(system.cell.members, extents_of(system.cell.members), strict=True)):
         if not np.isfinite(states[:, :, own]).all():
-            with precise("float64"):
-                read = np.asarray(member.input(system.inputs, put_out))
+            read = member.input(system.inputs, put_out)
             given = (member.own(system.parameters), read, system.state[:, own], system.dtype)
             ran = _run(member.cell, member.hidden, *given)
             if ran is None:
