@@ -62,10 +62,7 @@ def wide_prefixes(steps: StepMatrices, rounding: float) -> Iterator[tuple[Graded
 
 
 def plain_prefixes(steps: StepMatrices) -> Iterator[Graded]:
-    """The same of the plain products, from which the largest value is as good as the entries allow.
-
-    A third of the time: nothing is eliminated.
-    """
+    """The same of the plain products: of these the largest value is as good as the entries allow."""
     so_far: Wide | None = None
     for t in reversed(range(len(steps))):
         step = steps.wide(t)

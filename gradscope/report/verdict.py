@@ -42,11 +42,9 @@ def level(chain: Chain, policy: Policy) -> Level:
     """The level of one chain: the median sequence decides, its error estimate may leave it open."""
     low, high = math.log10(policy.vanishing_below), math.log10(policy.exploding_above)
     error = chain.log10_norm_error
-    if math.isnan(chain.log10_norm.median):  # rounding leaves nothing of any value
-        return "undecided"
     if chain.log10_peak.median - error > high:
         return "exploding"
-    if chain.log10_peak.median + error > high:
+    if chain.log10_peak.median + error > high or math.isnan(chain.log10_norm.median):
         return "undecided"
     if chain.log10_norm.median + error < low:
         return "vanishing"
@@ -123,6 +121,11 @@ def _gain(full: Chain, policy: Policy, rounded: bool) -> str:
         over = f"over {steps_of(full.lengths)} steps"
         zero = "zero, exactly or below what the dtype holds" if rounded else "exactly zero"
         return f"The product {over} is {zero}: no gradient reaches its first step."
+    if math.isnan(gain):
+        return (
+            f"Over {steps_of(full.lengths)} steps rounding leaves no digit of the gain (sigma_1 of the "
+            "product): give fewer steps, or inputs and weights of smaller size."
+        )
     where = f"between the thresholds {policy.vanishing_below:g} and {policy.exploding_above:g}"
     if gain < math.log10(policy.vanishing_below):
         where = f"below the vanishing threshold {policy.vanishing_below:g}"

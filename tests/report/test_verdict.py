@@ -106,6 +106,16 @@ def test_reasons_of_a_dead_chain():
     assert verdict.reasons[0].startswith("The product over 2 steps is zero, exactly or below what")
 
 
+def test_a_gain_that_is_lost_in_rounding_is_not_called_stable():
+    found = spectrum(np.ones((2, 1, 1)), by_lag=True)
+    lost = {"log10_singular_values": np.array([math.nan]), "log10_norm_by_lag": np.array([0.0, math.nan])}
+    chain = chain_of("full", [dataclasses.replace(found, **lost)], 1e-3)
+    verdict = judge([chain], {}, Policy())
+    assert verdict.level == "undecided"
+    assert verdict.reasons[0].startswith("Over 2 steps rounding leaves no digit of the gain")
+    assert scientific(chain.log10_norm.median) == "lost in rounding"
+
+
 def test_notes_warn_when_the_trajectory_itself_is_not_repeatable():
     assert "13 of the 16 digits" in chain_notes(scalar_chain(*[10.0] * 13), "exploding", "float64")[0]
     assert "rounding" not in "".join(chain_notes(scalar_chain(*[10.0] * 11), "exploding", "float64"))
