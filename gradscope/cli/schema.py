@@ -31,9 +31,8 @@ def schema(name: str | None) -> None:
     these outputs, none is renamed or removed while the number at the end of their "schema" stays.
     """
     if name is None:
-        width = max(map(len, SCHEMAS))
-        write_result(
-            "".join(f"{one:{width}}  {what}\n" for one, (_, _, what) in sorted(SCHEMAS.items())), None
-        )
+        formatter = click.get_current_context().make_formatter()
+        formatter.write_dl([(one, what) for one, (_, _, what) in sorted(SCHEMAS.items())])
+        write_result(formatter.getvalue(), None)
         return
     write_result(json.dumps(find_schema(name), indent=2, ensure_ascii=False) + "\n", None)

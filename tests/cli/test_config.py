@@ -198,10 +198,14 @@ def test_config_finds_what_is_wrong(run, project, monkeypatch):
 # -- schema and completion ---------------------------------------------------------------------------
 
 
-def test_every_schema_is_listed_and_sound(run):
+def test_every_schema_is_listed_and_sound(run, monkeypatch):
     files = {path.name for path in (ROOT / "gradscope").rglob("*.schema.json")}
     assert files == {file.partition("#")[0] for _, file, _ in SCHEMAS.values()}
     listed = [line.split()[0] for line in run("schema")[1].splitlines()]
+    monkeypatch.setenv("COLUMNS", "40")
+    narrow = run("schema")[1]
+    assert max(map(len, narrow.splitlines())) <= 40
+    assert [line.split()[0] for line in narrow.splitlines() if line[0] != " "] == listed
     assert listed == sorted(SCHEMAS)
     for name in listed:
         code, out, err = run("schema", name)
