@@ -22,7 +22,8 @@ SECONDS = 120
 CHILD = """
 import sys, time
 from pathlib import Path
-from gradscope.checkpoints import keras_file, onnx_graph
+from gradscope.checkpoints.keras import file as keras_file
+from gradscope.checkpoints.onnx import graph as onnx_graph
 from gradscope.errors import InputError
 from gradscope.formats import msgpack_file, safetensors_file, torch_file
 from gradscope.report.inspection import inspect

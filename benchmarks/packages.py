@@ -79,7 +79,7 @@ CASES: dict[str, tuple[Case, ...]] = {
             "**/*.hdf5",
             ("--layout", "cudnn"),
             layer="rnn_1",
-            why="model.py: for parity with CuDNNLSTM; see keras_cudnn.py",
+            why="model.py: for parity with CuDNNLSTM; see keras/cudnn.py",
         ),
     ),
     "cutkum": (

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from gradscope.api import suggest as suggest
     from gradscope.api import sweep as sweep
     from gradscope.cells.cell import Cell as Cell
-    from gradscope.checkpoints.equinox_live import from_equinox as from_equinox
-    from gradscope.checkpoints.flax_live import from_flax as from_flax
-    from gradscope.checkpoints.keras_live import from_keras as from_keras
-    from gradscope.checkpoints.torch_live import from_torch as from_torch
+    from gradscope.checkpoints.jax.equinox_live import from_equinox as from_equinox
+    from gradscope.checkpoints.jax.flax_live import from_flax as from_flax
+    from gradscope.checkpoints.keras.live import from_keras as from_keras
+    from gradscope.checkpoints.torch.live import from_torch as from_torch
     from gradscope.errors import GradscopeError as GradscopeError
     from gradscope.errors import InputError as InputError
     from gradscope.grid.sweep import Sweep as Sweep
@@ -59,10 +59,10 @@ _HOME = {
     "Sweep": "gradscope.grid.sweep",
     "Verdict": "gradscope.report.verdict",
     "analyze": "gradscope.api",
-    "from_equinox": "gradscope.checkpoints.equinox_live",
-    "from_flax": "gradscope.checkpoints.flax_live",
-    "from_keras": "gradscope.checkpoints.keras_live",
-    "from_torch": "gradscope.checkpoints.torch_live",
+    "from_equinox": "gradscope.checkpoints.jax.equinox_live",
+    "from_flax": "gradscope.checkpoints.jax.flax_live",
+    "from_keras": "gradscope.checkpoints.keras.live",
+    "from_torch": "gradscope.checkpoints.torch.live",
     "record": "gradscope.problem.record",
     "repair": "gradscope.api",
     "schema": "gradscope.schemas",

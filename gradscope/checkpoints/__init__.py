@@ -15,9 +15,10 @@ from typing import Any
 
 from gradscope.cells import CELLS, find
 from gradscope.cells.cell import Cell
-from gradscope.checkpoints import dynet_names, flax_names, haste_names, native, tensorflow_names, torch_names
+from gradscope.checkpoints import dynet_names, haste_names, native
 from gradscope.checkpoints.array_map import mapped
 from gradscope.checkpoints.found import ACTIVATIONS, Contents, Found, Named, holder_of, names_of
+from gradscope.checkpoints.jax import flax_names as flax_names
 from gradscope.checkpoints.layer import Layer
 from gradscope.checkpoints.live import Live
 from gradscope.checkpoints.map_choices import unnamed
@@ -26,8 +27,10 @@ from gradscope.checkpoints.reads import connected
 from gradscope.checkpoints.recorded_steps import in_checkpoint
 from gradscope.checkpoints.recording import Recorded, Recording
 from gradscope.checkpoints.recording_file import is_recording, recorded_model
-from gradscope.checkpoints.torch_quantised import dequantised, told_quantised
-from gradscope.checkpoints.torch_told import told_by_file
+from gradscope.checkpoints.tensorflow import names as tensorflow_names
+from gradscope.checkpoints.torch import names as torch_names
+from gradscope.checkpoints.torch.quantised import dequantised, told_quantised
+from gradscope.checkpoints.torch.told import told_by_file
 from gradscope.errors import InputError, about, listed, quoted, shown
 from gradscope.formats.reading import TENSOR_FILES, kind_of, load, open_tensors, suffix
 from gradscope.formats.tensors import Tensors
@@ -55,20 +58,20 @@ __all__ = [
 
 # suffix -> module:function that reads a file which says more than the names of its tensors.
 _MODELS = {
-    ".keras": "gradscope.checkpoints.keras_file:read_keras",
-    ".h5": "gradscope.checkpoints.keras_file:read_hdf5",
-    ".hdf5": "gradscope.checkpoints.keras_file:read_hdf5",
-    ".onnx": "gradscope.checkpoints.onnx_graph:read_onnx",
+    ".keras": "gradscope.checkpoints.keras.file:read_keras",
+    ".h5": "gradscope.checkpoints.keras.file:read_hdf5",
+    ".hdf5": "gradscope.checkpoints.keras.file:read_hdf5",
+    ".onnx": "gradscope.checkpoints.onnx.graph:read_onnx",
 }
 # The same as named arrays alone, of which a map says what they are.
 _ARRAYS = {
-    ".keras": "gradscope.checkpoints.keras_file:open_keras",
-    ".h5": "gradscope.checkpoints.keras_file:open_hdf5",
-    ".hdf5": "gradscope.checkpoints.keras_file:open_hdf5",
-    ".onnx": "gradscope.checkpoints.onnx_graph:open_onnx",
+    ".keras": "gradscope.checkpoints.keras.file:open_keras",
+    ".h5": "gradscope.checkpoints.keras.file:open_hdf5",
+    ".hdf5": "gradscope.checkpoints.keras.file:open_hdf5",
+    ".onnx": "gradscope.checkpoints.onnx.graph:open_onnx",
 }
 # suffix -> module:function that runs a model on its inputs, where the layers do not read these.
-_RUNS = {".onnx": "gradscope.checkpoints.onnx_running:recorded_on"}
+_RUNS = {".onnx": "gradscope.checkpoints.onnx.running:recorded_on"}
 _HINTS = {
     ".eqx": "an .eqx file has no names: save its arrays with numpy.savez under W_z, R_z, b_z, ...",
 }

@@ -13,7 +13,7 @@ from gradscope.cells.activated import activation_of, base_of
 from gradscope.cells.cell import Cell
 from gradscope.cells.notation import is_bias, is_input_weight, key
 from gradscope.checkpoints.derivatives import Derivatives
-from gradscope.checkpoints.keras_cudnn import SAID
+from gradscope.checkpoints.keras.cudnn import SAID
 from gradscope.checkpoints.layer import InModel, Layer, assemble, not_computed
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, listed, quoted

@@ -10,11 +10,11 @@ from gradscope.formats.reading import load
 # The package that a model's class, or one that it derives from, is of -> module:function that reads it. A
 # layer of Keras may be a module of PyTorch besides.
 _READERS = {
-    "keras": "gradscope.checkpoints.keras_live:read_keras_model",
-    "tf_keras": "gradscope.checkpoints.keras_live:read_keras_model",
-    "torch": "gradscope.checkpoints.torch_live:read_module",
-    "flax": "gradscope.checkpoints.flax_live:read_flax_model",
-    "equinox": "gradscope.checkpoints.equinox_live:read_equinox",
+    "keras": "gradscope.checkpoints.keras.live:read_keras_model",
+    "tf_keras": "gradscope.checkpoints.keras.live:read_keras_model",
+    "torch": "gradscope.checkpoints.torch.live:read_module",
+    "flax": "gradscope.checkpoints.jax.flax_live:read_flax_model",
+    "equinox": "gradscope.checkpoints.jax.equinox_live:read_equinox",
 }
 
 

@@ -23,7 +23,7 @@ from gradscope.checkpoints.derivatives import (
     gap,
     own_steps,
 )
-from gradscope.checkpoints.jax_steps import is_float
+from gradscope.checkpoints.jax.steps import is_float
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, reason
 

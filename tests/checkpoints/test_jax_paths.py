@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradscope.checkpoints.jax_paths import OpaqueError, derivative
+from gradscope.checkpoints.jax.paths import OpaqueError, derivative
 from gradscope.linearize.system import precise
 
 N = 3

@@ -295,7 +295,7 @@ def test_onnx_nodes_in_front_are_run_or_asked_for(front, dynamo, tmp_path, monke
     path = exported(module, tmp_path / "x.onnx", torch.as_tensor(x), dynamo)
     _, own = run(path, x)
     assert gain(path, inputs=x[:, 0]) == pytest.approx(torch_gain(module.lstm, own[:, 0]), abs=1e-6)
-    monkeypatch.setattr("gradscope.checkpoints.onnx_running.find_spec", lambda name: None)
+    monkeypatch.setattr("gradscope.checkpoints.onnx.running.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"reads .*, which gradscope does not compute: give that"):
         gradscope.analyze(checkpoint=path, inputs=x[:, 0])
     (name,) = read_below(path)

@@ -26,7 +26,7 @@ from oracles.models import (
 import gradscope
 from gradscope import checkpoints
 from gradscope.cells import activations
-from gradscope.checkpoints.keras_activations import activated_cells, activation_in
+from gradscope.checkpoints.keras.activations import activated_cells, activation_in
 from gradscope.errors import InputError
 
 # Keras reads an attribute of NumPy that is on its way out.

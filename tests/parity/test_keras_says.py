@@ -13,8 +13,8 @@ from oracles.models import HIDDEN, INPUT, STEPS, read_layer, sequence
 
 import gradscope
 from gradscope import checkpoints
-from gradscope.checkpoints.keras_activations import usual_gate
-from gradscope.checkpoints.keras_config import specs
+from gradscope.checkpoints.keras.activations import usual_gate
+from gradscope.checkpoints.keras.config import specs
 from gradscope.errors import InputError
 
 # Keras reads an attribute of NumPy that is on its way out.

@@ -14,7 +14,7 @@ from oracles.models import HIDDEN, INPUT
 
 import gradscope
 from gradscope import checkpoints
-from gradscope.checkpoints.keras_config import specs
+from gradscope.checkpoints.keras.config import specs
 from gradscope.errors import InputError
 from gradscope.report.inspection import inspect
 from gradscope.report.table import render_table

@@ -15,7 +15,7 @@ from oracles.models import log10_values
 from torch import nn
 
 import gradscope
-from gradscope.checkpoints import onnx_running
+from gradscope.checkpoints.onnx import running as onnx_running
 from gradscope.errors import InputError
 
 B, T, D, N = 2, 4, 3, 4

@@ -17,7 +17,7 @@ from oracles.models import HIDDEN, INPUT, STEPS, outputs, sequence
 
 import gradscope
 from gradscope import checkpoints
-from gradscope.checkpoints.keras_config import specs
+from gradscope.checkpoints.keras.config import specs
 from gradscope.errors import InputError
 from gradscope.report.inspection import inspect
 from gradscope.report.inspection_table import render_contents

@@ -30,6 +30,15 @@ MAY = {
     "advise": {"report", "measure", "problem", "linearize", "checkpoints", "formats", "cells", "product_svd"},
     "cli": {"api", "advise", "grid", "track", "rows", "gate", "report", "measure", "cells", "formats"},
 }
+# Folders of ``checkpoints``, and the others that each may import: Keras runs on three frameworks.
+FRAMEWORKS = {
+    "torch": {"torch_loops"},
+    "torch_loops": {"torch"},
+    "jax": set(),
+    "tensorflow": set(),
+    "keras": {"torch", "jax", "tensorflow"},
+    "onnx": set(),
+}
 # Files of the root that every room may import, and what they may import themselves.
 LEAVES = {"custom_types": set(), "errors": {"custom_types"}, "version": set()}
 # Of cells and checkpoints the settings know types alone.
@@ -93,9 +102,18 @@ def test_every_file_is_in_a_room_or_known_in_the_root():
     folders = {path.relative_to(PACKAGE).parts[0] for path in FILES if path.parent != PACKAGE}
     assert folders == MAY.keys()
     assert {path.stem for path in PACKAGE.glob("*.py")} == ROOT.keys()
-    # One folder within a room: a file for every picture that the report draws.
+    # Folders within a room: a file for every picture of the report, and the frameworks of checkpoints.
     deeper = [path for path in FILES if PACKAGE not in (path.parent, path.parent.parent)]
-    assert {path.parent for path in deeper} == {PACKAGE / "report" / "pictures"}
+    frameworks = {PACKAGE / "checkpoints" / name for name in FRAMEWORKS}
+    assert {path.parent for path in deeper} == {PACKAGE / "report" / "pictures", *frameworks}
+
+
+@pytest.mark.parametrize("folder", FRAMEWORKS)
+def test_a_framework_knows_no_other_than_those_it_runs_on(folder):
+    files = (PACKAGE / "checkpoints" / folder).glob("*.py")
+    parts = [module.split(".") for path in files for module in imports(path)]
+    known = {part[2] for part in parts if part[:2] == ["gradscope", "checkpoints"] and len(part) > 2}
+    assert known & FRAMEWORKS.keys() <= {folder, *FRAMEWORKS[folder]}
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

@@ -1,0 +1,76 @@
+"""Modules of Equinox: its LSTMCell and GRUCell, anywhere in a tree."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from gradscope.checkpoints.found import Found, attempt, blocks, gated, take
+from gradscope.checkpoints.jax.equinox_recording import equinox_recorded
+from gradscope.checkpoints.live import BY_JACOBIANS, Live, doubt_of, kept, source
+from gradscope.formats.tensors import Tensors
+
+_CELLS = {"LSTMCell": ("lstm", ("i", "f", "z", "o")), "GRUCell": ("gru", ("r", "z", "h"))}
+_ROLES = ("weight_ih", "weight_hh", "bias", "bias_n")
+
+
+def from_equinox(module: Any, batch: Any = None) -> Live:
+    """The ``equinox.nn.LSTMCell`` and ``GRUCell`` anywhere in a module or tree, for ``gradscope.analyze``.
+
+    module : which cell reads what another puts out is in its code: each is on its own.
+    batch : what the module is called with: an array, a tuple of arguments, or a dict of them by name; of a
+        module of one sequence one, or give ``equinox.filter_vmap(module)``. It runs over the batch once, in
+        inference mode: every cell is then analysed on the inputs and states that it had itself, whatever
+        stands before it and whatever loop, scan or vmap calls it, and ``analyze`` compares what gradscope
+        computes with what the cell put out.
+    Raises InputError where there is no such cell, or the module fails on the batch.
+    """
+    return read_equinox("from_equinox", module, batch)
+
+
+def read_equinox(function: str, module: Any, batch: Any) -> Live:
+    """What ``from_equinox`` returns; function : whose name messages begin with."""
+    import jax
+
+    tree, _ = jax.tree_util.tree_flatten_with_path(module, is_leaf=lambda leaf: _kind(leaf) != "")
+    leaves = [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in tree]
+    cells = {name: leaf for name, leaf in leaves if _kind(leaf)}
+    arrays = {name: leaf for name, leaf in leaves if hasattr(leaf, "dtype")}
+    for name, cell in cells.items():
+        parts = {role: getattr(cell, role, None) for role in _ROLES}
+        arrays |= {f"{name}.{role}".lstrip("."): a for role, a in parts.items() if a is not None}
+    tensors = {name: kept(name, partial(np.asarray, array)) for name, array in arrays.items()}
+    layers = tuple(_found(tensors, name, cell) for name, cell in cells.items())
+    live = Live(source(function, module), layers, tensors, way=BY_JACOBIANS)
+    if batch is None:
+        return live
+    return replace(live, recorded=equinox_recorded(live.source, module, batch, layers, cells))
+
+
+def _kind(leaf: Any) -> str:
+    """LSTMCell or GRUCell of Equinox, "" for anything else."""
+    kinds = [k.__name__ for k in type(leaf).__mro__ if k.__module__.startswith("equinox.")]
+    return next((kind for kind in kinds if kind in _CELLS), "")
+
+
+def _found(tensors: Tensors, name: str, cell: Any) -> Found:
+    keys = {role: key for role in _ROLES if (key := f"{name}.{role}".lstrip(".")) in tensors}
+    found = attempt(partial(_layer, tensors, keys, _kind(cell)), name, keys.values())
+    return found if found.problem else replace(found, doubt=doubt_of(cell, "equinox", found.cells))
+
+
+def _layer(tensors: Tensors, keys: dict[str, str], kind: str) -> Found:
+    cell, gates = _CELLS[kind]
+    read, dtype = take(tensors, keys.values())
+    arrays = {role: read[key] for role, key in keys.items()}
+    blocks("weight_hh", arrays["weight_hh"], (len(gates),))
+    weights = {"W": arrays["weight_ih"], "R": arrays["weight_hh"]}
+    if "bias" in arrays:
+        weights["b"] = arrays["bias"]
+    if "bias_n" in arrays:  # inside the reset product
+        zero = np.zeros_like(arrays["bias_n"])
+        weights["c"] = np.concatenate([zero, zero, arrays["bias_n"]])
+    return Found("", gated(gates, weights, reset_after=cell == "gru"), (cell,), dtype=dtype, alone=True)

@@ -1,0 +1,1 @@
+"""ONNX: layers in a graph, what stands between them, and the graph run on its inputs."""

@@ -1,0 +1,1 @@
+"""TensorFlow: names of its cells in a checkpoint, and pure functions that it differentiates."""

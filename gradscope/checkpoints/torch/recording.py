@@ -1,0 +1,145 @@
+"""One forward pass of a PyTorch model, in which hooks record what its recurrent modules read and put out."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from gradscope.checkpoints.calls import Heard, ModuleCall, recordings, run_failed
+from gradscope.checkpoints.found import Found
+from gradscope.checkpoints.recording import Recorded
+from gradscope.checkpoints.torch.calls import call_of, reaches
+from gradscope.checkpoints.torch.own import Own, overhearing
+from gradscope.checkpoints.torch.told import module_of
+from gradscope.custom_types import Array
+
+_OF_LAYER = re.compile(r"\w+_l\d+(_reverse)?(_\w+)?")
+_BATCH = "batch is what its forward takes: a tensor, a tuple of arguments, or a dict of them by name"
+
+
+# The states (L, B, n) that each call of a module ended in.
+States = tuple[tuple[Array, ...], ...]
+
+
+def recorded(
+    source: str, model: Any, batch: Any, layers: Sequence[Found], own: Mapping[str, Own]
+) -> tuple[Recorded, dict[str, States]]:
+    """What the layers found in a model read and put out as it runs over a batch, in eval mode.
+
+    own : modules whose calls are noted as they are. Also returns the states that every call of a module with
+    layers ended in, by the names of the layers.
+    Raises InputError where the forward pass fails. What is wrong with one layer alone is a problem of it.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    owners = {
+        found.name: modules[module_of(found)]
+        for found in layers
+        if not found.problem and module_of(found) in modules
+    }
+    heard = {id(owner): Heard() for owner in owners.values()}
+    cells = {id(owners[f.name]): not any(map(_is_of_layer, f.keys)) for f in layers if f.name in owners}
+    try:
+        modules_of_own = [one.module for one in own.values()]
+        every = [*owners.values(), *modules_of_own]
+        with _evaluating(model, every), _listening(owners.values(), heard, cells), overhearing(own):
+            _run(model, batch)
+    except Exception as error:  # the user's code may fail in any way
+        raise run_failed(source, error, _BATCH) from error
+    found = recordings(
+        layers,
+        lambda layer: id(modules.get(module_of(layer))),
+        heard,
+        lambda _, call: reaches(call.reads, call.makes),
+    )
+    ends = {
+        layer.name: tuple(tuple(map(np.asarray, call.after)) for call in heard[id(owners[layer.name])].calls)
+        for layer in layers
+        if layer.name in found.layers
+    }
+    return found, ends
+
+
+def _is_of_layer(key: str) -> bool:
+    """Whether a tensor is one of a module of layers, not of a cell."""
+    return _OF_LAYER.fullmatch(key.rpartition(".")[2]) is not None
+
+
+def _run(model: Any, batch: Any) -> None:
+    if hasattr(batch, "keys"):
+        model(**batch)
+    elif isinstance(batch, tuple | list) and not hasattr(batch, "_fields"):  # a PackedSequence is one value
+        model(*batch)
+    else:
+        model(batch)
+
+
+@contextmanager
+def _evaluating(model: Any, owners: Any) -> Iterator[None]:
+    """Within, the model is in eval mode, and what its layers put out is in the graph, of frozen weights too.
+
+    The graph tells whether a loop feeds its outputs back. All is as it was afterwards.
+    """
+    torch = importlib.import_module("torch")
+    modes = [(part, part.training) for part in model.modules()]
+    frozen = {
+        p for owner in owners for p in owner.parameters() if p.is_floating_point() and not p.requires_grad
+    }
+    try:
+        model.eval()
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        with torch.enable_grad(), _without_tf32(torch.backends.cudnn):
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        for part, training in modes:
+            part.training = training
+
+
+@contextmanager
+def _without_tf32(cudnn: Any) -> Iterator[None]:
+    """Within, a GPU rounds float32 as float32, if that is not said by torch's newer names for it."""
+    try:
+        before, cudnn.allow_tf32 = cudnn.allow_tf32, False
+    except RuntimeError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
+
+
+@contextmanager
+def _listening(owners: Any, heard: Mapping[int, Heard], cells: Mapping[int, bool]) -> Iterator[None]:
+    """Within, every call of a module is noted, after all other hooks of it."""
+    handles = []
+    try:
+        for owner in {id(owner): owner for owner in owners}.values():
+            first = getattr(owner, "batch_first", False) is True
+            read = partial(call_of, cell=cells[id(owner)], batch_first=first)
+            hook = partial(_note, heard[id(owner)], read)
+            try:
+                handles.append(owner.register_forward_hook(hook, with_kwargs=True))
+            except RuntimeError:
+                heard[
+                    id(owner)
+                ].problem = "is compiled by torch.jit, which takes no hooks: record it as it was"
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _note(
+    heard: Heard, read: Callable[..., ModuleCall], _: Any, args: Any, keywords: Any, output: Any
+) -> None:
+    """The hook."""
+    heard.note(partial(read, args, keywords, output))
