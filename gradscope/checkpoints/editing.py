@@ -11,10 +11,11 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from gradscope.checkpoints import Decided, choose, contents_of
+from gradscope.checkpoints.choosing import Decided, choose
 from gradscope.checkpoints.layer import Layer
 from gradscope.checkpoints.live import Live
 from gradscope.checkpoints.locating import Placed, Reader, located, with_arrays
+from gradscope.checkpoints.reading import contents_of
 from gradscope.checkpoints.rewriting import Parameters, changed_tensors
 from gradscope.custom_types import Array, PathLike
 from gradscope.errors import InputError, about, shown

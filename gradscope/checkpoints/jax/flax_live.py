@@ -12,7 +12,7 @@ import numpy as np
 
 from gradscope.cells.activated import with_activations
 from gradscope.checkpoints.found import Found
-from gradscope.checkpoints.jax import flax_names as flax_names
+from gradscope.checkpoints.jax import flax_names
 from gradscope.checkpoints.jax.flax_own import with_modules
 from gradscope.checkpoints.jax.flax_recording import linen_recorded, nnx_recorded
 from gradscope.checkpoints.live import BY_JACOBIANS, CALLED, Live, doubt_of, kept, source, wrong
