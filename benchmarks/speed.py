@@ -224,13 +224,13 @@ def host_rows(m: int) -> Iterator[Row]:
             yield f"all values, {accuracy}, {name} m = {m} / plain product", seconds / scan, limit, 1
 
 
-def segment_rows() -> Iterator[Row]:
-    """Segments of time in threads."""
-    yield "segments in parallel, fast, tanh RNN m = 256: 1 core / 2 cores", segments(), -1.6, 2
+def thread_rows() -> Iterator[Row]:
+    """The run on changed entries beside the other."""
+    yield "error in a thread, fast, tanh RNN m = 256: 1 core / 2 cores", in_a_thread(), -1.6, 2
 
 
-def segments() -> float:
-    """How much quicker one run is in as many segments as there are cores, two at least."""
+def in_a_thread() -> float:
+    """How much quicker values with their error are on two cores than on one."""
     case = Case.of("rnn", 256, init="gaussian", gain=1.5)
     one, two = (best(gradscope_all(case, accuracy="fast", workers=n), 3) for n in (1, 2))
     return one / two
@@ -260,12 +260,12 @@ def long_rows() -> Iterator[Row]:
 ROWS: dict[str, Callable[[], Iterator[Row]]] = {
     **ENGINE,
     **{f"host-{m}": partial(host_rows, m) for m in (256, 512)},
-    "segments": segment_rows,
+    "threads": thread_rows,
     "top": top_rows,
     "devices": lambda: iter([batch()]),
     "long": long_rows,
 }
-QUICK = {"values-64", "values-128", "analysis-64", "programs", "engines", "host-256", "segments"}
+QUICK = {"values-64", "values-128", "analysis-64", "programs", "engines", "host-256", "threads"}
 LONG = {"long"}
 
 if __name__ == "__main__":

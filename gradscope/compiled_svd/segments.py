@@ -70,8 +70,8 @@ def _over_all(high: GradedBatch, low: GradedBatch) -> GradedBatch:
 def merged_forms(high: GradedBatch, low: GradedBatch) -> GradedBatch:
     """The graded form of high times low: to ``high`` the other is two more steps, X^T D and Y.
 
-    Where D spans more than floats do it is taken in several, see time_parallel.merged; x of ``low`` is made
-    well conditioned by a reset: what it has lost would meet what y of ``high`` has.
+    Where D spans more than floats do it is taken in several; x of ``low`` is made well conditioned by a
+    reset: what it has lost would meet what y of ``high`` has.
     """
     zero = jnp.zeros_like(low.form.exponent)
     turned = pivoted(low.form, low.form.x, zero, lazily=False)

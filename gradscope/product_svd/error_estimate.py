@@ -12,12 +12,11 @@ import numpy as np
 from gradscope.custom_types import Array
 from gradscope.product_svd import log_scale
 from gradscope.product_svd.exact import ExactRank, affordable, exact_product
-from gradscope.product_svd.graded_chain import RangeError
+from gradscope.product_svd.graded_chain import RangeError, RankAt, prefixes
 from gradscope.product_svd.graded_lu import NOISE, Graded
 from gradscope.product_svd.jacobi_svd import decomposed
 from gradscope.product_svd.norm_by_lag import LagNorm
 from gradscope.product_svd.steps import Perturbed, Steps
-from gradscope.product_svd.time_parallel import Pivoting, product
 
 EPS = float(np.finfo(np.float64).eps)
 # The difference of two runs, or two passes, is one draw of the error: this covers most of its spread.
@@ -34,14 +33,13 @@ UNRESOLVED = 32
 # Decades: the error of values of which nothing is known.
 HOPELESS = 16.0
 # Two threads take 0.7 times as long as one at m = 128 and 1.2 times at m = 64, where they wait for
-# the interpreter's lock.
+# the interpreter's lock. More, on slices of the steps that are merged, took 1.0 (m = 128), .8 (256) and .9
+# times (512) as long as one, with every lag, and more CPU time.
 WORTH_A_THREAD = 96
 # The smallest pivot of several steps multiplied before they are factored: 2e-13 may be lost each time.
 GROUPED = 1e-3
 # The same for fast accuracy: 1e-6 at worst.
 GROUPED_FAST = 1e-7
-# Shorter slices are not worth a merge.
-FEWEST_STEPS = 8
 # From this size on x loses its condition on the way.
 RESET_SIZE = 48
 
@@ -110,30 +108,20 @@ def _compared(
     """A run with its error estimate from others on entries changed by +-entry_error."""
     size = max(map(len, steps.weights))
     again = partial(_again, steps, entry_error, options, lag_norm and lag_norm.of_some(len(steps)))
+    rounded = entry_error if entry_error > EPS else 0.0
     if size >= WORTH_A_THREAD and workers > 1:
         pool = ThreadPoolExecutor(1)
         try:
-            other = pool.submit(again, {}, workers // 2)
-            run = _run(steps, workers - workers // 2, entry_error, lag_norm=lag_norm, **options)
-            others = [again(run.plan, workers) if run.plan else other.result()]
+            other = pool.submit(again, {})
+            run = Run(steps, rounded=rounded, lag_norm=lag_norm, **options)
+            others = [again(run.plan) if run.plan else other.result()]
         finally:
             pool.shutdown(wait=False)  # an interrupt does not wait for the rest
     else:
-        run = _run(steps, 1, entry_error, lag_norm=lag_norm, **options)
-        others = [again(run.plan, 1, draw) for draw in range(draws(size))]
+        run = Run(steps, rounded=rounded, lag_norm=lag_norm, **options)
+        others = [again(run.plan, draw) for draw in range(draws(size))]
     compare(run, others, entry_error)
     return run
-
-
-def _run(steps: Steps, workers: int, entry_error: float, **options: Any) -> Run:
-    """A run in as many slices as there are workers, or in one where rank is in doubt."""
-    rounded = entry_error if entry_error > EPS else 0.0
-    if workers > 1 and len(steps) >= FEWEST_STEPS * workers:
-        try:
-            return Run(steps, rounded=rounded, slices=workers, **options)
-        except DoubtError:
-            pass
-    return Run(steps, rounded=rounded, **options)
 
 
 def _again(
@@ -142,22 +130,14 @@ def _again(
     options: Mapping[str, Any],
     norm: LagNorm | None,
     plan: dict[int, int],
-    workers: int,
     draw: int = 0,
 ) -> Run | None:
     """A run that may fail: where noise is all that is left of a pivot, the next one may overflow."""
-    slices = workers if len(steps) >= FEWEST_STEPS * workers else 1
     some = norm and norm.anew()
     try:
-        return Run(
-            steps, plan=plan, perturb=entry_error, draw=draw, slices=max(1, slices), lag_norm=some, **options
-        )
+        return Run(steps, plan=plan, perturb=entry_error, draw=draw, lag_norm=some, **options)
     except RangeError:
         return None
-
-
-class DoubtError(Exception):
-    """Whether a pivot is zero needs the exact rank of the product up to there: no slice knows it."""
 
 
 class Outcome:
@@ -201,7 +181,6 @@ class Run(Outcome):
         lag_norm: LagNorm | None = None,
         rounded: float = 0.0,
         grouped: float = np.inf,
-        slices: int = 1,
     ) -> None:
         super().__init__()
         self.plan: dict[int, int] = {} if plan is None else plan
@@ -215,8 +194,6 @@ class Run(Outcome):
                 return r
             if rounded:
                 known = r - int(ratio.min() <= UNRESOLVED * rounded)
-            elif slices > 1:
-                raise DoubtError
             else:
                 known = r if exact.total() >= r else min(r, exact.down_to(t))
             if known < r:
@@ -225,8 +202,7 @@ class Run(Outcome):
             return known
 
         chain = Perturbed(steps, perturb, draw) if perturb else steps
-        pivoting = Pivoting(rank_at, plan or {}, reset, grouped)
-        graded, lags = product(chain, pivoting, lag_norm, slices)
+        graded, lags = _product(chain, rank_at, lag_norm, plan, reset, grouped)
         self.lags = np.array(lags)
         self.finish(graded, vectors=not perturb)
 
@@ -277,5 +253,20 @@ def rounding_floor(log10: float, entry_error: float) -> float:
 
 def lags_alone(steps: Steps, lag_norm: LagNorm) -> Array:
     """(T,) log10 sigma_1 of A_T ... A_(T-k+1), k = 1 ... T, without the other values."""
-    pivoting = Pivoting(lambda t, ratio: len(ratio), {}, False, np.inf)
-    return np.array(product(steps, pivoting, lag_norm, 1)[1])
+    return np.array(_product(steps, lambda _, ratio: len(ratio), lag_norm)[1])
+
+
+def _product(
+    steps: Steps,
+    rank_at: RankAt,
+    lag_norm: LagNorm | None,
+    plan: dict[int, int] | None = None,
+    reset: bool = False,
+    grouped: float = np.inf,
+) -> tuple[Graded, list[float]]:
+    """Graded form of A_T ... A_1, and log10 of its norm at every lag where ``lag_norm`` is given."""
+    start, lags = Graded.identity(len(steps.weights[-1])), list[float]()
+    for graded, after in prefixes(steps, start, rank_at, plan or {}, reset, grouped):
+        if lag_norm is not None:
+            lags.append(lag_norm(graded, after))
+    return graded, lags

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -50,14 +49,6 @@ def _qr(a: Array, vectors: bool) -> tuple[Array | None, Array]:
 
 def _turned(basis: Array | None, q: Array | None) -> Array | None:
     return None if basis is None or q is None else np.asarray(basis @ q)
-
-
-def orthonormal(graded: Graded) -> Graded:
-    """The same product with x orthonormal: X^T = Q R, and D^-1 R D, bounded as d descends, goes to y."""
-    x, mantissa, exponent, y = _sorted(graded)
-    q, r = np.linalg.qr(x.T)
-    y = _graded_transpose(r, mantissa, exponent).T @ y
-    return replace(graded, x=q.T, mantissa=mantissa, exponent=exponent, y=y)
 
 
 def _in_order(mantissa: Array, exponent: Array, left: Array | None, right: Array | None) -> Graded:

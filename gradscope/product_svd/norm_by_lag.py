@@ -43,10 +43,6 @@ class LagNorm:
         """The same before its first lag."""
         return LagNorm(self.floor, self.columns, self.at)
 
-    def go_back(self, lags: int) -> None:
-        """So many of the last lags come once more."""
-        self.lag -= lags
-
     def of_some(self, steps: int) -> LagNorm | None:
         """For runs that are compared with this: some lags, spread evenly in the logarithm; None of bounds."""
         if self.floor > -np.inf:

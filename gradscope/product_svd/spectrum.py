@@ -110,7 +110,8 @@ def spectrum(
         decades, as slopes of saturated units do: they carry the rounding of large pre-activations.
     accuracy : "full", or "fast" for about 1e-6 (relative, of the smallest values): more steps are
         multiplied before they are factored, as many as their condition allows.
-    workers : threads, all cores by default; the result depends on them only by rounding.
+    workers : threads, all cores by default; of large chains the run on changed entries has one beside the
+        other, more are not used. The result does not depend on them.
     window : rows and columns of the product, (r, c) of them: then all of the above is of that block of it,
         with min(r, c) values, left (r,) and right (c,); and of that block at every lag.
     only_first : the largest value alone, with every lag of ``by_lag``, sooner and as good as among all.
