@@ -25,10 +25,11 @@ from gradscope.measure.side_by_side import together
 from gradscope.problem.checks import whole_number
 from gradscope.problem.clip import clip_of
 from gradscope.problem.inputs import is_made
-from gradscope.problem.layers import Problems, make_problems
+from gradscope.problem.layers import make_problems
 from gradscope.problem.masked import masked_problems
 from gradscope.problem.masks import drawn_of
 from gradscope.problem.problem import Problem
+from gradscope.problem.problems import Problems
 from gradscope.product_svd.spectrum import spectrum
 from gradscope.report.analysis import Analysis
 from gradscope.report.chains import chain_of

@@ -16,8 +16,8 @@ from gradscope.errors import InputError
 from gradscope.measure.batch import Means, measure_batch
 from gradscope.measure.measured import Measured
 from gradscope.measure.sensitivity import Sensitivity, known, median_sequence, sensitivity_of, top_sums
-from gradscope.problem.layers import Problems
 from gradscope.problem.problem import Problem
+from gradscope.problem.problems import Problems
 from gradscope.report.analysis import Analysis
 from gradscope.report.conclude import of_sequences
 from gradscope.report.notes import trajectory_notes

@@ -15,7 +15,7 @@ from gradscope.advise.knobs import KnobSetting, Parameters
 from gradscope.advise.network import Network
 from gradscope.errors import InputError, listed
 from gradscope.measure.batch import Means
-from gradscope.problem.layers import Problems
+from gradscope.problem.problems import Problems
 from gradscope.report.analysis import Analysis
 from gradscope.report.numbers import json_number
 from gradscope.settings import Policy

@@ -27,7 +27,7 @@ from gradscope.errors import InputError, shown
 from gradscope.files import write_whole
 from gradscope.measure.batch import Means
 from gradscope.problem.checks import whole_number
-from gradscope.problem.layers import Problems
+from gradscope.problem.problems import Problems
 from gradscope.report.analysis import Analysis
 from gradscope.settings import Policy, Repairing, Settings
 

@@ -16,7 +16,7 @@ from gradscope.measure.batch import Means
 from gradscope.measure.cost import seconds, work_of
 from gradscope.measure.measured import Measured
 from gradscope.measure.side_by_side import together
-from gradscope.problem.layers import Problems
+from gradscope.problem.problems import Problems
 from gradscope.report.analysis import Analysis
 from gradscope.report.conclude import of_sequences
 from gradscope.report.numbers import json_number

@@ -14,7 +14,7 @@ from gradscope.grid.points import Measure, PointFound
 from gradscope.measure.batch import Means
 from gradscope.measure.light import check_light, converged, measure_side_by_side
 from gradscope.measure.measured import Measured
-from gradscope.problem.layers import Problems
+from gradscope.problem.problems import Problems
 from gradscope.report.analysis import Analysis
 from gradscope.report.conclude import conclude
 from gradscope.settings import Policy, Settings

@@ -10,8 +10,8 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, listed
-from gradscope.problem.layers import Problems
 from gradscope.problem.problem import Problem
+from gradscope.problem.problems import Problems
 
 # Hosts of several kinds round differently where weights are drawn; another seed is another number altogether.
 _AGREE = 1e-6

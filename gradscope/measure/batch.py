@@ -21,8 +21,8 @@ from gradscope.measure.programs import by_programs
 from gradscope.measure.progress import Fraction, Progress, Tally
 from gradscope.measure.top_values import measure_together
 from gradscope.measure.workers import Workers, measure_all
-from gradscope.problem.layers import Problems
 from gradscope.problem.problem import Problem
+from gradscope.problem.problems import Problems
 
 # One step's Jacobian is right to a few roundings of its entries.
 _ENTRY_ROUNDINGS = 4

@@ -17,7 +17,7 @@ from gradscope.measure.agreement import check_alike, fingerprint
 from gradscope.measure.batch import Means, measure_batch
 from gradscope.measure.measured import Measured
 from gradscope.measure.progress import Progress
-from gradscope.problem.layers import Problems
+from gradscope.problem.problems import Problems
 
 # Seconds without a sign of life after which a process is taken for dead, at least and at most.
 _SOONEST, _HEARTBEAT = 10, 100

@@ -19,8 +19,8 @@ from gradscope.linearize.leading_vector import leading_vectors, meeting, steps_t
 from gradscope.linearize.system import System
 from gradscope.linearize.tangents import tangents
 from gradscope.measure.measured import Measured
-from gradscope.problem.layers import Problems
 from gradscope.problem.problem import Problem
+from gradscope.problem.problems import Problems
 from gradscope.product_svd.spectrum import Spectrum
 
 # Decades that further passes may still add; passes to and fro, at most, and windows that are looked at.

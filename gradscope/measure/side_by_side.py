@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gradscope.measure.measured import Measured, direct_sum
-from gradscope.problem.layers import Problems
+from gradscope.problem.problems import Problems
 from gradscope.product_svd.spectrum import Spectrum
 
 _NUMBERS = re.compile(r"\d+")

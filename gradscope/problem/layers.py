@@ -1,32 +1,25 @@
-"""The layers of a model as problems: each reads what those below it put out, connected ones are a stack."""
+"""The layers of a model as problems: each reads what those below it put out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradscope.cells.cell import Cell, Member
-from gradscope.cells.stack import stacked
-from gradscope.checkpoints import Layer, Model, Named, Recorded
+from gradscope.cells.cell import Cell
+from gradscope.checkpoints import Layer, Model, Recorded
 from gradscope.custom_types import Array
 from gradscope.errors import BeyondRangeError, InputError, MisfitError, as_option, listed, shown
-from gradscope.linearize.budget import check_memory
 from gradscope.linearize.course import check_finite
 from gradscope.linearize.system import System
 from gradscope.linearize.trajectory import outputs, states_of
 from gradscope.problem.checks import whole_number
-from gradscope.problem.clip import Clip
 from gradscope.problem.feeding import Unmasked, check_roots, unmasked
 from gradscope.problem.initial_state import initial_states
 from gradscope.problem.inputs import Sequences, extents, given_lengths, given_sequences, is_made, label
-from gradscope.problem.loss_adjoint import with_loss, with_losses
-from gradscope.problem.masked import check_masks
-from gradscope.problem.masks import Drawn
-from gradscope.problem.problem import Problem, as_names, chosen_top, known_paths, make_problem, paths_of
+from gradscope.problem.problem import Problem, as_names, make_problem, paths_of
 from gradscope.problem.recorded import on_recorded, with_mask
 from gradscope.problem.scaling import check_names, factors_of, scale_of
 from gradscope.problem.self_check import settled
@@ -37,105 +30,8 @@ if TYPE_CHECKING:
     from jax import Device
 
 
-@dataclass(frozen=True)
-class Stack:
-    """Connected layers of one direction, or one alone, by their numbers, and the problem of their states."""
-
-    members: tuple[int, ...]
-    problem: Problem
-
-
-@dataclass(frozen=True)
-class Problems:
-    """What is analysed together: a problem for each layer, and the stacks that some of them form.
-
-    names : of the layers in their file; last : the numbers of the layers that no other reads; masks : those
-        of training that are to be drawn.
-    """
-
-    layers: tuple[Problem, ...]
-    names: tuple[str, ...] = ("",)
-    stacks: tuple[Stack, ...] = ()
-    last: tuple[int, ...] = (0,)
-    masks: Drawn | None = None
-
-    @cached_property
-    def every(self) -> tuple[Problem, ...]:
-        """All of them, the layers first."""
-        return self.layers + tuple(stack.problem for stack in self.stacks)
-
-    @property
-    def batch(self) -> int:
-        """Input sequences B, of all the same."""
-        return self.layers[0].system.batch
-
-    @property
-    def joint(self) -> Problem | None:
-        """The problem of all states, of one layer or of one stack; None where some stand side by side."""
-        stacked = [stack.problem for stack in self.stacks if len(stack.members) == len(self.layers)]
-        return self.layers[0] if len(self.layers) == 1 else next(iter(stacked), None)
-
-    @property
-    def groups(self) -> tuple[Stack, ...]:
-        """What stands side by side: the layers in no stack, and the stacks."""
-        stacked = {number for stack in self.stacks for number in stack.members}
-        alone = ((k, one) for k, one in enumerate(self.layers) if k not in stacked)
-        return (*(Stack((number,), problem) for number, problem in alone), *self.stacks)
-
-    def with_loss(self, readout: Named | None, readout_at: str | None, adjoint: Any) -> Problems:
-        """The same with a loss of the outputs of ``joint``, if one is given; see ``loss_adjoint``."""
-        if readout is None and readout_at is None and adjoint is None:
-            return self
-        if self.joint is None:
-            return self._with_losses(readout, readout_at, adjoint)
-        lossy = with_loss(self.joint, readout, readout_at, adjoint)
-        if len(self.layers) == 1:
-            return replace(self, layers=(lossy,))
-        return replace(self, stacks=(replace(self.stacks[0], problem=lossy),))
-
-    def with_training(self, clip: Clip | None, tbptt: int | None, masks: Drawn | None) -> Problems:
-        """The same with what training does besides: to the gradient of its loss, and to the steps."""
-        if masks is not None:
-            check_masks([group.problem for group in self.groups], masks)
-            return replace(self, masks=masks).with_training(clip, tbptt, None)
-        asked = {"clip": clip, "tbptt": tbptt}
-        names = [as_option(name) for name, value in asked.items() if value is not None]
-        lossy = [problem for problem in self.every if problem.adjoint is not None]
-        if not names:
-            return self
-        if not lossy:
-            loss = f"{as_option('readout')} or {as_option('adjoint')}"
-            raise InputError(
-                f"{' and '.join(names)}: of the gradient of a loss, but none is given: add {loss}"
-            )
-        if len(lossy) > 1:
-            raise InputError(
-                f"{' and '.join(names)}: of all weights together, but of two directions each has a "
-                f"gradient of its own: choose one with {as_option('layer')}, and give its part of the loss "
-                f"as {as_option('adjoint')}"
-            )
-        if not lossy[0].system.parameters:
-            raise InputError(
-                f"{' and '.join(names)}: of the gradient by the weights, but {lossy[0].origin.jacobians} "
-                f"differentiates this layer by its states alone: leave {' and '.join(names)} out"
-            )
-
-        def measured(problem: Problem) -> Problem:
-            return problem if problem.adjoint is None else replace(problem, clip=clip, tbptt=tbptt)
-
-        stacks = tuple(replace(stack, problem=measured(stack.problem)) for stack in self.stacks)
-        return replace(self, layers=tuple(map(measured, self.layers)), stacks=stacks)
-
-    def _with_losses(self, *loss: Any) -> Problems:
-        """A loss of the outputs of two directions, which is followed back in the topmost layer of each."""
-        last = {self.layers[number].system.direction: number for number in self.last}
-        if len(self.last) != 2 or last.keys() != {"forward", "backward"}:
-            names = listed(self.names)
-            raise InputError(f"a loss reads one layer or one stack of them: choose of {names} with --layer")
-        numbers = [last["forward"], last["backward"]]
-        lossy = with_losses([self.layers[number] for number in numbers], *loss)
-        found = dict(enumerate(self.layers)) | dict(zip(numbers, lossy, strict=True))
-        return replace(self, layers=tuple(found.values()))
+from gradscope.problem.problems import Problems
+from gradscope.problem.stacks import connected_groups, features_of, stacks_of
 
 
 @dataclass(frozen=True)
@@ -197,7 +93,11 @@ def _tell(begun: Begun | None, model: Model, batch: int, steps: int) -> None:
     if begun is not None:
         layers = [layer for layer in model.layers if layer.name in model.chosen]
         planned = [Planned(layer.name, layer.cell, layer.hidden) for layer in layers]
-        begun([[planned[number] for number in sorted(group)] for group in _connected(layers)], batch, steps)
+        begun(
+            [[planned[number] for number in sorted(group)] for group in connected_groups(layers)],
+            batch,
+            steps,
+        )
 
 
 def _recorded(
@@ -258,7 +158,7 @@ def _together(settings: Settings, model: Model, problems: Mapping[str, Problem])
     last = tuple(number for number, layer in enumerate(layers) if layer.name not in are_read)
     names = tuple(layer.name for layer in layers)
     return Problems(
-        chosen, names, _stacks(model, connected, chosen, as_names(settings.cut), settings.top), last
+        chosen, names, stacks_of(model, connected, chosen, as_names(settings.cut), settings.top), last
     )
 
 
@@ -351,7 +251,9 @@ def _fits(layer: Layer, settings: Settings) -> bool:
 
 def _below(layer: Layer, model: Model) -> str:
     """What to do for a layer that may read another, which the file does not say."""
-    fitting = [other for other in model.layers if other is not layer and _width(other) == layer.input_size]
+    fitting = [
+        other for other in model.layers if other is not layer and features_of(other) == layer.input_size
+    ]
     if not layer.alone or not fitting:
         return ""
     pair = f"{shown(layer.name)}={shown(fitting[0].name)}"
@@ -370,95 +272,3 @@ def _inputs(layer: Layer, given: Sequences | str, put_out: Mapping[str, Array]) 
     values = np.concatenate([put_out[name] for name in layer.below], axis=2)
     called = f"outputs of {listed(layer.below)}"
     return Sequences(values, called, label=called)
-
-
-def _stacks(
-    model: Model, layers: Sequence[Layer], problems: Sequence[Problem], cut: tuple[str, ...], top: Any
-) -> tuple[Stack, ...]:
-    """The stacks among the layers; cut : their paths to leave out."""
-    groups = sorted(sorted(group) for group in _connected(layers) if len(group) > 1)
-    made = tuple(_stack(model, group, layers, problems, cut, top) for group in groups)
-    every = [path for stack in made for path in stack.problem.system.cell.paths]
-    if wrong := [path for path in cut if path not in every]:
-        between = f"expected one of {listed(every)}, or" if every else "they have no paths between them:"
-        raise InputError(
-            f"{as_option('cut')} {listed(wrong)} of several layers: {between} choose one layer with --layer"
-        )
-    return made
-
-
-def _connected(layers: Sequence[Layer]) -> list[set[int]]:
-    """Numbers of the layers, together where one reads the other in its own direction of time."""
-    groups: list[set[int]] = []
-    for number, layer in enumerate(layers):
-        joining = [group for group in groups if any(_reads(layer, layers[other]) for other in group)]
-        groups = [group for group in groups if group not in joining]
-        groups.append({number}.union(*joining))
-    return groups
-
-
-def _reads(layer: Layer, other: Layer) -> bool:
-    return other.name in (layer.below or ()) and other.direction == layer.direction
-
-
-def _stack(
-    model: Model,
-    group: Sequence[int],
-    layers: Sequence[Layer],
-    problems: Sequence[Problem],
-    cut: tuple[str, ...],
-    top: Any,
-) -> Stack:
-    """The problem of all states of the layers ``group``, which share their inputs' order of time."""
-    widths = {layer.name: _width(layer) for layer in model.layers}
-    inside = {layers[number].name: place for place, number in enumerate(group)}
-    members, pieces, taken = [], [], 0
-    for number in group:
-        layer, system = layers[number], problems[number].system
-        reads: list[int | tuple[int, int]] = []
-        offset = 0
-        for name in layer.below or ("",):
-            width = widths.get(name, system.input_size)
-            if name in inside:
-                reads.append(inside[name])
-            else:  # what is given, or a layer of the other direction: held as it is
-                pieces.append(system.inputs[:, :, offset : offset + width])
-                reads.append((taken, taken + width))
-                taken += width
-            offset += width
-        members.append(Member(system.cell, system.hidden, system.input_size, number, tuple(reads)))
-    cell = stacked(tuple(members))
-    first = problems[group[0]]
-    state = np.concatenate([problems[number].system.state for number in group], axis=1)
-    size, steps = state.shape[1], first.system.steps
-    # The states, of the layers and side by side, beside what is read.
-    check_memory(cell, size, (first.system.batch, steps, taken + size), top is not None)
-    system = replace(
-        first.system,
-        cell=cell,
-        hidden=size,
-        parameters={
-            f"layer{number}.{name}": array
-            for number in group
-            for name, array in problems[number].system.parameters.items()
-        },
-        inputs=np.concatenate(pieces, axis=2),
-        state=state,
-        states=np.concatenate([_states(problems[number].system) for number in group], axis=2),
-    )
-    cut = known_paths(cell, tuple(path for path in cut if path in cell.paths), "state", steps)
-    twice = tuple(f"layer{number}.{name}" for number in group for name in problems[number].twice)
-    whole = replace(first, system=system, cut=cut, top=chosen_top(top, size), twice=twice)
-    return Stack(tuple(group), whole)
-
-
-def _states(system: System) -> Array:
-    """Those that a layer of a stack goes along."""
-    assert system.states is not None
-    return system.states
-
-
-def _width(layer: Layer) -> int:
-    """Features that a layer puts out."""
-    part = layer.cell.output(layer.hidden)
-    return int(part.stop - part.start)

@@ -17,8 +17,8 @@ from gradscope.measure.measured import Measured, gate_statistics
 from gradscope.measure.returning import of_layers
 from gradscope.measure.sensitivity import Sensitivity, known
 from gradscope.measure.side_by_side import together
-from gradscope.problem.layers import Problems
 from gradscope.problem.problem import Problem
+from gradscope.problem.problems import Problems
 from gradscope.report.analysis import Analysis
 from gradscope.report.chains import WITHOUT, chain_of, mean_share
 from gradscope.report.notes import chain_notes, loss_notes, sensitivity_notes, trajectory_notes

@@ -12,8 +12,8 @@ from gradscope.errors import flag, listed
 from gradscope.measure.loss import LossGradient
 from gradscope.measure.measured import Measured, course_of, gate_statistics
 from gradscope.measure.sensitivity import Sensitivity
-from gradscope.problem.layers import Problems
 from gradscope.problem.problem import Problem
+from gradscope.problem.problems import Problems
 from gradscope.report.chains import Chain
 from gradscope.report.verdict import scientific
 from gradscope.settings import Level

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from gradscope.errors import listed
-from gradscope.problem.layers import Problems
 from gradscope.problem.origin import Origin
 from gradscope.problem.problem import Problem
+from gradscope.problem.problems import Problems
 
 # What a layer has of its own, of several that are analysed together.
 _OWN = ("hidden", "input_size", "layer", "direction")

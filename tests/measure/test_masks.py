@@ -14,9 +14,9 @@ from gradscope.checkpoints import read
 from gradscope.gate.baseline import read_entries
 from gradscope.gate.metrics import metric
 from gradscope.measure.batch import Means, measure_batch
-from gradscope.problem.layers import Problems
 from gradscope.problem.masked import check_masks, masked_problems
 from gradscope.problem.masks import Drawn, drawn_of
+from gradscope.problem.problems import Problems
 from gradscope.settings import Settings
 
 T, N, D = 6, 3, 2

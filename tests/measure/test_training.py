@@ -17,7 +17,7 @@ from gradscope.measure.lag_sums import LagSums
 from gradscope.measure.loss import loss_gradient
 from gradscope.measure.truncation import truncation
 from gradscope.problem.clip import clip_of
-from gradscope.problem.layers import Problems
+from gradscope.problem.problems import Problems
 
 B, T, N = 3, 12, 2
 SMALL = {"cell": "lstm", "hidden": N, "input_size": 2, "steps": T, "gain": 2.0, "batch": B}

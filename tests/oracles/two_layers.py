@@ -6,8 +6,9 @@ import numpy as np
 from gradscope.cells import find
 from gradscope.checkpoints import Model
 from gradscope.checkpoints.layer import Layer
-from gradscope.problem.layers import Problems, make_problems
+from gradscope.problem.layers import make_problems
 from gradscope.problem.problem import make_problem
+from gradscope.problem.problems import Problems
 from gradscope.settings import Settings
 
 

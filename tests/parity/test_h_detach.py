@@ -8,9 +8,9 @@ from oracles.asking import make_problems
 
 from gradscope.checkpoints import read
 from gradscope.measure.batch import Means, measure_batch
-from gradscope.problem.layers import Problems
 from gradscope.problem.masked import masked_problems
 from gradscope.problem.masks import Drawn
+from gradscope.problem.problems import Problems
 
 N, D, T, P = 3, 2, 6, 0.4
 
