@@ -1,15 +1,18 @@
 """Inputs from 1 to 1e6, weights from 1e-3 to 1e3, every cell: does any analysis end without gain and lags?
 
-    python benchmarks/range.py [--cells lstm,gru] [--steps 50,500] [--hidden 6] [--only all] [--done FILE]
+    python benchmarks/range.py [--cells lstm,gru-relu] [--steps 50,500] [--hidden 6] [--only all]
+                               [--forms alone,backward,stack,loss] [--done FILE]
 
-A row for each cell and T: how many analyses there were; in how many the gain at every lag that was looked
-at is that of python-flint, and in how many it is not (0 is asked for); in how many the gain is zero; how
-many ended without the gain or a lag of the full chain (0 is asked for); how many were refused and why (a
-state that leaves float64); how many values all of them have, how many of these are zero and how many
-lost; and the seconds of the slowest. The oracle: complex steps of the papers' equations in balls of 500
-bits at the states of the trajectory, over the last CHECKED steps, which are the lags 1 to CHECKED.
---only : what is measured, "gain" is the full chain's gain and lags alone; --done : a file to note what is
-done; what is there is not run again.
+A row for each form, cell and T: how many analyses there were; in how many the gain at every lag that was
+looked at is that of python-flint, and in how many it is not (0 is asked for); in how many the gain is zero;
+how many ended without the gain or a lag of the full chain, or of the loss (0 is asked for); how many were
+refused and why; how many values all of them have, how many of these are zero and how many lost; and the
+seconds of the slowest. The oracle: complex steps of the papers' equations in balls of 500 bits at the states
+of the trajectory, over the last CHECKED steps, which are the lags 1 to CHECKED; there is none where states
+leave float64, and for cells that tests/oracles has no equations of.
+--only : what is measured, "gain" is the full chain's gain and lags alone; --forms : a layer alone, one that
+reads its inputs from their end, two of them one upon the other, and a loss of its last outputs (all that is
+measured); --done : a file to note what is done; what is there is not run again.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
@@ -30,10 +35,12 @@ import numpy as np
 HERE = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(HERE), str(HERE / "tests")]
 
-from oracles.any_exponent import log10_norms, step_of
+from oracles.any_exponent import KNOWN, log10_norms, stacked, step_of
 
 import gradscope
 from gradscope.cells import CELLS, find
+from gradscope.cells.cell import Member
+from gradscope.cells.stack import stacked as stacked_cell
 from gradscope.linearize.system import System
 from gradscope.linearize.trajectory import states_of
 from gradscope.settings import Only
@@ -41,48 +48,101 @@ from gradscope.settings import Only
 INPUTS = (1.0, 30.0, 300.0, 1e4, 1e6)
 WEIGHTS = (1e-3, 0.3, 1.0, 30.0, 1e3)
 FEATURES = 4
+FORMS = ("alone", "backward", "stack", "loss")
 # Lags that are compared: the oracle takes longer than the analysis.
 CHECKED = 50
 # Decades, beside ten times the estimated error: what rounding leaves of a logarithm, relative.
 ROUNDED = 1e-13
 
 
-def one(cell: str, hidden: int, steps: int, weights: float, size: float, only: Only) -> dict[str, Any]:
-    """One analysis: its seconds, what became of its values, whether it is right, and what it lacks."""
-    rng = np.random.default_rng(1)
-    shapes = find(cell).shapes(hidden, FEATURES)
-    arrays = {key: weights * rng.normal(size=shape) / np.sqrt(shape[-1]) for key, shape in shapes.items()}
-    inputs = size * rng.normal(size=(1, steps, FEATURES))
-    start, found = time.perf_counter(), {"cell": cell, "steps": steps, "weights": weights, "inputs": size}
-    with TemporaryDirectory() as folder:
-        np.savez(Path(folder, "cell.npz"), **arrays)
+@dataclass(frozen=True)
+class Case:
+    """One network of the sweep, and what is asked of it."""
+
+    form: str
+    cell: str
+    steps: int
+    weights: float
+    inputs: float
+    hidden: int
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What it is known by."""
+        return {name: getattr(self, name) for name in ("form", "cell", "steps", "weights", "inputs")}
+
+    @cached_property
+    def layers(self) -> list[dict[str, np.ndarray]]:
+        """Parameters of each layer."""
+        rng = np.random.default_rng(1)
+        sizes = [FEATURES, self.hidden] if self.form == "stack" else [FEATURES]
+        each = [find(self.cell).shapes(self.hidden, size) for size in sizes]
+        return [
+            {key: self.weights * rng.normal(size=shape) / np.sqrt(shape[-1]) for key, shape in shapes.items()}
+            for shapes in each
+        ]
+
+    @cached_property
+    def sequence(self) -> np.ndarray:
+        """(1, T, d)."""
+        return self.inputs * np.random.default_rng(2).normal(size=(1, self.steps, FEATURES))
+
+    def analysis(self, only: Only) -> gradscope.Analysis:
+        """What gradscope makes of a file of it."""
+        arrays = {f"l{k}.{key}": a for k, layer in enumerate(self.layers) for key, a in layer.items()}
+        more: dict[str, Any] = {"adjoint": np.ones(self.hidden)} if self.form == "loss" else {"only": only}
+        rules = [f"{name}={name}" for name in arrays]
+        if self.form == "backward":
+            rules.append("l0.direction=backward")
+        if self.form == "stack":
+            more["reads"] = "l1=l0"
+        with TemporaryDirectory() as folder:
+            np.savez(Path(folder, "cell.npz"), **arrays)
+            given = {"checkpoint": Path(folder, "cell.npz"), "map": rules, "inputs": self.sequence}
+            return gradscope.analyze(cell=self.cell, **given, **more)
+
+    def expected(self) -> np.ndarray | None:
+        """log10 of the gain at the lags that are looked at; None where there is no oracle."""
+        if self.cell not in KNOWN:
+            return None
+        cell, step, parameters = find(self.cell), step_of(self.cell), self.layers[0]
+        if self.form == "stack":
+            sizes = (FEATURES, self.hidden)
+            reads: tuple[tuple[int | tuple[int, int], ...], ...] = (((0, FEATURES),), (0,))
+            members = [Member(cell, self.hidden, sizes[k], k, reads[k]) for k in range(2)]
+            cell, step = stacked_cell(tuple(members)), stacked([step, step], self.hidden)
+            parameters = {f"layer{k}.{key}": a for k, one in enumerate(self.layers) for key, a in one.items()}
+        inputs = self.sequence[:, ::-1] if self.form == "backward" else self.sequence
+        start = np.zeros((1, cell.size(self.hidden)))
+        states = states_of(System(cell, self.hidden, parameters, inputs, start), jax.devices()[:1])[0]
+        if not np.isfinite(states).all():
+            return None
+        return log10_norms(step, parameters, inputs[0, -CHECKED:], states[-CHECKED - 1 :])
+
+    def run(self, only: Only) -> dict[str, Any]:
+        """One analysis: its seconds, what became of its values, whether it is right, and what it lacks."""
+        start = time.perf_counter()
         try:
-            path = Path(folder, "cell.npz")
-            analysis = gradscope.analyze(checkpoint=path, cell=cell, inputs=inputs, only=only)
+            analysis = self.analysis(only)
         except gradscope.InputError as error:
-            return found | {"error": str(error)}
-    (spectrum,) = analysis.full.spectra
-    counts = {
-        "values": len(spectrum.log10_singular_values),
-        "zeros": spectrum.exact_zeros or 0,
-        "lost": spectrum.lost,
-    }
-    seconds, zero = time.perf_counter() - start, bool(np.isneginf(spectrum.log10_singular_values[0]))
-    counts["right"] = right(cell, hidden, arrays, inputs, analysis)
-    return found | counts | told(analysis.to_json(all_lags=True), steps, zero) | {"seconds": seconds}
+            return self.key | {"error": str(error)}
+        seconds = time.perf_counter() - start
+        (spectrum,) = analysis.full.spectra
+        counts = {
+            "values": len(spectrum.log10_singular_values),
+            "zeros": spectrum.exact_zeros or 0,
+            "lost": spectrum.lost,
+            "right": right(self.expected(), analysis),
+            "seconds": seconds,
+        }
+        zero = bool(np.isneginf(spectrum.log10_singular_values[0]))
+        return self.key | counts | told(analysis.to_json(all_lags=True), self.steps, zero)
 
 
-def right(
-    cell: str, hidden: int, arrays: dict[str, np.ndarray], inputs: np.ndarray, analysis: gradscope.Analysis
-) -> bool | None:
-    """Whether the lags that are looked at are those of the oracle; None where states leave float64."""
-    start = np.zeros((1, find(cell).size(hidden)))
-    states = states_of(System(find(cell), hidden, arrays, inputs, start), jax.devices()[:1])[0]
-    if not np.isfinite(states).all():
+def right(expected: np.ndarray | None, analysis: gradscope.Analysis) -> bool | None:
+    """Whether the lags that are looked at are those of the oracle; None where there is none."""
+    if expected is None:
         return None
-    some = slice(-CHECKED, None)
-    kept = {name: array for name, array in arrays.items() if name not in ("h0", "c0")}
-    expected = log10_norms(step_of(cell), kept, inputs[0, some], states[-CHECKED - 1 :])
     ours, error = analysis.full.by_lag[0, : len(expected)], analysis.full.spectra[0].log10_norm_error
     zero = np.isneginf(expected) | np.isneginf(ours)
     close = np.abs(np.where(zero, 0, ours) - np.where(zero, 0, expected)) <= 10 * error + ROUNDED * (
@@ -101,6 +161,7 @@ def told(text: str, steps: int, zero: bool) -> dict[str, Any]:
         full["rate"]["median"] is None and not zero,
         full["horizon"]["median"] is None,
         full["by_lag"]["lag"] != list(range(1, steps + 1)) or len(full["by_lag"]["log10_norm"]) != steps,
+        "loss" in answer and not zero and None in answer["loss"]["profile"]["log10_norm"][0],
     ]
     return {"gain": gain, "nothing": zero, "level": answer["verdict"]["level"], "missing": any(lacks)}
 
@@ -109,16 +170,13 @@ def _refused(name: str) -> None:
     raise ValueError(f"{name} is not of JSON")
 
 
-def sweep(
-    cells: Sequence[str], hidden: int, lengths: Sequence[int], only: Only, done: Path | None
-) -> Iterator[dict[str, Any]]:
-    """All of them; a state beyond float64 (an error that names the step) is an answer too."""
+def sweep(cases: Sequence[Case], only: Only, done: Path | None) -> Iterator[dict[str, Any]]:
+    """All of them; a refusal is an answer too."""
     known = [json.loads(line) for line in done.read_text().splitlines()] if done and done.exists() else []
-    keys = {(row["cell"], row["steps"], row["weights"], row["inputs"]): row for row in known}
-    for cell, steps, weights, size in itertools.product(cells, lengths, WEIGHTS, INPUTS):
-        row = keys.get((cell, steps, weights, size))
+    for case in cases:
+        row = next((row for row in known if case.key.items() <= row.items()), None)
         if row is None:
-            row = one(cell, hidden, steps, weights, size, only)
+            row = case.run(only)
             if done:
                 with done.open("a") as file:
                     file.write(json.dumps(row) + "\n")
@@ -132,16 +190,19 @@ def main() -> None:
     parser.add_argument("--steps", default="50,500")
     parser.add_argument("--hidden", type=int, default=6)
     parser.add_argument("--only", default="all", choices=get_args(Only))
+    parser.add_argument("--forms", default="alone")
     parser.add_argument("--done", type=Path)
     given = parser.parse_args()
-    lengths = [int(steps) for steps in given.steps.split(",")]
-    rows = sweep(given.cells.split(","), given.hidden, lengths, given.only, given.done)
+    lists = (given.forms.split(","), given.cells.split(","), map(int, given.steps.split(",")))
+    product = itertools.product(*lists, WEIGHTS, INPUTS)
+    rows = sweep([Case(*values, given.hidden) for values in product], given.only, given.done)
     print(
-        "| cell | T | analyses | right | wrong | zero | ended early | refused | values | zeros | lost "
+        "| form | cell | T | analyses | right | wrong | zero | ended early | refused | values | zeros | lost "
         "| slowest, s |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
-    for (cell, steps), group in itertools.groupby(rows, lambda row: (row["cell"], row["steps"])):
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
+    kinds = itertools.groupby(rows, lambda row: (row["form"], row["cell"], row["steps"]))
+    for (form, cell, steps), group in kinds:
         found = list(group)
         told = [row for row in found if "error" not in row]
         judged = [sum(row["right"] is verdict for row in told) for verdict in (True, False)]
@@ -149,7 +210,7 @@ def main() -> None:
         slowest = max((row["seconds"] for row in told), default=0.0)
         refused = [row for row in found if "error" in row]
         print(
-            f"| {cell} | {steps} | {len(found)} | {judged[0]} | {judged[1]} | {sums[0]} | {sums[1]} "
+            f"| {form} | {cell} | {steps} | {len(found)} | {judged[0]} | {judged[1]} | {sums[0]} | {sums[1]} "
             f"| {len(refused)} | {sums[2]} | {sums[3]} | {sums[4]} | {slowest:.1f} |",
             flush=True,
         )

@@ -47,6 +47,8 @@ Tensors = dict[str, Tensor]
 
 def as_float64(values: Any, name: str) -> Array:
     """A float64 copy of real, finite numbers; else an InputError that starts with ``name``."""
+    if np.ma.is_masked(values):
+        raise InputError(f"{name} is a masked array, {EXPECTED}: leave masked steps out, or fill them")
     try:
         array = np.asarray(values)
     except Exception as error:  # ragged lists, tensors on a device, whatever claims to be an array
@@ -102,7 +104,8 @@ def opened(
 def check_real(dtype: np.dtype[Any], name: str) -> None:
     """Raise InputError for a dtype of anything but real numbers."""
     if dtype.kind not in "fiub" and dtype not in _BFLOAT16:
-        raise InputError(f"{name} has dtype {shown(dtype)[:80]}, {EXPECTED}")
+        remedy = ": convert it with .astype(float)" if dtype.kind == "O" else ""
+        raise InputError(f"{name} has dtype {shown(dtype)[:80]}, {EXPECTED}{remedy}")
 
 
 def members(archive: zipfile.ZipFile, budget: Budget) -> list[zipfile.ZipInfo]:

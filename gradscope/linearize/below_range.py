@@ -56,7 +56,8 @@ def far_paths(
             return None, True
         try:
             found = {
-                name: _along(*each) for name, each in zip(_names(cell), _members(cell, *one), strict=True)
+                name: _along(*each, bool(cell.members and paths[name]["input"]))
+                for name, each in zip(_names(cell), _members(cell, *one), strict=True)
             }
         except UnknownOperationError:
             return None, False
@@ -160,12 +161,12 @@ def _drive(cell: Cell, parameters: Parameters, inputs: Array, states: Array) -> 
     return largest
 
 
-def _along(cell: Cell, parameters: Parameters, inputs: Array, states: Array) -> dict[str, Any]:
-    """Every path's slopes, and those by the input, of all steps."""
+def _along(cell: Cell, parameters: Parameters, inputs: Array, states: Array, read: bool) -> dict[str, Any]:
+    """Every path's slopes, and those by the input where that is ``read`` of a layer, of all steps."""
     steps = len(inputs)
     missing = ((0, bucket(steps) - steps), (0, 0))  # what is compiled serves more lengths than this
     padded = (np.pad(part, missing, "edge") for part in (inputs, states[:-1]))
-    found = jax.device_get(_of_steps(cell, parameters, *padded))
+    found = jax.device_get(_of_steps(cell, read, parameters, *padded))
     is_leaf = partial(_is, Unbounded)
     on_host: dict[str, Any] = jax.tree.map(partial(_on_host, steps), found, is_leaf=is_leaf)
     return on_host
@@ -177,19 +178,19 @@ def _on_host(steps: int, numbers: Unbounded) -> Wide:
     return Wide(np.where(zero, 0.0, numbers.p), np.where(zero, NOTHING, numbers.e))
 
 
-@partial(jax.jit, static_argnums=0)
-def _of_steps(cell: Cell, parameters: Parameters, inputs: Any, before: Any) -> dict[str, Any]:
+@partial(jax.jit, static_argnums=(0, 1))
+def _of_steps(cell: Cell, read: bool, parameters: Parameters, inputs: Any, before: Any) -> dict[str, Any]:
     weights = {name: wide(jnp.asarray(value)) for name, value in parameters.items()}
 
     def units(x: Unbounded, state: Unbounded) -> dict[str, Any]:
         own, entering, _ = in_wide(partial(slopes, cell), weights, x, state)
-        return {"own": own, "input": entering}
+        return {"own": own, "input": entering if read else {}}
 
     def dense(x: Unbounded, state: Unbounded) -> dict[str, Any]:
         by_input, by_state = dense_derivatives(cell, weights, x, state)
         paths = cell.paths or (NAMELESS,)
         own = {path: Unbounded(by_state.p[k], by_state.e[k]) for k, path in enumerate(paths)}
-        return {"own": own, "input": {"input": by_input}}
+        return {"own": own, "input": {"input": by_input} if read else {}}
 
     one = units if cell.units is not None else dense
     found: dict[str, Any] = lax.map(lambda step: one(*map(wide, step)), (inputs, before))

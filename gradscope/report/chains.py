@@ -167,8 +167,8 @@ def _norms(spectrum: Spectrum) -> Array:
 
 def _log10_rms(spectrum: Spectrum) -> float:
     logs = spectrum.log10_singular_values
-    if logs[0] == -np.inf:
-        return -np.inf
+    if not logs[0] > -np.inf:  # 0, or lost
+        return float(logs[0])
     relative = np.nan_to_num(logs - logs[0], nan=-np.inf, neginf=-np.inf)  # the lost ones are the smallest
     return float(logs[0] + 0.5 * np.log10((100.0**relative).mean()))
 

@@ -217,7 +217,7 @@ def _chaos(full: Chain, dtype: str, growth: float) -> str:
     largest, peak = full.log10_largest_gain.median, full.log10_peak.median
     digits = -math.log10(np.finfo(dtype).eps)
     lost = max(largest, peak) - growth
-    if lost <= digits - _DIGITS_LEFT:
+    if not lost > digits - _DIGITS_LEFT:  # not <=, or NaN passes
         return ""
     gain = f"A gain of {scientific(max(largest, peak))}"
     if largest > peak + 1:
@@ -231,7 +231,8 @@ def _chaos(full: Chain, dtype: str, growth: float) -> str:
 
 def _float32_lag(full: Chain, level: Level) -> str:
     """The lag at which a gradient in float32 ends: of the curve, or else at its rate."""
-    if what := _leaving(full.lags, np.nanmedian(full.by_lag, axis=0)):
+    known = ~np.isnan(full.by_lag).all(axis=0)
+    if what := _leaving(full.lags[known], np.nanmedian(full.by_lag[:, known], axis=0)):
         return f"In float32 a gradient of size 1 {what}."
     rate = full.rate.median
     if level not in ("vanishing", "exploding") or not (math.isfinite(rate) and rate):

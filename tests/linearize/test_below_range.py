@@ -5,11 +5,13 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from oracles.any_exponent import log10_norms, step_of
+from oracles.any_exponent import log10_norms, stacked, step_of
 from oracles.few import few
 
 import gradscope
 from gradscope.cells import find
+from gradscope.cells.cell import Member
+from gradscope.cells.stack import stacked as stacked_cell
 from gradscope.linearize.system import System
 from gradscope.linearize.trajectory import states_of
 
@@ -66,3 +68,21 @@ def test_units_that_are_dead_have_no_slope_however_small(tmp_path):
     # At a = -(1e4 + h) the slope of elu is exp(a), and h is -1.
     falling = gradscope.analyze(**given, cell="rnn-elu").full
     assert falling.log10_norm.median == pytest.approx(-(T * 1e4 + T - 1) / np.log(10), rel=1e-12)
+
+
+def test_layers_that_read_each_other_have_such_slopes_between_them_too(tmp_path):
+    sizes, rng = (D, N), np.random.default_rng(2)
+    shapes = {f"layer{k}.{key}": one for k in (0, 1) for key, one in find("rnn").shapes(N, sizes[k]).items()}
+    arrays = {key: 300.0 * rng.normal(size=shape) / np.sqrt(shape[-1]) for key, shape in shapes.items()}
+    inputs = rng.normal(size=(1, T, D))
+    np.savez(tmp_path / "two.npz", **arrays)
+    given = {"map": {name: name for name in arrays}, "reads": "layer1=layer0", "only": "gain"}
+    found = gradscope.analyze(checkpoint=tmp_path / "two.npz", cell="rnn", inputs=inputs, **given).full
+    members = tuple(Member(find("rnn"), N, sizes[k], k, (((0, D),), (0,))[k]) for k in (0, 1))
+    system = System(stacked_cell(members), N, arrays, inputs, np.zeros((1, 2 * N)))
+    states = states_of(system, jax.devices()[:1])[0]
+    expected = log10_norms(stacked([step_of("rnn")] * 2, N), arrays, inputs[0], states)
+    assert expected[-1] < -320
+    np.testing.assert_allclose(
+        found.by_lag[0], expected, rtol=1e-14, atol=10 * found.spectra[0].log10_norm_error
+    )

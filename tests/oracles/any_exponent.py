@@ -10,7 +10,7 @@ import math
 import flint
 import numpy as np
 
-from oracles.equations import CELLS, Step, block, cho, elman, gru
+from oracles.equations import CELLS, Step, Use, block, cho, elman, gru
 
 H = flint.arb(2) ** -200  # no rounding is in it
 BITS = 500
@@ -42,11 +42,32 @@ _STEPS = {
     "gru": gru(sigma=sigmoid),
     "gru-reset-before": cho(sigma=sigmoid),
     "lstm-cifg": block("io", coupled=True, sigma=sigmoid),
+    "gru-relu": gru(relu, sigmoid),
+    "gru-reset-before-relu": cho(relu, sigmoid),
+    "lstm-relu": block(g=relu, h=relu),
+    "lstm-peephole-relu": block("ifo", g=relu, h=relu),
+    "lstm-cifg-relu": block("io", coupled=True, g=relu, h=relu, sigma=sigmoid),
 }
+KNOWN = {*_STEPS, *CELLS}
 
 
 def step_of(cell: str) -> Step:
     return _STEPS[cell] if cell in _STEPS else CELLS[cell][0]
+
+
+def stacked(steps: list[Step], hidden: int) -> Step:
+    """Layers one upon the other: their states in this order, h of ``hidden`` units last of each."""
+
+    def step(p: dict[str, np.ndarray], x: np.ndarray, state: np.ndarray, use: Use) -> np.ndarray:
+        found = []
+        for number, (one, own) in enumerate(zip(steps, np.split(state, len(steps)), strict=True)):
+            prefix = f"layer{number}."
+            mine = {key.removeprefix(prefix): a for key, a in p.items() if key.startswith(prefix)}
+            found.append(one(mine, x, own, use))
+            x = found[-1][-hidden:]
+        return np.concatenate(found)
+
+    return step
 
 
 def jacobian(step: Step, p: dict[str, np.ndarray], x: np.ndarray, state: np.ndarray) -> flint.arb_mat:

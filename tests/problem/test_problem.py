@@ -256,7 +256,8 @@ REFUSED_INPUTS = {
     "strings": ([["a"]], {}, "inputs has dtype <U1"),
     "structured": (np.zeros((2, 2), [("a", "u1"), ("b", "u1")]), {}, "expected real numbers"),
     "ragged": ([[1.0], [1.0, 2.0]], {}, "inputs is no array"),
-    "none": (None, {}, "inputs has dtype object"),
+    "none": (None, {}, "inputs has dtype object, expected real numbers (float, int or bool): convert it"),
+    "masked": (np.ma.masked_less(X, 0), {}, "inputs is a masked array, expected real numbers"),
     "beyond float32": (np.full((2, 2), 1e39), {"dtype": "float32"}, "inputs goes beyond float32"),
 }
 
