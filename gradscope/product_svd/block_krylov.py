@@ -43,6 +43,7 @@ class TopTriplets:
     error : (k,) estimated |error| of the first k of log10.
     left, right : (m, b) orthonormal, the first r columns are the vectors.
     largest : log10 of the largest gain over any stretch of steps that was met, a lower bound.
+    behind : log10 of what a vector near the first of left had gained after each of equal parts of its way.
     """
 
     log10: Array
@@ -50,6 +51,7 @@ class TopTriplets:
     left: Array
     right: Array
     largest: float
+    behind: Array
 
 
 def top_values(
@@ -85,8 +87,9 @@ def top_values(
             m.error(values, operator, entry_error),
             *passes.sides(b),
             float(largest),
+            behind,
         )
-        for b, m, largest in zip(after, missing, passes.largest, strict=True)
+        for b, m, largest, behind in zip(after, missing, passes.largest, passes.behind, strict=True)
     ]
 
 
@@ -202,7 +205,8 @@ def norm_by_lag(operator: Operator, whole: list[TopTriplets], log10_threshold: f
     """
     norms = {operator.steps: _norms(whole)}
     near = _stacked(top.left for top in whole)
-    wanted = [lag for lag in _spread(operator.steps) if lag not in norms]
+    likely = (_likely(top.behind, operator.steps, log10_threshold) for top in whole)
+    wanted = sorted(set(_spread(operator.steps)).union(*likely) - norms.keys())
     while wanted:
         found = tail_norms(operator, np.array(wanted), near, tolerance(operator))
         norms |= dict(zip(wanted, found.T, strict=True))
@@ -215,6 +219,20 @@ def norm_by_lag(operator: Operator, whole: list[TopTriplets], log10_threshold: f
         )
     known = [lag for lag in sorted(norms) if not np.isnan(norms[lag]).any()]
     return np.array(known, np.int64), np.array([norms[lag] for lag in known]).T
+
+
+def _likely(behind: Array, steps: int, threshold: float) -> set[int]:
+    """Lags where the norm may fall below the threshold, known from one vector of the whole product.
+
+    Its gain is a lower bound: the norm falls as soon, or a little later.
+    """
+    below = np.flatnonzero(behind < threshold)[:1]
+    if not below.size or not np.isfinite(threshold):
+        return set()
+    high, low = behind[below[0] - 1 : below[0] + 1]
+    part = (high - threshold) / (high - low) if np.isfinite(low) else 0.0
+    near = round(float(below[0] - 1 + part) * steps / (len(behind) - 1))
+    return {lag for lag in range(near - 2, near + BETWEEN - 3) if 0 < lag < steps}
 
 
 def _around_fall(norms: dict[int, float], threshold: float) -> list[int]:

@@ -44,13 +44,15 @@ class Image:
 class Passes:
     """Passes through a chain, with as many QRs as it needs.
 
-    largest : (B,) log10 of the largest gain over any stretch of steps that the first vector of a block met.
+    largest : (B,) log10 of the largest gain over any stretch of steps that the first vector of a block met;
+    behind : of the last pass back, see Growth.so_far.
     """
 
     def __init__(self, operator: Operator) -> None:
         self.operator, self.back = operator, False
         self.every, self.done = EVERY, 0
         self.largest = np.full(operator.sequences, -np.inf)
+        self.behind = [np.zeros(0)] * operator.sequences
 
     def sides(self, image: Image) -> tuple[Array, Array]:
         """Left and right vectors of what the last pass returned."""
@@ -80,6 +82,8 @@ class Passes:
             raise InputError(OVERFLOW)
         if self.back:  # so that this one was forward, where factors are those of whole steps
             self.largest = np.maximum(self.largest, [growth.largest for growth in growths])
+        else:
+            self.behind = [np.array(growth.so_far) for growth in growths]
         return [_image(*each) for each in zip(triangles, image, block, strict=True)]
 
 
@@ -97,10 +101,11 @@ def _rotated(block: Array, rotation: Array) -> Array:
 
 
 class Growth:
-    """largest : log10 of the largest product of factors in a row."""
+    """log10 of products of factors. largest : of any in a row; so_far : of all up to each of them."""
 
     def __init__(self) -> None:
         self._now, self.largest = 0.0, -np.inf
+        self.so_far = [0.0]
 
     def by(self, factors: Array) -> None:
         """More factors, in order."""
@@ -108,6 +113,7 @@ class Growth:
             for log in np.log10(np.abs(np.asarray(factors, np.float64))).tolist():
                 self._now = max(self._now, 0.0) + log
                 self.largest = max(self.largest, self._now)
+                self.so_far.append(self.so_far[-1] + log)
 
 
 class Triangle:
