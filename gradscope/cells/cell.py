@@ -33,7 +33,7 @@ class Cell:
     initialize : optional ``(rng, hidden, input_size) -> {key: array}`` used in place of ``--init``.
     units : the fast per-unit form, for cells that have one.
     members : the layers of a cell that ``stacked`` made of them.
-    factors : what ``with_factors`` multiplies the Jacobians of some paths by, each (path, factor).
+    factors : the paths whose Jacobians ``with_factors`` multiplies by some of its parameters.
     given : whether its derivatives are part of what it reads (``given_slopes``): its states may be infinite.
 
     Raises InputError where names are not distinct, printable strings, or a path is called "full".
@@ -50,7 +50,7 @@ class Cell:
     sizes: Callable[[int], tuple[int, ...]] | None = None
     members: tuple[Member, ...] = ()
     reads: Callable[[str], str | None] | None = None
-    factors: tuple[tuple[str, float], ...] = ()
+    factors: tuple[str, ...] = ()
     given: bool = False
 
     def __post_init__(self) -> None:

@@ -95,7 +95,7 @@ def _dense(cell: Cell, hidden: int, input_size: int, rows: Rows) -> Cell:
         given = rows_of(x, input_size, rows)[1]
         return {k.removeprefix("(gate) "): gate for k, gate in given.items() if gate.ndim == 1}
 
-    return replace(cell, step=step, gates=gates if cell.gates else None)
+    return replace(cell, step=step, gates=gates if cell.gates else None, factors=())  # these have them
 
 
 @cache

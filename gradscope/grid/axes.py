@@ -107,20 +107,20 @@ def settings_at(axes: Sequence[GridAxis], point: Given, settings: Given) -> dict
     return found
 
 
-# What a program is compiled for; of files it may be.
-_OF_SHAPE = ("cell", "hidden", "input_size", "steps", "batch", "dtype", "cut")
+# What a program is compiled for; of files it may be. What paths carry are numbers that it is given.
+_OF_SHAPE = ("cell", "hidden", "input_size", "steps", "batch", "dtype", "view", "top")
 _OF_FILES = ("checkpoint", "layer", "inputs", "lengths")
 
 
 def shapes_in(axes: Sequence[GridAxis]) -> tuple[int, list[str]]:
     """How many programs are compiled for a grid, at most, and the axes that make them several."""
-    shaping = [
-        axis
-        for axis in axes
-        if axis.name in (*_OF_SHAPE, *_OF_FILES) or axis.name.startswith(_SCALE)
-        if len(axis.values) > 1
-    ]
-    return math.prod(len(axis.values) for axis in shaping), [axis.name for axis in shaping]
+    several = shaping(axes)
+    return math.prod(len(axis.values) for axis in several), [axis.name for axis in several]
+
+
+def shaping(axes: Sequence[GridAxis]) -> list[GridAxis]:
+    """The axes whose every value may be a shape of its own."""
+    return [axis for axis in axes if axis.name in (*_OF_SHAPE, *_OF_FILES) and len(axis.values) > 1]
 
 
 def json_value(value: Any) -> str | float | int | bool | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from gradscope.errors import InputError
 from gradscope.gate.budgets import MetricBudget
-from gradscope.grid.axes import GridAxis, json_value, point_name, points_of, settings_at
+from gradscope.grid.axes import GridAxis, json_value, point_name, points_of, settings_at, shaping
 from gradscope.report.analysis import Analysis
 from gradscope.report.subject import subject
 from gradscope.rows.journal import Row
@@ -30,7 +30,7 @@ class PointFound:
 Measure = Callable[[Sequence[Given]], Sequence[PointFound | InputError]]
 
 
-# Points that follow one another and may be measured together.
+# Points of one shape that may be measured together, at most.
 _BESIDE = 64
 
 
@@ -56,7 +56,12 @@ class Points:
 
     def tasks(self, work: Sequence[int]) -> list[tuple[int, Point]]:
         """Those of these places, with them."""
-        return [(place, Point(self, place, work[k : k + _BESIDE])) for k, place in enumerate(work)]
+        names = [axis.name for axis in shaping(self.axes)]
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for place in work:
+            alike.setdefault(tuple(self.points[place][name] for name in names), []).append(place)
+        beside = {place: some for places in alike.values() for some in _even(places) for place in some}
+        return [(place, Point(self, place, beside[place])) for place in work]
 
     def settings_of(self, place: int) -> dict[str, Any]:
         """The arguments of ``analyze`` at a point."""
@@ -65,13 +70,22 @@ class Points:
     def outcome(self, place: int, beside: Sequence[int]) -> PointFound:
         """What is found at a point, measured together with those beside it; raises InputError."""
         if place not in self._found:
-            together = [other for other in beside if other not in self._found]
-            found = self._measure([self.settings_of(other) for other in together])
+            together = [place, *(other for other in beside if other not in {place, *self._found})]
+            filled = together + together[-1:] * (len(beside) - len(together))  # one size, one program
+            found = self._measure([self.settings_of(other) for other in filled])
             self._found |= dict(zip(together, found, strict=False))
         found_here = self._found.pop(place)
         if isinstance(found_here, InputError):
             raise found_here
         return found_here
+
+
+def _even(places: Sequence[int]) -> list[list[int]]:
+    """Parts of one size, the last filled up with its own last: a batch of another is another program."""
+    count = -(-len(places) // _BESIDE)
+    size = -(-len(places) // count)
+    parts = [list(places[first : first + size]) for first in range(0, len(places), size)]
+    return [part + part[-1:] * (size - len(part)) for part in parts]
 
 
 @dataclass(frozen=True)

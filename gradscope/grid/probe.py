@@ -36,14 +36,19 @@ def light_probe(prepare: Prepare, analyze: Analyze) -> Measure:
         prepared = []
         for asked in many:
             prepared.append(one := _prepared(prepare, _settings({**asked, "only": "gain", "top": 1})))
-            if isinstance(one, InputError) or one[2].devices[0].platform == "cpu":
-                break  # there they are measured one by one
+            if isinstance(one, InputError) or one_by_one(one[2]):
+                break
         found = iter(_measured([one for one in prepared if not isinstance(one, InputError)]))
         return [
             one if isinstance(one, InputError) else _concluded(one, next(found), analyze) for one in prepared
         ]
 
     return measure
+
+
+def one_by_one(means: Means) -> bool:
+    """Whether points side by side are no sooner measured: on a CPU (see ``light._at_once``)."""
+    return bool(means.devices[0].platform == "cpu")
 
 
 def whole_analysis(prepare: Prepare, analyze: Analyze) -> Measure:

@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from gradscope.cells.cell import Cell
+from gradscope.cells.factors import own
 from gradscope.cells.notation import NAMELESS, is_recurrent, key
 from gradscope.cells.units import Parameters
 from gradscope.compiled_svd.step_arrays import bucket
@@ -150,7 +151,7 @@ def _drive(cell: Cell, parameters: Parameters, inputs: Array, states: Array) -> 
     if not gates:  # of a user's own cell
         most = max(1.0, largest, float(np.abs(inputs).max(initial=0)))
         return most * sum(
-            float(np.abs(p).sum(axis=-1).max(initial=0)) for p in map(np.atleast_1d, parameters.values())
+            float(np.abs(p).sum(axis=-1).max(initial=0)) for p in map(np.atleast_1d, own(parameters).values())
         )
     for gate in gates:
         w, r, b = (np.asarray(parameters.get(key(kind, gate), 0.0), np.float64) for kind in "WRb")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from gradscope.cells.cell import Cell
+from gradscope.cells.factors import factor_key
 from gradscope.cells.notation import NAMELESS, key
 from gradscope.cells.units import Parameters
 from gradscope.linearize.trajectory import forward
@@ -96,7 +97,7 @@ def slopes(
     result = {units.own: d_own} if units.own else {}
     result |= {key("R", gate): d_pre[gate] for gate in units.gates}
     result |= {key("p", g): d_pre[g] * parameters[key("p", g)][None] for g in units.peepholes}
-    result |= {path: factor * result[path] for path, factor in cell.factors}
+    result |= {path: parameters[factor_key(path)] * result[path] for path in cell.factors}
     return result, {name: d_pre[name] for name, _ in units.weights}, gates
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gradscope.cells.factors import own
 from gradscope.cells.notation import named
 from gradscope.cells.units import Parameters
 from gradscope.custom_types import Array
@@ -24,16 +25,16 @@ _TOGETHER = 256
 
 
 class Total:
-    """A sum of gradients {parameter: array} times powers of two."""
+    """A sum of gradients {parameter: array} times powers of two; those by factors of paths are left out."""
 
     def __init__(self, like: Mapping[str, Array]) -> None:
-        self.arrays = {name: np.zeros(array.shape) for name, array in like.items()}
+        self.arrays = {name: np.zeros(array.shape) for name, array in own(like).items()}
         self.exponent = ZERO
 
     def add(self, arrays: Mapping[str, Any], exponent: int) -> None:
         """Add these, times 2^exponent."""
         top = max(self.exponent, exponent)
-        for name, array in arrays.items():
+        for name, array in own(arrays).items():
             new = np.ldexp(np.asarray(array, np.float64), exponent - top)
             self.arrays[name] = np.ldexp(self.arrays[name], self.exponent - top) + new
         self.exponent = top

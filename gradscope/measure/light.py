@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gradscope.cells.factors import factor_parameters, factors_in, with_factors
 from gradscope.custom_types import Array
 from gradscope.errors import BeyondRangeError, InputError, as_option
 from gradscope.linearize.beyond_range import with_slopes
@@ -58,7 +59,7 @@ class LightProbe:
         check_light(problem)
         system = problem.system
         key = (place, problem.kept, system.batch, system.size, system.lengths, system.steps)
-        probed = _in_range(problem, self._kept.get(key))
+        probed = _in_range(_weighed(problem), self._kept.get(key))
         if error := probed.failed[0]:
             raise error
         spectra = probed.spectra(np.array([low]), np.array([high]))
@@ -75,8 +76,10 @@ def measure_side_by_side(
     depends on those beside it. Raises InputError for views and lengths that are not measured.
     """
     alike: dict[tuple[Any, ...], list[int]] = {}
-    for place, problem in enumerate(problems):
+    for problem in problems:
         check_light(problem)
+    problems = list(map(_weighed, problems))
+    for place, problem in enumerate(problems):
         alike.setdefault(_shape(problem), []).append(place)
     found: dict[int, list[Measured] | InputError] = {}
     with jax.default_device(device):
@@ -107,12 +110,27 @@ def _in_range(problem: Problem, kept: Array | None) -> _Probed:
     return probed
 
 
+def _weighed(problem: Problem) -> Problem:
+    """With a factor on every path, 0 on those that are cut: one program, whatever is cut or scaled.
+
+    A cell without units has it only where something is: each path has a copy of the state there.
+    """
+    system = problem.system
+    cell, given = system.cell, factors_in(system.parameters)
+    if not (cell.units or given or problem.cut):
+        return problem
+    factors = {path: 0.0 if path in problem.cut else given.get(path, 1.0) for path in cell.paths}
+    cell = with_factors(cell, cell.paths)
+    weighed = replace(system, cell=cell, parameters=system.parameters | factor_parameters(factors))
+    return replace(problem, system=weighed, cut=())
+
+
 def _shape(problem: Problem) -> tuple[Any, ...]:
     """What problems have in common that are measured side by side."""
     system = problem.system
     shapes = tuple((name, array.shape) for name, array in system.parameters.items())
     start = system.state if system.states is None else system.states
-    return system.cell, problem.kept, system.dtype, system.inputs.shape, start.shape, shapes
+    return system.cell, system.dtype, system.inputs.shape, start.shape, shapes
 
 
 def _at_once(problem: Problem, device: jax.Device) -> int:
@@ -133,7 +151,7 @@ class _Probed:
     def __init__(self, problems: Sequence[Problem], kept: Array | None) -> None:
         system, many = problems[0].system, [problem.system for problem in problems]
         self._system, self._shape = system, (len(problems), system.batch)
-        self._tangents = tangents(system.cell, problems[0].kept)
+        self._tangents = tangents(system.cell, system.cell.paths)
         starts = [one.state if one.states is None else one.states for one in many]
         parameters = {
             name: np.stack([np.asarray(one.parameters[name], system.dtype) for one in many])

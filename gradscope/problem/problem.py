@@ -10,7 +10,7 @@ import numpy as np
 
 from gradscope.cells import find
 from gradscope.cells.cell import Cell
-from gradscope.cells.factors import with_factors
+from gradscope.cells.factors import factor_parameters, with_factors
 from gradscope.cells.initializers import initialize
 from gradscope.checkpoints import Layer
 from gradscope.checkpoints.derivatives import Derivatives
@@ -135,7 +135,7 @@ def make_problem(settings: Settings, layer: Layer | None = None) -> Problem:
         assumed=layer.assumed if layer else None,
     )
     direction = layer.direction if layer else "forward"
-    system = System(_scaled(cell, settings), n, parameters, sequences, state, lengths, direction, dtype)
+    system = System(*_scaled(cell, n, parameters, settings), sequences, state, lengths, direction, dtype)
     _check_sensitivity(settings, cell, layer, top)
     problem = Problem(system, cut, view, top, accuracy, settings.only, settings.sensitivity, origin=origin)
     if layer:
@@ -150,11 +150,14 @@ def _scaled_inputs(sequences: Array, scale: float | None) -> Array:
         return np.asarray(real("input_scale", scale) * sequences)
 
 
-def _scaled(cell: Cell, settings: Settings) -> Cell:
-    """The cell with the factors on its paths that are asked for."""
+def _scaled(
+    cell: Cell, hidden: int, parameters: dict[str, Array], settings: Settings
+) -> tuple[Cell, int, dict[str, Array]]:
+    """With the factors on the cell's paths that are asked for."""
     paths, scale = paths_of(cell, settings.view), scale_of(settings.scale)
     check_names(scale, paths, f"cell {cell.name} in view {settings.view!r}")
-    return with_factors(cell, tuple(factors_of(scale, paths).items()))
+    factors = factors_of(scale, paths)
+    return with_factors(cell, tuple(factors)), hidden, parameters | factor_parameters(factors)
 
 
 def _differentiated(problem: Problem, derivatives: Derivatives) -> Problem:

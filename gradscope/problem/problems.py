@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from gradscope.cells.factors import own
 from gradscope.checkpoints import Named
 from gradscope.errors import InputError, as_option, listed
 from gradscope.problem.clip import Clip
@@ -95,7 +96,7 @@ class Problems:
                 f"gradient of its own: choose one with {as_option('layer')}, and give its part of the loss "
                 f"as {as_option('adjoint')}"
             )
-        if not lossy[0].system.parameters:
+        if not own(lossy[0].system.parameters):
             raise InputError(
                 f"{' and '.join(names)}: of the gradient by the weights, but {lossy[0].origin.jacobians} "
                 f"differentiates this layer by its states alone: leave {' and '.join(names)} out"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from gradscope.cells.factors import factors_in
 from gradscope.errors import listed
 from gradscope.problem.origin import Origin
 from gradscope.problem.problem import Problem
@@ -46,7 +47,7 @@ def described(problem: Problem, backend: str) -> dict[str, Any]:
         **of_layer,
         **{name: None if words is None else list(words) for name, words in _said(origin).items()},
         **_loss(problem),
-        "scale": dict(system.cell.factors) or None,
+        "scale": factors_in(system.parameters) or None,
         "only": None if problem.only == "all" else problem.only,
     }
     return said | {name: value for name, value in given.items() if value is not None} | {"backend": backend}
@@ -64,7 +65,9 @@ def described_together(problems: Problems, backend: str) -> dict[str, Any]:
     common |= {
         name: _of_all(problems.names, [one[name] or () for one in said]) for name in said[0] if name in first
     }
-    scale = {path: factor for one in problems.layers for path, factor in one.system.cell.factors}
+    scale: dict[str, float] = {}
+    for one in problems.layers:
+        scale |= factors_in(one.system.parameters)
     common |= {"scale": scale} if scale else {}
     return common | {"cell": ", ".join(cells), "cut": list(cut)}
 

@@ -94,3 +94,43 @@ def test_track_light(compiled, run, tmp_path):
     known = len(compiled)
     assert run("track", *paths[2:], *asked)[0] == 0
     assert len(compiled) == known
+
+
+def test_a_grid_of_one_shape(compiled):
+    """Numbers, weights, and what paths carry are arguments of one program."""
+    given = {"hidden": 6, "input_size": 2, "steps": 13}
+    gradscope.sweep(**given, grid="gain=1")
+    assert 1 <= len(compiled) <= 4, compiled
+    known = len(compiled)
+    gradscope.sweep(
+        **given, grid=["gain=0.9,2", "forget_bias=0,1", "seed=1,2", "cut=R_i,R_f", "scale.R_*=0.9,1.5"]
+    )
+    gradscope.sweep(**given, grid=["input_scale=0.5,2", "init=gaussian,orthogonal", "exploding_above=10,100"])
+    assert len(compiled) == known, compiled[known:]
+
+
+def test_a_grid_of_whole_analyses(compiled):
+    """The factor of a path is an argument there too, that by which masks and losses go as well."""
+    given = {"cell": "rnn", "hidden": 6, "input_size": 2, "steps": 14}
+    for more in ({"only": "paths"}, {"adjoint": np.ones((14, 6)), "clip": 1.0}):
+        gradscope.sweep(**given, **more, grid="scale.R=0.5")
+        known = len(compiled)
+        gradscope.sweep(**given, **more, grid=["scale.R=0.25,2", "gain=0.5,2"])
+        assert len(compiled) == known, compiled[known:]
+
+
+def test_a_grid_of_several_shapes(compiled, monkeypatch):
+    """One program each, however the points of a shape are spread over the grid, in batches of one size."""
+    monkeypatch.setattr("gradscope.grid.points._BESIDE", 4)
+    monkeypatch.setattr("gradscope.grid.probe.one_by_one", lambda _: False)
+    monkeypatch.setattr("gradscope.measure.light._at_once", lambda *_: 64)
+    given = {"cell": "rnn", "input_size": 2, "steps": 9}
+    grid = ["gain=0.5,0.7,1,2,3", "hidden=3,4"]  # five points a shape, as batches of three
+    beside = gradscope.sweep(**given, grid=grid)
+    programs = [f"jit({name})" for name in ("leading_vectors", "meeting", "steps_to_pass")]
+    assert sorted(compiled) == sorted(2 * programs)
+    monkeypatch.undo()
+    alone = gradscope.sweep(**given, grid=grid)
+    for one, other in zip(beside.points, alone.points, strict=True):
+        assert one["settings"] == other["settings"]
+        assert abs(one["log10_norm"] - other["log10_norm"]) < 1e-9
