@@ -217,19 +217,24 @@ class Contents:
 
 
 def _called(asked: str, names: Sequence[str], tensors: Tensors) -> Named:
-    """The tensor of this name, or the matrix of the module of this name; a unique end of it will do."""
+    """The tensor, or the matrix of the module, of this name; a unique end or holder of it will do."""
     modules = {name: _MATRIX.sub("", name) for name in names}
-    for fits in (str.__eq__, str.endswith):
+    for fits in (str.__eq__, str.endswith, _within):
         found = [n for n in names if fits(n, asked)] or [n for n in names if fits(modules[n], asked)]
         if len(found) == 1:
             return Named(found[0], tensors[found[0]].values())
         if found:
-            raise InputError(f"{quoted(asked)} is the end of several: {listed(found)}: say more of its name")
+            raise InputError(f"{quoted(asked)} is part of several: {listed(found)}: say more of its name")
     if not names:
         raise InputError(f"holds no tensor {quoted(asked)}, nor any but those of its recurrent layers")
     # What is asked for is a matrix, as a rule: the biases beside them would only fill the list.
     matrices = [module for name, module in modules.items() if module != name]
     raise InputError(f"holds no tensor {quoted(asked)}, expected one of {listed(matrices or list(names))}")
+
+
+def _within(name: str, asked: str) -> bool:
+    """Whether it is a matrix in what is called so: embedding_1/embedding_1_1/embeddings:0 in embedding_1."""
+    return _MATRIX.search(name) is not None and f"/{asked}/" in f"/{name}"
 
 
 def take(tensors: Tensors, keys: Iterable[str]) -> tuple[dict[str, Array], str]:

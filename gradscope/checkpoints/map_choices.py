@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from gradscope.cells.notation import key
 from gradscope.checkpoints.array_map import SIGNS, in_rule, with_shapes
 from gradscope.checkpoints.found import Found
-from gradscope.checkpoints.map_gates import RECURRENT, Shapes, apart, states
+from gradscope.checkpoints.map_gates import RECURRENT, Shapes, apart, from_the_end, states
 from gradscope.errors import InputError
 from gradscope.formats.tensors import Tensors
 
@@ -29,6 +29,8 @@ _INPUT = re.compile(r"[xi]2h", re.I)
 _MODULE = re.compile(r"(?P<layer>(.*?[./])??)([xih]2h[./])?[^./]*", re.S | re.I)
 # What layer normalisation is called.
 _NORM = re.compile(r"(^|[^a-z])(layer_?norm|norm|ln|gamma|beta|gain)", re.I)
+# In a loop of TensorFlow 1 the constant that is added to the forget gate: rnn/while/rnn/lstm_cell/add/y.
+_ADDED = re.compile(r"/(add/y|Const(_\d+)?)$")
 _KERNEL = re.compile(r"(?P<cell>(.*/)?(basic_)?lstm_cell)/kernel", re.S)
 # Shapes are told by reading: of arrays beyond this nobody asks which are a layer's.
 _MOST_BYTES, _MOST_IN_MODULE = 2**28, 64
@@ -54,7 +56,7 @@ def unnamed(tensors: Tensors) -> tuple[Found, ...]:
     """The layers that arrays may be of by their shapes, with the maps that would say so as their problem."""
     shapes = _shapes(tensors)
     kernels = [match for name in shapes if (match := _KERNEL.fullmatch(name))]
-    found = {match["cell"]: _of_kernel(match, shapes) for match in kernels}
+    found = {match["cell"]: _of_kernel(match, shapes, tensors) for match in kernels}
     gates = apart(shapes)
     taken = (*found, *gates)
     groups = _groups([name for name in shapes if not name.startswith(taken)], shapes)
@@ -192,10 +194,11 @@ def _map(reading: _Reading, order: str, layer: str) -> str:
         letter if "_" in letter or "0" in letter else ",".join(key(letter, g) for g in order) or letter
         for letter, _ in letters
     ]
-    return "; ".join(f"{layer}{left}={name}" for left, (_, name) in zip(keys, letters, strict=True))
+    rules = [f"{left}={name}" for left, (_, name) in zip(keys, letters, strict=True)]
+    return "; ".join(f"{layer}{rule}" for rule in (*rules, *from_the_end(layer, reading.matrices[1])))
 
 
-def _of_kernel(match: re.Match[str], shapes: Shapes) -> Found | None:
+def _of_kernel(match: re.Match[str], shapes: Shapes, tensors: Tensors) -> Found | None:
     """An LSTM cell of TensorFlow 1: one kernel (d + n, 4 n), and a forget bias of its own."""
     kernel, bias = match[0], f"{match['cell']}/bias"
     shape = shapes[kernel]
@@ -204,17 +207,32 @@ def _of_kernel(match: re.Match[str], shapes: Shapes) -> Found | None:
     units = shape[1] // 4
     inputs = shape[0] - units
     layer = "" if SIGNS.search(match["cell"]) else f"{match['cell']}."
+    added = _forget_bias(match["cell"], shapes, tensors)
     rules = "; ".join(
         f"{layer}{rule}"
         for rule in (
             f"W_i,W_z,W_f,W_o={kernel}[:{inputs}].T",
             f"R_i,R_z,R_f,R_o={kernel}[{inputs}:].T",
             f"b_i,b_z,b_f,b_o={bias}",
-            "c_f=1",
+            f"c_f={1 if added is None else added:g}",
+            *from_the_end(match["cell"]),
         )
     )
+    told = "1 unless told otherwise" if added is None else f"{added:g} in this graph"
     problem = (
-        "is an LSTM cell of TensorFlow 1, which adds a forget bias, 1 unless told otherwise, as it runs: say "
+        f"is an LSTM cell of TensorFlow 1, which adds a forget bias, {told}, as it runs: say "
         f"what its arrays are: --map {shlex.quote(rules)}"
     )
     return Found(match["cell"], {}, problem=problem, kind="lstm?", keys=(kernel, bias))
+
+
+def _forget_bias(cell: str, shapes: Shapes, tensors: Tensors) -> float | None:
+    """What a frozen graph adds to the forget gate as it loops over this cell, None if that is not told."""
+    parts, told = cell.split("/"), set[float]()
+    for name in (name for name, shape in shapes.items() if shape == () and _ADDED.search(name)):
+        before, _, inside = _ADDED.sub("", name).rpartition("/while/")
+        above = len(parts) - len(inside.split("/"))
+        if "/".join(parts[above:]) == inside and before.startswith("/".join(parts[:above])):
+            value = tensors[name].load()
+            told |= {float(value)} if value.dtype.kind == "f" else set()
+    return told.pop() if len(told) == 1 else None

@@ -29,6 +29,7 @@ _ROLES = {
 # Of other vectors (states, what is kept between calls) nothing need be said.
 _AXES = {"W": 2, "R": 2}
 # What they call the state before the first step, beside a layer's other arrays.
+_BACKWARD = re.compile(r"(^|[^a-z])(bw|bwd|backwards?|rev|reversed?)([^a-z]|$)", re.I)
 STATES = {
     "h0": re.compile(r"(hid(den)?_?)?init(ial)?(_state)?|h_?0", re.I),
     "c0": re.compile(r"cell_?init|c_?0", re.I),
@@ -52,6 +53,11 @@ def apart(shapes: Shapes) -> dict[str, Found]:
             if len(arrays) == len(words) and all(_is_gate(own, shapes) for own in arrays.values()):
                 found[layer] = _offer(layer, kind, arrays, shapes)
     return found
+
+
+def from_the_end(*names: str) -> list[str]:
+    """The rule of a layer whose names say that it reads the sequence from its end."""
+    return ["direction=backward"] if any(map(_BACKWARD.search, names)) else []
 
 
 def states(layer: str, units: int, shapes: Shapes) -> dict[str, str]:
@@ -84,6 +90,7 @@ def _offer(layer: str, kind: str, arrays: Mapping[str, Mapping[str, str]], shape
     start = states(layer, units, shapes)
     rest = [f"{key}={in_rule(name)}" for key, name in start.items() if kind == "LSTM" or key == "h0"]
     rest += ["c_h=0"] * (kind == "GRU")
+    rest += from_the_end(layer)
     said = []
     for sign, end in itertools.product(signs, ends):
         rules = "; ".join(f"{layer}.{rule}" for rule in (*_rules(arrays, sign, end), *rest))

@@ -1,4 +1,4 @@
-"""Files of DyNet, TensorFlow 1 and Python 2: what the library's own equations put out.
+"""Files of DyNet, TensorFlow 1, early Keras 2 and Python 2: what the library's own equations put out.
 
 Those equations, in NumPy: dynet/lstm.cc (VanillaLSTMBuilder; the package nagisa 0.3 has the same in C, with
 which its own model agreed to 2e-6), tensorflow/python/ops/rnn_cell_impl.py (GRUCell), madmom/ml/nn/layers.py.
@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import re
 
+import h5py
 import numpy as np
 import pytest
 from oracles.foreign import constant, dynet_text, field, frozen_graph, python_2, tensor_proto
 from oracles.layouts import drawn
 from oracles.models import outputs, read_layer
 
+import gradscope
 from gradscope import checkpoints
 from gradscope.checkpoints.array_map import rules_of
 from gradscope.errors import InputError
@@ -143,6 +145,39 @@ def test_a_basic_rnn_cell(tmp_path):
     close(read_layer(tmp_path / "x.npz", activation="tanh"), X, np.array(expected))
 
 
+def tensorflow_lstm(kernel, bias, x, added):
+    """Gates i j f o, with a number added to the forget gate."""
+    n = len(bias) // 4
+    c, h, result = np.zeros(n), np.zeros(n), []
+    for step in x:
+        i, j, f, o = np.split(np.concatenate([step, h]) @ kernel.astype(float) + bias, 4)
+        c = sigmoid(f + added) * c + sigmoid(i) * np.tanh(j)
+        h = sigmoid(o) * np.tanh(c)
+        result.append(h)
+    return np.array(result)
+
+
+@pytest.mark.parametrize("constant", ["add/y", "Const_2"])
+def test_a_frozen_graph_of_lstms_in_two_directions(constant, tmp_path):
+    """The loops of the graph say what they add to the forget gate, and which cell reads from the end."""
+    arrays, added = {}, {"fw": 0.5, "bw": 0.25}
+    for seed, side in enumerate(added):
+        cell, loop = f"both/rnn/{side}/basic_lstm_cell", f"both/rnn/{side}/{side}/while"
+        shapes = {f"{cell}/kernel": (INPUT + HIDDEN, 4 * HIDDEN), f"{cell}/bias": (4 * HIDDEN,)}
+        arrays |= drawn(shapes, 0.9, seed) | {f"{loop}/add/y": np.float32(1)}
+        arrays[f"{loop}/{side}/basic_lstm_cell/{constant}"] = np.float32(added[side])
+    (tmp_path / "x.pb").write_bytes(frozen_graph(arrays))
+    problems = [layer.problem for layer in checkpoints.read_all(tmp_path / "x.pb").layers]
+    maps = [re.search(r"--map '([^']*)'", problem)[1] for problem in problems]
+    assert [re.search(r"bias, ([\d.]+) in this graph", problem)[1] for problem in problems] == ["0.5", "0.25"]
+    for layer in checkpoints.read(tmp_path / "x.pb", rules=rules_of(maps)).layers:
+        side = layer.name.split("/")[2]
+        x = X if side == "fw" else X[::-1]
+        assert layer.direction == ("forward" if side == "fw" else "backward")
+        weights = (arrays[f"{layer.name}/{part}"] for part in ("kernel", "bias"))
+        close(layer, X, tensorflow_lstm(*weights, x, added[side]))
+
+
 def test_constants_of_every_kind(tmp_path):
     a = np.arange(6.0, dtype=np.float32).reshape(2, 3)
     kinds = {
@@ -163,6 +198,66 @@ def test_constants_of_every_kind(tmp_path):
         for name, (_, values) in kinds.items():
             if values is not None:
                 np.testing.assert_array_equal(tensors[name].values(), values)
+
+
+# Keras 2.0 to 2.2.2
+
+
+def keras_lstm(kernel, recurrent, bias, x):
+    """Gates i f z o of clip(a / 5 + 1 / 2), as Keras made them before 2.3."""
+    n = len(recurrent)
+    c, h, result = np.zeros(n), np.zeros(n), []
+    for step in x:
+        a = step @ kernel.astype(float) + h @ recurrent.astype(float) + bias
+        i, f, o = (np.clip(a[k * n : (k + 1) * n] / 5 + 0.5, 0, 1) for k in (0, 1, 3))
+        c = f * c + i * np.tanh(a[2 * n : 3 * n])
+        h = o * np.tanh(c)
+        result.append(h)
+    return np.array(result)
+
+
+def test_a_sequential_whose_config_is_a_list(tmp_path):
+    """As russtress and shakkala ship them. --cell lstm is no way out of what Keras made by default."""
+    both = {"name": "both", "layer": lstm_node("one"), "merge_mode": "concat"}
+    inner = {"class_name": "Sequential", "config": [lstm_node("two")]}
+    config = [embedding_node(), {"class_name": "Bidirectional", "config": both}, inner]
+    shapes = {"kernel:0": 4 * HIDDEN, "recurrent_kernel:0": 4 * HIDDEN, "bias:0": 4 * HIDDEN}
+    arrays = {"words/words_1/embeddings:0": np.arange(21.0).reshape(7, INPUT) / 20}
+    for seed, (place, features) in enumerate(
+        {"both/both/forward_one": INPUT, "both/both/backward_one": INPUT, "inner/two": 2 * HIDDEN}.items()
+    ):
+        rows = {"kernel:0": (features,), "recurrent_kernel:0": (HIDDEN,), "bias:0": ()}
+        arrays |= drawn({f"{place}/{key}": (*rows[key], n) for key, n in shapes.items()}, 0.5, seed)
+    with h5py.File(path := tmp_path / "x.h5", "w") as file:
+        file.attrs.update({"keras_version": b"2.0.8", "model_config": keras_2(config)})
+        for name, array in arrays.items():
+            file.create_dataset(f"model_weights/{name}", data=array)
+    layers = {layer.name: layer for layer in checkpoints.read_all(path).layers}
+    for side in ("forward", "backward"):
+        known = layers[f"both/{side}_one"]
+        assert (known.label, known.reads, known.problem) == ("lstm-tanh-hard_sigmoid=0.2", "words", "")
+    asked = layers["inner"].question  # such a config has no name for the inner model
+    assert re.search(r"Keras 2\.0\.8 makes gates of hard_sigmoid, .*: add --cell lstm-tanh-hard_sig", asked)
+    backward = read_layer(path, layer="both/backward_one")
+    weights = [arrays[f"both/both/backward_one/{key}"] for key in shapes]
+    close(backward, X, keras_lstm(*weights, X[::-1]))
+    ids = tmp_path / "ids.npy"
+    np.save(ids, np.array([1, 4, 2, 6, 3]))
+    found = gradscope.analyze(checkpoint=path, layer="both/forward_one", inputs=ids, embedding="words")
+    assert found.problem["steps"] == 5
+
+
+def lstm_node(name):
+    gates = {"activation": "tanh", "recurrent_activation": "hard_sigmoid", "return_sequences": True}
+    return {"class_name": "LSTM", "config": {"name": name, "units": HIDDEN, **gates}}
+
+
+def embedding_node():
+    return {"class_name": "Embedding", "config": {"name": "words", "mask_zero": False, "input_dim": 7}}
+
+
+def keras_2(layers):
+    return json.dumps({"class_name": "Sequential", "config": layers}).encode()
 
 
 # Python 2

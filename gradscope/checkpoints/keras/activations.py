@@ -77,15 +77,21 @@ def question(kind: str, cells: Sequence[str], version: str) -> str:
     what = "holds weights without the config that says its activations"
     if kind == "rnn":
         return f"{what}: add --activation tanh, relu, sigmoid or linear (or --cell rnn-softsign, or its like)"
-    choice = f"--cell {' or '.join(cells)}"
     if usual_gate(version) == "sigmoid":
-        return (
-            f"{what}: add {choice} if these are tanh and sigmoid, --cell {cells[0]}-relu or its like if not"
-        )
+        plain = f"add --cell {' or '.join(cells)}"
+        return f"{what}: {plain} if these are tanh and sigmoid, --cell {cells[0]}-relu or its like if not"
+    return f"{what}: {choice(cells, version)}"
+
+
+def choice(cells: Sequence[str], version: str) -> str:
+    """What to add for a layer that computes as Keras makes one that is told nothing."""
+    plain = f"--cell {' or '.join(cells)}"
+    if usual_gate(version) == "sigmoid" or any(cell.startswith("rnn") for cell in cells):
+        return f"add {plain}"
     usual = [with_activations(cell, ["tanh", _HARD[2]]) for cell in cells]
     return (
-        f"{what}: Keras {version} makes gates of hard_sigmoid, {_EQUATIONS[2]}, unless told otherwise: add "
-        f"--cell {' or '.join(usual)}; {choice} is right only where the model says "
+        f"Keras {version} makes gates of hard_sigmoid, {_EQUATIONS[2]}, unless told otherwise: add "
+        f"--cell {' or '.join(usual)}; {plain} is right only where the model says "
         "recurrent_activation='sigmoid'"
     )
 

@@ -79,7 +79,7 @@ def specs(
     budget = budget or Budget(len(text))
     walk, root = _Walk(budget, usual_gate(version)), parsed(text, budget)
     root = root if isinstance(root, dict) else {}
-    config = _config(root)
+    config = config_of(root)
     inputs = list(_references(config.get("input_layers"), 0)) or [("", 0, 0)]
     # The only input needs no name.
     walk.inside(root, [Signal((), name if len(inputs) > 1 else "") for name, _, _ in inputs], ())
@@ -91,8 +91,11 @@ def specs(
     }
 
 
-def _config(node: Any) -> Node:
+def config_of(node: Any) -> Node:
+    """The config of a layer; of a Sequential before Keras 2.2.3 it is the list of its layers."""
     config = node.get("config") if isinstance(node, dict) else None
+    if isinstance(config, list) and node.get("class_name") == "Sequential":
+        return {"name": str(node.get("name", "")), "layers": config}
     return config if isinstance(config, dict) else {}
 
 
@@ -107,7 +110,7 @@ def _kind(node: Any) -> Any:
 
 
 def _name(node: Any) -> str:
-    return str(_config(node).get("name", ""))
+    return str(config_of(node).get("name", ""))
 
 
 def _nodes(value: Any) -> list[Any]:
@@ -120,8 +123,8 @@ def directions(config: Node) -> tuple[tuple[Any, str], tuple[Any, str]]:
     base = _name(ahead).removeprefix("forward_")
     if isinstance(back, dict):
         return (ahead, f"forward_{base}"), (back, _name(back))
-    turned = {"go_backwards": not _config(ahead).get("go_backwards")}
-    made = {"class_name": _kind(ahead), "config": _config(ahead) | turned}
+    turned = {"go_backwards": not config_of(ahead).get("go_backwards")}
+    made = {"class_name": _kind(ahead), "config": config_of(ahead) | turned}
     return (ahead, f"forward_{base}"), (made, f"backward_{base}")
 
 
@@ -147,7 +150,7 @@ class _Walk:
                 f"has a config of more than {_DEEPEST} levels or names of more than {LONGEST} characters, "
                 "expected a model of Keras"
             )
-        kind, config = _kind(node), _config(node)
+        kind, config = _kind(node), config_of(node)
         if (left := _leaf(node, given, "/".join(path))) is not None:
             return left
         if kind == "Concatenate" and config.get("axis") in (-1, 2):
@@ -162,7 +165,7 @@ class _Walk:
 
     def inside(self, node: Any, given: Sequence[Signal], path: tuple[str, ...]) -> list[Signal]:
         """What a model, or whatever else holds layers, puts out."""
-        config = _config(node)
+        config = config_of(node)
         layers = _nodes(config.get("layers"))
         if any(isinstance(layer, dict) and "inbound_nodes" in layer for layer in layers):
             return self._graph(config, given, path)
@@ -222,22 +225,22 @@ class _Walk:
         for backward, (layer, name) in enumerate(directions(config)):
             signal, in_order = self._recurrent(layer, given, (*path, name))
             steps &= in_order
-            usual &= in_order and bool(_config(layer).get("go_backwards")) == bool(backward)
+            usual &= in_order and bool(config_of(layer).get("go_backwards")) == bool(backward)
             outputs.append(signal)
         merged = side_by_side(name := "/".join(path), outputs)
         return merged if usual else lost(merged.depth, name, merged.mask if steps else None)
 
     def _recurrent(self, node: Any, given: Sequence[Signal], path: tuple[str, ...]) -> tuple[Signal, bool]:
         """What a recurrent layer puts out in the order of time, and whether it puts out every step."""
-        config = _config(node)
+        config = config_of(node)
         signal, *state = given or [lost()]
         cell = node if _kind(node) in RECURRENT else config.get("cell")
-        cells = _nodes(_config(cell).get("cells")) if _kind(cell) == "StackedRNNCells" else [cell]
+        cells = _nodes(config_of(cell).get("cells")) if _kind(cell) == "StackedRNNCells" else [cell]
         for one in cells:
             name = "/".join(path if one is cell else (*path, _name(one)))
             if _kind(one) in RECURRENT:
                 spec = _spec(one, signal, self.gate, reverse=config.get("go_backwards") is True)
-                said = besides(config, _config(one))
+                said = besides(config, config_of(one))
                 spec = replace(spec, given_state=bool(state), not_applied=(*spec.not_applied, *said))
                 spec = replace(spec, time_major=config.get("time_major") is True or None)
                 self.found[name] = spec if self.found.get(name, spec) == spec else None
@@ -249,7 +252,7 @@ class _Walk:
 
 
 def _spec(node: Any, given: Signal, gate: str, *, reverse: bool) -> Spec:
-    gates, config = RECURRENT[_kind(node)], _config(node)
+    gates, config = RECURRENT[_kind(node)], config_of(node)
     if _kind(node) in _OF_CUDNN:
         gate, config = "sigmoid", config | {"reset_after": True}
     reset_after = config.get("reset_after") if gates == 3 else None
@@ -277,7 +280,7 @@ def _on_the_way(given: Signal) -> tuple[str, ...]:
 
 def _leaf(node: Any, given: Sequence[Signal], name: str) -> list[Signal] | None:
     """What a layer puts out that leaves its input as it is, masks it or looks it up; None of another."""
-    kind, config = _kind(node), _config(node)
+    kind, config = _kind(node), config_of(node)
     if not given:
         return [] if kind in _IDENTITIES else None
     if kind == "TimeDistributed":
@@ -310,8 +313,8 @@ def _masked(node: Any, signal: Signal) -> Signal:
     """What an operation, or a layer with code of its own, has made of a value, and of its mask."""
     if isinstance(_kind(node), str) and _MASKLESS.fullmatch(_kind(node)):
         return replace(signal, mask=None)
-    parts = _nodes(_config(node).get("layers"))
-    masks = any(_kind(part) == "Masking" or _config(part).get("mask_zero") is True for part in parts)
+    parts = _nodes(config_of(node).get("layers"))
+    masks = any(_kind(part) == "Masking" or config_of(part).get("mask_zero") is True for part in parts)
     return replace(signal, mask=Mask()) if masks else signal
 
 

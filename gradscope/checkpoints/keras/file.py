@@ -13,7 +13,7 @@ from typing import Any
 
 from gradscope.checkpoints.found import SIMPLE, Contents, Found, added_up, attempt, blocks, gated, take
 from gradscope.checkpoints.keras import cudnn as keras_cudnn
-from gradscope.checkpoints.keras.activations import activated_cells, question
+from gradscope.checkpoints.keras.activations import activated_cells, choice, question
 from gradscope.checkpoints.keras.config import MOST_TEXT, Spec, specs
 from gradscope.checkpoints.keras.names import names_by_place, place_of, users_names, whole_name
 from gradscope.checkpoints.keras.weights import of_model, unconnected
@@ -32,6 +32,7 @@ _VARIABLE = re.compile(
 )
 _CELL = re.compile(r"(.*/)?(cell(/cells/[^/]+)?|(lstm|gru|simple_rnn)_cell(_\d+)?)", re.S)
 _LONGEST_VERSION = 64
+_NOT_OF_KERAS = "is no layer of Keras' own in the config"
 _ROLES = ("kernel", "recurrent_kernel", "bias")
 _ORDER = {4: ("i", "f", "z", "o"), 3: ("z", "r", "h"), 1: ("",)}
 
@@ -90,7 +91,7 @@ def read_hdf5(
     with opened(path, ".h5", max_size) as (file, budget):
         budget.unpack(budget.size)
         contents = _contents(file.read(), budget, also, told, version)
-        if told and all(layer.question == _unknown(layer) for layer in contents.layers):
+        if told and all(layer.question.startswith(_NOT_OF_KERAS) for layer in contents.layers):
             names = listed([layer.name for layer in contents.layers])
             raise InputError(f"has weights of {names}, and --config {shown(config)} says nothing of these")
         return contents
@@ -171,7 +172,7 @@ def layers(
         make = partial(_layer, tensors, keys, spec, version)
         layer = attempt(make, called[path], keys.values())
         if known is not None and spec is None and not layer.problem:
-            layer = replace(layer, question=_unknown(layer), below=None)
+            layer = replace(layer, question=_unknown(layer, version), below=None)
         # Bidirectional makes a backward layer from the one it is given, and calls it so.
         made = any(part.startswith("backward_") for part in path.split("/"))
         found.append(replace(layer, direction="backward" if (spec.reverse if spec else made) else "forward"))
@@ -219,10 +220,9 @@ def _by_scope(path: str) -> str:
     return "/".join([layer, *scope[:-1]])
 
 
-def _unknown(layer: Found) -> str:
+def _unknown(layer: Found, version: str) -> str:
     """The question of a layer that the config does not have as one of Keras'."""
-    choice = f"--cell {' or '.join(layer.cells)}"
-    return f"is no layer of Keras' own in the config: if it computes the same as one, add {choice}"
+    return f"{_NOT_OF_KERAS}: if it computes the same as one, {choice(layer.cells, version)}"
 
 
 def _layer(tensors: Tensors, keys: Mapping[str, str], spec: Spec | None, version: str) -> Found:

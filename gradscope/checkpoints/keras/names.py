@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gradscope.checkpoints.keras.config import LONGEST, directions
+from gradscope.checkpoints.keras.config import LONGEST, config_of, directions
 from gradscope.errors import InputError
 from gradscope.formats.budget import Budget
 from gradscope.formats.hdf5 import HDF5
@@ -39,8 +39,7 @@ def place_of(path: str) -> str:
 
 def _inside(node: Any, place: str, name: str, budget: Budget) -> Iterator[tuple[str, str]]:
     """Place and name of everything in a layer."""
-    config = node.get("config") if isinstance(node, dict) else None
-    if not isinstance(config, dict):
+    if not (config := config_of(node)):
         return
     if isinstance(config.get("layers"), list):
         yield from _several(config["layers"], f"{place}layers/", name, budget)
@@ -75,8 +74,7 @@ def _one(layer: Any, place: str, name: str, budget: Budget) -> Iterator[tuple[st
 
 
 def _called(layer: Any) -> str:
-    config = layer.get("config") if isinstance(layer, dict) else None
-    return str(config.get("name", "")) if isinstance(config, dict) else ""
+    return str(config_of(layer).get("name", ""))
 
 
 def _snake(kind: str) -> str:
