@@ -17,8 +17,9 @@ _RANDOM = 0.1
 _SQUARINGS = 8
 # What is left of a direction without the new vector, of its size, or it counts as none.
 _CANCELS = 1e-2
-# Matrices that are so small are decomposed.
-_SMALL = 6
+# Matrices that are so small are decomposed; from so many states on each goes its own way, for its products
+# take longer than the calls do, and a batch goes on until all are found.
+_SMALL, _LARGE = 6, 512
 
 
 class LeadingPairs(NamedTuple):
@@ -39,9 +40,17 @@ def leading_left(matrices: Array, start: Array, rng: np.random.Generator) -> Lea
     if matrices.shape[1] <= _SMALL:
         u, s, vt = np.linalg.svd(matrices)
         return LeadingPairs(s[:, 0], u[:, :, 0], vt[:, 0], np.ones(len(s), bool))
-    noise = rng.normal(size=start.shape)
+    start = _unit(_unit(start) + _RANDOM * _unit(rng.normal(size=start.shape)))
+    at_once = 1 if start.shape[1] >= _LARGE else len(start)
+    some = [slice(i, i + at_once) for i in range(0, len(start), at_once)]
+    found = [_found(matrices[each], start[each]) for each in some]
+    return LeadingPairs(*map(np.concatenate, zip(*found, strict=True)))
+
+
+def _found(matrices: Array, start: Array) -> LeadingPairs:
+    """All of them at once."""
     basis = np.zeros((len(start), 3, start.shape[1]))
-    basis[:, 0] = _unit(_unit(start) + _RANDOM * _unit(noise))
+    basis[:, 0] = start
     images = np.zeros_like(basis)
     images[:, :1] = basis[:, :1] @ matrices
     sigma, still = np.linalg.norm(images[:, 0], axis=1), np.zeros(len(start), int)
