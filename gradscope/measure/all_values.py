@@ -85,11 +85,13 @@ class JacobianChains:
         if name == WITHOUT:
             return without_cost(self._sizes["full"], len(self.parts))
         if name == "full":
-            return chain_cost(self._sizes[name])
+            return chain_cost(self._sizes[name], len(self._full))
         if self._is_full(name) or self._diagonal[name]:
             return 0.0
-        block = self._chains[name].window is not None
-        return chain_cost(self._sizes[name], path=not block, block=block)
+        window, size = self._chains[name].window, self._sizes[name]
+        if window is None:
+            return chain_cost(size, len(self._full), path=True)
+        return chain_cost(size, len(self._full), rows=len(range(size)[window[0]]))
 
     def reads(self, name: str, ask: Ask) -> float:
         """So many as there are runs over the chain; of a block every step is looked at besides."""

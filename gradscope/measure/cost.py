@@ -27,9 +27,11 @@ if TYPE_CHECKING:  # workers import no JAX
 _CALLS, _SQUARE, _CUBE = 10.0, 5e-4, 2e-6
 # Besides, for the norm at a lag.
 _LAG = 8.0
-# A path alone is no sum of parts, and its norm is looked at above the threshold alone; of a block of a whole
-# product every step is looked at for zeros first; the first value alone needs few directions.
-_PATH, _BLOCK, _FIRST = 0.4, 1.5, 0.45
+# Of a path alone, which is no sum of parts, and whose norm is looked at above the threshold alone, the calls;
+# of the first value alone, which needs few directions, all.
+_PATH, _FIRST = 0.4, 0.45
+# Once for every run, of a product of m values: the SVD, whatever the number of steps.
+_FINISH = 2e-5
 # Units for the start of a process, and for a program that is compiled.
 _START, _COMPILED = 8e3, 1.3e4
 # Units for a step of a chain of m states in a compiled program, gone through once; for such a program.
@@ -37,8 +39,8 @@ _STEP, _PROGRAM_SQUARE, _PROGRAM_CUBE = 0.8, 2.5e-4, 3e-6
 PROGRAM = 6e4
 # How many times as long accelerators take for those (an H100 9 s for a chain of 128 states).
 LONGER_TO_COMPILE = 5
-# Units for a step of plain products side by side, with their norms.
-_BESIDE, _BESIDE_SQUARE, _BESIDE_CUBE = 1.2, 6.5e-5, 4e-7
+# Units for a step of one of the plain products side by side, with its norm.
+_BESIDE, _BESIDE_SQUARE, _BESIDE_CUBE = 0.65, 3.5e-4, 5e-7
 # Units for a step of a chain whose spectrum is there already.
 KNOWN = 1e-3
 # How often its twenty are timed, 40 ms in all: long enough to see that others are at work as well.
@@ -76,24 +78,30 @@ def work_of(problem: Problem, sequences: int) -> Work:
     return Work(sizes, cell, system.hidden, system.steps, sequences, problem.only, problem.top)
 
 
-def chain_cost(size: int, *, path: bool = False, block: bool = False, first: bool = False) -> float:
-    """Units for a step of a chain with all its runs and lags."""
-    once = _CALLS + _SQUARE * size**2 + _CUBE * size**3
-    factor = (_PATH if path else 1.0) * (_BLOCK if block else 1.0) * (_FIRST if first else 1.0)
-    return factor * (runs(size) * once + _LAG)
+def chain_cost(size: int, steps: int, *, rows: int = 0, path: bool = False, first: bool = False) -> float:
+    """Units for a step of a chain of so many with all its runs and lags, and its part of their finish.
+
+    rows : of a block of the product, which is all that is multiplied and factored.
+    """
+    once = _SQUARE * size**2 + _CUBE * size**3
+    passed = runs(size) * once * (rows or size) / size
+    finish = runs(size) * _FINISH * (rows or size) ** 3 / steps
+    calls = runs(size) * _CALLS + _LAG
+    return ((_PATH if path else 1.0) * calls + passed + finish) * (_FIRST if first else 1.0)
 
 
 def without_cost(size: int, paths: int) -> float:
     """Units for a step of the chains without each of so many paths."""
-    return _BESIDE + paths * (_BESIDE_SQUARE * size**2 + _BESIDE_CUBE * size**3)
+    return paths * (_BESIDE + _BESIDE_SQUARE * size**2 + _BESIDE_CUBE * size**3)
 
 
 def saved_by_program(size: int, accelerator: bool = False) -> float:
     """Units for a step that a compiled program takes less than the host; on an accelerator about all."""
-    if accelerator:
-        return chain_cost(size)
+    host = (
+        runs(size) * (_CALLS + _SQUARE * size**2 + _CUBE * size**3) + _LAG
+    )  # the finish is there either way
     once = _STEP + _PROGRAM_SQUARE * size**2 + _PROGRAM_CUBE * size**3
-    return max(0.0, chain_cost(size) - runs(size) * once)
+    return host if accelerator else max(0.0, host - runs(size) * once)
 
 
 def runs(size: int) -> int:
@@ -104,7 +112,7 @@ def runs(size: int) -> int:
 def chain_costs(work: Work) -> dict[str, float]:
     """Units for a step of every chain of a problem, the full one first."""
     alone = work.only in ("verdict", "gain")
-    costs = {"full": chain_cost(sum(work.sizes), first=alone)}
+    costs = {"full": chain_cost(sum(work.sizes), work.steps, first=alone)}
     if alone:
         return costs
     layers = len(work.sizes)
@@ -113,9 +121,10 @@ def chain_costs(work: Work) -> dict[str, float]:
         costs["without"] = without_cost(sum(work.sizes), parts)
     for j in range(len(work.sizes)):
         for i in range(j):
-            costs[f"{i}->{j}"] = chain_cost(sum(work.sizes[i : j + 1]), block=True)
+            costs[f"{i}->{j}"] = chain_cost(sum(work.sizes[i : j + 1]), work.steps, rows=work.sizes[j])
     if work.cell is not None:
-        costs |= {name: chain_cost(size, path=True) for name, size in _paths(work.cell, work.hidden)}
+        paths = _paths(work.cell, work.hidden)
+        costs |= {name: chain_cost(size, work.steps, path=True) for name, size in paths}
     return costs
 
 
@@ -192,12 +201,18 @@ def sooner_without_jacobians(problem: Problem) -> bool:
 def seconds(works: Sequence[Work], processes: int) -> float:
     """About how long all of it takes on this machine."""
     taken = _START + _COMPILED * len({(work.cell and work.cell.name, work.hidden) for work in works})
-    for work in works:
-        side_by_side = min(processes, work.sequences)
-        if sum(work.sizes) >= WORTH_A_THREAD:
-            side_by_side = max(side_by_side, min(2, cores()))
-        taken += units(work) / (side_by_side if work.top is None else 1)
-    return taken * unit_seconds()
+    return (taken + sum(_waited(work, processes) for work in works)) * unit_seconds()
+
+
+def _waited(work: Work, processes: int) -> float:
+    """Units for all of it, sequences side by side, or else two runs over a chain."""
+    every, at_once = units(work), min(processes, work.sequences)
+    if work.top is not None:
+        return every
+    if at_once > 1 or sum(work.sizes) < WORTH_A_THREAD or cores() < 2:
+        return every / at_once
+    alone = work.steps * work.sequences * chain_costs(work).get("without", 0.0)
+    return (every - alone) / 2 + alone
 
 
 def surely_below(limit: float, works: Sequence[Work]) -> bool:

@@ -1,0 +1,40 @@
+"""How long chains are thought to take, against what they took."""
+
+import pytest
+
+from gradscope.measure.cost import chain_cost, without_cost
+
+# Units of CPU time for a step of chains as PyTorch initialises them, one run each: states, steps, units.
+FULL = [(32, 200, 58), (128, 200, 44), (256, 100, 167), (512, 30, 1034), (768, 30, 2830), (1536, 30, 21300)]
+PATHS = [(16, 200, 19), (64, 200, 14), (128, 100, 31), (256, 30, 160)]
+# States of the layers from the one that is read to the one that reads, those of that one.
+BLOCKS = [
+    (128, 64, 100, 31),
+    (512, 256, 30, 485),
+    (768, 256, 30, 811),
+    (1024, 512, 30, 3340),
+    (1536, 512, 30, 5840),
+]
+# States, paths.
+WITHOUT = [
+    (32, 5, 5.5),
+    (128, 5, 31),
+    (256, 5, 136),
+    (64, 4, 7.5),
+    (512, 5, 910),
+    (128, 3, 28),
+    (768, 6, 2276),
+]
+
+
+@pytest.mark.parametrize(
+    ("said", "taken"),
+    [
+        *((chain_cost(size, steps), units) for size, steps, units in FULL),
+        *((chain_cost(size, steps, path=True), units) for size, steps, units in PATHS),
+        *((chain_cost(size, steps, rows=rows), units) for size, rows, steps, units in BLOCKS),
+        *((without_cost(size, paths), units) for size, paths, units in WITHOUT),
+    ],
+)
+def test_units_said_are_about_those_taken(said, taken):
+    assert 1 / 2 < said / taken < 2
