@@ -33,9 +33,10 @@ from gradscope.problem.problems import Problems
 from gradscope.product_svd.spectrum import spectrum
 from gradscope.report.analysis import Analysis
 from gradscope.report.chains import chain_of
-from gradscope.report.conclude import conclude
+from gradscope.report.conclude import conclude, of_sequences
 from gradscope.report.masked import MaskedGains, masked_gains
 from gradscope.report.notes import chain_notes, left_out
+from gradscope.report.provenance import described_together
 from gradscope.report.verdict import judge, level
 from gradscope.settings import (
     DTYPE,
@@ -99,6 +100,20 @@ def analyze_problems(
     """The same from problems that are made already, by default on all devices of this process."""
     policy, means = policy or Policy(), means or Means(find_devices())
     return _concluded(problems, policy, _measured(problems, policy, means, progress), means, progress)
+
+
+@takes(Settings)
+def analyze_together(settings: Settings) -> Analysis:
+    """The verdict of all layers together; none of a stack is measured alone."""
+    if settings.distributed or settings.suggest:
+        return analyze(**vars(settings))
+    problems, means = _prepare(settings)
+    if not problems.stacks:
+        return analyze_problems(problems, settings.policy, settings.progress, means)
+    groups = Problems(tuple(group.problem for group in problems.groups))
+    measured = together(groups, _measured(groups, settings.policy, means, settings.progress))
+    source = described_together(problems, means.devices[0].platform) | {"layers": len(problems.layers)}
+    return replace(of_sequences(measured, settings.policy, source), only=settings.only)
 
 
 def _measured(

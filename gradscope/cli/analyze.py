@@ -105,7 +105,7 @@ def _analyze(settings: dict[str, Any], process: Process, output: Output, first: 
     first(lambda: output.ready("Analysis", *files))
     with guarded_stdout(), hushed(output.quiet), progress_bar(output.quiet) as pace:
         with uncollected():
-            from gradscope.api import analyze
+            from gradscope.api import analyze, analyze_together
             from gradscope.machine import use_compilation_cache
         if process.compile_cache:
             use_compilation_cache()
@@ -113,7 +113,7 @@ def _analyze(settings: dict[str, Any], process: Process, output: Output, first: 
             settings |= {"only": "verdict"}
         if pace:
             settings |= {"progress": pace.report, "plan": _saying(pace), "trying": _trying(pace)}
-        analysis = analyze(**settings)
+        analysis = (analyze_together if output.alone else analyze)(**settings)
     top = analysis.problem["top"]
     if analysis.only in ("paths", "all") and "top" not in settings and top is not None and not output.quiet:
         said = f"top {top} of {analysis.full.size} singular values computed; --top all computes every one"

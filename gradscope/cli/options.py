@@ -164,6 +164,11 @@ class Output:
         return self.quiet and self.format == "table"
 
     @property
+    def alone(self) -> bool:
+        """Whether nothing is told of any layer either, nor looked for in it."""
+        return self.one_line and not (self.fail_on or self.also or self.write_baseline)
+
+    @property
     def others(self) -> list[tuple[str, Path | None]]:
         """The further formats, each with its file, None for stdout; raises InputError."""
         found = []

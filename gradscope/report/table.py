@@ -153,9 +153,8 @@ def headline_in_colour(analysis: Analysis, *, given: bool = True) -> Text:
     """The verdict in a line; given : with what the user chose or changed."""
     level = analysis.verdict.level
     problem = analysis.problem
-    words = ", ".join(
-        [subject(problem, len(analysis.layers), analysis.full.size), *(chosen(problem) if given else ())]
-    )
+    layers = len(analysis.layers) or int(problem.get("layers", 0))  # of which none was measured alone
+    words = ", ".join([subject(problem, layers, analysis.full.size), *(chosen(problem) if given else ())])
     text = Text.assemble((level.upper(), STYLES[level]), ": ", words)
     text.append(f", gain {scientific(analysis.full.log10_norm.median)}")
     return text

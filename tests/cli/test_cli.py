@@ -14,9 +14,11 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import gradscope
 from gradscope.cli.progress import progress_bar
+from gradscope.measure import batch
 
 SMALL = ["analyze", "--hidden", "4", "--input-size", "3", "--steps", "6"]
 
@@ -111,6 +113,28 @@ def test_quiet_is_the_verdict_alone(run):
     assert (code, err) == (0, "")
     assert out.count("\n") == 1
     assert out.startswith("STABLE: lstm, hidden 4, 6 steps, gain ")
+
+
+def test_quiet_of_a_stack_measures_no_layer_alone(run, tmp_path, monkeypatch):
+    """But where --fail-on looks for it; and prints the line that the whole does."""
+    names = ("weight_ih_l0", "weight_hh_l0", "weight_ih_l1", "weight_hh_l1")
+    rng = np.random.default_rng(0)
+    save_file(
+        {name: rng.normal(size=(12, 3)).astype(np.float32) for name in names}, tmp_path / "m.safetensors"
+    )
+    measured, measure = [], batch._measured
+    monkeypatch.setattr(batch, "_measured", lambda *given: measured.append(given[0]) or measure(*given))
+    command = ("analyze", tmp_path / "m.safetensors", "--steps", "5")
+    code, out, err = run(*command, "-q")
+    assert (code, err) == (0, "")
+    assert [len(problem.system.cell.members) for problem in measured] == [2]
+    whole = run(*command, "--only", "verdict")[1]
+    assert " ".join(whole.split()).startswith(" ".join(out.split()))
+    level = out.partition(":")[0].lower()
+    measured.clear()
+    code, out, err = run(*command, "-q", "--fail-on", level)
+    assert (code, len(measured)) == (1, 3)
+    assert f"--fail-on matched: {level}" in err
 
 
 def test_chain_of_a_file(run, tmp_path):
