@@ -141,7 +141,7 @@ class TangentChains:
             diagonals = map(chain.diagonals, range(self.sequences))
             return [_diagonal(factors, top, ask.entry_error) for factors in diagonals]
         found = top_spectra(product, top, by_lag=True, floor=ask.floor, entry_error=ask.entry_error)
-        found = [replace(one, engine="compiled") for one in found]
+        found = [replace(one, engine="blocks") for one in found]
         return found if name == "full" else [replace(one, log10_largest_gain=None) for one in found]
 
     def _chain(self, steps: TangentSteps) -> TangentChain:

@@ -23,7 +23,7 @@ from gradscope.product_svd.norm_by_lag import LagNorm
 from gradscope.product_svd.operator import DenseOperator, Operator, tame
 from gradscope.product_svd.steps import Steps, checked, reachable, restricted
 
-Engine = Literal["host", "compiled", "mixed"]
+Engine = Literal["host", "compiled", "blocks", "mixed"]
 
 # From this size on, and from so many times the values asked for, blocks took a third of the time or
 # less (T = 200).
@@ -59,7 +59,7 @@ class Spectrum:
     log10_norm_error_by_lag : (T,) array, estimated |error| of log10_norm_by_lag, NaN at the lags that other
         runs were not compared at; None where no lag but the last has an estimate.
     engine : what multiplied and factored the steps, "host" (this room) or "compiled" (programs on the
-        devices); "mixed" of parts.
+        devices), "blocks" (vectors of the top values, there too); "mixed" of parts.
     """
 
     log10_singular_values: Array

@@ -60,7 +60,7 @@ def test_json_leaves_out_what_is_not_known(monkeypatch: pytest.MonkeyPatch) -> N
     top, _ = both(cell="rnn", steps=50)
     result = json.loads(json.dumps(top.to_dict(), allow_nan=False))
     jsonschema.validate(result, gradscope.schema())
-    assert result["problem"]["top"] == 3
+    assert (result["problem"]["top"], result["engine"]) == (3, "blocks")
     for chain in result["chains"]:
         assert not {"exact_zeros", "log10_rms"} & set(chain)
         assert [len(values) for values in chain["log10_singular_values"]] == [3]
