@@ -23,6 +23,11 @@ BY_JACOBIANS = (
     "of a loop over time that it writes itself give the one-step Jacobians: numpy.save('j.npy', "
     "[jax.jacrev(step)(h, x) for ...]), each at its own state h, then gradscope chain j.npy"
 )
+LOOPING = (
+    "a loop over time that it writes itself, of Python or a scan, is one where a batch is given and a weight "
+    "is used three times at least, each time on what came of the use before (not through stop_gradient, or "
+    f"in a jax.lax.while_loop); {BY_JACOBIANS.replace('of a loop over time that it writes itself', 'else')}"
+)
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,10 @@ class PureSteps(Derivatives):
     """Of a module that is called step by step.
 
     call : the module; weights : its arrays by their names; calls, state : as for TorchSteps.
+    precisions : in which of them it is tried whether it computes the same, float64 or not.
     """
+
+    precisions: tuple[bool, ...] = (True, False)
 
     def __init__(
         self,
@@ -104,7 +107,7 @@ class PureSteps(Derivatives):
         rows = [flat_rows(self._calls[0].made[source]) for source in self._state.sources]
         matrices = 1 + sum(map(bool, self._matrices))
         check_jacobians(len(rows[0]), len(self._calls), matrices, sum(row.shape[1] for row in rows))
-        for double in (True, False):
+        for double in self.precisions:
             with self._engine.precisely(double=double):
                 if found := self._along(double=double):
                     return found

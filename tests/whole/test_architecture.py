@@ -32,9 +32,10 @@ MAY = {
 }
 # Folders of ``checkpoints``, and the others that each may import: Keras runs on three frameworks.
 FRAMEWORKS = {
-    "torch": {"torch_loops"},
-    "torch_loops": {"torch"},
-    "jax": set(),
+    "loops": set(),
+    "torch": {"loops", "torch_loops"},
+    "torch_loops": {"loops", "torch"},
+    "jax": {"loops"},
     "tensorflow": set(),
     "keras": {"torch", "jax", "tensorflow"},
     "onnx": set(),

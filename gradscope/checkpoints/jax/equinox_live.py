@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,7 +12,8 @@ import numpy as np
 
 from gradscope.checkpoints.found import Found, attempt, blocks, gated, take
 from gradscope.checkpoints.jax.equinox_recording import equinox_recorded
-from gradscope.checkpoints.live import BY_JACOBIANS, Live, doubt_of, kept, source
+from gradscope.checkpoints.jax.own_loops import PureModel, with_loops
+from gradscope.checkpoints.live import LOOPING, Live, doubt_of, kept, source
 from gradscope.formats.tensors import Tensors
 
 _CELLS = {"LSTMCell": ("lstm", ("i", "f", "z", "o")), "GRUCell": ("gru", ("r", "z", "h"))}
@@ -44,10 +47,33 @@ def read_equinox(function: str, module: Any, batch: Any) -> Live:
         arrays |= {f"{name}.{role}".lstrip("."): a for role, a in parts.items() if a is not None}
     tensors = {name: kept(name, partial(np.asarray, array)) for name, array in arrays.items()}
     layers = tuple(_found(tensors, name, cell) for name, cell in cells.items())
-    live = Live(source(function, module), layers, tensors, way=BY_JACOBIANS)
-    if batch is None:
-        return live
-    return replace(live, recorded=equinox_recorded(live.source, module, batch, layers, cells))
+    called, recorded = source(function, module), None
+    if batch is not None:
+        recorded = equinox_recorded(called, module, batch, layers, cells)
+        layers, recorded = with_loops(called, _as_function(module), batch, layers, recorded)
+    return Live(called, layers, tensors, recorded, way=LOOPING)
+
+
+def _as_function(module: Any) -> PureModel:
+    """A module as a function of its arrays, in inference mode."""
+    import jax
+
+    equinox = importlib.import_module("equinox")
+    arrays, static = equinox.partition(equinox.nn.inference_mode(module), equinox.is_array)
+    tree, found = jax.tree.structure(arrays), jax.tree_util.tree_flatten_with_path(arrays)[0]
+    weights = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in found}
+
+    def call(leaves: Sequence[Any], args: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+        return equinox.combine(jax.tree.unflatten(tree, leaves), static)(*args, **keywords)
+
+    def kind(name: str) -> str:
+        part = holder = module
+        for key in filter(None, name.split(".")):
+            part = part[int(key)] if isinstance(part, tuple | list) else getattr(part, key, None)
+            holder = part if isinstance(part, equinox.Module) else holder
+        return type(holder).__name__
+
+    return PureModel(call, weights, kind, "equinox")
 
 
 def _kind(leaf: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,9 +13,11 @@ import numpy as np
 from gradscope.cells.activated import with_activations
 from gradscope.checkpoints.found import Found
 from gradscope.checkpoints.jax import flax_names
-from gradscope.checkpoints.jax.flax_own import with_modules
+from gradscope.checkpoints.jax.derivatives import named_leaves
+from gradscope.checkpoints.jax.flax_own import as_function, with_modules
 from gradscope.checkpoints.jax.flax_recording import linen_recorded, nnx_recorded
-from gradscope.checkpoints.live import BY_JACOBIANS, CALLED, Live, doubt_of, kept, source, wrong
+from gradscope.checkpoints.jax.own_loops import PureModel, with_loops
+from gradscope.checkpoints.live import LOOPING, Live, doubt_of, kept, source, wrong
 from gradscope.errors import InputError
 
 # Functions of jax.nn that go by the same name here.
@@ -72,8 +74,23 @@ def read_flax_model(function: str, model: Any, batch: Any) -> Live:
     )
     if not linen and batch is not None:
         layers, recorded = with_modules(model, batch, layers, nnx_recorded(name, model, batch, layers))
-    way = CALLED.format("module of nnx") if _of(model, "flax.nnx", "Module") else BY_JACOBIANS
-    return Live(name, layers, tensors, recorded, way)
+    if recorded is not None:
+        pure = _bound(model) if linen else as_function(model)
+        layers, recorded = with_loops(name, pure, batch, layers, recorded)
+    return Live(name, layers, tensors, recorded, LOOPING)
+
+
+def _bound(model: Any) -> PureModel:
+    """A module of linen that is bound, as a function of its variables."""
+    import jax
+
+    module, variables = model.unbind()
+    tree, kind = jax.tree.structure(variables), type(model).__name__
+
+    def call(arrays: Sequence[Any], args: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+        return module.apply(jax.tree.unflatten(tree, arrays), *args, **keywords)
+
+    return PureModel(call, named_leaves(variables), lambda _: kind, "flax")
 
 
 def _of(model: Any, package: str, name: str) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from gradscope.checkpoints.carried import ARGUMENTS, OUTPUT, StepCall, carried, leaves, placed, started
 from gradscope.checkpoints.found import Found
 from gradscope.checkpoints.jax.derivatives import Jax, is_array, named_leaves
+from gradscope.checkpoints.jax.own_loops import PureModel
 from gradscope.checkpoints.jax.steps import call_model, is_float, line_by_line, wrapped
 from gradscope.checkpoints.own_modules import merged_modules
 from gradscope.checkpoints.pure_steps import PureSteps, equal
@@ -93,6 +94,24 @@ def _heard(model: Any, batch: Any, layers: Sequence[Found], pushed: str | None =
     return notes
 
 
+def as_function(model: Any) -> PureModel:
+    """A module of nnx as a function of its weights, in eval mode."""
+    nnx = sys.modules["flax.nnx"]
+    copy = nnx.clone(model)
+    copy.eval()
+    graph, state = nnx.split(copy)
+    tree, weights = jax.tree.structure(state), named_leaves(state)
+    modules = {".".join(map(str, path)): module for path, module in nnx.iter_graph(model)}
+
+    def call(arrays: Sequence[Any], args: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+        again = nnx.merge(graph, jax.tree.unflatten(tree, arrays))
+        if any(str(leaf.dtype) == "float64" for leaf in arrays):
+            _double(again)
+        return again(*args, **keywords)
+
+    return PureModel(call, weights, lambda name: type(modules.get(name, model)).__name__, "flax")
+
+
 def _double(module: Any) -> None:
     """Let a module compute in float64 where it says float32, as that of a SimpleCell does by itself."""
     nnx = sys.modules["flax.nnx"]
@@ -111,12 +130,8 @@ def _is_own(module: Any) -> bool:
 def _steps(
     model: Any, batch: Any, layers: Sequence[Found], name: str, module: Any, calls: list[StepCall]
 ) -> PureSteps:
-    nnx = sys.modules["flax.nnx"]
     state = carried(calls, equal)
-    copy = nnx.clone(module)
-    copy.eval()
-    graph, weights = nnx.split(copy)
-    tree = jax.tree.structure(weights)
+    function = as_function(module)
     pushed = _heard(model, batch, layers, name).calls.get(name, [])
     held = [
         [array for place, array in call.given.items() if place not in state.places]
@@ -125,12 +140,6 @@ def _steps(
     pairs = zip(held[1 : len(calls)], held[len(calls) + 1 :], strict=False)
     fed_back = any(not all(map(np.array_equal, one, other)) for one, other in pairs)
 
-    def call(arrays: Sequence[Any], args: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
-        again = nnx.merge(graph, jax.tree.unflatten(tree, arrays))
-        if any(str(leaf.dtype) == "float64" for leaf in arrays):
-            _double(again)
-        return again(*args, **keywords)
-
     first = started(calls, state, np.zeros_like)
     kind = type(module).__name__
-    return PureSteps(Jax(), "flax", kind, call, named_leaves(weights), first, state, fed_back=fed_back)
+    return PureSteps(Jax(), "flax", kind, function.call, function.weights, first, state, fed_back=fed_back)

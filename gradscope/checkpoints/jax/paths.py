@@ -12,7 +12,7 @@ from jax.extend.core import ClosedJaxpr, Literal
 from gradscope.checkpoints.derivatives import DIRECT, OpaqueError
 
 # Products of a matrix with what may depend on the state.
-_PRODUCTS = ("dot_general", "conv_general_dilated")
+PRODUCTS = ("dot_general", "conv_general_dilated")
 # What only holds a program of its own, which is walked through in its place.
 _CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr"}
 
@@ -83,18 +83,19 @@ def _made(equation: Any, values: Sequence[_Value]) -> list[_Value]:
     paths = dict.fromkeys(path for value in values for path in value.tangents)
     if paths and with_matrix and any("jaxpr" in part for part in equation.params):
         raise OpaqueError
-    bind = _bound(equation)
+    bind = bound(equation)
     primals = bind(*(value.primal for value in values))
     found: list[dict[str, Any]] = [{} for _ in primals]
     for path in paths:
-        into = with_matrix if path == DIRECT and with_matrix and name in _PRODUCTS else path
+        into = with_matrix if path == DIRECT and with_matrix and name in PRODUCTS else path
         for sums, tangent in zip(found, _tangents(name, bind, values, path), strict=True):
             if tangent is not None:
                 sums[into] = sums[into] + tangent if into in sums else tangent
     return [_Value(primal, one, matrix) for primal, one in zip(primals, found, strict=True)]
 
 
-def _bound(equation: Any) -> Callable[..., Sequence[Any]]:
+def bound(equation: Any) -> Callable[..., Sequence[Any]]:
+    """What an equation of a program does to its arguments."""
     given = equation.primitive.get_bind_params(equation.params)
     subfuns, params = given if isinstance(given, tuple) else ((), given)  # by the version of JAX
 

@@ -6,35 +6,10 @@ import importlib
 import sys
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gradscope.checkpoints.carried import Place, leaves
-
-# The first of a place of what an operation puts out; of what it writes into, the place of that argument.
-RESULT = "result"
-# A tensor as it is after an operation: that operation's number, and which of what it made.
-Value = tuple[int, Place]
-
-
-@dataclass(frozen=True)
-class Operation:
-    """A function of torch that the code of a module called.
-
-    name : of the function; code : where it was called, the offsets within the Python functions that were
-        running, from the outermost on; frames : a number for each of these, of every time that it was called.
-    reads : {place of an argument: the value}, of those with a gradient that operations made; weights : the
-        names of watched parameters that met something else here, met : of all; made : {place: shape} of what
-        it made with a gradient.
-    """
-
-    name: str
-    code: tuple[int, ...]
-    frames: tuple[int, ...]
-    reads: Mapping[Place, Value]
-    weights: frozenset[str]
-    met: frozenset[str]
-    made: Mapping[Place, tuple[int, ...]]
+from gradscope.checkpoints.loops.operation import RESULT, Operation, Value
 
 
 class Observer(Protocol):
@@ -92,12 +67,13 @@ class Tracing:
     """An observer that notes all operations.
 
     names : {id of a parameter or buffer: its name}; watched : the names of those that may be what a loop uses
-    again. unseen : whether what has a gradient came from nowhere.
+    again. unseen : whether what has a gradient came from nowhere; wrapped : whether tensors are those of a
+    transformation of torch.func.
     """
 
     def __init__(self, names: Mapping[int, str], watched: Collection[str]) -> None:
         self.operations: list[Operation] = []
-        self.unseen = False
+        self.unseen, self.wrapped = False, False
         self._names = names
         self._weights = {key: frozenset([name]) for key, name in names.items() if name in watched}
         self._made: dict[int, Value] = {}
@@ -119,6 +95,7 @@ class Tracing:
         """See Observer."""
         tensors = dict(leaves(given, is_tensor))
         made = dict(leaves(result, is_tensor, (RESULT,)))
+        self.wrapped |= any(map(_is_wrapped, made.values()))
         known = [self._weights[id(t)] for t in tensors.values() if id(t) in self._weights]
         own = frozenset[str]().union(*known)
         alone = bool(known) and len(known) == len(tensors)
@@ -165,6 +142,11 @@ class Tracing:
         number, slot = max(values, key=lambda value: value[0])  # of one operation, what it put out
         self.unseen |= slot not in self.operations[number].made  # it had no gradient then
         return number, slot
+
+
+def _is_wrapped(tensor: Any) -> bool:
+    own = getattr(importlib.import_module("torch")._C, "_functorch", None)
+    return own is not None and bool(own.is_functorch_wrapped_tensor(tensor))
 
 
 def _storage(tensor: Any) -> int:

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from gradscope.checkpoints.carried import ARGUMENTS, Place, StepCall
+from gradscope.checkpoints.loops.follow import TimeLoop
 from gradscope.checkpoints.torch.steps import Stepper, is_real
-from gradscope.checkpoints.torch_loops.follow import TimeLoop
 from gradscope.checkpoints.torch_loops.replay import Replay, replayed
 from gradscope.errors import InputError
 

@@ -19,8 +19,10 @@ from gradscope.checkpoints.derivatives import (
     check_jacobians,
     own_steps,
 )
+from gradscope.checkpoints.loops.follow import TimeLoop, chained, loops, product_apart
+from gradscope.checkpoints.loops.operation import Operation
 from gradscope.checkpoints.torch.linearised import Linearising, in_rows
-from gradscope.checkpoints.torch.operations import Operation, Tracing, observed
+from gradscope.checkpoints.torch.operations import Tracing, observed
 from gradscope.checkpoints.torch.products import Product
 from gradscope.checkpoints.torch.steps import (
     DROPPED,
@@ -34,7 +36,6 @@ from gradscope.checkpoints.torch.steps import (
     repeating,
 )
 from gradscope.checkpoints.torch_loops.apart import is_backward, sequence_axes
-from gradscope.checkpoints.torch_loops.follow import TimeLoop, chained, loops
 from gradscope.checkpoints.torch_loops.replay import replayed
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, reason
@@ -44,6 +45,10 @@ _WINDOW = 8
 _UNSEEN = (
     "computes in a way that torch does not show (torch.jit, a function of its own, torch.utils.checkpoint): "
     "give the model without it"
+)
+_WRAPPED = (
+    "computes within torch.func (vmap, grad, jvp), where its operations are of other tensors than outside: "
+    "write the sequences out as an axis of the batch"
 )
 _IN_PARTS = (
     "keeps its states in one tensor, of which each step writes a part and reads one: carry the state from "
@@ -87,6 +92,8 @@ def _traced(module: Any, call: StepCall, names: Collection[str]) -> list[Operati
             stepper.run(call, observed(tracing))
     except Exception as error:  # the user's code may fail in any way
         raise InputError(f"cannot be run once more: {type(error).__name__}: {reason(error)}") from error
+    if tracing.wrapped:
+        raise InputError(_WRAPPED)
     if tracing.unseen:
         raise InputError(_UNSEEN)
     return tracing.operations
@@ -108,17 +115,7 @@ class TorchLoop(Derivatives):
     @property
     def said(self) -> tuple[str, ...]:
         """What is to be said of where the loop is differentiated."""
-        loop, said = self.loop, []
-        if loop.idle:
-            said.append(f"{_steps(loop.idle)} left out: no state is read there (it is None, say)")
-        if loop.first:
-            why = "the state is made by other code" if loop.unlike else "there is no whole state before"
-            said.append(f"{_steps(loop.first)} left out: {why}")
-        if loop.cut_short:
-            said.append("its last step is left out: the state is made by other code")
-        if loop.turns > 1:
-            said.append(f"a step is {loop.turns} turns of its loop, which are not alike")
-        return tuple(said)
+        return self.loop.said
 
     def covers(self, module: str) -> bool:
         """Whether it uses parameters of the module of this name."""
@@ -130,7 +127,8 @@ class TorchLoop(Derivatives):
 
     def weights(self) -> dict[str, Array]:
         """See Derivatives."""
-        return module_weights(self._module, [self._call])
+        every = module_weights(self._module, [self._call])
+        return {name: array for name, array in every.items() if name not in self.loop.apart}
 
     def used(self) -> frozenset[str]:
         """See Derivatives."""
@@ -174,10 +172,6 @@ class TorchLoop(Derivatives):
         }
 
 
-def _steps(count: int) -> str:
-    return f"its first {count} steps are" if count > 1 else "its first step is"
-
-
 def _named(called: Mapping[int, str], count: int) -> list[str]:
     """Names for the parts of a state, those that the code has: h is what is put out, the last if none is."""
     names = [called.get(part, f"s{part}") for part in range(count)]
@@ -219,15 +213,9 @@ class LoopSteps(Linearising):
         for begin in begins:
             end = min(begin + _WINDOW, last)
             rows = generator.standard_normal(found[0].before.shape)
-            product = np.broadcast_to(np.eye(rows.shape[1]), (len(rows), rows.shape[1], rows.shape[1]))
-            bound, through = product, product
-            for one in found[begin - first : end - first]:
-                through = sum(one.paths.values()) @ through
-                bound = sum(np.abs(path) for path in one.paths.values()) @ bound
+            each = (np.stack([*one.paths.values()], 1) for one in found[begin - first : end - first])
             theirs = self._row(whole.new(end), rows, whole.state(begin))
-            apart = np.abs(np.einsum("bi,bij->bj", rows, through) - theirs)
-            scale = np.einsum("bi,bij->bj", np.abs(rows), bound).max()
-            if not apart.max() <= SUM_ROUNDINGS * self.rounding * scale:
+            if not product_apart(each, rows, theirs) <= SUM_ROUNDINGS * self.rounding:
                 raise InputError(
                     f"has from step {begin + 1} to {end} a derivative that is not the product of those of "
                     "its steps: something else than what the loop carries on leads from step to step"

@@ -9,10 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 from gradscope.checkpoints.carried import Place, StepCall, leaves, placed
-from gradscope.checkpoints.torch.operations import RESULT, is_tensor, observed
+from gradscope.checkpoints.loops.follow import TimeLoop
+from gradscope.checkpoints.loops.operation import RESULT
+from gradscope.checkpoints.torch.operations import is_tensor, observed
 from gradscope.checkpoints.torch.products import Product, watching
 from gradscope.checkpoints.torch.steps import Stepper
-from gradscope.checkpoints.torch_loops.follow import TimeLoop
 from gradscope.errors import InputError, reason
 
 _ANOTHER = "does something else when it is run once more"

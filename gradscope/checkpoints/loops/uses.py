@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from gradscope.checkpoints.torch.operations import Operation
+from gradscope.checkpoints.loops.operation import Operation
 
 # So many uses at least, or what repeats itself cannot be told.
 STEPS = 3

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gradscope.checkpoints.carried import Place
-from gradscope.checkpoints.torch.operations import Operation, Value
+from gradscope.checkpoints.loops.operation import Operation, Value
 from gradscope.errors import InputError
 
 
@@ -43,6 +43,15 @@ class Turns:
             self.turn.append(counts.get(key, 0))
             counts[key] = self.turn[-1] + 1
             self._at[(*key, self.turn[-1])] = number
+
+    @property
+    def each(self) -> int:
+        """How many turns of the loop the second step is, as far as its beginning is run in each of them."""
+        one, other = self.begins[1:3] if len(self.begins) > 2 else self.begins[:2]
+        depth = _shared(self.operations[one].frames, self.operations[other].frames)
+        within = self.operations[one].frames[: depth + 1]
+        there = self.operations[one:other]
+        return sum(k.code == self.code and k.frames[: depth + 1] == within for k in there)
 
     @property
     def last(self) -> int:

@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from gradscope.checkpoints.carried import Place
-from gradscope.checkpoints.torch_loops.turns import Maker, Turns, unlike
-from gradscope.checkpoints.torch_loops.uses import Flow
+from gradscope.checkpoints.loops.turns import Maker, Turns, unlike
+from gradscope.checkpoints.loops.uses import Flow
 from gradscope.errors import InputError, listed
 
 # From this state on a part has a gradient, if it ever has.

@@ -7,18 +7,22 @@ begins where, between two uses, the code of the function that loops is run anew.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from gradscope.checkpoints.carried import Place
-from gradscope.checkpoints.torch.operations import RESULT, Operation
-from gradscope.checkpoints.torch_loops.state import Part, State
-from gradscope.checkpoints.torch_loops.turns import Turns
-from gradscope.checkpoints.torch_loops.uses import STEPS, Flow, Uses, runs_of
+from gradscope.checkpoints.loops.operation import RESULT, Operation
+from gradscope.checkpoints.loops.state import Part, State
+from gradscope.checkpoints.loops.turns import Turns
+from gradscope.checkpoints.loops.uses import STEPS, Flow, Uses, runs_of
+from gradscope.custom_types import Array
 from gradscope.errors import InputError, shown
 
 # Functions that put out a tensor with another written into it.
 _WRITING = {"index_copy", "index_put", "scatter", "select_scatter", "slice_scatter", "masked_scatter"}
+_WRITING |= {"scatter-add", "dynamic_update_slice"}
 
 # A step may use a parameter so often, in a loop of its own.
 _SEVERAL = (2, 3, 4)
@@ -36,7 +40,8 @@ class TimeLoop:
     idle : turns before the first state, which use none; unlike : before this state other code makes them;
         cut_short : whether other code makes the one after the last; drops : whether there is dropout between
         the states.
-    names : of the functions that the module calls, operation by operation.
+    names : of the functions that the module calls, operation by operation; apart : those of parameters
+        that meet gradients only where no state is made of them.
     reads : {operation: {place: (number of a state, part)}}; makes : {operation: [(state, part, place)]}.
     """
 
@@ -53,6 +58,7 @@ class TimeLoop:
     cut_short: bool
     drops: bool
     names: tuple[str, ...]
+    apart: frozenset[str]
     reads: Mapping[int, Mapping[Place, tuple[int, int]]]
     makes: Mapping[int, Sequence[tuple[int, int, Place]]]
 
@@ -60,6 +66,39 @@ class TimeLoop:
     def last(self) -> int:
         """The number of the last state."""
         return self.first + len(self.starts)
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """What is to be said of where the loop is differentiated."""
+        said = []
+        if self.idle:
+            said.append(f"{_steps(self.idle)} left out: no state is read there (it is None, say)")
+        if self.first:
+            why = "the state is made by other code" if self.unlike else "there is no whole state before"
+            said.append(f"{_steps(self.first)} left out: {why}")
+        if self.cut_short:
+            said.append("its last step is left out: the state is made by other code")
+        if self.turns > 1:
+            said.append(f"a step is {self.turns} turns of its loop, which are not alike")
+        return tuple(said)
+
+
+def _steps(count: int) -> str:
+    return f"its first {count} steps are" if count > 1 else "its first step is"
+
+
+def product_apart(jacobians: Iterable[Array], rows: Array, theirs: Array) -> float:
+    """How far rows (B, m) through a product of steps are from those through the code, relative.
+
+    jacobians : (B, paths, m, m) of every step; theirs : (B, m), rows through the code as it is.
+    """
+    m = rows.shape[1]
+    through = bound = np.broadcast_to(np.eye(m), (len(rows), m, m))
+    for step in jacobians:
+        through, bound = step.sum(axis=1) @ through, np.abs(step).sum(axis=1) @ bound
+    apart = np.abs(np.einsum("bi,bij->bj", rows, through) - theirs).max()
+    scale = np.einsum("bi,bij->bj", np.abs(rows), bound).max()
+    return float(apart / max(scale, np.finfo(float).tiny))
 
 
 def chained(operations: Sequence[Operation], others: Collection[str]) -> set[str]:
@@ -105,7 +144,7 @@ def _loop(operations: Sequence[Operation], runs: Sequence[Uses], others: Collect
             if _are_alike(turns, flow):
                 _check_others(operations, flow, name, others)
                 weights = frozenset(run.marker[0] for run in runs)
-                return _time_loop(turns, flow, name, weights, round(whole / len(marks)))
+                return _time_loop(turns, flow, name, weights, max(turns.each, round(whole / len(marks))))
         except InputError as error:
             reasons.append(str(error))
     if reasons:
@@ -161,6 +200,19 @@ def _time_loop(turns: Turns, flow: Flow, name: str, weights: frozenset[str], len
         cut_short=state.last < turns.last,
         drops=any("dropout" in one.name and flow.between(k) for k, one in enumerate(turns.operations)),
         names=tuple(operation.name for operation in turns.operations),
+        apart=_apart(turns.operations, makes),
         reads=state.reads(),
         makes=makes,
     )
+
+
+def _apart(operations: Sequence[Operation], made: Iterable[int]) -> frozenset[str]:
+    """The names of the parameters that are met, but by nothing that what some operations make depends on."""
+    waiting = [*made]
+    seen = set(waiting)
+    while waiting:
+        above = {value[0] for value in operations[waiting.pop()].reads.values()} - seen
+        seen |= above
+        waiting += above
+    every = frozenset[str]().union(*(operation.met for operation in operations))
+    return every.difference(*(operations[number].met for number in seen))

@@ -1,0 +1,1 @@
+"""The loops over time in what code computes, of whatever framework: their uses, turns and states."""
