@@ -16,7 +16,7 @@ from gradscope.errors import InputError, as_option, quoted, shown
 from gradscope.machine import find_devices, one_blas_thread
 from gradscope.measure.batch import Means, measure_batch
 from gradscope.measure.light import LightProbe
-from gradscope.measure.loss import loss_gradient
+from gradscope.measure.loss import LossGradient, held_by, loss_gradient
 from gradscope.measure.measured import Measured
 from gradscope.measure.plan import Plan
 from gradscope.measure.progress import Progress
@@ -35,7 +35,7 @@ from gradscope.report.analysis import Analysis
 from gradscope.report.chains import chain_of
 from gradscope.report.conclude import conclude, of_sequences
 from gradscope.report.masked import MaskedGains, masked_gains
-from gradscope.report.notes import chain_notes, left_out
+from gradscope.report.notes import chain_notes, left_out, small_slopes
 from gradscope.report.provenance import described_together
 from gradscope.report.verdict import judge, level
 from gradscope.settings import (
@@ -52,6 +52,8 @@ from gradscope.settings import (
 )
 
 if TYPE_CHECKING:
+    from jax import Device
+
     from gradscope.advise.repair import Repaired
     from gradscope.advise.suggest import Suggestions
     from gradscope.gate.budgets import MetricBudget
@@ -148,10 +150,15 @@ def _check_suggest(settings: Settings) -> None:
 
 
 def analyze_light(settings: Settings, probe: LightProbe) -> Analysis:
-    """The gain and the horizon alone, as lower bounds, by a probe that keeps its vectors between calls."""
+    """The gain and the horizon alone, as lower bounds, by a probe that keeps its vectors between calls.
+
+    Where they hang on slopes that the dtype takes as 0, as they are, without the probe.
+    """
     problems, means = _prepare(replace(settings, only="gain", top=1))
     low, high = (math.log10(gain) for gain in (settings.vanishing_below, settings.exploding_above))
     measured = probe.measure(problems, low, high, means.devices[0])
+    if any(math.isinf(one.full.log10_norm_error) for each in measured for one in each):
+        measured = _measured(problems, settings.policy, means, None)
     return _concluded(problems, settings.policy, measured, means, None)
 
 
@@ -361,13 +368,24 @@ def _concluded(
 ) -> Analysis:
     """The analysis of what was measured; on one device losses are followed back and chains differentiated."""
     whole, device = problems.layers[0].only == "all", means.devices[0]
-    losses = [loss_gradient(problem, device, progress) if whole else None for problem in problems.every]
+    losses = [
+        _loss(problem, each, device, progress) if whole else None
+        for problem, each in zip(problems.every, measured, strict=True)
+    ]
     changes = [
         sensitivity_of(problem, each, device) for problem, each in zip(problems.every, measured, strict=True)
     ]
     masks = _masked(problems, policy, means, progress) if whole else None
     found = conclude(problems, policy, measured, losses, changes, device.platform)
     return replace(found, masks=masks, verdict=found.verdict.noting(left_out(problems)))
+
+
+def _loss(
+    problem: Problem, measured: Sequence[Measured], device: Device, progress: Progress | None
+) -> LossGradient | None:
+    """The gradient of its loss, in doubt where it may hang on slopes that its dtype does not hold."""
+    loss = loss_gradient(problem, device, progress)
+    return held_by(loss, problem.system.dtype) if loss and small_slopes(problem, measured) else loss
 
 
 def _masked(

@@ -51,10 +51,10 @@ def far_paths(
     leaves = jax.tree.leaves(paths)
     if not any((np.abs(leaf) < tiny).any() for leaf in leaves):
         return None, True
-    one = (cast(parameters, "float64"), inputs.astype(np.float64), states.astype(np.float64))
+    if not may_fall(cell, parameters, inputs, states):
+        return None, True
+    one = _in_float64(parameters, inputs, states)
     with precise("float64"):
-        if not any(_may_fall(*each, states.dtype) for each in _members(cell, *one)):
-            return None, True
         try:
             found = {
                 name: _along(*each, bool(cell.members and paths[name]["input"]))
@@ -71,6 +71,19 @@ def far_paths(
         for one, leaf in zip(_leaves(kept), leaves, strict=True)
     )
     return kept if lost else None, held
+
+
+def may_fall(cell: Cell, parameters: Mapping[str, Array], inputs: Array, states: Array) -> bool:
+    """Whether slopes may be smaller than the states' dtype holds without being 0, as those of relu are."""
+    with precise("float64"):
+        each = _members(cell, *_in_float64(parameters, inputs, states))
+        return any(_may_fall(*one, states.dtype) for one in each)
+
+
+def _in_float64(
+    parameters: Mapping[str, Array], inputs: Array, states: Array
+) -> tuple[dict[str, Any], Array, Array]:
+    return cast(parameters, "float64"), inputs.astype(np.float64), states.astype(np.float64)
 
 
 def _leaves(tree: Any) -> list[Wide]:
@@ -112,7 +125,7 @@ def _members(
 
 
 def _may_fall(cell: Cell, parameters: Parameters, inputs: Array, states: Array, dtype: Any) -> bool:
-    """Whether slopes may be that small without being 0: of relu and such none is."""
+    """Of one layer."""
     most, drive = -math.log(np.finfo(dtype).tiny), _drive(cell, parameters, inputs, states)
     if not drive > _HELD_BY_FASTER * most:  # not <=, or NaN passes
         return False

@@ -32,6 +32,7 @@ _JOIN = {
     "reached": np.maximum,
     "drive": np.maximum,
     "flushed": np.maximum,
+    "small": np.maximum,
 }
 
 
@@ -53,7 +54,8 @@ def course(
     open.<gate> : (n,) its largest activation; squares : sums of squares of the input's, the state's and the
         bias' term of all gates, and of the inputs; counts : of how many numbers each; drive : the largest
         pre-activation of any, these at some of the steps; flushed : 1, slopes that are not 0 may count
-        as that (0 where somebody knows better). Raises BeyondRangeError where a state is not finite.
+        as that (0 where somebody knows better); small : 1, there may be such,
+        held or not. Raises BeyondRangeError where a state is not finite.
     """
     after = np.asarray(states[1:], np.float64)
     check_finite(cell, after, before, states.dtype)
@@ -67,6 +69,7 @@ def course(
         "leaves": _first(~(sizes <= FLOAT32_MAX), before),
         "ends": _first(~np.isfinite(sizes), before),
         "flushed": np.array([1.0]),
+        "small": np.array([1.0]),
         "reached": np.array([math.log10(max(sizes.max(initial=0), FLOAT64_MIN))]),
     }
     found |= {f"open.{name}": np.asarray(value, np.float64).max(axis=0) for name, value in gates.items()}

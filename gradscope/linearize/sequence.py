@@ -102,6 +102,7 @@ class Linearized:
             self._courses[i] = course(*given)
         found["far"], held = self._far(inputs, found)
         self._courses[i]["flushed"] = np.array([0.0 if held else 1.0])
+        self._courses[i]["small"] = np.array([0.0 if held and found["far"] is None else 1.0])
         if "link" in found:
             self._links[i] = np.asarray(found["link"][-1], np.float64)
         return found

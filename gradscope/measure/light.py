@@ -13,12 +13,14 @@ import numpy as np
 from gradscope.cells.factors import factor_parameters, factors_in, with_factors
 from gradscope.custom_types import Array
 from gradscope.errors import BeyondRangeError, InputError, as_option
+from gradscope.linearize.below_range import may_fall
 from gradscope.linearize.beyond_range import with_slopes
 from gradscope.linearize.budget import SEGMENT_BYTES, tangent_bytes
 from gradscope.linearize.course import check_finite
 from gradscope.linearize.leading_vector import leading_vectors, meeting, steps_to_pass
 from gradscope.linearize.system import System
 from gradscope.linearize.tangents import tangents
+from gradscope.measure.loss import HELD
 from gradscope.measure.measured import Measured
 from gradscope.problem.problem import Problem
 from gradscope.problem.problems import Problems
@@ -162,10 +164,11 @@ class _Probed:
         )
         with system.running():
             *self._passes, states = steps_to_pass(self._tangents, parameters, inputs, start)
+        self._many, self._states = many, np.asarray(states)
         self._lengths = np.array([[one.length(k) for k in range(one.batch)] for one in many], np.int32)
         self.failed = [
             _not_finite(one, length, own)
-            for one, length, own in zip(many, self._lengths, np.asarray(states), strict=True)
+            for one, length, own in zip(many, self._lengths, self._states, strict=True)
         ]
         drawn = np.random.default_rng(0).normal(size=(system.batch, system.size))
         drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
@@ -248,16 +251,27 @@ class _Probed:
         self, whole: dict[str, Array], by_lag: Array, error: Array, at: tuple[int, int]
     ) -> Spectrum:
         own = by_lag[at][: self._lengths[at]]
+        off = math.inf if self._falls(at, own) else float(error[at])
         return Spectrum(
             np.array([whole["gain"][at]]),
             None,
-            float(error[at]),
-            float(error[at]),
+            off,
+            off,
             whole["left"][at],
             whole["right"][at],
             own,
             log10_largest_gain=float(own.max()),
         )
+
+    def _falls(self, at: tuple[int, int], log10_norms: Array) -> bool:
+        """Whether the gain is gone within a step, by slopes that may not be 0 in numbers of any exponent."""
+        with np.errstate(invalid="ignore"):
+            fell = np.diff(log10_norms, prepend=0.0) < HELD * math.log10(np.finfo(self._system.dtype).tiny)
+        if not fell.any():
+            return False
+        one, states = self._many[at[0]], self._states[at]
+        length = self._lengths[at]
+        return may_fall(one.cell, one.parameters, one.inputs[at[1], :length], states[: length + 1])
 
 
 # Of an entry of a vector in one step, about; of the gain, which passes that add nothing move by as much.

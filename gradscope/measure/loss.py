@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 
 from gradscope.cells.notation import named
 from gradscope.custom_types import Array
+from gradscope.errors import listed
 from gradscope.linearize.system import cast
 from gradscope.linearize.trajectory import Spread
 from gradscope.measure.adjoints import Adjoints, Followed, Total
@@ -20,7 +22,7 @@ from gradscope.measure.lag_sums import Losses
 from gradscope.measure.progress import Progress
 from gradscope.measure.truncation import Truncation, truncation
 from gradscope.problem.problem import Problem
-from gradscope.product_svd.log_scale import decades
+from gradscope.product_svd.log_scale import decades, median_of_known
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class LossGradient:
         is <G_(k,p), G_p> / sum_q |G_q|^2, with q all recurrent matrices, or all input weights: it sums to 1
         over lags and matrices. Negative where a lag works against the whole; NaN if the whole is zero.
     clip, tbptt : what gradient clipping and truncated BPTT make of it, None where that is not asked for.
+    unmeasured : what of it was not measured, which is NaN, and why; None where all was.
     """
 
     at: str
@@ -50,6 +53,7 @@ class LossGradient:
     shares: Mapping[str, Array]
     clip: Clipping | None = None
     tbptt: Truncation | None = None
+    unmeasured: str | None = None
 
     @property
     def kinds(self) -> dict[str, list[str]]:
@@ -76,7 +80,7 @@ class LossGradient:
     def to_dict(self, lags: Array) -> dict[str, Any]:
         """The part ``loss`` of the JSON object, at these lags; what is between them is in the next one."""
         at = [0, *lags.tolist()]
-        deltas = {name: np.nanmedian(norms, axis=0)[lags - 1] for name, norms in self.log10_deltas.items()}
+        deltas = {name: median_of_known(norms)[lags - 1] for name, norms in self.log10_deltas.items()}
         starts = [0, *lags[:-1].tolist()]
         shares = {name: np.add.reduceat(share, starts) for name, share in self.shares.items()}
         return {
@@ -90,6 +94,7 @@ class LossGradient:
             "gradients": [self._gradient(name, norm) for name, norm in self.log10_gradients.items()],
             **({} if self.clip is None else {"clip": self.clip.to_dict(lags)}),
             **({} if self.tbptt is None else {"tbptt": self.tbptt.to_dict(lags)}),
+            **({} if self.unmeasured is None else {"unmeasured": self.unmeasured}),
         }
 
     def _gradient(self, name: str, norm: float) -> dict[str, Any]:
@@ -141,6 +146,46 @@ def loss_gradient(
         shares=shares,
         clip=clip,
         tbptt=tbptt,
+    )
+
+
+# Part of the exponents of a dtype by which a gradient may shrink in a step, for it to have digits then.
+HELD = 0.94
+
+
+def held_by(loss: LossGradient, dtype: str) -> LossGradient:
+    """The same with NaN where it may hang on slopes that are not 0, and that the dtype takes as that.
+
+    It is followed back in the dtype: after a step in which all that it holds goes, what is left is in doubt,
+    and so are sums over the steps that are no larger than that.
+    """
+    tiny = float(np.finfo(dtype).tiny)
+    least = HELD * math.log10(tiny)
+    norms = loss.log10_norm
+    with np.errstate(invalid="ignore"):
+        fell = norms[:, 1:] - norms[:, :-1] < least
+    ended = np.maximum.accumulate(fell, axis=1) & ~np.isnan(norms[:, 1:])
+    gradients = {
+        name: math.nan if norm < np.nanmax(norms) + least else norm
+        for name, norm in loss.log10_gradients.items()
+    }
+    small = [name for name, norm in gradients.items() if math.isnan(norm)]
+    if not ended.any() and not small:
+        return loss
+    from_lag = f"from lag {1 + int(np.argmax(ended.any(axis=0)))} on it hangs" if ended.any() else ""
+    of_weights = f"its gradient by {listed(small)} hangs" if small else ""
+    what = " and ".join(filter(None, (from_lag, of_weights)))
+    return replace(
+        loss,
+        log10_norm=np.concatenate([norms[:, :1], np.where(ended, np.nan, norms[:, 1:])], axis=1),
+        log10_deltas={
+            name: np.where(ended | (each < norms[:, :-1] + least), np.nan, each)
+            for name, each in loss.log10_deltas.items()
+        },
+        log10_gradients=gradients,
+        clip=None if small else loss.clip,
+        tbptt=None if small else loss.tbptt,
+        unmeasured=f"{what} on slopes below {tiny:.0e}, which {dtype} takes as 0",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from gradscope.custom_types import Array
 from gradscope.linearize.jacobian_chain import JacobianChain
 from gradscope.linearize.segmented import SegmentedChain
 from gradscope.measure.by_unit import COLUMNS, cells, starts_of
-from gradscope.measure.shares import propagate, transposed
+from gradscope.measure.shares import far_left, far_transposed, far_vectors, propagate, transposed
 
 if TYPE_CHECKING:  # processes without JAX come here
     from gradscope.cells.cell import Cell
@@ -29,15 +29,32 @@ def returning(
     """
     columns = Columns(len(jacobians), len(left))
     certain = ~np.isnan(next(iter(shares.values())))
+    back = _far_back(jacobians, left) if jacobians.beyond else _back(jacobians, left)
+    for first, sizes in back:
+        columns.take(first, sizes, certain[first : first + len(sizes)])
+    return columns.found
+
+
+def _back(jacobians: JacobianChain | SegmentedChain, left: Array) -> Iterator[tuple[int, Array]]:
+    """Of each segment from the last its first step, and log10 |b_t| (L, m) of its steps."""
     vector, log = left, 0.0
     for i in range(len(jacobians.starts) - 1, -1, -1):
-        segment, first = jacobians.segment(i), jacobians.starts[i]
-        vectors, logs = propagate(transposed(segment), vector, log)
+        vectors, logs = propagate(transposed(jacobians.segment(i)), vector, log)
         with np.errstate(divide="ignore", invalid="ignore"):
             sizes = np.log10(np.abs(vectors[-2::-1])) + logs[-2::-1, None] / math.log(10)
-        columns.take(first, sizes, certain[first : first + len(segment)])
+        yield jacobians.starts[i], sizes
         vector, log = vectors[-1], logs[-1]
-    return columns.found
+
+
+def _far_back(jacobians: JacobianChain | SegmentedChain, left: Array) -> Iterator[tuple[int, Array]]:
+    """The same where float64 does not hold the steps."""
+    vector = far_left(jacobians, left)
+    sizes = vector.log10
+    whole = sizes.max() + 0.5 * np.log10((100.0 ** (sizes - sizes.max())).sum())
+    for i in range(len(jacobians.starts) - 1, -1, -1):
+        vectors = list(far_vectors(far_transposed(jacobians.segment(i)), vector))
+        yield jacobians.starts[i], np.array([one.log10[:, 0] - whole for one in vectors[-2::-1]])
+        vector = vectors[-1]
 
 
 class Columns:

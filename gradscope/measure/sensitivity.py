@@ -26,6 +26,8 @@ DEGENERATE = 1e-6
 MOST_TOGETHER = 128
 # From here on the adjoint of the trajectory says that its answer to a change is chaos.
 LARGEST_ADJOINT = 1e3
+# Decades by which the gain along its own pass may be off that of the chain.
+_SAME = 1e-2
 # The angle by which singular vectors may move in another pass, and how many of these there may be.
 _SETTLED, _MOST_UNSETTLED, _PASSES = 1e-9, 1e-5, 60
 
@@ -142,7 +144,8 @@ def top_sums(
         chain = _Sequence(problem.system, number, problem.kept, device)
         for values in range(1, count + 1):
             try:
-                mean = chain.of_norm(measured.full.right, values)
+                logs = measured.full.log10_singular_values[:values]
+                mean = chain.of_norm(measured.full.right, values, float(np.mean(logs)))
             except ArithmeticError:
                 found.append(None)
             else:
@@ -167,7 +170,8 @@ def of_sequence(
     values = _coinciding(measured, system.size)
     with system.running():
         chain = _Sequence(system, number, problem.kept, device)
-        found = replace(chain.of_norm(measured.full.right, values), sequence=number)
+        mean = float(np.mean(measured.full.log10_singular_values[:values]))
+        found = replace(chain.of_norm(measured.full.right, values, mean), sequence=number)
         if problem.adjoint is not None:
             adjoint = problem.adjoint[number]
             loss = chain.of_loss(adjoint[: system.length(number)])
@@ -209,7 +213,7 @@ class _Sequence:
         placed: Parameters = self.trajectory.parameters
         return placed
 
-    def of_norm(self, right: Array, values: int) -> Sensitivity:
+    def of_norm(self, right: Array, values: int, log10_mean: float) -> Sensitivity:
         """Of the mean logarithm of the ``values`` largest singular values; right : (m,) the first vector."""
         block = np.random.default_rng(0).standard_normal((self.system.size, values))
         block[:, 0] = right
@@ -226,14 +230,28 @@ class _Sequence:
                 f"its singular vectors turn by {angle:.0e} from one pass to the next: they are lost in "
                 "rounding, beside values almost as large or a gain on the way that is far larger"
             )
+        told_log10 = told["log"] / (values * math.log(10.0))
+        self._check_same(told_log10, log10_mean)
         worst = int(np.argmin(told["cosine"]))
         return replace(
             found,
             values=values,
             condition=1.0 / max(float(told["cosine"][worst]), np.finfo(float).tiny),
             condition_step=worst + 1,
-            error=float((told["log"].max() - told["log"].min()) / math.log(10.0)),
+            error=float(values * (told_log10.max() - told_log10.min())),
         )
+
+    def _check_same(self, told: Array, log10_mean: float) -> None:
+        """Raise ArithmeticError where the pass does not find the gain that it differentiates."""
+        with np.errstate(invalid="ignore"):  # of zeros
+            off = float(np.abs(told - log10_mean).max())
+            spread = float(told.max() - told.min())
+        if not off <= _SAME + 10 * spread:  # not >, or NaN passes
+            dtype = self.system.dtype
+            raise ArithmeticError(
+                f"the gain hangs on slopes below {np.finfo(dtype).tiny:.0e}, which {dtype} takes as 0, and "
+                "it is differentiated in that: inputs and weights of smaller size leave the units a slope"
+            )
 
     def of_loss(self, adjoint: Array) -> Sensitivity | None:
         """Of log |dL/ds_0|; adjoint : (S, n), of the outputs of the last S steps. None where it is 0."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -58,6 +58,8 @@ def shares(
     """
     if log10_norm == -np.inf:
         return {name: np.full(len(jacobians), np.nan) for name in jacobians.segment(0).names}
+    if jacobians.beyond:
+        return _far_shares(jacobians, left)
     count = len(jacobians.starts)
     ends = [(left, 0.0)]  # b_t and its size where each segment ends, the last first
     for i in range(count - 1, 0, -1):
@@ -66,16 +68,12 @@ def shares(
     start, found = (right, 0.0), []
     for i in range(count):
         segment = jacobians.segment(i)
-        forward, forward_log = propagate(_steps(segment), *start)
+        forward, forward_log = propagate(iter(segment), *start)
         backward, backward_log = propagate(transposed(segment), *ends.pop())
         with np.errstate(over="ignore", invalid="ignore"):
             size = forward_log[:-1] + backward_log[-2::-1] - log10_norm * np.log(10.0)
-            if segment.beyond:
-                carried = _far_carried(segment, backward[-2::-1], forward[:-1], size)
-            else:
-                carried = segment.carried(backward[-2::-1], forward[:-1])
-                carried = {name: each * np.exp(size) for name, each in carried.items()}
-            found.append(_certain(carried))
+            carried = segment.carried(backward[-2::-1], forward[:-1])
+            found.append(_certain({name: each * np.exp(size) for name, each in carried.items()}))
         start = (forward[-1], forward_log[-1])
     return {name: np.concatenate([share[name] for share in found]) for name in found[0]}
 
@@ -86,42 +84,89 @@ def _certain(share: Mapping[str, Array]) -> dict[str, Array]:
     return {name: np.where(wrong, np.nan, each) for name, each in share.items()}
 
 
-def _far_carried(segment: JacobianChain, backward: Array, forward: Array, size: Array) -> dict[str, Array]:
-    """b_t^T J_t a_t e^size_t of every path, of b and a (T, m), whatever the size of J's entries."""
-    found = {name: np.zeros(len(size)) for name in segment.names}
+def _far_shares(jacobians: JacobianChain | SegmentedChain, left: Array) -> dict[str, Array]:
+    """The same where float64 does not hold the steps: entries of a_t and b_t have exponents of their own."""
+    last = far_left(jacobians, left)
+    starts = [_through(_backward(jacobians), last)]
+    for i in range(len(jacobians.starts)):
+        starts.append(_through(_forward(jacobians.segment(i)), starts[-1]))
+    whole = wide_product(last.transposed, starts.pop())[0][0, 0]
+    found, later = [], last
+    for i in range(len(jacobians.starts) - 1, -1, -1):
+        segment = jacobians.segment(i)
+        forward = list(far_vectors(_forward(segment), starts.pop()))
+        backward = list(far_vectors(far_transposed(segment), later))
+        later = backward[-1]
+        found.append(_certain(_far_carried(segment, backward[-2::-1], forward[:-1], whole)))
+    return {name: np.concatenate([share[name] for share in found[::-1]]) for name in found[0]}
+
+
+def _far_carried(
+    segment: JacobianChain, backward: Sequence[Wide], forward: Sequence[Wide], whole: Wide
+) -> dict[str, Array]:
+    """b_t^T J_t a_t of every path over the whole, whatever the size of J's entries."""
+    found = {name: np.zeros(len(forward)) for name in segment.names}
     for t, (b, a) in enumerate(zip(backward, forward, strict=True)):
         for name, rows, columns, step in segment.wide_terms(t):
-            through = wide_product(step, Wide.of(a[columns, None]))[0]
-            carried = wide_product(Wide.of(b[None, rows]), through)[0][0, 0]
-            found[name][t] = carried.mantissa * np.exp(size[t] + float(carried.exponent) * np.log(2.0))
+            carried = wide_product(b[rows].transposed, wide_product(step, a[columns])[0])[0][0, 0]
+            found[name][t] = carried.over(whole)
     return found
 
 
-def _steps(jacobians: JacobianChain) -> Iterator[Array | Wide]:
-    return (jacobians.wide(t) if jacobians.beyond else jacobians[t] for t in range(len(jacobians)))
+def far_left(jacobians: JacobianChain | SegmentedChain, left: Array) -> Wide:
+    """(m, 1), the top left singular vector of a length of its own, with digits in its small entries too.
+
+    Those of ``left`` are right to a rounding of its largest entry. Where the chain takes the large ones to
+    nothing, all that is left of the gradient is carried by small ones: P P^T u has them.
+    """
+    right = _through(_backward(jacobians), Wide.of(left[:, None]))
+    for i in range(len(jacobians.starts)):
+        right = _through(_forward(jacobians.segment(i)), right)
+    return right
 
 
-def transposed(jacobians: JacobianChain) -> Iterator[Array | Wide]:
+def far_vectors(steps: Iterable[Wide], vector: Wide) -> Iterator[Wide]:
+    """``vector`` (m, 1), and it after each step."""
+    yield vector
+    for step in steps:
+        vector = wide_product(step, vector)[0]
+        yield vector
+
+
+def far_transposed(jacobians: JacobianChain) -> Iterator[Wide]:
     """The steps of the transposed chain, J_T^T first."""
-    for t in range(len(jacobians) - 1, -1, -1):
-        yield jacobians.wide(t).transposed if jacobians.beyond else jacobians[t].T
+    return (jacobians.wide(t).transposed for t in range(len(jacobians) - 1, -1, -1))
 
 
-def propagate(steps: Iterable[Array | Wide], vector: Array, log: float) -> tuple[Array, Array]:
+def _forward(jacobians: JacobianChain) -> Iterator[Wide]:
+    return (jacobians.wide(t) for t in range(len(jacobians)))
+
+
+def _backward(jacobians: JacobianChain | SegmentedChain) -> Iterator[Wide]:
+    for i in range(len(jacobians.starts) - 1, -1, -1):
+        yield from far_transposed(jacobians.segment(i))
+
+
+def _through(steps: Iterable[Wide], vector: Wide) -> Wide:
+    for step in steps:
+        vector = wide_product(step, vector)[0]
+    return vector
+
+
+def transposed(jacobians: JacobianChain) -> Iterator[Array]:
+    """The steps of the transposed chain, J_T^T first."""
+    return (jacobians[t].T for t in range(len(jacobians) - 1, -1, -1))
+
+
+def propagate(steps: Iterable[Array], vector: Array, log: float) -> tuple[Array, Array]:
     """Unit vectors (T + 1, m) along the chain and the natural logarithm (T + 1,) of their lengths."""
     vectors, logs = [vector], [log]
     for step in steps:
-        shift = 0
-        if isinstance(step, Wide):
-            through = wide_product(step, Wide.of(vector[:, None]))[0]
-            shift = int(through.exponent.max())
-            vector = Wide(through.mantissa, through.exponent - shift).float64()[:, 0]
-        else:
-            vector = step @ vector
+        vector = step @ vector
         largest = np.abs(vector).max()
         with np.errstate(divide="ignore", invalid="ignore"):  # NaN from where it vanishes
             norm = float(np.linalg.norm(vector / largest))  # squares may not fit where the entries do
             vector = vector / largest / norm
             vectors.append(vector)
-            logs.append(logs[-1] + np.log(norm) + np.log(largest) + shift * np.log(2.0))
+            logs.append(logs[-1] + np.log(norm) + np.log(largest))
     return np.array(vectors), np.array(logs)

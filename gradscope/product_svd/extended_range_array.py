@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,14 @@ class Wide:
     def times(self, other: Wide) -> Wide:
         """The product, entry by entry."""
         return Wide.of(self.mantissa * other.mantissa, self.exponent + other.exponent)
+
+    def over(self, other: Wide) -> float:
+        """The quotient of two numbers as a float64, infinity or NaN where it has none."""
+        if not other.mantissa:
+            return math.nan
+        quotient = float(self.mantissa / other.mantissa)
+        with np.errstate(over="ignore"):
+            return float(np.ldexp(quotient, int(np.clip(self.exponent - other.exponent, -2000, 2000))))
 
     def plus(self, other: Wide) -> Wide:
         """The sum, entry by entry."""

@@ -20,3 +20,10 @@ def log10(mantissa: Any, exponent: Any) -> Array:
 def decades(mantissa: Any, exponent: Any) -> Array:
     """The same in float64."""
     return log10(mantissa, exponent).astype(np.float64)
+
+
+def median_of_known(rows: Array) -> Array:
+    """(k,), the median of each column of (B, k) without NaN, and NaN where it has nothing else."""
+    found, some = np.full(rows.shape[1], np.nan), ~np.isnan(rows).all(axis=0)
+    found[some] = np.nanmedian(rows[:, some], axis=0)
+    return found

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradscope.custom_types import Array, PathLike
+from gradscope.product_svd.log_scale import median_of_known
 from gradscope.report.chains import WITHOUT, Chain, Extremes, mean_share
 from gradscope.report.remedies import Remedies, told_of
 from gradscope.report.verdict import Matched, Verdict
@@ -267,7 +268,7 @@ def _chain(chain: Chain, level: str, engine: str, shown: Array | None) -> dict[s
 def _by_lag(chain: Chain, shown: Array) -> dict[str, Any]:
     """The gain at these lags, as far as it is known there, the median of the sequences that are as long."""
     at = chain.lags if len(chain.lags) < chain.steps else shown
-    norms = np.nanmedian(chain.by_lag[:, np.isin(chain.lags, at)], axis=0)
+    norms = median_of_known(chain.by_lag[:, np.isin(chain.lags, at)])
     return {"lag": at.tolist(), "log10_norm": _plain(norms)}
 
 

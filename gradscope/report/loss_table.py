@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.console import Group, RenderableType
 
+from gradscope.product_svd.log_scale import median_of_known
 from gradscope.report.page import headed, note, section
 from gradscope.report.sparkline import by_lag
 from gradscope.report.terminal import Terminal
@@ -28,8 +29,8 @@ _TITLES = {
 def loss_sections(loss: LossGradient, full: Chain, terminal: Terminal) -> Iterable[RenderableType]:
     """The sections of a loss; full : the chain whose sigma_1 is shown beside."""
     rows = {
-        "|dL/ds|": (np.arange(1, full.steps + 1), np.nanmedian(loss.log10_norm, axis=0)[1:]),
-        "sigma_1": (full.lags, np.nanmedian(full.by_lag, axis=0)),
+        "|dL/ds|": (np.arange(1, full.steps + 1), median_of_known(loss.log10_norm)[1:]),
+        "sigma_1": (full.lags, median_of_known(full.by_lag)),
     }
     yield section(_TITLES[loss.at], by_lag(rows, full.steps, terminal))
     if loss.shares:
@@ -44,13 +45,16 @@ def _gradients(loss: LossGradient) -> RenderableType:
         for name in names:
             share = loss.share(name)
             part = f"{100 * share:.1f} %" if math.isfinite(share) else "-"
-            table.add_row(name, scientific(loss.log10_gradients[name]), part, *_reach(loss, [name]))
-    notes = [_note(kind, *_reach(loss, names)) for kind, names in loss.kinds.items()]
+            norm = loss.log10_gradients[name]
+            size = "not measured" if math.isnan(norm) else scientific(norm)
+            table.add_row(name, size, part, *_reach(loss, [name]))
+    zero = "not measured" if loss.unmeasured else "exactly 0"
+    notes = [_note(kind, zero, *_reach(loss, names)) for kind, names in loss.kinds.items()]
     return Group(table, *map(note, notes))
 
 
-def _note(kind: str, half: str, most: str) -> str:
-    return f"dL/d{kind}: " + ("exactly 0" if half == "-" else f"half of it by lag {half}, 99 % by lag {most}")
+def _note(kind: str, zero: str, half: str, most: str) -> str:
+    return f"dL/d{kind}: " + (zero if half == "-" else f"half of it by lag {half}, 99 % by lag {most}")
 
 
 def _reach(loss: LossGradient, matrices: Sequence[str]) -> list[str]:

@@ -14,6 +14,7 @@ from gradscope.measure.measured import Measured, course_of, gate_statistics
 from gradscope.measure.sensitivity import Sensitivity
 from gradscope.problem.problem import Problem
 from gradscope.problem.problems import Problems
+from gradscope.product_svd.log_scale import median_of_known
 from gradscope.report.chains import Chain
 from gradscope.report.verdict import scientific
 from gradscope.settings import Level
@@ -87,10 +88,11 @@ def loss_notes(loss: LossGradient | None) -> tuple[str, ...]:
     """Of what a loss sends back."""
     if loss is None:
         return ()
-    with np.errstate(invalid="ignore"):
-        norms = np.nanmedian(loss.log10_norm, axis=0)
+    norms = median_of_known(loss.log10_norm)
     what = _leaving(np.arange(len(norms)), norms)
-    return (f"In float32 the loss' gradient {what}.",) if what else ()
+    found = (f"In float32 the loss' gradient {what}.",) if what else ()
+    lost = f"The loss' gradient is not all measured: {loss.unmeasured}; normalise inputs, scale weights down."
+    return (*found, lost) if loss.unmeasured else found
 
 
 def sensitivity_notes(change: Sensitivity | str | None) -> tuple[str, ...]:
@@ -148,6 +150,16 @@ def _size(number: float) -> str:
         return "over 1e150"
     rounded = float(f"{number:.1e}")
     return f"{rounded:.0f}" if 10 <= rounded < 1e6 else f"{rounded:.2g}"
+
+
+def small_slopes(problem: Problem, measured: Sequence[Measured]) -> bool:
+    """Whether some slopes may not be 0 that the dtype of the trajectory takes as that."""
+    if not all(one.course for one in measured):
+        return True
+    course = course_of(measured)
+    return bool(course["small"][0]) and bool(
+        course["drive"][0] > -math.log(np.finfo(problem.system.dtype).tiny) / 2
+    )
 
 
 def _underflow(measured: Sequence[Measured], course: Mapping[str, Array], dtype: str) -> str:
@@ -231,8 +243,7 @@ def _chaos(full: Chain, dtype: str, growth: float) -> str:
 
 def _float32_lag(full: Chain, level: Level) -> str:
     """The lag at which a gradient in float32 ends: of the curve, or else at its rate."""
-    known = ~np.isnan(full.by_lag).all(axis=0)
-    if what := _leaving(full.lags[known], np.nanmedian(full.by_lag[:, known], axis=0)):
+    if what := _leaving(full.lags, median_of_known(full.by_lag)):
         return f"In float32 a gradient of size 1 {what}."
     rate = full.rate.median
     if level not in ("vanishing", "exploding") or not (math.isfinite(rate) and rate):

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradscope.errors import shown
+from gradscope.product_svd.log_scale import median_of_known
 from gradscope.report.chains import WITHOUT
 from gradscope.report.loss_table import loss_sections
 from gradscope.report.next_steps import next_steps
@@ -259,7 +260,8 @@ def _shares(analysis: Analysis, terminal: Terminal) -> Table:
     table.add_column(justify="right")
     width = min(_BAR_WIDTH, terminal.width - max(map(len, analysis.mean_shares)) - _BESIDE_BAR)
     for name, share in sorted(analysis.mean_shares.items(), key=lambda item: -abs(item[1])):
-        table.add_row(name, f"{100 * share:z.1f} %", _bar(share, max(1, width), terminal))
+        said = f"{100 * share:z.1f} %" if math.isfinite(share) else "-"
+        table.add_row(name, said, _bar(share, max(1, width), terminal))
     return table
 
 
@@ -282,7 +284,7 @@ def _bar(share: float, width: int, terminal: Terminal) -> str:
 
 def _lags(analysis: Analysis, terminal: Terminal) -> RenderableType:
     full, policy = analysis.full, analysis.policy
-    norms = np.nanmedian(full.by_lag, axis=0)
+    norms = median_of_known(full.by_lag)
     thresholds = (policy.vanishing_below, policy.exploding_above)
     return by_lag({"": (full.lags, norms)}, full.steps, terminal, crossings(full.lags, norms, *thresholds))
 

@@ -9,11 +9,14 @@ from oracles.any_exponent import log10_norms, stacked, step_of
 from oracles.few import few
 
 import gradscope
+from gradscope.api import analyze_light
 from gradscope.cells import find
 from gradscope.cells.cell import Member
 from gradscope.cells.stack import stacked as stacked_cell
 from gradscope.linearize.system import System
 from gradscope.linearize.trajectory import states_of
+from gradscope.measure.light import LightProbe
+from gradscope.settings import Settings
 
 N, D, T = 3, 2, 10
 CELLS = ["rnn", "rnn-sigmoid", "gru", "gru-reset-before", "lstm", "lstm-peephole", "lstm-cifg", "lstm-noaf"]
@@ -86,3 +89,49 @@ def test_layers_that_read_each_other_have_such_slopes_between_them_too(tmp_path)
     np.testing.assert_allclose(
         found.by_lag[0], expected, rtol=1e-14, atol=10 * found.spectra[0].log10_norm_error
     )
+
+
+@pytest.mark.parametrize("cell", few(["rnn", "gru", "lstm"], "rnn"))
+def test_shares_are_how_the_gain_answers_to_a_factor_on_a_path(cell, tmp_path):
+    arrays, inputs, _ = network(cell, 3.0, 1e4)
+    np.savez(tmp_path / "cell.npz", **arrays)
+    given = {"checkpoint": tmp_path / "cell.npz", "cell": cell, "inputs": inputs}
+    found = gradscope.analyze(**given)
+    gain = found.full.log10_norm.median
+    assert gain < -1000
+    assert sum(found.mean_shares.values()) == pytest.approx(1, abs=1e-6)
+    for path, share in found.mean_shares.items():
+        more = gradscope.analyze(**given, scale={path: 1.25}, only="gain").full.log10_norm.median
+        # Gains so far apart are those of one way through the paths, of which each step counts whole.
+        assert more - gain == pytest.approx(T * share * np.log10(1.25), abs=1e-5 + 1e-6 * abs(share))
+    (back,) = found.returning.values()
+    sizes = np.max(back["log10"], axis=0)  # of the largest unit, at every step
+    assert -0.5 < sizes[-1] <= 0  # |b_T| = 1
+    assert (sizes[-2::-1] <= found.full.by_lag[0, : T - 1] + 1e-6).all()
+
+
+def test_what_is_differentiated_in_float64_says_that_it_ends(tmp_path):
+    arrays, inputs, _ = network("rnn", 3.0, 1e4)
+    np.savez(tmp_path / "cell.npz", **arrays)
+    given = {"checkpoint": tmp_path / "cell.npz", "cell": "rnn", "inputs": inputs}
+    found = gradscope.analyze(**given, adjoint=np.ones(N), sensitivity=True)
+    loss = found.loss
+    assert loss.log10_norm[0, 0] == pytest.approx(np.log10(N) / 2)
+    assert np.isnan(loss.log10_norm[0, 1:]).all()
+    assert np.isnan(list(loss.log10_gradients.values())).all()
+    assert "slopes below 2e-308" in found.to_dict()["loss"]["unmeasured"]
+    assert found.sensitivity is None
+    assert any(note.startswith("No sensitivity: the gain hangs on slopes") for note in found.verdict.notes)
+    assert "exactly 0" not in str(found)
+    assert "nan" not in str(found)
+
+
+def test_the_light_probe_leaves_such_a_chain_to_the_analysis(tmp_path):
+    arrays, inputs, _ = network("rnn", 3.0, 1e4)
+    np.savez(tmp_path / "cell.npz", **arrays)
+    given = {"checkpoint": tmp_path / "cell.npz", "cell": "rnn", "inputs": inputs}
+    whole = gradscope.analyze(**given, only="gain").full
+    light = analyze_light(Settings(**given), LightProbe()).full
+    np.testing.assert_array_equal(light.by_lag, whole.by_lag)
+    (row,) = gradscope.sweep(**given, grid={"input_scale": [1.0]}).points
+    assert row["log10_norm"] == whole.log10_norm.median
