@@ -45,7 +45,7 @@ def far_paths(
     them, and of a cell that does what ``wide`` has no rule for; then second False, for all are not held, as
     where some have no digits in numbers of any exponent either.
     """
-    if cell.given or any(member.cell.given for member in cell.members):
+    if _given(cell):
         return None, False
     tiny = np.finfo(states.dtype).tiny
     leaves = jax.tree.leaves(paths)
@@ -75,9 +75,15 @@ def far_paths(
 
 def may_fall(cell: Cell, parameters: Mapping[str, Array], inputs: Array, states: Array) -> bool:
     """Whether slopes may be smaller than the states' dtype holds without being 0, as those of relu are."""
+    if _given(cell):
+        return False
     with precise("float64"):
         each = _members(cell, *_in_float64(parameters, inputs, states))
         return any(_may_fall(*one, states.dtype) for one in each)
+
+
+def _given(cell: Cell) -> bool:
+    return cell.given or any(member.cell.given for member in cell.members)
 
 
 def _in_float64(

@@ -267,10 +267,9 @@ class _Probed:
         """Whether the gain is gone within a step, by slopes that may not be 0 in numbers of any exponent."""
         with np.errstate(invalid="ignore"):
             fell = np.diff(log10_norms, prepend=0.0) < HELD * math.log10(np.finfo(self._system.dtype).tiny)
-        if not fell.any():
+        one, states, length = self._many[at[0]], self._states[at], self._lengths[at]
+        if self.failed[at[0]] or not fell.any():
             return False
-        one, states = self._many[at[0]], self._states[at]
-        length = self._lengths[at]
         return may_fall(one.cell, one.parameters, one.inputs[at[1], :length], states[: length + 1])
 
 
