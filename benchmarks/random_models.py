@@ -1,8 +1,8 @@
-"""Random small models of PyTorch, Keras and nnx: each is analysed right, or refused by a reason.
+"""Random small models of PyTorch, Keras and JAX's libraries: each is analysed right, or refused by a reason.
 
-``python benchmarks/random_models.py [--draws 1000] [--first 0] [--only torch,loops,files,keras,nnx]`` prints
-how many were right and why others were refused, and every third outcome with its seed; exit code 1 if there
-is one. Right is what the framework's own derivatives say. ``tests/parity`` runs the first few.
+``python benchmarks/random_models.py [--draws 1000] [--first 0] [--only torch,loops,files,...]`` prints how
+many were right and why others were refused, and every third outcome with its seed; exit code 1 if there is
+one. Right is what the framework's own derivatives say. ``tests/parity`` runs the first few.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ sys.path[:0] = [str(HERE), str(HERE / "tests"), str(HERE / "tests" / "parity")]
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # it compiles more than it computes
 
-# What is drawn, so many of ten: modules of torch in memory that are called in a loop, and that loop
-# themselves; files of torch, models of Keras, models of nnx.
-SHARES = {"torch": 3, "loops": 2, "files": 3, "keras": 1, "nnx": 1}
+# What is drawn, so many of eleven: modules of torch in memory that are called in a loop, and that loop
+# themselves; models of JAX's libraries that do; files of torch, models of Keras, models of nnx.
+SHARES = {"torch": 3, "loops": 2, "jax-loops": 1, "files": 3, "keras": 1, "nnx": 1}
 
 
 def outcomes(kind: str, seed: int, folder: Path) -> str:
@@ -34,6 +34,10 @@ def outcomes(kind: str, seed: int, folder: Path) -> str:
         return outcome(seed)
     if kind == "loops":
         from test_random_loops import outcome
+
+        return outcome(seed)
+    if kind == "jax-loops":
+        from test_random_jax_loops import outcome
 
         return outcome(seed)
     if kind == "nnx":
@@ -67,7 +71,7 @@ def main() -> int:
                 wrong += 1
                 print(f"{kind} {seed}: {type(error).__name__}: {str(error)[:400]}", flush=True)
     for (kind, outcome), count in sorted(counts.items()):
-        print(f"{kind:6} {count:5}  {outcome}")
+        print(f"{kind:9} {count:5}  {outcome}")
     print(f"{wrong} of {asked.draws} draws had a third outcome, {time.perf_counter() - began:.0f} s")
     return int(wrong > 0)
 

@@ -113,6 +113,16 @@ def test_other_weights_than_were_recorded(run, told, tmp_path):
     assert told("analyze", tmp_path / "model.pt", "--inputs", tmp_path / "run.npz")
 
 
+def test_another_head_is_no_other_loop(told, tmp_path):
+    """What no state is made of may be trained on."""
+    model, x = drawn(Plain), batch()
+    gradscope.record(model, x, tmp_path / "run.npz")
+    with torch.no_grad():
+        model.head.weight *= 1.01
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    assert told("analyze", tmp_path / "model.pt", "--inputs", tmp_path / "run.npz")
+
+
 def test_what_stands_without_its_half_leads_to_the_other(run, told, tmp_path):
     model, x = drawn(Plain), batch()
     torch.save(model.state_dict(), tmp_path / "model.pt")

@@ -390,6 +390,25 @@ def test_dropout_on_the_way_is_said(where):
     assert [one.partition("what")[0] for one in said] == named[where]
 
 
+class Alternating(Loop):
+    """Every other step is another."""
+
+    def run(self, x, h):
+        for t in range(x.shape[1]):
+            now = self.a(x[:, t])
+            h = torch.tanh(now + self.b(h)) if t % 2 else torch.relu(now + self.b(h))
+        return h, h
+
+
+def test_a_step_of_two_turns_is_said():
+    model, x = drawn(Alternating), batch()
+    analysis = gradscope.analyze(checkpoint=gradscope.from_torch(model, x))
+    assert "a step is 2 turns of its loop" in " ".join(analysis.problem["assumed"])
+    np.testing.assert_allclose(
+        analysis.full.spectra[0].log10_singular_values[0], log10_values(whole(model, x)[0])[0], atol=1e-9
+    )
+
+
 def test_another_last_step_is_left_out():
     class Ended(Loop):
         def run(self, x, h, end=T):
@@ -587,6 +606,7 @@ REFUSED = {
     "in 2 stretches of steps": Cut,
     "in a way that torch does not show": between(Unseen.apply),
     "give the model without it": Recomputed,
+    "computes within torch.func (vmap": between(torch.func.vmap(torch.relu)),
 }
 
 

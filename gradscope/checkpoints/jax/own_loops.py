@@ -63,5 +63,7 @@ def with_loops(
 def _is_of(weight: str, layer: Found) -> bool:
     """Whether a weight is of a layer, or of a module that is one."""
     if layer.derivatives:
-        return weight in layer.derivatives.weights() or weight.startswith(f"{layer.name}.")
+        return weight in layer.derivatives.weights() or weight.startswith(
+            (f"{layer.name}.", f"{layer.name}/")
+        )
     return weight in layer.keys

@@ -12,8 +12,9 @@ from typing import Any
 from gradscope.checkpoints.found import Found
 from gradscope.checkpoints.keras.config import RECURRENT, specs
 from gradscope.checkpoints.keras.file import layers
+from gradscope.checkpoints.keras.loops import with_bare_loops
 from gradscope.checkpoints.keras.own import OF_RNN
-from gradscope.checkpoints.keras.recording import keras_recorded
+from gradscope.checkpoints.keras.recording import keras_recorded, package_of
 from gradscope.checkpoints.live import CALLED, Live, kept, source, wrong
 from gradscope.errors import InputError, listed, shown
 
@@ -68,6 +69,9 @@ def read_keras_model(function: str, model: Any, batch: Any) -> Live:
     for path, part in places:
         each.setdefault(path if path not in each else f"{path}{OF_RNN}", part)
     found, recorded = keras_recorded(called, model, batch, found, owners, each)
+    found, recorded = with_bare_loops(
+        package_of(model), called, model, batch, weights.items(), found, recorded
+    )
     return Live(called, found, tensors, recorded, CALLED.format("layer"))
 
 

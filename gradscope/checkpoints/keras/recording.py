@@ -50,7 +50,7 @@ def keras_recorded(
     It does not run as in training. owners : of every path of weights the RNN that has them, or the cell that
     is in none; places : by path every layer of the model. Raises InputError where the forward pass fails.
     """
-    keras = _keras(model)
+    keras = package_of(model)
     if not hasattr(keras, "ops"):
         raise InputError(f"{source}: is a model of Keras 2, expected one of Keras 3 to run on a batch")
     theirs = {layer.name: owner for layer in layers if (owner := owners.get(path_of(layer))) is not None}
@@ -95,7 +95,7 @@ def path_of(found: Found) -> str:
     return found.keys[0].rpartition("/")[0] if found.keys else ""
 
 
-def _keras(model: Any) -> Any:
+def package_of(model: Any) -> Any:
     """The package that a model is of."""
     names = [kind.__module__.split(".")[0] for kind in type(model).__mro__]
     return sys.modules[next(name for name in names if name in ("keras", "tf_keras"))]

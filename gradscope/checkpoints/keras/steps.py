@@ -315,7 +315,7 @@ def _by_engine(
     state: Carried,
 ) -> Derivatives:
     def call(weights: Sequence[Any], args: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
-        with _having(keras, layer, weights):
+        with having(keras, layer, weights):
             return run(*args, **keywords)
 
     numbers = keras.ops.convert_to_numpy
@@ -347,14 +347,14 @@ def _by_torch(
                 self.register_parameter(name, torch.nn.Parameter(value, requires_grad=False))
 
         def forward(self, *args: Any, **keywords: Any) -> Any:
-            with _having(keras, layer, [self._parameters[name] for name in names]):
+            with having(keras, layer, [self._parameters[name] for name in names]):
                 return run(*args, **keywords)
 
     return TorchSteps(Pure(), "", calls, state, fed_back=False)
 
 
 @contextmanager
-def _having(keras: Any, layer: Any, values: Sequence[Any]) -> Iterator[None]:
+def having(keras: Any, layer: Any, values: Sequence[Any]) -> Iterator[None]:
     """Within, the variables of a layer have these values; float64 where they are, in all that it does."""
     double = any(keras.backend.standardize_dtype(value.dtype) == "float64" for value in values)
     pairs = [*zip(layer.variables, values, strict=True)]
