@@ -218,7 +218,7 @@ def split(
         source = cell.source(name)
         if cell.units is None:
             part = None if source is None else list(cell.extents(hidden).values())[source]
-            paths.append(DensePath(name, array, part, far.get(name)))
+            paths.append(DensePath(name, array, part, far=far.get(name)))
         else:
             matrix = _matrix(parameters, name)
             paths.append(UnitPath(name, array, source or 0, matrix, far=far.get(name)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -11,13 +12,45 @@ from gradscope.custom_types import Array
 from gradscope.product_svd.extended_range_array import Wide
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Ranged:
+    """Numbers of every step, which float64 may take as 0 where they are not.
+
+    far : the same with exponents of their own then.
+    """
+
+    far: Wide | None = None
+
+    @property
+    def numbers(self) -> Array:
+        """In float64, (T, ...)."""
+        raise NotImplementedError
+
+    @property
+    def beyond(self) -> bool:
+        """Whether float64 takes any of them as 0 that is not."""
+        return self.far is not None
+
+    @property
+    def bits(self) -> float:
+        """From the smallest to the largest, or to 1."""
+        return (Wide.of(self.numbers) if self.far is None else self.far).bits_below_one
+
+    def held(self, t: int) -> Wide:
+        """Those of step t."""
+        return Wide.of(self.numbers[t]) if self.far is None else self.far[t]
+
+    def some_far(self, part: Any) -> Wide | None:
+        """``far`` of some of them."""
+        return None if self.far is None else self.far[part]
+
+
 @dataclass(frozen=True)
-class UnitPath:
+class UnitPath(_Ranged):
     """A path of the fast form: step t is diag(slope_t) M diag(link_t) for each component it writes.
 
     slope : (T, components, n); matrix : M (n, n), None is the identity; link : (T, n), None is ones;
-    source : index of the component that is read; far : the slopes with exponents of their own, where
-    float64 takes some as 0 that are not.
+    source : index of the component that is read; far : of the slopes.
     """
 
     name: str
@@ -25,35 +58,26 @@ class UnitPath:
     source: int
     matrix: Array | None
     link: Array | None = None
-    far: Wide | None = None
+
+    @property
+    def numbers(self) -> Array:
+        """The slopes."""
+        return self.slope
 
     @property
     def alone(self) -> UnitPath:
         """The path within the component that it reads: what its own chain multiplies."""
         own = (slice(None), slice(self.source, self.source + 1))
-        far = None if self.far is None else self.far[own]
-        return replace(self, slope=self.slope[own], source=0, far=far)
+        return replace(self, slope=self.slope[own], source=0, far=self.some_far(own))
 
     def after(self, first: int) -> UnitPath:
         """The steps from this one on."""
         link = None if self.link is None else self.link[first:]
-        far = None if self.far is None else self.far[first:]
-        return replace(self, slope=self.slope[first:], link=link, far=far)
-
-    @property
-    def beyond(self) -> bool:
-        """Whether float64 takes any slope as 0 that is not."""
-        return self.far is not None
-
-    @property
-    def bits(self) -> float:
-        """From the smallest entry to the largest, or to 1, but for the matrix."""
-        return (Wide.of(self.slope) if self.far is None else self.far).bits_below_one
+        return replace(self, slope=self.slope[first:], link=link, far=self.some_far(slice(first, None)))
 
     def wide(self, t: int) -> Wide:
         """Step t, (m, n) in the columns of the component that is read."""
-        slope = Wide.of(self.slope[t]) if self.far is None else self.far[t]
-        found = slope[..., None].times(self._wide_matrix)
+        found = self.held(t)[..., None].times(self._wide_matrix)
         if self.link is not None:
             found = found.times(Wide.of(self.link[t]))
         return found.reshape(-1, self.width)
@@ -140,19 +164,22 @@ class UnitPath:
 
 
 @dataclass(frozen=True)
-class DensePath:
+class DensePath(_Ranged):
     """A path of a cell without a per-unit form: its Jacobians as they are, (T, m, m).
 
-    component : where in the state its own chain stays, None is all of it; far : the same with exponents of
-    their own, where float64 takes some as 0 that are not.
+    component : where in the state its own chain stays, None is all of it; far : of the entries.
     """
 
     name: str
     stack: Array
     component: slice | None = None
-    far: Wide | None = None
 
     source = 0
+
+    @property
+    def numbers(self) -> Array:
+        """The entries."""
+        return self.stack
 
     def add_to(self, columns: Array, t: int) -> None:
         """Add this path's Jacobian of step t to ``columns`` (m, m)."""
@@ -169,25 +196,15 @@ class DensePath:
         if part is None:
             return self
         own = (slice(None), part, part)
-        return DensePath(self.name, self.stack[own], far=None if self.far is None else self.far[own])
+        return DensePath(self.name, self.stack[own], far=self.some_far(own))
 
     def after(self, first: int) -> DensePath:
         """The steps from this one on."""
-        return replace(self, stack=self.stack[first:], far=None if self.far is None else self.far[first:])
-
-    @property
-    def beyond(self) -> bool:
-        """Whether float64 takes any entry as 0 that is not."""
-        return self.far is not None
-
-    @property
-    def bits(self) -> float:
-        """From the smallest entry to the largest, or to 1."""
-        return (Wide.of(self.stack) if self.far is None else self.far).bits_below_one
+        return replace(self, stack=self.stack[first:], far=self.some_far(slice(first, None)))
 
     def wide(self, t: int) -> Wide:
         """Step t."""
-        return Wide.of(self.stack[t]) if self.far is None else self.far[t]
+        return self.held(t)
 
     @property
     def width(self) -> int:
