@@ -1,22 +1,39 @@
-"""What the fields of a row may hold: a file may come from a stranger, or from an editor."""
+"""Whether a row is what its schema says: a file may come from a stranger, or from an editor."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from gradscope.errors import InputError, quoted
+from gradscope.schemas import schema
 
-# Beyond it no float64 has a square, or an exponent.
-_LARGEST = 1e300
+# Beyond it no float64 has a square, or an exponent; and beyond this not every whole number.
+_LARGEST, _LARGEST_COUNT = 1e300, 2**53
+_TYPES: Mapping[str, type] = {"string": str, "boolean": bool, "array": list, "object": dict}
+_WORDS = {
+    "number": "a number",
+    "integer": "a whole number",
+    "string": "text",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "values by name",
+    "null": "null",
+}
 
 
 def check_fields(row: Mapping[str, Any]) -> None:
-    """Raise InputError for a field that no command of ours has written so; one that is None says nothing."""
-    for name, (holds, expected) in _FIELDS.items():
-        if (value := row.get(name)) is not None and not holds(value):
-            raise InputError(f"{name} is {quoted(value)}, expected {expected}: gradscope wrote no such row")
+    """Raise InputError for a field that is not as the schema of its row has it; None says nothing.
+
+    A field may be missing, as from an older version, or be another that the schema does not know.
+    """
+    of = _schema(row["schema"])
+    for name, part in of["properties"].items():
+        if (value := row.get(name)) is None or (_is(value, part, of["$defs"]) and _fits(name, value)):
+            continue
+        raise InputError(f"{name} is {quoted(value)}, {_expected(part, row)}: gradscope wrote no such row")
 
 
 def finite_number(text: str) -> float:
@@ -26,75 +43,53 @@ def finite_number(text: str) -> float:
     return number
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
+@cache
+def _schema(name: str) -> dict[str, Any]:
+    return {"$defs": {}, **schema(name)}
 
 
-def _count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
-
-
-def _text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _texts(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_text, value))
-
-
-def _numbers(value: Any) -> bool:
-    """By name, and None where one is not known."""
-    return isinstance(value, dict) and all(one is None or _number(one) for one in value.values())
-
-
-def _settings(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(one, int | float | str) for one in value.values())
-
-
-def _curve(value: Any) -> bool:
-    """As many lags as norms, None where one is zero."""
-    lags, norms = (value.get("lag"), value.get("log10_norm")) if isinstance(value, dict) else (None, None)
-    if not (isinstance(lags, list) and isinstance(norms, list) and len(lags) == len(norms)):
+def _is(value: Any, part: Mapping[str, Any], parts: Mapping[str, Any]) -> bool:
+    """Whether a value holds what this part of a schema asks for; its descriptions and ``required`` do not."""
+    if "$ref" in part:
+        return _is(value, parts[part["$ref"].removeprefix("#/$defs/")], parts)
+    kinds = part.get("type", list(_WORDS))
+    if not any(_is_of(value, kind) for kind in ([kinds] if isinstance(kinds, str) else kinds)):
         return False
-    return all(map(_count, lags)) and all(one is None or _number(one) for one in norms)
-
-
-def _part(value: Any) -> bool:
-    """Numbers and words by name, in parts of parts and lists too."""
+    if "enum" in part and value not in part["enum"]:
+        return False
     if isinstance(value, dict):
-        return all(map(_part, value.values()))
+        known, other = part.get("properties", {}), part.get("additionalProperties", {})
+        return all(one is None or _is(one, known.get(name, other), parts) for name, one in value.items())
     if isinstance(value, list):
-        return all(map(_part, value))
-    return value is None or _text(value) or _number(value)
+        return all(_is(one, part.get("items", {}), parts) for one in value)
+    least, most = part.get("minimum", -math.inf), part.get("maximum", math.inf)
+    return not isinstance(value, int | float) or least <= value <= most
 
 
-def _named(value: Any) -> bool:
-    """A part of which these names are what columns take them for."""
-    if not (isinstance(value, dict) and _part(value)):
-        return False
-    numbers = [value.get(name) for name in ("log10_gradient", "log10_norm", "rate", "horizon")]
-    for name, inner in (("clip", "factor"), ("tbptt", "bias")):
-        part = value.get(name)
-        if part is not None and not isinstance(part, dict):
-            return False
-        numbers.append((part or {}).get(inner))
-    known = all(one is None or _number(one) for one in numbers)
-    return known and isinstance(value.get("verdict"), str | None)
+def _is_of(value: Any, kind: str) -> bool:
+    if kind in _TYPES:
+        return isinstance(value, _TYPES[kind])
+    if value is None or isinstance(value, bool) or not isinstance(value, int | float):
+        return value is None and kind == "null"
+    if kind == "integer":
+        return isinstance(value, int) and abs(value) < _LARGEST_COUNT
+    return kind == "number" and abs(value) < _LARGEST
 
 
-_Holds = tuple[Callable[[Any], bool], str]
-_A_NUMBER, _A_COUNT, _A_TEXT = (_number, "a number"), (_count, "a whole number"), (_text, "text")
-_A_PART = (_named, "numbers by name")
-_FIELDS: Mapping[str, _Holds] = {
-    **dict.fromkeys(("log10_norm", "log10_norm_error", "rate", "horizon"), _A_NUMBER),
-    **dict.fromkeys(("log10_largest_gain", "saturated", "theory_rate"), _A_NUMBER),
-    **dict.fromkeys(("index", "of", "steps", "sequences"), _A_COUNT),
-    **dict.fromkeys(("key", "gradscope", "verdict", "error", "subject"), _A_TEXT),
-    "converged": (lambda value: isinstance(value, bool), "true or false"),
-    "notes": (_texts, "sentences"),
-    "by_lag": (_curve, "lags, and as many numbers"),
-    "shares": (_numbers, "numbers by name"),
-    "settings": (_settings, "values by name"),
-    "loss": _A_PART,
-    "masks": _A_PART,
-}
+def _fits(name: str, value: Any) -> bool:
+    """What the schema does not say: as many norms as lags."""
+    if name != "by_lag":
+        return True
+    lags, norms = value.get("lag"), value.get("log10_norm")
+    return isinstance(lags, list) and isinstance(norms, list) and len(lags) == len(norms)
+
+
+def _expected(part: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """What stands in its place, where that is a word, or where that can be read."""
+    kinds = part.get("type")
+    words = [_WORDS[kind] for kind in ([kinds] if isinstance(kinds, str) else kinds or ())]
+    if not words or set(words) & {"a list", "values by name"}:
+        return f"expected what `gradscope schema {row['schema'].split('/')[1]}` says"
+    bounds = (("from", "minimum"), ("to", "maximum"))
+    within = "".join(f" {word} {part[key]}" for word, key in bounds if key in part)
+    return f"expected {' or '.join(words)}{within}"
