@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from gradscope.report.analysis import Analysis as Analysis
     from gradscope.report.chains import Chain as Chain
     from gradscope.report.chains import Extremes as Extremes
+    from gradscope.report.inspection import Inspection as Inspection
+    from gradscope.report.inspection import inspect as inspect
     from gradscope.report.verdict import Verdict as Verdict
     from gradscope.schemas import schema as schema
     from gradscope.settings import Policy as Policy
@@ -49,6 +51,7 @@ _HOME = {
     "Extremes": "gradscope.report.chains",
     "GradscopeError": "gradscope.errors",
     "InputError": "gradscope.errors",
+    "Inspection": "gradscope.report.inspection",
     "LossGradient": "gradscope.measure.loss",
     "Policy": "gradscope.settings",
     "Repaired": "gradscope.advise.repair",
@@ -63,6 +66,7 @@ _HOME = {
     "from_flax": "gradscope.checkpoints.jax.flax_live",
     "from_keras": "gradscope.checkpoints.keras.live",
     "from_torch": "gradscope.checkpoints.torch.live",
+    "inspect": "gradscope.report.inspection",
     "record": "gradscope.problem.record",
     "repair": "gradscope.api",
     "schema": "gradscope.schemas",

@@ -205,15 +205,17 @@ class Output:
         read : what it was made of; first : whether the first format is among them, or was written as it came.
         """
         from gradscope.cli.step_summary import summarize
-        from gradscope.cli.streams import write_result
+        from gradscope.cli.streams import say_written, write_result
 
         told = [(self.format, self.output), *self.others]
         texts = [
-            (render(result, name, self._look_of(file, read)), file)
+            (render(result, name, self._look_of(file, read)), name, file)
             for name, file in told[0 if first else 1 :]
         ]
-        for text, file in texts:
+        for text, name, file in texts:
             write_result(text, file)
+            if name == "html":
+                say_written(file, text, quiet=self.quiet)
         if any(name == "github" for name, _ in told):
             summarize(render(result, "markdown", self.look()))
 

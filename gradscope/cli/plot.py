@@ -58,16 +58,16 @@ def plot(
       gradscope plot rows.jsonl phase -o phase.svg
       gradscope plot rows.jsonl training -o training.svg
 
-    lag is the gain by lag of every chain, and of a loss; share who carries the gradient; spectrum the
-    singular values of the whole product; heatmap in which unit and at which step the gradient is on its
-    way back, of a loss or the one that survives best; gates their histograms; eigenvalues those of each
-    recurrent matrix. Of the rows of sweep phase is the rate over the grid; of those of track training is
-    gain and horizon against the step, and the gain by lag over training.
+    lag is the gain by lag of every chain, and of a loss; layers that of each layer, side by side; share who
+    carries the gradient; spectrum the singular values of the whole product; heatmap in which unit and at
+    which step the gradient is on its way back, of a loss or the one that survives best; gates their
+    histograms; eigenvalues those of each recurrent matrix. Of the rows of sweep phase is the rate over the
+    grid; of those of track training is gain and horizon against the step, and the gain by lag over training.
 
     SVG and PDF keep text as text; PDF, and PNG of 300 dots per inch, need the extra plot.
     """
     from gradscope.cli.kept_rows import read_rows
-    from gradscope.cli.streams import check_writable, write_result
+    from gradscope.cli.streams import check_writable, say_written, write_result
     from gradscope.report.pictures.figures import picture as draw
     from gradscope.report.pictures.figures import picture_of_rows
     from gradscope.report.result_file import read_result
@@ -78,13 +78,17 @@ def plot(
     if picture in FIGURES_OF_ROWS:
         if layer is not None:
             raise InputError(f"--layer is of a result, and {picture} of rows: leave it out")
-        write_result(picture_of_rows(read_rows(result), picture, size).made(suffix), output)
+        made = picture_of_rows(read_rows(result), picture, size).made(suffix)
+        write_result(made, output)
+        say_written(output, made)
         return
     told = read_result(result)
     if view:
         write_result(_view(told, layer, color), None)
         return
-    write_result(draw(told, picture, size, layer).made(suffix), output)
+    made = draw(told, picture, size, layer).made(suffix)
+    write_result(made, output)
+    say_written(output, made)
 
 
 def _check(picture: str, output: Path | None, view: bool) -> None:

@@ -88,7 +88,7 @@ def _are_rows(file: Path) -> bool:
 
 def _of_result(file: Path, output: Output) -> int:
     from gradscope.cli.kept_rows import read_rows
-    from gradscope.cli.streams import check_writable, write_result
+    from gradscope.cli.streams import check_writable, say_written, write_result
     from gradscope.report.html_page import html_page
     from gradscope.report.pictures.parts import parts_of
     from gradscope.report.result_file import read_result
@@ -99,9 +99,13 @@ def _of_result(file: Path, output: Output) -> int:
     check_writable(output.output, *read)
     if _are_rows(file):
         rows = read_rows(file)
-        write_result(rows_page(rows, output.look(read).origin), output.output)
+        page = rows_page(rows, output.look(read).origin)
+        write_result(page, output.output)
+        say_written(output.output, page, quiet=output.quiet)
         return say_matched([])
     result = read_result(file)
-    write_result(html_page(result, output.look(read).origin, embed=output.embed_data), output.output)
+    page = html_page(result, output.look(read).origin, embed=output.embed_data)
+    write_result(page, output.output)
+    say_written(output.output, page, quiet=output.quiet)
     levels = [(part["verdict"]["level"], name or None) for name, part in parts_of(result)]
     return say_matched([Matched(level, name) for level, name in levels if level in output.fail_on])

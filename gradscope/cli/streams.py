@@ -10,7 +10,9 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from gradscope.errors import InputError
+import click
+
+from gradscope.errors import InputError, shown
 from gradscope.files import behind_links, write_whole
 
 
@@ -109,6 +111,16 @@ def write_result(made: str | bytes, path: Path | None, option: str = "-o") -> No
             sys.stdout.flush()
         else:
             write_whole(path, data)
+
+
+def say_written(path: Path | None, made: str | bytes, *, quiet: bool = False) -> None:
+    """Of a page or a picture, which nobody reads as text: its size, and what to open it with."""
+    if path is None or quiet or not path.is_file():
+        return
+    size = len(made if isinstance(made, bytes) else made.encode("utf-8", "replace"))
+    address = path.resolve().as_uri()
+    said = f"gradscope: wrote {shown(path)}, {size / 1000:,.0f} kB: a browser opens {address}"
+    click.echo(said, err=True)
 
 
 def _exists(place: Path) -> bool:

@@ -14,10 +14,11 @@ ROWS, COLUMNS = 64, 120
 
 
 def by_unit(deltas: Mapping[str, Array]) -> dict[str, dict[str, Any]]:
-    """{layer, or "": {"step", "unit": the first of each column and row, "log10": rows of columns}}.
+    """{layer, or "": {"step", "unit": first of each column and row, "steps", "units": how many, "log10"}}.
 
-    deltas : {gate: (B, T, n)}, see LossGradient. A cell is log10 of the largest |dL/d(pre-activation)| of its
-    units and steps, over gates and sequences; -inf where all are zero, inf where float64 ends.
+    deltas : {gate: (B, T, n)}, see LossGradient. A cell of log10, rows of columns, is that of the largest
+    |dL/d(pre-activation)| of its units and steps, over gates and sequences; -inf where all are zero, inf
+    where float64 ends.
     """
     layers: dict[str, list[Array]] = {}
     for name, each in deltas.items():
@@ -29,14 +30,21 @@ def _by_step(sizes: Array) -> dict[str, Any]:
     """sizes : (T, n)."""
     starts = starts_of(len(sizes), COLUMNS)
     with np.errstate(divide="ignore"):
-        return cells(np.log10(np.maximum.reduceat(sizes, starts, axis=0)), np.array(starts) + 1)
+        largest = np.log10(np.maximum.reduceat(sizes, starts, axis=0))
+    return cells(largest, np.array(starts) + 1, len(sizes))
 
 
-def cells(log10: Array, steps: Array) -> dict[str, Any]:
-    """Units put together to rows. log10 : (columns, n); steps : the first of every column."""
+def cells(log10: Array, first: Array, steps: int) -> dict[str, Any]:
+    """Units put together to rows. log10 : (columns, n); first : of ``steps`` the first of every column."""
     units = starts_of(log10.shape[1], ROWS)
     largest = np.maximum.reduceat(log10, units, axis=1)
-    return {"step": steps.tolist(), "unit": [u + 1 for u in units], "log10": largest.T.round(2)}
+    return {
+        "step": first.tolist(),
+        "steps": steps,
+        "unit": [u + 1 for u in units],
+        "units": log10.shape[1],
+        "log10": largest.T.round(2),
+    }
 
 
 def starts_of(count: int, most: int) -> Sequence[int]:

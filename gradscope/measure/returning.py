@@ -74,8 +74,8 @@ class Columns:
         np.maximum.at(self.found["log10"], np.searchsorted(self._starts, at, side="right") - 1, sizes)
 
 
-def of_layers(found: Mapping[str, Array], cell: Cell, hidden: int) -> dict[str, dict[str, Any]]:
-    """{layer, or "": {"step", "unit", "log10": rows of columns}}, see ``by_unit``.
+def of_layers(found: Mapping[str, Array], cell: Cell, hidden: int, steps: int) -> dict[str, dict[str, Any]]:
+    """{layer, or "": {"step", "steps", "unit", "units", "log10": rows of columns}}, see ``by_unit``.
 
     found : of ``returning``. A unit of a layer has the largest of the components of its state.
     """
@@ -86,7 +86,7 @@ def of_layers(found: Mapping[str, Array], cell: Cell, hidden: int) -> dict[str, 
         states = {one.name: _units(part, one.cell, one.hidden) for one, part in parts}
     else:
         states = {"": _units(log10, cell, hidden)}
-    return {name: cells(units, found["step"]) for name, units in states.items()}
+    return {name: cells(units, found["step"], steps) for name, units in states.items()}
 
 
 def _units(log10: Array, cell: Cell, hidden: int) -> Array:

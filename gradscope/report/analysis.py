@@ -125,7 +125,7 @@ class Analysis:
         return f'<pre style="line-height: 1.2">{html.escape(text)}</pre>{drawn}'
 
     def figure(self, name: str = "lag", *, size: str = "column", layer: str | None = None) -> Picture:
-        """A picture as SVG, which notebooks show: lag, share, spectrum, heatmap, gates or eigenvalues.
+        """A picture, which notebooks show: lag, layers, share, spectrum, heatmap, gates or eigenvalues.
 
         size : ``column`` (85 x 64 mm), ``wide``, ``slide``, ``page`` or millimetres as ``120x80``; layer : of
         several the one of this name, instead of the whole. Raises InputError where there is nothing to draw.

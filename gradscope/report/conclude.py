@@ -100,7 +100,8 @@ def _of_layer(
 def _returning(problem: Problem, measured: Sequence[Measured]) -> dict[str, Any]:
     """By layer, unit and step, where all values were asked for."""
     found = measured[0].returning
-    return of_layers(found, problem.system.cell, problem.system.hidden) if found else {}
+    system = problem.system
+    return of_layers(found, system.cell, system.hidden, system.length(0)) if found else {}
 
 
 def of_sequences(measured: Sequence[Measured], policy: Policy, source: Mapping[str, Any]) -> Analysis:

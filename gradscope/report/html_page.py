@@ -14,6 +14,7 @@ from gradscope.errors import InputError
 from gradscope.report.html_remedies import remedies_section
 from gradscope.report.html_style import style_sheet
 from gradscope.report.html_text import beginning, error_of, figures_of, folded, gain_of, listing, table
+from gradscope.report.html_words import CARRIER, SIGNS, TERMS, explained, linked, reading, sign_of
 from gradscope.report.next_steps import next_steps
 from gradscope.report.pictures.figures import picture
 from gradscope.report.pictures.heatmap import maps_of
@@ -93,7 +94,7 @@ def _whole(result: Mapping[str, Any]) -> Iterator[str]:
     known = level if level in _LEVELS else "undecided"
     gain = gain_of(result["chains"][0]["log10_norm"]["median"])
     heading = element("span", escaped(level), class_=f"level {known}")
-    yield element("h1", heading, escaped(f": {_subject(result)}, gain {gain}"))
+    yield element("h1", sign_of(known), heading, escaped(f": {_subject(result)}, gain {gain}"))
     yield _key(result)
     yield listing(result["verdict"]["reasons"])
     notes = result["verdict"].get("notes") or []
@@ -102,7 +103,7 @@ def _whole(result: Mapping[str, Any]) -> Iterator[str]:
         yield listing(notes)
     problem = result["problem"]
     yield listing([f"{words}: {said}" for key, words in _SAID.items() for said in problem.get(key) or []])
-    if problem.get("cell") is not None and (next_ := listing(_next(result))):
+    if next_ := listing(_next(result)):
         yield element("h2", "Next")
         yield next_
     yield from remedies_section(result)
@@ -119,17 +120,19 @@ def _key(result: Mapping[str, Any]) -> str:
     shares = {name: share for name, share in result["shares"].items() if share is not None}
     if len(shares) > 1:
         first = max(shares, key=lambda name: abs(shares[name]))
-        facts["carried by"] = f"{short(first)}, {100 * shares[first]:.0f} %"
+        facts[CARRIER] = f"{short(first)}, {100 * shares[first]:.0f} %"
     each = (
-        element("div", element("dt", name), element("dd", escaped(value))) for name, value in facts.items()
+        element("div", element("dt", linked(name)), element("dd", escaped(value)))
+        for name, value in facts.items()
     )
     return element("dl", *each, class_="key")
 
 
 def _next(result: Mapping[str, Any]) -> list[str]:
     names = [str(chain["name"]) for chain in result["chains"]]
-    tau, steps = result["thresholds"]["vanishing_below"], result["problem"]["steps"]
-    return list(next_steps(_level(result), steps, tau, names, tried="suggestions" in result))
+    tau, rate = result["thresholds"]["vanishing_below"], result["chains"][0]["rate"]["median"]
+    told = next_steps(result["problem"], _level(result), tau, names, rate, tried="suggestions" in result)
+    return list(told)
 
 
 _SAID = {"not_applied": "Not applied", "assumed": "Assumed"}
@@ -138,14 +141,14 @@ _SAID = {"not_applied": "Not applied", "assumed": "Assumed"}
 def _sections(part: Mapping[str, Any], name: str) -> str:
     """The pictures of the whole, or of a layer, with their numbers."""
     yields = (
-        _figure(part, "lag", name, _lag_table(part)),
+        _figure(part, "lag", name, _chains(part) + _lag_table(part)) or _chains(part),
         _figure(part, "share", name, _share_table(part)),
         _figure(part, "heatmap", name, _heatmap_tables(part)),
         _figure(part, "spectrum", name, _spectrum_table(part)),
         _figure(part, "gates", name, _gates_table(part)),
         _figure(part, "eigenvalues", name, _matrix_table(part)),
     )
-    return _chains(part) + element("div", *yields, class_="grid")
+    return element("div", *yields, class_="grid")
 
 
 def _figure(part: Mapping[str, Any], name: str, where: str, numbers: str) -> str:
@@ -159,6 +162,7 @@ def _figure(part: Mapping[str, Any], name: str, where: str, numbers: str) -> str
         element("h2" if where == "whole" else "h3", escaped(drawn.title)),
         drawn.svg(f"{where}-{name}", inside=True),
         element("figcaption", escaped(drawn.said)),
+        reading(name) if where == "whole" else "",
         folded("Exact numbers", numbers) if numbers else "",
     )
 
@@ -295,7 +299,6 @@ def _layers(result: Mapping[str, Any], room: int) -> Iterator[str]:
     layers = result.get("layers") or []
     if not layers:
         return
-    yield element("h2", "Layers side by side")
     rows = [
         (
             f"layer{place}",
@@ -310,12 +313,16 @@ def _layers(result: Mapping[str, Any], room: int) -> Iterator[str]:
         for place, layer in enumerate(layers[:_NAMES])
     ]
     headings = ("layer", "name", "cell", "hidden", "gain", "rate, nats/step", "horizon, steps", "verdict")
-    yield (summary := table("Each layer on its own", headings, rows))
-    room -= _bytes(summary)
+    numbers = table("Each layer on its own", headings, rows)
+    beside = _figure(result, "layers", "whole", numbers)
+    if not beside or _bytes(beside) > room:
+        beside = element("h2", "Layers side by side") + numbers
+    yield beside
+    room -= _bytes(beside)
     for place, layer in enumerate(layers):
         name = f"layer{place}"
         section = folded(
-            f"{name}: {_subject(layer)}: {_level(layer)}",
+            f"{SIGNS.get(_level(layer), '')} {name}: {_subject(layer)}: {_level(layer)}",
             listing([*layer["verdict"]["reasons"], *(layer["verdict"].get("notes") or [])]),
             _sections(layer | {"gates": {}, "matrices": []}, name),
         )
@@ -333,22 +340,9 @@ def _provenance(result: Mapping[str, Any], origin: Mapping[str, str]) -> str:
     facts |= {key: value for key, value in result["problem"].items() if key not in _SAID}
     facts |= result["thresholds"]
     rows = [(key, _plain(value)) for key, value in facts.items() if value not in (None, [], {})]
+    terms = [term for term in TERMS if term != CARRIER or len(result["shares"]) > 1]
     made = table("What was analysed, and with what", ("setting", "value"), rows[: 2 * _NAMES])
-    words = folded("How to read this page", listing(_WORDS))
-    return element("section", words, element("h2", "Provenance"), made, class_="facts")
-
-
-_WORDS = (
-    "Gain: sigma_1, the largest singular value of the product of all one-step Jacobians: the most that any "
-    "gradient is amplified on its way from the last step to the first. Rate: its logarithm per step.",
-    "Horizon: the largest lag up to which the gain stays at or above the vanishing threshold.",
-    "A chain of one path is the product of what goes through that recurrent matrix (or the carousel) alone, "
-    "along the same states. Its share is how much of the gradient it carries; shares sum to 1, one below 0 "
-    "works against the others.",
-    "Vanishing, exploding: the gain is below the one threshold at the last lag, or above the other at any. "
-    "Undecided: its error straddles a threshold.",
-    "Worst error: of the logarithm of the worst of all singular values; the gain's own is with the verdict.",
-)
+    return element("section", explained(terms), element("h2", "Provenance"), made, class_="facts")
 
 
 def _plain(value: object) -> str:

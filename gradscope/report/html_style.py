@@ -40,18 +40,21 @@ td,tbody th{white-space:nowrap}
 th:first-child{text-align:left}
 .long{white-space:normal;overflow-wrap:anywhere;min-width:14rem;max-width:30rem}
 .key{display:flex;flex-wrap:wrap;gap:.4rem 2.5rem;margin:0 0 1rem}
+.terms dt{font-weight:600}
+.terms dd{margin:0 0 .5rem;max-width:48rem}
+a,summary{color:#0b57a4}
 .key dt{color:#55595f;font-size:.9rem}
 .key dd{margin:0;font-size:1.3rem;font-weight:600;font-variant-numeric:tabular-nums}
 .facts td,.facts th{text-align:left}
 .facts td,.facts tbody th{white-space:normal;overflow-wrap:anywhere;min-width:5rem}
-summary{cursor:pointer;padding:.3rem 0;color:#0b57a4;overflow-wrap:anywhere}
+summary{cursor:pointer;padding:.3rem 0;overflow-wrap:anywhere}
 """
 _DARK = """
 body{color:#f2f2f2;background:#15181d}
 figcaption,.quiet,caption,.key dt{color:#b6bcc6}
 th,td{border-color:#353b45}
 .wide{--paper:#15181d;--edge:#fff6}
-summary{color:#8ec1f7}
+a,summary{color:#8ec1f7}
 """
 _PRINT = """
 @page{margin:15mm}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from gradscope.cells import find
 from gradscope.cells.spectra import recurrent_matrices
 from gradscope.checkpoints import Contents, Found, read_all
 from gradscope.checkpoints.array_map import rules_of
+from gradscope.checkpoints.live import Live
 from gradscope.machine import one_blas_thread
 from gradscope.report.numbers import json_number
 from gradscope.version import __version__
@@ -53,22 +54,27 @@ class Inspection:
 
 
 def inspect(
-    path: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str] | Live,
     cell: str | None = None,
     max_size: int | None = None,
-    rules: Sequence[str] = (),
+    map: Any = None,  # noqa: A002  (as of ``analyze``)
     config: str | None = None,
 ) -> Inspection:
-    """What is in a checkpoint; the arguments and errors are those of ``checkpoints.read_all``.
+    """The recurrent layers in a checkpoint, with sizes, directions and norms; nothing in a file is run.
 
-    rules : texts or files, as for ``rules_of``.
+    checkpoint : a file, or what ``from_torch`` and its like make of a model, as for ``analyze``.
+    cell : of a native file the name of its cell, where it is one of your own.
+    max_size : bytes the file may unpack to, by default a small multiple of its size.
+    map : rules that say which tensor is which parameter, as for ``analyze``.
+    config : a file of Keras' ``model.to_json()``, which its weights alone lack.
+    Raises InputError for a file that is damaged, too large, or lacks a recurrent layer.
     """
     contents = read_all(
-        path, find(cell) if cell else None, max_size=max_size, rules=rules_of(rules), config=config
+        checkpoint, find(cell) if cell else None, max_size=max_size, rules=rules_of(map), config=config
     )
     with one_blas_thread():
         matrices = tuple(recurrent_matrices(found.arrays, all_values=False) for found in contents.layers)
-    return Inspection(os.fspath(path), contents, matrices)
+    return Inspection(str(checkpoint), contents, matrices)
 
 
 def _layer(found: Found, matrices: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:

@@ -25,6 +25,8 @@ LETTERS = "abcdefgh"
 COLOURS = ("bold", *(f"color({n})" for n in (63, 161, 28, 130, 30, 97, 242)))
 # Rows that a plot has at least, and between two numbers beside it; columns between two letters of a line.
 _LOWEST, _ROWS_APART, _LETTERS_APART = 8, 4, 24
+# Columns that a line has of those that it shares, in its turn.
+_TURN = 3
 # The eight dots of a braille character, by column and row (Unicode 28xx).
 _DOTS = np.array([[0x01, 0x02, 0x04, 0x40], [0x08, 0x10, 0x20, 0x80]])
 
@@ -101,7 +103,7 @@ def _numbers(low: float, high: float, rows: int) -> dict[int, str]:
 
 @dataclass
 class Canvas:
-    """Characters of which each line owns the dots that it draws; the one drawn last owns what they share."""
+    """Characters, each of the lines that go through it: of several in turns, the last drawn first."""
 
     width: int
     rows: int
@@ -109,7 +111,7 @@ class Canvas:
 
     def __post_init__(self) -> None:
         self._cell = np.zeros((self.rows, self.width), int)  # dots
-        self._owner = np.full((self.rows, self.width), -1)
+        self._through: dict[tuple[int, int], list[int]] = {}
         self._behind: dict[tuple[int, int], str] = {}
         self._letters: dict[tuple[int, int], int] = {}
         self._across, self._down = (2, 4) if self.unicode else (1, 1)
@@ -149,9 +151,9 @@ class Canvas:
         """The line's letter on it, every so many columns, and not where those of the others are."""
         first = int((number + 0.5) * _LETTERS_APART / count)
         for column in range(first, self.width, _LETTERS_APART):
-            rows = np.flatnonzero(self._owner[:, column] == number)
-            if len(rows):
-                self._letters[int(rows[len(rows) // 2]), column] = number
+            rows = [row for row in range(self.rows) if number in self._through.get((row, column), ())]
+            if rows:
+                self._letters[rows[len(rows) // 2], column] = number
 
     def texts(self) -> Iterator[Text]:
         """The rows, from the top."""
@@ -165,12 +167,15 @@ class Canvas:
     def _dot(self, number: int, x: int, y: int) -> None:
         row, column = y // self._down, x // self._across
         self._cell[row, column] |= _DOTS[x % self._across, y % self._down]
-        self._owner[row, column] = number
+        through = self._through.setdefault((row, column), [])
+        if number not in through:
+            through.append(number)
 
     def _character(self, row: int, column: int) -> tuple[str, str]:
-        owner = int(self._owner[row, column])
-        if owner < 0:
+        through = self._through.get((row, column))
+        if through is None:
             return self._behind.get((row, column), " "), "dim"
+        owner = through[-1 - column // _TURN % len(through)]
         lettered = self._letters.get((row, column), None if self.unicode else owner)
         if lettered is not None:
             return LETTERS[lettered], f"{COLOURS[lettered]} reverse" if self.unicode else COLOURS[lettered]

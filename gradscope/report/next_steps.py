@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 # Paths by which a cell holds its state, and the bias of the gate on each.
 _HOLDING = {"carousel": "b_f", "carry": "b_z"}
+_MORE_EXACTLY = (
+    "The gain is nearer to a threshold than its error: take it as being there, or have it more exactly"
+)
 
 
 def carousel_bias(horizon: int, gain: float) -> float:
@@ -15,24 +19,55 @@ def carousel_bias(horizon: int, gain: float) -> float:
 
 
 def next_steps(
-    level: str, steps: int, tau: float, chains: Collection[str], *, tried: bool = False
+    problem: Mapping[str, Any],
+    level: str,
+    tau: float,
+    chains: Collection[str],
+    rate: float | None,
+    *,
+    tried: bool = False,
 ) -> Iterator[str]:
-    """Sentences for a cell's verdict, to a vanishing threshold tau, if it vanishes or explodes.
+    """Sentences for a verdict, to a vanishing threshold tau.
 
-    chains : the names of those that were measured; tried : whether settings of knobs stand there already.
+    problem : as JSON tells it; chains : the names of those that were measured; rate : in nats per step;
+    tried : whether settings of knobs stand there already.
     """
-    if level not in ("vanishing", "exploding"):
+    if problem.get("cell") is None:
+        yield from _of_jacobians(level, rate)
         return
     if level == "vanishing" and tau < 1:
         for path, bias in _HOLDING.items():
             if path in chains:
                 yield (
-                    f"The {path} alone keeps a gain of {tau:g} over {steps} steps from {bias} = "
-                    f"{carousel_bias(steps, tau):.2f} on."
+                    f"The {path} alone keeps a gain of {tau:g} over {problem['steps']} steps from {bias} = "
+                    f"{carousel_bias(problem['steps'], tau):.2f} on."
                 )
-    if tried:
-        return
-    yield (
-        "gradscope suggest, with the same options, finds the setting of each knob that makes it stable, and "
-        "verifies it."
-    )
+    if level == "stable":
+        of_loss = "" if "readout" in problem or "adjoint" in problem else ", --readout how much of your loss'"
+        yield f"Some gradient arrives: the rms gain says how much of any does{of_loss}."
+    elif level == "undecided" and _finite(rate):
+        yield f"{_MORE_EXACTLY} (--accuracy full, --dtype float64, --top all)."
+    elif level != "undecided" and not tried:
+        yield (
+            "gradscope suggest, with the same options, finds the setting of each knob that makes it stable, "
+            "and verifies it."
+        )
+
+
+def _of_jacobians(level: str, rate: float | None) -> Iterator[str]:
+    """Of bare Jacobians there is nothing to set, but what they are of may be asked."""
+    if level in ("vanishing", "exploding"):
+        if rate is not None and _finite(rate):
+            yield f"Every Jacobian times {math.exp(-rate):.6g} would make the gain over all steps 1."
+        yield (
+            "gradscope analyze of the cell or checkpoint that these Jacobians are of tells which path "
+            "carries the gradient; gradscope suggest finds settings that make it stable."
+        )
+    elif level == "stable":
+        yield "Some gradient arrives over these steps: Jacobians of more steps tell how far it reaches."
+    elif _finite(rate):
+        yield f"{_MORE_EXACTLY} (Jacobians in float64, --top left out)."
+
+
+def _finite(rate: float | None) -> bool:
+    return rate is not None and math.isfinite(rate)

@@ -11,6 +11,7 @@ import numpy as np
 from gradscope.errors import InputError, quoted, shown
 from gradscope.report.html_page import document
 from gradscope.report.html_text import folded, gain_of, listing, table
+from gradscope.report.html_words import explained
 from gradscope.report.pictures.figures import FIGURES_OF_ROWS, picture_of_rows
 from gradscope.report.pictures.parts import of_rows
 from gradscope.report.pictures.svg import element, escaped
@@ -20,11 +21,6 @@ from gradscope.report.row_training import said_of_column, training_columns
 _ROWS, _LOST = 512, 12
 # Of the table of gains by lag: rows and lags.
 _CURVES, _LAGS = 128, 48
-_WORDS = (
-    "Gain: sigma_1 of the product of all one-step Jacobians, the most that any gradient is amplified on its "
-    "way from the last step to the first. Rate: its logarithm per step, below 0 where it fades.",
-    "Horizon: the largest lag up to which the gain stays at or above the vanishing threshold.",
-)
 _OF_GRID = (
     "Where the rate is near 0 (the line, where there is one) a gradient neither vanishes nor explodes. "
     "gradscope analyze with the options of a point shows which path carries it there.",
@@ -58,9 +54,11 @@ def rows_page(rows: Sequence[Mapping[str, Any]], origin: Mapping[str, str] = {})
     parts = [
         element("h1", escaped(title)),
         listing(lost[:_LOST]),
+        element("h2", "Next"),
+        listing(_OF_GRID if many == "points" else _OF_RUN),
         *(_figure(rows, name) for name in names),
         *tables,
-        folded("How to read this page", listing([*_WORDS, *(_OF_GRID if many == "points" else _OF_RUN)])),
+        explained(("verdict", "gain", "rate", "horizon")),
         _provenance(origin),
     ]
     return document(title, f"Gain and horizon over {many}, their pictures and exact numbers.", parts)

@@ -81,14 +81,17 @@ def _parts(analysis: Analysis, look: Look) -> Iterable[RenderableType]:
 
 
 def _next(analysis: Analysis) -> Iterable[RenderableType]:
-    """What to do about it; of bare Jacobians there is nothing to set."""
-    if analysis.problem.get("cell") is None:
-        return
-    full, tau = analysis.full, analysis.policy.vanishing_below
-    names = [chain.name for chain in analysis.chains]
-    tried = bool(analysis.remedies)
-    if sentences := list(next_steps(analysis.verdict.level, full.steps, tau, names, tried=tried)):
-        yield section("Next", Group(*map(bullet, sentences)))
+    """What to do about it."""
+    sentences = next_steps(
+        analysis.problem,
+        analysis.verdict.level,
+        analysis.policy.vanishing_below,
+        [chain.name for chain in analysis.chains],
+        analysis.full.rate.median,
+        tried=bool(analysis.remedies),
+    )
+    if said := list(sentences):
+        yield section("Next", Group(*map(bullet, said)))
     yield from remedy_sections(analysis.remedies, str(analysis.problem["source"]))
 
 

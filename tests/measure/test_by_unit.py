@@ -14,6 +14,7 @@ def test_every_cell_is_the_largest_of_its_units_and_steps():
     assert list(found) == ["layer0", "layer1"]
     one = found["layer0"]
     assert (len(one["step"]), len(one["unit"])) == (120, 64)
+    assert (one["steps"], one["units"]) == (300, 70)
     steps, units = [*one["step"], 301], [*one["unit"], 71]
     for i in range(64):
         for j in range(120):

@@ -15,6 +15,8 @@ from oracles.made_up import LSTM, STEPS, analysis
 from gradscope.errors import InputError
 from gradscope.report.analysis import Analysis
 from gradscope.report.html_page import html_page
+from gradscope.report.html_words import reading
+from gradscope.report.pictures.figures import FIGURES
 from gradscope.report.pictures.theme import dark_rules
 
 HOSTILE = "</script></title><img src=x onerror=alert(1)><style>*{}</style>\"'&\x00\u202e"
@@ -77,11 +79,12 @@ def test_nothing_is_run_and_nothing_loaded(name, embed):
     page = Page(text)
     assert page.tags("html") == [{"lang": "en"}]
     assert page.tags("script") == ([{"type": "application/json", "id": "gradscope-result"}] if embed else [])
-    assert not {"img", "link", "iframe", "object", "embed", "base", "form", "a"} & {
-        t for t, _ in page.elements
-    }
-    for _, attributes in page.elements:
-        assert not [key for key in attributes if key.startswith("on") or key in ("style", "src", "href")]
+    assert not {"img", "link", "iframe", "object", "embed", "base", "form"} & {t for t, _ in page.elements}
+    places = {f"#{attributes['id']}" for _, attributes in page.elements if "id" in attributes}
+    for tag, attributes in page.elements:
+        assert not [key for key in attributes if key.startswith("on") or key in ("style", "src")]
+        if tag != "image":
+            assert attributes.get("href", "#word-rate") in places, "a link stays on the page"
     assert not re.search(r"https?://|url\(|@import|javascript:", text)
 
 
@@ -128,10 +131,11 @@ def test_the_order_is_verdict_remedy_gain_carrier_spectrum_matrices_layers_prove
     ]
     expected[0] = RESULTS["stack"].verdict.level
     assert [one for one in headings if one in expected] == expected
-    layers = [words for words in page.said("summary") if words != "Exact numbers"]
+    folded = ("Exact numbers", "How to read it")
+    layers = [words for words in page.said("summary") if words not in folded]
     assert [words.split(":")[:2] for words in layers] == [
-        ["layer0", " layer below"],
-        ["layer1", " layer above"],
+        ["▼ layer0", " layer below"],
+        ["▼ layer1", " layer above"],
         ["How to read this page"],
     ]
 
@@ -143,17 +147,46 @@ def test_a_page_says_what_to_do_next():
     steps, tau = vanishing["problem"]["steps"], vanishing["thresholds"]["vanishing_below"]
     assert (1 / (1 + math.exp(-float(bias)))) ** steps == pytest.approx(tau, rel=0.05)
     assert "gradscope suggest" in said
-    for name in ("chain", "dead"):  # of bare Jacobians there is nothing to set
-        assert "gradscope suggest" not in html_page(told(name))
+    for name, result in RESULTS.items():
+        page = Page(html_page(json.loads(result.to_json())))
+        assert page.said("h2").count("Next") == 1, name
+    vanishing["problem"]["cell"] = None  # bare Jacobians: there is no bias to set
+    said = " ".join(Page(html_page(vanishing)).said("li"))
+    (factor,) = re.findall(r"Every Jacobian times ([\d.]+) would make", said)
+    gain = vanishing["chains"][0]["log10_norm"]["median"]
+    assert steps * math.log10(float(factor)) + gain == pytest.approx(0, abs=1e-3)
+    assert "b_f" not in said
+
+
+def test_the_level_is_told_by_a_word_and_a_shape():
+    signs = set()
+    for name in ("one", "exploding", "chain"):
+        page = Page(html_page(told(name)))
+        sign, word = page.tags("span")
+        assert sign == word | {"aria-hidden": "true"}
+        signs.add(page.said("span")[0])
+        assert word["class"] == f"level {page.said('span')[1]}"
+    assert len(signs) == 3
+
+
+def test_every_picture_says_how_to_read_it():
+    for name in FIGURES:
+        assert len(Page(reading(name)).said("p")[0]) > 60
+    page = Page(html_page(told("stack")))
+    assert page.said("summary").count("How to read it") == 4, "of the whole, not of each layer again"
 
 
 def test_the_few_numbers_that_are_looked_for_first():
     page = Page(html_page(told("one")))
     shares = RESULTS["one"].mean_shares
     first = max(shares, key=lambda name: abs(shares[name]))
-    assert page.said("dt") == ["horizon", "rate", "carried by"]
-    assert page.said("dd") == ["12 of 40 steps", "-0.5756 nats/step", f"{first}, {100 * shares[first]:.0f} %"]
-    assert Page(html_page(told("dead"))).said("dt") == ["horizon", "rate"]
+    assert page.said("a") == ["horizon", "rate", "carried by"]
+    assert page.said("dd")[:3] == [
+        "12 of 40 steps",
+        "-0.5756 nats/step",
+        f"{first}, {100 * shares[first]:.0f} %",
+    ]
+    assert Page(html_page(told("dead"))).said("a") == ["horizon", "rate"]
 
 
 def test_exact_numbers_are_those_of_the_result():
@@ -309,7 +342,12 @@ def file(tmp_path):
 
 def test_report_of_a_result(run, file, tmp_path):
     out = tmp_path / "report.html"
-    assert run("report", file, "-o", out) == (0, "", "")
+    code, text, err = run("report", file, "-o", out)
+    assert (code, text) == (0, "")
+    assert (
+        err == f"gradscope: wrote {out}, {out.stat().st_size / 1000:.0f} kB: a browser opens {out.as_uri()}\n"
+    )
+    assert run("report", file, "-o", tmp_path / "quiet.html", "--quiet") == (0, "", "")
     page = Page(out.read_text("utf-8"))
     cells = page.said("td")
     assert f"gradscope report {file} -o {out}" in cells

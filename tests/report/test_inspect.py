@@ -12,6 +12,7 @@ import pytest
 from oracles import layouts
 
 import gradscope
+from gradscope.checkpoints.live import Live
 from gradscope.errors import InputError
 from gradscope.report.inspection import inspect
 from gradscope.schemas import schema
@@ -63,6 +64,19 @@ def test_table(run, model, monkeypatch):
     assert "small lstm-projected-2 6 3 forward inputs float32 tanh" in lines
     assert "Also in the file: 2 other tensors: fc.weight, fc.bias" in lines
     assert sum(line.startswith("encoder.l0 R_") for line in lines) == 4
+
+
+def test_in_python_a_file_or_a_model_in_memory(model):
+    """As the command tells it, and as a notebook shows it; of a model what from_torch and its like make."""
+    found = gradscope.inspect(model)
+    names = {one["name"] for one in found.to_dict()["layers"]}
+    assert names == {"decoder", "encoder.l0", "encoder.l1", "small"}
+    assert found._repr_html_().startswith("<pre")
+    assert "decoder" in found._repr_html_()
+    live = Live("memory", found.contents.layers, {})
+    again = gradscope.inspect(live).to_dict()
+    assert again["source"] == "memory"
+    assert again["layers"] == found.to_dict()["layers"]
 
 
 def test_output_to_a_file(run, model, tmp_path):

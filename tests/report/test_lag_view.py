@@ -46,7 +46,7 @@ def test_letters_stand_where_their_lines_are(unicode):
     width = max(map(len, rows))
     for letter, rate in (("a", -0.25), ("b", -0.5), ("c", -1.0)):
         found = [(row, at) for row, text in enumerate(rows) for at, one in enumerate(text) if one == letter]
-        assert len(found) > (0 if unicode else 20)
+        assert len(found) > (0 if unicode else 15)
         for row, at in found:
             value = u + (row - k) / (j - k) * (v - u)
             lag = 1 + at / (width - 1) * (STEPS - 1)
@@ -80,6 +80,13 @@ def test_what_it_says_besides():
     coloured = view(color=True)
     assert "\x1b[" in coloured
     assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == text
+
+
+@pytest.mark.parametrize("unicode", [True, False])
+def test_of_lines_on_one_another_each_is_seen(unicode):
+    rows, _ = plot(view(100, 40, unicode=unicode, part=told({**RATES, "carousel": -0.25})))
+    seen = "".join(rows).replace("vanishing", "").replace("exploding", "")
+    assert min(seen.count("a"), seen.count("b")) >= (2 if unicode else 20)
 
 
 def test_a_chain_that_is_zero_and_one_of_one_lag():

@@ -35,6 +35,14 @@ def result(rates=RATES, **fields):
     return told
 
 
+def stacked(name):
+    """What makes a result one of two layers, for the picture of them."""
+    if name != "layers":
+        return {}
+    parts = ((LSTM, f"below {HOSTILE}"), ({"full": -0.5}, "above"))
+    return {"layers": [json.loads(analysis(rates, layer=layer).to_json()) for rates, layer in parts]}
+
+
 def drawn(told, name, **asked):
     text = str(picture(told, name, **asked))
     return ElementTree.fromstring(text), text
@@ -240,6 +248,15 @@ def test_the_heat_map_is_a_picture_of_its_cells():
     assert (np.diff(scale[0, :, :3].astype(float) @ [0.2126, 0.7152, 0.0722]) > 0).all(), "brighter is more"
 
 
+def test_the_axes_of_a_heat_map_end_with_the_last_unit_and_step():
+    """Not where the last row and column begin; that is all that older results tell."""
+    told, ends = result(), []
+    for more in ({}, {"steps": 9, "units": 4}):
+        told["loss"]["units"][""] |= more
+        ends.append([t.text for t in drawn(told, "heatmap")[0].iter(f"{SVG}text")][1:5])
+    assert ends == [["1", "3", "1", "7"], ["1", "4", "1", "9"]]
+
+
 def test_without_a_loss_the_map_is_of_the_gradient_that_survives_best():
     told = result()
     told["returning"] = {"": {"step": [1, 2], "unit": [1, 2], "log10": [[-4, 0], [None, -1]]}}
@@ -298,7 +315,7 @@ def test_bars_of_a_gate_are_as_high_as_its_histogram():
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_picture_is_small_has_no_script_and_says_what_it_shows(name):
-    root, text = drawn(result(batch=3), name, size="wide")
+    root, text = drawn(result(batch=3) | stacked(name), name, size="wide")
     assert len(text) < 100_000
     assert root.get("role") == "img"
     named = root.get("aria-labelledby").split()
@@ -340,7 +357,7 @@ def test_names_of_strangers_are_text(name):
     told["gates"] = {HOSTILE: told["gates"]["f"]}
     told["matrices"][0]["name"] = HOSTILE
     told["verdict"] |= {"reasons": [HOSTILE], "level": HOSTILE}
-    root, text = drawn(told, name)
+    root, text = drawn(told | stacked(name), name)
     assert "<script" not in text
     assert not re.search("[\x00-\x08\u202e\ud800]", text)
     assert any("<script>" in (e.text or "") for e in root.iter())
@@ -423,6 +440,33 @@ def test_damage_anywhere_is_refused_or_drawn():
                     ElementTree.fromstring(str(picture(told, name)))
 
 
+def test_layers_are_side_by_side_on_one_axis_with_all_of_them():
+    told = result({"full": -0.1}) | stacked("layers")
+    root, text = drawn(told, "layers", size="wide")
+    ticks = [(float(t.get("y")), t.text) for t in root.iter(f"{SVG}text") if t.get("text-anchor") == "end"]
+    ticks = [(y, np.log10(float(tick))) for y, tick in ticks if float(tick) != STEPS]
+    (top, high), (bottom, low) = min(ticks), max(ticks)
+    font = float(root.find(f".//{SVG}text[@text-anchor='end']").get("font-size"))
+
+    def decades(at):
+        return high + (at + 0.35 * font - top) / (bottom - top) * (low - high)
+
+    for name, rate in (("below", -0.25), ("above", -0.5)):
+        (group,) = [g for g in root.iter(f"{SVG}g") if name in g.find(f"{SVG}title").text]
+        (points,) = [pairs(line.get("points")) for line in group.iter(f"{SVG}polyline")]
+        np.testing.assert_allclose(decades(points[:, 1]), rate * np.arange(1, STEPS + 1), atol=0.1)
+        assert f"layer{name == 'above':d}: vanishing" in text
+    dashed = [pairs(one.get("points")) for one in root.iter(f"{SVG}polyline") if one.get("stroke-dasharray")]
+    for points in dashed:
+        np.testing.assert_allclose(decades(points[:, 1]), -0.1 * np.arange(1, STEPS + 1), atol=0.1)
+    assert len(dashed) == 2
+    alone, text = drawn(told, "layers", layer="above")
+    assert "Dashed" not in text
+    assert len([*alone.iter(f"{SVG}polyline")]) == 1
+    with pytest.raises(InputError, match="of one layer: lag draws"):
+        drawn(result(), "layers")
+
+
 def test_layers_side_by_side_and_each_alone():
     several = dataclasses.replace(
         analysis({"full": -0.1, "layer0": -0.2, "0->1": -0.3}),
@@ -466,7 +510,9 @@ def file(tmp_path):
 
 def test_plot_writes_a_file(run, file, tmp_path):
     out = tmp_path / "lag.svg"
-    assert run("plot", file, "lag", "-o", out) == (0, "", "")
+    code, text, err = run("plot", file, "lag", "-o", out)
+    assert (code, text) == (0, "")
+    assert f"wrote {out}, " in err
     assert out.read_text("utf-8") == str(analysis(LSTM).figure("lag"))
     assert run("plot", file, "lag")[1] == out.read_text("utf-8")
 
@@ -559,12 +605,12 @@ def test_the_error_is_a_band_where_it_is_known_and_a_bar_at_the_end_where_not():
     told["chains"][0]["log10_norm_error"] = [2.0]
     root, _ = drawn(told, "lag")
     assert len([one for one in root.iter(f"{SVG}line") if one.find(f"{SVG}title") is not None]) == 1
-    assert "At shorter lags the error was not estimated." in drawn(told, "lag")[1]
-    assert "Drawn, that would be thinner than the line." in drawn(result(), "lag")[1]
+    assert "At shorter lags its error was not estimated." in drawn(told, "lag")[1]
+    assert "Its error, drawn, would be thinner than its line." in drawn(result(), "lag")[1]
     told["profile"]["error"] = {"lag": [1, 10, STEPS], "log10_norm": [0.01, 0.1, 0.4]}
     root, text = drawn(told, "lag")
     assert "the error of its log10 is 2e+00, at 3 lags 1e-02 to 4e-01" in text
-    assert "thinner than the line" not in text
+    assert "thinner than its line" not in text
     (band,) = (one for one in root.iter(f"{SVG}polygon") if one.find(f"{SVG}title").text.startswith("error"))
     x, y = axes(root)
     points = pairs(band.get("points"))

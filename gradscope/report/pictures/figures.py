@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # Name -> module:function, and whether it shows several layers side by side; of the others the whole is shown.
 FIGURES: Mapping[str, tuple[str, bool]] = {
     "lag": ("lag:draw_lag", False),
+    "layers": ("layers:draw_layers", True),
     "share": ("share:draw_share", False),
     "spectrum": ("spectrum:draw_spectrum", False),
     "heatmap": ("heatmap:draw_heatmap", False),

@@ -43,7 +43,7 @@ def draw_heatmap(part: Mapping[str, Any], size: Size) -> Picture:
     low = max(lowest, high - _DECADES)
     font, parts = size.font, []
     tall = (size.height - 4.4 * font) / len(maps)
-    left = margin([str(units[name]["unit"][-1]) for name in maps], font) + font
+    left = margin([str(_last(units[name], "unit")) for name in maps], font) + font
     for row, (name, cells) in enumerate(maps.items()):
         top = row * tall + 1.5 * font
         frame = Frame(left, top, size.width - font, top + tall - 2.9 * font, font)
@@ -80,10 +80,15 @@ def _map(
         ground(frame),
         image(in_palette(cells, *ends), cividis(), frame),
         words(str(int(units[0])), frame.left - 0.4 * font, frame.top + 0.9 * font, font, anchor="end"),
-        words(str(int(units[-1])), frame.left - 0.4 * font, frame.bottom, font, anchor="end"),
+        words(str(_last(told, "unit")), frame.left - 0.4 * font, frame.bottom, font, anchor="end"),
         words(str(int(steps[0])), frame.left, numbers, font),
-        words(str(int(steps[-1])), frame.right, numbers, font, anchor="end"),
+        words(str(_last(told, "step")), frame.right, numbers, font, anchor="end"),
     ]
+
+
+def _last(told: Mapping[str, Any], axis: str) -> int:
+    """The last step or unit; results of before 0.1 was released tell where its column or row begins."""
+    return int(told.get(f"{axis}s", told[axis][-1]))
 
 
 def _scale(low: float, high: float, bar: Frame) -> list[str]:

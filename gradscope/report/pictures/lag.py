@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,7 +92,7 @@ def draw_lag(part: Mapping[str, Any], size: Size) -> Picture:
         *hints(frame, x, full.lags, size.hints, lambda lag: _at(lines, lag)),
         legend.drawn(size.font, frame.bottom + 3.1 * size.font),
     )
-    said = " ".join([said_of(part, lines, (low, high)), *_unseen_error(part, band)])
+    said = said_of(part, lines, (low, high), error=_unseen_error(part, band))
     return Picture("Gain by lag", sentence(part), said, size, parts)
 
 
@@ -223,9 +223,9 @@ def _error_of(part: Mapping[str, Any]) -> float:
 def _unseen_error(part: Mapping[str, Any], band: list[str]) -> Iterator[str]:
     """Why there is no band of errors, or of the last lag alone."""
     if not band and _error_of(part):
-        yield "Drawn, that would be thinner than the line."
+        yield "Its error, drawn, would be thinner than its line."
     if len((part["profile"].get("error") or {"lag": []})["lag"]) < 2 < len(part["profile"]["lag"]):
-        yield "At shorter lags the error was not estimated."
+        yield "At shorter lags its error was not estimated."
 
 
 def _errors_said(part: Mapping[str, Any]) -> str:
@@ -240,20 +240,28 @@ def _errors_said(part: Mapping[str, Any]) -> str:
 
 
 def said_of(
-    part: Mapping[str, Any], lines: list[Line], ends: tuple[float, float], *, area: bool = True
+    part: Mapping[str, Any],
+    lines: list[Line],
+    ends: tuple[float, float],
+    *,
+    area: bool = True,
+    error: Iterable[str] = (),
 ) -> str:
-    """What there is to see, and what cannot be seen; area : whether the range of the batch is drawn."""
+    """What there is to see, and what cannot be seen.
+
+    area : whether the range of the batch is drawn; error : what else there is to say of that of the gain.
+    """
     _, lags, norms = lines[0]
     if math.isnan(norms[-1]):
         last = f"exactly 0 from lag {lags[np.isnan(norms)][0]:.0f} on"
     else:
         last = f"{scientific(norms[-1])} at lag {lags[-1]:.0f}"
-    said = [f"Gain of the full chain: {last}; the error of its log10 is {_errors_said(part)}."]
+    said = [f"Gain of the full chain: {last}; the error of its log10 is {_errors_said(part)}.", *error]
     said += outside_said({one.name: one.norms for one in lines}, ends)
     if any(name == _LOSS for name, _, _ in lines):
-        said.append("That of the loss is beside its value at lag 0.")
+        said.append("The loss has no gain: its line is |dL/ds| over that at lag 0.")
     if len(part["chains"]) > 1:
-        said.append("Of a path alone an upper bound, where it is below the vanishing threshold.")
+        said.append("The line of a path alone is an upper bound where it is below the vanishing threshold.")
     if len(part["profile"]["log10_norm"]) > 1:
         said.append(f"Lines are medians of the batch{', the grey area its range' if area else ''}.")
     if len(part["chains"]) + ("loss" in part) > len(lines):

@@ -16,17 +16,20 @@ _GAP = 2.0
 MOST_PANELS = 24
 
 
-def panels(layers: Sequence[str], size: Size, aspect: float) -> tuple[Size, Iterator[Frame]]:
+def panels(
+    layers: Sequence[str], size: Size, aspect: float, left: float = 0.0
+) -> tuple[Size, Iterator[Frame]]:
     """The box of each, in rows; and how large the picture is, which grows downwards where they need it.
 
-    layers : of each the name of its layer, or ""; aspect : width over height of a box.
+    layers : of each the name of its layer, or ""; aspect : width over height of a box; left : pixels beside
+        the first of every row, for the numbers of an axis that they have in common.
     """
     font, least, count = size.font, 9 * size.font, len(layers)
     heading = _HEADING + _LAYER * any(layers)
-    columns = max(1, min(count, int(size.width // (least + font))))
+    columns = max(1, min(count, int((size.width - left) // (least + font))))
     columns = math.ceil(count / math.ceil(count / columns))
     gap = _GAP * font
-    width = (size.width - (columns - 1) * gap - 2 * font) / columns
+    width = (size.width - left - (columns - 1) * gap - 2 * font) / columns
     # Few of them are no larger than leaves the picture as high as was asked for.
     height = (
         min(width / aspect, size.height - (heading + _BELOW) * font) if count <= columns else width / aspect
@@ -36,9 +39,9 @@ def panels(layers: Sequence[str], size: Size, aspect: float) -> tuple[Size, Iter
 
     def frames() -> Iterator[Frame]:
         for k in range(count):
-            left = font + (k % columns) * (width + gap)
+            start = font + left + (k % columns) * (width + gap)
             top = (k // columns) * tall + heading * font
-            yield Frame(left, top, left + width, top + height, font)
+            yield Frame(start, top, start + width, top + height, font)
 
     return Size(size.width, rows * tall, font), frames()
 

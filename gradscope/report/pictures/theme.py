@@ -42,7 +42,7 @@ SIZES = {
     "column": _mm(85, 64, 8),
     "wide": _mm(175, 80, 8),
     "slide": _mm(254, 143, 16),
-    "page": Size(430.0, 290.0, 13.0, 200, 20),
+    "page": Size(430.0, 290.0, 13.0, 160, 20),
     "small": Size(430.0, 290.0, 13.0, 80),
 }
 _NAMED = ("column", "wide", "slide", "page")
