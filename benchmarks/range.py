@@ -7,9 +7,10 @@ A row for each form, cell and T: how many analyses there were; in how many the g
 looked at is that of python-flint, and in how many it is not (0 is asked for); in how many the gain is zero;
 how many ended without the gain or a lag of the full chain, or of the loss (0 is asked for); how many were
 refused and why; how many values all of them have, how many of these are zero and how many lost; and the
-seconds of the slowest. The oracle: complex steps of the papers' equations in balls of 500 bits at the states
-of the trajectory, over the last CHECKED steps, which are the lags 1 to CHECKED; there is none where states
-leave float64, and for cells that tests/oracles has no equations of.
+seconds of the slowest. The oracle: complex steps of the papers' equations, in balls of 500 bits beside
+integers, at the states of the trajectory and what they have beyond float64's digits, over the last CHECKED
+steps, which are the lags 1 to CHECKED; there is none where states leave float64, and for cells that
+tests/oracles has no equations of.
 --only : what is measured, "gain" is the full chain's gain and lags alone; --forms : a layer alone, one that
 reads its inputs from their end, two of them one upon the other, and a loss of its last outputs (all that is
 measured); --done : a file to note what is done; what is there is not run again.
@@ -117,7 +118,7 @@ class Case:
         states = states_of(System(cell, self.hidden, parameters, inputs, start), jax.devices()[:1])[0]
         if not np.isfinite(states).all():
             return None
-        return log10_norms(step, parameters, inputs[0, -CHECKED:], states[-CHECKED - 1 :])
+        return log10_norms(step, parameters, inputs[0], states, CHECKED)
 
     def run(self, only: Only) -> dict[str, Any]:
         """One analysis: its seconds, what became of its values, whether it is right, and what it lacks."""

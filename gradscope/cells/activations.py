@@ -2,7 +2,8 @@
 
 From the value, 1 - h^2 and s (1 - s) lose every digit that h and s share with 1; from the pre-activation
 the same slopes are right to a few roundings, down to the smallest number of the dtype. What subtracts a
-sigmoid from 1 takes ``complement`` in its place, for the same reason.
+sigmoid from 1 takes ``complement`` in its place, for the same reason, and what subtracts a value from a state
+that may be at the same level (``Levels``) takes both ``less`` it.
 
 At a kink the slope is that of the left, as of PyTorch's relu at 0; of a flat piece beside it, 0.
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -73,11 +75,90 @@ def activation(name: str) -> Function:
     return phi
 
 
+@dataclass(frozen=True)
+class Levels:
+    """What phi is far out, where that is not 0; level 0 is none of ``values``, 1 their first and so on.
+
+    tail : (a, level) -> phi(a) less that level, where level is none too if there is one alone.
+    """
+
+    values: tuple[float, ...] = ()
+    tail: Callable[[Any, Any], Any] = lambda a, _: a
+
+    def nearest(self, value: Any) -> Any:
+        """The level that is near a value."""
+        found = jnp.zeros(jnp.shape(value), jnp.int32)
+        for k, known in enumerate(self.values, 1):
+            found = jnp.where(jnp.abs(value - known) < 0.5 * abs(known), k, found)
+        return found
+
+    def value(self, level: Any) -> Any:
+        """0 of none."""
+        found: Any = 0.0  # which has no dtype of its own
+        for k, known in enumerate(self.values, 1):
+            found = jnp.where(level == k, known, found)
+        return found
+
+
+@cache
+def levels(name: str) -> Levels:
+    """Those of the activation of this name."""
+    kind, parameters = name_and_numbers(name)
+    return _LEVELS[kind](*parameters) if kind in _LEVELS else Levels()
+
+
 @cache
 def complement(name: str) -> Function:
     """1 - phi, without cancellation where that is what a gate that saturates leaves."""
     phi = activation(name)
-    return (lambda a: sigmoid(-a)) if name == "sigmoid" else (lambda a: 1.0 - phi(a))
+    if 1.0 not in levels(name).values:
+        return lambda a: 1.0 - phi(a)
+    rest, level = less(name), 1 + levels(name).values.index(1.0)
+    return lambda a: -rest(a, jnp.full(jnp.shape(a), level))
+
+
+@cache
+def less(name: str) -> Callable[[Any, Any], Any]:
+    """phi(a) less the value of a level, without cancellation."""
+    phi, known = activation(name), levels(name)
+    if not known.values:
+        return lambda a, _: phi(a)
+
+    @jax.custom_jvp
+    def rest(a: Any, level: Any) -> Any:
+        return jnp.where(level == 0, phi(a), known.tail(a, level))
+
+    rest.defjvps(lambda tangent, _, a, __: jax.jvp(phi, (a,), (tangent,))[1], None)
+    return rest
+
+
+def _tanh_levels(alpha: float = 1.0, beta: float = 1.0) -> Levels:
+    """Of alpha tanh(beta a)."""
+
+    def tail(a: Any, level: Any) -> Any:
+        side = jnp.where(level == 1, 2.0, -2.0)
+        return alpha * side * jax.nn.sigmoid(beta * side * a)
+
+    return Levels((-alpha, alpha), tail)
+
+
+def _softsign_levels() -> Levels:
+    def tail(a: Any, level: Any) -> Any:
+        side = jnp.where(level == 1, 1.0, -1.0)
+        part = 1.0 / (1.0 + jnp.abs(a))
+        return side * jnp.where(side * a < 0.0, part, 2.0 - part)
+
+    return Levels((-1.0, 1.0), tail)
+
+
+def _elu_levels(alpha: float, scale: float = 1.0, width: float = 1.0) -> Levels:
+    """Of scale alpha (exp(a / width) - 1), below 0."""
+    low = scale * alpha
+
+    def tail(a: Any, _: Any) -> Any:
+        return low * jnp.exp(jnp.minimum(a, 0.0) / width) + scale * jnp.maximum(a, 0.0)
+
+    return Levels((-low,), tail) if low else Levels()
 
 
 _OWN: dict[str, Function] = {"tanh": tanh, "sigmoid": sigmoid, "relu": relu, "linear": lambda a: a}
@@ -261,4 +342,13 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         lambda a, edge: _above(a, edge, a, jnp.zeros_like(a)),
         lambda a, edge: _above(a, edge, jnp.ones_like(a), jnp.zeros_like(a)),
     ),
+}
+_LEVELS: dict[str, Callable[..., Levels]] = {
+    "celu": lambda alpha: _elu_levels(alpha, width=alpha),
+    "elu": _elu_levels,
+    "scaled_tanh": _tanh_levels,
+    "selu": lambda: _elu_levels(_SELU_ALPHA, _SELU_SCALE),
+    "sigmoid": lambda: Levels((1.0,), lambda a, _: -jax.nn.sigmoid(-a)),
+    "softsign": _softsign_levels,
+    "tanh": _tanh_levels,
 }

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gradscope.cells.mean import Mean
 from gradscope.cells.units import Parameters, Shapes, Units
 from gradscope.errors import InputError
 
@@ -34,6 +35,7 @@ class Cell:
     units : the fast per-unit form, for cells that have one.
     members : the layers of a cell that ``stacked`` made of them.
     factors : the paths whose Jacobians ``with_factors`` multiplies by some of its parameters.
+    mean : what the component is that is a weighted mean of its old value and another, if one is.
     given : whether its derivatives are part of what it reads (``given_slopes``): its states may be infinite.
 
     Raises InputError where names are not distinct, printable strings, or a path is called "full".
@@ -52,6 +54,7 @@ class Cell:
     reads: Callable[[str], str | None] | None = None
     factors: tuple[str, ...] = ()
     given: bool = False
+    mean: Mean | None = None
 
     def __post_init__(self) -> None:
         if not _printable(self.name):
@@ -171,7 +174,11 @@ def _is_shape(shape: Any) -> bool:
 
 
 def unit_cell(
-    name: str, units: Units, parameters: Callable[[int, int], Shapes], components: tuple[str, ...]
+    name: str,
+    units: Units,
+    parameters: Callable[[int, int], Shapes],
+    components: tuple[str, ...],
+    mean: Mean | None = None,
 ) -> Cell:
     """The cell that ``units`` describes: its step reads one copy of the state per path."""
 
@@ -201,4 +208,5 @@ def unit_cell(
         gates=gates,
         units=units,
         reads=units.reads,
+        mean=mean,
     )

@@ -9,6 +9,7 @@ from typing import Any
 from gradscope.cells.activated import with_activations
 from gradscope.cells.cell import Cell, unit_cell
 from gradscope.cells.late import applied, one_minus
+from gradscope.cells.mean import LEVEL, Mean
 from gradscope.cells.notation import is_recurrent
 from gradscope.cells.units import Parameters, Shapes, Units
 
@@ -35,6 +36,7 @@ class _Variant:
 def _lstm(name: str, variant: _Variant) -> Cell:
     block_input, opening, squash = map(applied, variant.activations)
     closed = one_minus(variant.activations[1])
+    mean = Mean(0, "carousel", variant.activations[0]) if variant.coupled else None
 
     def parameters(hidden: int, input_size: int) -> Shapes:
         shapes: Shapes = {f"W_{g}": (hidden, input_size) for g in variant.gates}
@@ -47,14 +49,16 @@ def _lstm(name: str, variant: _Variant) -> Cell:
         return {g: params[f"W_{g}"] @ x + params[f"b_{g}"] for g in variant.gates}
 
     def core(c: Any, pre: Mapping[str, Any], p: Mapping[str, Any]) -> Any:
-        z = block_input(pre["z"])
         gate = {g: opening(pre[g]) for g in variant.gates if g in ("i", "f")}
         i = gate.get("i", 1.0)
-        f = closed(pre["i"]) if variant.coupled else gate.get("f", 1.0)
-        new = f * c + i * z
+        if mean:
+            new = mean.of(c, closed(pre["i"]), i, pre["z"], p)
+        else:
+            new = gate.get("f", 1.0) * c + i * block_input(pre["z"])
+        out = new + mean.levels.value(p[LEVEL]) if mean and LEVEL in p else new
         if "o" in variant.gates:
-            gate["o"] = opening(pre["o"] + p.get("p_o", 0.0) * new)
-        return (new, gate.get("o", 1.0) * squash(new)), gate
+            gate["o"] = opening(pre["o"] + p.get("p_o", 0.0) * out)
+        return (new, gate.get("o", 1.0) * squash(out)), gate
 
     units = Units(
         gates=variant.gates,
@@ -63,10 +67,10 @@ def _lstm(name: str, variant: _Variant) -> Cell:
         core=core,
         own="carousel",
         peepholes=variant.looks_back,
-        constants=variant.looks_at_new,
+        constants=(*variant.looks_at_new, *([LEVEL] if mean else [])),
         squash=squash,
     )
-    return unit_cell(name, units, parameters, ("c", "h"))
+    return unit_cell(name, units, parameters, ("c", "h"), mean)
 
 
 def projected(size: int) -> Cell:

@@ -26,7 +26,7 @@ class Units:
     core : ``(own, {pre-activation: scalar}, {key: scalar}) -> (new state tuple, gate values)``.
     own : the path by which a unit reads its own state directly, if there is one.
     peepholes : gates that look at the cell state at t-1, each with a vector ``p_<gate>``.
-    constants : per-unit parameters that ``core`` reads.
+    constants : per-unit parameters that ``core`` reads, where there are such.
     squash : ``(c) -> h / o``, where the output is a gate times a function of the cell (LSTM).
     """
 
@@ -70,4 +70,8 @@ class Units:
 
         pre = self.pre_activations(parameters, drive, read)
         own = read(self.own) if self.own else jax.numpy.zeros_like(pre[self.gates[0]])
-        return jax.vmap(self.core)(own, pre, {k: parameters[k] for k in self.constants})
+        return jax.vmap(self.core)(own, pre, self.constants_of(parameters))
+
+    def constants_of(self, parameters: Parameters) -> dict[str, Any]:
+        """Those of ``constants`` that there are."""
+        return {key: parameters[key] for key in self.constants if key in parameters}

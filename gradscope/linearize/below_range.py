@@ -23,8 +23,9 @@ from gradscope.compiled_svd.step_arrays import bucket
 from gradscope.custom_types import Array
 from gradscope.linearize.beyond_range import dense_derivatives
 from gradscope.linearize.jacobians import slopes
+from gradscope.linearize.rests import Near, moved, own_part
 from gradscope.linearize.system import cast, precise
-from gradscope.linearize.wide import Unbounded, UnknownOperationError, in_wide, wide
+from gradscope.linearize.wide import Unbounded, UnknownOperationError, in_wide, plus, where, wide
 from gradscope.product_svd.extended_range_array import NOTHING, Wide
 
 # Operations whose slopes fall as exponentials do, and those whose fall as these of squares.
@@ -37,31 +38,44 @@ _FARTHEST = -(2**36)
 
 
 def far_paths(
-    cell: Cell, parameters: Mapping[str, Array], inputs: Array, states: Array, paths: Mapping[str, Any]
-) -> tuple[dict[str, Any] | None, bool]:
+    cell: Cell,
+    parameters: Mapping[str, Array],
+    inputs: Array,
+    states: Array,
+    rest: Any,
+    paths: Mapping[str, Any],
+) -> tuple[dict[str, Any] | None, bool, Any]:
     """What ``linearize`` returned as ``paths``, as ``Wide``, where its dtype takes some as 0 that are not.
 
-    inputs : (T, d); states : (T + 1, m); paths : as found in the dtype of the states. None where it holds
-    them, and of a cell that does what ``wide`` has no rule for; then second False, for all are not held, as
-    where some have no digits in numbers of any exponent either.
+    inputs : (T, d); states : (T + 1, m); rest : of the first of them (see ``rests``), of ``Wide``; paths : as
+    found in the dtype of the states. None where it holds them, and of a cell that does what ``wide`` has no
+    rule for; then second False, for all are not held, as where some have no digits in numbers of any exponent
+    either. Third the rest of the last state, where it was computed.
     """
     if _given(cell):
-        return None, False
+        return None, False, None
     tiny = np.finfo(states.dtype).tiny
     leaves = jax.tree.leaves(paths)
     if not any((np.abs(leaf) < tiny).any() for leaf in leaves):
-        return None, True
+        return None, True, None
     if not may_fall(cell, parameters, inputs, states):
-        return None, True
+        return None, True, None
     one = _in_float64(parameters, inputs, states)
+    names = [member.name for member in cell.members] or [""]
     with precise("float64"):
         try:
             found = {
-                name: _along(*each, bool(cell.members and paths[name]["input"]))
-                for name, each in zip(_names(cell), _members(cell, *one), strict=True)
+                name: _along(
+                    *each,
+                    rest.get(name) if cell.members else rest,
+                    bool(cell.members and paths[name]["input"]),
+                )
+                for name, each in zip(names, _members(cell, *one), strict=True)
             }
         except UnknownOperationError:
-            return None, False
+            return None, False, None
+    last = {name: each.pop("rest") for name, each in found.items()}
+    last = {name: one for name, one in last.items() if one is not None} if cell.members else last[""]
     wide_ones = found if cell.members else found[""]["own"]
     kept = jax.tree.map(lambda path, _: path, wide_ones, paths, is_leaf=partial(_is, Wide))
     held = all((one.exponent[one.mantissa != 0] >= _FARTHEST).all() for one in _leaves(kept))
@@ -70,7 +84,7 @@ def far_paths(
         ((one.mantissa != 0) & (np.abs(leaf) < tiny)).any()
         for one, leaf in zip(_leaves(kept), leaves, strict=True)
     )
-    return kept if lost else None, held
+    return kept if lost else None, held, last
 
 
 def may_fall(cell: Cell, parameters: Mapping[str, Array], inputs: Array, states: Array) -> bool:
@@ -105,10 +119,6 @@ def _with_digits(numbers: Wide) -> Wide:
 
 def _is(kind: type, value: Any) -> bool:
     return isinstance(value, kind)
-
-
-def _names(cell: Cell) -> tuple[str, ...]:
-    return tuple(member.name for member in cell.members) or ("",)
 
 
 def _members(
@@ -181,37 +191,54 @@ def _drive(cell: Cell, parameters: Parameters, inputs: Array, states: Array) -> 
     return largest
 
 
-def _along(cell: Cell, parameters: Parameters, inputs: Array, states: Array, read: bool) -> dict[str, Any]:
-    """Every path's slopes, and those by the input where that is ``read`` of a layer, of all steps."""
+def _along(
+    cell: Cell, parameters: Parameters, inputs: Array, states: Array, rest: Wide | None, read: bool
+) -> dict[str, Any]:
+    """Slopes of every path and step, of the input where it is ``read`` of a layer; and the last rest."""
     steps = len(inputs)
     missing = ((0, bucket(steps) - steps), (0, 0))  # what is compiled serves more lengths than this
-    padded = (np.pad(part, missing, "edge") for part in (inputs, states[:-1]))
-    found = jax.device_get(_of_steps(cell, read, parameters, *padded))
+    padded = (np.pad(part, missing, "edge") for part in (inputs, states))
+    first = None if rest is None else Unbounded(rest.mantissa, rest.exponent)
+    found, left = jax.device_get(_of_steps(cell, read, parameters, *padded, first))
     is_leaf = partial(_is, Unbounded)
-    on_host: dict[str, Any] = jax.tree.map(partial(_on_host, steps), found, is_leaf=is_leaf)
-    return on_host
+    on_host: dict[str, Any] = jax.tree.map(lambda one: _on_host(one)[:steps], found, is_leaf=is_leaf)
+    return {**on_host, "rest": left and _on_host(left)[steps - 1]}
 
 
-def _on_host(steps: int, numbers: Unbounded) -> Wide:
-    numbers = Unbounded(numbers.p[:steps], numbers.e[:steps])
+def _on_host(numbers: Unbounded) -> Wide:
     zero = (numbers.p == 0) | (numbers.e <= NOTHING)
     return Wide(np.where(zero, 0.0, numbers.p), np.where(zero, NOTHING, numbers.e))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _of_steps(cell: Cell, read: bool, parameters: Parameters, inputs: Any, before: Any) -> dict[str, Any]:
+def _of_steps(
+    cell: Cell, read: bool, parameters: Parameters, inputs: Any, states: Any, rest: Unbounded | None
+) -> tuple[dict[str, Any], Unbounded | None]:
+    """Of every step; and the rests of the states after each, from ``rest`` of that before the first."""
     weights = {name: wide(jnp.asarray(value)) for name, value in parameters.items()}
 
-    def units(x: Unbounded, state: Unbounded) -> dict[str, Any]:
-        own, entering, _ = in_wide(partial(slopes, cell), weights, x, state)
-        return {"own": own, "input": entering if read else {}}
+    def units(x: Unbounded, state: Unbounded, near: Any) -> tuple[dict[str, Any], Any]:
+        own, entering, _, new = in_wide(partial(slopes, cell), weights, x, state, near)
+        return {"own": own, "input": entering if read else {}}, Unbounded(*(part.reshape(-1) for part in new))
 
-    def dense(x: Unbounded, state: Unbounded) -> dict[str, Any]:
-        by_input, by_state = dense_derivatives(cell, weights, x, state)
+    def dense(x: Unbounded, state: Unbounded, near: Any) -> tuple[dict[str, Any], Any]:
+        by_input, by_state, new = dense_derivatives(cell, weights, x, state, near)
         paths = cell.paths or (NAMELESS,)
         own = {path: Unbounded(by_state.p[k], by_state.e[k]) for k, path in enumerate(paths)}
-        return {"own": own, "input": {"input": by_input} if read else {}}
+        return {"own": own, "input": {"input": by_input} if read else {}}, new
 
     one = units if cell.units is not None else dense
-    found: dict[str, Any] = lax.map(lambda step: one(*map(wide, step)), (inputs, before))
+
+    def step(rest: Any, each: Any) -> tuple[Any, Any]:
+        x, before, after, change = each
+        if rest is None:
+            return None, (one(wide(x), wide(before), None)[0], None)
+        near = Near(plus(rest, wide(change[0])), change[1])
+        found, new = one(wide(x), wide(before), near)
+        own, given = own_part(cell, after), Unbounded(*(own_part(cell, part) for part in new))
+        left = where(change[1] == 0, wide(own), given)
+        return left, (found, left)
+
+    changes = None if rest is None else moved(cell, states)
+    found: tuple[dict[str, Any], Any] = lax.scan(step, rest, (inputs, states[:-1], states[1:], changes))[1]
     return found

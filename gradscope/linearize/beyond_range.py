@@ -22,6 +22,7 @@ from gradscope.cells.stack import extents_of, stacked
 from gradscope.cells.units import Parameters
 from gradscope.custom_types import Array
 from gradscope.linearize.jacobians import core_derivatives
+from gradscope.linearize.rests import Near, at
 from gradscope.linearize.system import System, cast, precise
 from gradscope.linearize.wide import Unbounded, UnknownOperationError, in_wide, plain, wide
 from gradscope.machine import available
@@ -152,7 +153,7 @@ def _of_units(cell: Cell, gates: tuple[str, ...], weights: Any, x: Unbounded, be
     """The slopes of every unit, and its gates, in the order of ``given_rows``."""
     units = cell.units
     assert units is not None
-    (own, pre), open_ = in_wide(partial(core_derivatives, cell), weights, x, before)
+    (own, pre), (open_, _) = in_wide(partial(core_derivatives, cell), weights, x, before)
     slopes = [*([own] if units.own else []), *(pre[name] for name in sorted(pre))]
     return [plain(row) for row in (*slopes, *(open_[gate] for gate in gates))]
 
@@ -160,21 +161,27 @@ def _of_units(cell: Cell, gates: tuple[str, ...], weights: Any, x: Unbounded, be
 def _dense(cell: Cell, gates: tuple[str, ...], weights: Any, x: Unbounded, before: Unbounded) -> list[Any]:
     """The Jacobian by the input, and that of every path, and the gates."""
     open_ = in_wide(cell.gates, weights, x, before) if cell.gates else {}
-    by_input, by_state = dense_derivatives(cell, weights, x, before)
+    by_input, by_state, _ = dense_derivatives(cell, weights, x, before)
     return [plain(by_input), plain(by_state), *(plain(open_[gate]) for gate in gates)]
 
 
 def dense_derivatives(
-    cell: Cell, weights: Any, x: Unbounded, before: Unbounded
-) -> tuple[Unbounded, Unbounded]:
-    """The Jacobian by the input, (m, d), and that of every path, (paths, m, m)."""
+    cell: Cell, weights: Any, x: Unbounded, before: Unbounded, near: Near | None = None
+) -> tuple[Unbounded, Unbounded, Unbounded]:
+    """The Jacobian by the input, (m, d), by each path, (paths, m, m), and the new state as of ``slopes``."""
 
-    def row(parameters: Any, x: Any, state: Any, unit: Any) -> tuple[Any, Any]:
-        back = jax.vjp(partial(cell.step, parameters), x, cell.copies(state))[1]
+    def row(parameters: Any, x: Any, state: Any, near: Any, unit: Any) -> tuple[Any, Any, Any]:
+        parameters, copies = at(cell, parameters, state, near)
+        new, back = jax.vjp(partial(cell.step, parameters), x, copies)
         by_input, by_state = back(unit)
-        return by_input, jnp.stack([by_state[path] for path in cell.paths] if cell.paths else [by_state])
+        paths = [by_state[path] for path in cell.paths] if cell.paths else [by_state]
+        return by_input, jnp.stack(paths), new
 
-    by_input, by_state = lax.map(
-        lambda unit: in_wide(row, weights, x, before, wide(unit)), jnp.eye(before.p.shape[0])
+    by_input, by_state, new = lax.map(
+        lambda unit: in_wide(row, weights, x, before, near, wide(unit)), jnp.eye(before.p.shape[0])
     )
-    return by_input, Unbounded(*(jnp.swapaxes(part, 0, 1) for part in by_state))
+    return (
+        by_input,
+        Unbounded(*(jnp.swapaxes(part, 0, 1) for part in by_state)),
+        Unbounded(new.p[0], new.e[0]),
+    )

@@ -14,6 +14,7 @@ from gradscope.cells.cell import Cell
 from gradscope.cells.factors import factor_key
 from gradscope.cells.notation import NAMELESS, key
 from gradscope.cells.units import Parameters
+from gradscope.linearize.rests import Near, Rest, along, at, first_rest, own_part
 from gradscope.linearize.trajectory import forward
 
 # The definition keeps one dense Jacobian per path and step; taking this many steps at a time bounds
@@ -22,87 +23,113 @@ _STEPS_AT_ONCE = 32
 
 
 @partial(jax.jit, static_argnums=0)
-def linearize(cell: Cell, parameters: Parameters, inputs: Any, state: Any) -> dict[str, Any]:
+def linearize(
+    cell: Cell, parameters: Parameters, inputs: Any, state: Any, rest: Rest = None
+) -> dict[str, Any]:
     """The forward pass and its one-step Jacobians, for one sequence.
 
-    inputs : (T, d); state : (m,), the state before the first step.
+    inputs : (T, d); state : (m,), the state before the first step; rest : its rest, if it has another than
+    that of its own digits (see ``rests``).
 
-    Returns ``states`` (T + 1, m), ``gates`` {gate: (T, n)} and ``paths`` {path: array}: slopes of
-    shape (T, components, n) where the cell has a per-unit form, else Jacobians (T, m, m). Of a stack,
-    {layer: {"own": its paths, "input": derivatives by its input, where it reads others}}.
+    Returns ``states`` (T + 1, m), their ``rests``, ``gates`` {gate: (T, n)} and ``paths`` {path: array}:
+    slopes of shape (T, components, n) where the cell has a per-unit form, else Jacobians (T, m, m). Of a
+    stack, {layer: {"own": its paths, "input": derivatives by its input, where it reads others}}.
     """
     states = forward(cell, parameters, inputs, state)
+    first = first_rest(cell, states[0]) if rest is None else rest
     if cell.members:
-        paths, gates = _of_members(cell, parameters, inputs, states)
+        paths, gates, found = _of_members(cell, parameters, inputs, states, first)
     else:
-        paths, _, gates = _at(cell, parameters, inputs, states[:-1])
-    return {"states": states, "paths": paths, "gates": gates}
+        near, found = along(cell, parameters, inputs, states, first)
+        paths, _, gates = _at(cell, parameters, inputs, states[:-1], near)
+    return {"states": states, "rests": found, "paths": paths, "gates": gates}
 
 
 def _of_members(
-    cell: Cell, parameters: Parameters, inputs: Any, states: Any
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Of every layer of a stack, what ``_at`` returns at its own inputs."""
+    cell: Cell, parameters: Parameters, inputs: Any, states: Any, first: Rest
+) -> tuple[dict[str, Any], dict[str, Any], Rest]:
+    """Of every layer of a stack, what ``_at`` returns at its own inputs; and their rests."""
     paths: dict[str, Any] = {}
+    left: dict[str, Any] = {}
     gates: dict[str, Any] = {}
     outputs: dict[int, Any] = {}
     for j, member in enumerate(cell.members):
         extent = cell.extents(0)[member.name]
         given = member.input(inputs, outputs)
-        own, entering, values = _at(member.cell, member.own(parameters), given, states[:-1, extent])
+        one = (member.cell, member.own(parameters), given)
+        near, rest = along(*one, states[:, extent], first.get(member.name))
+        left |= {} if rest is None else {member.name: rest}
+        own, entering, values = _at(*one, states[:-1, extent], near)
         reads = any(isinstance(read, int) for read in member.reads)
         paths[member.name] = {"own": own, "input": entering if reads else {}}
         gates |= {f"{member.name}.{gate}": value for gate, value in values.items()}
         outputs[j] = states[1:, member.output_in(extent.start)]
-    return paths, gates
+    return paths, gates, left
 
 
 def _at(
-    cell: Cell, parameters: Parameters, inputs: Any, before: Any
+    cell: Cell, parameters: Parameters, inputs: Any, before: Any, near: Near | None
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Of inputs (T, d) and the states (T, m) before: paths, derivatives by the input, and gates.
 
     The derivatives are slopes by the pre-activations that it enters, or Jacobians (T, m, d), "input".
     """
     if cell.units is not None:
-        found: tuple[Any, Any, Any] = jax.vmap(partial(slopes, cell, parameters))(inputs, before)
-        return found
+        paths, input_paths, gates, _ = jax.vmap(partial(slopes, cell, parameters))(inputs, before, near)
+        return paths, input_paths, gates
     gates = jax.vmap(partial(cell.gates, parameters))(inputs, before) if cell.gates else {}
-    entering = jax.vmap(jax.jacrev(partial(cell.advance, parameters)))(inputs, before)
-    return definition(cell, parameters, inputs, before), {"input": entering}, gates
+    entering = jax.vmap(partial(_entering, cell, parameters))(inputs, before, near)
+    return definition(cell, parameters, inputs, before, near), {"input": entering}, gates
 
 
-def definition(cell: Cell, parameters: Parameters, inputs: Any, before: Any) -> dict[str, Any]:
-    """Every path's Jacobian (T, m, m): ``jacrev`` with respect to that path's copy of the state."""
+def _entering(cell: Cell, parameters: Parameters, x: Any, state: Any, near: Near | None) -> Any:
+    given, copies = at(cell, parameters, state, near)
+    return jax.jacrev(lambda x: cell.step(given, x, copies))(x)
 
-    def one(step: tuple[Any, Any]) -> Any:
-        x, state = step
-        return jax.jacrev(partial(cell.step, parameters, x))(cell.copies(state))
 
-    jacobians = lax.map(one, (inputs, before), batch_size=min(_STEPS_AT_ONCE, len(inputs)))
+def definition(
+    cell: Cell, parameters: Parameters, inputs: Any, before: Any, near: Near | None = None
+) -> dict[str, Any]:
+    """Every path's Jacobian (T, m, m): ``jacrev`` with respect to that path's copy of the state.
+
+    near : (T, n), see ``rests``.
+    """
+
+    def one(step: tuple[Any, Any, Any]) -> Any:
+        x, state, near = step
+        given, copies = at(cell, parameters, state, near)
+        return jax.jacrev(partial(cell.step, given, x))(copies)
+
+    jacobians = lax.map(one, (inputs, before, near), batch_size=min(_STEPS_AT_ONCE, len(inputs)))
     return jacobians if cell.paths else {NAMELESS: jacobians}
 
 
 def slopes(
-    cell: Cell, parameters: Parameters, x: Any, state: Any
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    cell: Cell, parameters: Parameters, x: Any, state: Any, near: Near | None = None
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], Any]:
     """Fast form of one step: per path, the derivative (components, n) of each unit's new state.
 
     Path R_g is then diag(slope) R_g acting on h; a cell's own path and the peepholes are diagonal.
-    Second come the same by the pre-activations that the input enters, then the gates' values {gate: (n,)}.
+    Second come the same by the pre-activations that the input enters, then the gates' values {gate: (n,)} and
+    the new state (components, n), of which what is a mean is less its level where ``near`` is given.
     """
     units = cell.units
     assert units is not None
-    (d_own, d_pre), gates = core_derivatives(cell, parameters, x, state)
+    (d_own, d_pre), (gates, new) = core_derivatives(cell, parameters, x, state, near)
     result = {units.own: d_own} if units.own else {}
     result |= {key("R", gate): d_pre[gate] for gate in units.gates}
     result |= {key("p", g): d_pre[g] * parameters[key("p", g)][None] for g in units.peepholes}
     result |= {path: parameters[factor_key(path)] * result[path] for path in cell.factors}
-    return result, {name: d_pre[name] for name, _ in units.weights}, gates
+    return result, {name: d_pre[name] for name, _ in units.weights}, gates, new
 
 
-def core_derivatives(cell: Cell, parameters: Parameters, x: Any, state: Any) -> tuple[Any, Any]:
-    """``jacrev`` of the scalar core by own state and pre-activations, (components, n) each; and the gates."""
+def core_derivatives(
+    cell: Cell, parameters: Parameters, x: Any, state: Any, near: Near | None = None
+) -> tuple[Any, Any]:
+    """``jacrev`` of the scalar core by own state and pre-activations, (components, n) each.
+
+    Second the gates, and the new state (components, n).
+    """
     units = cell.units
     assert units is not None
     parts = dict(zip(cell.components, jnp.split(state, len(cell.components)), strict=True))
@@ -112,13 +139,17 @@ def core_derivatives(cell: Cell, parameters: Parameters, x: Any, state: Any) -> 
 
     def core(own: Any, pre: Any, constants: Any) -> Any:
         state, gates = units.core(own, pre, constants)
-        return jnp.stack(state), gates
+        new = jnp.stack(state)
+        return new, (gates, new)
 
     pre = units.pre_activations(parameters, units.drive(parameters, x), read)
     own = read(units.own) if units.own else jnp.zeros_like(pre[units.gates[0]])
+    if near is not None:
+        parameters, copies = at(cell, parameters, state, near)
+        own = own_part(cell, copies[units.own])
     derivative = jax.jacrev(core, argnums=(0, 1), has_aux=True)
-    along = jax.vmap(derivative, out_axes=(-1, 0))
-    both: tuple[Any, Any] = along(own, pre, {k: parameters[k] for k in units.constants})
+    every = jax.vmap(derivative, out_axes=(-1, (0, -1)))
+    both: tuple[Any, Any] = every(own, pre, units.constants_of(parameters))
     return both
 
 

@@ -20,9 +20,11 @@ from gradscope.linearize.course import course, joined_course
 from gradscope.linearize.gates import gate_sums
 from gradscope.linearize.jacobian_chain import JacobianChain
 from gradscope.linearize.jacobians import linearize, link
+from gradscope.linearize.rests import carries_rests
 from gradscope.linearize.stack_chain import blocked
 from gradscope.linearize.system import System, cast, precise
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory
+from gradscope.product_svd.extended_range_array import Wide
 
 
 class Linearized:
@@ -45,6 +47,7 @@ class Linearized:
         self._gates: dict[int, dict[str, Array]] = {}
         self._courses: dict[int, dict[str, Array]] = {}
         self._system, self._device, self._cut, self._view = system, device, cut, view
+        self._rests: dict[int, Any] = {}  # of the states after each segment, of ``Wide``
         self._links: dict[int, Array] = {}  # the cell view's link after each segment
         steps = system.length(sequence)
         segments = Segments.cover(system.steps, step_bytes(system.cell, system.hidden), SEGMENT_BYTES)
@@ -78,21 +81,32 @@ class Linearized:
         """The course of the trajectory (see course.course), of all segments loaded so far."""
         return joined_course(list(self._courses.values()))
 
-    def _far(self, inputs: Array, found: Mapping[str, Any]) -> tuple[dict[str, Any] | None, bool]:
+    def _far(
+        self, inputs: Array, found: Mapping[str, Any], rest: Any
+    ) -> tuple[dict[str, Any] | None, bool, Any]:
         """See ``far_paths``."""
         if self._view == "cell":  # whose links are in that dtype
-            return None, False
+            return None, False, None
         cell, parameters = self._trajectory.cell, self._system.parameters
-        return far_paths(cell, parameters, inputs, found["states"], found["paths"])
+        return far_paths(cell, parameters, inputs, found["states"], rest, found["paths"])
+
+    def _rest(self, i: int) -> Any:
+        """That of the state before segment i, None where it is of its own digits; see ``rests``."""
+        if i == 0 or not carries_rests(self._trajectory.cell):
+            return None
+        for before in range(i):
+            if before not in self._rests:
+                self._on_host(before)
+        return self._rests[i - 1]
 
     def _on_host(self, i: int) -> dict[str, Any]:
         """What ``linearize`` and ``link`` return, without the padding; its sums are noted."""
-        trajectory = self._trajectory
+        trajectory, rest = self._trajectory, self._rest(i)
         with self._system.running(), jax.default_device(self._device):
-            one = (trajectory.parameters, trajectory.inputs(i), trajectory.start(i))
+            one = (trajectory.parameters, trajectory.inputs(i), trajectory.start(i), _floats(rest))
             found: dict[str, Any] = jax.device_get(_linearized(trajectory.cell, self._view, *one))
         valid = trajectory.valid(i)
-        states = found.pop("states")[: valid + 1]
+        states, rests = found.pop("states")[: valid + 1], found.pop("rests")
         found = jax.tree.map(lambda array: array[:valid], found) | {"states": states}
         self._gates[i] = gate_sums(found["gates"])
         inputs = np.asarray(one[1])[0, :valid]
@@ -100,7 +114,10 @@ class Linearized:
             before = i * trajectory.segments.length
             given = (trajectory.cell, self._system.parameters, inputs, states, found["gates"], before)
             self._courses[i] = course(*given)
-        found["far"], held = self._far(inputs, found)
+        first = _wide(rests, 0) if rest is None else rest
+        found["far"], held, self._rests[i] = self._far(inputs, found, first)
+        if self._rests[i] is None:
+            self._rests[i] = _wide(rests, valid)
         self._courses[i]["flushed"] = np.array([0.0 if held else 1.0])
         self._courses[i]["small"] = np.array([0.0 if held and found["far"] is None else 1.0])
         if "link" in found:
@@ -121,10 +138,22 @@ def sequences_on(
     ]
 
 
+def _wide(rests: Any, at: int) -> Any:
+    """One of them with exponents of its own."""
+    return jax.tree.map(lambda each: Wide.of(np.asarray(each[at], np.float64)), rests)
+
+
+def _floats(rest: Any) -> Any:
+    """As the dtype holds it; JAX casts it."""
+    return jax.tree.map(Wide.float64, rest, is_leaf=lambda one: isinstance(one, Wide))
+
+
 @partial(jax.jit, static_argnums=(0, 1))
-def _linearized(cell: Cell, view: str, parameters: Parameters, inputs: Any, start: Any) -> dict[str, Any]:
+def _linearized(
+    cell: Cell, view: str, parameters: Parameters, inputs: Any, start: Any, rest: Any
+) -> dict[str, Any]:
     """What ``linearize`` returns of a batch of one, and ``link`` where the view needs it."""
-    found: dict[str, Any] = linearize(cell, parameters, inputs[0], start[0])
+    found: dict[str, Any] = linearize(cell, parameters, inputs[0], start[0], rest)
     if view == "cell":
         found["link"] = link(cell, found["states"], found["gates"])
     return found

@@ -323,7 +323,7 @@ def steps_at(cell: Cell, parameters: Parameters, inputs: Any, before: Any) -> An
     """The same from inputs (L, d) and the states (L, m) before the steps."""
     if cell.units is None:
         return inputs, before
-    found, _, _ = jax.vmap(partial(slopes, cell, parameters))(inputs, before)
+    found, *_ = jax.vmap(partial(slopes, cell, parameters))(inputs, before)
     return jnp.stack([found[path] for path in cell.paths], axis=1)
 
 

@@ -48,12 +48,12 @@ def plain(numbers: Unbounded) -> Any:
 
 
 def in_wide(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function of pytrees of Unbounded puts out, each float of it Unbounded.
+    """What a function of pytrees of Unbounded, and of integers, puts out, each float of it Unbounded.
 
     Raises UnknownOperationError where it does what there is no rule for.
     """
     leaves, tree = jax.tree.flatten(arguments, is_leaf=_is_wide)
-    shapes = [jax.eval_shape(lambda p: p, leaf.p) for leaf in leaves]
+    shapes = [jax.eval_shape(lambda p: p, leaf.p if _is_wide(leaf) else leaf) for leaf in leaves]
     traced, out = jax.make_jaxpr(lambda *some: function(*jax.tree.unflatten(tree, some)), return_shape=True)(
         *shapes
     )
@@ -122,7 +122,8 @@ def _sum(terms: Unbounded) -> Unbounded:
     return _normal(jnp.ldexp(terms.p, _bits(terms.e - top[..., None], -_LOST, 0)).sum(axis=-1), top)
 
 
-def _add(a: Unbounded, b: Unbounded) -> Unbounded:
+def plus(a: Unbounded, b: Unbounded) -> Unbounded:
+    """The sum."""
     return _sum(
         Unbounded(*(jnp.stack(jnp.broadcast_arrays(*pair), axis=-1) for pair in zip(a, b, strict=True)))
     )
@@ -142,19 +143,20 @@ def _over(a: Unbounded, b: Unbounded) -> Unbounded:
 
 def _difference(a: Unbounded, b: Unbounded) -> Any:
     """A number of the sign of a - b."""
-    return _add(a, _negative(b)).p
+    return plus(a, _negative(b)).p
 
 
-def _where(condition: Any, a: Unbounded, b: Unbounded) -> Unbounded:
+def where(condition: Any, a: Unbounded, b: Unbounded) -> Unbounded:
+    """As of arrays."""
     return Unbounded(jnp.where(condition, a.p, b.p), jnp.where(condition, a.e, b.e))
 
 
 def _largest(a: Unbounded, b: Unbounded) -> Unbounded:
-    return _where(_difference(a, b) < 0, b, a)
+    return where(_difference(a, b) < 0, b, a)
 
 
 def _smallest(a: Unbounded, b: Unbounded) -> Unbounded:
-    return _where(_difference(a, b) > 0, b, a)
+    return where(_difference(a, b) > 0, b, a)
 
 
 def _power(a: Unbounded, params: Any) -> Unbounded:
@@ -170,23 +172,23 @@ def _logarithm(a: Unbounded) -> Unbounded:
 
 
 def _log1p(a: Unbounded) -> Unbounded:
-    return _where(a.e > FAR, _logarithm(a), _levelling(jnp.log1p)(a))
+    return where(a.e > FAR, _logarithm(a), _levelling(jnp.log1p)(a))
 
 
 def _exponential(a: Unbounded) -> Unbounded:
     held = jnp.ldexp(a.p, _bits(a.e, -FAR, _MOST))
     power = jnp.round(held / math.log(2.0))
     value = _normal(jnp.exp(held - power * _LN2[0] - power * _LN2[1]), power.astype(jnp.int64))
-    ends = _where(a.p < 0, wide(jnp.zeros_like(a.p)), wide(jnp.full_like(a.p, jnp.inf)))
-    return _where(a.e > _MOST, ends, value)
+    ends = where(a.p < 0, wide(jnp.zeros_like(a.p)), wide(jnp.full_like(a.p, jnp.inf)))
+    return where(a.e > _MOST, ends, value)
 
 
 def _expm1(a: Unbounded) -> Unbounded:
-    return _where((a.p > 0) & (a.e > _TAIL), _exponential(a), _levelling(jnp.expm1)(a))
+    return where((a.p > 0) & (a.e > _TAIL), _exponential(a), _levelling(jnp.expm1)(a))
 
 
 def _sigmoid(a: Unbounded) -> Unbounded:
-    return _where((a.p < 0) & (a.e >= _TAIL), _exponential(a), _levelling(lax.logistic)(a))
+    return where((a.p < 0) & (a.e >= _TAIL), _exponential(a), _levelling(lax.logistic)(a))
 
 
 def _erfc(a: Unbounded) -> Unbounded:
@@ -197,7 +199,7 @@ def _erfc(a: Unbounded) -> Unbounded:
     for k in range(_TERMS, 0, -1):
         series = 1.0 - (2 * k - 1) * small * series
     tail = _over(_times(_exponential(_negative(square)), wide(series / math.sqrt(math.pi))), a)
-    return _where((a.p > 0) & (a.e >= _GAUSSIAN_TAIL), tail, _levelling(lax.erfc)(a))
+    return where((a.p > 0) & (a.e >= _GAUSSIAN_TAIL), tail, _levelling(lax.erfc)(a))
 
 
 def _levelling(function: Callable[[Any], Any]) -> Callable[[Unbounded], Unbounded]:
@@ -208,7 +210,7 @@ def _levelling(function: Callable[[Any], Any]) -> Callable[[Unbounded], Unbounde
         value, slope = jax.jvp(function, (held,), (jnp.ones_like(held),))
         # Near zero it is its tangent, if it leads through zero.
         tangent = (a.e < -FAR) & (function(jnp.zeros(())) == 0)
-        return _where(tangent, _times(wide(slope), a), wide(value))
+        return where(tangent, _times(wide(slope), a), wide(value))
 
     return applied
 
@@ -279,8 +281,8 @@ _ALIKE = (
 _WITH_PARAMS = ("convert_element_type", "dot_general", "integer_pow", "reduce_sum")
 _RULES: dict[str, Callable[..., Any]] = {
     "abs": lambda a: Unbounded(abs(a.p), a.e),
-    "add": _add,
-    "add_any": _add,
+    "add": plus,
+    "add_any": plus,
     "clamp": lambda low, a, high: _smallest(_largest(a, low), high),
     "convert_element_type": _converted,
     "div": _over,
@@ -309,6 +311,6 @@ _RULES: dict[str, Callable[..., Any]] = {
     "sqrt": _root,
     "square": lambda a: _times(a, a),
     "stop_gradient": lambda a: a,
-    "sub": lambda a, b: _add(a, _negative(b)),
+    "sub": lambda a, b: plus(a, _negative(b)),
     "tanh": _levelling(jnp.tanh),
 }

@@ -228,6 +228,18 @@ def test_slopes_of_activations(name, dtype, a):
         check(value, [f(at)], allowed, allowed + FORMATS[dtype])
 
 
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if activations.levels(name).values])
+def test_what_is_left_beside_a_level_has_all_its_digits(name):
+    f = FUNCTIONS[name]
+    with mpmath.workdps(DIGITS), jax.enable_x64(True):
+        for level, value in enumerate(activations.levels(name).values, 1):
+            exact = f(mpmath.mpf(-(10**4))) if name == "selu" else mpmath.mpf(value)
+            for a in (-300.0, -30.5, -1.25, 0.75, 20.0, 300.0):
+                found = activations.less(name)(jnp.asarray(a), level)
+                allowed = (ROUNDINGS + 2 * abs(a)) * np.finfo("float64").eps
+                check(found, [f(mpmath.mpf(a)) - exact], allowed, 0)
+
+
 def test_every_activation_is_tried():
     assert {name.partition("=")[0] for name in FUNCTIONS} == set(ACTIVATIONS)
 

@@ -46,6 +46,18 @@ def test_the_gain_is_that_of_numbers_of_any_size(cell, size, tmp_path):
     assert found.log10_norm.median == pytest.approx(expected[-1], abs=error)
 
 
+@pytest.mark.parametrize("cell", few(["gru", "gru-reset-before", "lstm-cifg"], "gru"))
+def test_slopes_have_what_is_left_of_states_that_are_1_in_float64(cell, tmp_path):
+    arrays, inputs, states = network(cell, 3.0, 30.0)
+    assert (np.abs(states[1:, :N]) == 1).any()
+    np.savez(tmp_path / "cell.npz", **arrays)
+    found = gradscope.analyze(checkpoint=tmp_path / "cell.npz", cell=cell, inputs=inputs, only="gain").full
+    expected = log10_norms(step_of(cell), arrays, inputs[0], states)
+    np.testing.assert_allclose(
+        found.by_lag[0], expected, rtol=1e-14, atol=10 * found.spectra[0].log10_norm_error
+    )
+
+
 def test_every_value_path_and_share_of_such_a_chain_is_measured(tmp_path):
     arrays, inputs, states = network("rnn", 3.0, 1e4)
     np.savez(tmp_path / "cell.npz", **arrays)

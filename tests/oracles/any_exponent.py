@@ -1,11 +1,13 @@
 """A cell's chain in numbers of any exponent: complex steps of ``equations`` in python-flint's balls.
 
-The slopes are those at given states, so that no rounding of a trajectory is in what is compared.
+A number is an integer and a ball beside it, so that 1 - 1e-1000 has digits: a state is what the equations
+make of the one before it, to the last of them, and as many as float64 has of it are those of the trajectory.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import flint
 import numpy as np
@@ -14,39 +16,92 @@ from oracles.equations import CELLS, Step, Use, block, cho, elman, gru
 
 H = flint.arb(2) ** -200  # no rounding is in it
 BITS = 500
-_number = np.vectorize(flint.acb, otypes=[object])
+# A state that is no further from an integer has digits that float64 does not hold.
+NEAR = 2.0**-8
 
 
-def relu(a: np.ndarray) -> np.ndarray:
-    return np.array([each if each.real > 0 else flint.acb(0) for each in a], object)
+class Beside:
+    """whole + rest, an int and an acb."""
+
+    def __init__(self, whole: int, rest: flint.acb) -> None:
+        self.whole, self.rest = whole, rest
+
+    def __add__(self, other: Any) -> Beside:
+        other = _beside(other)
+        return Beside(self.whole + other.whole, self.rest + other.rest)
+
+    def __neg__(self) -> Beside:
+        return Beside(-self.whole, -self.rest)
+
+    def __mul__(self, other: Any) -> Beside:
+        other = _beside(other)
+        rest = self.whole * other.rest + other.whole * self.rest + self.rest * other.rest
+        return Beside(self.whole * other.whole, rest)
+
+    def __sub__(self, other: Any) -> Beside:
+        return self + -_beside(other)
+
+    def __rsub__(self, other: Any) -> Beside:
+        return _beside(other) - self
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    @property
+    def all(self) -> flint.acb:
+        return self.whole + self.rest
+
+    def tanh(self) -> Beside:
+        a = self.all
+        if abs(float(a.real.mid())) < 1:
+            return Beside(0, a.tanh())
+        side = 1 if a.real > 0 else -1
+        return Beside(side, -2 * side / (1 + (2 * side * a).exp()))
+
+    def sigmoid(self) -> Beside:
+        a = self.all
+        return Beside(1, -1 / (1 + a.exp())) if a.real > 0 else Beside(0, 1 / (1 + (-a).exp()))
 
 
-class Gate(np.ndarray):
-    """s(a) that knows 1 - s(a) = s(-a): no number of bits holds both."""
-
-    complement: np.ndarray
-
-    def __rsub__(self, one: int) -> np.ndarray:
-        assert one == 1
-        return self.complement
+def _beside(value: Any) -> Beside:
+    return value if isinstance(value, Beside) else Beside(0, flint.acb(value))
 
 
-def sigmoid(a: np.ndarray) -> Gate:
-    gate = np.array([1 / (1 + (-each).exp()) for each in a], object).view(Gate)
-    gate.complement = np.array([1 / (1 + each.exp()) for each in a], object)
-    return gate
+_number = np.vectorize(_beside, otypes=[object])
+sigmoid = np.vectorize(Beside.sigmoid, otypes=[object])
+
+
+@np.vectorize
+def relu(a: Beside) -> Beside:
+    return a if a.all.real > 0 else _beside(0)
+
+
+@np.vectorize
+def mean(weight: Beside, old: Beside, new: Beside) -> Beside:
+    """weight * old + (1 - weight) * new, of which neither weight is lost beside 1."""
+    if weight.all.real < 0.5:
+        return new + weight * (old - new)
+    return old + (1 - weight) * (new - old)
 
 
 _STEPS = {
     "rnn-relu": elman(relu),
-    "gru": gru(sigma=sigmoid),
-    "gru-reset-before": cho(sigma=sigmoid),
-    "lstm-cifg": block("io", coupled=True, sigma=sigmoid),
+    "rnn-sigmoid": elman(sigmoid),
+    "gru": gru(sigma=sigmoid, mean=mean),
+    "gru-reset-before": cho(sigma=sigmoid, mean=mean),
+    "lstm": block(sigma=sigmoid),
+    "lstm-1997": block(without="f", sigma=sigmoid),
+    "lstm-peephole": block("ifo", sigma=sigmoid),
+    "lstm-nig": block("fo", without="i", sigma=sigmoid),
+    "lstm-nfg": block("io", without="f", sigma=sigmoid),
+    "lstm-nog": block("if", without="o", sigma=sigmoid),
+    "lstm-niaf": block("ifo", g=lambda a: a, sigma=sigmoid),
+    "lstm-noaf": block("ifo", h=lambda a: a, sigma=sigmoid),
+    "lstm-cifg": block("io", coupled=True, sigma=sigmoid, mean=mean),
     "gru-relu": gru(relu, sigmoid),
     "gru-reset-before-relu": cho(relu, sigmoid),
-    "lstm-relu": block(g=relu, h=relu),
-    "lstm-peephole-relu": block("ifo", g=relu, h=relu),
-    "lstm-cifg-relu": block("io", coupled=True, g=relu, h=relu, sigma=sigmoid),
+    "lstm-relu": block(g=relu, h=relu, sigma=sigmoid),
+    "lstm-peephole-relu": block("ifo", g=relu, h=relu, sigma=sigmoid),
+    "lstm-cifg-relu": block("io", coupled=True, g=relu, h=relu, sigma=sigmoid, mean=mean),
 }
 KNOWN = {*_STEPS, *CELLS}
 
@@ -75,25 +130,52 @@ def jacobian(step: Step, p: dict[str, np.ndarray], x: np.ndarray, state: np.ndar
     columns = []
     for j in range(len(state)):
         moved = state.copy()
-        moved[j] = flint.acb(state[j].real, H)
-        columns.append([_known(each.imag) / H for each in step(p, x, moved, lambda _, value: value)])
+        moved[j] = state[j] + flint.acb(0, H)
+        columns.append([_known(each.rest.imag) / H for each in step(p, x, moved, _read)])
     return flint.arb_mat(columns).transpose()
 
 
+def _read(_: str, value: Any) -> Any:
+    return value
+
+
 def _known(number: flint.arb) -> flint.arb:
-    """0 of what no bit is known of: 1 - tanh a where a state is 1 itself."""
+    """0 of what no bit is known of."""
     return flint.arb(0) if number.contains(0) else number
 
 
+def along(step: Step, p: dict[str, np.ndarray], inputs: np.ndarray, states: np.ndarray) -> list[np.ndarray]:
+    """The states before every step: the trajectory's, with the digits that they have beside an integer."""
+    found = [_number(states[0])]
+    for x, after in zip(inputs[:-1], states[1:], strict=False):
+        made = step(p, x, found[-1], _read)
+        found.append(np.array([_refined(*each) for each in zip(made, after.tolist(), strict=True)], object))
+    return found
+
+
+def _refined(made: Beside, state: float) -> Beside:
+    """A state as it was made, if that is near an integer, else the number of the trajectory."""
+    near = round(state) if math.isfinite(state) and abs(state) < 1e6 else 0
+    rest = made.rest + (made.whole - near)
+    close = abs(state - near) < NEAR and abs(float(rest.real.mid()) - (state - near)) < NEAR
+    return Beside(near, flint.acb(rest.real)) if close else _beside(state)
+
+
 def log10_norms(
-    step: Step, parameters: dict[str, np.ndarray], inputs: np.ndarray, states: np.ndarray
+    step: Step,
+    parameters: dict[str, np.ndarray],
+    inputs: np.ndarray,
+    states: np.ndarray,
+    lags: int | None = None,
 ) -> np.ndarray:
-    """log10 sigma_1 of J_T ... J_(T-k+1), k = 1 ... T; inputs (T, d), states (T + 1, m)."""
+    """log10 sigma_1 of J_T ... J_(T-k+1), k = 1 ... lags; inputs (T, d), states (T + 1, m)."""
     before, flint.ctx.prec = flint.ctx.prec, BITS
     try:
         p = {key: _number(array) for key, array in parameters.items()}
+        read = _number(inputs)
+        every = list(zip(read, along(step, p, read, states), strict=True))
         product, found = None, []
-        for x, state in zip(_number(inputs)[::-1], _number(states[:-1])[::-1], strict=True):
+        for x, state in reversed(every[-lags:] if lags else every):
             one = jacobian(step, p, x, state)
             product = one if product is None else (product * one)
             found.append(log10_norm(product))

@@ -47,6 +47,11 @@ def linear(a: np.ndarray) -> np.ndarray:
     return a
 
 
+def mean(weight: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """weight * old + (1 - weight) * new."""
+    return (1 - weight) * new + weight * old
+
+
 def elman(phi: Callable[[np.ndarray], np.ndarray]) -> Step:
     """h_t = phi(W x_t + R h_(t-1) + b)."""
     return lambda p, x, h, use: phi(p["W"] @ x + p["R"] @ use("R", h) + p["b"])
@@ -59,6 +64,7 @@ def block(
     g: Callable[[np.ndarray], np.ndarray] = np.tanh,
     h: Callable[[np.ndarray], np.ndarray] = np.tanh,
     sigma: Callable[[np.ndarray], np.ndarray] = sigmoid,
+    mean: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] = mean,
 ) -> Step:
     """Greff et al. (arXiv 1503.04069), section 2 and the variants of section 3; y is the output."""
 
@@ -75,7 +81,7 @@ def block(
         z = g(bar("z"))
         i = one if "i" in without else sigma(bar("i") + peep("i", use("p_i", c)))
         f = one if "f" in without else 1 - i if coupled else sigma(bar("f") + peep("f", use("p_f", c)))
-        new = z * i + use("carousel", c) * f
+        new = mean(f, use("carousel", c), z) if coupled else z * i + use("carousel", c) * f
         o = one if "o" in without else sigma(bar("o") + peep("o", new))
         return np.concatenate([new, h(new) * o])
 
@@ -85,6 +91,7 @@ def block(
 def gru(
     phi: Callable[[np.ndarray], np.ndarray] = np.tanh,
     sigma: Callable[[np.ndarray], np.ndarray] = sigmoid,
+    mean: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] = mean,
 ) -> Step:
     """As documented for torch.nn.GRU, with b_hn called c_h."""
 
@@ -92,7 +99,7 @@ def gru(
         r = sigma(p["W_r"] @ x + p["b_r"] + p["R_r"] @ use("R_r", h))
         z = sigma(p["W_z"] @ x + p["b_z"] + p["R_z"] @ use("R_z", h))
         n = phi(p["W_h"] @ x + p["b_h"] + r * (p["R_h"] @ use("R_h", h) + p["c_h"]))
-        return (1 - z) * n + z * use("carry", h)
+        return mean(z, use("carry", h), n)
 
     return step
 
@@ -100,6 +107,7 @@ def gru(
 def cho(
     phi: Callable[[np.ndarray], np.ndarray] = np.tanh,
     sigma: Callable[[np.ndarray], np.ndarray] = sigmoid,
+    mean: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] = mean,
 ) -> Step:
     """Cho et al. 2014 (arXiv 1406.1078), equations 5 to 8, with biases."""
 
@@ -107,7 +115,7 @@ def cho(
         r = sigma(p["W_r"] @ x + p["R_r"] @ use("R_r", h) + p["b_r"])
         z = sigma(p["W_z"] @ x + p["R_z"] @ use("R_z", h) + p["b_z"])
         tilde = phi(p["W_h"] @ x + p["R_h"] @ (r * use("R_h", h)) + p["b_h"])
-        return z * use("carry", h) + (1 - z) * tilde
+        return mean(z, use("carry", h), tilde)
 
     return step
 
