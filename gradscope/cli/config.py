@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from gradscope.cli.defaults import ANALYSES, OTHERS, origin, set_defaults, settable
+from gradscope.cli.defaults import ANALYSES, origin, set_defaults, settable
 from gradscope.cli.group import Command, LazyGroup, saying_where
 from gradscope.cli.streams import write_result
 from gradscope.config_file import OWN, SHARED, ConfigFile, find_config
@@ -82,8 +81,6 @@ def config(command: str | None, only_set: bool, as_json: bool) -> None:
         for one in _settings(group, context, name, found)
         if not only_set or one.source != "default"
     ]
-    for name, hint in _unknown(group, context):
-        click.echo(f"gradscope: {shown(name)} is set, but stands for nothing{hint}", err=True)
     width = terminal_for("never", to_file=False).width
     write_result(_as_json(settings, found) if as_json else _as_text(settings, found, width), None)
 
@@ -111,22 +108,6 @@ def _plain(param: click.Parameter, context: click.Context, value: Any) -> Any:
     if isinstance(made, tuple | list):
         return [str(one) for one in made]
     return made if isinstance(made, bool | int | float | None) else str(made)
-
-
-def _unknown(group: LazyGroup, context: click.Context) -> Iterator[tuple[str, str]]:
-    """Variables that look as if they were ours, with the nearest: those of commands are errors already."""
-    commands = {name.upper(): group.get_command(context, name) for name in group.list_commands(context)}
-    ours = (*OTHERS, *(f"{_OURS}{name}_" for name in commands))
-    known = [one.removeprefix(_OURS) for one in OTHERS]
-    known += [f"{name}_{one.upper()}" for name, each in commands.items() if each for one in settable(each)]
-    for variable in os.environ:
-        if variable.startswith(_OURS) and not variable.startswith(ours):
-            hint = did_you_mean(variable.removeprefix(_OURS), known)
-            yield variable, hint.replace("you mean ", f"you mean {_OURS}")
-
-
-# What variables begin with.
-_OURS = "GRADSCOPE_"
 
 
 def _as_json(settings: list[Setting], found: ConfigFile | None) -> str:

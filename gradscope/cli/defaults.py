@@ -15,7 +15,8 @@ from gradscope.errors import InputError, did_you_mean, flag, quoted, shown
 
 # What ``check`` reads of the file: the table of its analyses, and the file that changes are counted from.
 ANALYSES = "analyses"
-# Variables that are no options.
+# What variables begin with; those that are no options.
+_OURS = "GRADSCOPE_"
 OTHERS = (
     *("GRADSCOPE_CACHE_DIR", "GRADSCOPE_TRACEBACK"),
     *("GRADSCOPE_SHARD_INDEX", "GRADSCOPE_SHARDS"),
@@ -62,6 +63,20 @@ def _check_environment(ctx: click.Context) -> None:
                 "you mean ", f"you mean {prefix}"
             )
             raise InputError(f"{shown(variable)} is set, but {ctx.command_path} has no such option{hint}")
+
+
+def unknown_variables(group: click.Group, ctx: click.Context) -> Iterator[str]:
+    """What to say of variables that look as if they were ours: those of commands are errors already."""
+    names = group.list_commands(ctx)
+    ours = (*OTHERS, *(f"{_OURS}{name.upper()}_" for name in names))
+    unknown = [one for one in os.environ if one.startswith(_OURS) and not one.startswith(ours)]
+    if not unknown:
+        return  # before any command is imported
+    known = [one.removeprefix(_OURS) for one in OTHERS]
+    known += [f"{name}_{one}".upper() for name in names for one in settable(_command(group, ctx, name))]
+    for variable in unknown:
+        hint = did_you_mean(variable.removeprefix(_OURS), known).replace("you mean ", f"you mean {_OURS}")
+        yield f"{shown(variable)} is set, but stands for nothing{hint}"
 
 
 def _of_command(found: ConfigFile, ctx: click.Context) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import NoReturn
 
 import click
 
+from gradscope.cli.defaults import unknown_variables
 from gradscope.cli.group import ARGUMENTS, LazyGroup
 from gradscope.cli.streams import open_closed_streams, silence_stdout
 from gradscope.errors import ExitCode, GradscopeError, shown
@@ -114,6 +115,8 @@ def _run(arguments: list[str]) -> int:
             stream.reconfigure(errors="replace")
     with cli.make_context("gradscope", arguments) as context:
         context.meta[ARGUMENTS] = arguments
+        for line in unknown_variables(cli, context):
+            _say(f"gradscope: {line}")
         code = cli.invoke(context)
     return int(code or ExitCode.OK)
 

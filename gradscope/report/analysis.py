@@ -243,7 +243,7 @@ def _chain(chain: Chain, level: str, engine: str, shown: Array | None) -> dict[s
     """
     whole = {"exact_zeros": list(chain.exact_zeros)} if chain.exact_zeros else {}
     rms = {} if chain.log10_rms is None else {"log10_rms": _extremes(chain.log10_rms)}
-    known = all(s.log10_largest_gain is not None for s in chain.spectra)
+    known = shown is not None or all(s.log10_largest_gain is not None for s in chain.spectra)
     largest = {"log10_largest_gain": _extremes(chain.log10_largest_gain)} if known else {}
     unmeasured = {} if chain.unmeasured is None else {"unmeasured": chain.unmeasured}
     return {
