@@ -26,3 +26,7 @@ bench:
 # The site, in site/ (extra docs); its gallery is drawn by docs/gallery.py
 site:
     .venv/bin/sphinx-build -W -q docs site
+
+# Which links to other sites are gone
+links:
+    .venv/bin/python docs/links.py

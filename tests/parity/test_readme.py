@@ -5,7 +5,7 @@ import shlex
 import sys
 
 import pytest
-from oracles.program import TOLD, run
+from oracles.program import README, TOLD, run
 
 # What each recipe needs: names it uses, and what the analysis then says.
 TORCH = "import torch, safetensors.torch\nmodel = torch.nn.Sequential(torch.nn.LSTM(3, 8))"
@@ -31,6 +31,17 @@ MODELS = {
     ),
 }
 RECIPES = re.findall(r"<!-- model: (\w+) -->\n```python\n(.*?)```\n\n```sh\n(.*?)\n```", TOLD, re.DOTALL)
+
+
+def test_the_python_of_readme(capsys):
+    """Its one block, with a model and a batch as it says."""
+    import torch
+
+    torch.manual_seed(0)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(code, {"model": torch.nn.LSTM(3, 4, batch_first=True), "batch": torch.randn(2, 9, 3)})
+    level, horizon = capsys.readouterr().out.split()
+    assert (level, float(horizon)) == ("stable", 9)
 
 
 def test_every_model_has_a_recipe():

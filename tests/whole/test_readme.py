@@ -1,11 +1,15 @@
 """What README and the site say is what happens: blocks run, output is the program's, links lead somewhere."""
 
 import ast
+import http.server
+import importlib.util
 import itertools
 import re
 import shlex
 import sys
+import threading
 import tomllib
+import urllib.parse
 from pathlib import Path
 from typing import get_args
 
@@ -213,6 +217,44 @@ def test_links_lead_somewhere(page):
         led = page.parent / file if file else page
         assert led.is_file(), target
         assert not heading or heading in headings(led.read_text("utf-8")), target
+
+
+def links_module():
+    spec = importlib.util.spec_from_file_location("links", ROOT / "docs" / "links.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_links_to_other_sites_have_the_form_of_one():
+    found = links_module().links()
+    assert len(found) > 5
+    for address in found:
+        parts = urllib.parse.urlsplit(address)
+        assert parts.scheme == "https", address
+        assert re.fullmatch(r"([\w-]+\.)+[a-z]{2,}", parts.netloc), address
+        assert re.fullmatch(r"[\w\-./~]*[\w/]|", parts.path), address
+        assert not parts.query, address
+
+
+def test_a_link_that_is_gone_is_told_from_a_site_that_is_not_reached(monkeypatch, capsys):
+    class Site(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(404 if self.path == "/gone" else 403)
+
+        def log_message(self, *_):
+            pass
+
+    links = links_module()
+    with http.server.HTTPServer(("127.0.0.1", 0), Site) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        at = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(links, "links", lambda: {f"{at}/refused": ["a"], "http://127.0.0.1:1/": ["b"]})
+        assert links.main() == 0
+        monkeypatch.setattr(links, "links", lambda: {f"{at}/gone": ["a.md"]})
+        assert links.main() == 1
+        server.shutdown()
+    assert capsys.readouterr().out.splitlines()[-1] == f"gone       {at}/gone  (404; a.md)"
 
 
 def test_every_page_is_in_the_contents():
