@@ -73,7 +73,9 @@ def read_array(path: PathLike, expected: str = ARRAY_KINDS) -> Array:
     if suffix(file) in ARRAY_FILES:
         array: Array = load(ARRAY_FILES[suffix(file)])(path)
         return array
-    raise InputError(f"{quoted(os.fspath(path))}: expected {expected}")
+    saved = "; a tensor of PyTorch is saved so by numpy.save('x.npy', x.cpu().numpy())"
+    hint = saved if suffix(file) in (".pt", ".pth") else ""
+    raise InputError(f"{quoted(os.fspath(path))}: expected {expected}{hint}")
 
 
 def read_arrays(path: PathLike, alone: str) -> dict[str, Array]:

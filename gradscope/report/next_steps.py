@@ -6,6 +6,8 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from gradscope.problem.inputs import KINDS
+
 # Paths by which a cell holds its state, and the bias of the gate on each.
 _HOLDING = {"carousel": "b_f", "carry": "b_z"}
 _MORE_EXACTLY = (
@@ -35,6 +37,8 @@ def next_steps(
     if problem.get("cell") is None:
         yield from _of_jacobians(level, rate)
         return
+    if problem.get("source", "initialised") != "initialised" and problem.get("inputs") in KINDS:
+        yield "Its own data may say something else: give --inputs x.npy, of shape (T, d) or (B, T, d)."
     if level == "vanishing" and tau < 1:
         for path, bias in _HOLDING.items():
             if path in chains:

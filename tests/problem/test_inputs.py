@@ -152,6 +152,7 @@ def test_files_that_hold_several_arrays_or_another_kind(tmp_path):
     )
     assert "holds no array 'y', expected one of other, x" in refusal(read_array, f"{whole}:y")
     assert "'x.mat': expected a .npy, .npz, .safetensors or .csv file" in refusal(read_array, "x.mat")
+    assert "saved so by numpy.save('x.npy', x.cpu().numpy())" in refusal(read_array, "x.pt")
     save_file({}, tmp_path / "none.safetensors")
     assert "holds no array" in refusal(read_array, tmp_path / "none.safetensors")
 

@@ -9,6 +9,7 @@ import pytest
 from gradscope.errors import InputError
 from gradscope.product_svd.spectrum import spectrum
 from gradscope.report.chains import chain_of
+from gradscope.report.next_steps import next_steps
 from gradscope.report.notes import chain_notes
 from gradscope.report.verdict import judge, level, scientific
 from gradscope.settings import Policy
@@ -121,3 +122,13 @@ def test_notes_warn_when_the_trajectory_itself_is_not_repeatable():
     assert "rounding" not in "".join(chain_notes(scalar_chain(*[10.0] * 11), "exploding", "float64"))
     assert "5 of the 7 digits" in chain_notes(scalar_chain(*[10.0] * 5), "exploding", "float32")[0]
     assert "rounding" not in "".join(chain_notes(scalar_chain(*[10.0] * 2), "stable", "float32"))
+
+
+def test_a_model_on_inputs_that_are_made_is_to_have_its_own():
+    def told(**problem):
+        given = {"cell": "rnn", "steps": 9, **problem}
+        return "give --inputs x.npy" in "".join(next_steps(given, "stable", 1e-3, ["full"], 0.0))
+
+    assert told(source="model.pt", inputs="normal")
+    assert not told(source="model.pt", inputs="x.npy")
+    assert not told(source="initialised", inputs="normal")
