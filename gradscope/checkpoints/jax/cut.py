@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +57,9 @@ class CutSteps:
             for number, made in loop.makes.items()
             for state, part, slot in made
         }
+        made = sorted((state, self._program.maker[ref][0]) for (state, _), ref in self._made.items())
+        latest = itertools.accumulate((number for _, number in made), max)
+        self._ends = dict(zip((state for state, _ in made), latest, strict=True))
         self._first = {
             part: (number, place[1])
             for number, places in sorted(loop.reads.items(), reverse=True)
@@ -114,9 +118,7 @@ class CutSteps:
 
     def _span(self, first: int, last: int) -> range:
         """The operations of the steps from one state to another."""
-        loop = self.loop
-        end = max(number for number, made in loop.makes.items() if any(state <= last for state, *_ in made))
-        return range(loop.starts[first - loop.first], end + 1)
+        return range(self.loop.starts[first - self.loop.first], self._ends[last] + 1)
 
     def cut(self, step: int) -> tuple[StepForm, list[Any]]:
         """What a step computes, and what it is given; step : the number of the state before it."""

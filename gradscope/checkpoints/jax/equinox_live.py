@@ -28,7 +28,8 @@ def from_equinox(module: Any, batch: Any = None) -> Live:
         module of one sequence one, or give ``equinox.filter_vmap(module)``. It runs over the batch once, in
         inference mode: every cell is then analysed on the inputs and states that it had itself, whatever
         stands before it and whatever loop, scan or vmap calls it, and ``analyze`` compares what gradscope
-        computes with what the cell put out.
+        computes with what the cell put out. A loop over time of the user's own, of Python or a scan, is a
+        layer too, differentiated by JAX.
     Raises InputError where there is no such cell, or the module fails on the batch.
     """
     return read_equinox("from_equinox", module, batch)

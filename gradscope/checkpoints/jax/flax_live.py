@@ -37,7 +37,8 @@ def from_flax(model: Any, batch: Any = None) -> Live:
         over the batch once, a module of nnx as a copy in eval mode: every cell is then analysed on the
         inputs, states and lengths that it had itself, whatever stands before it and whatever loop or scan
         calls it, and ``analyze`` compares what gradscope computes with what the cell put out. A module of nnx
-        of the user's own class whose calls pass a state on is a layer too, differentiated by JAX.
+        of the user's own class whose calls pass a state on is a layer too, differentiated by JAX; so is a
+        loop over time, of Python or a scan, in any forward.
     Raises InputError where it is neither, holds no such cell, or fails on the batch.
     """
     return read_flax_model("from_flax", model, batch)

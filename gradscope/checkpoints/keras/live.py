@@ -29,7 +29,8 @@ def from_keras(model: Any, batch: Any = None) -> Live:
         then analysed on the inputs, states and masks that it had itself, whatever stands before it, and
         ``analyze`` compares what gradscope computes with what the layer put out. Calls of a cell in a row (a
         loop) are one sequence. A layer or cell that computes something else than Keras' own is called again,
-        step by step, and differentiated by Keras itself, on its backends jax and torch.
+        step by step, and differentiated by Keras itself, on its backends jax, torch and tensorflow; a loop
+        over time in any other call as well, on jax.
     Raises InputError where it is neither, has no weights yet, holds no such layer, or fails on the batch.
     """
     return read_keras_model("from_keras", model, batch)
