@@ -117,6 +117,7 @@ def test_it_is_jaxs_own_derivative(kind, loop, step):
     (layer,) = model.layers
     analysis = gradscope.analyze(checkpoint=model)
     assert analysis.problem["jacobians"] == layer.derivatives.by
+    assert layer.assumed == ()
     assert analysis.problem["direction"] == ("backward" if loop is backward else "forward")
     weights = {chain.name.rpartition(".")[2] for chain in analysis.chains} - {"full", "direct"}
     assert weights == ({"b", "c"} if step is reset else {"b"})

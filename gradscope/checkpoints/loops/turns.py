@@ -50,8 +50,10 @@ class Turns:
         one, other = self.begins[1:3] if len(self.begins) > 2 else self.begins[:2]
         depth = _shared(self.operations[one].frames, self.operations[other].frames)
         within = self.operations[one].frames[: depth + 1]
-        there = self.operations[one:other]
-        return sum(k.code == self.code and k.frames[: depth + 1] == within for k in there)
+        at = self.operations[one].code[depth]
+        here = [k.frames[: depth + 1] == within and k.code[depth] == at for k in self.operations[one:other]]
+        # One line of code may be several operations in a row, of which the last is what begins a step.
+        return sum(now and not before for before, now in itertools.pairwise([here[-1], *here]))
 
     @property
     def last(self) -> int:
