@@ -175,6 +175,7 @@ def _chains(part: Mapping[str, Any]) -> str:
         (
             chain["name"],
             gain_of(chain["log10_norm"]["median"]),
+            *([_rms(chain)] if _known_rms(part) else []),
             figures_of(chain["horizon"]["median"], "g"),
             chain["verdict"],
             figures_of(chain["rate"]["median"], "+.4f"),
@@ -182,9 +183,22 @@ def _chains(part: Mapping[str, Any]) -> str:
         )
         for chain in part["chains"][:_NAMES]
     ]
-    headings = ("chain", "gain", "horizon, steps", "verdict", "rate, nats/step", "worst error, decades")
+    rms = ("rms gain",) if _known_rms(part) else ()
+    headings = (
+        *("chain", "gain", *rms, "horizon, steps"),
+        *("verdict", "rate, nats/step", "worst error, decades"),
+    )
     caption = "Chains: the full one, and each path alone" if len(rows) > 1 else "The chain"
     return table(caption, headings, rows)
+
+
+def _known_rms(part: Mapping[str, Any]) -> bool:
+    """Where all values were computed: of a random direction's gain."""
+    return any("log10_rms" in chain for chain in part["chains"])
+
+
+def _rms(chain: Mapping[str, Any]) -> str:
+    return gain_of(chain["log10_rms"]["median"]) if "log10_rms" in chain else "–"
 
 
 def _some(count: int) -> list[int]:
