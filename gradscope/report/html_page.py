@@ -131,8 +131,8 @@ def _key(result: Mapping[str, Any]) -> str:
 def _next(result: Mapping[str, Any]) -> list[str]:
     names = [str(chain["name"]) for chain in result["chains"]]
     tau, rate = result["thresholds"]["vanishing_below"], result["chains"][0]["rate"]["median"]
-    told = next_steps(result["problem"], _level(result), tau, names, rate, tried="suggestions" in result)
-    return list(told)
+    known = {"tried": "suggestions" in result, "rms": _known_rms(result)}
+    return list(next_steps(result["problem"], _level(result), tau, names, rate, **known))
 
 
 _SAID = {"not_applied": "Not applied", "assumed": "Assumed"}

@@ -28,11 +28,12 @@ def next_steps(
     rate: float | None,
     *,
     tried: bool = False,
+    rms: bool = True,
 ) -> Iterator[str]:
     """Sentences for a verdict, to a vanishing threshold tau.
 
     problem : as JSON tells it; chains : the names of those that were measured; rate : in nats per step;
-    tried : whether settings of knobs stand there already.
+    tried : whether settings of knobs stand there already; rms : whether the rms gain does, of all values.
     """
     if problem.get("cell") is None:
         yield from _of_jacobians(level, rate)
@@ -48,7 +49,8 @@ def next_steps(
                 )
     if level == "stable":
         of_loss = "" if "readout" in problem or "adjoint" in problem else ", --readout how much of your loss'"
-        yield f"Some gradient arrives: the rms gain says how much of any does{of_loss}."
+        said = "the rms gain says" if rms else "--top all says (rms gain)"
+        yield f"Some gradient arrives: {said} how much of any does{of_loss}."
     elif level == "undecided" and _finite(rate):
         yield f"{_MORE_EXACTLY} (--accuracy full, --dtype float64, --top all)."
     elif level != "undecided" and not tried:

@@ -89,6 +89,7 @@ def _next(analysis: Analysis) -> Iterable[RenderableType]:
         [chain.name for chain in analysis.chains],
         analysis.full.rate.median,
         tried=bool(analysis.remedies),
+        rms=analysis.full.log10_rms is not None,
     )
     if said := list(sentences):
         yield section("Next", Group(*map(bullet, said)))

@@ -132,3 +132,11 @@ def test_a_model_on_inputs_that_are_made_is_to_have_its_own():
     assert told(source="model.pt", inputs="normal")
     assert not told(source="model.pt", inputs="x.npy")
     assert not told(source="initialised", inputs="normal")
+
+
+def test_the_rms_gain_is_named_where_it_stands():
+    def told(rms):
+        return "".join(next_steps({"cell": "rnn", "steps": 9}, "stable", 1e-3, ["full"], 0.0, rms=rms))
+
+    assert "the rms gain says" in told(True)
+    assert "--top all says" in told(False)
