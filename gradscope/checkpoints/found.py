@@ -14,7 +14,7 @@ from gradscope.cells.cell import Cell
 from gradscope.cells.notation import is_bias, is_input_weight, key
 from gradscope.checkpoints.derivatives import Derivatives
 from gradscope.checkpoints.keras.cudnn import SAID
-from gradscope.checkpoints.layer import InModel, Layer, assemble, not_computed
+from gradscope.checkpoints.layer import InModel, Layer, assemble, may_stand_before, not_computed
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, listed, quoted
 from gradscope.formats.tensors import Tensors, as_float64
@@ -67,6 +67,7 @@ class Found(InModel):
             self.doubt,
             self.question,
             inputs * bool(self.reads and self.below is None),
+            f"may read {may_stand_before(self.before)}" * bool(self.before),
             state * self.given_state,
         )
         return "; ".join(filter(None, said))

@@ -38,7 +38,8 @@ class InModel:
     not_applied : what the model does besides and the analysis does not (dropout in training), in sentences;
     assumed : what the file does not say and was taken to be so.
     time_major : whether the model takes sequences as (T, B, d), None where that is not known.
-    alone : whether the file does not say what it reads, which is then taken to be the inputs.
+    alone : whether the file does not say what it reads, which is then taken to be the inputs; before : the
+        tensors of the file that may make of inputs of its size what it reads.
     twice : parameters that are the sum of two in the file, as torch's biases are.
     """
 
@@ -54,6 +55,7 @@ class InModel:
     assumed: tuple[str, ...] = ()
     time_major: bool | None = None
     alone: bool = False
+    before: tuple[str, ...] = ()
     twice: tuple[str, ...] = ()
 
 
@@ -100,6 +102,13 @@ class Layer(InModel):
                 f"layer {shown(self.name)} reads {not_computed(self.reads)}: give that, {self.input_size} "
                 f"features, as --inputs of shape (T, d) or (B, T, d){self._by_name(named)}"
             )
+        if self.before and given and not named:
+            raise InputError(
+                f"layer {shown(self.name)} reads the inputs, or {may_stand_before(self.before)}: if the "
+                f"inputs are what it reads itself, say so by --layer {shown(self.name)}; else give that, or "
+                "record it: from_torch(model, batch) or its like as checkpoint, or record(model, batch, "
+                "'run.npz') and --inputs run.npz"
+            )
 
     def _by_name(self, named: bool) -> str:
         return "" if named or not self.name else f", and say that it is by --layer {shown(self.name)}"
@@ -112,6 +121,11 @@ class Layer(InModel):
                 "the initial state comes from elsewhere in the model, which gradscope does not compute: give "
                 f"{listed(keys)} as --initial-state"
             )
+
+
+def may_stand_before(tensors: tuple[str, ...]) -> str:
+    """What else a layer may read, of a file that does not say it; tensors : as ``before`` in InModel."""
+    return f"what {listed(list(tensors), 3)} makes of the inputs, which the file does not say"
 
 
 def not_computed(reads: str) -> str:

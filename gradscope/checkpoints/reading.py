@@ -16,6 +16,7 @@ from gradscope.checkpoints import dynet_names, haste_names, native
 from gradscope.checkpoints.array_map import mapped
 from gradscope.checkpoints.choosing import Decided, Model, choose
 from gradscope.checkpoints.found import Contents, Found, names_of
+from gradscope.checkpoints.fronts import with_fronts
 from gradscope.checkpoints.jax import flax_names
 from gradscope.checkpoints.live import Live
 from gradscope.checkpoints.map_choices import unnamed
@@ -208,7 +209,8 @@ def _on_its_own(layer: Found) -> Found:
 
 
 def _mapped(tensors: Tensors, rules: Sequence[str], cell: Cell | None, also: Iterable[str]) -> Contents:
-    return Contents.of(mapped(tensors, rules, cell), tensors, also)
+    contents = Contents.of(mapped(tensors, rules, cell), tensors, also)
+    return replace(contents, layers=with_fronts(contents.layers, contents.others, tensors))
 
 
 def _layers_by_name(tensors: Tensors, cell: Cell | None, also: Iterable[str]) -> Contents:
@@ -225,7 +227,8 @@ def _layers_by_name(tensors: Tensors, cell: Cell | None, also: Iterable[str]) ->
         found = tuple(told_by_file(one, saved) for one in found)
     if left_out:
         found = tuple(replace(one, assumed=(*one.assumed, left_out)) for one in found)
-    return Contents.of(found, ours, also)
+    contents = Contents.of(found, ours, also)
+    return replace(contents, layers=with_fronts(contents.layers, contents.others, ours))
 
 
 def _unknown_format(path: str | os.PathLike[str]) -> InputError:

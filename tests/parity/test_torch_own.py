@@ -193,11 +193,10 @@ def test_modules_beside_a_layer_raise_no_question(tmp_path):
         "weight_head": nn.Linear(2, 2),
     }
     path = saved(tmp_path, nn.ModuleDict({"model": nn.ModuleDict(parts)}))
-    assert [(f.name, f.open, f.problem) for f in checkpoints.read_all(path).layers] == [
-        ("model.rnn.l0", "", ""),
-        ("model.rnn.l1", "", ""),
-        ("model.rnn2.cell", "", ""),
-    ]
+    layers = checkpoints.read_all(path).layers
+    assert [f.name for f in layers] == ["model.rnn.l0", "model.rnn.l1", "model.rnn2.cell"]
+    assert not any(f.question or f.doubt or f.problem for f in layers)
+    assert [f.before for f in layers] == [(), (), ("model.rnn_norm.weight",)]
 
 
 # Weights in parts
