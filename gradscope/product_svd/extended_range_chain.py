@@ -23,6 +23,8 @@ EVERY = 16
 # Values that are followed at least, and the bits by which as many rows exceed what is left out, everywhere.
 FOLLOWED = 48
 FAR_BELOW = 128
+# Bits by which columns that meet a row of zeros count less than others: they are in one lag alone.
+LAST = 4096
 
 
 class StepMatrices(Protocol):
@@ -80,9 +82,13 @@ def _followed(exponent: Array) -> Array:
 
 
 def _rows_of_one(step: Wide) -> tuple[Wide, Array]:
-    """A step with rows of size about 1, and the exponents (m,) of their sizes; rows of zeros stay."""
+    """A step with rows of size about 1, and the exponents (m,) of their sizes.
+
+    Rows of zeros stay, as the smallest: as pivots the columns that meet them would hide what is left.
+    """
     sizes = step.exponent.max(axis=1, initial=NOTHING)
-    sizes = np.where(sizes > NOTHING, sizes, 0)
+    live = sizes > NOTHING
+    sizes = np.where(live, sizes, sizes.min(where=live, initial=0) - LAST)
     return _times_columns(step.transposed, -sizes).transposed, sizes
 
 

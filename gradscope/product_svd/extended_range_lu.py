@@ -14,6 +14,8 @@ from gradscope.product_svd.graded_lu import powers_of_two
 ROUNDINGS = 128
 # Entries this many bits below others do not change them.
 UNSEEN = 64
+# Of two equal terms rounding may have hidden a difference this many bits below them.
+LAST_BIT = 52
 # Bits that the entries span at most, once rows and columns are scaled, to be eliminated in float64; and where
 # the largest of them are put: what the elimination makes of them has as much room at both ends.
 FITS = 1200
@@ -136,7 +138,10 @@ class _Float64:
             column = column / row[0]
             lower = column * powers_of_two(self.row_scales[k:] - self.row_scales[k])
             taken = np.multiply(column[1:, None], row[1:], out=self.work[k + 1 :, k + 1 :])
-            self.entries[k + 1 :, k + 1 :] -= taken
+            rest = self.entries[k + 1 :, k + 1 :]
+            rest -= taken
+            if not self.relative:  # where nothing is cleared, equal terms leave their last bit
+                np.copyto(rest, taken * 2.0**-LAST_BIT, where=(rest == 0) & (taken != 0))
             np.abs(taken, out=taken)
             taken *= self.relative
             np.maximum(self.noise[k + 1 :, k + 1 :], taken, out=self.noise[k + 1 :, k + 1 :])
@@ -190,6 +195,12 @@ class _OfEachEntry:
         here = (seen + k, slice(k + 1, None))
         terms = np.maximum(self.terms[here], taken.exponent)
         left = Wide(self.mantissa[here], self.exponent[here]).minus(taken)
+        if self.lost == NOTHING:  # as in float64
+            equal = (left.mantissa == 0) & (taken.mantissa != 0)
+            left = Wide(
+                np.where(equal, taken.mantissa, left.mantissa),
+                np.where(equal, taken.exponent - LAST_BIT, left.exponent),
+            )
         mantissa, exponent = self._cleared(left, terms)
         self.mantissa[here], self.exponent[here], self.terms[here] = mantissa, exponent, terms
         self.size[here] = exponent + np.abs(mantissa)

@@ -83,7 +83,10 @@ def prefixes(
             graded = reset(graded)
         if shed is not None:
             graded = shed(graded)
-        yield graded, products[-1][1]
+        whole, after = products[-1]
+        # What the steps to come reduce to noise counts in the norm of this lag.
+        cut = graded.rank < whole.rank and t and len(after)
+        yield whole if cut else graded, after
         alone -= count
         group = min(2 * count, LONGEST) if worst**2 > grouped and alone <= 0 else count
 

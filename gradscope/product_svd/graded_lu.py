@@ -139,9 +139,10 @@ def factor(
         pivots = np.abs(lu.diagonal()[:kept])
         ratio = pivots / size[order[:kept]]
         if ratio.min(initial=1.0) <= SUSPECT and np.ptp(after):
-            # Columns scaled apart have pivots apart; noise is small for its own column.
+            # Columns scaled apart have pivots apart: noise is small beside what there is with and without.
             scale = np.ldexp(1.0, after - after.max())
-            ratio = pivots / scale[permutation[:kept]] / np.abs(rows / scale).max(axis=1)[order[:kept]]
+            unscaled = pivots / scale[permutation[:kept]] / np.abs(rows / scale).max(axis=1)[order[:kept]]
+            ratio = np.maximum(ratio, unscaled)
         worst = float(ratio.min(initial=1.0))
         if worst < least:
             return None

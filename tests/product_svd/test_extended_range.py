@@ -109,6 +109,22 @@ def test_what_is_left_out_changes_nothing_of_the_rest(fits, monkeypatch):
     assert spectrum(chain, entry_error=ENTRY_ERROR).exact_zeros == 12
 
 
+@pytest.mark.parametrize(
+    ("name", "weights", "size", "seed"),
+    [("rnn", 30, 10, 28), ("gru", 30, 10, 175), ("lstm", 3, 10, 209), ("gru", 3, 10, 100)],
+)
+def test_small_saturated_chains_at_every_lag(name, weights, size, seed):
+    # Rows of zeros, terms that cancel to their last bit, and directions that the next step all but ends.
+    chain = saturated(name, 3, 10, size, seed, weights)
+    found, true = spectrum(chain, by_lag=True, entry_error=ENTRY_ERROR), reference(chain, bits=16384)
+    known = np.isfinite(found.log10_singular_values).sum()
+    expected = [float(v) for v in true.log10()[:known]]
+    assert found.log10_singular_values[:known] == pytest.approx(expected, abs=max(1e-6, found.log10_error))
+    for lag in range(1, 11):
+        largest = float(reference(chain[10 - lag :], bits=16384).log10()[0])
+        assert found.log10_norm_by_lag[lag - 1] == pytest.approx(largest, abs=1e-9)
+
+
 def test_elimination_in_float64_is_that_with_an_exponent_for_every_entry(monkeypatch):
     chain, found = saturated("gru", 8, 40, 300, seed=1), []
     for fits in (1200, -1):
