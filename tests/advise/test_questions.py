@@ -18,6 +18,7 @@ def words(result):
 # keras 16151: why is nothing left of dc_t/dc_0 after some steps?
 
 
+@pytest.mark.slow
 def test_the_default_forget_bias_and_the_one_that_is_wanted():
     """f = sigmoid(1) = .73; for 200 steps -ln(expm1(ln(1 / gain) / 200)): 3.35 at 1e-3, 5.30 at 1/e."""
     found = gradscope.suggest(
@@ -81,6 +82,7 @@ def test_clipping_a_projected_lstm(tmp_path):
 # keras 2194, 3687; tsgm 59: LSTM(activation="relu") is NaN
 
 
+@pytest.mark.slow
 def test_an_lstm_with_relu():
     """From which lag float32 has no number, which path carries it, and what tanh would do, verified."""
     options = {"hidden": 8, "input_size": 2, "steps": 70, "gain": 40.0, "biases": {"b_f": 2.0}}

@@ -120,6 +120,7 @@ def test_what_nothing_reaches_is_said(tmp_path):
     jsonschema.validate(told, schema("suggestions"))
 
 
+@pytest.mark.slow
 def test_inputs_of_a_thousand_are_normalised():
     x = 1000 * np.random.default_rng(0).standard_normal((30, 2))
     found = gradscope.suggest(cell="gru", hidden=4, inputs=x, biases={"b_z": 3.0}, knob="inputs")
@@ -129,6 +130,7 @@ def test_inputs_of_a_thousand_are_normalised():
     assert one.was == pytest.approx(1000, rel=0.2)
 
 
+@pytest.mark.slow
 def test_tanh_is_suggested_for_a_relu_that_explodes():
     found = gradscope.suggest(
         cell="lstm-relu", hidden=8, input_size=2, steps=40, gain=40.0, biases={"b_f": 2.0}, knob="activation"
@@ -314,6 +316,7 @@ def test_a_target_that_is_reached_asks_for_nothing(run):
     assert "reached already" in out
 
 
+@pytest.mark.slow
 def test_a_gain_that_saturated_gates_keep_is_not_called_well():
     inputs = 1000 + 100 * np.random.default_rng(0).normal(size=(30, 4))
     found = gradscope.suggest(cell="lstm", hidden=6, inputs=inputs)

@@ -152,6 +152,7 @@ def test_chain_of_a_file(run, tmp_path):
     assert run("chain", tmp_path / "j.npy")[0] == 0
 
 
+@pytest.mark.slow
 def test_chain_of_a_pipe(tmp_path):
     """From stdin, and from what the shell calls a command's output; what is no .npy is not read on."""
     np.save(tmp_path / "j.npy", np.random.default_rng(0).normal(size=(5, 3, 3)))

@@ -91,6 +91,7 @@ def test_the_whole_analysis_has_shares_and_gates(run):
     jsonschema.validate(row, schema("sweep"))
 
 
+@pytest.mark.slow
 def test_what_training_does_is_that_of_analyze():
     """Clipping, truncation and masks: rows have what changes, tables and pictures show it."""
     given = {"cell": "rnn", "hidden": 3, "input_size": 2, "steps": 6}

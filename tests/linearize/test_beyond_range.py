@@ -7,7 +7,6 @@ from dataclasses import replace
 import mpmath
 import numpy as np
 import pytest
-from oracles.few import few
 
 import gradscope
 from gradscope.api import analyze_light
@@ -106,7 +105,8 @@ GATED = {
 }
 
 
-@pytest.mark.parametrize("cell", few(GATED, "gru-relu"))
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", GATED)
 def test_gates_beside_states_of_any_size(cell, tmp_path):
     step, signs = GATED[cell]
     rng, found = np.random.default_rng(0), find(cell)
@@ -162,6 +162,7 @@ def test_in_float32_it_goes_on_too(tmp_path):
     assert not any("leaves float64" in note for note in found.verdict.notes)
 
 
+@pytest.mark.slow
 def test_without_jacobians_and_by_the_light_probe_the_gain_is_the_same(given):
     (expected, *_) = log10_values("rnn-relu", *weights(0))
     top = gradscope.analyze(**given(), top=1).full
@@ -228,6 +229,7 @@ def two(path, growing):
     return written(path, arrays)
 
 
+@pytest.mark.slow
 def test_the_layers_of_a_stack_go_on_where_one_above_leaves_float64(tmp_path):
     path = two(tmp_path / "two.npz", growing=1)
     found = gradscope.analyze(checkpoint=path, cell="rnn-relu", inputs=np.ones((1, 400, 1)))

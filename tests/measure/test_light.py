@@ -179,7 +179,7 @@ def test_a_problem_depends_on_none_beside_it(monkeypatch):
         assert found.full.log10_norm_error == pytest.approx(alone.log10_norm_error, rel=1e-3, abs=1e-15)
 
 
-@pytest.mark.parametrize("cell", ["rnn-relu", "rnn-exponential"])
+@pytest.mark.parametrize("cell", [pytest.param("rnn-relu", marks=pytest.mark.slow), "rnn-exponential"])
 def test_what_leaves_float64_leaves_the_others_alone(monkeypatch, cell):
     """Of a relu it is measured along given slopes, of an exponential there is nothing to be measured."""
     monkeypatch.setattr("gradscope.measure.light._at_once", lambda *_: 4)

@@ -57,7 +57,11 @@ def measured(problem):
 
 @pytest.mark.parametrize(
     ("cell", "option"),
-    [("lstm-peephole", "h_detach"), ("gru-reset-before", "recurrent_dropout"), ("lstm-peephole", "zoneout")],
+    [
+        ("lstm-peephole", "h_detach"),
+        pytest.param("gru-reset-before", "recurrent_dropout", marks=pytest.mark.slow),
+        pytest.param("lstm-peephole", "zoneout", marks=pytest.mark.slow),
+    ],
 )
 def test_each_mask_is_the_equations_with_it(cell, option):
     problem = make_problem(cell=cell, **SMALL)
@@ -172,7 +176,7 @@ def stacked_gain(kind, state, law, x, masks):
 @pytest.mark.parametrize(
     ("kind", "option"),
     [
-        ("lstm", "h_detach"),
+        pytest.param("lstm", "h_detach", marks=pytest.mark.slow),
         pytest.param("gru", "recurrent_dropout", marks=pytest.mark.slow),
         pytest.param("lstm", "zoneout", marks=pytest.mark.slow),
     ],

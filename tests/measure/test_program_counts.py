@@ -1,6 +1,7 @@
 """How many programs a first call compiles: sizes that no other test has, so that all are new."""
 
 import numpy as np
+import pytest
 from oracles.two_layers import two_lstms
 
 import gradscope
@@ -32,6 +33,7 @@ def test_top_values_without_jacobians(compiled):
     assert 1 <= len(compiled) <= 11, compiled
 
 
+@pytest.mark.slow
 def test_evaluations_of_suggestions_share_their_programs(compiled, monkeypatch):
     """After the first nothing is compiled, however many knobs and calls there are; a dozen each at most."""
     calls, after, changed = [], [], Network.changed
@@ -109,6 +111,7 @@ def test_a_grid_of_one_shape(compiled):
     assert len(compiled) == known, compiled[known:]
 
 
+@pytest.mark.slow
 def test_a_grid_of_whole_analyses(compiled):
     """The factor of a path is an argument there too, that by which masks and losses go as well."""
     given = {"cell": "rnn", "hidden": 6, "input_size": 2, "steps": 14}

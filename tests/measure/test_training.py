@@ -52,6 +52,7 @@ def test_truncation_of_a_scalar(tmp_path, w, steps, length):
     assert found.chunks["R"][0] == pytest.approx(each[inside:].sum() / each.sum(), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_the_error_of_what_clipping_leaves():
     """float32 is as far from float64 as it says."""
     given = SMALL | {"adjoint": np.ones(N), "clip": 0.1}

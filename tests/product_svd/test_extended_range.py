@@ -158,7 +158,7 @@ def test_products_of_numbers_far_apart():
 
 
 @pytest.mark.parametrize("size", [1.0, 300.0, 1e6])
-@pytest.mark.parametrize("name", few(CELLS, "rnn", "lstm", "lstm-cifg", "gru"))
+@pytest.mark.parametrize("name", few(CELLS, "rnn", "lstm"))
 def test_no_analysis_of_unnormalised_inputs_ends_without_gain_and_lags(name, size):
     inputs = size * np.random.default_rng(0).normal(size=(1, 20, 3))
     found = gradscope.analyze(cell=name, hidden=3, input_size=3, inputs=inputs)

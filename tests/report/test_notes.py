@@ -65,6 +65,7 @@ def test_gates_that_the_state_saturates(notes):
     assert any(note.startswith("Gates are saturated 100 %: R h is of size 30;") for note in found)
 
 
+@pytest.mark.slow
 def test_a_remedy_is_named_once():
     found = gradscope.analyze(cell="lstm-relu", hidden=8, steps=30, gain=300, only="gain").verdict.notes
     assert [note[:12] for note in found if note.startswith(("Gates are", "A state"))] == [

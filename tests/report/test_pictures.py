@@ -541,7 +541,9 @@ def test_plot_refuses_what_is_no_result(run, tmp_path, text, words):
 def test_pdf_and_png_are_as_large_as_asked_and_text_is_text(run, file, tmp_path):
     pytest.importorskip("vl_convert")
     for name in ("x.pdf", "x.PNG"):
-        assert run("plot", file, "lag", "-o", tmp_path / name, "--size", "127x63.5") == (0, "", "")
+        code, out, err = run("plot", file, "lag", "-o", tmp_path / name, "--size", "127x63.5")
+        assert (code, out, err.count("\n")) == (0, "", 1)
+        assert f"wrote {tmp_path / name}, " in err
     page = (tmp_path / "x.pdf").read_bytes()
     assert page.startswith(b"%PDF-")
     assert re.search(rb"/MediaBox \[0 0 360 180\]", page), "points"
