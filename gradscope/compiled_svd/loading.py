@@ -14,6 +14,7 @@ from gradscope.compiled_svd.graded_step import Form
 from gradscope.compiled_svd.step_arrays import Cut, LayerArrays, LayerShape, ReadingArrays, bucket
 from gradscope.custom_types import Array
 from gradscope.product_svd.error_estimate import grouped_for
+from gradscope.product_svd.steps import changes
 
 # Random factors of entries, beyond those of one step; and random vectors, which are taken in turn.
 _POOL, _NOISE = 4096, 64
@@ -127,6 +128,6 @@ def _changes(one: Pass, low: int, steps: int) -> tuple[Array, Array]:
     if one.draw is None:
         return np.ones(size), np.zeros(steps, np.int32)
     rng = np.random.default_rng(20240229 + one.draw)
-    pool = 1 + one.asked.entry_error * rng.choice([-1.0, 1.0], size=size)
+    pool = 1 + one.asked.entry_error * changes(rng, size)
     starts = np.random.default_rng([one.draw, low]).integers(_POOL, size=steps)
     return pool, starts.astype(np.int32)

@@ -224,10 +224,10 @@ def compare(run: Outcome, again: Sequence[Outcome | None], entry_error: float) -
         run.norm_error = float(spread[0]) + floor
     elif len(run.log10):
         run.norm_error = np.inf
-    run.lag_errors = _lag_errors(run.lags, [other.lags for other in again if other is not None], entry_error)
+    run.lag_errors = lag_errors(run.lags, [other.lags for other in again if other is not None], entry_error)
 
 
-def _lag_errors(lags: Array, again: Sequence[Array], entry_error: float) -> Array:
+def lag_errors(lags: Array, again: Sequence[Array], entry_error: float) -> Array:
     """As norm_error, at the lags that all have; () where none has any."""
     others = np.array([other for other in again if len(other) == len(lags)])
     if not others.size:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gradscope.custom_types import Array
-from gradscope.product_svd.error_estimate import EPS, SAFETY, Outcome, compare, floor_of
+from gradscope.product_svd.error_estimate import EPS, SAFETY, Outcome, compare, floor_of, lag_errors
 from gradscope.product_svd.exact import ExactRank, affordable, exact_product
 from gradscope.product_svd.extended_range_array import Wide
 from gradscope.product_svd.extended_range_chain import StepMatrices, plain_prefixes, wide_prefixes
@@ -65,7 +65,8 @@ def wide_run(steps: Steps, entry_error: float, lag_norm: LagNorm | None) -> Outc
     if run.lost and not (_large(steps) and len(run.log10)):
         other = _compared(steps, entry_error, Reversed, None)
         if len(other.log10) > len(run.log10):
-            other.left, other.right, other.lags = other.right, other.left, run.lags
+            other.left, other.right = other.right, other.left
+            other.lags, other.lag_errors = run.lags, run.lag_errors
             run = other
     if entry_error <= EPS:  # as in error_estimate.best_run
         _settle(run, steps)
@@ -111,7 +112,10 @@ def _compared(
     run = WideRun(turned(steps), rounding, lag_norm)
     draws = 1 if _large(steps) else DRAWS
     # These keep what rounding left: a value that depends on whether it is nothing differs, and is lost.
-    others = [WideRun(turned(Perturbed(steps, rounding, draw)), 0.0) for draw in range(draws)]
+    some = lag_norm and lag_norm.of_some(len(steps))
+    changed = [turned(Perturbed(steps, rounding, draw)) for draw in range(draws)]
+    others = [WideRun(chain, 0.0, some and some.anew()) for chain in changed]
+    run.lag_errors = lag_errors(run.lags, [other.lags for other in others], entry_error)
     count = min(len(other.log10) for other in (run, *others))
     differences = [np.abs(run.log10[:count] - other.log10[:count]) for other in others]
     spread = SAFETY * np.max(differences, axis=0).astype(np.float64)

@@ -265,7 +265,8 @@ def assembled(
     if lags is not None:
         lags[-1] = log10[0]
         if len(found.lag_errors) == len(lags):
-            errors = np.append(found.lag_errors[:-1], found.norm_error)
+            last = found.norm_error if len(values) else found.lag_errors[-1]
+            errors = np.append(found.lag_errors[:-1], last)
     zeros = count - len(values) - found.lost
     return Spectrum(
         log10[:top],

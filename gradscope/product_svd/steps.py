@@ -329,8 +329,13 @@ def _in_blocks(y: Array, parts: list[Array], layout: Layout) -> Array:
     return out
 
 
+def changes(rng: np.random.Generator, count: int) -> Array:
+    """About 1 or -1, at random: of one size a few would undo each other to the last bit."""
+    return np.asarray(rng.choice([-1.0, 1.0], size=count) * rng.uniform(0.75, 1.25, size=count))
+
+
 class Perturbed(Steps):
-    """Steps with every entry multiplied by 1 + size or 1 - size, at random but always the same."""
+    """Steps with every entry multiplied by 1 + size or 1 - size, about, at random but always the same."""
 
     def __init__(self, steps: Steps, size: float, draw: int = 0) -> None:
         super().__init__(steps.source, steps.live, steps.size)
@@ -338,7 +343,7 @@ class Perturbed(Steps):
         rng = np.random.default_rng(20240229 + draw)
         largest = max(len(w) for w in steps.weights) ** 2 + steps[0].size
         self.starts = rng.integers(4096, size=len(steps))
-        self.pool = 1 + size * rng.choice([-1.0, 1.0], size=largest + 4096)
+        self.pool = 1 + size * changes(rng, largest + 4096)
 
     def _wide(self, t: int) -> Wide:
         found = super()._wide(t)

@@ -63,6 +63,8 @@ class Beside:
 
 
 def _beside(value: Any) -> Beside:
+    if isinstance(value, int):  # a ball about 1 would swallow what is left beside it
+        return Beside(value, flint.acb(0))
     return value if isinstance(value, Beside) else Beside(0, flint.acb(value))
 
 
