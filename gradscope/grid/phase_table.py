@@ -14,6 +14,7 @@ from gradscope.custom_types import Array
 from gradscope.errors import shown
 from gradscope.grid.curve_view import drawn
 from gradscope.grid.sweep import Sweep
+from gradscope.report.gain_words import gain_in
 from gradscope.report.page import bullet, fitted, note, page, prose, section
 from gradscope.report.phase import MOST_PHASES, RATE, Phase, phases, shown_quantity
 from gradscope.report.row_training import said_in_column, said_of_column, training_columns
@@ -234,8 +235,7 @@ def _listed(rows: Sequence[Row], terminal: Terminal) -> RenderableType:
 
 
 def _gain(row: Row) -> str:
-    norm = row.get("log10_norm")
-    return "-" if failed(row) else "0" if norm is None else scientific(norm)
+    return "-" if failed(row) else gain_in(row)
 
 
 def _number(row: Row, name: str, digits: str) -> str:

@@ -126,7 +126,7 @@ class JacobianChains:
         chain = self._full.without(path)
         found = first_value(chain, entry_error=ask.entry_error, floor=ask.floor, workers=ask.threads)
         first = found.log10_singular_values[:1]
-        return replace(found, log10_singular_values=first, exact_zeros=None, lost=0)
+        return replace(found, log10_singular_values=first, exact_zeros=None, lost=int(np.isnan(first[0])))
 
     def shares(self, full: Sequence[Spectrum]) -> list[tuple[Mapping[str, Array], float]]:
         """See ``Chains``."""

@@ -283,12 +283,14 @@ def assembled(
 
 def _first(found: Leading) -> Spectrum:
     value, error = np.array([found.log10]), found.error
-    return Spectrum(value, None, error, error, found.left, found.right, found.lags)
+    lost = int(np.isnan(found.log10))
+    return Spectrum(value, None, error, error, found.left, found.right, found.lags, lost=lost)
 
 
 def _without_others(found: Spectrum) -> Spectrum:
     value, error = found.log10_singular_values[:1], found.log10_norm_error
-    return replace(found, log10_singular_values=value, exact_zeros=None, log10_error=error, lost=0)
+    lost = int(np.isnan(value[0]))
+    return replace(found, log10_singular_values=value, exact_zeros=None, log10_error=error, lost=lost)
 
 
 def diagonal_spectrum(diagonals: Any, *, by_lag: bool = False, entry_error: float = EPS) -> Spectrum:

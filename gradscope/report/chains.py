@@ -119,17 +119,17 @@ class Chain:
     @property
     def log10_peak(self) -> Extremes:
         """log10 sigma_1 at the lag, of those that are known, where it is largest."""
-        return self._summary(lambda s: float(np.max(_norms(s))))
+        return self._summary(lambda s: float(np.fmax.reduce(_norms(s))))
 
     @property
     def log10_largest_gain(self) -> Extremes:
         """log10 of the largest gain over any stretch of steps, of those up to T if no other is known."""
-        return self._summary(lambda s: np.max([np.max(_norms(s)), *_known(s.log10_largest_gain)]))
+        return self._summary(lambda s: np.fmax.reduce([*_norms(s), *_known(s.log10_largest_gain)]))
 
     @property
     def peak_lag(self) -> Extremes:
         """That lag."""
-        return self._summary(lambda s: float(_lags(s)[np.argmax(np.asarray(s.log10_norm_by_lag))]))
+        return self._summary(lambda s: float(_lags(s)[np.argmax(np.nan_to_num(_norms(s), nan=-np.inf))]))
 
     @property
     def rate(self) -> Extremes:

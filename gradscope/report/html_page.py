@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradscope.errors import InputError
+from gradscope.report.gain_words import gain_in, gain_lost, gain_told, gains_by_lag
 from gradscope.report.html_remedies import remedies_section
 from gradscope.report.html_style import style_sheet
-from gradscope.report.html_text import beginning, error_of, figures_of, folded, gain_of, listing, table
+from gradscope.report.html_text import beginning, error_of, figures_of, folded, listing, table
 from gradscope.report.html_words import CARRIER, SIGNS, TERMS, explained, linked, reading, sign_of
 from gradscope.report.next_steps import next_steps
 from gradscope.report.pictures.figures import picture
@@ -21,6 +22,7 @@ from gradscope.report.pictures.heatmap import maps_of
 from gradscope.report.pictures.parts import floats, of_result, parts_of, sentence
 from gradscope.report.pictures.svg import element, escaped, short
 from gradscope.report.subject import subject
+from gradscope.report.verdict import scientific
 from gradscope.report.views import Look
 
 if TYPE_CHECKING:
@@ -92,7 +94,7 @@ def _whole(result: Mapping[str, Any]) -> Iterator[str]:
     """The verdict, what to do, and the sections in the order in which they are asked for."""
     level = _level(result)
     known = level if level in _LEVELS else "undecided"
-    gain = gain_of(result["chains"][0]["log10_norm"]["median"])
+    gain = gain_in(result["chains"][0])
     heading = element("span", escaped(level), class_=f"level {known}")
     yield element("h1", sign_of(known), heading, escaped(f": {_subject(result)}, gain {gain}"))
     yield _key(result)
@@ -174,7 +176,7 @@ def _chains(part: Mapping[str, Any]) -> str:
     rows = [
         (
             chain["name"],
-            gain_of(chain["log10_norm"]["median"]),
+            gain_in(chain),
             *([_rms(chain)] if _known_rms(part) else []),
             figures_of(chain["horizon"]["median"], "g"),
             chain["verdict"],
@@ -198,7 +200,7 @@ def _known_rms(part: Mapping[str, Any]) -> bool:
 
 
 def _rms(chain: Mapping[str, Any]) -> str:
-    return gain_of(chain["log10_rms"]["median"]) if "log10_rms" in chain else "–"
+    return gain_told(chain["log10_rms"]["median"], lost=gain_lost(chain)) if "log10_rms" in chain else "–"
 
 
 def _some(count: int) -> list[int]:
@@ -213,13 +215,13 @@ def _lag_table(part: Mapping[str, Any]) -> str:
     lags = part["profile"]["lag"]
     if not chains or not lags:
         return ""
-    known = [dict(zip(one["by_lag"]["lag"], one["by_lag"]["log10_norm"], strict=True)) for one in chains]
+    known = [gains_by_lag(one) for one in chains]
     told = part["profile"].get("error") or {"lag": [], "log10_norm": []}
     errors = dict(zip(told["lag"], told["log10_norm"], strict=True))
     places = sorted({*_some(len(lags)), *(k for k, lag in enumerate(lags) if lag in errors)})
     rows = [
         (
-            *(lags[k], *(gain_of(one[lags[k]]) if lags[k] in one else "–" for one in known)),
+            *(lags[k], *(one.get(lags[k], "–") for one in known)),
             *([error_of(errors.get(lags[k]))] if errors else []),
         )
         for k in places
@@ -258,19 +260,21 @@ def _column(step: int, values: Sequence[float | None], units: Sequence[int]) -> 
     known = floats(values)
     some = known[np.isfinite(known)]
     if not len(some):
-        return (step, "0", "–", "0", "–", len(known))
+        return (step, "0 or lost", "–", "0 or lost", "–", len(known))
     middle = float(np.median(np.nan_to_num(known, nan=-np.inf)))
     largest = int(np.nanargmax(known))
-    median = gain_of(middle if np.isfinite(middle) else None)
+    median = scientific(middle) if np.isfinite(middle) else "0 or lost"
     return (
-        *(step, gain_of(float(some.max())), units[largest]),
-        *(median, gain_of(float(some.min())), len(known) - len(some)),
+        *(step, scientific(float(some.max())), units[largest]),
+        *(median, scientific(float(some.min())), len(known) - len(some)),
     )
 
 
 def _spectrum_table(part: Mapping[str, Any]) -> str:
-    values = part["chains"][0]["log10_singular_values"][0]
-    rows = [(k + 1, gain_of(values[k]), figures_of(values[k], ".12g")) for k in _some(len(values))]
+    full = part["chains"][0]
+    values, zeros = full["log10_singular_values"][0], (full.get("exact_zeros") or [0])[0]
+    told = [gain_told(value, lost=k < len(values) - zeros) for k, value in enumerate(values)]
+    rows = [(k + 1, told[k], figures_of(values[k], ".12g")) for k in _some(len(values))]
     return table("Singular values of the full chain, first sequence", ("i", "sigma_i", "log10"), rows)
 
 
@@ -319,7 +323,7 @@ def _layers(result: Mapping[str, Any], room: int) -> Iterator[str]:
             layer["problem"]["layer"],
             layer["problem"]["cell"],
             layer["problem"]["hidden"],
-            gain_of(layer["chains"][0]["log10_norm"]["median"]),
+            gain_in(layer["chains"][0]),
             figures_of(layer["chains"][0]["rate"]["median"], "+.4f"),
             figures_of(layer["chains"][0]["horizon"]["median"], "g"),
             _level(layer),

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gradscope.report.html_text import figures_of, gain_of, listing, table
+from gradscope.report.gain_words import gain_told
+from gradscope.report.html_text import figures_of, listing, table
 from gradscope.report.pictures.svg import element, escaped
+from gradscope.report.verdict import scientific
 
 _HEADINGS = ("setting", "gain", "horizon, steps", "verdict", "first order said", "evaluations", "shares, %")
 _VERIFIED = (
@@ -36,7 +38,7 @@ def remedies_section(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
-    predicted = one["predicted_log10"]
+    predicted, level = one["predicted_log10"], one["verdict"]
     shares = (
         f"{name} {100 * before:.0f} to {100 * after:.0f}"
         for name, (before, after) in one["shares"].items()
@@ -44,10 +46,10 @@ def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
     )
     return (
         str(one["words"]),
-        "–" if one["verdict"] is None else gain_of(one["verified_log10"]),
+        "–" if level is None else gain_told(one["verified_log10"], lost=level == "undecided"),
         figures_of(one["horizon"], "g"),
         str(one["verdict"] or "no number"),
-        "" if predicted is None else gain_of(predicted),
+        "" if predicted is None else scientific(predicted),
         str(one["evaluations"]),
         ", ".join(shares),
     )

@@ -6,17 +6,12 @@ import math
 from collections.abc import Sequence
 
 from gradscope.report.pictures.svg import element, escaped
-from gradscope.report.verdict import error_figures, scientific
+from gradscope.report.verdict import error_figures
 
 # Characters of a sentence or name; sentences of a list.
 _LONGEST, _MOST = 2000, 60
 # Characters of a cell of a table that stand on one line.
 _LINE = 28
-
-
-def gain_of(log10: float | None) -> str:
-    """A gain from JSON's log10 of it, null for zero."""
-    return "0" if log10 is None else scientific(log10)
 
 
 def figures_of(value: float | None, form: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, shown
+from gradscope.report.gain_words import gain_lost
 from gradscope.report.row_training import Row, part_of
 
 Point = tuple[float, float]
@@ -174,11 +175,12 @@ def _phase(
 
 
 def _number(row: Row, name: str) -> float:
-    """Of a gain that is exactly zero -inf: its logarithm is null."""
+    """Of a gain that is exactly zero -inf: its logarithm is null, as of one that is lost."""
     value = row.get(name)
     if isinstance(value, int | float) and math.isfinite(value):
         return float(value)
-    return -math.inf if name in row and name in ("rate", "log10_norm") else math.nan
+    zero = name in row and name in ("rate", "log10_norm") and not gain_lost(row)
+    return -math.inf if zero else math.nan
 
 
 def _median(values: Sequence[float]) -> float:

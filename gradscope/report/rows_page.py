@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 
 from gradscope.errors import InputError, quoted, shown
+from gradscope.report.gain_words import gain_in, gains_by_lag
 from gradscope.report.html_page import document
-from gradscope.report.html_text import folded, gain_of, listing, table
+from gradscope.report.html_text import folded, listing, table
 from gradscope.report.html_words import explained
 from gradscope.report.pictures.figures import FIGURES_OF_ROWS, picture_of_rows
 from gradscope.report.pictures.parts import of_rows
 from gradscope.report.pictures.svg import element, escaped
 from gradscope.report.row_training import said_of_column, training_columns
+from gradscope.report.verdict import scientific
 
 # Rows of the table of exact numbers; sentences about rows without any.
 _ROWS, _LOST = 512, 12
@@ -91,7 +93,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     cells = [
         (
             _called(row),
-            "–" if row.get("verdict") is None else gain_of(row.get("log10_norm")),
+            "–" if row.get("verdict") is None else gain_in(row),
             *(_number(row.get(name), form) for name, form in columns),
             *(_of_training(name, values[place]) for name, values in training.items()),
             row.get("verdict") or "not measured",
@@ -110,10 +112,10 @@ def _by_lag(rows: Sequence[Mapping[str, Any]]) -> str:
     if not known:
         return ""
     some = [known[k] for k in np.unique(np.linspace(0, len(known) - 1, _CURVES).round().astype(int))]
-    curves = [dict(zip(row["by_lag"]["lag"], row["by_lag"]["log10_norm"], strict=True)) for row in some]
+    curves = [gains_by_lag(row) for row in some]
     lags = sorted({lag for curve in curves for lag in curve})[:_LAGS]
     cells = [
-        (_called(row), *(gain_of(curve[lag]) if lag in curve else "–" for lag in lags))
+        (_called(row), *(curve.get(lag, "–") for lag in lags))
         for row, curve in zip(some, curves, strict=True)
     ]
     of = f", {len(some)} of {len(known)} rows" if len(some) < len(known) else ""
@@ -123,7 +125,7 @@ def _by_lag(rows: Sequence[Mapping[str, Any]]) -> str:
 def _of_training(name: str, value: Any) -> str:
     if value is None or isinstance(value, str):
         return value or "–"
-    return gain_of(value) if name.endswith(("gradient", "norm")) else f"{value:.4g}"
+    return scientific(value) if name.endswith(("gradient", "norm")) else f"{value:.4g}"
 
 
 def _number(value: Any, form: str) -> str:

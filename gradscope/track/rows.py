@@ -43,6 +43,8 @@ def row_of(
         "verdict": analysis.verdict.level,
         "notes": list(analysis.verdict.notes),
     }
+    if full.unmeasured is not None:
+        found["unmeasured"] = full.unmeasured
     found["by_lag"] = _curve(full)
     if light:
         found["converged"] = bool(full.log10_norm_error < CONVERGED)
@@ -61,10 +63,13 @@ _LAGS = 24
 
 
 def _curve(full: Chain) -> dict[str, list[float | None]]:
-    """The gain at a few lags by equal factors, medians; null where it is zero."""
+    """The gain at a few lags by equal factors, medians; null where it is zero or lost."""
     known = full.lags
     some = np.unique(np.searchsorted(known, np.geomspace(1, known[-1], _LAGS).round()))
-    norms = np.nanmedian(full.by_lag[:, some], axis=0)
+    curves = full.by_lag[:, some]
+    measured = ~np.isnan(curves).all(axis=0)
+    norms = np.full(len(some), np.nan)
+    norms[measured] = np.nanmedian(curves[:, measured], axis=0)
     return {"lag": known[some].tolist(), "log10_norm": [json_number(float(norm)) for norm in norms]}
 
 

@@ -14,12 +14,12 @@ from rich.text import Text
 from gradscope.errors import shown
 from gradscope.gate.budgets import Check
 from gradscope.gate.checks_table import OUTCOMES
+from gradscope.report.gain_words import gain_in
 from gradscope.report.page import page, section
 from gradscope.report.row_training import said_in_column, said_of_column, training_columns, value_of
 from gradscope.report.sparkline import sparkline
 from gradscope.report.table import STYLES
 from gradscope.report.terminal import Terminal
-from gradscope.report.verdict import scientific
 from gradscope.rows.journal import Row
 from gradscope.track.tracked import checks_in
 
@@ -41,9 +41,7 @@ class Column:
 def _gain(row: Row) -> str:
     if row.get("verdict") is None:
         return "-"
-    if (norm := row.get("log10_norm")) is None:
-        return "0"
-    return scientific(norm)
+    return gain_in(row)
 
 
 def _number(name: str, digits: str) -> Callable[[Row], str]:

@@ -11,8 +11,8 @@ from gradscope.gate.budgets import Check, Outcome
 from gradscope.gate.findings import Finding, Measure
 from gradscope.gate.metrics import QUANTITIES
 from gradscope.gate.places import BudgetPlace
+from gradscope.report.gain_words import gain_in
 from gradscope.report.row_training import COLUMNS, value_of
-from gradscope.report.verdict import scientific
 from gradscope.rows.journal import Row, failed
 from gradscope.track.rows import told_place
 from gradscope.version import __version__
@@ -90,10 +90,9 @@ class Track:
         if failed(row):
             return [Finding(name, "verdict", "unmeasured", f"{name}: {row['error']}")]
         level = str(row.get("verdict"))
-        gain = "0" if row.get("log10_norm") is None else scientific(row["log10_norm"])
         horizon = "" if row.get("horizon") is None else f", horizon {row['horizon']:g}"
         steps = f" of {row['steps']} steps" if row.get("steps") else ""
-        said = f"{name}: {level}: gain {gain}{horizon}{steps}"
+        said = f"{name}: {level}: gain {gain_in(row)}{horizon}{steps}"
         numbers = {one: row.get(one) for one in ("log10_norm", "rate", "horizon")}
         outcome: Outcome = "error" if level in self.fail_on else "kept"
         verdict = Finding(name, "verdict", outcome, said, numbers=numbers)

@@ -1,5 +1,8 @@
 """Analyses made by hand of round numbers, for every view of one."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 
 from gradscope.product_svd.spectrum import Spectrum
@@ -14,7 +17,12 @@ LSTM = {"full": -0.25, "carousel": -0.5, "R_z": -6.0, "R_f": None}
 
 
 def made_up(rate, size=4, zeros=0, error=3e-13):
-    """A Spectrum of round numbers: sigma_1 = 10 ** (rate * lag), the others a decade apart."""
+    """A Spectrum of round numbers: sigma_1 = 10 ** (rate * lag), the others a decade apart; NaN is lost."""
+    if math.isnan(rate):
+        found = made_up(-1.0, size, size, 3000.0)
+        gone = np.where(np.isneginf(found.log10_norm_by_lag), np.nan, found.log10_norm_by_lag)
+        values = np.full(size, np.nan)
+        return replace(found, log10_singular_values=values, log10_norm_by_lag=gone, exact_zeros=0, lost=size)
     logs = rate * STEPS - np.arange(float(size))
     by_lag = rate * np.arange(1.0, STEPS + 1)
     if zeros:

@@ -208,9 +208,9 @@ def test_a_heat_map_has_its_numbers():
     cells = Page(html_page(result)).said("td", "th")
     rows = cells[cells.index("units at 0 or lost") + 1 :][:18]
     assert [rows[k : k + 6] for k in (0, 6, 12)] == [
-        ["7", "1.00", "1", "0", "1.00", "1"],
+        ["7", "1.00", "1", "0 or lost", "1.00", "1"],
         ["4", "1.00e-02", "3", "3.16e-03", "1.00e-03", "0"],
-        ["1", "0", "–", "0", "–", "2"],
+        ["1", "0 or lost", "–", "0 or lost", "–", "2"],
     ]
 
 

@@ -62,6 +62,7 @@ CASES = {
     ),
     "chain_80": (analysis({"full": 0.0}, cell=None, source="jacobians.npy"), Terminal(80)),
     "dead_80": (analysis({"full": None}, cell=None, source="dead.npy"), Terminal(80)),
+    "lost_80": (analysis({"full": np.nan}, cell=None, source="lost.npy"), Terminal(80)),
     "narrow_50": (analysis(LSTM), Terminal(50)),
     "loss_80": (dataclasses.replace(analysis(LSTM), loss=loss("last")), Terminal(80)),
     "sensitivity_80": (
@@ -100,10 +101,10 @@ def test_a_table_fits_and_cuts_no_number(name, width, unicode):
     text = render_table(subject, Look(Terminal(width, False, unicode)))
     assert max(map(len, text.splitlines())) <= width
     assert unicode or text.isascii()
-    words = text.split()
+    words = f" {' '.join(text.split())} "
     for chain in subject.chains:
-        assert scientific(chain.log10_norm.median) in words
-        assert chain.name in words
+        assert f" {scientific(chain.log10_norm.median)} " in words
+        assert f" {chain.name} " in words
     assert "…" not in text
 
 
@@ -120,7 +121,8 @@ def test_verdict_alone():
 
 
 @pytest.mark.parametrize(
-    "name", ["vanishing_80", "batch_80", "chain_80", "dead_80", "loss_80", "without_80", "sensitivity_80"]
+    "name",
+    ["vanishing_80", "batch_80", "chain_80", "dead_80", "lost_80", "loss_80", "without_80", "sensitivity_80"],
 )
 def test_json(name):
     text = render_json(CASES[name][0], Look(Terminal()))

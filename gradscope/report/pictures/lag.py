@@ -10,6 +10,7 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
+from gradscope.report.gain_words import gain_told, lags_lost
 from gradscope.report.pictures.frame import (
     Box,
     Frame,
@@ -41,11 +42,12 @@ ERROR = 5
 
 
 class Line(NamedTuple):
-    """A chain, or the loss: log10 of its norms at some lags, NaN where they are zero."""
+    """A chain, or the loss: log10 of its norms at some lags, NaN where they are zero, or ``lost``."""
 
     name: str
     lags: Array
     norms: Array
+    lost: bool = False
 
 
 def draw_lag(part: Mapping[str, Any], size: Size) -> Picture:
@@ -73,7 +75,7 @@ def draw_lag(part: Mapping[str, Any], size: Size) -> Picture:
             for run in stretches(*thinned(lags, norms, size.points), low, high)
         ]
 
-    runs = [placed(lags, norms) for _, lags, norms in lines]
+    runs = [placed(lags, norms) for _, lags, norms, _ in lines]
     drawn = [
         element(
             "g",
@@ -99,7 +101,7 @@ def draw_lag(part: Mapping[str, Any], size: Size) -> Picture:
 def _at(lines: Sequence[Line], lag: float) -> str:
     """Every line's gain there."""
     each = [
-        f"{short(one.name)} {scientific(float(np.nan_to_num(norm, nan=-np.inf)))}"
+        f"{short(one.name)} {gain_told(None if math.isnan(norm) else float(norm), lost=one.lost)}"
         for one in lines
         for norm in one.norms[one.lags == lag][:1]
     ]
@@ -111,16 +113,17 @@ def lines_of(part: Mapping[str, Any]) -> list[Line]:
     chains, profile = part["chains"], part["profile"]
     found = []
     for chain in chains:
+        name, lost = chain["name"], lags_lost(chain)
         if by_lag := chain.get("by_lag"):
-            found.append(Line(chain["name"], floats(by_lag["lag"]), floats(by_lag["log10_norm"])))
+            found.append(Line(name, floats(by_lag["lag"]), floats(by_lag["log10_norm"]), lost))
         elif chain is chains[0] and profile["lag"]:  # of before 0.1 was released
-            found.append(Line(chain["name"], floats(profile["lag"]), median(profile["log10_norm"])))
+            found.append(Line(name, floats(profile["lag"]), median(profile["log10_norm"]), lost))
     full, paths = found[:1], found[1:]
-    paths.sort(key=lambda one: -np.nan_to_num(one[2], nan=-np.inf).max(initial=-np.inf))
+    paths.sort(key=lambda one: -np.nan_to_num(one.norms, nan=-np.inf).max(initial=-np.inf))
     if loss := part.get("loss"):
         lags, norms = floats(loss["profile"]["lag"]), median(loss["profile"]["log10_norm"])
         if len(norms) and not math.isnan(norms[0]):
-            full.append(Line(_LOSS, lags[1:], norms[1:] - norms[0]))
+            full.append(Line(_LOSS, lags[1:], norms[1:] - norms[0], "unmeasured" in loss))
     if not found or not len(found[0].lags):
         raise InputError("the result has no gain by lag (--only verdict): analyse without --only verdict")
     return (full + paths)[:COLOURS]
@@ -136,12 +139,12 @@ def thresholds_of(part: Mapping[str, Any]) -> dict[str, float]:
 
 def heights(part: Mapping[str, Any], lines: list[Line]) -> tuple[float, float]:
     """From which decade to which: of the whole, the loss and the thresholds; of paths what is near."""
-    main = [norms for name, _, norms in lines[:1]] + [n for name, _, n in lines[1:] if name == _LOSS]
+    main = [one.norms for k, one in enumerate(lines) if not k or one.name == _LOSS]
     main.append(np.ravel([_ends(row) for row in part["profile"]["log10_norm"]]))
     values = np.concatenate([*main, [0.0], [*thresholds_of(part).values()]])
     low, high = spread(values[np.isfinite(values)], _LEAST)
     room = 0.02 * (high - low)
-    low, high = with_paths((low, high), np.concatenate([norms for _, _, norms in lines]))
+    low, high = with_paths((low, high), np.concatenate([one.norms for one in lines]))
     return low - room, high + room
 
 
@@ -217,7 +220,7 @@ def _with_errors(part: Mapping[str, Any], full: Line) -> tuple[Array, Array, Arr
 
 
 def _error_of(part: Mapping[str, Any]) -> float:
-    return float(np.nanmax(floats(part["chains"][0].get("log10_norm_error") or [0.0])))
+    return float(np.fmax.reduce(floats(part["chains"][0].get("log10_norm_error") or [0.0])))
 
 
 def _unseen_error(part: Mapping[str, Any], band: list[str]) -> Iterator[str]:
@@ -251,14 +254,14 @@ def said_of(
 
     area : whether the range of the batch is drawn; error : what else there is to say of that of the gain.
     """
-    _, lags, norms = lines[0]
-    if math.isnan(norms[-1]):
+    _, lags, norms, lost = lines[0]
+    if math.isnan(norms[-1]) and not lost:
         last = f"exactly 0 from lag {lags[np.isnan(norms)][0]:.0f} on"
     else:
         last = f"{scientific(norms[-1])} at lag {lags[-1]:.0f}"
     said = [f"Gain of the full chain: {last}; the error of its log10 is {_errors_said(part)}.", *error]
     said += outside_said({one.name: one.norms for one in lines}, ends)
-    if any(name == _LOSS for name, _, _ in lines):
+    if any(one.name == _LOSS for one in lines):
         said.append("The loss has no gain: its line is |dL/ds| over that at lag 0.")
     if len(part["chains"]) > 1:
         said.append("The line of a path alone is an upper bound where it is below the vanishing threshold.")

@@ -10,6 +10,7 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
+from gradscope.report.gain_words import gain_in
 from gradscope.report.pictures.frame import (
     Axis,
     Frame,
@@ -27,7 +28,6 @@ from gradscope.report.pictures.parts import sentence
 from gradscope.report.pictures.picture import Picture
 from gradscope.report.pictures.svg import element, escaped
 from gradscope.report.pictures.theme import Size, stroke
-from gradscope.report.verdict import scientific
 
 # Colours of a layer's line and of that of all of them together; decades that the axis has at least.
 _OWN, _TOGETHER = 0, 1
@@ -52,8 +52,7 @@ def draw_layers(parts: Mapping[str, Mapping[str, Any]], size: Size) -> Picture:
     for place, ((name, part), line_, frame) in enumerate(zip(layers, own, frames, strict=True)):
         first = min(first, frame.left)
         x, y = frame.axes(spread([1.0, float(line_.lags[-1])], 1.0), (low, high))
-        level, gain = part["verdict"]["level"], part["chains"][0]["log10_norm"]["median"]
-        told = f"gain {_size(gain)}"
+        level, told = part["verdict"]["level"], f"gain {gain_in(part['chains'][0])}"
         drawn += [
             *heading(name, f"layer{place}", f": {level}", told, frame),
             *_ground(part, frame, line_.lags, y, numbers=frame.left == first),
@@ -101,12 +100,8 @@ def _line(one: Line, colour: int, x: Axis, y: Axis, size: Size, most: int) -> st
     return "".join(line([(x.at(a), y.at(b)) for a, b in run], colour, width=width) for run in runs)
 
 
-def _size(log10: float | None) -> str:
-    return "0" if log10 is None else scientific(log10)
-
-
 def _told(name: str, part: Mapping[str, Any]) -> str:
     full = part["chains"][0]
     horizon, steps = full["horizon"]["median"], part["problem"]["steps"]
     reach = f", horizon {horizon:g} of {steps} steps" if horizon is not None else ""
-    return f"{called(name, '')} {part['verdict']['level']}, gain {_size(full['log10_norm']['median'])}{reach}"
+    return f"{called(name, '')} {part['verdict']['level']}, gain {gain_in(full)}{reach}"

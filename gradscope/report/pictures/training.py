@@ -12,6 +12,7 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
+from gradscope.report.gain_words import gain_lost
 from gradscope.report.pictures.colours import cividis, ground, image, in_palette
 from gradscope.report.pictures.frame import (
     Axis,
@@ -90,6 +91,8 @@ def _in_order(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
 
 def _gain(row: Mapping[str, Any]) -> float:
     """log10 of it, -inf where no gradient gets through, NaN where it is not known."""
+    if gain_lost(row):
+        return math.nan
     if isinstance(row.get("verdict"), str) and "log10_norm" in row and row["log10_norm"] is None:
         return -math.inf
     return _value(row, "log10_norm")

@@ -1,0 +1,43 @@
+"""Gains as JSON has them, in words: null is a gain of zero, or one that rounding left nothing of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from gradscope.report.verdict import scientific
+
+
+def gain_told(log10: float | None, *, lost: bool = False) -> str:
+    """``3.48e-24`` for the gain whose log10 is given; of null ``lost`` tells which it is."""
+    return scientific(log10) if log10 is not None else scientific(math.nan if lost else -math.inf)
+
+
+def gain_in(of: Mapping[str, Any]) -> str:
+    """The gain of a chain or a row."""
+    return gain_told(_log10(of), lost=gain_lost(of))
+
+
+def gain_lost(of: Mapping[str, Any]) -> bool:
+    """Whether rounding left nothing of the gain of a chain or a row."""
+    return _log10(of) is None and bool(of.get("unmeasured"))
+
+
+def lags_lost(of: Mapping[str, Any]) -> bool:
+    """Whether a lag without a number is lost: where one is zero, so is the gain over all steps."""
+    return _log10(of) is not None or gain_lost(of)
+
+
+def gains_by_lag(of: Mapping[str, Any]) -> dict[int, str]:
+    """{lag: gain} of a chain or a row."""
+    lost = lags_lost(of)
+    pairs = zip(of["by_lag"]["lag"], of["by_lag"]["log10_norm"], strict=True)
+    return {lag: gain_told(norm, lost=lost) for lag, norm in pairs}
+
+
+def _log10(of: Mapping[str, Any]) -> float | None:
+    """A row has the median alone."""
+    told = of.get("log10_norm")
+    found = told.get("median") if isinstance(told, Mapping) else told
+    return found if isinstance(found, int | float) else None
