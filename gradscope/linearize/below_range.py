@@ -186,8 +186,11 @@ def _drive(cell: Cell, parameters: Parameters, inputs: Array, states: Array) -> 
         w, r, b = (np.asarray(parameters.get(key(kind, gate), 0.0), np.float64) for kind in "WRb")
         h = before[:, -r.shape[1] :] if cell.components[-1] == "h" else before[:, : r.shape[1]]
         with np.errstate(over="ignore"):
-            entering = np.abs(inputs @ w.T) if w.ndim == 2 else np.abs(w)
-            largest = max(largest, float((entering + np.abs(h @ r.T)).max() + np.abs(b).max()))
+            # A cell with masks reads them after its inputs; some multiply h, each of its numbers by its own.
+            own_inputs, masks = np.hsplit(inputs, [w.shape[1]]) if w.ndim == 2 else (inputs, inputs[:, :0])
+            entering = np.abs(own_inputs @ w.T) if w.ndim == 2 else np.abs(w)
+            back = np.abs(h) @ np.abs(r.T) * np.abs(masks).max() if masks.size else np.abs(h @ r.T)
+            largest = max(largest, float((entering + back).max() + np.abs(b).max()))
     return largest
 
 

@@ -76,6 +76,15 @@ def test_each_mask_is_the_equations_with_it(cell, option):
         assert len(set(np.round(gains, 9))) > times  # the masks of a sequence are not one
 
 
+def test_small_chains_whose_jacobians_are_sooner(monkeypatch):
+    """As users have them, which the suite has otherwise: a cell reads its masks after its inputs."""
+    problem = make_problem(cell="rnn", **SMALL)
+    one, _ = masked_problems(problem, drawn_of(Settings(zoneout="0.5", masks=2)))  # slopes of 0 among them
+    along = measured(one)
+    monkeypatch.setattr("gradscope.measure.batch.sooner_without_jacobians", lambda _: False)
+    np.testing.assert_allclose(measured(one), along, rtol=0, atol=1e-9)
+
+
 @pytest.mark.slow
 def test_probabilities_at_their_ends():
     """Of h-detach p = 0 is the full chain, p = 1 the carousel, and the mean that of --scale."""
