@@ -114,7 +114,8 @@ def _whole(result: Mapping[str, Any]) -> Iterator[str]:
 
 def _key(result: Mapping[str, Any]) -> str:
     """The few numbers that are looked for first."""
-    full, steps = result["chains"][0], result["problem"]["steps"]
+    full = result["chains"][0]
+    steps = (result["profile"]["lag"] or [result["problem"]["steps"]])[-1]  # of the cell view one less
     facts = {
         "horizon": f"{figures_of(full['horizon']['median'], 'g')} of {steps} steps",
         "rate": f"{figures_of(full['rate']['median'], '+.4f')} nats/step",

@@ -161,6 +161,27 @@ def test_what_is_counted_has_whole_numbers_and_what_is_not_seen_no_line_in_the_l
     assert sorted([*gone.split(", "), *in_legend]) == ["R_z", "carousel", "full"]
 
 
+def test_one_path_is_the_full_chain_and_not_drawn_again():
+    told = result({"full": -0.25, "R": -0.25})
+    for name in ("lag", "spectrum"):
+        root, text = drawn(told, name)
+        assert [t.text for t in root.iter(f"{SVG}text") if t.text in ("full", "R")] == ["full"]
+        assert "path" not in text
+    with pytest.raises(InputError, match="one path carries all"):
+        drawn(told, "share")
+
+
+@pytest.mark.parametrize("rate", [0.0, 2.0 / STEPS, -2.0 / STEPS, -6.0 / STEPS, -30.0])
+def test_the_numbers_of_an_axis_are_within_the_picture(rate):
+    told = result({"full": rate}) | {"thresholds": {"vanishing_below": 1.0, "exploding_above": 1e3}}
+    for name in ("lag", "spectrum"):
+        root, _ = drawn(told, name)
+        font = float(root.find(f".//{SVG}text").get("font-size"))
+        for label in root.iter(f"{SVG}text"):
+            if label.get("text-anchor") == "end" and _is_number(label.text):
+                assert float(label.get("x")) >= 0.55 * font * len(label.text)
+
+
 def test_the_batch_is_an_area_between_its_extremes():
     root, text = drawn(result(batch=3), "lag")
     x, y = axes(root)
@@ -352,7 +373,7 @@ def test_names_of_strangers_are_text(name):
     told = result()
     for chain in told["chains"][1:]:
         chain["name"] = HOSTILE
-    told["shares"] = {HOSTILE: 1.0}
+    told["shares"] = {HOSTILE: 0.75, "R_z": 0.25}
     told["profile"]["share"] = {HOSTILE: told["profile"]["share"]["carousel"]}
     told["gates"] = {HOSTILE: told["gates"]["f"]}
     told["matrices"][0]["name"] = HOSTILE

@@ -16,6 +16,8 @@ from gradscope.report.verdict import scientific
 
 # A character's width and a line's height, of the height of the letters.
 _WIDTH, _LINE = 0.6, 1.35
+# Decades of an axis below which its ticks may be parts of one.
+_FINE = 12
 # How far beyond the rest of a picture a path is followed, of the height of that.
 _NEAR = 0.4
 
@@ -55,9 +57,10 @@ def spread(values: Sequence[float] | Array, least: float) -> tuple[float, float]
 
 
 def power_of_ten(log10: float) -> str:
-    """A tick on a logarithmic axis: ``1e-12``, ``0.5``."""
-    whole = log10 == round(log10)
-    return scientific(log10, 1 if whole else 2)
+    """A tick on a logarithmic axis: ``1e-12``, ``320``."""
+    if -3 <= log10 <= 4:
+        return np.format_float_positional(10.0**log10, 2, unique=False, fractional=False, trim="-")
+    return scientific(log10, 1 if log10 == round(log10) else 2)
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,13 @@ class Frame:
         parts.append(words(titles[0], middle, self.bottom + 2.6 * font, font, "muted", anchor="middle"))
         parts.append(words(titles[1], self.left, self.top - 0.6 * font, font, "muted"))
         return element("g", *parts)
+
+
+def margin_of_decades(low: float, high: float, font: float) -> float:
+    """Pixels that the numbers of a logarithmic axis take, wherever its ticks will be."""
+    ends = [math.floor(low), math.ceil(high)]
+    tenths = range(10 * ends[0], 10 * ends[1] + 1) if high - low < _FINE else ()
+    return margin([power_of_ten(value) for value in (*ends, *(k / 10 for k in tenths))], font)
 
 
 def margin(labels: Sequence[str], font: float) -> float:

@@ -18,9 +18,8 @@ from gradscope.report.pictures.frame import (
     beside,
     hints,
     line,
-    margin,
+    margin_of_decades,
     outside_said,
-    power_of_ten,
     spread,
     stretches,
     thinned,
@@ -28,7 +27,7 @@ from gradscope.report.pictures.frame import (
     with_paths,
     words,
 )
-from gradscope.report.pictures.parts import floats, median, sentence
+from gradscope.report.pictures.parts import chains_of, floats, median, sentence
 from gradscope.report.pictures.picture import Picture
 from gradscope.report.pictures.svg import element, escaped, number, short
 from gradscope.report.pictures.theme import COLOURS, Size, fill, stroke
@@ -59,9 +58,8 @@ def draw_lag(part: Mapping[str, Any], size: Size) -> Picture:
         size.width - 2 * size.font,
         size.font,
     )
-    labels = [power_of_ten(math.floor(low)), power_of_ten(math.ceil(high))]
     frame = Frame(
-        margin(labels, size.font) + 0.6 * size.font,
+        margin_of_decades(low, high, size.font) + 0.6 * size.font,
         2.2 * size.font,
         size.width - size.font,
         size.height - 3.4 * size.font - legend.height,
@@ -110,7 +108,7 @@ def _at(lines: Sequence[Line], lag: float) -> str:
 
 def lines_of(part: Mapping[str, Any]) -> list[Line]:
     """The full chain, the loss, and the largest of the paths; raises InputError where there are none."""
-    chains, profile = part["chains"], part["profile"]
+    chains, profile = chains_of(part), part["profile"]
     found = []
     for chain in chains:
         name, lost = chain["name"], lags_lost(chain)
@@ -263,10 +261,10 @@ def said_of(
     said += outside_said({one.name: one.norms for one in lines}, ends)
     if any(one.name == _LOSS for one in lines):
         said.append("The loss has no gain: its line is |dL/ds| over that at lag 0.")
-    if len(part["chains"]) > 1:
+    if len(chains_of(part)) > 1:
         said.append("The line of a path alone is an upper bound where it is below the vanishing threshold.")
     if len(part["profile"]["log10_norm"]) > 1:
         said.append(f"Lines are medians of the batch{', the grey area its range' if area else ''}.")
-    if len(part["chains"]) + ("loss" in part) > len(lines):
+    if len(chains_of(part)) + ("loss" in part) > len(lines):
         said.append(f"The {len(lines)} largest of {len(part['chains'])} chains.")
     return " ".join(said)

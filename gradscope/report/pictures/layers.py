@@ -15,7 +15,7 @@ from gradscope.report.pictures.frame import (
     Axis,
     Frame,
     line,
-    margin,
+    margin_of_decades,
     power_of_ten,
     spread,
     stretches,
@@ -45,7 +45,7 @@ def draw_layers(parts: Mapping[str, Mapping[str, Any]], size: Size) -> Picture:
     own = [lines_of(part)[0] for _, part in layers]
     beside = [lines_of(whole)[0]] if whole else []
     low, high = _heights(layers[0][1], [*own, *beside])
-    left = margin([power_of_ten(math.floor(low)), power_of_ten(math.ceil(high))], size.font)
+    left = margin_of_decades(low, high, size.font)
     whole_size, frames = panels([name for name, _ in layers], size, 1.5, left)
     drawn: list[str] = []
     first, most = math.inf, max(_POINTS, size.points // math.ceil(len(layers) ** 0.5 + 1))

@@ -58,6 +58,12 @@ def sentence(part: Mapping[str, Any]) -> str:
     return " ".join([f"{str(verdict['level']).capitalize()}.", *map(str, verdict["reasons"][:1])])
 
 
+def chains_of(part: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The full chain and its paths; where there is one path alone it is the full chain, and left out."""
+    chains: Sequence[Mapping[str, Any]] = part["chains"]
+    return chains if len(chains) > 2 else chains[:1]
+
+
 def parts_of(result: Mapping[str, Any], layer: str | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(name, part) of the whole, "", and of each layer; or of that layer alone, by its name or as layer0."""
     layers = result.get("layers") or []

@@ -25,9 +25,9 @@ _SHOWN = 1e-3
 def draw_share(part: Mapping[str, Any], size: Size) -> Picture:
     """The paths from the largest share to the smallest, with the lags below."""
     shares = {name: math.nan if share is None else float(share) for name, share in part["shares"].items()}
-    if not any(map(math.isfinite, shares.values())):
+    if len(shares) < 2 or not any(map(math.isfinite, shares.values())):
         raise InputError(
-            "the result has no shares of paths, as a chain of bare Jacobians or one path has none"
+            "the result has no shares of paths: a chain of bare Jacobians has none, and one path carries all"
         )
     order = sorted(shares, key=lambda name: -abs(np.nan_to_num(shares[name])))
     shown = order[: COLOURS - 1]

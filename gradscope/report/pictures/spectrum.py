@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,16 +12,15 @@ from gradscope.report.pictures.frame import (
     Frame,
     Legend,
     line,
-    margin,
+    margin_of_decades,
     outside_said,
-    power_of_ten,
     spread,
     stretches,
     thinned,
     unseen,
     with_paths,
 )
-from gradscope.report.pictures.parts import floats, sentence
+from gradscope.report.pictures.parts import chains_of, floats, sentence
 from gradscope.report.pictures.picture import Picture
 from gradscope.report.pictures.svg import element, escaped
 from gradscope.report.pictures.theme import COLOURS, Size
@@ -34,9 +32,11 @@ _DOTS, _SEQUENCES = 24, 16
 
 def draw_spectrum(part: Mapping[str, Any], size: Size) -> Picture:
     """log10 of sigma_i against i: of the full chain every sequence, of the paths the first."""
-    chains = [chain for chain in part["chains"] if _some(chain)][:COLOURS]
+    chains = [chain for chain in chains_of(part) if _some(chain)][:COLOURS]
     if not chains or chains[0] is not part["chains"][0]:
         raise InputError("no singular value of the full chain is above zero: there is nothing to draw")
+    if max(map(len, chains[0]["log10_singular_values"])) < 2:
+        raise InputError("the result has one singular value, the gain: analyse with --top all for the others")
     rows = {
         k: [floats(row) for row in chain["log10_singular_values"][: 1 if k else _SEQUENCES]]
         for k, chain in enumerate(chains)
@@ -51,7 +51,7 @@ def draw_spectrum(part: Mapping[str, Any], size: Size) -> Picture:
         k: one["name"] for k, one in enumerate(chains) if not unseen(np.concatenate(rows[k]), (low, high))
     }
     legend = Legend([(name, k) for k, name in seen.items()], size.width - 2 * size.font, size.font)
-    left = margin([power_of_ten(math.floor(low)), power_of_ten(math.ceil(high))], size.font) + 0.6 * size.font
+    left = margin_of_decades(low, high, size.font) + 0.6 * size.font
     bottom = size.height - 3.4 * size.font - legend.height
     frame = Frame(left, 2.2 * size.font, size.width - size.font, bottom, size.font)
     x, y = frame.axes(spread([1.0, float(max(map(len, rows[0])))], 1.0), (low, high))
@@ -86,12 +86,15 @@ def _said(part: Mapping[str, Any], rows: list[Any]) -> list[str]:
     said = []
     if len(known):
         ends = f"{scientific(float(known[0]))} to {scientific(float(known[-1]))}"
-        said.append(f"{len(first)} of {full['size']} singular values, from {ends}.")
+        zeros = max(full.get("exact_zeros") or [0])
+        count = len(known) + (zeros if len(known) + zeros <= len(first) else 0)
+        said.append(f"{count} of {full['size']} singular values, from {ends}.")
         said.append(f"The worst is known to {error_figures(max(full['log10_error']))} decades.")
     if (zeros := full.get("exact_zeros")) and max(zeros):
         said.append(f"{max(zeros)} are zero, and below the picture.")
     if full.get("unmeasured"):
         said.append(f"{full['unmeasured']}.")
     if len(full["log10_singular_values"]) > 1:
-        said.append(f"{len(rows)} of {len(full['log10_singular_values'])} sequences; of the paths the first.")
+        paths = "; of the paths the first" if len(chains_of(part)) > 1 else ""
+        said.append(f"{len(rows)} of {len(full['log10_singular_values'])} sequences{paths}.")
     return said
