@@ -43,7 +43,7 @@ COMMANDS = {
     "top, batch": f"analyze --cell gru {SMALL} --top 3 --batch 3 --json",
     "top, dense": f"analyze --cell gru-reset-before {SMALL} --top 3 --json",
     "batch": f"analyze {SMALL} --batch 3 --json",
-    "batch in workers": "analyze --hidden 8 --steps 400 --batch 3 --json",
+    "long batch": "analyze --hidden 8 --steps 400 --batch 3 --json",
     "segments": "analyze --cell gru-reset-before --hidden 48 --steps 500 --json",
     "fast": "analyze --hidden 64 --steps 100 --accuracy fast --json",
     "float32": f"analyze {SMALL} --dtype float32 --json",

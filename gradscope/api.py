@@ -297,8 +297,8 @@ def _prepare(settings: Settings) -> tuple[Problems, Means]:
     devices = find_devices(settings.platform, settings.devices)
     model = _read(settings)
     default = DTYPE_ON_TPU if devices[0].platform == "tpu" else DTYPE
-    # On a CPU the devices that were asked for are cores, and each has a process.
-    means = Means(devices, processes=settings.devices)
+    # On a CPU the devices that were asked for are cores.
+    means = Means(devices, most=settings.devices)
     plan = Plan(settings, means.at_once)
     dtype = settings.dtype or default
     problems = make_problems(replace(settings, dtype=dtype), model, devices, plan.of_layers)

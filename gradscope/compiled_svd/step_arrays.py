@@ -1,4 +1,4 @@
-"""Steps of a chain as arrays on the host, for a program: no JAX, workers import it."""
+"""Steps of a chain as arrays on the host, for a program."""
 
 from __future__ import annotations
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from gradscope.cells.cell import Cell
 from gradscope.cells.notation import NAMELESS, is_recurrent
 from gradscope.compiled_svd.step_arrays import StepArrays
 from gradscope.custom_types import Array
@@ -18,9 +19,6 @@ from gradscope.linearize.paths import DensePath, Path, UnitPath
 from gradscope.product_svd.extended_range_array import Wide
 from gradscope.product_svd.plain_product import InColumns
 from gradscope.product_svd.steps import span
-
-if TYPE_CHECKING:  # a worker process reads chains, and starts without JAX
-    from gradscope.cells.cell import Cell
 
 # Bytes of steps without each path that are formed at once.
 _FORMED = 2**21

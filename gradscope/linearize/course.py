@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from gradscope.cells.cell import Cell
 from gradscope.cells.notation import is_recurrent, key
 from gradscope.custom_types import Array
 from gradscope.errors import BeyondRangeError, as_option
-
-if TYPE_CHECKING:  # a worker process puts courses together, and starts without JAX
-    from gradscope.cells.cell import Cell
 
 # Steps of a segment at which the terms of the gates are looked at, at most.
 _LOOKED_AT = 32

@@ -57,7 +57,7 @@ class Linearized:
             self._trajectory = Trajectory(one, segments, Spread((device,)), parameters)
         skipped = int(view == "cell")  # it has no step 1
         self.steps = steps - skipped
-        self.starts = [max(0, i * segments.length - skipped) for i in range(segments.count)]
+        self.starts: Sequence[int] = [max(0, i * segments.length - skipped) for i in range(segments.count)]
 
     def segment(self, i: int) -> JacobianChain:
         """The Jacobians of segment i, computed anew."""

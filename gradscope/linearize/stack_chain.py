@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from gradscope.cells.cell import Cell, Member
 from gradscope.compiled_svd.step_arrays import StepArrays
 from gradscope.custom_types import Array
 from gradscope.linearize.array_form import reading_arrays
@@ -19,9 +20,6 @@ from gradscope.linearize.paths import DensePath, Path, UnitPath
 from gradscope.linearize.stack_beside import StackBeside
 from gradscope.product_svd.extended_range_array import Wide, wide_product
 from gradscope.product_svd.steps import Layout, span
-
-if TYPE_CHECKING:  # a worker process reads chains, and starts without JAX
-    from gradscope.cells.cell import Cell, Member
 
 
 @dataclass(frozen=True)

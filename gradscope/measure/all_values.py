@@ -1,10 +1,11 @@
-"""Every value of one sequence's chains, from its Jacobians on the host: worker processes run it too."""
+"""Every value of one sequence's chains, from its Jacobians on the host."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
@@ -23,29 +24,33 @@ from gradscope.product_svd.largest_gain import log10_largest_gain
 from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, first_value, spectrum
 
 
-@dataclass(frozen=True)
-class Task:
-    """A chain of ``steps`` Jacobians in segments that begin at ``starts``, and what is asked of it.
-
-    watched : whether somebody wants to know how far it is; known : chains whose spectra are there already;
-    returning : whether the top vector is followed back, see ``measure.returning``.
-    """
+class Segmented(Protocol):
+    """A chain of ``steps`` Jacobians in segments that begin at ``starts``."""
 
     starts: Sequence[int]
     steps: int
-    ask: Ask
-    watched: bool = False
-    known: Mapping[str, Spectrum] = field(default_factory=dict)
-    returning: bool = False
+
+    def segment(self, i: int) -> JacobianChain:
+        """The Jacobians of segment i."""
 
 
-def measure_sequence(task: Task, segment: Callable[[int], JacobianChain], report: Fraction) -> Measured:
-    """What is measured of one sequence; segment : number -> the Jacobians of that segment."""
-    meter = Meter(report)
-    read = meter.read if task.watched else None
-    chains = JacobianChains(segment, task.starts, task.steps, read, task.known)
-    (found,) = measure(chains, task.ask, meter)
-    return replace(found, returning=chains.returning(found)) if task.returning and found.alive else found
+def measure_sequence(
+    sequence: Segmented,
+    ask: Ask,
+    report: Fraction | None = None,
+    known: Mapping[str, Spectrum] | None = None,
+    returning: bool = False,
+) -> Measured:
+    """What is measured of one sequence.
+
+    report : told how far it is; known : chains whose spectra are there already; returning : whether the top
+    vector is followed back, see ``measure.returning``.
+    """
+    meter = Meter(report or (lambda _: None))
+    read = meter.read if report else None
+    chains = JacobianChains(sequence.segment, sequence.starts, sequence.steps, read, known)
+    (found,) = measure(chains, ask, meter)
+    return replace(found, returning=chains.returning(found)) if returning and found.alive else found
 
 
 class JacobianChains:

@@ -1,9 +1,10 @@
-"""Every sequence of every problem measured: side by side in processes, or all at once without Jacobians."""
+"""Every sequence of every problem measured: one after the other, or all at once without Jacobians."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import jax
@@ -13,44 +14,40 @@ from gradscope.errors import BeyondRangeError
 from gradscope.linearize.beyond_range import with_slopes
 from gradscope.linearize.sequence import sequences_on
 from gradscope.machine import cores, one_blas_thread
-from gradscope.measure.all_values import Task
+from gradscope.measure.all_values import measure_sequence
 from gradscope.measure.chains import Ask
 from gradscope.measure.cost import sooner_without_jacobians, units, work_of
 from gradscope.measure.measured import Measured
 from gradscope.measure.programs import by_programs
-from gradscope.measure.progress import Fraction, Progress, Tally
+from gradscope.measure.progress import Progress, Tally
 from gradscope.measure.top_values import measure_together
-from gradscope.measure.workers import Workers, measure_all
 from gradscope.problem.problem import Problem
 from gradscope.problem.problems import Problems
+from gradscope.product_svd.error_estimate import WORTH_A_THREAD
 
 # One step's Jacobian is right to a few roundings of its entries.
 _ENTRY_ROUNDINGS = 4
 # Pre-activations up to this many times the logarithm of a rounding leave blocks their digits (measured).
 SATURATED_LOGS = 1.75
-# Steps of work for another process that are worth its start (0.3 s).
-_WORTH_A_WORKER = 300
 
 
 @dataclass(frozen=True)
 class Means:
     """What there is to measure with.
 
-    devices : where states and Jacobians are computed; processes : how many sequences are measured side
-        by side on the host, in float64; by default, and where the devices are no CPU, as many as cores.
-    workers : the processes for that, once there are any.
+    devices : where states and Jacobians are computed; most : how many large chains are measured side by side
+        on the host, in float64; by default, and where the devices are no CPU, as many as cores.
     """
 
     devices: Sequence[jax.Device]
-    processes: int | None = None
-    workers: Workers | None = None
+    most: int | None = None
 
     @property
     def at_once(self) -> int:
-        """Sequences that are measured side by side."""
-        if self.processes is None or self.devices[0].platform != "cpu":
+        """Sequences that are measured side by side, where they are of large chains."""
+        if self.most is None or self.devices[0].platform != "cpu":
             return cores()
-        return min(self.processes, cores())
+        return min(self.most, cores())
 
 
 def measure_batch(
@@ -65,14 +62,6 @@ def measure_batch(
         return [[] for _ in problems.every]
     costs = [units(work_of(problem, 1)) for problem in problems.every]
     tally = Tally(progress, [cost for cost in costs for _ in numbers])
-    with Workers() as workers:
-        return _each(problems, numbers, floor, replace(means, workers=workers), tally)
-
-
-def _each(
-    problems: Problems, numbers: range, floor: float, means: Means, tally: Tally
-) -> list[list[Measured]]:
-    """The sequences of every problem, with the workers of ``means`` for all of them."""
     found = []
     for place, problem in enumerate(problems.every):
         # A layer's own chain is the same in its stack.
@@ -116,26 +105,26 @@ def _chosen(problem: Problem, numbers: range, ask: Ask, means: Means, tally: Tal
 def _side_by_side(
     problem: Problem, numbers: Sequence[int], ask: Ask, means: Means, tally: Tally
 ) -> list[Measured]:
-    """Each in a process, from its Jacobians."""
+    """Each from its Jacobians, large chains in a thread each."""
     system = problem.system
     sequences = sequences_on(system, numbers, means.devices, problem.cut, problem.view)
-    worth = (len(sequences) - 1) * system.steps >= _WORTH_A_WORKER
-    at_once = means.at_once if worth else 1
-    ask = replace(ask, threads=max(1, cores() // min(at_once, len(sequences))))
+    at_once = min(means.at_once, len(sequences)) if system.size >= WORTH_A_THREAD else 1
+    ask = replace(ask, threads=max(1, cores() // at_once))
     known = by_programs(sequences, ask, means.devices, tally.of(range(len(sequences))))
-    jobs = [
-        (Task(one.starts, one.steps, ask, tally.watched, found, number == 0 and ask.only == "all"), one)
-        for number, one, found in zip(numbers, sequences, known, strict=True)
-    ]
 
-    def report(job: int) -> Fraction:
-        return tally.of([job])
+    def one(job: int) -> Measured:
+        sequence, report = sequences[job], tally.of([job]) if tally.watched else None
+        returning = numbers[job] == 0 and ask.only == "all"
+        found = measure_sequence(sequence, ask, report, known[job], returning)
+        return replace(found, gates=sequence.gate_sums, course=sequence.course)
 
-    measured = measure_all(jobs, at_once, report, means.workers)
-    return [
-        replace(one, gates=sequence.gate_sums, course=sequence.course)
-        for one, sequence in zip(measured, sequences, strict=True)
-    ]
+    if at_once == 1:
+        return list(map(one, range(len(sequences))))
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        return list(pool.map(one, range(len(sequences))))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # a failure or an interrupt does not wait for the rest
 
 
 def _together(problem: Problem, numbers: range, ask: Ask, means: Means, tally: Tally) -> list[Measured]:

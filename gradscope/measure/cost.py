@@ -10,18 +10,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gradscope.cells.cell import Cell
 from gradscope.machine import cores, one_blas_thread
+from gradscope.problem.problem import Problem
 from gradscope.product_svd.error_estimate import WORTH_A_THREAD, draws
 from gradscope.product_svd.lapack import dgetrf
 from gradscope.settings import Only
-
-if TYPE_CHECKING:  # workers import no JAX
-    from gradscope.cells.cell import Cell
-    from gradscope.problem.problem import Problem
 
 # Units for a step of a chain of m states, gone through once: calls, reading and writing, operations.
 _CALLS, _SQUARE, _CUBE = 10.0, 5e-4, 2e-6
@@ -198,18 +195,18 @@ def sooner_without_jacobians(problem: Problem) -> bool:
     return without_jacobians(work) <= all_values(work)
 
 
-def seconds(works: Sequence[Work], processes: int) -> float:
-    """About how long all of it takes on this machine."""
+def seconds(works: Sequence[Work], at_once: int) -> float:
+    """About how long all of it takes on this machine; at_once : as in ``Means``."""
     taken = _START + _COMPILED * len({(work.cell and work.cell.name, work.hidden) for work in works})
-    return (taken + sum(_waited(work, processes) for work in works)) * unit_seconds()
+    return (taken + sum(_waited(work, at_once) for work in works)) * unit_seconds()
 
 
-def _waited(work: Work, processes: int) -> float:
-    """Units for all of it, sequences side by side, or else two runs over a chain."""
-    every, at_once = units(work), min(processes, work.sequences)
-    if work.top is not None:
+def _waited(work: Work, at_once: int) -> float:
+    """Units for all of it, of large chains sequences side by side, or else two runs over a chain."""
+    every, at_once = units(work), min(at_once, work.sequences)
+    if work.top is not None or sum(work.sizes) < WORTH_A_THREAD or cores() < 2:
         return every
-    if at_once > 1 or sum(work.sizes) < WORTH_A_THREAD or cores() < 2:
+    if at_once > 1:
         return every / at_once
     alone = work.steps * work.sequences * chain_costs(work).get("without", 0.0)
     return (every - alone) / 2 + alone

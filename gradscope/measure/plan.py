@@ -16,10 +16,10 @@ _SHORT = 5.0
 
 
 class Plan:
-    """Tells ``settings.plan``, if anybody listens; processes : that measure sequences side by side."""
+    """Tells ``settings.plan``, if anybody listens; at_once : as in ``Means``."""
 
-    def __init__(self, settings: Settings, processes: int) -> None:
-        self._settings, self._processes = settings, processes
+    def __init__(self, settings: Settings, at_once: int) -> None:
+        self._settings, self._at_once = settings, at_once
 
     def of_layers(self, groups: Sequence[Sequence[Planned]], batch: int, steps: int) -> None:
         """Of several layers, those in a group connected; one alone is told later."""
@@ -59,9 +59,9 @@ class Plan:
         assert self._settings.plan is not None
         first = works[0]
         count = f"{first.sequences} sequences" if first.sequences > 1 else "1 sequence"
-        takes = seconds(works, self._processes)
+        takes = seconds(works, self._at_once)
         line = f"{what}, {count} of {first.steps} steps: about {duration(takes)}"
-        cheap = seconds([replace(work, only="verdict") for work in works], self._processes)
+        cheap = seconds([replace(work, only="verdict") for work in works], self._at_once)
         if first.only in ("paths", "all") and cheap < takes / 1.5:
             line += f"; --only verdict about {duration(cheap)}"
         self._settings.plan(line, takes)

@@ -418,7 +418,7 @@ def test_an_interrupt_cannot_be_lost(shell, tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize("delay", [0.6, 1.2, 1.8, 2.4, 3.0])
 def test_an_interrupt_is_130(delay, tmp_path):
-    """Of all processes of a terminal, as Ctrl-C is: workers that are starting say nothing."""
+    """Of all processes of a terminal, as Ctrl-C is; no thread is waited for."""
     options = ["--hidden", "32", "--steps", "20000", "--batch", "3", "--devices", "3", "--platform", "cpu"]
     process = subprocess.Popen(
         [sys.executable, "-m", "gradscope", "analyze", *options],

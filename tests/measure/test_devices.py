@@ -1,10 +1,9 @@
-"""Batches over devices and processes, long chains by segment: the same numbers as one after the other."""
+"""Batches over devices and threads, long chains by segment: the same numbers as one after the other."""
 
 import json
-import os
 import subprocess
 import sys
-import time
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +18,8 @@ from gradscope.linearize import budget
 from gradscope.linearize.cell_chain import CellChain
 from gradscope.linearize.paths import DensePath
 from gradscope.linearize.sequence import Linearized
-from gradscope.measure import workers
-from gradscope.measure.all_values import Task, measure_sequence
+from gradscope.measure import batch
+from gradscope.measure.all_values import measure_sequence
 from gradscope.measure.chains import Ask
 from gradscope.product_svd.spectrum import spectrum
 
@@ -57,76 +56,32 @@ def test_a_batch_does_not_depend_on_the_number_of_devices():
         same(results[0], other, 1e-12)
 
 
-@pytest.mark.slow
-def test_processes_give_what_one_after_the_other_gives(monkeypatch):
-    problem = {"cell": "lstm-peephole", "hidden": 4, "input_size": 2, "steps": 120, "batch": 5, "seed": 3}
-    monkeypatch.setattr("gradscope.measure.batch.cores", lambda: 1)
+def test_threads_give_what_one_after_the_other_gives(monkeypatch):
+    problem = {"cell": "lstm-peephole", "hidden": 4, "input_size": 2, "steps": 30, "batch": 5, "seed": 3}
     alone = gradscope.analyze(**problem)
+    monkeypatch.setattr("gradscope.measure.batch.WORTH_A_THREAD", 1)
     monkeypatch.setattr("gradscope.measure.batch.cores", lambda: 3)
-    started = []
-    monkeypatch.setattr(workers.subprocess, "Popen", counting(workers.subprocess.Popen, started))
+    began, measured = [], batch.measure_sequence
+
+    def one(*given):
+        began.append(threading.get_ident())
+        return measured(*given)
+
+    monkeypatch.setattr(batch, "measure_sequence", one)
     reports = []
     together = gradscope.analyze(**problem, progress=lambda *report: reports.append(report))
-    assert len(started) == 2
+    assert len(began) == 5
+    assert threading.get_ident() not in began
     assert together.to_dict() == alone.to_dict()
     assert reports[-1] == (pytest.approx(5), 5)
-    assert all(process.returncode is not None for process in started)
 
 
-def counting(popen, started):
-    def start(*arguments, **options):
-        started.append(popen(*arguments, **options))
-        return started[-1]
-
-    return start
-
-
-@pytest.mark.parametrize("executable", few(["/bin/false", "/bin/true", "/nonexistent"], "/bin/true"))
-def test_workers_that_cannot_start_are_not_missed(monkeypatch, executable):
+def test_a_failure_in_a_thread_is_raised_here(monkeypatch):
+    monkeypatch.setattr("gradscope.measure.batch.WORTH_A_THREAD", 1)
     monkeypatch.setattr("gradscope.measure.batch.cores", lambda: 3)
-    monkeypatch.setattr(sys, "executable", executable)
-    analysis = gradscope.analyze(cell="linear", hidden=3, input_size=1, steps=400, batch=3)
-    assert len(analysis.full.spectra) == 3
-
-
-def test_a_failure_in_a_worker_is_raised_here():
-    class Broken:
-        def segment(self, i):
-            return "no chain"
-
-    jobs = [(Task((0,), 3, Ask(1e-16, -3.0)), Broken())] * 2
-    work = workers._Work(jobs, lambda _: lambda _: None)
-    with workers._processes(1) as (worker,):
-        work.share(worker)
-    with pytest.raises(AttributeError, match="str") as caught:
-        work.finished()
-    assert "in serve" in caught.value.__notes__[0]
-
-
-def test_workers_end_with_their_parent():
-    code = (
-        "import os\nfrom gradscope.measure.workers import _processes\n"
-        "with _processes(1) as (worker,):\n    print(worker.pid, flush=True)\n    os._exit(0)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
-    deadline = time.monotonic() + 30
-    while not gone(int(done.stdout)):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def gone(process):
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return True
-    with open(f"/proc/{process}/stat") as stat:  # noqa: PTH123
-        return stat.read().rpartition(")")[2].split()[0] == "Z"
-
-
-def test_a_worker_knows_no_jax():
-    code = "import sys, gradscope.measure.workers; sys.exit('jax' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    monkeypatch.setattr(batch, "measure_sequence", lambda *_: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        gradscope.analyze(cell="linear", hidden=3, input_size=1, steps=5, batch=3)
 
 
 @pytest.mark.slow
@@ -198,11 +153,14 @@ def test_few_segments_are_held_and_each_is_loaded_a_few_times():
     stacks = np.random.default_rng(0).normal(size=(6, 5, 3, 3))
     loads = []
 
-    def segment(i):
-        loads.append(i)
-        return CellChain((DensePath("a", stacks[i]), DensePath("b", 0.1 * stacks[i])), 5, 3)
+    class Sequence:
+        starts, steps = tuple(range(0, 30, 5)), 30
 
-    found = measure_sequence(Task(tuple(range(0, 30, 5)), 30, Ask(2e-16, -np.inf)), segment, lambda _: None)
+        def segment(self, i):
+            loads.append(i)
+            return CellChain((DensePath("a", stacks[i]), DensePath("b", 0.1 * stacks[i])), 5, 3)
+
+    found = measure_sequence(Sequence(), Ask(2e-16, -np.inf))
     expected = spectrum(1.1 * stacks.reshape(30, 3, 3)).log10_singular_values
     np.testing.assert_allclose(found.spectra["full"].log10_singular_values, expected, atol=1e-11)
     np.testing.assert_allclose(found.shares["a"], 1 / 1.1, rtol=1e-9)
@@ -222,15 +180,3 @@ def test_memory_of_a_container(monkeypatch, tmp_path):
     assert machine.available() == 2**20
     with pytest.raises(gradscope.InputError, match="this machine has 0"):
         make_problem(hidden=64)
-
-
-@pytest.mark.slow
-def test_workers_are_at_nothing_else_when_states_leave_float64(monkeypatch):
-    """Then the same workers are asked again, for the slopes of numbers of any exponent."""
-    drawn = {"cell": "linear", "hidden": 4, "input_size": 3, "steps": 300, "gain": 30.0, "batch": 3}
-    found = []
-    for worth in (0, np.inf):
-        monkeypatch.setattr("gradscope.measure.batch._WORTH_A_WORKER", worth)
-        found.append(gradscope.analyze(**drawn, only="verdict").full.spectra)
-    for many, one in zip(*found, strict=True):
-        assert many.log10_singular_values[0] == pytest.approx(one.log10_singular_values[0], abs=1e-9)
