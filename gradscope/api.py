@@ -13,6 +13,7 @@ from gradscope.checkpoints.array_map import rules_of
 from gradscope.checkpoints.recording_file import read_recorded
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, as_option, quoted, shown
+from gradscope.linearize.below_range import falls
 from gradscope.machine import find_devices, one_blas_thread
 from gradscope.measure.batch import Means, measure_batch
 from gradscope.measure.light import LightProbe
@@ -385,7 +386,10 @@ def _loss(
 ) -> LossGradient | None:
     """The gradient of its loss, in doubt where it may hang on slopes that its dtype does not hold."""
     loss = loss_gradient(problem, device, progress)
-    return held_by(loss, problem.system.dtype) if loss and small_slopes(problem, measured) else loss
+    doubted = loss and held_by(loss, problem.system.dtype)
+    if doubted is loss or small_slopes(problem, measured) or falls(problem.system, device):
+        return doubted
+    return loss
 
 
 def _masked(

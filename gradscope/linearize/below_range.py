@@ -24,7 +24,8 @@ from gradscope.custom_types import Array
 from gradscope.linearize.beyond_range import dense_derivatives
 from gradscope.linearize.jacobians import slopes
 from gradscope.linearize.rests import Near, moved, own_part
-from gradscope.linearize.system import cast, precise
+from gradscope.linearize.system import System, cast, precise
+from gradscope.linearize.trajectory import states_of
 from gradscope.linearize.wide import Unbounded, UnknownOperationError, in_wide, plus, where, wide
 from gradscope.product_svd.extended_range_array import NOTHING, Wide
 
@@ -94,6 +95,14 @@ def may_fall(cell: Cell, parameters: Mapping[str, Array], inputs: Array, states:
     with precise("float64"):
         each = _members(cell, *_in_float64(parameters, inputs, states))
         return any(_may_fall(*one, states.dtype) for one in each)
+
+
+def falls(system: System, device: jax.Device) -> bool:
+    """Whether they may be that along any sequence."""
+    every = zip(
+        system.inputs, states_of(system, [device]), map(system.length, range(system.batch)), strict=True
+    )
+    return any(may_fall(system.cell, system.parameters, x[:n], s[: n + 1]) for x, s, n in every)
 
 
 def _given(cell: Cell) -> bool:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gradscope.linearize.tangents import TangentSteps, steps_at
+from gradscope.linearize.tangents import TangentSteps, steps_along
 from gradscope.linearize.trajectory import forward
 
 
@@ -31,7 +31,7 @@ def steps_to_pass(
 
 def _steps_of(tangents: TangentSteps, parameters: Any, inputs: Any, start: Any) -> tuple[Any, Any, Any, Any]:
     states = jax.vmap(partial(forward, tangents.cell, parameters))(inputs, start)
-    steps = jax.vmap(partial(steps_at, tangents.cell, parameters))(inputs, states[:, :-1])
+    steps = jax.vmap(partial(steps_along, tangents.cell, parameters))(inputs, states)
     shared = [tangents.shared(parameters, back) for back in (False, True)]
     return shared[0], shared[1], tangents.chosen(steps), states
 

@@ -79,6 +79,12 @@ def at(cell: Cell, parameters: Parameters, state: Any, near: Near | None) -> tup
     }
 
 
+def step_at(cell: Cell, parameters: Parameters, x: Any, state: Any, near: Near | None) -> Any:
+    """The state after a step, less the level of what is near one: its derivatives are those of the step."""
+    given, copies = at(cell, parameters, state, near)
+    return cell.step(given, x, copies)
+
+
 def along(cell: Cell, parameters: Parameters, inputs: Any, states: Any, first: Rest) -> tuple[Any, Rest]:
     """``Near`` before every step, (T, n), and the rests (T + 1, n), from that of the first state."""
     if first is None:
@@ -87,11 +93,23 @@ def along(cell: Cell, parameters: Parameters, inputs: Any, states: Any, first: R
     def step(rest: Any, each: Any) -> tuple[Any, Any]:
         x, state, after, (change, level) = each
         near = Near(rest + change, level)
-        given, copies = at(cell, parameters, state, near)
-        new = own_part(cell, cell.step(given, x, copies))
+        new = own_part(cell, step_at(cell, parameters, x, state, near))
         new = jnp.where(level == 0, own_part(cell, after), new)
         return new, (near, new)
 
     steps = (inputs, states[:-1], states[1:], moved(cell, states))
     near, found = lax.scan(step, first, steps)[1]
     return near, jnp.concatenate([first[None], found])
+
+
+def near_to(cell: Cell, parameters: Parameters, inputs: Any, states: Any, rest: Rest = None) -> Near | None:
+    """``Near`` before every step of a cell that is no stack.
+
+    rest : that of the first state, where its own digits are not all there are.
+    """
+    if cell.mean is None or not carries_rests(cell):
+        return None
+    near: Near | None = along(
+        cell, parameters, inputs, states, first_rest(cell, states[0]) if rest is None else rest
+    )[0]
+    return near

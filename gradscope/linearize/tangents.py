@@ -15,6 +15,7 @@ from gradscope.cells.cell import Cell
 from gradscope.cells.notation import is_recurrent
 from gradscope.cells.units import Parameters
 from gradscope.linearize.jacobians import slopes
+from gradscope.linearize.rests import Near, Rest, at, near_to
 from gradscope.linearize.trajectory import forward
 
 
@@ -150,12 +151,12 @@ class JvpSteps:
 
     def push(self, shared: Any, step: Any, block: Any) -> Any:
         """J V."""
-        function, state = partial(self._step, shared, *step), self._own(step[1])
+        function, state = partial(self._step, shared, step), self._own(step[1])
         return jax.vmap(lambda v: jax.jvp(function, (state,), (v,))[1], 1, 1)(block)
 
     def pull(self, shared: Any, step: Any, block: Any) -> Any:
         """J^T U."""
-        _, transposed = jax.vjp(partial(self._step, shared, *step), self._own(step[1]))
+        _, transposed = jax.vjp(partial(self._step, shared, step), self._own(step[1]))
         return jax.vmap(lambda u: transposed(u)[0], 1, 1)(block)
 
     def by_path(self, shared: Any, step: Any, cotangent: Any, tangent: Any) -> Any:
@@ -163,13 +164,16 @@ class JvpSteps:
         each = [JvpSteps(self.cell, (path,)) for path in self.kept] or [self]
         return jnp.stack([cotangent @ one.push(shared, step, tangent[:, None])[:, 0] for one in each])
 
-    def _step(self, parameters: Parameters, x: Any, before: Any, own: Any) -> Any:
+    def _step(self, parameters: Parameters, step: Any, own: Any) -> Any:
         """The chain's own new state, if that is ``own`` in the kept copies and all else stays as it was."""
+        x, before, *near = step
         state = own if self.part is None else before.at[slice(*self.part)].set(own)
         if not self.cell.paths:
             return self.cell.step(parameters, x, state)
-        copies = {path: state if path in self.kept else before for path in self.cell.paths}
-        return self._own(self.cell.step(parameters, x, copies))
+        given, copies = at(self.cell, parameters, before, near[0] if near else None)
+        # What is near a level is less by it, before and as ``own``.
+        moved = {path: copies[path] + (state - before) if near else state for path in self.kept}
+        return self._own(self.cell.step(given, x, {**copies, **moved}))
 
     def _own(self, state: Any) -> Any:
         return state if self.part is None else state[slice(*self.part)]
@@ -198,10 +202,11 @@ class WeighedMaps:
 
     def _step(self, shared: Any, step: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """The step of copies of the state, these, and the weights of each."""
-        x, before, present = step
+        x, before, present, *near = step
         weights = dict(zip(self.kept, present, strict=True))
         some = {path: weights.get(path, jnp.zeros(())) * jnp.ones_like(before) for path in self.cell.paths}
-        return partial(self.cell.step, shared, x), dict.fromkeys(self.cell.paths, before), some
+        given, copies = at(self.cell, shared, before, near[0] if near else None)
+        return partial(self.cell.step, given, x), copies, some
 
 
 @dataclass(frozen=True)
@@ -217,9 +222,9 @@ class WeighedSteps(JvpSteps):
 
     def chosen(self, steps: Any) -> Any:
         """With the weights (B, L, paths)."""
-        x, before = steps
+        x, before, *near = steps
         present = np.array([path != self.without for path in self.kept], x.dtype)
-        return x, before[:, : x.shape[1]], jnp.broadcast_to(present, (*x.shape[:2], len(present)))
+        return x, before[:, : x.shape[1]], jnp.broadcast_to(present, (*x.shape[:2], len(present))), *near
 
 
 @dataclass(frozen=True)
@@ -311,19 +316,26 @@ def _stacked(arrays: Mapping[str, Any], names: Sequence[str], like: Any) -> Any:
     return of.stack([arrays[name] for name in names]) if names else of.zeros((0, *like.shape), like.dtype)
 
 
-def every_step(cell: Cell, parameters: Parameters, inputs: Any, start: Any) -> Any:
+def every_step(cell: Cell, parameters: Parameters, inputs: Any, start: Any, rest: Rest = None) -> Any:
     """What the steps of any chain of a cell need, from inputs (L, d) and the state (m,) before them.
 
-    Slopes of every path, (L, paths, components, n), or inputs and states before the steps.
+    Slopes of every path, (L, paths, components, n), or inputs, states before the steps and what is near a
+    level there. rest : of the first state, see ``rests``.
     """
-    return steps_at(cell, parameters, inputs, forward(cell, parameters, inputs, start)[:-1])
+    return steps_along(cell, parameters, inputs, forward(cell, parameters, inputs, start), rest)
 
 
-def steps_at(cell: Cell, parameters: Parameters, inputs: Any, before: Any) -> Any:
-    """The same from inputs (L, d) and the states (L, m) before the steps."""
+def steps_along(cell: Cell, parameters: Parameters, inputs: Any, states: Any, rest: Rest = None) -> Any:
+    """The same from all states (L + 1, m)."""
+    near = near_to(cell, parameters, inputs, states, rest)
+    return steps_at(cell, parameters, inputs, states[:-1], near)
+
+
+def steps_at(cell: Cell, parameters: Parameters, inputs: Any, before: Any, near: Near | None) -> Any:
+    """The same from the states (L, m) before the steps."""
     if cell.units is None:
-        return inputs, before
-    found, *_ = jax.vmap(partial(slopes, cell, parameters))(inputs, before)
+        return (inputs, before) if near is None else (inputs, before, near)
+    found, *_ = jax.vmap(partial(slopes, cell, parameters))(inputs, before, near)
     return jnp.stack([found[path] for path in cell.paths], axis=1)
 
 

@@ -19,6 +19,7 @@ from gradscope.cells.units import Parameters
 from gradscope.compiled_svd.step_arrays import bucket
 from gradscope.custom_types import Array
 from gradscope.linearize.budget import SEGMENT_BYTES
+from gradscope.linearize.rests import Rest, along, carries_rests, first_rest
 from gradscope.linearize.system import System, cast
 
 _AXIS = "batch"
@@ -142,6 +143,7 @@ class Trajectory:
         self.parameters = spread.replicate(cast(parameters or system.parameters, system.dtype))
         self._system = system
         self._starts = [spread.put(np.asarray(system.state, system.dtype))]
+        self._rests: list[tuple[Rest, ...]] = [()]  # of the states that segments begin with
 
     def inputs(self, i: int) -> Any:
         """Inputs of segment i on the devices, (B', length, d), zeros where it is padded."""
@@ -164,6 +166,17 @@ class Trajectory:
             self._starts.append(cross(self.parameters, self.inputs(last), self._starts[last]))
         return self._starts[i]
 
+    def rest(self, i: int) -> tuple[Rest, ...]:
+        """That of the state before segment i (see ``rests``); nothing where it is of its own digits."""
+        if self.cell.members or not carries_rests(self.cell):
+            return ()
+        while len(self._rests) <= i:
+            last = len(self._rests) - 1
+            left = self.spread.lift(_rest_after, self.cell)
+            given = (self.parameters, self.inputs(last), self.start(last), *self._rests[last])
+            self._rests.append((left(*given),))
+        return self._rests[i]
+
     def _held(self, states: Array, i: int) -> Any:
         here, valid = i * self.segments.length, self.segments.valid(i)
         missing = self.segments.length - valid
@@ -179,6 +192,14 @@ class Trajectory:
 def _cross(cell: Cell, parameters: Parameters, inputs: Any, state: Any) -> Any:
     """The state after a segment from that before it."""
     return lax.scan(lambda s, x: (cell.advance(parameters, x, s), None), state, inputs)[0]
+
+
+def _rest_after(cell: Cell, parameters: Parameters, inputs: Any, state: Any, rest: Rest = None) -> Rest:
+    """The rest of the state after a segment from that before it."""
+    states = forward(cell, parameters, inputs, state)
+    return along(cell, parameters, inputs, states, first_rest(cell, states[0]) if rest is None else rest)[1][
+        -1
+    ]
 
 
 def states_of(system: System, devices: Sequence[jax.Device]) -> Array:

@@ -135,7 +135,14 @@ class Adjoints:
         adjoint = np.zeros((length, self._size), self._dtype)
         held = np.arange(max(first, i * length), min(self._steps, (i + 1) * length))
         adjoint[held - i * length, self._output] = self._adjoint[held - first]
-        return trajectory.inputs(i)[0], trajectory.start(i)[0], np.int32(trajectory.valid(i)), adjoint
+        rest = [each[0] for each in trajectory.rest(i)] or [None]
+        return (
+            trajectory.inputs(i)[0],
+            trajectory.start(i)[0],
+            np.int32(trajectory.valid(i)),
+            adjoint,
+            rest[0],
+        )
 
     def _nothing(self, columns: int) -> Columns:
         nothing = np.zeros((self._size, columns), self._dtype), np.full(columns, ZERO, np.int32)
@@ -150,8 +157,15 @@ def _followed(segment: Mapping[str, Any], valid: int) -> Followed:
     parts = {_delta(key): part[:valid].astype(np.float64) for key, part in segment["deltas"].items()}
     with np.errstate(over="ignore"):
         deltas = {gate: np.ldexp(part, exponent[:, None]) for gate, part in parts.items()}
-    logs = {gate: decades(np.linalg.norm(part, axis=1), exponent) for gate, part in parts.items()}
+    logs = {gate: decades(_norms(part), exponent) for gate, part in parts.items()}
     return Followed(decades(segment["norm"][:valid], exponent), deltas, logs)
+
+
+def _norms(rows: Array) -> Array:
+    """(L,) of rows (L, n); squares may not fit where the entries do."""
+    largest = np.abs(rows).max(axis=1, initial=0.0)
+    size = np.where(largest > 0, largest, 1.0)
+    return np.asarray(largest * np.linalg.norm(rows / size[:, None], axis=1))
 
 
 def _joined(first: list[Array], found: list[Followed]) -> Followed:

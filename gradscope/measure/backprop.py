@@ -16,6 +16,7 @@ from jax import lax
 
 from gradscope.cells.notation import named
 from gradscope.cells.units import Parameters
+from gradscope.linearize.rests import near_to, step_at
 from gradscope.linearize.tangents import TangentSteps, steps_at
 from gradscope.linearize.trajectory import forward
 
@@ -23,8 +24,9 @@ from gradscope.linearize.trajectory import forward
 ZERO = -(2**30)
 
 # Inputs (L, d), state (m,) before the first step, how many of the steps are steps of the chain, and the
-# derivatives (L, m) of the loss by the state after each step, zero where it is padded.
-LossSegment = tuple[Any, Any, Any, Any]
+# derivatives (L, m) of the loss by the state after each step, zero where it is padded; and the rest of the
+# state, if it has another than that of its own digits (see ``linearize.rests``).
+LossSegment = tuple[Any, Any, Any, Any, Any]
 # Columns (m, r) and their exponents (r,).
 Columns = tuple[Any, Any]
 
@@ -42,28 +44,28 @@ def gradients(
     dL/d(pre-activation of its gate), which is the derivative by the bias of that step alone; ``gradients``
     {parameter: its shape}, dL/d(parameter) of these steps together, with the exponent ``top``.
     """
-    inputs, before, steps, adjoints = _steps(chain, parameters, segment)
+    (inputs, before, near), steps, adjoints = _steps(chain, parameters, segment)
     every = jnp.ones((len(inputs), 1), inputs.dtype)
     first, (columns, exponents) = _backward(chain, parameters, (steps, adjoints, every, None), later, _itself)
     after, exponent = columns[..., 0], exponents[:, 0]
     top = exponent.max()
 
     def run(parameters: Parameters) -> Any:
-        return jax.vmap(partial(chain.cell.advance, parameters))(inputs, before)
+        return jax.vmap(partial(step_at, chain.cell, parameters))(inputs, before, near)
 
     (summed,) = jax.vjp(run, parameters)[1](jnp.ldexp(after, (exponent - top)[:, None]))
     biases = {key: parameters[key] for key in named(parameters, "b")}
 
-    def delta(x: Any, state: Any, adjoint: Any) -> Any:
+    def delta(x: Any, state: Any, near: Any, adjoint: Any) -> Any:
         def step(biases: Parameters) -> Any:
-            return chain.cell.advance({**parameters, **biases}, x, state)
+            return step_at(chain.cell, {**parameters, **biases}, x, state, near)
 
         return jax.vjp(step, biases)[1](adjoint)[0]
 
     return first, {
         "norm": jnp.linalg.norm(after, axis=1),
         "exponent": exponent,
-        "deltas": jax.vmap(delta)(inputs, before, after),
+        "deltas": jax.vmap(delta)(inputs, before, near, after),
         "gradients": summed,
         "top": top,
     }
@@ -86,12 +88,12 @@ def contributions(
     Returns the columns before the segment, the numbers (L, matrices, r), the matrices in alphabetical
     order, and their exponents (L, r).
     """
-    inputs, before, steps, adjoints = _steps(chain, parameters, segment)
-    enters = (jnp.arange(len(inputs))[:, None] == when).astype(inputs.dtype)
+    at, steps, adjoints = _steps(chain, parameters, segment)
+    enters = (jnp.arange(len(adjoints))[:, None] == when).astype(adjoints.dtype)
 
     def along(name: str) -> Any:
         def run(matrix: Any) -> Any:
-            return jax.vmap(partial(chain.cell.advance, {**parameters, name: matrix}))(inputs, before)
+            return jax.vmap(partial(step_at, chain.cell, {**parameters, name: matrix}))(*at)
 
         return jax.jvp(run, (parameters[name],), (directions[name],))[1]
 
@@ -101,15 +103,16 @@ def contributions(
     return first, numbers, exponents
 
 
-def _steps(chain: TangentSteps, parameters: Parameters, segment: LossSegment) -> tuple[Any, Any, Any, Any]:
-    """Inputs, states before, what the chain's steps need, and adjoints."""
-    inputs, start, valid, adjoints = segment
+def _steps(chain: TangentSteps, parameters: Parameters, segment: LossSegment) -> tuple[Any, Any, Any]:
+    """Inputs, states and what is near a level before each step; what the chain's steps need; and adjoints."""
+    inputs, start, valid, adjoints, rest = segment
     # In the place of padding stands the last step once more: its derivatives are finite, and nothing flows.
     there = jnp.minimum(jnp.arange(len(inputs)), valid - 1)
-    before = forward(chain.cell, parameters, inputs, start)[there]
-    inputs = inputs[there]
-    batch = jax.tree.map(lambda leaf: leaf[None], steps_at(chain.cell, parameters, inputs, before))
-    return inputs, before, jax.tree.map(lambda leaf: leaf[0], chain.chosen(batch)), adjoints
+    states = forward(chain.cell, parameters, inputs, start)
+    near = near_to(chain.cell, parameters, inputs, states, rest)
+    at = jax.tree.map(lambda every: every[there], (inputs, states, near))
+    batch = jax.tree.map(lambda leaf: leaf[None], steps_at(chain.cell, parameters, *at))
+    return at, jax.tree.map(lambda leaf: leaf[0], chain.chosen(batch)), adjoints
 
 
 def _backward(

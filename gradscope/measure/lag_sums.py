@@ -16,6 +16,7 @@ from gradscope.cells.notation import named
 from gradscope.cells.units import Parameters
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
+from gradscope.linearize.rests import near_to, step_at
 from gradscope.linearize.system import System, cast
 from gradscope.linearize.tangents import JvpSteps
 from gradscope.linearize.trajectory import Spread, states_of
@@ -74,8 +75,9 @@ class Losses:
         put = self._spread.replicate
         self._start: Columns = put((entering.astype(system.dtype), np.zeros(len(self.at), np.int32)))
         self._parameters: Parameters = put(cast(system.parameters, system.dtype))
-        before = states_of(system, (device,))[:, :-1]
-        self._steps = put((system.inputs.astype(system.dtype), before))
+        given = put((system.inputs.astype(system.dtype), states_of(system, (device,))))
+        near = self._spread.lift(near_to, system.cell)(self._parameters, *given)
+        self._steps = (given[0], given[1][:, :-1], *([] if near is None else [near]))
 
     @property
     def work(self) -> int:
@@ -145,24 +147,23 @@ def _followed(
 ) -> tuple[Any, Any]:
     """Some lags, one after the other, and what is noted of each."""
     parameters, goal, weights, exponent = shared
-    inputs, before = steps
     sequence, at, limits = columns
 
     def one(carried: Any, lag: Any) -> tuple[Any, Any]:
         (block, exponents), head = carried
         there = (at - lag >= 0) & (lag < limits)
         here = sequence, jnp.maximum(at - lag, 0)
-        x, state = inputs[here], before[here]
+        at_step = jax.tree.map(lambda every: every[here], steps)
         block, exponents = block * there, jnp.where(there, exponents, ZERO)
         top = exponents.max()
 
         def run(parameters: Parameters) -> Any:
-            return jax.vmap(partial(chain.cell.advance, parameters))(x, state)
+            return jax.vmap(lambda x, s, near=None: step_at(chain.cell, parameters, x, s, near))(*at_step)
 
         (part,) = jax.vjp(run, parameters)[1]((block * _power(exponents - top, block)).T)
         head = _added(head, (part, top))
         noted = {name: _noted(names, part, top, head, goal, weights, exponent) for name, names in groups}
-        pulled = jax.vmap(lambda x, s, b: chain.pull(parameters, (x, s), b[:, None])[:, 0])(x, state, block.T)
+        pulled = jax.vmap(lambda at, b: chain.pull(parameters, at, b[:, None])[:, 0])(at_step, block.T)
         return (renormed(pulled.T, exponents), head), noted
 
     return lax.scan(one, carried, lags)

@@ -156,32 +156,40 @@ HELD = 0.94
 def held_by(loss: LossGradient, dtype: str) -> LossGradient:
     """The same with NaN where it may hang on slopes that are not 0, and that the dtype takes as that.
 
-    It is followed back in the dtype: after a step in which all that it holds goes, what is left is in doubt,
-    and so are sums over the steps that are no larger than that.
+    It is followed back in the dtype: what is below the largest of its norms by all that the dtype holds may
+    have come through such slopes, and so may sums over the steps that are no larger than that.
     """
     tiny = float(np.finfo(dtype).tiny)
     least = HELD * math.log10(tiny)
     norms = loss.log10_norm
     with np.errstate(invalid="ignore"):
-        fell = norms[:, 1:] - norms[:, :-1] < least
+        fell = norms[:, 1:] - np.maximum.accumulate(norms, axis=1)[:, :-1] < least
     ended = np.maximum.accumulate(fell, axis=1) & ~np.isnan(norms[:, 1:])
     gradients = {
         name: math.nan if norm < np.nanmax(norms) + least else norm
         for name, norm in loss.log10_gradients.items()
     }
     small = [name for name, norm in gradients.items() if math.isnan(norm)]
-    if not ended.any() and not small:
+    with np.errstate(invalid="ignore"):
+        deltas = {
+            name: np.where(ended | (each < norms[:, :-1] + least), np.nan, each)
+            for name, each in loss.log10_deltas.items()
+        }
+    hidden = [
+        name
+        for name, each in deltas.items()
+        if np.isnan(each).sum() > np.isnan(loss.log10_deltas[name]).sum()
+    ]
+    if not ended.any() and not small and not hidden:
         return loss
     from_lag = f"from lag {1 + int(np.argmax(ended.any(axis=0)))} on it hangs" if ended.any() else ""
     of_weights = f"its gradient by {listed(small)} hangs" if small else ""
-    what = " and ".join(filter(None, (from_lag, of_weights)))
+    of_steps = f"at some steps its {listed(hidden)} hangs" if hidden and not ended.any() else ""
+    what = " and ".join(filter(None, (from_lag, of_weights, of_steps)))
     return replace(
         loss,
         log10_norm=np.concatenate([norms[:, :1], np.where(ended, np.nan, norms[:, 1:])], axis=1),
-        log10_deltas={
-            name: np.where(ended | (each < norms[:, :-1] + least), np.nan, each)
-            for name, each in loss.log10_deltas.items()
-        },
+        log10_deltas=deltas,
         log10_gradients=gradients,
         clip=None if small else loss.clip,
         tbptt=None if small else loss.tbptt,

@@ -186,6 +186,43 @@ def log10_norms(
         flint.ctx.prec = before
 
 
+def log10_of_loss(
+    step: Step, parameters: dict[str, np.ndarray], inputs: np.ndarray, states: np.ndarray, seed: np.ndarray
+) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, float]]:
+    """log10 norms of what a loss, of derivatives ``seed`` by the last state, sends back.
+
+    By lag k = 0 ... T; {bias: (T,)} by that bias at the steps T - k + 1 alone; and {parameter: by all of it}.
+    """
+    before, flint.ctx.prec = flint.ctx.prec, BITS
+    try:
+        p = {key: _number(array) for key, array in parameters.items()}
+        read = _number(inputs)
+        adjoint = flint.arb_mat([seed.tolist()])
+        norms, by_step = [log10_norm(adjoint)], {key: [] for key in p}
+        for x, state in reversed(list(zip(read, along(step, p, read, states), strict=True))):
+            for key in p:
+                by_step[key].append(adjoint * _by_parameter(step, p, key, x, state))
+            adjoint = adjoint * jacobian(step, p, x, state)
+            norms.append(log10_norm(adjoint))
+        deltas = {key: np.array(list(map(log10_norm, by_step[key]))) for key in p if key.startswith("b")}
+        whole = {key: log10_norm(sum(each[1:], each[0])) for key, each in by_step.items()}
+        return np.array(norms), deltas, whole
+    finally:
+        flint.ctx.prec = before
+
+
+def _by_parameter(
+    step: Step, p: dict[str, np.ndarray], key: str, x: np.ndarray, state: np.ndarray
+) -> flint.arb_mat:
+    """(m, entries of the parameter), by complex steps."""
+    columns = []
+    for place in np.ndindex(p[key].shape):
+        moved = p[key].copy()
+        moved[place] = moved[place] + flint.acb(0, H)
+        columns.append([_known(each.rest.imag) / H for each in step({**p, key: moved}, x, state, _read)])
+    return flint.arb_mat(columns).transpose()
+
+
 def log10_norm(matrix: flint.arb_mat) -> float:
     entries = [each.mid().man_exp() for each in matrix.entries()]
     sizes = [int(man).bit_length() + int(exp) for man, exp in entries if man != 0]
