@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,10 @@ def shard_here(text: str | None) -> Shard | None:
     return Shard.parse(text, os.environ) if text else None
 
 
+# Suffixes of what rows are not, and the format that is meant.
+_OTHERS = {".html": "html", ".htm": "html", ".csv": "csv", ".md": "markdown", ".xml": "junit"}
+
+
 def journal_at(
     output: str | None,
     shard: Shard | None,
@@ -96,6 +101,11 @@ def journal_at(
     if output == "-":
         raise InputError("-o -: rows are kept in a file: leave -o out, or name one")
     path = Path(output)
+    if format_ := _OTHERS.get(path.suffix.lower()):
+        raise InputError(
+            f"-o {shown(output)} keeps rows, as JSON lines: give -o {shown(path.with_suffix('.jsonl'))}, and "
+            f"--also {format_}={shown(output)}"
+        )
     with delivering(f"-o {output}"):
         if path.is_dir() or output.endswith(("/", os.sep)):
             path.mkdir(parents=True, exist_ok=True)
@@ -126,6 +136,18 @@ def coming(
         yield row
 
 
+# How rows of sweep or track begin.
+_ROWS = re.compile(rb'\{"schema": ?"gradscope/(sweep|track)/1"')
+
+
+def are_rows(file: Path) -> bool:
+    """Whether it begins as rows do; stdin, which is read once, is taken for a result."""
+    if str(file) == "-" or not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        return bool(_ROWS.match(stream.read(64)))
+
+
 def read_rows(path: Path) -> list[Row]:
     """The rows in a file, or of stdin, each once and in the order of the work; raises InputError for none."""
     if str(path) != "-" and not path.exists():
@@ -148,6 +170,18 @@ def say_ended(ended: Mapping[str, Sequence[str]], count: int, schema: str) -> No
 
 # Rows that are named where something is said of many.
 _NAMED = 3
+
+
+def say_kept(journal: Journal | None, count: int, schema: str) -> None:
+    """What draws the rows that are kept, or what keeps them."""
+    if journal is None:
+        say_line("-o rows.jsonl keeps these rows, for gradscope plot and gradscope report")
+        return
+    path, many = shown(journal.path), KINDS[schema].many
+    say_line(
+        f"{path} keeps {count} {many if count != 1 else many.removesuffix('s')}: gradscope plot {path} -o "
+        f"picture.svg draws them, gradscope report {path} -o page.html has their numbers too"
+    )
 
 
 def say_missing(places: Sequence[int], of: int, schema: str) -> None:

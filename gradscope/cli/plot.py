@@ -13,12 +13,14 @@ from gradscope.cli.group import Command
 from gradscope.errors import InputError, listed, shown
 from gradscope.report.pictures.figures import FIGURES, FIGURES_OF_ROWS
 
+# Of a result, where none is named.
+_FIRST = "lag"
 _SUFFIXES = (".svg", ".png", ".pdf")
 
 
 @click.command(cls=Command, short_help="Draw a picture of a result.")
 @click.argument("result", type=click.Path(path_type=Path, allow_dash=True))
-@click.argument("picture", type=click.Choice([*FIGURES, *FIGURES_OF_ROWS]))
+@click.argument("picture", type=click.Choice([*FIGURES, *FIGURES_OF_ROWS]), required=False)
 @click.option(
     "-o",
     "--output",
@@ -43,7 +45,13 @@ _SUFFIXES = (".svg", ".png", ".pdf")
     help="Colours of --view; every line has a letter too.",
 )
 def plot(
-    result: Path, picture: str, output: Path | None, size: str, layer: str | None, view: bool, color: str
+    result: Path,
+    picture: str | None,
+    output: Path | None,
+    size: str,
+    layer: str | None,
+    view: bool,
+    color: str,
 ) -> None:
     """Draw a picture of a result that --json has written, or of the rows of sweep or track.
 
@@ -63,22 +71,24 @@ def plot(
     which step the gradient is on its way back, of a loss or the one that survives best; gates their
     histograms; eigenvalues those of each recurrent matrix. Of the rows of sweep phase is the rate over the
     grid; of those of track training is gain and horizon against the step, and the gain by lag over training.
+    Where none is named it is lag, and of rows that which there is.
 
     SVG and PDF keep text as text; PDF, and PNG of 300 dots per inch, need the extra plot.
     """
-    from gradscope.cli.kept_rows import read_rows
+    from gradscope.cli.kept_rows import are_rows, read_rows
     from gradscope.cli.streams import check_writable, say_written, write_result
+    from gradscope.report.pictures.figures import of_these, picture_of_rows
     from gradscope.report.pictures.figures import picture as draw
-    from gradscope.report.pictures.figures import picture_of_rows
     from gradscope.report.result_file import read_result
 
-    suffix = output.suffix if output else ".svg"
-    _check(picture, output, view)
+    suffix, of_rows = output.suffix if output else ".svg", picture in FIGURES_OF_ROWS or are_rows(result)
+    _check("rows" if of_rows else picture or _FIRST, output, view)
     check_writable(output, None if str(result) == "-" else result)
-    if picture in FIGURES_OF_ROWS:
+    if of_rows:
         if layer is not None:
-            raise InputError(f"--layer is of a result, and {picture} of rows: leave it out")
-        made = picture_of_rows(read_rows(result), picture, size).made(suffix)
+            raise InputError("--layer is of a result, and these are rows: leave it out")
+        rows = read_rows(result)
+        made = picture_of_rows(rows, picture or of_these(rows), size).made(suffix)
         write_result(made, output)
         say_written(output, made)
         return
@@ -86,7 +96,7 @@ def plot(
     if view:
         write_result(_view(told, layer, color), None)
         return
-    made = draw(told, picture, size, layer).made(suffix)
+    made = draw(told, picture or _FIRST, size, layer).made(suffix)
     write_result(made, output)
     say_written(output, made)
 

@@ -19,8 +19,6 @@ from gradscope.settings import Settings
 
 # How the JSON of a result begins.
 _JSON = re.compile(rb"(\xef\xbb\xbf)?\s*\{\s*\"")
-# How rows of sweep or track begin.
-_ROWS = re.compile(rb'\{"schema": ?"gradscope/(sweep|track)/1"')
 _OPTIONS = ("fail_on", "output", "quiet", "embed_data")
 
 
@@ -79,15 +77,8 @@ def _is_result(file: Path) -> bool:
     return bool(_JSON.match(head)) and b"\0" not in head
 
 
-def _are_rows(file: Path) -> bool:
-    if str(file) == "-" or not file.is_file():
-        return False
-    with file.open("rb") as stream:
-        return bool(_ROWS.match(stream.read(64)))
-
-
 def _of_result(file: Path, output: Output) -> int:
-    from gradscope.cli.kept_rows import read_rows
+    from gradscope.cli.kept_rows import are_rows, read_rows
     from gradscope.cli.streams import check_writable, say_written, write_result
     from gradscope.report.html_page import html_page
     from gradscope.report.pictures.parts import parts_of
@@ -97,7 +88,7 @@ def _of_result(file: Path, output: Output) -> int:
 
     read = () if str(file) == "-" else (file,)
     check_writable(output.output, *read)
-    if _are_rows(file):
+    if are_rows(file):
         rows = read_rows(file)
         page = rows_page(rows, output.look(read).origin)
         write_result(page, output.output)

@@ -20,6 +20,7 @@ from gradscope.cli.kept_rows import (
     dealt,
     journal_at,
     say_ended,
+    say_kept,
     say_line,
     shard_here,
 )
@@ -102,6 +103,8 @@ def sweep(**given: Any) -> int:
     output.ready("Sweep", *input_files(settings), *([journal.path] if journal else []))
     found = _run(sweeps, output, points.tasks(places), count, journal)
     say_ended(found.ended(), len(found.points), SWEEP)
+    if not sweeps.quiet and output.format == "table":
+        say_kept(journal, len(found.points), SWEEP)
     return found.exit_code
 
 

@@ -20,6 +20,7 @@ from gradscope.cli.kept_rows import (
     dealt,
     journal_at,
     say_ended,
+    say_kept,
     say_line,
     shard_here,
 )
@@ -137,6 +138,8 @@ def track(checkpoints: tuple[str, ...], **given: Any) -> int:
     question = Question(settings, budgets, tracking.light, planned.places)
     found = _run(tracking, output, process, question, names, work, journal)
     say_ended(found.ended(), len(found.rows), TRACK)
+    if not tracking.quiet and output.format == "table":
+        say_kept(journal, len(found.rows), TRACK)
     return found.exit_code
 
 

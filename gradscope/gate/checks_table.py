@@ -53,8 +53,12 @@ def _parts(checks: Checks, terminal: Terminal) -> Iterable[RenderableType]:
         table = fitted(columns, terminal, folds="budget", dispensable=_DISPENSABLE, styles=OUTCOMES)
         yield section(shown(analysis), table)
     if checks.broken:
-        updates = _UPDATES if checks.places else ""
-        yield prose(Text(f"\n{_NEXT}{updates}.", style="dim"))
+        yield prose(Text(f"\n{next_said(checks)}", style="dim"))
+
+
+def next_said(checks: Checks) -> str:
+    """What to do about what is broken."""
+    return f"{_NEXT}{_UPDATES if checks.places else ''}."
 
 
 _NEXT = "gradscope analyze with the same options shows where"

@@ -15,6 +15,7 @@ from gradscope.report.gain_words import gain_in, gain_lost, gain_told, gains_by_
 from gradscope.report.html_remedies import remedies_section
 from gradscope.report.html_style import style_sheet
 from gradscope.report.html_text import beginning, error_of, figures_of, folded, listing, table
+from gradscope.report.html_training import asked_sections
 from gradscope.report.html_words import CARRIER, SIGNS, TERMS, explained, linked, reading, sign_of
 from gradscope.report.next_steps import next_steps
 from gradscope.report.pictures.figures import picture
@@ -110,6 +111,7 @@ def _whole(result: Mapping[str, Any]) -> Iterator[str]:
         yield next_
     yield from remedies_section(result)
     yield _sections(result, "whole")
+    yield element("div", *asked_sections(result), class_="grid")
 
 
 def _key(result: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gradscope.report.pictures.svg import element, escaped
 from gradscope.report.verdict import error_figures
@@ -64,3 +64,11 @@ def listing(sentences: Sequence[object]) -> str:
     """A list of sentences, nothing where there is none."""
     items = [element("li", beginning(sentence)) for sentence in sentences[:_MOST]]
     return element("ul", *items) if items else ""
+
+
+def origin_section(origin: Mapping[str, str]) -> str:
+    """What the command line knows of where a page came from; nothing where that is nothing."""
+    if not origin:
+        return ""
+    made = table("What the page was made of, and with what", ("what", "value"), [*origin.items()])
+    return element("section", element("h2", "Provenance"), made, class_="facts")

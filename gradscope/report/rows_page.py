@@ -11,7 +11,7 @@ import numpy as np
 from gradscope.errors import InputError, quoted, shown
 from gradscope.report.gain_words import gain_in, gains_by_lag
 from gradscope.report.html_page import document
-from gradscope.report.html_text import folded, listing, table
+from gradscope.report.html_text import folded, listing, origin_section, table
 from gradscope.report.html_words import explained
 from gradscope.report.pictures.figures import FIGURES_OF_ROWS, picture_of_rows
 from gradscope.report.pictures.parts import of_rows
@@ -61,7 +61,7 @@ def rows_page(rows: Sequence[Mapping[str, Any]], origin: Mapping[str, str] = {})
         *(_figure(rows, name) for name in names),
         *tables,
         explained(("verdict", "gain", "rate", "horizon")),
-        _provenance(origin),
+        origin_section(origin),
     ]
     return document(title, f"Gain and horizon over {many}, their pictures and exact numbers.", parts)
 
@@ -77,13 +77,6 @@ def _figure(rows: Sequence[Mapping[str, Any]], name: str) -> str:
         return element("p", escaped(error.in_shell), class_="quiet")
     caption = element("figcaption", escaped(drawn.said))
     return element("figure", element("h2", escaped(drawn.title)), drawn.svg(name, inside=True), caption)
-
-
-def _provenance(origin: Mapping[str, str]) -> str:
-    if not origin:
-        return ""
-    made = table("What the page was made of, and with what", ("what", "value"), [*origin.items()])
-    return element("section", element("h2", "Provenance"), made, class_="facts")
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

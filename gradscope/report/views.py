@@ -27,6 +27,8 @@ FORMATS: Mapping[str, Mapping[str, str]] = {
     },
     "html": {
         "Analysis": "gradscope.report.html_page:render_html",
+        "Checks": "gradscope.gate.html:checks_html",
+        "Comparison": "gradscope.gate.html:changes_html",
         "Sweep": "gradscope.grid.phase_table:html_of",
         "Track": "gradscope.track.track_formats:track_html",
     },
@@ -62,6 +64,12 @@ FORMATS: Mapping[str, Mapping[str, str]] = {
     "benchmark": dict.fromkeys(("Analysis", "Checks", "Track"), "gradscope.gate.trends:render_benchmark"),
 }
 
+# (format, class) -> the command that shows it, where no row above does.
+_ELSEWHERE: Mapping[tuple[str, str], str] = {
+    ("html", "Suggestions"): "gradscope report with --suggest, which has them on the page of the analysis",
+    ("html", "Inspection"): "gradscope report of the file, whose page has its layers",
+}
+
 # What a format needs that gradscope does not: library -> the extra that brings it.
 LIBRARIES: Mapping[str, Mapping[str, str]] = {"junit": {"junitparser": "ci"}}
 
@@ -94,9 +102,10 @@ def check_format(name: str, kind: str) -> None:
     """Raise InputError where the format is not for a result of this class, or lacks its library."""
     if kind not in FORMATS[name]:
         others = [other for other, known in FORMATS.items() if kind in known]
-        article = "an" if kind[0] in "AI" else "a"
-        what = "checks" if kind == "Checks" else f"{article} {kind.lower()}"
-        raise InputError(f"format {name} does not show {what}: choose {' or '.join(others)}")
+        article = "an " if kind[0] in "AI" else "a "
+        what = f"{'' if kind.endswith('s') else article}{kind.lower()}"
+        other = f", or {_ELSEWHERE[name, kind]}" if (name, kind) in _ELSEWHERE else ""
+        raise InputError(f"format {name} does not show {what}: choose {' or '.join(others)}{other}")
     for library, extra in LIBRARIES.get(name, {}).items():
         if importlib.util.find_spec(library) is None:
             raise InputError(f"format {name} needs {library}: pip install 'gradscope[{extra}]'")

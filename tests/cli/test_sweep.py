@@ -300,14 +300,23 @@ def test_the_picture(run, swept, tmp_path):
     assert out.startswith("<svg")
     for said in ("measured: rate 0", "theory: rate 0", "not measured", "forget_bias"):
         assert said in out
+    assert run("plot", swept)[1] == out  # which there is of rows
     assert run("plot", swept, "training")[2].startswith("gradscope: error: the rows are 'gradscope/sweep/1'")
+    assert "lag is drawn of a result, these are rows: they have phase" in run("plot", swept, "lag")[2]
     assert "made up" not in out
 
 
 def test_one_axis_is_a_list_and_a_line(run, tmp_path):
     rows = tmp_path / "rows.jsonl"
-    code, out, _ = run("sweep", *LINEAR, "--steps", "5", "--grid", "gain=0.5:2:4", "-o", rows)
+    code, out, err = run("sweep", *LINEAR, "--steps", "5", "--grid", "gain=0.5:2:4", "-o", rows)
     assert code == 0
+    assert f"keeps 4 points: gradscope plot {rows}" in err
+    said = run("sweep", *LINEAR, "--steps", "5", "--grid", "gain=0.5:2:4", "-o", tmp_path / "x.html")
+    assert (said[0], "x.jsonl, and --also html=" in said[2], (tmp_path / "x.html").exists()) == (
+        2,
+        True,
+        False,
+    )
     assert "gain=0.5" in out
     assert "rate, nats per step, gain to the right" in out
     assert "Nearest to a rate of zero: gain=1, gain 1.00, rate" in out

@@ -366,7 +366,8 @@ def test_report_analyses_what_is_no_result(run, tmp_path):
     page = Page(out.read_text("utf-8"))
     assert [": lstm, hidden 4, 6 steps" in words for words in page.said("h1")] == [True]
     headings = page.said("h2")
-    assert headings[-3:] == ["Gates", "Eigenvalues of the recurrent matrices", "Provenance"]
+    last = ["Gates", "Eigenvalues of the recurrent matrices", "Without each path", "Provenance"]
+    assert headings[-4:] == last
     code, same, _ = run("analyze", *small, "--format", "html", "--embed-data")
     assert code == 0
     (data,) = Page(same).said("script")
@@ -386,6 +387,63 @@ def test_report_of_a_file_that_is_neither(run, tmp_path):
     assert not (tmp_path / "x.html").exists()
     code, _, err = run("report", tmp_path / "none.json", "-o", tmp_path / "x.html")
     assert (code, "No such file" in err) == (2, True)
+
+
+ASKED_FOR = {
+    "without": {
+        "R_z": {"log10_norm": {"median": -2.0}, "horizon": {"median": 7.0}, "verdict": "stable"},
+        "R_f": {"log10_norm": {"median": None}, "horizon": {"median": 0.0}, "verdict": "undecided"},
+    },
+    "masks": {
+        "law": "zoneout",
+        "probability": [0.25],
+        "count": 5,
+        "log10_norm": {"median": -3.0},
+        "log10_spread": [-3.5, -2.5],
+        "horizon": {"median": 4.0},
+        "mean": {"log10_norm": {"median": -1.0}, "horizon": {"median": 6.0}},
+    },
+    "sensitivity": {"total": {"<b>": {"elasticity": 1.25, "shift": None, "norm": 0.5}}},
+}
+OF_LOSS = {
+    "gradients": [{"name": "R_z", "log10_norm": -2.0, "share": 0.375, "reach": {"half": 3, "most": 11}}],
+    "clip": {
+        "law": "norm",
+        "threshold": 5.0,
+        "clipped_proportion": 0.75,
+        "suggested": 8.0,
+        "factor": {"median": 0.5, "min": 0.25, "max": 1.0},
+        "cosine": {"median": 1.0, "min": 1.0, "max": 1.0},
+    },
+    "tbptt": {
+        "length": 9,
+        "parameters": {
+            "R": {"bias": 0.125, "cosine": 0.75, "length_for_1_percent": None, "chunked": {"bias": 0.5}}
+        },
+    },
+}
+
+
+def test_what_was_asked_for_beside_the_chains_is_on_the_page():
+    told = json.loads(analysis(LSTM).to_json())
+    assert "Without each path" not in html_page(told)
+    told |= ASKED_FOR
+    told["loss"] = {"profile": {"lag": [0], "log10_norm": [[None]]}, **OF_LOSS}
+    rows = [
+        re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", row)
+        for row in re.findall(r"<tr>.*?</tr>", html_page(told))
+    ]
+    for expected in (
+        ["R_z", "1.00e-02", "7", "stable"],
+        ["R_f", "lost in rounding", "0", "undecided"],
+        ["5 drawn", "1.00e-03", "3.16e-04 to 3.16e-03", "4"],
+        ["mean", "1.00e-01", "", "6"],
+        ["&lt;b&gt;", "+1.25", "–", "0.5"],
+        ["R_z", "1.00e-02", "37.5 %", "3", "11"],
+        ["factor", "0.5", "0.25", "1"],
+        ["R", "12.5 %", "0.75", "–", "50 %"],
+    ):
+        assert expected in rows, expected
 
 
 def test_inspect_has_no_page(run, tmp_path):

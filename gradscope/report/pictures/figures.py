@@ -54,16 +54,27 @@ def picture_of_rows(rows: Sequence[Mapping[str, Any]], name: str, size: str = "c
     from gradscope.report.pictures.parts import of_rows
     from gradscope.report.pictures.theme import size_of
 
+    if name in FIGURES:
+        raise InputError(f"{name} is drawn of a result, these are rows: they have {of_these(rows)}")
     if name not in FIGURES_OF_ROWS:
         hint = did_you_mean(name, FIGURES_OF_ROWS) or f", expected one of {listed([*FIGURES_OF_ROWS])}"
         raise InputError(f"no picture of rows is called {quoted(name)}{hint}")
     where, schema = FIGURES_OF_ROWS[name]
     if not rows or any(row.get("schema") != schema for row in rows):
         said = rows[0].get("schema") if rows else "none"
-        raise InputError(f"the rows are {quoted(said)}, expected {schema}: {name} is drawn of these")
+        own = f", of those {of_these(rows)}" if said in _OF_SCHEMA else ""
+        raise InputError(f"the rows are {quoted(said)}, expected {schema}: {name} is drawn of these{own}")
     measured = size_of(size)
     with of_rows():
         return _function(where)(rows, measured)
+
+
+_OF_SCHEMA = {schema: name for name, (_, schema) in FIGURES_OF_ROWS.items()}
+
+
+def of_these(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The picture that there is of rows; of those of something else any, which says so."""
+    return _OF_SCHEMA.get(str(rows[0].get("schema")), next(iter(FIGURES_OF_ROWS)))
 
 
 def _function(where: str) -> Callable[..., Picture]:

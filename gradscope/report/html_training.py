@@ -1,0 +1,142 @@
+"""What was asked for beside the chains, as tables of the page: paths left out, loss, masks, sensitivity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gradscope.report.gain_words import gain_told
+from gradscope.report.html_text import figures_of, table
+from gradscope.report.pictures.svg import element, escaped
+
+# Rows of a table.
+_ROWS = 60
+
+
+def asked_sections(part: Mapping[str, Any]) -> Iterator[str]:
+    """Each a heading, a table, and what it is of; nothing where nothing of it was asked for."""
+    yield from _without(part.get("without") or {})
+    if loss := part.get("loss"):
+        yield from _gradients(loss)
+        yield from _clip(loss.get("clip"))
+        yield from _truncation(loss.get("tbptt"))
+    yield from _masks(part.get("masks"), part["chains"][0])
+    if found := part.get("sensitivity"):
+        yield from _sensitivity(found, "log10 gain")
+        if found.get("loss"):
+            yield from _sensitivity(found["loss"], "log10 |dL/ds_0|")
+
+
+def _section(title: str, made: str, said: str) -> str:
+    return element(
+        "section", element("h2", escaped(title)), made, element("p", escaped(said), class_="quiet")
+    )
+
+
+def _without(chains: Mapping[str, Any]) -> Iterator[str]:
+    if not chains:
+        return
+    rows = [
+        (
+            name,
+            gain_told(one["log10_norm"]["median"], lost=one["verdict"] == "undecided"),
+            figures_of(one["horizon"]["median"], "g"),
+            one["verdict"],
+        )
+        for name, one in [*chains.items()][:_ROWS]
+    ]
+    made = table("The whole chain but for one path", ("without", "gain", "horizon, steps", "verdict"), rows)
+    yield _section("Without each path", made, "Along the same states: what is left where that path is cut.")
+
+
+def _gradients(loss: Mapping[str, Any]) -> Iterator[str]:
+    rows = [
+        (
+            one["name"],
+            gain_told(one["log10_norm"], lost=bool(loss.get("unmeasured"))),
+            _percent(one.get("share")),
+            *(figures_of((one.get("reach") or {}).get(name), "g") for name in ("half", "most")),
+        )
+        for one in (loss.get("gradients") or [])[:_ROWS]
+    ]
+    if rows:
+        headings = ("matrix", "norm", "share", "half by lag", "99 % by lag")
+        made = table("Weight gradients of the loss", headings, rows)
+        said = "The lag by which half and 99 % of each gradient has come together."
+        yield _section("What the loss sends back", made, said)
+
+
+def _clip(clip: Mapping[str, Any] | None) -> Iterator[str]:
+    if clip is None:
+        return
+    rows = [
+        (name, *(figures_of(clip[name][which], ".3g") for which in ("median", "min", "max")))
+        for name in ("factor", "cosine")
+    ]
+    made = table(
+        f"{clip['law']}, at {clip['threshold']:g}", ("of sequences", "median", "least", "most"), rows
+    )
+    said = (
+        f"It acts on {_percent(clip['clipped_proportion'])} of the sequences; a threshold of "
+        f"{figures_of(clip['suggested'], '.3g')} would leave nine tenths of them as they are."
+    )
+    yield _section("Gradient clipping", made, said)
+
+
+def _truncation(found: Mapping[str, Any] | None) -> Iterator[str]:
+    if found is None:
+        return
+    rows = [
+        (
+            name,
+            _percent(one["bias"]),
+            figures_of(one["cosine"], ".3g"),
+            figures_of(one["length_for_1_percent"], "g"),
+            _percent(one["chunked"]["bias"]),
+        )
+        for name, one in found["parameters"].items()
+    ]
+    headings = ("weights", "bias", "cosine", "1 % needs, steps", "chunked bias")
+    made = table(f"Every loss followed back {found['length']} steps", headings, rows)
+    said = "Bias |G - G_K| / |G|, exact over the steps at hand; chunked: states detached every so many steps."
+    yield _section("Truncated BPTT", made, said)
+
+
+def _masks(masks: Mapping[str, Any] | None, full: Mapping[str, Any]) -> Iterator[str]:
+    if masks is None:
+        return
+    each = (("none", full), ("mean", masks["mean"]), (f"{masks['count']} drawn", masks))
+    spread = " to ".join(gain_told(one, lost=False) for one in masks["log10_spread"])
+    rows = [
+        (
+            name,
+            gain_told(one["log10_norm"]["median"], lost=False),
+            spread if one is masks else "",
+            figures_of(one["horizon"]["median"], "g"),
+        )
+        for name, one in each
+    ]
+    probability = ", ".join(f"{p:g}" for p in masks["probability"])
+    made = table("The gain with masks of training", ("masks", "gain", "spread", "horizon, steps"), rows)
+    said = f"Masks of {masks['law']}, probability {probability}; medians, spread from 5 to 95 %."
+    yield _section("Masks that training draws", made, said)
+
+
+def _sensitivity(found: Mapping[str, Any], of: str) -> Iterator[str]:
+    rows = [
+        (name, *(figures_of(one.get(key), form) for key, form in _DERIVATIVES.values()))
+        for name, one in [*found["total"].items()][:_ROWS]
+    ]
+    made = table(f"How {of} changes with each parameter", ("parameter", *_DERIVATIVES), rows)
+    said = (
+        "Decades: elasticity for a parameter ten times as large, at this rate; all + 1 for 1 added to every "
+        "entry; norm of the derivative, per unit. Of small changes, with which the states move."
+    )
+    yield _section(f"Sensitivity of {of}", made, said)
+
+
+_DERIVATIVES = {"elasticity": ("elasticity", "+.3g"), "all + 1": ("shift", "+.3g"), "norm": ("norm", ".3g")}
+
+
+def _percent(part: float | None) -> str:
+    return "–" if part is None else f"{100 * part:.3g} %"
