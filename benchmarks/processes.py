@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -46,18 +44,3 @@ def rows_of(arguments: list[str], folder: Path) -> tuple[float, list[dict[str, A
     if done.returncode:
         sys.exit(done.stderr)
     return seconds, [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def ratio(one: list[str], other: list[str], repeats: int = 3) -> float:
-    """Median over alternating pairs of the time of ``one`` over that of ``other``."""
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ["GRADSCOPE_CACHE_DIR"] = cache
-        run(one)  # fills the compilation cache
-        found = [run(one)[0] / run(other)[0] for _ in range(repeats)]
-    return statistics.median(found)
-
-
-def batch() -> tuple[str, float, float, int]:
-    """A batch on one and on two CPU devices: what, ratio, target (at least), digits."""
-    command = [*GRADSCOPE, "analyze", "--json", "--batch", "16", "--platform", "cpu", "--devices"]
-    return "batch of 16: 1 CPU device / 2", ratio([*command, "1"], [*command, "2"]), -1.6, 2

@@ -39,7 +39,7 @@ from methods import (
     product_and_svd,
     qr_lyapunov,
 )
-from processes import batch, measured
+from processes import measured
 from rich.console import Console
 from rich.table import Table
 
@@ -262,7 +262,6 @@ ROWS: dict[str, Callable[[], Iterator[Row]]] = {
     **{f"host-{m}": partial(host_rows, m) for m in (256, 512)},
     "threads": thread_rows,
     "top": top_rows,
-    "devices": lambda: iter([batch()]),
     "long": long_rows,
 }
 QUICK = {"values-64", "values-128", "analysis-64", "programs", "engines", "host-256", "threads"}

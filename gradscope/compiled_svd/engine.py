@@ -10,8 +10,16 @@ import jax
 from gradscope.compiled_svd.asked import ArraySource, Asked, Pass
 from gradscope.compiled_svd.passes import gone_through, shape_of
 from gradscope.machine import one_blas_thread
-from gradscope.product_svd.error_estimate import EPS, RESET_SIZE, Outcome, compare, draws, good_enough
-from gradscope.product_svd.spectrum import Spectrum, assembled, rounding_of
+from gradscope.product_svd.error_estimate import (
+    EPS,
+    RESET_SIZE,
+    Outcome,
+    compare,
+    draws,
+    good_enough,
+    rounding_of,
+)
+from gradscope.product_svd.spectrum import Spectrum, assembled
 from gradscope.product_svd.steps import StepSource, checked
 
 # Platforms with an LU in float64.

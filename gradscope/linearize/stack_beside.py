@@ -42,7 +42,13 @@ class StackBeside:
         return np.asarray(np.sqrt(each.sum(axis=1)))
 
     def times(self, y: Array, out: Array) -> None:
-        """See ``Beside``: a layer's rows of a product are zero beyond its own states, and stay it."""
+        """See ``Beside``: a layer's rows of a product are zero beyond its own states, and stay it.
+
+        Unless there are fewer: then they are combinations of all.
+        """
+        if y.shape[1] < y.shape[2]:
+            self._of_rows(len(self.extents), y, out)
+            return
         for layers, own in enumerate(self.extents, 1):
             rows = slice(own.start, own.stop if layers < len(self.extents) else None)
             self._of_rows(layers, y[:, rows, : own.stop], out[:, rows, : own.stop])

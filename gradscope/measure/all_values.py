@@ -19,9 +19,8 @@ from gradscope.measure.progress import Fraction, Meter
 from gradscope.measure.returning import returning
 from gradscope.measure.shares import error_of_shares, shares
 from gradscope.product_svd.arguments import window_of
-from gradscope.product_svd.first_values import plain_values
 from gradscope.product_svd.largest_gain import log10_largest_gain
-from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, first_value, spectrum
+from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, plain_spectra, spectrum
 
 
 class Segmented(Protocol):
@@ -122,14 +121,20 @@ class JacobianChains:
         shape = (len(self.parts), self._sizes["full"])
         found: Sequence[Spectrum | None] = [None] * len(self.parts)
         if not self._full.beyond:
-            found = plain_values(self._full.beside(), len(self._full), shape, ask.entry_error, ask.floor)
+            found = plain_spectra(self._full.beside(), len(self._full), shape, ask.entry_error, ask.floor)
         pairs = zip(self.parts, found, strict=True)
         return {part: [one or self._first_without(part, ask)] for part, one in pairs}
 
     def _first_without(self, path: str, ask: Ask) -> Spectrum:
         """The same where a plain product may have lost it."""
-        chain = self._full.without(path)
-        found = first_value(chain, entry_error=ask.entry_error, floor=ask.floor, workers=ask.threads)
+        found = spectrum(
+            self._full.without(path),
+            by_lag=True,
+            floor=ask.floor,
+            entry_error=ask.entry_error,
+            workers=ask.threads,
+            only_first=True,
+        )
         first = found.log10_singular_values[:1]
         return replace(found, log10_singular_values=first, exact_zeros=None, lost=int(np.isnan(first[0])))
 

@@ -24,9 +24,8 @@ from gradscope.settings import Only
 _CALLS, _SQUARE, _CUBE = 10.0, 5e-4, 2e-6
 # Besides, for the norm at a lag.
 _LAG = 8.0
-# Of a path alone, which is no sum of parts, and whose norm is looked at above the threshold alone, the calls;
-# of the first value alone, which needs few directions, all.
-_PATH, _FIRST = 0.4, 0.45
+# Of a path alone, which is no sum of parts, and whose norm is looked at above the threshold alone, the calls.
+_PATH = 0.4
 # Once for every run, of a product of m values: the SVD, whatever the number of steps.
 _FINISH = 2e-5
 # Units for the start of a process, and for a program that is compiled.
@@ -38,6 +37,8 @@ PROGRAM = 6e4
 LONGER_TO_COMPILE = 5
 # Units for a step of one of the plain products side by side, with its norm.
 _BESIDE, _BESIDE_SQUARE, _BESIDE_CUBE = 0.65, 3.5e-4, 5e-7
+# Besides, of one that has none beside it: the calls.
+_ALONE = 2.5
 # Units for a step of a chain whose spectrum is there already.
 KNOWN = 1e-3
 # How often its twenty are timed, 40 ms in all: long enough to see that others are at work as well.
@@ -75,7 +76,7 @@ def work_of(problem: Problem, sequences: int) -> Work:
     return Work(sizes, cell, system.hidden, system.steps, sequences, problem.only, problem.top)
 
 
-def chain_cost(size: int, steps: int, *, rows: int = 0, path: bool = False, first: bool = False) -> float:
+def chain_cost(size: int, steps: int, *, rows: int = 0, path: bool = False) -> float:
     """Units for a step of a chain of so many with all its runs and lags, and its part of their finish.
 
     rows : of a block of the product, which is all that is multiplied and factored.
@@ -84,7 +85,7 @@ def chain_cost(size: int, steps: int, *, rows: int = 0, path: bool = False, firs
     passed = runs(size) * once * (rows or size) / size
     finish = runs(size) * _FINISH * (rows or size) ** 3 / steps
     calls = runs(size) * _CALLS + _LAG
-    return ((_PATH if path else 1.0) * calls + passed + finish) * (_FIRST if first else 1.0)
+    return (_PATH if path else 1.0) * calls + passed + finish
 
 
 def without_cost(size: int, paths: int) -> float:
@@ -108,10 +109,9 @@ def runs(size: int) -> int:
 
 def chain_costs(work: Work) -> dict[str, float]:
     """Units for a step of every chain of a problem, the full one first."""
-    alone = work.only in ("verdict", "gain")
-    costs = {"full": chain_cost(sum(work.sizes), work.steps, first=alone)}
-    if alone:
-        return costs
+    if work.only in ("verdict", "gain"):
+        return {"full": _ALONE + without_cost(sum(work.sizes), 1)}
+    costs = {"full": chain_cost(sum(work.sizes), work.steps)}
     layers = len(work.sizes)
     parts = len(work.cell.paths) if work.cell is not None else layers * (layers + 1) // 2
     if parts > 1:

@@ -149,7 +149,7 @@ class TangentChains:
 
 
 def _saturated(one: Measured, course: Mapping[str, Array], ask: Ask, steps: int) -> Measured:
-    """With what slopes of large pre-activations add to the estimated errors (see spectrum.SATURATION).
+    """With what slopes of large pre-activations add to the estimated errors (see error_estimate.SATURATION).
 
     The logarithm of such a slope is the pre-activation, once or twice, and that is rounded.
     """

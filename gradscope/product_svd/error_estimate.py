@@ -36,12 +36,20 @@ HOPELESS = 16.0
 # the interpreter's lock. More, on slices of the steps that are merged, took 1.0 (m = 128), .8 (256) and .9
 # times (512) as long as one, with every lag, and more CPU time.
 WORTH_A_THREAD = 96
+# Rounding units (of entry_error, which is four of eps) that a slope carries per bit that it is below 1: its
+# logarithm is a pre-activation a, once or twice, that is rounded to eps a.
+SATURATION = np.log(2) / 8
 # The smallest pivot of several steps multiplied before they are factored: 2e-13 may be lost each time.
 GROUPED = 1e-3
 # The same for fast accuracy: 1e-6 at worst.
 GROUPED_FAST = 1e-7
 # From this size on x loses its condition on the way.
 RESET_SIZE = 48
+
+
+def rounding_of(entry_error: float, span: float) -> float:
+    """Of entries that span so many bits: slopes of saturated units carry that of their pre-activations."""
+    return entry_error * max(1.0, span * SATURATION) if entry_error > EPS else entry_error
 
 
 def best_run(

@@ -47,7 +47,6 @@ def prefixes(
     forced: dict[int, int],
     regularly: bool = False,
     grouped: float = np.inf,
-    shed: Callable[[Graded], Graded] | None = None,
 ) -> Iterator[tuple[Graded, Array]]:
     """Graded form of A_T, A_T A_(T-1), ..., A_T ... A_1 with the exponents of the columns of y.
 
@@ -56,7 +55,6 @@ def prefixes(
     its condition grows with m (1e10 for a GRU of 128 units) before the grading sets in.
     grouped : steps are multiplied into y without being factored as long as no pivot gets smaller
     than this relative to its column; what is lost of a value is eps over that.
-    shed : leaves out of the product what does not matter, every time it has been factored.
 
     From the output end, because LU pivoting then chooses among the states the step comes from:
     measured to be accurate on saturated LSTMs and Jordan blocks, where the other order is not.
@@ -81,8 +79,6 @@ def prefixes(
         lag, t = len(steps.weights) - t + count, t - count
         if t and (growth > GROWN or (regularly and _reset_due(lag, count))):
             graded = reset(graded)
-        if shed is not None:
-            graded = shed(graded)
         whole, after = products[-1]
         # What the steps to come reduce to noise counts in the norm of this lag.
         cut = graded.rank < whole.rank and t and len(after)

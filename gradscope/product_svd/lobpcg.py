@@ -23,7 +23,7 @@ _SMALL, _LARGE = 6, 512
 
 
 class LeadingPairs(NamedTuple):
-    """sigma : (N,); left, right : (N, m) unit vectors; sure : (N,) whether they were found."""
+    """sigma : (N,); left (N, r), right (N, m) : unit vectors; sure : (N,) whether they were found."""
 
     sigma: Array
     left: Array
@@ -32,9 +32,9 @@ class LeadingPairs(NamedTuple):
 
 
 def leading_left(matrices: Array, start: Array, rng: np.random.Generator) -> LeadingPairs:
-    """Of matrices (N, m, m), none of them zero and entries about 1, the largest singular values.
+    """Of matrices (N, r, m), none of them zero and entries about 1, the largest singular values.
 
-    start : (N, m). Steps of LOBPCG (Knyazev 2001) with M M^T: the best of u, its residual and the direction
+    start : (N, r). Steps of LOBPCG (Knyazev 2001) with M M^T: the best of u, its residual and the direction
     before takes as many steps as Lanczos, and no small problem that grows.
     """
     if matrices.shape[1] <= _SMALL:
@@ -51,7 +51,7 @@ def _found(matrices: Array, start: Array) -> LeadingPairs:
     """All of them at once."""
     basis = np.zeros((len(start), 3, start.shape[1]))
     basis[:, 0] = start
-    images = np.zeros_like(basis)
+    images = np.zeros((len(start), 3, matrices.shape[2]))
     images[:, :1] = basis[:, :1] @ matrices
     sigma, still = np.linalg.norm(images[:, 0], axis=1), np.zeros(len(start), int)
     for _ in range(_MOST):
@@ -65,7 +65,7 @@ def _found(matrices: Array, start: Array) -> LeadingPairs:
 
 
 def _improve(basis: Array, images: Array, matrices: Array, sigma: Array) -> None:
-    """Put into basis (N, 3, m) the best vector u of its span with the residual, and the step there.
+    """Put into basis (N, 3, r) the best vector u of its span with the residual, and the step there.
 
     It holds u, a place for the residual, and the last step p without its part along u; images : theirs.
     """

@@ -2,6 +2,7 @@
 
 A plain product keeps nothing but its largest directions, which is all that is asked for, unless steps that
 come later do away with them. Whether they do is seen from rows of noise that every step leaves beside it.
+Directions below that noise are shed: few rows are left of a long product.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Protocol
 import numpy as np
 
 from gradscope.custom_types import Array
+from gradscope.product_svd import log_scale
 from gradscope.product_svd.error_estimate import EPS, SAFETY
-from gradscope.product_svd.leading import GOOD
 from gradscope.product_svd.lobpcg import leading_left
 from gradscope.product_svd.log_scale import LOG10_2
 from gradscope.product_svd.steps import WILD
@@ -24,6 +25,14 @@ from gradscope.product_svd.steps import WILD
 _NOISE = 8
 # Lags whose norms are looked for at once, and numbers of theirs that are held.
 _LAGS, _NUMBERS = 8, 2**20
+# Estimated errors (log10) from which on others are asked.
+GOOD = 1e-9
+# Rows are shed once 5/8 of them hold the product to so many roundings: half of an LSTM's directions are soon
+# gone, the others slowly. Of fewer than so many there is nothing to gain.
+_SHED, _FEWEST = 4.0, 32
+# Steps after which that is tried, which takes as long as three of them, and how many times as many until
+# it is tried again.
+_TRIED, _LATER = 32, 2
 # Noise that is so many times what a random walk of roundings is, and as much again, may grow with the steps.
 _USUAL = 32.0
 # A column of a step may be so much smaller than its largest: its digits are there, and its squares fit.
@@ -77,32 +86,50 @@ class PlainProducts:
     """P products that grow by one step after the other, the last first, with their norms.
 
     length : steps; shape : (P, m); floor : as for ``spectrum``. lags, noise : (T, P) log10 norms, and what
-    noise as large as a rounding makes of them, relative; left, right : (P, m) vectors of the last.
+    noise as large as a rounding makes of them, relative; right : (P, m) vectors of the last.
     """
 
     def __init__(self, length: int, shape: tuple[int, int], floor: float = -np.inf) -> None:
         count, size = shape
         self._length, self._floor, self._rng = length, floor, np.random.default_rng(0)
-        at_once = max(2, min(_LAGS, _NUMBERS // (count * (size + _NOISE) * size)))
-        self._held = np.zeros((at_once, count, size + _NOISE, size))  # the last products, one below the other
-        self._held[-1, :, :size] = np.eye(size)
+        self._held, self._at = np.empty((0, 0, 0, 0)), 0
+        self._hold(np.broadcast_to(np.eye(size + _NOISE, size), (count, size + _NOISE, size)))
+        self._try = _TRIED  # to shed rows, at that step
+        self._shed: Array | None = None  # (P, m, r) what takes the rows that are left back to all
+        self._rounded = np.zeros(shape)  # of the columns, over EPS, by the last step
         self._exponents = np.zeros((length + 1, count), np.int64)
         self._row = np.ones(count)  # largest norm of a row of the last product
         self.lags, self.noise = np.empty((length, count)), np.zeros((length, count))
-        self.left = self._rng.normal(size=(count, size))
+        self._left = self._rng.normal(size=(count, size))
         self.right = np.zeros((count, size))
         self._sure = np.ones(count, bool)
         self._done = 0
 
+    @property
+    def left(self) -> Array:
+        """(P, m) vectors of the last product."""
+        return self._left if self._shed is None else np.einsum("pmr,pr->pm", self._shed, self._left)
+
+    @property
+    def rows(self) -> int:
+        """How many are left of the last product."""
+        return int(self._held.shape[2]) - _NOISE
+
+    @property
+    def hopeful(self) -> bool:
+        """Whether any of the products may be right to the end."""
+        return bool(self._sure.any())
+
     def times(self, step: Beside) -> None:
         """Multiply by one more step from the right."""
-        at, size = self._done % len(self._held), self._held.shape[3]
+        at, rows = self._at, self.rows
         new, columns = self._held[at], step.columns
-        signs = self._rng.normal(size=(_NOISE, size))
+        signs = self._rng.normal(size=(_NOISE, columns.shape[1]))
         with np.errstate(over="ignore", invalid="ignore"):  # of what is infinite others know more
             step.times(self._held[at - 1], new)
-            new[:, size:] += (EPS * self._row[:, None] * columns)[:, None] * signs
-        product = new[:, :size]
+            rounded = self._row[:, None] * columns
+            new[:, rows:] += (EPS * rounded)[:, None] * signs
+        product = new[:, :rows]
         largest = np.maximum(product.max(axis=(1, 2)), -product.min(axis=(1, 2)))  # no copy of what is large
         # Of a product that is next to nothing, or of columns that are but for zeros, others know more.
         smallest = columns.min(axis=1, where=columns > 0, initial=np.inf)
@@ -110,23 +137,55 @@ class PlainProducts:
         self._sure &= np.isfinite(largest)
         if not self._sure.all():
             new[~self._sure] = 0.0
+            rounded[~self._sure] = 0.0
         carried = np.frexp(np.where(self._sure, largest, 0.0))[1]
         new *= np.ldexp(1.0, -carried)[:, None, None]
+        self._rounded = rounded * np.ldexp(1.0, -carried)[:, None]
         self._row = np.sqrt(np.einsum("pij,pij->pi", product, product).max(axis=1))
         self._done += 1
         self._exponents[self._done] = self._exponents[self._done - 1] + carried
-        if at + 1 == len(self._held) or self._done == self._length:
-            self._measure(at + 1)
+        self._at += 1
+        if self._at == len(self._held) or self._done == self._length:
+            self._measure(self._at)
+            self._at = 0
+            if self._try <= self._done < self._length:
+                self._shed_rows()
+
+    def _hold(self, product: Array) -> None:
+        """Begin with this product and its noise, (P, r + _NOISE, m), as the last."""
+        at_once = max(2, min(_LAGS, _NUMBERS // product.size))
+        self._held = np.zeros((at_once, *product.shape))  # the last products, one below the other
+        self._held[-1], self._at = product, 0
+
+    def _shed_rows(self) -> None:
+        """Fewer rows, orthonormal combinations of all, if they hold all but roundings."""
+        last = self._held[-1]
+        rows, few = self.rows, self.rows * 5 // 8
+        product = last[:, :rows]
+        self._try = _LATER * self._done
+        if rows < _FEWEST:
+            return
+        rounded = np.maximum(self._rounded, np.linalg.norm(product, axis=1))
+        some = np.where(rounded > 0, rounded, 1.0)[:, None]
+        drawn = self._rng.normal(size=(len(last), last.shape[2], few))
+        basis = np.linalg.qr((product / some) @ drawn)[0]
+        kept = basis.transpose(0, 2, 1) @ product
+        lost = np.linalg.norm(product - basis @ kept, axis=1)
+        if (lost > _SHED * EPS * rounded)[self._sure].any():
+            return
+        self._shed = basis if self._shed is None else self._shed @ basis
+        self._left = np.einsum("pmr,pm->pr", basis, self._left)
+        self._row = np.linalg.norm(kept, axis=2).max(axis=1)
+        self._hold(np.concatenate([kept, last[:, rows:]], axis=1))
 
     def _measure(self, count: int) -> None:
         """The norms of the last ``count`` products, or where they are small enough bounds on them."""
-        size = self._held.shape[3]
         some = slice(self._done - count, self._done)
         held = self._held[:count]
-        products, rows = held[:, :, :size], held[:, :, size:]
-        scale = self._exponents[1:][some] * LOG10_2
+        products, noise = held[:, :, : self.rows], held[:, :, self.rows :]
+        exponents = self._exponents[1:][some]
         with np.errstate(divide="ignore"):
-            bound = np.log10(np.einsum("lpij,lpij->lp", held, held)) / 2 + scale
+            bound = np.log10(np.einsum("lpij,lpij->lp", held, held)) / 2 + exponents * LOG10_2
         peak = np.max(self.lags[: some.start], axis=0, initial=-np.inf)
         wanted = ~(bound < np.minimum(self._floor, peak))
         wanted[-1] |= self._done == self._length
@@ -135,14 +194,14 @@ class PlainProducts:
         if not wanted.any():
             return
         chains = np.nonzero(wanted)[1]
-        chosen = products.reshape(-1, size, size) if wanted.all() else products[wanted]
-        found = leading_left(chosen, self.left[chains], self._rng)
-        self.lags[some][wanted] = np.log10(found.sigma) + scale[wanted]
-        along = np.einsum("nsj,nj->ns", rows[wanted], found.right) / found.sigma[:, None]
+        chosen = products.reshape(-1, *products.shape[2:]) if wanted.all() else products[wanted]
+        found = leading_left(chosen, self._left[chains], self._rng)
+        self.lags[some][wanted] = log_scale.log10(found.sigma, exponents[wanted])
+        along = np.einsum("nsj,nj->ns", noise[wanted], found.right) / found.sigma[:, None]
         with np.errstate(over="ignore"):  # nothing but noise
             self.noise[some][wanted] = np.sqrt((along**2).mean(axis=1))
         np.logical_and.at(self._sure, chains, found.sure)
-        self.left[chains], self.right[chains] = found.left, found.right  # of the longest lag
+        self._left[chains], self.right[chains] = found.left, found.right  # of the longest lag
 
     def errors(self, entry_error: float) -> Array:
         """(T, P) of log10, estimated: what noise as large as the roundings makes of it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,12 +15,13 @@ from gradscope.machine import cores, one_blas_thread
 from gradscope.product_svd import log_scale
 from gradscope.product_svd.arguments import check_asked, window_of
 from gradscope.product_svd.block_krylov import TopTriplets, norm_by_lag, top_values
-from gradscope.product_svd.error_estimate import EPS, Outcome, best_run, lags_alone
+from gradscope.product_svd.error_estimate import EPS, Outcome, best_run, lags_alone, rounding_of
 from gradscope.product_svd.extended_range_run import wide_first, wide_lags, wide_run
+from gradscope.product_svd.first_values import First, first_of, first_values
 from gradscope.product_svd.graded_chain import RangeError
-from gradscope.product_svd.leading import Leading, leading
 from gradscope.product_svd.norm_by_lag import LagNorm
 from gradscope.product_svd.operator import DenseOperator, Operator, tame
+from gradscope.product_svd.plain_product import Beside
 from gradscope.product_svd.steps import Steps, checked, reachable, restricted
 
 Engine = Literal["host", "compiled", "blocks", "mixed"]
@@ -32,9 +33,6 @@ BLOCK_FACTOR = 4
 # The same with the norms of some lags: the whole with every lag took a third of that time (m = 256), half
 # (m = 512; T = 100).
 BLOCK_SIZE_BY_LAG = 1024
-# Rounding units (of entry_error, which is four of eps) that a slope carries per bit that it is below 1: its
-# logarithm is a pre-activation a, once or twice, that is rounded to eps a.
-SATURATION = np.log(2) / 8
 # Their estimated error, or all values are computed.
 GOOD_TOP = 1e-10
 
@@ -114,7 +112,8 @@ def spectrum(
         other, more are not used. The result does not depend on them.
     window : rows and columns of the product, (r, c) of them: then all of the above is of that block of it,
         with min(r, c) values, left (r,) and right (c,); and of that block at every lag.
-    only_first : the largest value alone, with every lag of ``by_lag``, sooner and as good as among all.
+    only_first : the largest value alone, with every lag of ``by_lag``, sooner and as good as among all: by
+        the plain product, where its rounding leaves the value its digits.
     Raises InputError for an empty, non-square, complex or non-finite chain, for entries that float64 would
     round, and for what else cannot be meant.
 
@@ -138,9 +137,10 @@ def spectrum(
         )[0]
         if not np.isneginf(found_top.log10_singular_values[-1]) and found_top.log10_error <= GOOD_TOP:
             return found_top
-    usual = not gaps and window is None and not steps.wild
-    if only_first and by_lag and usual and (first := leading(steps, entry_error, floor)) is not None:
-        return _first(first)
+    if only_first and by_lag and window is None and not steps.wild:
+        first = first_of(steps, entry_error, floor)
+        if first is not None:
+            return _of_first(first)
     whole = steps
     lag_norm = LagNorm(floor if top is None else -np.inf, columns) if by_lag else None
     lagged: Array | None = None
@@ -163,36 +163,6 @@ def spectrum(
     lags = found.lags if lagged is None else lagged
     all_of_them = assembled(found, lags if by_lag else None, count, left[rows], right[columns], top)
     return _without_others(all_of_them) if only_first else all_of_them
-
-
-def first_value(
-    jacobians: Sequence[Array] | Any, *, entry_error: float, floor: float, workers: int | None = None
-) -> Spectrum:
-    """The largest value of a chain with every lag, its error from one run on changed entries.
-
-    Sooner than as ``only_first`` of ``spectrum``, also where exact zeros are in the way; that is asked where
-    this is not sure. floor : as there.
-    """
-    steps, gaps = checked(jacobians)
-    m = steps[0].shape[0]
-    every = slice(None)
-    # A state that the end does not see counts at no lag.
-    seen_at = reachable(steps, m, every, every)[1] if gaps else [np.ones(m, bool)]
-    if not steps.wild and all(map(np.any, seen_at)):
-        seen = restricted(steps, seen_at) if gaps else steps
-        first = leading(seen, rounding_of(entry_error, steps.span), floor, draws=1)
-        if first is not None:
-            left, right = np.zeros(m), np.zeros(m)
-            left[seen.width(len(seen), m)], right[seen.width(0, m)] = first.left, first.right
-            return replace(_first(first), left=left, right=right)
-    return spectrum(
-        jacobians, by_lag=True, floor=floor, entry_error=entry_error, workers=workers, only_first=True
-    )
-
-
-def rounding_of(entry_error: float, span: float) -> float:
-    """Of entries that span so many bits: slopes of saturated units carry that of their pre-activations."""
-    return entry_error * max(1.0, span * SATURATION) if entry_error > EPS else entry_error
 
 
 def _run(steps: Steps, entry_error: float, lag_norm: LagNorm | None, accuracy: str, workers: int) -> Outcome:
@@ -281,7 +251,15 @@ def assembled(
     )
 
 
-def _first(found: Leading) -> Spectrum:
+def plain_spectra(
+    steps: Iterable[Beside], length: int, shape: tuple[int, int], entry_error: float, floor: float = -np.inf
+) -> list[Spectrum | None]:
+    """The first value of P chains side by side, as ``first_values`` is asked for it."""
+    found = first_values(steps, length, shape, entry_error, floor)
+    return [None if one is None else _of_first(one) for one in found]
+
+
+def _of_first(found: First) -> Spectrum:
     value, error = np.array([found.log10]), found.error
     lost = int(np.isnan(found.log10))
     return Spectrum(value, None, error, error, found.left, found.right, found.lags, lost=lost)

@@ -6,9 +6,8 @@ from oracles import chains
 from oracles.few import few
 from oracles.reference import conditioning, reference
 
-from gradscope.product_svd.first_values import plain_values
 from gradscope.product_svd.plain_product import InColumns
-from gradscope.product_svd.spectrum import EPS
+from gradscope.product_svd.spectrum import EPS, plain_spectra
 from gradscope.product_svd.steps import WILD, span
 
 # Those whose values are known to be there, so that no test passes because all were left out.
@@ -23,7 +22,7 @@ def values(*stacks, **options):
         for step in joint[::-1]
     )
     shape = joint.shape[1:3]
-    return plain_values(steps, len(joint), shape, options.pop("entry_error", EPS), **options)
+    return plain_spectra(steps, len(joint), shape, options.pop("entry_error", EPS), **options)
 
 
 @pytest.mark.parametrize("name", few(chains.CHAINS, "lstm", "jordan", "clustered"))
