@@ -69,8 +69,8 @@ WHY = {
     "norm at every lag": "Norm at every lag: some ten products of a matrix with a vector for every step.",
     "CPU time, compiled": "Compiled: XLA's LU and triangular products on a CPU are slower than LAPACK's from "
     "200 states on; the host engine takes these chains.",
-    "whole LSTM": "Whole analysis: passes over the full chain and four paths, twice; the largest gain and "
-    "the shares from Python; the trajectory.",
+    "whole LSTM": "Whole analysis: two thirds are the chains without each path, five products of all states "
+    "beside one another with norms at every lag, on one core (where.py).",
     "gradscope.analyze again": "Again: as the whole analysis.",
     "three layers": "Three layers: beside the full chain the chain without each block, six products of all "
     "states; blocks between layers are on the host engine alone.",

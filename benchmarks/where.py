@@ -1,4 +1,8 @@
-"""Where the time of one run over the chain goes, in per cent: `python benchmarks/where.py`."""
+"""Where the time of one run over the chain goes, and that of a whole analysis: `python benchmarks/where.py`.
+
+In per cent of the CPU time of one thread: of an analysis, done again in a process, what programs take in
+threads of their own is no part of it.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +11,37 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
 import jax
-from methods import ENTRY_ERROR, Case
+from methods import ENTRY_ERROR, STEPS, Case
 from rich.console import Console
 from rich.table import Table
 
+import gradscope
+import gradscope.api
+import gradscope.measure.all_values
+import gradscope.measure.batch
 import gradscope.product_svd.error_estimate
 import gradscope.product_svd.graded_chain
 import gradscope.product_svd.graded_lu
 import gradscope.product_svd.steps
+from gradscope.linearize.cell_chain import CellChain
+from gradscope.linearize.sequence import Linearized
+from gradscope.measure import programs
 from gradscope.product_svd.error_estimate import GROUPED, Run
 from gradscope.product_svd.norm_by_lag import LagNorm
+from gradscope.product_svd.plain_product import PlainProducts
 
-PARTS: tuple[tuple[str, Any, str], ...] = (
+# What a part is called, what holds its function, and the name of that.
+Parts = tuple[tuple[str, Any, str], ...]
+RUN: Parts = (
     ("form the step", gradscope.product_svd.steps.Steps, "parts"),
     ("Y times the step", gradscope.product_svd.steps, "multiplied"),
     ("LU", gradscope.product_svd.graded_lu, "dgetrf"),
@@ -33,6 +49,17 @@ PARTS: tuple[tuple[str, Any, str], ...] = (
     ("L in the order of the states", gradscope.product_svd.graded_lu.Factors, "lower"),
     ("finish: QR and Jacobi", gradscope.product_svd.error_estimate, "decomposed"),
     ("norm by lag", LagNorm, "__call__"),
+)
+ANALYSIS: Parts = (
+    ("trajectory, Jacobians", Linearized, "segment"),
+    ("full chain and paths, by programs", gradscope.measure.batch, "by_programs"),
+    ("full chain and paths, by the host", gradscope.measure.all_values, "spectrum"),
+    ("largest gain", gradscope.measure.all_values, "log10_largest_gain"),
+    ("shares", gradscope.measure.all_values, "shares"),
+    ("without each path: form the steps", CellChain, "_but_one"),
+    ("without each path: multiply", PlainProducts, "times"),
+    ("without each path: norms", PlainProducts, "_measure"),
+    ("report", gradscope.api, "_concluded"),
 )
 
 
@@ -68,36 +95,55 @@ class Clock:
 
 
 def main() -> None:
-    """Print one column per case."""
+    """Print a table for a run and one for an analysis, a column for each case."""
     jax.config.update("jax_enable_x64", True)
     cases = [Case.of("lstm", 64), Case.of("lstm", 128), Case.of("lstm", 256)]
     cases.append(Case.of("rnn", 256, init="gaussian", gain=1.5))
-    columns = [shares(case) for case in cases]
-    table = Table("per cent of one run", *(case.name for case in cases))
-    for part in (*(name for name, *_ in PARTS), "the rest"):
+    table_of("one run", RUN, {case.name: partial(one_run, case) for case in cases})
+    with mock.patch.object(programs, "PROGRAM", 0):  # those that save anything are compiled
+        sizes = {f"LSTM {hidden}": partial(analysis, hidden) for hidden in (64, 128)}
+        table_of("an analysis, again", ANALYSIS, sizes)
+
+
+def table_of(what: str, parts: Parts, runs: dict[str, Callable[[], Callable[[], Any]]]) -> None:
+    """Print what each part takes of the time; runs : each prepares what is timed."""
+    columns = [shares(run(), parts) for run in runs.values()]
+    table = Table(f"per cent of {what}", *runs)
+    for part in (*(name for name, *_ in parts), "the rest"):
         table.add_row(part, *(f"{100 * column[part]:.0f}" for column in columns))
     Console(width=110).print(table)
 
 
-def shares(case: Case) -> dict[str, float]:
-    """The part that each has in the time of a run with the norm at every lag."""
+def one_run(case: Case) -> Callable[[], Any]:
+    """A run with the norm at every lag."""
     steps, _ = gradscope.product_svd.steps.checked(case.jacobians)
+    return lambda: Run(steps, reset=True, rounded=ENTRY_ERROR, grouped=GROUPED, lag_norm=LagNorm())
+
+
+def analysis(hidden: int) -> Callable[[], Any]:
+    """A default analysis, once all is compiled."""
+    run = partial(gradscope.analyze, hidden=hidden, steps=STEPS)
+    run()
+    run()
+    return run
+
+
+def shares(run: Callable[[], Any], parts: Parts) -> dict[str, float]:
+    """The part that each has in the time of a run."""
     clock = Clock()
-    saved = [(owner, name, getattr(owner, name)) for _, owner, name in PARTS]
-    for (label, owner, name), (*_, function) in zip(PARTS, saved, strict=True):
+    saved = [(owner, name, getattr(owner, name)) for _, owner, name in parts]
+    for (label, owner, name), (*_, function) in zip(parts, saved, strict=True):
         setattr(owner, name, clock.around(label, function))
     try:
         clock.turn("the rest")
         clock.spent.clear()
-        Run(steps, reset=True, rounded=ENTRY_ERROR, grouped=GROUPED, lag_norm=LagNorm())
+        run()
         clock.turn(None)
     finally:
         for owner, name, function in saved:
             setattr(owner, name, function)
     total = sum(clock.spent.values())
-    return {name: seconds / total for name, seconds in clock.spent.items()} | {
-        name: clock.spent[name] / total for name, *_ in PARTS
-    }
+    return {name: clock.spent[name] / total for name in (*(name for name, *_ in parts), "the rest")}
 
 
 if __name__ == "__main__":
