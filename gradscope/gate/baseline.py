@@ -13,7 +13,7 @@ from gradscope.errors import InputError, about, quoted, reason
 from gradscope.gate.metrics import QUANTITIES, Metric, all_metrics
 from gradscope.report.analysis import SCHEMA as ANALYSIS
 from gradscope.report.analysis import Analysis
-from gradscope.report.numbers import log10_norm_of
+from gradscope.report.numbers import log10_norm_error_of, log10_norm_of
 from gradscope.version import __version__
 
 SCHEMA = "gradscope/baseline/1"
@@ -197,14 +197,16 @@ def _in_json(told: Mapping[str, Any], layer: str | None) -> Iterator[Metric]:
 def _loss_in_json(told: Mapping[str, Any], layer: str | None) -> Iterator[Metric]:
     parts = [told] if told.get("loss") else told.get("layers", ())
     losses = [part["loss"] for part in parts if part.get("loss")]
-    if norms := [_number(one["log10_norm"]) for loss in losses for one in loss["gradients"]]:
-        yield Metric("log10_gradient", layer, None, (log10_norm_of(norms),))
+    each = [one for loss in losses for one in loss["gradients"]]
+    if norms := [_number(one["log10_norm"]) for one in each]:
+        error = log10_norm_error_of(norms, [_known(one.get("log10_error")) for one in each])
+        yield Metric("log10_gradient", layer, None, (log10_norm_of(norms),), error)
     if clip := told.get("loss", {}).get("clip"):
         factors = tuple(map(float, clip["sequences"]["factor"]))
         yield Metric("clip_factor", layer, None, factors, _known(clip.get("factor_error")))
     tbptt = told.get("loss", {}).get("tbptt")
     if tbptt and tbptt["bias"] is not None:
-        yield Metric("tbptt_bias", layer, None, (float(tbptt["bias"]),))
+        yield Metric("tbptt_bias", layer, None, (float(tbptt["bias"]),), _known(tbptt.get("bias_error")))
 
 
 def _masks_in_json(masks: Mapping[str, Any], layer: str | None, steps: int) -> Iterator[Metric]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from gradscope.errors import InputError, listed, nearest_or_all, quoted
 from gradscope.report.chains import horizon
-from gradscope.report.row_training import gradient_norm, losses_of
+from gradscope.report.row_training import gradient_norm, gradient_norm_error, losses_of
 from gradscope.settings import Only
 
 if TYPE_CHECKING:
@@ -248,9 +248,9 @@ def _saturated(analysis: Analysis, gate: str | None) -> Found | None:
 
 
 def _gradient(analysis: Analysis, part: str | None) -> Found | None:
-    """Norm of a loss's gradient by all parameters, of all sequences together; its error is not estimated."""
+    """Norm of a loss's gradient by all parameters, of all sequences together."""
     losses = losses_of(analysis)
-    return ([gradient_norm(losses)], None) if losses and part is None else None
+    return ([gradient_norm(losses)], gradient_norm_error(losses)) if losses and part is None else None
 
 
 def _clip_factor(analysis: Analysis, part: str | None) -> Found | None:
@@ -262,7 +262,10 @@ def _clip_factor(analysis: Analysis, part: str | None) -> Found | None:
 def _tbptt_bias(analysis: Analysis, part: str | None) -> Found | None:
     """What truncation takes of the gradient of the recurrent matrices, of all sequences together."""
     tbptt = analysis.loss.tbptt if analysis.loss else None
-    return None if tbptt is None or part is not None else ([tbptt.at(tbptt.main)[0]], None)
+    if tbptt is None or part is not None:
+        return None
+    error = tbptt.error_of(tbptt.main)
+    return [tbptt.at(tbptt.main)[0]], None if error is None or math.isnan(error) else error
 
 
 def _of_masks(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from gradscope.linearize.trajectory import Segments, Spread, Trajectory
 from gradscope.measure.backprop import ZERO, Columns, LossSegment, contributions, gradients
 from gradscope.product_svd.log_scale import decades
 
+# Of all that a step reads, as of the entries of Jacobians; and how many runs on such are compared.
+ROUNDINGS, DRAWS = 4, 2
 # Losses at so many steps are followed back together: their chain is linearised anew for every such group.
 _TOGETHER = 256
 
@@ -38,6 +40,10 @@ class Total:
             new = np.ldexp(np.asarray(array, np.float64), exponent - top)
             self.arrays[name] = np.ldexp(self.arrays[name], self.exponent - top) + new
         self.exponent = top
+
+    def minus(self, other: Total, name: str) -> Array:
+        """The difference in one parameter, times 2^-exponent of this."""
+        return self.arrays[name] - np.ldexp(other.arrays[name], other.exponent - self.exponent)
 
 
 @dataclass(frozen=True)
@@ -79,14 +85,19 @@ class Adjoints:
     @property
     def work(self) -> int:
         """Steps to be gone through in all."""
-        return self._steps + sum(int(group[0]) + 1 for group in self._groups)
+        return (1 + DRAWS) * self._steps + sum(int(group[0]) + 1 for group in self._groups)
 
-    def back(self, total: Total, done: Callable[[int], None]) -> Followed:
-        """The whole loss followed back; the gradients of all parameters are added to ``total``."""
+    def back(self, total: Total, done: Callable[[int], None], draw: int = 0) -> Followed:
+        """The whole loss followed back; the gradients of all parameters are added to ``total``.
+
+        draw : 0, or the number of a run in which all that is read is changed by roundings.
+        """
         found: list[Followed] = []
         later = self._nothing(1)
         for i in self._segments(self._steps - 1):
-            later, segment = gradients(self._chain, self._trajectory.parameters, self._segment(i), later)
+            later, segment = gradients(
+                self._chain, self._trajectory.parameters, self._segment(i, draw), later
+            )
             segment = jax.device_get(segment)
             total.add(segment["gradients"], int(segment["top"]))
             valid = self._trajectory.valid(i)
@@ -129,26 +140,30 @@ class Adjoints:
         """The segments from that of step ``last`` back to the first."""
         return range(last // self._trajectory.segments.length, -1, -1)
 
-    def _segment(self, i: int) -> LossSegment:
+    def _segment(self, i: int, draw: int = 0) -> LossSegment:
         trajectory = self._trajectory
         length, first = trajectory.segments.length, self._steps - len(self._adjoint)
         adjoint = np.zeros((length, self._size), self._dtype)
         held = np.arange(max(first, i * length), min(self._steps, (i + 1) * length))
         adjoint[held - i * length, self._output] = self._adjoint[held - first]
-        rest = [each[0] for each in trajectory.rest(i)] or [None]
-        return (
-            trajectory.inputs(i)[0],
-            trajectory.start(i)[0],
-            np.int32(trajectory.valid(i)),
-            adjoint,
-            rest[0],
-        )
+        (rest,) = [each[0] for each in trajectory.rest(i)] or [None]
+        inputs, start = trajectory.inputs(i)[0], trajectory.start(i)[0]
+        factors = roundings((inputs.shape, adjoint.shape, adjoint.shape), self._dtype, draw and [draw, i])
+        return inputs, start, np.int32(trajectory.valid(i)), adjoint, rest, factors
 
     def _nothing(self, columns: int) -> Columns:
         nothing = np.zeros((self._size, columns), self._dtype), np.full(columns, ZERO, np.int32)
         # On the device, as what comes after it: JAX would compile once for each.
         placed: Columns = self._trajectory.spread.replicate(nothing)
         return placed
+
+
+def roundings(shapes: Sequence[tuple[int, ...]], dtype: str, seed: Any) -> tuple[Array, ...]:
+    """Factors that differ from 1 by roundings, at random; where the seed is 0 by nothing."""
+    if not seed:
+        return tuple(np.ones(shape, dtype) for shape in shapes)
+    rng, size = np.random.default_rng(seed), ROUNDINGS * np.finfo(dtype).eps
+    return tuple((1 + size * rng.uniform(-1, 1, shape)).astype(dtype) for shape in shapes)
 
 
 def _followed(segment: Mapping[str, Any], valid: int) -> Followed:

@@ -25,8 +25,11 @@ ZERO = -(2**30)
 
 # Inputs (L, d), state (m,) before the first step, how many of the steps are steps of the chain, and the
 # derivatives (L, m) of the loss by the state after each step, zero where it is padded; and the rest of the
-# state, if it has another than that of its own digits (see ``linearize.rests``).
-LossSegment = tuple[Any, Any, Any, Any, Any]
+# state, if it has another than that of its own digits (see ``linearize.rests``). Last ``Factors``.
+LossSegment = tuple[Any, Any, Any, Any, Any, Any]
+# By which all that a step reads is multiplied, 1 but for runs that are compared: its inputs (L, d), the state
+# before it and the adjoint (L, m).
+Factors = tuple[Any, Any, Any]
 # Columns (m, r) and their exponents (r,).
 Columns = tuple[Any, Any]
 
@@ -46,7 +49,8 @@ def gradients(
     """
     (inputs, before, near), steps, adjoints = _steps(chain, parameters, segment)
     every = jnp.ones((len(inputs), 1), inputs.dtype)
-    first, (columns, exponents) = _backward(chain, parameters, (steps, adjoints, every, None), later, _itself)
+    at_every_step = steps, adjoints, every, segment[-1][-1], None
+    first, (columns, exponents) = _backward(chain, parameters, at_every_step, later, _itself)
     after, exponent = columns[..., 0], exponents[:, 0]
     top = exponent.max()
 
@@ -98,19 +102,20 @@ def contributions(
         return jax.jvp(run, (parameters[name],), (directions[name],))[1]
 
     moved = jnp.stack([along(name) for name in sorted(directions)], axis=1)
-    at_every_step = steps, adjoints, enters, moved
+    at_every_step = steps, adjoints, enters, segment[-1][-1], moved
     first, (numbers, exponents) = _backward(chain, parameters, at_every_step, later, _against)
     return first, numbers, exponents
 
 
 def _steps(chain: TangentSteps, parameters: Parameters, segment: LossSegment) -> tuple[Any, Any, Any]:
     """Inputs, states and what is near a level before each step; what the chain's steps need; and adjoints."""
-    inputs, start, valid, adjoints, rest = segment
+    inputs, start, valid, adjoints, rest, (of_inputs, of_states, _) = segment
     # In the place of padding stands the last step once more: its derivatives are finite, and nothing flows.
     there = jnp.minimum(jnp.arange(len(inputs)), valid - 1)
     states = forward(chain.cell, parameters, inputs, start)
     near = near_to(chain.cell, parameters, inputs, states, rest)
-    at = jax.tree.map(lambda every: every[there], (inputs, states, near))
+    read = inputs * of_inputs, states[:-1] * of_states, near
+    at = jax.tree.map(lambda every: every[there], read)
     batch = jax.tree.map(lambda leaf: leaf[None], steps_at(chain.cell, parameters, *at))
     return at, jax.tree.map(lambda leaf: leaf[0], chain.chosen(batch)), adjoints
 
@@ -124,13 +129,15 @@ def _backward(
 ) -> tuple[Columns, Any]:
     """From the last step to the first: a_t = e_t + J_(t+1)^T a_(t+1), and what is noted of every a_t.
 
-    every : of each step what the chain needs, the loss's e_t (m,), the columns it enters, and ``note``'s.
+    every : of each step what the chain needs, the loss's e_t (m,), the columns it enters, the factors (m,) of
+    a_t, and ``note``'s.
     """
     shared, maps = chain.shared(parameters, True), chain.maps
 
     def one(later: Columns, at: Any) -> tuple[Columns, Any]:
-        step, entering, enters, more = at
-        here = _sum(later, renormed(entering[:, None] * enters, jnp.zeros_like(later[1])))
+        step, entering, enters, factors, more = at
+        block, exponents = _sum(later, renormed(entering[:, None] * enters, jnp.zeros_like(later[1])))
+        here = block * factors[:, None], exponents
         return renormed(maps.pull(shared, step, here[0]), here[1]), note(here, more)
 
     return lax.scan(one, later, every, reverse=True)

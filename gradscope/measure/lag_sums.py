@@ -21,7 +21,7 @@ from gradscope.linearize.system import System, cast
 from gradscope.linearize.tangents import JvpSteps
 from gradscope.linearize.trajectory import Spread, states_of
 from gradscope.machine import available
-from gradscope.measure.adjoints import Total
+from gradscope.measure.adjoints import Total, roundings
 from gradscope.measure.backprop import ZERO, Columns, renormed
 from gradscope.product_svd.log_scale import decades
 
@@ -63,6 +63,7 @@ class Losses:
 
     def __init__(self, system: System, kept: tuple[str, ...], adjoint: Array, device: jax.Device) -> None:
         """Take a system, the paths that are kept and the adjoint (B, S, n) of its loss."""
+        self._dtype, self._size = system.dtype, system.size
         self._chain = JvpSteps(system.cell, kept)
         self.steps = system.steps
         found = [self._of(system, adjoint, b) for b in range(system.batch)]
@@ -90,11 +91,13 @@ class Losses:
         weights: Mapping[str, Array | float] | None = None,
         limits: Array | None = None,
         done: Callable[[int], None] = lambda _: None,
+        draw: int = 0,
     ) -> LagSums:
         """The sums by lag, held against the ``whole`` gradient G.
 
         weights : what the entries of each parameter's part are multiplied by (clipping), 1 without; limits :
-            how many lags each loss is followed back, all without; done : told how many steps that were.
+            how many lags each loss is followed back, all without; done : told how many steps that were;
+            draw : 0, or the number of a run in which all that is read is changed by roundings.
         """
         groups = tuple((name, tuple(names)) for name, names in groups_of(whole.arrays).items())
         if not any(array.any() for array in whole.arrays.values()):
@@ -108,10 +111,14 @@ class Losses:
         columns = self._spread.replicate((self._sequence, self.at, limits))
         head = {name: np.zeros(array.shape, dtype) for name, array in goal.items()}
         carried = self._start, (head, jnp.int32(ZERO))
+        inputs, before, *near = self._steps
+        changed = roundings((inputs.shape, before.shape), self._dtype, draw and [draw])
+        steps = (inputs * changed[0], before * changed[1], *near) if draw else self._steps
         notes = []
         for first in range(0, self.steps, _AT_ONCE):
             lags = np.arange(first, first + _AT_ONCE)
-            carried, note = _followed(self._chain, groups, shared, self._steps, columns, carried, lags)
+            (factors,) = roundings([(_AT_ONCE, self._size)], self._dtype, draw and [draw, 1 + first])
+            carried, note = _followed(self._chain, groups, shared, steps, columns, carried, (lags, factors))
             notes.append(jax.device_get(note))
             done(int(np.minimum(np.maximum(self.at + 1 - first, 0), _AT_ONCE).sum()))
         joined = jax.tree.map(lambda *parts: np.concatenate(parts)[: self.steps], *notes)
@@ -149,12 +156,13 @@ def _followed(
     parameters, goal, weights, exponent = shared
     sequence, at, limits = columns
 
-    def one(carried: Any, lag: Any) -> tuple[Any, Any]:
+    def one(carried: Any, at_lag: Any) -> tuple[Any, Any]:
         (block, exponents), head = carried
+        lag, factors = at_lag
         there = (at - lag >= 0) & (lag < limits)
         here = sequence, jnp.maximum(at - lag, 0)
         at_step = jax.tree.map(lambda every: every[here], steps)
-        block, exponents = block * there, jnp.where(there, exponents, ZERO)
+        block, exponents = block * factors[:, None] * there, jnp.where(there, exponents, ZERO)
         top = exponents.max()
 
         def run(parameters: Parameters) -> Any:

@@ -15,13 +15,14 @@ from gradscope.custom_types import Array
 from gradscope.errors import listed
 from gradscope.linearize.system import cast
 from gradscope.linearize.trajectory import Spread
-from gradscope.measure.adjoints import Adjoints, Followed, Total
+from gradscope.measure.adjoints import DRAWS, ROUNDINGS, Adjoints, Followed, Total
 from gradscope.measure.by_unit import by_unit
 from gradscope.measure.clipping import ClippedGradient, Clipping, clipped, clipping_of
 from gradscope.measure.lag_sums import Losses
 from gradscope.measure.progress import Progress
 from gradscope.measure.truncation import Truncation, truncation
 from gradscope.problem.problem import Problem
+from gradscope.product_svd.error_estimate import SAFETY
 from gradscope.product_svd.log_scale import decades, median_of_known
 
 
@@ -43,6 +44,8 @@ class LossGradient:
         over lags and matrices. Negative where a lag works against the whole; NaN if the whole is zero.
     clip, tbptt : what gradient clipping and truncated BPTT make of it, None where that is not asked for.
     unmeasured : what of it was not measured, which is NaN, and why; None where all was.
+    log10_norm_error, log10_gradient_errors : estimated |error| of these, in decades, from runs along the same
+        states in which all that a step reads is changed by roundings; None of results that are older.
     """
 
     at: str
@@ -54,6 +57,8 @@ class LossGradient:
     clip: Clipping | None = None
     tbptt: Truncation | None = None
     unmeasured: str | None = None
+    log10_norm_error: Array | None = None
+    log10_gradient_errors: Mapping[str, float] | None = None
 
     @property
     def kinds(self) -> dict[str, list[str]]:
@@ -82,10 +87,12 @@ class LossGradient:
         at = [0, *lags.tolist()]
         deltas = {name: median_of_known(norms)[lags - 1] for name, norms in self.log10_deltas.items()}
         starts = [0, *lags[:-1].tolist()]
+        known = self.log10_norm_error
+        errors = {} if known is None else {"log10_error": known[:, at]}
         shares = {name: np.add.reduceat(share, starts) for name, share in self.shares.items()}
         return {
             "at": self.at,
-            "profile": {"lag": at, "log10_norm": self.log10_norm[:, at]},
+            "profile": {"lag": at, "log10_norm": self.log10_norm[:, at]} | errors,
             "lag": lags.tolist(),
             "deltas": deltas,
             **({"units": by_unit(self.deltas)} if self.deltas else {}),
@@ -98,7 +105,10 @@ class LossGradient:
         }
 
     def _gradient(self, name: str, norm: float) -> dict[str, Any]:
-        more = {"share": self.share(name), "reach": self._reach([name])} if name in self.shares else {}
+        errors = self.log10_gradient_errors
+        more: dict[str, Any] = {} if errors is None else {"log10_error": errors[name]}
+        if name in self.shares:
+            more |= {"share": self.share(name), "reach": self._reach([name])}
         return {"name": name, "log10_norm": norm, **more}
 
     def _reach(self, matrices: Sequence[str]) -> dict[str, int | None]:
@@ -127,28 +137,86 @@ def loss_gradient(
         losses = None
         if problem.clip or problem.tbptt:
             losses = Losses(system, problem.kept, problem.adjoint, device)
-        passes = losses.work * (1 + (problem.tbptt is not None)) if losses else 0
+        passes = losses.work * (1 + 2 * (problem.tbptt is not None)) if losses else 0
         done = _meter(sum(sequence.work for sequence in sequences) + passes, system.batch, progress)
         found, total, each = _followed(problem, sequences, done)
+        again = [_followed(problem, sequences, done, draw) for draw in range(1, DRAWS + 1)]
         shares = _shares(total, sequences, system.steps, done)
         clip, tbptt = _trained(problem, losses, total, each, done) if losses else (None, None)
-    return LossGradient(
-        at="last" if problem.adjoint.shape[1] == 1 else "every",
-        log10_norm=_together([one.log10_norm[::-1] for one in found], np.nan),
-        deltas={gate: _together([one.deltas[gate] for one in found], 0.0) for gate in found[0].deltas},
-        log10_deltas={
-            gate: _together([one.log10_deltas[gate][::-1] for one in found], np.nan)
-            for gate in found[0].deltas
-        },
-        log10_gradients={
-            name: float(decades(_norm(part), total.exponent)) for name, part in total.arrays.items()
-        },
-        shares=shares,
-        clip=clip,
-        tbptt=tbptt,
+    norms = _norms(found)
+    return _without_noise(
+        LossGradient(
+            at="last" if problem.adjoint.shape[1] == 1 else "every",
+            log10_norm=norms,
+            deltas={gate: _together([one.deltas[gate] for one in found], 0.0) for gate in found[0].deltas},
+            log10_deltas={
+                gate: _together([one.log10_deltas[gate][::-1] for one in found], np.nan)
+                for gate in found[0].deltas
+            },
+            log10_gradients={
+                name: float(decades(_norm(part), total.exponent)) for name, part in total.arrays.items()
+            },
+            shares=shares,
+            clip=clip,
+            tbptt=tbptt,
+            log10_norm_error=_spread(norms, [_norms(other) for other, *_ in again], system.eps),
+            log10_gradient_errors={
+                name: gradient_error(total, [other for _, other, _ in again], [name], system.eps)
+                for name in total.arrays
+            },
+        )
     )
 
 
+def _without_noise(loss: LossGradient) -> LossGradient:
+    """The same with NaN for what rounding leaves nothing of."""
+    assert loss.log10_norm_error is not None
+    assert loss.log10_gradient_errors is not None
+    lost = (loss.log10_norm_error > LOST) & np.isfinite(loss.log10_norm)
+    noise = [name for name, error in loss.log10_gradient_errors.items() if error == math.inf]
+    if not lost.any() and not noise:
+        return loss
+    at_lags = f"it at some lags from {int(np.argmax(lost.any(axis=0)))} on" if lost.any() else ""
+    what = " and ".join(filter(None, (at_lags, f"its gradient by {listed(noise)}" if noise else "")))
+    return replace(
+        loss,
+        log10_norm=np.where(lost, np.nan, loss.log10_norm),
+        log10_gradients={**loss.log10_gradients, **dict.fromkeys(noise, math.nan)},
+        unmeasured=f"rounding leaves no digit of {what}",
+    )
+
+
+def _norms(found: Sequence[Followed]) -> Array:
+    """(B, T + 1) by lag."""
+    return _together([one.log10_norm[::-1] for one in found], np.nan)
+
+
+def _spread(norms: Array, again: Sequence[Array], eps: float) -> Array:
+    """Estimated error of log10 norms, from those of other runs."""
+    with np.errstate(invalid="ignore"):  # of zeros
+        spread = SAFETY * np.max([np.abs(norms - other) for other in again], axis=0)
+    least = ROUNDINGS * eps * (1 + np.abs(norms))
+    return np.where(
+        np.isneginf(norms), 0.0, np.nan_to_num(spread, posinf=np.inf) + np.nan_to_num(least, posinf=0.0)
+    )
+
+
+def gradient_error(whole: Total, again: Sequence[Total], names: Sequence[str], eps: float) -> float:
+    """Estimated error, in decades, of log10 of the norm of a gradient by some parameters together.
+
+    What other runs differ by may be all there is: infinite.
+    """
+    size = _norm(np.concatenate([whole.arrays[name].ravel() for name in names]))
+    parts = [[whole.minus(other, name).ravel() for name in names] for other in again]
+    off = max(_norm(np.concatenate(part)) for part in parts)
+    if not size:
+        return math.inf if off else 0.0
+    relative = SAFETY * off / size + ROUNDINGS * eps
+    return -math.log10(1 - relative) if relative < 1 else math.inf
+
+
+# Decades: a norm known no better is lost.
+LOST = 1.0
 # Part of the exponents of a dtype by which a gradient may shrink in a step, for it to have digits then.
 HELD = 0.94
 
@@ -169,7 +237,11 @@ def held_by(loss: LossGradient, dtype: str) -> LossGradient:
         name: math.nan if norm < np.nanmax(norms) + least else norm
         for name, norm in loss.log10_gradients.items()
     }
-    small = [name for name, norm in gradients.items() if math.isnan(norm)]
+    small = [
+        name
+        for name, norm in gradients.items()
+        if math.isnan(norm) and not math.isnan(loss.log10_gradients[name])
+    ]
     with np.errstate(invalid="ignore"):
         deltas = {
             name: np.where(ended | (each < norms[:, :-1] + least), np.nan, each)
@@ -193,20 +265,25 @@ def held_by(loss: LossGradient, dtype: str) -> LossGradient:
         log10_gradients=gradients,
         clip=None if small else loss.clip,
         tbptt=None if small else loss.tbptt,
-        unmeasured=f"{what} on slopes below {tiny:.0e}, which {dtype} takes as 0",
+        unmeasured="; ".join(
+            filter(None, (loss.unmeasured, f"{what} on slopes below {tiny:.0e}, which {dtype} takes as 0"))
+        ),
     )
 
 
 def _followed(
-    problem: Problem, sequences: Sequence[Adjoints], done: Callable[[int], None]
+    problem: Problem, sequences: Sequence[Adjoints], done: Callable[[int], None], draw: int = 0
 ) -> tuple[list[Followed], Total, list[ClippedGradient]]:
-    """Every sequence followed back, the gradient of all together, and of each what clipping does to it."""
+    """Every sequence followed back, the gradient of all together, and of each what clipping does to it.
+
+    draw : see ``Adjoints.back``; then without clipping.
+    """
     total, found, each = Total(problem.system.parameters), [], []
     for sequence in sequences:
         own = Total(problem.system.parameters)
-        found.append(sequence.back(own, done))
+        found.append(sequence.back(own, done, draw))
         total.add(own.arrays, own.exponent)
-        if problem.clip:
+        if problem.clip and not draw:
             each.append(clipped(own, problem.clip, problem.twice))
     return found, total, each
 
@@ -227,7 +304,8 @@ def _trained(
     if problem.tbptt is None:
         return clip, None
     chunked = losses.sums(total, limits=losses.at % problem.tbptt + 1, done=done)
-    return clip, truncation(problem.tbptt, sums, chunked)
+    again = losses.sums(total, done=done, draw=1)
+    return clip, truncation(problem.tbptt, sums, chunked, again)
 
 
 def _shares(

@@ -10,6 +10,7 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.measure.lag_sums import ALL, LagSums
+from gradscope.product_svd.error_estimate import SAFETY
 
 # The relative bias whose length is looked for.
 _SMALL = 0.01
@@ -31,6 +32,8 @@ class Truncation:
     decay : the factor by which |G_k| falls with every lag k, fitted (least squares on logarithms) over the
         middle half of the lags; NaN where there are too few. beyond : what it makes of all lags after T, or
         after K if that is more, over |G|.
+    bias_error : {group: estimated |error| of its bias at any K}, from a run in which all that a step reads is
+        changed by roundings; NaN where G is zero, None of results that are older.
     """
 
     length: int
@@ -40,6 +43,7 @@ class Truncation:
     chunks: Mapping[str, tuple[float, float]]
     decay: float
     beyond: float
+    bias_error: Mapping[str, float] | None = None
 
     @property
     def main(self) -> str:
@@ -53,6 +57,14 @@ class Truncation:
             return 0.0, 1.0
         length = min(length, self.steps)
         return float(self.bias[group][length - 1]), float(self.cosine[group][length - 1])
+
+    def error_of(self, group: str) -> float | None:
+        """Of its bias; that of what is not truncated is 0 as it stands."""
+        if self.bias_error is None:
+            return None
+        return (
+            0.0 if self.length >= self.steps and self.bias_error[group] < np.inf else self.bias_error[group]
+        )
 
     def needs(self, group: str, bias: float = _SMALL) -> int | None:
         """The length from which on the bias stays at or below this; None where the gradient is zero."""
@@ -92,16 +104,21 @@ class Truncation:
     def _numbers(self, group: str) -> dict[str, Any]:
         bias, cosine = self.at(group)
         chunked = dict(zip(("bias", "cosine"), self.chunks[group], strict=True))
+        known = {} if self.bias_error is None else {"bias_error": self.error_of(group)}
         return {
             "bias": bias,
+            **known,
             "cosine": cosine,
             "length_for_1_percent": self.needs(group),
             "chunked": chunked,
         }
 
 
-def truncation(length: int, whole: LagSums, chunked: LagSums) -> Truncation:
-    """Of BPTT truncated at ``length``; chunked : with every loss followed to the beginning of its chunk."""
+def truncation(length: int, whole: LagSums, chunked: LagSums, again: LagSums) -> Truncation:
+    """Of BPTT truncated at ``length``; chunked : with every loss followed to the beginning of its chunk.
+
+    again : ``whole`` with roundings, against the same G.
+    """
     group = "R" if "R" in whole.bias else ALL
     steps = len(whole.bias[group])
     decay, log10_next = _decay(whole.log10_part[group], max(length, steps))
@@ -121,6 +138,9 @@ def truncation(length: int, whole: LagSums, chunked: LagSums) -> Truncation:
         chunks=chunks,
         decay=decay,
         beyond=beyond,
+        bias_error={
+            name: SAFETY * float(np.abs(whole.bias[name] - again.bias[name]).max()) for name in whole.bias
+        },
     )
 
 

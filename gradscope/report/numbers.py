@@ -98,3 +98,13 @@ def log10_norm_of(parts: Sequence[float]) -> float:
     if not math.isfinite(largest):
         return largest
     return largest + 0.5 * math.log10(sum(100.0 ** (one - largest) for one in parts))
+
+
+def log10_norm_error_of(parts: Sequence[float], errors: Sequence[float | None]) -> float | None:
+    """The error of that, of parts that are off by so many decades; None where one is not known."""
+    whole, known = log10_norm_of(parts), [error for error in errors if error is not None]
+    if len(known) < len(parts) or not math.isfinite(whole):
+        return None
+    off = [10.0 ** (one - whole) * (1 - 10.0**-error) for one, error in zip(parts, known, strict=True)]
+    relative = math.hypot(*off)
+    return -math.log10(1 - relative) if relative < 1 else None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradscope.report.numbers import json_number, log10_norm_of
+from gradscope.report.numbers import json_number, log10_norm_error_of, log10_norm_of
 from gradscope.report.verdict import level, scientific
 
 if TYPE_CHECKING:
@@ -40,6 +40,14 @@ def losses_of(analysis: Analysis) -> list[LossGradient]:
 def gradient_norm(losses: Sequence[LossGradient]) -> float:
     """log10 of the norm of a gradient by all parameters, of all its sequences and directions together."""
     return log10_norm_of([norm for one in losses for norm in one.log10_gradients.values()])
+
+
+def gradient_norm_error(losses: Sequence[LossGradient]) -> float | None:
+    """Its estimated error, in decades; None where that is not known."""
+    names = [(one, name) for one in losses for name in one.log10_gradients]
+    norms = [one.log10_gradients[name] for one, name in names]
+    errors = [(one.log10_gradient_errors or {}).get(name) for one, name in names]
+    return log10_norm_error_of(norms, errors)
 
 
 def _loss(losses: list[LossGradient]) -> dict[str, Any]:

@@ -13,6 +13,12 @@ from gradscope.linearize.trajectory import states_of
 from gradscope.measure import adjoints
 
 N, D, T = 3, 2, 10
+
+
+def few_of(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 # States that are 1 in float64, whose rest beside it decides; and slopes that fall below what it holds.
 NEAR_1 = {"gru": (30.0, 3.0, 1), "lstm-cifg": (30.0, 3.0, 2)}
 BELOW = {"lstm": (30.0, 30.0, 2), "gru-reset-before": (300.0, 3.0, 2), "gru": (300.0, 3.0, 1)}
@@ -30,16 +36,16 @@ def network(cell, weights, size, seed):
     return arrays, inputs, log10_of_loss(step_of(cell), arrays, inputs[0], states, seed)
 
 
-def loss_of(cell, arrays, inputs, path):
+def loss_of(cell, arrays, inputs, path, **more):
     """What gradscope says of it."""
     np.savez(path / "cell.npz", **arrays)
     given = {"checkpoint": path / "cell.npz", "cell": cell, "inputs": inputs}
-    return gradscope.analyze(**given, adjoint=np.ones(N)).loss
+    return gradscope.analyze(**given, adjoint=np.ones(N), **more).loss
 
 
 @pytest.mark.parametrize("cell", few(NEAR_1, "gru"))
 def test_states_that_are_1_in_float64_have_what_is_left_beside_it(cell, tmp_path, monkeypatch):
-    arrays, inputs, (norms, deltas, whole) = network(cell, *NEAR_1[cell])
+    arrays, inputs, (norms, deltas, left) = network(cell, *NEAR_1[cell])
     monkeypatch.setattr(adjoints, "SEGMENT_BYTES", 1)  # what is left goes from segment to segment
     loss = loss_of(cell, arrays, inputs, tmp_path)
     assert loss.unmeasured is None
@@ -47,21 +53,53 @@ def test_states_that_are_1_in_float64_have_what_is_left_beside_it(cell, tmp_path
     for bias, each in deltas.items():
         gate = "d" + bias.removeprefix("b_")
         np.testing.assert_allclose(loss.log10_deltas[gate][0], each, rtol=1e-12, atol=1e-10)
-    for name, norm in whole.items():
+    for name, (norm, *_) in left.items():
         assert loss.log10_gradients[name] == pytest.approx(norm, abs=1e-9), name
+        assert abs(loss.log10_gradients[name] - norm) <= loss.log10_gradient_errors[name] < 1e-9, name
 
 
-@pytest.mark.parametrize("cell", few(BELOW, "lstm"))
+@pytest.mark.parametrize("cell", few(BELOW))
 def test_what_the_dtype_does_not_hold_is_told_or_said_to_be_missing(cell, tmp_path):
-    arrays, inputs, (norms, deltas, whole) = network(cell, *BELOW[cell])
+    arrays, inputs, (norms, deltas, left) = network(cell, *BELOW[cell])
     loss = loss_of(cell, arrays, inputs, tmp_path)
     assert "which float64 takes as 0" in loss.unmeasured
     told = [(loss.log10_norm[0], norms)]
     told += [(loss.log10_deltas["d" + bias.removeprefix("b_")][0], each) for bias, each in deltas.items()]
-    told += [([loss.log10_gradients[name]], [norm]) for name, norm in whole.items()]
+    told += [([loss.log10_gradients[name]], [norm]) for name, (norm, *_) in left.items()]
     lost = 0
     for ours, true in told:
         known = ~np.isnan(ours)
         lost += int((~known).sum())
         np.testing.assert_allclose(np.array(ours)[known], np.array(true)[known], rtol=1e-12, atol=1e-9)
     assert lost
+
+
+@pytest.mark.parametrize(
+    ("cell", "weights", "size", "seed"),
+    [("gru", 30.0, 30.0, 1), few_of("gru-reset-before", 3.0, 300.0, 1), few_of("gru", 3.0, 300.0, 1)],
+)
+def test_terms_that_cancel_are_in_the_estimated_errors(cell, weights, size, seed, tmp_path):
+    """dL/db_z is a sum whose terms are 1e33 times as large: of it rounding leaves nothing."""
+    arrays, inputs, (norms, _, left) = network(cell, weights, size, seed)
+    loss = loss_of(cell, arrays, inputs, tmp_path)
+    assert np.isnan(loss.log10_gradients["b_z"])
+    assert "rounding leaves no digit of" in loss.unmeasured
+    for name, (norm, *_) in left.items():
+        ours, error = loss.log10_gradients[name], loss.log10_gradient_errors[name]
+        assert np.isnan(ours) or abs(ours - norm) <= error, name
+    known = ~np.isnan(loss.log10_norm[0])
+    off = np.abs(loss.log10_norm[0] - norms)[known]
+    assert (off <= loss.log10_norm_error[0][known]).all()
+
+
+@pytest.mark.parametrize("cell", few(["lstm", "gru", "rnn"]))
+def test_the_bias_of_truncation_has_an_error(cell, tmp_path):
+    arrays, inputs, (_, _, left) = network(cell, 1.0, 1.0, 1)
+    loss = loss_of(cell, arrays, inputs, tmp_path, tbptt=4)
+    recurrent = [10.0**each for name, each in left.items() if name.startswith("R")]
+    expected = np.sqrt(np.sum(np.square(recurrent), axis=0))
+    bias, error = loss.tbptt.at("R")[0], loss.tbptt.error_of("R")
+    assert abs(bias - expected[4] / expected[0]) <= error < 1e-12
+    assert loss.to_dict(np.arange(1, T + 1))["tbptt"]["bias_error"] == error
+    off = np.abs(loss.tbptt.bias["R"][:-1] - expected[1:] / expected[0])
+    assert (off <= loss.tbptt.bias_error["R"]).all()

@@ -6,6 +6,7 @@ make of the one before it, to the last of them, and as many as float64 has of it
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -188,10 +189,11 @@ def log10_norms(
 
 def log10_of_loss(
     step: Step, parameters: dict[str, np.ndarray], inputs: np.ndarray, states: np.ndarray, seed: np.ndarray
-) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, float]]:
+) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
     """log10 norms of what a loss, of derivatives ``seed`` by the last state, sends back.
 
-    By lag k = 0 ... T; {bias: (T,)} by that bias at the steps T - k + 1 alone; and {parameter: by all of it}.
+    By lag k = 0 ... T; {bias: (T,)} by that bias at the steps T - k + 1 alone; and {parameter: (T,)} by it at
+    those up to T - k + 1, the last first: the whole gradient, and what BPTT leaves out that is cut at k - 1.
     """
     before, flint.ctx.prec = flint.ctx.prec, BITS
     try:
@@ -205,10 +207,15 @@ def log10_of_loss(
             adjoint = adjoint * jacobian(step, p, x, state)
             norms.append(log10_norm(adjoint))
         deltas = {key: np.array(list(map(log10_norm, by_step[key]))) for key in p if key.startswith("b")}
-        whole = {key: log10_norm(sum(each[1:], each[0])) for key, each in by_step.items()}
-        return np.array(norms), deltas, whole
+        left = {key: _sums_from_the_end(each) for key, each in by_step.items()}
+        return np.array(norms), deltas, left
     finally:
         flint.ctx.prec = before
+
+
+def _sums_from_the_end(each: list[flint.arb_mat]) -> np.ndarray:
+    sums = list(itertools.accumulate(reversed(each)))
+    return np.array([log10_norm(one) for one in reversed(sums)])
 
 
 def _by_parameter(
