@@ -1,15 +1,15 @@
 """Inputs from 1 to 1e6, weights from 1e-3 to 1e3, every cell: does any analysis end without gain and lags?
 
     python benchmarks/range.py [--cells lstm,gru-relu] [--steps 50,500] [--hidden 6] [--only all]
-                               [--forms alone,backward,stack,loss] [--done FILE]
+                               [--forms alone,backward,stack,loss] [--checked 50] [--done FILE]
 
 A row for each form, cell and T: how many analyses there were; in how many the gain at every lag that was
 looked at is that of python-flint, and in how many it is not (0 is asked for); in how many the gain is zero;
 how many ended without the gain or a lag of the full chain, or of the loss (0 is asked for); how many were
 refused and why; how many values all of them have, how many of these are zero and how many lost; and the
 seconds of the slowest. The oracle: complex steps of the papers' equations, in balls of 500 bits beside
-integers, at the states of the trajectory and what they have beyond float64's digits, over the last CHECKED
-steps, which are the lags 1 to CHECKED; there is none where states leave float64, and for cells that
+integers, at the states of the trajectory and what they have beyond float64's digits, over the last steps,
+which are the lags 1 to ``--checked``; there is none where states leave float64, and for cells that
 tests/oracles has no equations of.
 --only : what is measured, "gain" is the full chain's gain and lags alone; --forms : a layer alone, one that
 reads its inputs from their end, two of them one upon the other, and a loss of its last outputs (all that is
@@ -50,8 +50,6 @@ INPUTS = (1.0, 30.0, 300.0, 1e4, 1e6)
 WEIGHTS = (1e-3, 0.3, 1.0, 30.0, 1e3)
 FEATURES = 4
 FORMS = ("alone", "backward", "stack", "loss")
-# Lags that are compared: the oracle takes longer than the analysis.
-CHECKED = 50
 # Decades, beside ten times the estimated error: what rounding leaves of a logarithm, relative.
 ROUNDED = 1e-13
 
@@ -66,6 +64,7 @@ class Case:
     weights: float
     inputs: float
     hidden: int
+    checked: int = 50
 
     @property
     def key(self) -> dict[str, Any]:
@@ -118,7 +117,7 @@ class Case:
         states = states_of(System(cell, self.hidden, parameters, inputs, start), jax.devices()[:1])[0]
         if not np.isfinite(states).all():
             return None
-        return log10_norms(step, parameters, inputs[0], states, CHECKED)
+        return log10_norms(step, parameters, inputs[0], states, self.checked)
 
     def run(self, only: Only) -> dict[str, Any]:
         """One analysis: its seconds, what became of its values, whether it is right, and what it lacks."""
@@ -141,10 +140,25 @@ class Case:
 
 
 def right(expected: np.ndarray | None, analysis: gradscope.Analysis) -> bool | None:
-    """Whether the lags that are looked at are those of the oracle; None where there is none."""
+    """Whether the lags that are looked at are those of the oracle; None where there is none.
+
+    A lag that is told without an estimate has the larger one of the next that have one; one that is lost is
+    not told.
+    """
     if expected is None:
         return None
-    ours, error = analysis.full.by_lag[0, : len(expected)], analysis.full.spectra[0].log10_norm_error
+    ours, spectrum = analysis.full.by_lag[0, : len(expected)], analysis.full.spectra[0]
+    error = np.full(len(ours), spectrum.log10_norm_error)
+    if spectrum.log10_norm_error_by_lag is not None and len(spectrum.log10_norm_error_by_lag):
+        known = np.flatnonzero(~np.isnan(spectrum.log10_norm_error_by_lag))
+        at = np.arange(len(ours))
+        sides = [
+            np.clip(np.searchsorted(known, at, side) - back, 0, len(known) - 1)
+            for side, back in (("left", 0), ("right", 1))
+        ]
+        error = np.max([spectrum.log10_norm_error_by_lag[known[side]] for side in sides], axis=0)
+    told = ~np.isnan(ours)
+    ours, expected, error = ours[told], expected[told], error[told]
     zero = np.isneginf(expected) | np.isneginf(ours)
     close = np.abs(np.where(zero, 0, ours) - np.where(zero, 0, expected)) <= 10 * error + ROUNDED * (
         1 + np.abs(np.where(zero, 0, expected))
@@ -192,11 +206,17 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=6)
     parser.add_argument("--only", default="all", choices=get_args(Only))
     parser.add_argument("--forms", default="alone")
+    parser.add_argument(
+        "--checked",
+        type=int,
+        default=50,
+        help="lags that are compared: the oracle takes longer than the analysis",
+    )
     parser.add_argument("--done", type=Path)
     given = parser.parse_args()
     lists = (given.forms.split(","), given.cells.split(","), map(int, given.steps.split(",")))
     product = itertools.product(*lists, WEIGHTS, INPUTS)
-    rows = sweep([Case(*values, given.hidden) for values in product], given.only, given.done)
+    rows = sweep([Case(*values, given.hidden, given.checked) for values in product], given.only, given.done)
     print(
         "| form | cell | T | analyses | right | wrong | zero | ended early | refused | values | zeros | lost "
         "| slowest, s |"

@@ -76,9 +76,9 @@ def test_beyond_the_sequence_the_fitted_decay_alone(tmp_path):
     # sum of w^k, k >= 80, over the sum of all w^k.
     assert found.loss.tbptt.beyond == pytest.approx(0.5**80, rel=0.02)
     assert "nothing is truncated: the sequences have 60 steps" in str(found)
-    grows = truncation(10, *[lag_sums(np.linspace(0, 2, 60))] * 2)
+    grows = truncation(10, *[lag_sums(np.linspace(0, 2, 60))] * 3)
     assert (grows.decay > 1, grows.beyond, grows.needs_beyond) == (True, np.inf, None)
-    few = truncation(2, *[lag_sums(np.linspace(0, -2, 5))] * 2)
+    few = truncation(2, *[lag_sums(np.linspace(0, -2, 5))] * 3)
     assert np.isnan([few.decay, few.beyond]).all()
 
 
