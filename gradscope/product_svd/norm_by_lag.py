@@ -47,8 +47,8 @@ class LagNorm:
         """For runs that are compared with this: some lags, spread evenly in the logarithm; None of bounds."""
         if self.floor > -np.inf:
             return None
-        spread = np.geomspace(1, steps, min(steps, COMPARED)).round().astype(int)
-        return LagNorm(columns=self.columns, at=frozenset(spread.tolist()))
+        spread = frozenset(np.geomspace(1, steps, min(steps, COMPARED)).round().astype(int).tolist())
+        return LagNorm(columns=self.columns, at=spread if self.at is None else spread & frozenset(self.at))
 
     def __call__(self, graded: Graded, after: Array) -> float:
         """after : (m_0,) exponents by which the columns of graded.y are scaled."""

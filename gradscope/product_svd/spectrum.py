@@ -146,12 +146,15 @@ def spectrum(
     lagged: Array | None = None
     # Where every entry has an exponent zeros stay zeros: no state need be left out.
     if window is not None or (gaps and not steps.wild):
-        forward, backward = reachable(whole, m, rows, columns)
-        steps = restricted(whole, [f & b for f, b in zip(forward, backward, strict=True)])
-        if lag_norm is not None:
-            # A state that time 0 does not reach still counts at the shorter lags; and columns are counted
-            # among all states.
-            seen = backward if window is None else [*[np.ones(m, bool)] * len(whole), backward[-1]]
+        forward, backward = reachable(whole, m, rows, columns, gaps)
+        kept = [f & b for f, b in zip(forward, backward, strict=True)]
+        steps = restricted(whole, kept)
+        # A state that time 0 does not reach still counts at the shorter lags; and columns are counted
+        # among all states.
+        seen = backward if window is None else [*[np.ones(m, bool)] * len(whole), backward[-1]]
+        if lag_norm is not None and all(map(np.array_equal, kept[1:], seen[1:])):
+            lag_norm = LagNorm(lag_norm.floor, columns, range(1, len(whole)))  # the last is the first value
+        elif lag_norm is not None:
             lagged, lag_norm = _lags_alone(restricted(whole, seen), lag_norm), None
     if only_first and lag_norm is not None and steps.wild:
         found = wide_first(steps, entry_error, lag_norm)

@@ -171,13 +171,14 @@ class Steps:
         return self.source.beyond or self.span >= WILD
 
     def _through(self, y: Array, t: int) -> Array:
-        return multiplied(y, self.parts(t), self.source.layout if self._whole(t) else None)
+        return multiplied(y, self.parts(t), self.source.layout if self.whole(t) else None)
 
     def parts(self, t: int) -> list[Array]:
         """The step as the parts of which ``multiplied`` makes it up, where all states matter."""
-        return self.source.parts(t) if self._whole(t) else [self[t]]
+        return self.source.parts(t) if self.whole(t) else [self[t]]
 
-    def _whole(self, t: int) -> bool:
+    def whole(self, t: int) -> bool:
+        """Whether all states matter before step t and after it."""
         return self.live is None or len(self.live[t]) == len(self.live[t + 1]) == self.size
 
     def width(self, t: int, size: int) -> Array:
@@ -276,21 +277,30 @@ def _held(a: Array) -> bool:
     return all(int(float(each)) == each for each in large.tolist())
 
 
-def reachable(steps: Steps, size: int, rows: slice, columns: slice) -> tuple[list[Array], list[Array]]:
-    """Masks (T + 1 of them) of the states that ``columns`` at time 0 reach, and that reach ``rows`` at T."""
+def reachable(
+    steps: Steps, size: int, rows: slice, columns: slice, gaps: bool
+) -> tuple[list[Array], list[Array]]:
+    """Masks (T + 1 of them) of the states that ``columns`` at time 0 reach, and that reach ``rows`` at T.
+
+    gaps : whether any row or column is zero. Where none is, all states that are reached reach all.
+    """
     states = np.arange(size)
     forward, backward = [np.isin(states, states[columns])], [np.isin(states, states[rows])]
     for t in range(len(steps)):
-        forward.append(np.asarray(steps.nonzero(t)[:, forward[-1]].any(axis=1)))
+        reached = forward[-1]
+        look = gaps or not reached.all()
+        forward.append(np.asarray(steps.nonzero(t)[:, reached].any(axis=1)) if look else reached)
     for t in reversed(range(len(steps))):
-        backward.append(np.asarray(steps.nonzero(t)[backward[-1]].any(axis=0)))
+        reaching = backward[-1]
+        look = gaps or not reaching.all()
+        backward.append(np.asarray(steps.nonzero(t)[reaching].any(axis=0)) if look else reaching)
     return forward, backward[::-1]
 
 
 def restricted(steps: Steps, masks: list[Array]) -> Steps:
     """The same chain on the masked states only."""
     part = Steps(steps.source, [np.flatnonzero(mask) for mask in masks], len(masks[0]))
-    part.weights = [row_exponents(part[t]) for t in range(len(part))]
+    part.weights = [steps.weights[t] if part.whole(t) else row_exponents(part[t]) for t in range(len(part))]
     part.span = steps.span
     return part
 
