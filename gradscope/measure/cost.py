@@ -26,6 +26,8 @@ _CALLS, _SQUARE, _CUBE = 10.0, 5e-4, 2e-6
 _LAG = 8.0
 # Of a path alone, which is no sum of parts, and whose norm is looked at above the threshold alone, the calls.
 _PATH = 0.4
+# Of a block of the product, whose lags are bounds below the threshold and whose x is small: all.
+_BLOCK = 0.6
 # Once for every run, of a product of m values: the SVD, whatever the number of steps.
 _FINISH = 2e-5
 # Units for the start of a process, and for a program that is compiled.
@@ -49,6 +51,11 @@ _GLANCED, _DOUBTED = 3, 3.0
 TOP_PASSES, _COLUMNS = 11, 16
 # Units for a step of such a pass, and for a million multiplications in it.
 _PASSED, _MULTIPLIED = 0.2, 1.3
+# Such numbers for a derivative of the step of a cell without slopes of units, and of a layer of a stack, for
+# every square of its states.
+_DERIVED, _STACKED = 4, 24
+# Programs for each path that a stack is without; how much longer each takes to compile for a further layer.
+_OF_BLOCKS, _OF_LAYER = 5, 0.6
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ def chain_cost(size: int, steps: int, *, rows: int = 0, path: bool = False) -> f
     passed = runs(size) * once * (rows or size) / size
     finish = runs(size) * _FINISH * (rows or size) ** 3 / steps
     calls = runs(size) * _CALLS + _LAG
-    return (_PATH if path else 1.0) * calls + passed + finish
+    return ((_PATH if path else 1.0) * calls + passed + finish) * (_BLOCK if rows else 1.0)
 
 
 def without_cost(size: int, paths: int) -> float:
@@ -112,8 +119,7 @@ def chain_costs(work: Work) -> dict[str, float]:
     if work.only in ("verdict", "gain"):
         return {"full": _ALONE + without_cost(sum(work.sizes), 1)}
     costs = {"full": chain_cost(sum(work.sizes), work.steps)}
-    layers = len(work.sizes)
-    parts = len(work.cell.paths) if work.cell is not None else layers * (layers + 1) // 2
+    parts = _parts(work)
     if parts > 1:
         costs["without"] = without_cost(sum(work.sizes), parts)
     for j in range(len(work.sizes)):
@@ -159,20 +165,30 @@ def without_jacobians(work: Work) -> float:
     columns = _COLUMNS * work.sequences / 1e6
     each = [_PASSED + _MULTIPLIED * columns * count for count in numbers]
     # Of the trajectory and of shares; and of chains whose steps are of one kind, passes and lags.
-    programs = (1 if work.only in ("verdict", "gain") else 3) + 2 * len(set(numbers))
-    return programs * _COMPILED + TOP_PASSES * work.steps * sum(each)
+    alone = work.only in ("verdict", "gain")
+    programs = (1 if alone else 3) + 2 * len(set(numbers))
+    if work.cell is None and not alone:  # without each of its blocks the steps of a stack are others
+        programs += _OF_BLOCKS * _parts(work)
+    larger = 1 + _OF_LAYER * (len(work.sizes) - 1)
+    return programs * larger * _COMPILED + TOP_PASSES * work.steps * sum(each)
+
+
+def _parts(work: Work) -> int:
+    """How many paths there are."""
+    layers = len(work.sizes)
+    return len(work.cell.paths) if work.cell is not None else layers * (layers + 1) // 2
 
 
 def _by_column(work: Work) -> list[int]:
     """How many numbers a column is multiplied by at a step of each chain, the full one first."""
     cell, layers = work.cell, len(work.sizes)
     units = cell is not None and cell.units is not None
-    full = 4 * sum(size**2 for size in work.sizes)  # a derivative of the step takes about two steps
+    full = (_DERIVED if cell is not None else _STACKED) * sum(size**2 for size in work.sizes)
     if cell is not None and units:
         full = sum(path.startswith("R") for path in cell.paths) * work.hidden**2
     if work.only in ("verdict", "gain"):
         return [full]
-    parts = len(cell.paths) if cell is not None else layers * (layers + 1) // 2
+    parts = _parts(work)
     blocks = layers * (layers - 1) // 2
     alone = list(_paths(cell, work.hidden)) if cell is not None else []
     without = parts if parts > 1 else 0

@@ -20,7 +20,7 @@ from gradscope.linearize.jacobians import definition, linearize
 from gradscope.linearize.stack_chain import blocked
 from gradscope.product_svd.operator import DenseOperator, Window
 from gradscope.product_svd.spectrum import top_spectra
-from gradscope.product_svd.steps import checked, multiplied
+from gradscope.product_svd.steps import Steps, checked, multiplied, reachable
 
 D, T = 3, 8
 
@@ -241,6 +241,19 @@ def test_a_window_of_an_operator_is_that_of_the_product(sizes):
     of_lag = whole.log10_norm_by_lag[top.lags - 1]
     np.testing.assert_allclose(top.log10_norm_by_lag, of_lag, rtol=0, atol=1e-9)
     assert abs(top.right @ whole.right) == pytest.approx(1, abs=1e-8)
+
+
+def test_of_a_window_whose_rows_are_not_zero_few_steps_are_looked_at(monkeypatch):
+    """All states that are reached reach all: the answer is that of a look at every step."""
+    steps, gaps = checked(triangular((4, 5), 20))
+    window = (slice(4, None), slice(4))
+    looked_at_all = reachable(steps, 9, *window, gaps=True)
+    looked, nonzero = [], Steps.nonzero
+    monkeypatch.setattr(Steps, "nonzero", lambda self, t: looked.append(t) or nonzero(self, t))
+    for masks, same in zip(reachable(steps, 9, *window, gaps), looked_at_all, strict=True):
+        np.testing.assert_array_equal(masks, same)
+    assert not gaps
+    assert len(looked) == 2
 
 
 def test_a_window_counts_its_exact_zeros():
