@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -111,6 +112,10 @@ class Derivatives(ABC):
     @abstractmethod
     def weights(self) -> Mapping[str, Array]:
         """The real arrays that a checkpoint of the module has, by their names in it."""
+
+    def second_call(self) -> tuple[int, Callable[..., Any], Mapping[str, Any], Any] | None:
+        """Of what is called step by step on JAX: how often, the function, its weights, and its batch."""
+        return None
 
     def used(self) -> frozenset[str]:
         """The names of those that the steps are made of."""

@@ -116,6 +116,13 @@ class PureSteps(Derivatives):
             "keeps a state where that is not seen"
         )
 
+    def second_call(self) -> tuple[int, Pure, Mapping[str, Any], Any]:
+        """See Derivatives."""
+        call = self._calls[1]
+        tensors = {place[1:]: array for place, array in call.given.items()}
+        both = placed(call.arguments, tensors)
+        return len(self._calls), lambda weights, args, _: self._call(weights, *args), self._weights, both
+
     @property
     def _matrices(self) -> list[str]:
         """The names of the weights that are matrices, "" of others."""

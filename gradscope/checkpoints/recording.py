@@ -35,6 +35,7 @@ class Recording:
     backward : whether it reads the sequences from their ends.
     rounding : relative, of the numbers that it computes with (eps).
     fed_back : whether its inputs depend on its own outputs at earlier steps.
+    unlike : that its derivatives are others than those of its class, and how; unseen : why that was not seen.
     states : (B, T + 1, m), those before and after every step, where its Jacobians are its inputs (see
         ``Derivatives``).
     """
@@ -49,6 +50,8 @@ class Recording:
     mask: Array | None = None
     backward: bool = False
     states: Array | None = None
+    unlike: str = ""
+    unseen: str = ""
 
 
 def turned_within(values: Array, lengths: Sequence[int] | None) -> Array:
@@ -117,7 +120,8 @@ class Recorded:
         found = replace(found, doubt="", question=question, alone=False, given_state=False)
         found = replace(found, direction="backward" if recording.backward else "forward")
         kept = [sentence for sentence in found.not_applied if not sentence.endswith(LENGTHS_ASKED)]
-        assumed = (*found.assumed, self.said) if self.said else found.assumed
+        unseen = "" if found.derivatives else self.layers[found.name].unseen
+        assumed = (*found.assumed, *filter(None, (self.said, unseen)))
         return replace(found, not_applied=(*kept, *said), assumed=assumed)
 
     def on_its_own(self, found: Found, chosen: Collection[str]) -> Found:

@@ -60,6 +60,9 @@ def record(model: Any, batch: Any, path: PathLike, *, max_size: int = MOST) -> N
     if not kept:
         name, why = next(iter(live.recorded.problems.items()))
         raise InputError(f"{live.source}: no layer can be recorded: {shown(name)} {why}")
+    for name, one in kept:
+        if isinstance(one, Recording) and one.unlike:
+            raise InputError(f"{live.source}: layer {shown(name)} {one.unlike}")
     write_recording(path, kept, max_size)
 
 

@@ -55,11 +55,11 @@ class Compared:
 
 
 class DisagreementError(InputError):
-    """What gradscope computes of a layer is not what it put out."""
+    """What gradscope computes of a layer is not what it put out, or not its derivative."""
 
-    def __init__(self, layer: Layer, message: str) -> None:
+    def __init__(self, layer: Layer, message: str, what: str = "it computes something else") -> None:
         super().__init__(message)
-        self.layer = layer
+        self.layer, self.what = layer, what
 
 
 def settled(
@@ -84,8 +84,8 @@ def settled(
             except InputError as other:
                 raise InputError(f"{error}; and {by} cannot differentiate it: it {other}") from other
             said[module] = (
-                f"it computes something else than cell {error.layer.cell.name} with its weights, so that "
-                f"{by}'s own derivatives are taken"
+                f"{error.what} than cell {error.layer.cell.name} with its weights, so that {by}'s own "
+                "derivatives are taken"
             )
 
 
@@ -108,6 +108,9 @@ def check_recorded(model: Model, recorded: Recorded, dtype: str, devices: Sequen
         exact, *shaken = map(systems[0].as_given, found[layer.name])
         if sentence := _compare(layer, one, Compared(exact, tuple(shaken), rounding), systems[0]):
             sentences[layer.name] = sentence
+        if one.unlike:
+            message = f"layer {shown(layer.name)} {one.unlike}"
+            raise DisagreementError(layer, message, "it has other derivatives")
     return sentences
 
 

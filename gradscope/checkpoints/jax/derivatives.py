@@ -29,8 +29,9 @@ class Jax:
 
     @contextmanager
     def precisely(self, *, double: bool) -> Iterator[None]:
-        """See Engine."""
-        with jax.default_matmul_precision("highest"), jax.enable_x64(double):
+        """See Engine; where the user has JAX compute in float64, its own precision is that."""
+        wide = double or jax.dtypes.canonicalize_dtype("float64") == "float64"
+        with jax.default_matmul_precision("highest"), jax.enable_x64(wide):
             yield
 
     def ways(self, step: Step, names: Sequence[str]) -> list[Way]:

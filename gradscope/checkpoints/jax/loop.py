@@ -44,8 +44,8 @@ def jax_loops(
     traced, or has a loop that cannot be told apart into steps.
     """
     names, sealed = [*weights], [k for k, name in enumerate(weights) if name in others]
-    program, value = sketched(call, weights, batch, sealed)
-    if not used_again(Origins(program, names, value, others)):
+    sketch = sketched(call, weights, batch, sealed)
+    if sketch is None or not used_again(Origins(sketch[0], names, sketch[1], others)):
         return {}
     run = traced(call, weights, batch, sealed)
     origins = Origins(run.program, names, run.values.__getitem__, others)

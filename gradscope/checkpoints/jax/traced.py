@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -61,19 +61,36 @@ class UntracedError(InputError):
 
 
 def sketched(
-    call: Pure, weights: Mapping[str, Any], batch: Any, sealed: Sequence[int]
-) -> tuple[Program, Callable[[int], Any]]:
-    """The program of a model in its own precision, and what says a value of it; see ``traced``."""
+    call: Pure, weights: Mapping[str, Any], batch: Any, sealed: Sequence[int], only_with: Collection[str] = ()
+) -> tuple[Program, Callable[[int], Any]] | None:
+    """The program of a model in its own precision, and what says a value of it; see ``traced``.
+
+    only_with : names of operations: None for a program that has none of these.
+    """
     run, given = _function(call, weights, batch)
     with Jax().precisely(double=False):
         arrays = [jax.numpy.asarray(array) for array in (*weights.values(), *given.values())]
         try:
-            program = Program(jax.make_jaxpr(run)(arrays), len(weights), sealed)
+            closed = jax.make_jaxpr(run)(arrays)
+            if only_with and not any(name.startswith(tuple(only_with)) for name in _operations(closed.jaxpr)):
+                return None
+            program = Program(closed, len(weights), sealed)
         except InputError:
             raise
         except Exception as error:  # the user's code may fail in any way
             raise _untraced(error) from error
     return program, lambda ref: program.values(arrays, [ref])[ref]
+
+
+def _operations(jaxpr: Any) -> Iterator[str]:
+    """The names of the operations of a program, and of those within them."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for value in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda one: hasattr(one, "eqns")
+        ):
+            if (inner := getattr(value, "jaxpr", value)) is not None and hasattr(inner, "eqns"):
+                yield from _operations(inner)
 
 
 def _untraced(error: Exception) -> UntracedError:

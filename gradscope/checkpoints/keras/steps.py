@@ -61,6 +61,13 @@ class KerasSteps(Derivatives):
 
     def differentiate(self) -> OwnSteps:
         """See Derivatives."""
+        return self._stepped().differentiate()
+
+    def second_call(self) -> tuple[int, Callable[..., Any], Mapping[str, Any], Any] | None:
+        """See Derivatives."""
+        return self._stepped().second_call()
+
+    def _stepped(self) -> Derivatives:
         return by_backend(self._keras, self._layer, self._run, self._calls, self._state)
 
 
@@ -110,7 +117,7 @@ class KerasSequence(Derivatives):
                 raise InputError("reads or puts out numbers that are not finite")
         with quietly(self._keras, self._layer):
             calls, state, run = self._stepped(loop)
-        steps = by_backend(self._keras, self._layer.cell, run, calls, state)
+        steps = by_backend(self._keras, self._layer.cell, run, calls, state).differentiate()
         if loop.mask is None:
             return steps
         return _unmasked(steps, self._array(loop.mask).astype(bool), backward=self.backward)
@@ -284,7 +291,7 @@ def _weights_of(keras: Any, layer: Any) -> dict[str, Array]:
     return {v.path: _array(keras, v.value) for v in layer.weights if real(v.dtype)}
 
 
-def by_backend(keras: Any, layer: Any, run: Run, calls: Sequence[StepCall], state: Carried) -> OwnSteps:
+def by_backend(keras: Any, layer: Any, run: Run, calls: Sequence[StepCall], state: Carried) -> Derivatives:
     """The steps of a layer by the backend that it runs on."""
     names = _names([variable.path for variable in layer.variables])
     if (backend := keras.backend.backend()) == "jax":
@@ -302,7 +309,7 @@ def by_backend(keras: Any, layer: Any, run: Run, calls: Sequence[StepCall], stat
             f"runs on Keras' {backend} backend, of which gradscope takes no derivatives: run it with "
             f"KERAS_BACKEND={' or '.join(BACKENDS)}"
         )
-    return steps.differentiate()
+    return steps
 
 
 def _by_engine(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,23 +19,39 @@ from gradscope.errors import InputError, listed, shown
 
 
 def with_own(
-    source: str, model: Any, batch: Any, layers: Sequence[Found], cells: Sequence[str], hooked: Iterable[Any]
+    source: str,
+    model: Any,
+    batch: Any,
+    layers: Sequence[Found],
+    cells: Sequence[str],
+    hooked: Iterable[Any],
+    may_change: Callable[[Any], bool],
 ) -> tuple[tuple[Found, ...], Recorded]:
     """The layers of a model and what they were recorded to do, with the modules that torch differentiates.
 
-    cells : modules that the user names; hooked : those that functions of the user's are called in. Raises
-    InputError as ``recorded`` does, and where one that is named cannot be stepped.
+    cells : modules that the user names; hooked : those that functions of the user's are called in;
+    may_change : as for ``recorded``. Raises InputError as that does, and where one that is named cannot be
+    stepped.
     """
     own = owned(model, cells, hooked)
-    recording, ends = recorded(source, model, batch, layers, own)
+    recording, ends = recorded(source, model, batch, layers, own, may_change)
     modules = dict(model.named_modules(remove_duplicate=False))
-    told = [modules[one.module] for one in layers if one.name in ends and one.module in modules]
+    unlike = {name for name, one in recording.layers.items() if one.unlike}
+    told = [one for one in layers if one.name in ends and one.name not in unlike]
+    told = [modules[one.module] for one in told if one.module in modules]
     found, problems = recurrent(own, cells, {one.module for one in layers}, told)
     if wrong := [name for name in cells if name in problems]:
         raise InputError(f"{source}: module {shown(wrong[0])} {problems[wrong[0]]}")
     kept = list(layers)
     for name, derivatives in found.items():
-        kept = _with(name, derivatives, kept, named=name in cells, ends=ends)
+        same = {layer: end for layer, end in ends.items() if layer not in unlike}
+        kept = _with(
+            name,
+            derivatives,
+            kept,
+            named=name in cells,
+            ends=same if isinstance(derivatives, TorchLoop) else ends,
+        )
     loops = [one for one in found.values() if isinstance(one, TorchLoop)]
     problems = {
         name: why

@@ -60,7 +60,7 @@ def read_module(function: str, module: Any, batch: Any, cells: Sequence[str] = (
             raise InputError(f"{called}: cells are found as they are called: give a batch as well")
         return Live(called, layers, tensors, way=_ON_A_BATCH)
     hooked = [modules[of] for of in map(module_of, layers) if of in modules and _hooks(modules[of])]
-    layers, recording = with_own(called, module, batch, layers, cells, hooked)
+    layers, recording = with_own(called, module, batch, layers, cells, hooked, _may_change)
     return Live(called, layers, tensors, recording)
 
 
@@ -140,6 +140,10 @@ def _hooks(module: Any) -> int:
     """How many functions of the user's own are called with what a module reads or puts out."""
     before, after = (getattr(module, f"_forward{name}_hooks", {}).values() for name in ("_pre", ""))
     return len(after) + sum(not type(hook).__module__.startswith("torch.nn.utils.") for hook in before)
+
+
+def _may_change(module: Any) -> bool:
+    return bool(_hooks(module)) or not _plain(module)
 
 
 def _plain(module: Any) -> bool:

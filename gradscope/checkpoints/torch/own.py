@@ -27,25 +27,34 @@ from gradscope.checkpoints.derivatives import Derivatives
 from gradscope.checkpoints.torch.calls import reaches
 from gradscope.checkpoints.torch.operations import is_tensor
 from gradscope.checkpoints.torch.sequence import TorchSequence
-from gradscope.checkpoints.torch.steps import TorchSteps, class_of, copied, kept_by, path_name, same
+from gradscope.checkpoints.torch.steps import TorchSteps, class_of, copied, is_real, kept_by, path_name, same
 from gradscope.checkpoints.torch_loops.loop import TorchLoop, loops_of
 from gradscope.errors import InputError, listed, quoted, shown
 
 # A parameter that is used so often, and each time on what an earlier use made, may be a recurrent matrix.
 _USES = 3
+# Roundings that a state may have on its way to the next call: sums of a few parts.
+_SUMS = 64
+_HELD = (
+    "is called step by step, and before call {} the gradient of its state is held back or changed (a detach, "
+    "a torch.no_grad, a hook, a Function of its own), which is not in the derivatives of its steps"
+)
 
 
 @dataclass
 class Own:
     """What the hooks on a module of the user's own class have noted.
 
-    reads, makes : nodes of the graph, of every call, and of the state alone where that is told.
+    nodes, edges : of every call the nodes of the graph, and the places in it, of what it was given and put
+    out.
     """
 
     module: Any
     calls: list[StepCall] = field(default_factory=list)
     nodes: list[tuple[dict[Place, Any], dict[Place, Any]]] = field(default_factory=list)
+    edges: list[tuple[dict[Place, Any], dict[Place, Any]]] = field(default_factory=list)
     begun: list[tuple[dict[Place, Any], dict[Place, Any]]] = field(default_factory=list)
+    begun_edges: list[dict[Place, Any]] = field(default_factory=list)
     copies: dict[tuple[int, int], Any] = field(default_factory=dict)
     problem: str = ""
 
@@ -91,6 +100,7 @@ def overhearing(heard: Mapping[str, Own]) -> Iterator[None]:
 def _before(own: Own, _: Any, args: Any, keywords: Any) -> None:
     given = dict(leaves((args, keywords), is_tensor, (ARGUMENTS,))) | kept_by(own.module)
     own.begun.append((given, _cloned(own, given)))
+    own.begun_edges.append(_edges(given))
 
 
 def _after(own: Own, _: Any, args: Any, keywords: Any, output: Any) -> None:
@@ -103,6 +113,14 @@ def _after(own: Own, _: Any, args: Any, keywords: Any, output: Any) -> None:
     held = placed((args, keywords), dict.fromkeys(places))  # without the tensors, and the graph behind them
     own.calls.append(StepCall(held, given, _cloned(own, made), passed))
     own.nodes.append(({p: t.grad_fn for p, t in live.items()}, {p: t.grad_fn for p, t in made.items()}))
+    given_edges = own.begun_edges.pop()
+    own.edges.append((given_edges, _edges(made)))
+
+
+def _edges(tensors: Mapping[Place, Any]) -> dict[Place, Any]:
+    """Where tensors are in the graph, before anything changes them in place."""
+    edge = importlib.import_module("torch.autograd.graph").get_gradient_edge
+    return {p: edge(t) for p, t in tensors.items() if t.requires_grad and is_real(t)}
 
 
 def _cloned(own: Own, tensors: Mapping[Place, Any]) -> dict[Place, Any]:
@@ -236,6 +254,7 @@ def _steps(own: Own, calls: list[StepCall]) -> TorchSteps:
     torch = importlib.import_module("torch")
     state = carried(calls, same)
     _check_whole(own, calls, state)
+    _check_passed_on(own, calls, state)
     reads = [node for given, _ in own.nodes[1:] for p, node in given.items() if p not in state.places]
     makes = [node for _, made in own.nodes[:-1] for node in made.values()]
     fed_back = reaches(filter(None, reads), filter(None, makes))
@@ -256,6 +275,25 @@ def _check_whole(own: Own, calls: Sequence[StepCall], state: Carried) -> None:
                 and reaches([given[place]], filter(None, [made.get(source)]))
             ):
                 raise InputError(BETWEEN.format(len(calls), "a part of the state is not"))
+
+
+def _check_passed_on(own: Own, calls: Sequence[StepCall], state: Carried) -> None:
+    """Raise InputError where the state is given on as it is and its gradient is not."""
+    torch = importlib.import_module("torch")
+    generator = torch.Generator().manual_seed(0)
+    for number, ((_, made), (given, _)) in enumerate(itertools.pairwise(own.edges), 2):
+        for place, part in state.places.items():
+            source = state.sources[part]
+            if source not in made or place not in calls[number - 1].given:
+                continue
+            value = calls[number - 1].given[place]
+            row, back = torch.randn(value.shape, generator=generator).to(value), None
+            if place in given:
+                (back,) = torch.autograd.grad(
+                    [given[place]], [made[source]], [row], retain_graph=True, allow_unused=True
+                )
+            if back is None or not torch.allclose(back, row, rtol=0, atol=_SUMS * torch.finfo(row.dtype).eps):
+                raise InputError(_HELD.format(number))
 
 
 def feeds_itself(own: Own) -> bool:

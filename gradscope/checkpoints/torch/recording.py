@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from gradscope.checkpoints.calls import Heard, ModuleCall, recordings, run_faile
 from gradscope.checkpoints.found import Found
 from gradscope.checkpoints.recording import Recorded
 from gradscope.checkpoints.torch.calls import call_of, reaches
+from gradscope.checkpoints.torch.gradients import Doubt, Pulled
 from gradscope.checkpoints.torch.own import Own, overhearing
 from gradscope.checkpoints.torch.told import module_of
 from gradscope.custom_types import Array
@@ -28,12 +30,18 @@ States = tuple[tuple[Array, ...], ...]
 
 
 def recorded(
-    source: str, model: Any, batch: Any, layers: Sequence[Found], own: Mapping[str, Own]
+    source: str,
+    model: Any,
+    batch: Any,
+    layers: Sequence[Found],
+    own: Mapping[str, Own],
+    may_change: Callable[[Any], bool],
 ) -> tuple[Recorded, dict[str, States]]:
     """What the layers found in a model read and put out as it runs over a batch, in eval mode.
 
-    own : modules whose calls are noted as they are. Also returns the states that every call of a module with
-    layers ended in, by the names of the layers.
+    own : modules whose calls are noted as they are; may_change : whether a module computes in its own way, or
+    functions of the user's are called in it. Also returns the states that every call of a module with layers
+    ended in, by the names of the layers.
     Raises InputError where the forward pass fails. What is wrong with one layer alone is a problem of it.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -44,11 +52,15 @@ def recorded(
     }
     heard = {id(owner): Heard() for owner in owners.values()}
     cells = {id(owners[f.name]): not any(map(_is_of_layer, f.keys)) for f in layers if f.name in owners}
+    pulled = {id(owner): Pulled(owner) for owner in owners.values()}
     try:
         modules_of_own = [one.module for one in own.values()]
         every = [*owners.values(), *modules_of_own]
-        with _evaluating(model, every), _listening(owners.values(), heard, cells), overhearing(own):
-            _run(model, batch)
+        with _evaluating(model, every), _listening(pulled, heard, cells):
+            with overhearing(own):
+                _run(model, batch)
+            changed = {id(owner) for owner in owners.values() if may_change(owner)}
+            doubts = _doubts(pulled, changed)
     except Exception as error:  # the user's code may fail in any way
         raise run_failed(source, error, _BATCH) from error
     found = recordings(
@@ -57,6 +69,11 @@ def recorded(
         heard,
         lambda _, call: reaches(call.reads, call.makes),
     )
+    for layer in layers:
+        if layer.name in found.layers:
+            doubt = doubts.get(id(owners[layer.name]), Doubt())
+            told = replace(found.layers[layer.name], unlike=doubt.unlike, unseen=doubt.unseen)
+            found = replace(found, layers={**found.layers, layer.name: told})
     ends = {
         layer.name: tuple(tuple(map(np.asarray, call.after)) for call in heard[id(owners[layer.name])].calls)
         for layer in layers
@@ -117,16 +134,27 @@ def _without_tf32(cudnn: Any) -> Iterator[None]:
         cudnn.allow_tf32 = before
 
 
+def _doubts(pulled: Mapping[int, Pulled], changed: Collection[int]) -> dict[int, Doubt]:
+    """Of the derivatives of the modules that may have others than torch's: changed, or called in a loop."""
+    return {
+        key: one.doubt() for key, one in pulled.items() if key in changed or len(one.given) > 1 or one.unseen
+    }
+
+
 @contextmanager
-def _listening(owners: Any, heard: Mapping[int, Heard], cells: Mapping[int, bool]) -> Iterator[None]:
+def _listening(
+    pulled: Mapping[int, Pulled], heard: Mapping[int, Heard], cells: Mapping[int, bool]
+) -> Iterator[None]:
     """Within, every call of a module is noted, after all other hooks of it."""
     handles = []
     try:
-        for owner in {id(owner): owner for owner in owners}.values():
+        for one in pulled.values():
+            owner = one.module
             first = getattr(owner, "batch_first", False) is True
             read = partial(call_of, cell=cells[id(owner)], batch_first=first)
-            hook = partial(_note, heard[id(owner)], read)
+            hook = partial(_note, heard[id(owner)], one, read)
             try:
+                handles.append(owner.register_forward_pre_hook(one.before, with_kwargs=True))
                 handles.append(owner.register_forward_hook(hook, with_kwargs=True))
             except RuntimeError:
                 heard[
@@ -139,7 +167,16 @@ def _listening(owners: Any, heard: Mapping[int, Heard], cells: Mapping[int, bool
 
 
 def _note(
-    heard: Heard, read: Callable[..., ModuleCall], _: Any, args: Any, keywords: Any, output: Any
+    heard: Heard,
+    pulled: Pulled,
+    read: Callable[..., ModuleCall],
+    _: Any,
+    args: Any,
+    keywords: Any,
+    output: Any,
 ) -> None:
     """The hook."""
+    pulled.after(output)
+    if pulled.over:
+        return
     heard.note(partial(read, args, keywords, output))
