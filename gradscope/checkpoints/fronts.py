@@ -11,8 +11,10 @@ from gradscope.checkpoints.found import Found
 from gradscope.errors import InputError
 from gradscope.formats.tensors import Tensors
 
-# A vector of one number for every feature that is multiplied by it, as a norm's is; biases are added.
-_SCALE = re.compile(r"(.*[./])?(weight|scale|gamma|running_mean)(:0)?", re.S)
+# A vector of one number for every feature, as a norm's or a scaler's is; not biases, which heads have too.
+_SCALE = re.compile(r"(.*[./_])?(weight|scale|gamma|mean|std|var|mu|sigma|min|max)(:0)?", re.S)
+# What is added to every step, (..., T, d): pos_embedding, positional.weight, pe.
+_POSITIONS = re.compile(r"(.*[./_])?(pos|pe|position(s|al)?|time)(_\w+)?([./](weight|pe))?(:0)?", re.S)
 _KERNEL = re.compile(r"(.*[./])?kernel(:0)?", re.S)
 _MOST_AXES = 5
 # Shapes are told by reading: of more tensors, or bytes, nobody asks what stands before what.
@@ -60,6 +62,8 @@ def _edge(name: str, shape: Sequence[int]) -> tuple[int, int] | None:
         return (shape[0], shape[0]) if _SCALE.fullmatch(name) else None
     if not 2 <= len(shape) <= _MOST_AXES:
         return None
+    if _POSITIONS.fullmatch(name):
+        return shape[-1], shape[-1]
     return (shape[-2], shape[-1]) if _KERNEL.fullmatch(name) else (shape[1], shape[0])
 
 

@@ -17,6 +17,9 @@ FRONTS = {
     "two linears": {"front.0.weight": (7, D), "front.2.weight": (D, 7)},
     "convolution": {"front.weight": (D, D, 5)},
     "norm": {"front.weight": (D,), "front.bias": (D,)},
+    "scaler": {"input_mean": (D,), "input_std": (D,)},
+    "positions": {"pos_embedding": (1, 9, D)},
+    "positions of an embedding": {"positional.weight": (50, D)},
 }
 # Of other sizes, embeddings, and a bias alone.
 OTHERS = {
@@ -54,7 +57,7 @@ def before(path):
 def test_what_may_stand_before_is_asked_about(name, tmp_path):
     front, rnn = model(FRONTS[name])
     path = saved(tmp_path, front | rnn)
-    weights = tuple(sorted(key for key in front if key.endswith("weight")))
+    weights = tuple(sorted(key for key in front if not key.endswith("bias")))
     assert tuple(sorted(before(path))) == weights
     given = {"checkpoint": path, "inputs": np.ones((5, D)), "only": "gain"}
     with pytest.raises(InputError, match=rf"what {weights[0]}.* does not say: .*--layer rnn; else"):

@@ -298,3 +298,12 @@ def test_weight_drop_is_read_as_it_is_before_the_drop(outside, in_memory, tmp_pa
 def test_a_raw_weight_alone_is_no_layer(tmp_path):
     torch.save({"x.weight_hh_l0_raw": torch.ones(8, 2)}, tmp_path / "x.pt")
     assert "holds x.weight_hh_l0_raw alone, expected weight_ih" in refusal(tmp_path / "x.pt")
+
+
+def test_adapters_around_a_layer_ask(tmp_path):
+    """LoRA keeps the layer as base_layer, and what it adds to its weights beside that."""
+    inner = {f"net.rnn.base_layer.{name}": value for name, value in nn.LSTM(2, 2).state_dict().items()}
+    torch.save(inner | {"net.head.weight": torch.ones(2, 2)}, tmp_path / "plain.pt")
+    assert read_layer(tmp_path / "plain.pt").cell.name == "lstm"
+    torch.save(inner | {"net.rnn.lora_A.default.weight": torch.ones(1, 2)}, tmp_path / "x.pt")
+    assert "there are net.rnn.lora_A.default.weight, which no layer" in refusal(tmp_path / "x.pt")

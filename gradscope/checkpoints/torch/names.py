@@ -27,6 +27,8 @@ _TENSOR = re.compile(
 _PART = {None: "", "_g": "/g", ".original0": "/g", "_v": "/v", ".original1": "/v", "_raw": "/raw"}
 # What a parametrisation or a hook makes a weight of: weight_hh_l0_orig, parametrizations.weight_hh_l0.0.base.
 _MADE_OF = re.compile(rf"(parametrizations\.)?{_ROLE}[._].*", re.S)
+# What a module is called within one that adds adapters to it, as LoRA's, which are beside it.
+_WRAPPED = re.compile(r"(.*\.)?(base_layer|base_module|original_module|wrapped)\.", re.S)
 # No module is nested deeper, and to look at every prefix of a long name takes the square of its length.
 _DEEPEST = 64
 
@@ -93,10 +95,12 @@ def _beside(names: Iterable[str], places: Mapping[Place, Mapping[str, str]]) -> 
     """By the prefix of a module that has layers' weights: the other tensors in it and in what it holds."""
     owner = {key: prefix for (prefix, _), roles in places.items() for key in roles.values()}
     prefixes = {prefix for prefix, _ in places}
+    outer = {found[1] or "": prefix for prefix in prefixes if (found := _WRAPPED.fullmatch(prefix))}
     beside: dict[str, list[str]] = {}
     for key in names:
         ends = [0, *itertools.islice((dot.end() for dot in re.finditer(r"\.", key)), _DEEPEST)]
-        for prefix in prefixes.intersection(key[:end] for end in ends):
+        around = {outer[key[:end]] for end in ends if key[:end] in outer}
+        for prefix in prefixes.intersection(key[:end] for end in ends) | around:
             if owner.get(key) != prefix:
                 beside.setdefault(prefix, []).append(key)
     return beside
