@@ -79,8 +79,9 @@ def _with_held(
     kept, own, found = [*layers], {**recording.own}, {**recording.layers}
     apart: dict[str, list[str]] = {}
     for name, count in held.items():
-        call = own[holder].second_call() if (holder := holder_of(name, own)) in own else None
-        if call is None or count > held_within(*call):
+        steps = own.get(holder := holder_of(name, own))
+        call = steps.second_call() if steps else None
+        if steps is None or (call and count > held_within(*call)):
             own.pop(holder, None)
             apart[name] = keys[name]
         if name in found:
