@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.cells.mean import Mean
+from gradscope.cells.mean import Mean, Sum
 from gradscope.cells.units import Parameters, Shapes, Units
 from gradscope.errors import InputError
 
@@ -36,6 +36,7 @@ class Cell:
     members : the layers of a cell that ``stacked`` made of them.
     factors : the paths whose Jacobians ``with_factors`` multiplies by some of its parameters.
     mean : what the component is that is a weighted mean of its old value and another, if one is.
+    adds : what the first component adds up, where it is known.
     given : whether its derivatives are part of what it reads (``given_slopes``): its states may be infinite.
 
     Raises InputError where names are not distinct, printable strings, or a path is called "full".
@@ -55,6 +56,7 @@ class Cell:
     factors: tuple[str, ...] = ()
     given: bool = False
     mean: Mean | None = None
+    adds: Sum | None = None
 
     def __post_init__(self) -> None:
         if not _printable(self.name):
@@ -179,6 +181,7 @@ def unit_cell(
     parameters: Callable[[int, int], Shapes],
     components: tuple[str, ...],
     mean: Mean | None = None,
+    adds: Sum | None = None,
 ) -> Cell:
     """The cell that ``units`` describes: its step reads one copy of the state per path."""
 
@@ -209,4 +212,5 @@ def unit_cell(
         units=units,
         reads=units.reads,
         mean=mean,
+        adds=adds,
     )

@@ -8,7 +8,7 @@ from typing import Any
 from gradscope.cells.activated import with_activations
 from gradscope.cells.cell import Cell, unit_cell
 from gradscope.cells.late import applied, one_minus
-from gradscope.cells.mean import LEVEL, Mean
+from gradscope.cells.mean import LEVEL, Mean, Sum
 from gradscope.cells.units import Parameters, Shapes, Units
 
 _GATES = ("r", "z", "h")
@@ -39,7 +39,7 @@ def gru(state: str = "tanh", gate: str = "sigmoid") -> Cell:
 
     weights = (("r", "W_r"), ("z", "W_z"), ("x", "W_h"))
     units = Units(gates=_GATES, drive=drive, weights=weights, core=core, own="carry", constants=(LEVEL,))
-    return unit_cell(with_activations("gru", [state, gate]), units, parameters, ("h",), mean)
+    return unit_cell(with_activations("gru", [state, gate]), units, parameters, ("h",), mean, Sum(state))
 
 
 def reset_before(state: str = "tanh", gate: str = "sigmoid") -> Cell:
@@ -68,4 +68,5 @@ def reset_before(state: str = "tanh", gate: str = "sigmoid") -> Cell:
         paths=("carry", "R_r", "R_z", "R_h"),
         gates=gates,
         mean=mean,
+        adds=Sum(state),
     )

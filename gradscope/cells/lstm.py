@@ -9,7 +9,7 @@ from typing import Any
 from gradscope.cells.activated import with_activations
 from gradscope.cells.cell import Cell, unit_cell
 from gradscope.cells.late import applied, one_minus
-from gradscope.cells.mean import LEVEL, Mean
+from gradscope.cells.mean import LEVEL, Mean, Sum
 from gradscope.cells.notation import is_recurrent
 from gradscope.cells.units import Parameters, Shapes, Units
 
@@ -37,6 +37,8 @@ def _lstm(name: str, variant: _Variant) -> Cell:
     block_input, opening, squash = map(applied, variant.activations)
     closed = one_minus(variant.activations[1])
     mean = Mean(0, "carousel", variant.activations[0]) if variant.coupled else None
+
+    total = Sum(variant.activations[0], None if mean else "f" if "f" in variant.gates else "")
 
     def parameters(hidden: int, input_size: int) -> Shapes:
         shapes: Shapes = {f"W_{g}": (hidden, input_size) for g in variant.gates}
@@ -70,7 +72,7 @@ def _lstm(name: str, variant: _Variant) -> Cell:
         constants=(*variant.looks_at_new, *([LEVEL] if mean else [])),
         squash=squash,
     )
-    return unit_cell(name, units, parameters, ("c", "h"), mean)
+    return unit_cell(name, units, parameters, ("c", "h"), mean, total)
 
 
 def projected(size: int) -> Cell:
@@ -115,6 +117,7 @@ def projected(size: int) -> Cell:
         gates=gates,
         sizes=lambda hidden: (hidden, size),
         reads=units.reads,
+        adds=vanilla.adds,
     )
 
 

@@ -19,6 +19,24 @@ LEVEL = "(level)"
 
 
 @dataclass(frozen=True)
+class Sum:
+    """Of what activation the values are that the first component adds, and by which gate the old one stays.
+
+    kept : a gate's name, "" where all of it stays; None of a mean, whose two weights add up to 1.
+    """
+
+    activation: str
+    kept: str | None = None
+
+    @property
+    def levels(self) -> Levels:
+        """Those of the function."""
+        from gradscope.cells import activations
+
+        return activations.levels(self.activation)
+
+
+@dataclass(frozen=True)
 class Mean:
     """Which component of the state is such a mean, by index; by which path it reads itself; of what."""
 

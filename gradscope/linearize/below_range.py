@@ -11,22 +11,18 @@ from functools import cache, partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from gradscope.cells.cell import Cell
 from gradscope.cells.factors import own
-from gradscope.cells.notation import NAMELESS, is_recurrent, key
+from gradscope.cells.notation import is_recurrent, key
 from gradscope.cells.units import Parameters
-from gradscope.compiled_svd.step_arrays import bucket
 from gradscope.custom_types import Array
-from gradscope.linearize.beyond_range import dense_derivatives
-from gradscope.linearize.jacobians import slopes
-from gradscope.linearize.rests import Near, moved, own_part
-from gradscope.linearize.system import System, cast, precise
+from gradscope.linearize.anew import given, in_float64, layers_along, slopes_anew
+from gradscope.linearize.levels import Last
+from gradscope.linearize.system import System, precise
 from gradscope.linearize.trajectory import states_of
-from gradscope.linearize.wide import Unbounded, UnknownOperationError, in_wide, plus, where, wide
+from gradscope.linearize.wide import UnknownOperationError
 from gradscope.product_svd.extended_range_array import NOTHING, Wide
 
 # Operations whose slopes fall as exponentials do, and those whose fall as these of squares.
@@ -43,17 +39,17 @@ def far_paths(
     parameters: Mapping[str, Array],
     inputs: Array,
     states: Array,
-    rest: Any,
+    first: Last,
     paths: Mapping[str, Any],
-) -> tuple[dict[str, Any] | None, bool, Any]:
+) -> tuple[dict[str, Any] | None, bool, Last]:
     """What ``linearize`` returned as ``paths``, as ``Wide``, where its dtype takes some as 0 that are not.
 
-    inputs : (T, d); states : (T + 1, m); rest : of the first of them (see ``rests``), of ``Wide``; paths : as
-    found in the dtype of the states. None where it holds them, and of a cell that does what ``wide`` has no
-    rule for; then second False, for all are not held, as where some have no digits in numbers of any exponent
-    either. Third the rest of the last state, where it was computed.
+    inputs : (T, d); states : (T + 1, m); first : see ``slopes_anew``; paths : as found in the dtype of the
+    states. None where it holds them, and of a cell that does what ``wide`` has no rule for; then second
+    False, for all are not held, as where some have no digits in numbers of any exponent either. Third the
+    rest of the last state, where it was computed.
     """
-    if _given(cell):
+    if given(cell):
         return None, False, None
     tiny = np.finfo(states.dtype).tiny
     leaves = jax.tree.leaves(paths)
@@ -61,24 +57,12 @@ def far_paths(
         return None, True, None
     if not may_fall(cell, parameters, inputs, states):
         return None, True, None
-    one = _in_float64(parameters, inputs, states)
-    names = [member.name for member in cell.members] or [""]
-    with precise("float64"):
-        try:
-            found = {
-                name: _along(
-                    *each,
-                    rest.get(name) if cell.members else rest,
-                    bool(cell.members and paths[name]["input"]),
-                )
-                for name, each in zip(names, _members(cell, *one), strict=True)
-            }
-        except UnknownOperationError:
-            return None, False, None
-    last = {name: each.pop("rest") for name, each in found.items()}
-    last = {name: one for name, one in last.items() if one is not None} if cell.members else last[""]
-    wide_ones = found if cell.members else found[""]["own"]
-    kept = jax.tree.map(lambda path, _: path, wide_ones, paths, is_leaf=partial(_is, Wide))
+    between = {name for name, each in paths.items() if cell.members and each["input"]}
+    try:
+        found, last = slopes_anew(cell, parameters, inputs, states, first, between, unbounded=True)
+    except UnknownOperationError:
+        return None, False, None
+    kept = jax.tree.map(lambda path, _: path, found, paths, is_leaf=partial(_is, Wide))
     held = all((one.exponent[one.mantissa != 0] >= _FARTHEST).all() for one in _leaves(kept))
     kept = jax.tree.map(_with_digits, kept, is_leaf=partial(_is, Wide))
     lost = any(
@@ -90,10 +74,10 @@ def far_paths(
 
 def may_fall(cell: Cell, parameters: Mapping[str, Array], inputs: Array, states: Array) -> bool:
     """Whether slopes may be smaller than the states' dtype holds without being 0, as those of relu are."""
-    if _given(cell):
+    if given(cell):
         return False
     with precise("float64"):
-        each = _members(cell, *_in_float64(parameters, inputs, states))
+        each = layers_along(cell, *in_float64(parameters, inputs, states))
         return any(_may_fall(*one, states.dtype) for one in each)
 
 
@@ -103,16 +87,6 @@ def falls(system: System, device: jax.Device) -> bool:
         system.inputs, states_of(system, [device]), map(system.length, range(system.batch)), strict=True
     )
     return any(may_fall(system.cell, system.parameters, x[:n], s[: n + 1]) for x, s, n in every)
-
-
-def _given(cell: Cell) -> bool:
-    return cell.given or any(member.cell.given for member in cell.members)
-
-
-def _in_float64(
-    parameters: Mapping[str, Array], inputs: Array, states: Array
-) -> tuple[dict[str, Any], Array, Array]:
-    return cast(parameters, "float64"), inputs.astype(np.float64), states.astype(np.float64)
 
 
 def _leaves(tree: Any) -> list[Wide]:
@@ -128,25 +102,6 @@ def _with_digits(numbers: Wide) -> Wide:
 
 def _is(kind: type, value: Any) -> bool:
     return isinstance(value, kind)
-
-
-def _members(
-    cell: Cell, parameters: Mapping[str, Array], inputs: Array, states: Array
-) -> Iterator[tuple[Cell, Parameters, Array, Array]]:
-    """Each layer of a stack, or the cell itself: with its parameters, inputs and states."""
-    if not cell.members:
-        yield cell, parameters, inputs, states
-        return
-    outputs: dict[int, Any] = {}
-    for j, member in enumerate(cell.members):
-        extent = cell.extents(0)[member.name]
-        yield (
-            member.cell,
-            member.own(parameters),
-            member.input(inputs, outputs),
-            states[:, extent],
-        )
-        outputs[j] = states[1:, member.output_in(extent.start)]
 
 
 def _may_fall(cell: Cell, parameters: Parameters, inputs: Array, states: Array, dtype: Any) -> bool:
@@ -201,56 +156,3 @@ def _drive(cell: Cell, parameters: Parameters, inputs: Array, states: Array) -> 
             back = np.abs(h) @ np.abs(r.T) * np.abs(masks).max() if masks.size else np.abs(h @ r.T)
             largest = max(largest, float((entering + back).max() + np.abs(b).max()))
     return largest
-
-
-def _along(
-    cell: Cell, parameters: Parameters, inputs: Array, states: Array, rest: Wide | None, read: bool
-) -> dict[str, Any]:
-    """Slopes of every path and step, of the input where it is ``read`` of a layer; and the last rest."""
-    steps = len(inputs)
-    missing = ((0, bucket(steps) - steps), (0, 0))  # what is compiled serves more lengths than this
-    padded = (np.pad(part, missing, "edge") for part in (inputs, states))
-    first = None if rest is None else Unbounded(rest.mantissa, rest.exponent)
-    found, left = jax.device_get(_of_steps(cell, read, parameters, *padded, first))
-    is_leaf = partial(_is, Unbounded)
-    on_host: dict[str, Any] = jax.tree.map(lambda one: _on_host(one)[:steps], found, is_leaf=is_leaf)
-    return {**on_host, "rest": left and _on_host(left)[steps - 1]}
-
-
-def _on_host(numbers: Unbounded) -> Wide:
-    zero = (numbers.p == 0) | (numbers.e <= NOTHING)
-    return Wide(np.where(zero, 0.0, numbers.p), np.where(zero, NOTHING, numbers.e))
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _of_steps(
-    cell: Cell, read: bool, parameters: Parameters, inputs: Any, states: Any, rest: Unbounded | None
-) -> tuple[dict[str, Any], Unbounded | None]:
-    """Of every step; and the rests of the states after each, from ``rest`` of that before the first."""
-    weights = {name: wide(jnp.asarray(value)) for name, value in parameters.items()}
-
-    def units(x: Unbounded, state: Unbounded, near: Any) -> tuple[dict[str, Any], Any]:
-        own, entering, _, new = in_wide(partial(slopes, cell), weights, x, state, near)
-        return {"own": own, "input": entering if read else {}}, Unbounded(*(part.reshape(-1) for part in new))
-
-    def dense(x: Unbounded, state: Unbounded, near: Any) -> tuple[dict[str, Any], Any]:
-        by_input, by_state, new = dense_derivatives(cell, weights, x, state, near)
-        paths = cell.paths or (NAMELESS,)
-        own = {path: Unbounded(by_state.p[k], by_state.e[k]) for k, path in enumerate(paths)}
-        return {"own": own, "input": {"input": by_input} if read else {}}, new
-
-    one = units if cell.units is not None else dense
-
-    def step(rest: Any, each: Any) -> tuple[Any, Any]:
-        x, before, after, change = each
-        if rest is None:
-            return None, (one(wide(x), wide(before), None)[0], None)
-        near = Near(plus(rest, wide(change[0])), change[1])
-        found, new = one(wide(x), wide(before), near)
-        own, given = own_part(cell, after), Unbounded(*(own_part(cell, part) for part in new))
-        left = where(change[1] == 0, wide(own), given)
-        return left, (found, left)
-
-    changes = None if rest is None else moved(cell, states)
-    found: tuple[dict[str, Any], Any] = lax.scan(step, rest, (inputs, states[:-1], states[1:], changes))[1]
-    return found

@@ -7,6 +7,7 @@ of a function that grows constants far out, 1 or 0 of a relu, and zero where a g
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,7 +23,6 @@ from gradscope.cells.stack import extents_of, stacked
 from gradscope.cells.units import Parameters
 from gradscope.custom_types import Array
 from gradscope.linearize.jacobians import core_derivatives
-from gradscope.linearize.rests import Near, at
 from gradscope.linearize.system import System, cast, precise
 from gradscope.linearize.wide import Unbounded, UnknownOperationError, in_wide, plain, wide
 from gradscope.machine import available
@@ -161,27 +161,26 @@ def _of_units(cell: Cell, gates: tuple[str, ...], weights: Any, x: Unbounded, be
 def _dense(cell: Cell, gates: tuple[str, ...], weights: Any, x: Unbounded, before: Unbounded) -> list[Any]:
     """The Jacobian by the input, and that of every path, and the gates."""
     open_ = in_wide(cell.gates, weights, x, before) if cell.gates else {}
-    by_input, by_state, _ = dense_derivatives(cell, weights, x, before)
-    return [plain(by_input), plain(by_state), *(plain(open_[gate]) for gate in gates)]
+    by_input, by_state, _ = lax.map(
+        lambda unit: dense_derivatives(in_wide, cell, weights, x, before, wide(unit)),
+        jnp.eye(before.p.shape[0]),
+    )
+    return [plain(by_input), jnp.swapaxes(plain(by_state), 0, 1), *(plain(open_[gate]) for gate in gates)]
 
 
 def dense_derivatives(
-    cell: Cell, weights: Any, x: Unbounded, before: Unbounded, near: Near | None = None
-) -> tuple[Unbounded, Unbounded, Unbounded]:
-    """The Jacobian by the input, (m, d), by each path, (paths, m, m), and the new state as of ``slopes``."""
+    run: Callable[..., Any], cell: Cell, weights: Any, x: Any, before: Any, unit: Any
+) -> tuple[Any, Any, Any]:
+    """One row of the Jacobian by the input, (d,), and by each path, (paths, m), and the new state, (m,).
 
-    def row(parameters: Any, x: Any, state: Any, near: Any, unit: Any) -> tuple[Any, Any, Any]:
-        parameters, copies = at(cell, parameters, state, near)
-        new, back = jax.vjp(partial(cell.step, parameters), x, copies)
+    run : ``in_wide`` or ``in_beside``, whose numbers they are; unit : (m,), 1 of the row.
+    """
+
+    def row(parameters: Any, x: Any, state: Any, unit: Any) -> tuple[Any, Any, Any]:
+        new, back = jax.vjp(partial(cell.step, parameters), x, cell.copies(state))
         by_input, by_state = back(unit)
         paths = [by_state[path] for path in cell.paths] if cell.paths else [by_state]
         return by_input, jnp.stack(paths), new
 
-    by_input, by_state, new = lax.map(
-        lambda unit: in_wide(row, weights, x, before, near, wide(unit)), jnp.eye(before.p.shape[0])
-    )
-    return (
-        by_input,
-        Unbounded(*(jnp.swapaxes(part, 0, 1) for part in by_state)),
-        Unbounded(new.p[0], new.e[0]),
-    )
+    found: tuple[Any, Any, Any] = run(row, weights, x, before, unit)
+    return found

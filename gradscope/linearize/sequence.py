@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from gradscope.cells.cell import Cell
 from gradscope.cells.units import Parameters
 from gradscope.custom_types import Array
+from gradscope.linearize.anew import slopes_anew
 from gradscope.linearize.below_range import far_paths
 from gradscope.linearize.budget import SEGMENT_BYTES, step_bytes
 from gradscope.linearize.cell_chain import cell_view, split
@@ -20,11 +21,10 @@ from gradscope.linearize.course import course, joined_course
 from gradscope.linearize.gates import gate_sums
 from gradscope.linearize.jacobian_chain import JacobianChain
 from gradscope.linearize.jacobians import linearize, link
-from gradscope.linearize.rests import carries_rests
+from gradscope.linearize.levels import Last, comes_near, may_cancel
 from gradscope.linearize.stack_chain import blocked
 from gradscope.linearize.system import System, cast, precise
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory
-from gradscope.product_svd.extended_range_array import Wide
 
 
 class Linearized:
@@ -47,7 +47,7 @@ class Linearized:
         self._gates: dict[int, dict[str, Array]] = {}
         self._courses: dict[int, dict[str, Array]] = {}
         self._system, self._device, self._cut, self._view = system, device, cut, view
-        self._rests: dict[int, Any] = {}  # of the states after each segment, of ``Wide``
+        self._rests: dict[int, Last] = {}  # of the states after each segment
         self._links: dict[int, Array] = {}  # the cell view's link after each segment
         steps = system.length(sequence)
         segments = Segments.cover(system.steps, step_bytes(system.cell, system.hidden), SEGMENT_BYTES)
@@ -81,18 +81,26 @@ class Linearized:
         """The course of the trajectory (see course.course), of all segments loaded so far."""
         return joined_course(list(self._courses.values()))
 
-    def _far(
-        self, inputs: Array, found: Mapping[str, Any], rest: Any
-    ) -> tuple[dict[str, Any] | None, bool, Any]:
-        """See ``far_paths``."""
-        if self._view == "cell":  # whose links are in that dtype
-            return None, False, None
-        cell, parameters = self._trajectory.cell, self._system.parameters
-        return far_paths(cell, parameters, inputs, found["states"], rest, found["paths"])
+    def _anew(self, inputs: Array, found: dict[str, Any], first: Last) -> tuple[bool, Last]:
+        """Put slopes in ``found`` that are not those of the dtype, see ``slopes_anew`` and ``far_paths``.
 
-    def _rest(self, i: int) -> Any:
-        """That of the state before segment i, None where it is of its own digits; see ``rests``."""
-        if i == 0 or not carries_rests(self._trajectory.cell):
+        Whether those that are not 0 are held now, and the rest of the last state.
+        """
+        cell, parameters = self._trajectory.cell, self._system.parameters
+        along, last = (cell, parameters, inputs, found["states"], first), None
+        if first is not None or may_cancel(cell, found["states"], found["gates"]):
+            between = {name for name, each in found["paths"].items() if cell.members and each["input"]}
+            anew, last = slopes_anew(*along, between, unbounded=False)
+            found["paths"] = jax.tree.map(lambda _, path: path, found["paths"], anew)
+        found["far"], held = None, False
+        if self._view != "cell":  # whose links are in that dtype
+            found["far"], held, further = far_paths(*along, found["paths"])
+            last = further or last
+        return held, last
+
+    def _rest(self, i: int) -> Last:
+        """That of the state before segment i, None where it is of its own digits; see ``levels``."""
+        if i == 0 or not comes_near(self._trajectory.cell):
             return None
         for before in range(i):
             if before not in self._rests:
@@ -101,12 +109,12 @@ class Linearized:
 
     def _on_host(self, i: int) -> dict[str, Any]:
         """What ``linearize`` and ``link`` return, without the padding; its sums are noted."""
-        trajectory, rest = self._trajectory, self._rest(i)
+        trajectory, first = self._trajectory, self._rest(i)
         with self._system.running(), jax.default_device(self._device):
-            one = (trajectory.parameters, trajectory.inputs(i), trajectory.start(i), _floats(rest))
+            one = (trajectory.parameters, trajectory.inputs(i), trajectory.start(i))
             found: dict[str, Any] = jax.device_get(_linearized(trajectory.cell, self._view, *one))
         valid = trajectory.valid(i)
-        states, rests = found.pop("states")[: valid + 1], found.pop("rests")
+        states = found.pop("states")[: valid + 1]
         found = jax.tree.map(lambda array: array[:valid], found) | {"states": states}
         self._gates[i] = gate_sums(found["gates"])
         inputs = np.asarray(one[1])[0, :valid]
@@ -114,10 +122,7 @@ class Linearized:
             before = i * trajectory.segments.length
             given = (trajectory.cell, self._system.parameters, inputs, states, found["gates"], before)
             self._courses[i] = course(*given)
-        first = _wide(rests, 0) if rest is None else rest
-        found["far"], held, self._rests[i] = self._far(inputs, found, first)
-        if self._rests[i] is None:
-            self._rests[i] = _wide(rests, valid)
+        held, self._rests[i] = self._anew(inputs, found, first)
         self._courses[i]["flushed"] = np.array([0.0 if held else 1.0])
         self._courses[i]["small"] = np.array([0.0 if held and found["far"] is None else 1.0])
         if "link" in found:
@@ -138,22 +143,10 @@ def sequences_on(
     ]
 
 
-def _wide(rests: Any, at: int) -> Any:
-    """One of them with exponents of its own."""
-    return jax.tree.map(lambda each: Wide.of(np.asarray(each[at], np.float64)), rests)
-
-
-def _floats(rest: Any) -> Any:
-    """As the dtype holds it; JAX casts it."""
-    return jax.tree.map(Wide.float64, rest, is_leaf=lambda one: isinstance(one, Wide))
-
-
 @partial(jax.jit, static_argnums=(0, 1))
-def _linearized(
-    cell: Cell, view: str, parameters: Parameters, inputs: Any, start: Any, rest: Any
-) -> dict[str, Any]:
+def _linearized(cell: Cell, view: str, parameters: Parameters, inputs: Any, start: Any) -> dict[str, Any]:
     """What ``linearize`` returns of a batch of one, and ``link`` where the view needs it."""
-    found: dict[str, Any] = linearize(cell, parameters, inputs[0], start[0], rest)
+    found: dict[str, Any] = linearize(cell, parameters, inputs[0], start[0])
     if view == "cell":
         found["link"] = link(cell, found["states"], found["gates"])
     return found

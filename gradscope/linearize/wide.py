@@ -19,6 +19,8 @@ FAR = 330
 # The exponent of zero: below that of any product, and sums of a few are held.
 _ZERO = -(2**60)
 _LOST = 1100  # bits by which a term is smaller than another that hides it, at least
+# Of a float64: bits of its mantissa, its largest exponent, and that of 1.
+_MANTISSA, _EXPONENT, _BIAS = 52, 0x7FF, 1023
 # From 2^this on exponentials are zero or infinite; ln 2 in two parts, the first of 32 bits.
 _MOST = 44
 _LN2 = (0.693147180369123816490, 1.90821492927058770002e-10)
@@ -39,7 +41,8 @@ class UnknownOperationError(Exception):
 
 def wide(numbers: Any) -> Unbounded:
     """Numbers of float64."""
-    return _normal(*jnp.frexp(numbers))
+    p, e = jnp.frexp(numbers)
+    return Unbounded(p, jnp.where(p == 0, _ZERO, e.astype(jnp.int64)))
 
 
 def plain(numbers: Unbounded) -> Any:
@@ -78,30 +81,31 @@ def _run(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any]) -> list[An
         return _of_any(atom.val) if hasattr(atom, "val") else known[atom]
 
     for equation in jaxpr.eqns:
-        known |= zip(equation.outvars, _made(equation, [*map(read, equation.invars)]), strict=True)
+        known |= zip(equation.outvars, made(equation, [*map(read, equation.invars)]), strict=True)
     return [*map(read, jaxpr.outvars)]
 
 
-def _made(equation: Any, values: Sequence[Any]) -> Sequence[Any]:
+def made(equation: Any, values: Sequence[Any]) -> Sequence[Any]:
     """What an operation makes of these."""
     name, params = equation.primitive.name, equation.params
     inner = next((params[key] for key in ("call_jaxpr", "jaxpr") if key in params), None)
-    if name in _CALLS and inner is not None:
+    if name in CALLS and inner is not None:
         return _run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), values)
     if not any(map(_is_wide, values)):
-        return [_of_any(one) for one in _bound(equation, values)]
-    if name in _ALIKE:
+        return [_of_any(one) for one in run_by_jax(equation, values)]
+    if name in ALIKE:
         parts = [
-            _bound(equation, [one[k] if _is_wide(one) else one for one in values])
+            run_by_jax(equation, [one[k] if _is_wide(one) else one for one in values])
             for k in range(len(Unbounded._fields))
         ]
         return [Unbounded(*one) for one in zip(*parts, strict=True)]
-    if name not in _RULES:
+    if name not in RULES:
         raise UnknownOperationError(name)
-    return [_RULES[name](*values, **({"params": params} if name in _WITH_PARAMS else {}))]
+    return [RULES[name](*values, **({"params": params} if name in _WITH_PARAMS else {}))]
 
 
-def _bound(equation: Any, values: Sequence[Any]) -> Sequence[Any]:
+def run_by_jax(equation: Any, values: Sequence[Any]) -> Sequence[Any]:
+    """What an operation makes of JAX's own arrays."""
     made = equation.primitive.bind(*values, **equation.params)
     return made if equation.primitive.multiple_results else [made]
 
@@ -111,22 +115,34 @@ def _bits(e: Any, low: int, high: int) -> Any:
 
 
 def _normal(p: Any, e: Any) -> Unbounded:
-    """With |p| from 1/2 to 1, and the exponent of zero."""
-    p, more = jnp.frexp(p)
-    return Unbounded(p, jnp.where(p == 0, _ZERO, e + more.astype(jnp.int64)))
+    """With |p| from 1/2 to 1, and the exponent of zero; of p that is as large as a normal float, or 0.
+
+    As ``frexp``, in fewer operations: what is compiled is made of little else.
+    """
+    bits = lax.bitcast_convert_type(p, jnp.int64)
+    more = (bits >> _MANTISSA) & _EXPONENT
+    there = (more != 0) & (more != _EXPONENT)
+    kept = bits & ~(_EXPONENT << _MANTISSA) | ((_BIAS - 1) << _MANTISSA)
+    scaled = jnp.where(there, lax.bitcast_convert_type(kept, jnp.float64), p)
+    return Unbounded(scaled, jnp.where(p == 0, _ZERO, e + jnp.where(there, more - (_BIAS - 1), 0)))
 
 
 def _sum(terms: Unbounded) -> Unbounded:
     """Along the last axis, to float64's digits of the largest term."""
     top = terms.e.max(axis=-1, initial=_ZERO)
-    return _normal(jnp.ldexp(terms.p, _bits(terms.e - top[..., None], -_LOST, 0)).sum(axis=-1), top)
+    return _normal(_shifted(terms.p, terms.e - top[..., None]).sum(axis=-1), top)
 
 
 def plus(a: Unbounded, b: Unbounded) -> Unbounded:
     """The sum."""
-    return _sum(
-        Unbounded(*(jnp.stack(jnp.broadcast_arrays(*pair), axis=-1) for pair in zip(a, b, strict=True)))
-    )
+    top = jnp.maximum(a.e, b.e)
+    return _normal(_shifted(a.p, a.e - top) + _shifted(b.p, b.e - top), top)
+
+
+def _shifted(p: Any, e: Any) -> Any:
+    """p 2^e, e at most 0, and 0 where no normal float is that small: as ``ldexp``, in fewer operations."""
+    held = jnp.where(e < 2 - _BIAS, -_BIAS, e)
+    return p * lax.bitcast_convert_type((held + _BIAS) << _MANTISSA, jnp.float64)
 
 
 def _negative(a: Unbounded) -> Unbounded:
@@ -251,7 +267,7 @@ def _converted(a: Unbounded, params: Any) -> Unbounded:
 
 
 # Programs within programs, and what moves numbers about.
-_CALLS = (
+CALLS = (
     "jit",
     "pjit",
     "closed_call",
@@ -261,7 +277,7 @@ _CALLS = (
     "remat",
     "checkpoint",
 )
-_ALIKE = (
+ALIKE = (
     "broadcast_in_dim",
     "concatenate",
     "copy",
@@ -279,7 +295,7 @@ _ALIKE = (
     "unstack",
 )
 _WITH_PARAMS = ("convert_element_type", "dot_general", "integer_pow", "reduce_sum")
-_RULES: dict[str, Callable[..., Any]] = {
+RULES: dict[str, Callable[..., Any]] = {
     "abs": lambda a: Unbounded(abs(a.p), a.e),
     "add": plus,
     "add_any": plus,

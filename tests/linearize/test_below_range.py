@@ -79,6 +79,20 @@ def test_slopes_have_what_is_left_of_states_that_are_1_in_float64(cell, tmp_path
     )
 
 
+@pytest.mark.slow
+def test_lags_have_what_f_c_and_i_z_leave_of_each_other(tmp_path):
+    arrays, inputs, states = network("lstm-nig", 1e3, 1.0, seed=6)
+    c = states[:, :N]
+    assert ((np.abs(c[1:]) < 1e-12) & (np.abs(c[:-1]) > 0.9)).any()
+    np.savez(tmp_path / "cell.npz", **arrays)
+    given = {"checkpoint": tmp_path / "cell.npz", "cell": "lstm-nig", "inputs": inputs, "only": "gain"}
+    found = gradscope.analyze(**given).full
+    expected = log10_norms(step_of("lstm-nig"), arrays, inputs[0], states)
+    error = found.spectra[0].log10_norm_error
+    assert error < 1e-10
+    np.testing.assert_allclose(found.by_lag[0], expected, rtol=1e-14, atol=10 * error)
+
+
 def test_every_value_path_and_share_of_such_a_chain_is_measured(tmp_path):
     arrays, inputs, states = network("rnn", 3.0, 1e4)
     np.savez(tmp_path / "cell.npz", **arrays)
