@@ -22,6 +22,8 @@ from gradscope.product_svd.steps import span
 
 # Bytes of steps without each path that are formed at once.
 _FORMED = 2**21
+# Roundings that two slopes of one ratio differ by at most.
+_RATIO = 64
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,24 @@ class CellChain(JacobianChain):
             return max(path.bits for path in self.paths)
         links = [span(np.abs(path.link)) for path in self._units if path.link is not None]
         return span(*(np.abs(path.slope) for path in self._units)) + max(links, default=0.0)
+
+    @cached_property
+    def rank(self) -> int:  # type: ignore[override]
+        """As of any chain: a unit whose two components have slopes in one ratio, as without output gate, is one.
+
+        Slopes are right to a few roundings each, so that a gate that is all but 1 is none of these.
+        """
+        if self.beyond or not self.in_units or self.size != 2 * self.width:
+            return self.size
+        slopes = np.array([path.slope for path in self._units])  # (P, T, 2, n)
+        narrow = np.array_equal(slopes, slopes.astype(np.float32))
+        same = _RATIO * np.finfo(np.float32 if narrow else np.float64).eps
+        first, second = slopes[:, :, 0], slopes[:, :, 1]
+        at = np.abs(first).argmax(axis=0)[None]
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            ratio = np.take_along_axis(second, at, 0) / np.take_along_axis(first, at, 0)
+            alike = np.abs(second - ratio * first) <= same * np.abs(second)
+        return self.size - int(alike.all(axis=0).sum(axis=1).max())
 
     @property
     def zero_steps(self) -> Array:

@@ -52,6 +52,11 @@ class SegmentedChain(StepSource):
         """As of the segments."""
         return self.segment(0).layout
 
+    @property
+    def rank(self) -> int:
+        """As of the first segment: no product has more."""
+        return self.segment(0).rank
+
     @cached_property
     def window(self) -> tuple[slice, slice] | None:  # type: ignore[override]
         """As of the segments."""

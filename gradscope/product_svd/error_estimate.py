@@ -11,7 +11,7 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.product_svd import log_scale
-from gradscope.product_svd.exact import ExactRank, affordable, exact_product
+from gradscope.product_svd.exact import ExactRank, affordable, exact_product, rank_bound
 from gradscope.product_svd.graded_chain import RangeError, RankAt, prefixes
 from gradscope.product_svd.graded_lu import NOISE, Graded
 from gradscope.product_svd.jacobi_svd import decomposed
@@ -30,6 +30,8 @@ POOR = 1e-6
 DRAWS = 4
 # A pivot that the rounding of the entries explains, in units of that rounding.
 UNRESOLVED = 32
+# Decades: a value known no better is lost.
+LOST = 1.0
 # Decades: the error of values of which nothing is known.
 HOPELESS = 16.0
 # Two threads take 0.7 times as long as one at m = 128 and 1.2 times at m = 64, where they wait for
@@ -67,9 +69,9 @@ def best_run(
     for reset in (large, not large):
         options = {"reset": reset, "grouped": grouped if reset else np.inf}
         runs.append(_compared(steps, entry_error, options, None if runs else lag_norm, workers))
-        if runs[-1].error <= enough:
+        if runs[-1].error <= enough and not runs[-1].lost:
             break
-    best = min(runs, key=lambda run: run.error)
+    best = min(runs, key=lambda run: (run.lost, run.error))
     best.lags, best.lag_errors = runs[0].lags, runs[0].lag_errors
     if entry_error <= EPS:  # rounded entries have no exact rank, and do not deserve an exact product
         _settle(best, steps, min(enough, POOR))
@@ -113,7 +115,11 @@ def _settle(run: Run, steps: Steps, enough: float) -> None:
 def _compared(
     steps: Steps, entry_error: float, options: Mapping[str, Any], lag_norm: LagNorm | None, workers: int
 ) -> Run:
-    """A run with its error estimate from others on entries changed by +-entry_error."""
+    """A run with its error estimate from others on entries changed by +-entry_error.
+
+    What the rounding of entries explains is kept in these, as long as that goes: a value that hangs on whether
+    it is nothing differs.
+    """
     size = max(map(len, steps.weights))
     again = partial(_again, steps, entry_error, options, lag_norm and lag_norm.of_some(len(steps)))
     rounded = entry_error if entry_error > EPS else 0.0
@@ -122,13 +128,20 @@ def _compared(
         try:
             other = pool.submit(again, {})
             run = Run(steps, rounded=rounded, lag_norm=lag_norm, **options)
-            others = [again(run.plan) if run.plan else other.result()]
+            known = rounded and other.result() is not None
+            others = [again(run.plan) if run.plan and not known else other.result()]
         finally:
             pool.shutdown(wait=False)  # an interrupt does not wait for the rest
     else:
         run = Run(steps, rounded=rounded, lag_norm=lag_norm, **options)
-        others = [again(run.plan, draw) for draw in range(draws(size))]
-    compare(run, others, entry_error)
+        others = [
+            (again({}, draw) if rounded and run.plan else None) or again(run.plan, draw)
+            for draw in range(draws(size))
+        ]
+    if rounded and (run.plan or len(run.log10) < size):
+        compare_known(run, others, entry_error, rank_bound(steps, len(run.log10)))
+    else:
+        compare(run, others, entry_error)
     return run
 
 
@@ -151,8 +164,8 @@ def _again(
 class Outcome:
     """What a pass over the chain found, once it is finished.
 
-    lags : (T,) log10 norms, where they were asked for; lost : values that are not zero and not known either,
-    see extended; error, norm_error : estimates for all log10 values and for the first, once compared;
+    lags : (T,) log10 norms, where they were asked for; lost : values that are not zero by their structure and
+    not known either; error, norm_error : estimates for all log10 values and for the first, once compared;
     lag_errors : (T,) of the norms, NaN where none was made;
     suspect : whether a pivot may have been noise; noisy : whether one was, and its value is lost.
     """
@@ -233,6 +246,21 @@ def compare(run: Outcome, again: Sequence[Outcome | None], entry_error: float) -
     elif len(run.log10):
         run.norm_error = np.inf
     run.lag_errors = lag_errors(run.lags, [other.lags for other in again if other is not None], entry_error)
+
+
+def compare_known(run: Outcome, again: Sequence[Outcome | None], entry_error: float, rank: int) -> None:
+    """The same where values are lost: those after the first that others do not agree on are, of ``rank``."""
+    found = [other for other in again if other is not None]
+    count = min(rank, *(len(other.log10) for other in (run, *found))) if found else 0
+    differences = [np.abs(run.log10[:count] - other.log10[:count]) for other in found]
+    spread = SAFETY * np.max(differences, axis=0, initial=0).astype(np.float64)
+    known = int(np.argmax(spread > LOST)) if (spread > LOST).any() else count
+    run.lost, run.log10 = rank - known, run.log10[:known]
+    run.error = run.norm_error = 0.0
+    if known:
+        floor = floor_of(run, entry_error)
+        run.error, run.norm_error = float(spread[:known].max()) + floor, float(spread[0]) + floor
+    run.lag_errors = lag_errors(run.lags, [other.lags for other in found], entry_error)
 
 
 def lag_errors(lags: Array, again: Sequence[Array], entry_error: float) -> Array:

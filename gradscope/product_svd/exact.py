@@ -112,6 +112,19 @@ class ExactRank:
         return max(map(_rank, self._products, PRIMES))
 
 
+def rank_bound(steps: Steps, known: int) -> int:
+    """How many values a product of rounded entries has at most, by its structure.
+
+    By the states that matter and how the steps are made, and where that leaves more than are ``known`` by the
+    exact rank of the entries as they are: a lower one of rounded entries is no accident.
+    """
+    states = len(steps.width(0, len(steps.weights[0]))), *map(len, steps.weights)
+    rank = min(*states, steps.source.rank)
+    if rank > known and not steps.source.beyond:
+        rank = min(rank, ExactRank(steps).total())
+    return rank
+
+
 def _start(steps: Steps) -> list[Array]:
     return [np.eye(steps[len(steps) - 1].shape[0]) for _ in PRIMES]
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from gradscope.custom_types import Array
-from gradscope.product_svd.error_estimate import EPS, SAFETY, Outcome, compare, floor_of, lag_errors
-from gradscope.product_svd.exact import ExactRank, affordable, exact_product
+from gradscope.product_svd.error_estimate import EPS, LOST, Outcome, compare, compare_known, floor_of
+from gradscope.product_svd.exact import ExactRank, affordable, exact_product, rank_bound
 from gradscope.product_svd.extended_range_array import Wide
 from gradscope.product_svd.extended_range_chain import StepMatrices, plain_prefixes, wide_prefixes
 from gradscope.product_svd.graded_lu import Graded
@@ -18,8 +18,6 @@ from gradscope.product_svd.steps import Perturbed, Steps
 # Runs on changed entries to compare with. One takes long enough for a large chain, and one end.
 DRAWS = 3
 LARGE = 48
-# Decades: a value known no better is lost.
-LOST = 1.0
 # Estimated error (log10) from which on an exact product is worth its time.
 POOR = 1e-10
 
@@ -53,7 +51,7 @@ class WideRun(Outcome):
                 lags.append(_norm(lag_norm, graded))
         self.lags = np.array(lags)
         self.finish(graded)
-        self.found = len(self.log10) + self.left_out
+        self.found = graded.rank + self.left_out  # what the finish does not hold is no zero
 
 
 def wide_run(steps: Steps, entry_error: float, lag_norm: LagNorm | None) -> Outcome:
@@ -62,7 +60,7 @@ def wide_run(steps: Steps, entry_error: float, lag_norm: LagNorm | None) -> Outc
     Neither end loses fewer values on every chain: where one lost any, the other is tried too.
     """
     run = _compared(steps, entry_error, lambda chain: chain, lag_norm)
-    if run.lost and not (_large(steps) and len(run.log10)):
+    if run.lost and not (large(steps) and len(run.log10)):
         other = _compared(steps, entry_error, Reversed, None)
         if len(other.log10) > len(run.log10):
             other.left, other.right = other.right, other.left
@@ -70,6 +68,9 @@ def wide_run(steps: Steps, entry_error: float, lag_norm: LagNorm | None) -> Outc
             run = other
     if entry_error <= EPS:  # as in error_estimate.best_run
         _settle(run, steps)
+    elif run.lost:
+        known = len(run.log10)
+        run.lost = max(0, min(run.lost, rank_bound(steps, known) - known))
     return run
 
 
@@ -93,7 +94,7 @@ def wide_first(steps: Steps, entry_error: float, lag_norm: LagNorm) -> Outcome:
     """
     run = FirstRun(steps, lag_norm)
     rounding = max(entry_error, EPS)
-    draws = 1 if _large(steps) else DRAWS
+    draws = 1 if large(steps) else DRAWS
     others = [
         FirstRun(Perturbed(steps, rounding, draw), lag_norm.of_some(len(steps)) or LagNorm(at=()))
         for draw in range(draws)
@@ -110,25 +111,17 @@ def _compared(
     """A run, its values that others agree on, and how many there are besides."""
     rounding = max(entry_error, EPS)
     run = WideRun(turned(steps), rounding, lag_norm)
-    draws = 1 if _large(steps) else DRAWS
+    draws = 1 if large(steps) else DRAWS
     # These keep what rounding left: a value that depends on whether it is nothing differs, and is lost.
     some = lag_norm and lag_norm.of_some(len(steps))
     changed = [turned(Perturbed(steps, rounding, draw)) for draw in range(draws)]
     others = [WideRun(chain, 0.0, some and some.anew()) for chain in changed]
-    run.lag_errors = lag_errors(run.lags, [other.lags for other in others], entry_error)
-    count = min(len(other.log10) for other in (run, *others))
-    differences = [np.abs(run.log10[:count] - other.log10[:count]) for other in others]
-    spread = SAFETY * np.max(differences, axis=0).astype(np.float64)
-    known = int(np.argmax(spread > LOST)) if (spread > LOST).any() else len(spread)
-    found = max(other.found for other in (run, *others))
-    run.lost, run.log10 = found - known, run.log10[:known]
-    if known:
-        floor = floor_of(run, entry_error)
-        run.error, run.norm_error = float(spread[:known].max()) + floor, float(spread[0]) + floor
+    compare_known(run, others, entry_error, max(other.found for other in (run, *others)))
     return run
 
 
-def _large(steps: Steps) -> bool:
+def large(steps: Steps) -> bool:
+    """Whether a chain is run once for each thing, as that takes long."""
     return max(map(len, steps.weights)) >= LARGE
 
 

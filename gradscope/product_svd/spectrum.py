@@ -16,7 +16,7 @@ from gradscope.product_svd import log_scale
 from gradscope.product_svd.arguments import check_asked, window_of
 from gradscope.product_svd.block_krylov import TopTriplets, norm_by_lag, top_values
 from gradscope.product_svd.error_estimate import EPS, Outcome, best_run, lags_alone, rounding_of
-from gradscope.product_svd.extended_range_run import wide_first, wide_lags, wide_run
+from gradscope.product_svd.extended_range_run import large, wide_first, wide_lags, wide_run
 from gradscope.product_svd.first_values import First, first_of, first_values
 from gradscope.product_svd.graded_chain import RangeError
 from gradscope.product_svd.norm_by_lag import LagNorm
@@ -169,11 +169,18 @@ def spectrum(
 
 
 def _run(steps: Steps, entry_error: float, lag_norm: LagNorm | None, accuracy: str, workers: int) -> Outcome:
-    """The best run over the chain, with an exponent for every entry where float64 cannot hold them."""
+    """The best run over the chain, with an exponent for every entry where float64 cannot hold them.
+
+    Where a small chain has lost values that is tried too: rows of entries far apart hide less there.
+    """
+    run: Outcome | None = None
     if not steps.wild:
         with contextlib.suppress(RangeError):
-            return best_run(steps, entry_error, lag_norm and lag_norm.anew(), accuracy, workers)
-    return wide_run(steps, entry_error, lag_norm)
+            run = best_run(steps, entry_error, lag_norm and lag_norm.anew(), accuracy, workers)
+    if run is not None and (not run.lost or large(steps)):
+        return run
+    found = wide_run(steps, entry_error, lag_norm)
+    return found if run is None else min(run, found, key=lambda one: (one.lost, one.error))
 
 
 def _lags_alone(steps: Steps, lag_norm: LagNorm) -> Array:

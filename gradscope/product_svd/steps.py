@@ -34,12 +34,18 @@ class StepSource(Sequence[Array]):
 
     layout : how parts make up a step, None where they are blocks of columns; window : rows and columns of the
     product that the chain is about, None is all of it; beyond : whether float64 takes entries as 0 that are
-    not: then ``wide`` has them, and ``span`` is known without a survey.
+    not: then ``wide`` has them, and ``span`` is known without a survey; rank : what that of the
+    product is at most, by how its steps are made; m where nothing is known of it.
     """
 
     layout: Layout | None = None
     window: tuple[slice, slice] | None = None
     beyond = False
+
+    @property
+    def rank(self) -> int:
+        """At most."""
+        return int(np.shape(self[0])[0])
 
     @abstractmethod
     def parts(self, t: int) -> list[Array]:
