@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from gradscope.errors import InputError, listed, nearest_or_all, quoted
-from gradscope.report.chains import horizon
+from gradscope.report.chains import horizon, known_norms
 from gradscope.report.row_training import gradient_norm, gradient_norm_error, losses_of
 from gradscope.settings import Only
 
@@ -210,7 +210,7 @@ def _horizon(chain: Chain, analysis: Analysis) -> Found:
 def _largest_gain(chain: Chain, analysis: Analysis) -> Found | None:
     if analysis.only == "verdict":
         return None
-    known = [(float(np.max(np.asarray(s.log10_norm_by_lag))), s.log10_largest_gain) for s in chain.spectra]
+    known = [(float(np.max(known_norms(s)[1])), s.log10_largest_gain) for s in chain.spectra]
     return [at_lag if other is None else max(at_lag, other) for at_lag, other in known], _error(chain)
 
 

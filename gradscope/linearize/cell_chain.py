@@ -138,7 +138,7 @@ class CellChain(JacobianChain):
 
     @cached_property
     def rank(self) -> int:  # type: ignore[override]
-        """As of any chain: a unit whose two components have slopes in one ratio, as without output gate, is one.
+        """As of any chain: units whose two components have slopes in one ratio (no output gate) count once.
 
         Slopes are right to a few roundings each, so that a gate that is all but 1 is none of these.
         """
@@ -167,7 +167,7 @@ class CellChain(JacobianChain):
     @cached_property
     def step_arrays(self) -> StepArrays | None:
         """The steps as a compiled program takes them."""
-        if self.beyond:
+        if self.beyond or self.rank < self.size:
             return None
         found = layer_arrays(self.paths, self.size // self.width)
         return None if found is None else StepArrays((found,))

@@ -117,8 +117,8 @@ def _compared(
 ) -> Run:
     """A run with its error estimate from others on entries changed by +-entry_error.
 
-    What the rounding of entries explains is kept in these, as long as that goes: a value that hangs on whether
-    it is nothing differs.
+    What the rounding of entries explains is kept in these, as long as that goes: a value that hangs on
+    whether it is nothing differs.
     """
     size = max(map(len, steps.weights))
     again = partial(_again, steps, entry_error, options, lag_norm and lag_norm.of_some(len(steps)))
@@ -138,7 +138,7 @@ def _compared(
             (again({}, draw) if rounded and run.plan else None) or again(run.plan, draw)
             for draw in range(draws(size))
         ]
-    if rounded and (run.plan or len(run.log10) < size):
+    if rounded:
         compare_known(run, others, entry_error, rank_bound(steps, len(run.log10)))
     else:
         compare(run, others, entry_error)
@@ -273,6 +273,17 @@ def lag_errors(lags: Array, again: Sequence[Array], entry_error: float) -> Array
     return np.asarray(
         SAFETY * spread + [rounding_floor(lag, entry_error) for lag in np.nan_to_num(lags, neginf=0.0)]
     )
+
+
+def lost_lags(errors: Array) -> Array:
+    """(T,) which lags are lost: those known to no digit, and those up to the next that is."""
+    at = np.flatnonzero(~np.isnan(errors))
+    if not len(at):
+        return np.zeros(len(errors), bool)
+    lost, lags = errors[at] > LOST, np.arange(len(errors))
+    before = np.maximum(np.searchsorted(at, lags, side="right") - 1, 0)
+    after = np.minimum(np.searchsorted(at, lags), len(at) - 1)
+    return np.asarray(lost[before] | lost[after])
 
 
 def floor_of(run: Outcome, entry_error: float) -> float:

@@ -95,11 +95,9 @@ def wide_first(steps: Steps, entry_error: float, lag_norm: LagNorm) -> Outcome:
     run = FirstRun(steps, lag_norm)
     rounding = max(entry_error, EPS)
     draws = 1 if large(steps) else DRAWS
-    others = [
-        FirstRun(Perturbed(steps, rounding, draw), lag_norm.of_some(len(steps)) or LagNorm(at=()))
-        for draw in range(draws)
-    ]
+    others = [FirstRun(Perturbed(steps, rounding, draw), _again(lag_norm, steps)) for draw in range(draws)]
     compare(run, others, entry_error)
+    _forget_bounds(run, lag_norm)
     run.lost = int(run.error > LOST)
     run.log10 = run.log10[: 1 - run.lost]
     return run
@@ -113,11 +111,25 @@ def _compared(
     run = WideRun(turned(steps), rounding, lag_norm)
     draws = 1 if large(steps) else DRAWS
     # These keep what rounding left: a value that depends on whether it is nothing differs, and is lost.
-    some = lag_norm and lag_norm.of_some(len(steps))
     changed = [turned(Perturbed(steps, rounding, draw)) for draw in range(draws)]
-    others = [WideRun(chain, 0.0, some and some.anew()) for chain in changed]
+    others = [WideRun(chain, 0.0, lag_norm and _again(lag_norm, steps)) for chain in changed]
     compare_known(run, others, entry_error, max(other.found for other in (run, *others)))
+    if lag_norm is not None:
+        _forget_bounds(run, lag_norm)
     return run
+
+
+def _again(lag_norm: LagNorm, steps: Steps) -> LagNorm:
+    """For runs that are compared with this: every lag, of a large chain some."""
+    if large(steps):
+        return lag_norm.of_some(len(steps)) or LagNorm(at=())
+    return LagNorm(columns=lag_norm.columns)
+
+
+def _forget_bounds(run: Outcome, lag_norm: LagNorm) -> None:
+    """Leave lags without an error that are upper bounds only."""
+    if len(run.lag_errors):
+        run.lag_errors[run.lags < lag_norm.floor] = np.nan
 
 
 def large(steps: Steps) -> bool:

@@ -15,7 +15,7 @@ from gradscope.machine import cores, one_blas_thread
 from gradscope.product_svd import log_scale
 from gradscope.product_svd.arguments import check_asked, window_of
 from gradscope.product_svd.block_krylov import TopTriplets, norm_by_lag, top_values
-from gradscope.product_svd.error_estimate import EPS, Outcome, best_run, lags_alone, rounding_of
+from gradscope.product_svd.error_estimate import EPS, Outcome, best_run, lags_alone, lost_lags, rounding_of
 from gradscope.product_svd.extended_range_run import large, wide_first, wide_lags, wide_run
 from gradscope.product_svd.first_values import First, first_of, first_values
 from gradscope.product_svd.graded_chain import RangeError
@@ -42,13 +42,14 @@ class Spectrum:
     """Singular values of P = A_T ... A_1, in log10, and its top singular vectors.
 
     log10_singular_values : (m,) array, descending, -inf for an exactly zero value; (top,) on request.
-    exact_zeros : number of exactly zero values among all m; for entries that are rounded themselves
-        (entry_error of spectrum) also those of which that rounding leaves nothing; None where only the
-        top values were computed, which cannot tell.
+    exact_zeros : number of exactly zero values among all m: for entries that are rounded themselves
+        (entry_error of spectrum) those that the structure makes zero; None where only the top values were
+        computed, which cannot tell.
     log10_error : estimated largest |error| of a finite log10 value.
     log10_norm_error : estimated |error| of the first of them, log10 sigma_1.
     left, right : (m,) arrays, unit vectors with P right = sigma_1 left (zero vectors if P = 0).
-    log10_norm_by_lag : (T,) array, log10 sigma_1(A_T ... A_(T-k+1)) for k = 1 ... T, or None.
+    log10_norm_by_lag : (T,) array, log10 sigma_1(A_T ... A_(T-k+1)) for k = 1 ... T, or None; NaN where the
+        rounding of the entries leaves nothing of it, or may.
     lags : the k that log10_norm_by_lag is for, where it is not for all of them: (L,) both.
     lost : how many values the rounding of the entries leaves nothing of, or may, or that are too far below
         others to be followed: NaN, before the zeros.
@@ -247,6 +248,7 @@ def assembled(
         if len(found.lag_errors) == len(lags):
             last = found.norm_error if len(values) else found.lag_errors[-1]
             errors = np.append(found.lag_errors[:-1], last)
+            lags[lost_lags(errors)] = np.nan
     zeros = count - len(values) - found.lost
     return Spectrum(
         log10[:top],

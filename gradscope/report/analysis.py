@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradscope.custom_types import Array, PathLike
-from gradscope.product_svd.log_scale import median_of_known
 from gradscope.report.chains import WITHOUT, Chain, Extremes, mean_share
 from gradscope.report.remedies import Remedies, told_of
 from gradscope.report.verdict import Matched, Verdict
@@ -31,7 +30,7 @@ SCHEMA = "gradscope/analysis/1"
 _MAX_LAGS = 1000
 # Columns of the table in a notebook.
 _NOTEBOOK = 100
-_NORMS = ("lag", "log10_norm")
+_NORMS = ("lag", "log10_norm", "lost")
 _NO_PROFILE: dict[str, Any] = {"lag": [], "log10_norm": [], "share": {}}
 
 
@@ -268,8 +267,14 @@ def _chain(chain: Chain, level: str, engine: str, shown: Array | None) -> dict[s
 def _by_lag(chain: Chain, shown: Array) -> dict[str, Any]:
     """The gain at these lags, as far as it is known there, the median of the sequences that are as long."""
     at = chain.lags if len(chain.lags) < chain.steps else shown
-    norms = median_of_known(chain.by_lag[:, np.isin(chain.lags, at)])
-    return {"lag": at.tolist(), "log10_norm": _plain(norms)}
+    norms = chain.median_by_lag[np.isin(chain.lags, at)]
+    return {"lag": at.tolist(), "log10_norm": _plain(norms)} | _lost(chain, at)
+
+
+def _lost(chain: Chain, shown: Array) -> dict[str, Any]:
+    """The lags whose gain is lost, where there are any: null stands for 0 too."""
+    lost = np.intersect1d(chain.lost_lags, shown).tolist()
+    return {"lost": lost} if lost else {}
 
 
 def _without(chain: Chain, level: str, all_lags: bool) -> dict[str, Any]:
@@ -289,7 +294,7 @@ def _profile(full: Chain, shares: Mapping[str, Array], all_lags: bool) -> dict[s
     norms = _plain(full.by_lag[:, np.isin(known, shown)])
     # Lag k reaches back through step t = T - k + 1.
     share = {name: _plain(by_step[::-1][shown - 1]) for name, by_step in shares.items()}
-    told = {"lag": shown.tolist(), "log10_norm": norms, "share": share}
+    told = {"lag": shown.tolist(), "log10_norm": norms, "share": share} | _lost(full, shown)
     errors = full.error_by_lag
     return told | ({"error": {"lag": [*errors], "log10_norm": [*errors.values()]}} if errors else {})
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradscope.custom_types import Array
+from gradscope.product_svd.log_scale import median_of_known
 from gradscope.product_svd.spectrum import Spectrum
 
 # How the name of the level of the full chain without a path begins.
@@ -56,12 +57,16 @@ class Chain:
     def unmeasured(self) -> str | None:
         """What of the chain could not be measured, and why; None where all was."""
         lost = max(s.lost for s in self.spectra)
-        if not lost:
-            return None
-        return (
-            f"{lost} of the {self.size} singular values are lost: the rounding of the Jacobians leaves "
-            "nothing of them beside larger ones, or they are too far below these to be followed"
-        )
+        lags = len(self.lost_lags)
+        said = []
+        if lost:
+            said.append(
+                f"{lost} of the {self.size} singular values are lost: the rounding of the Jacobians leaves "
+                "nothing of them beside larger ones, or they are too far below these to be followed"
+            )
+        if lags:
+            said.append(f"the gain at {lags} of the lags is lost: the rounding leaves nothing of it")
+        return "; ".join(said) or None
 
     @property
     def engine(self) -> str:
@@ -95,6 +100,11 @@ class Chain:
         return found
 
     @property
+    def median_by_lag(self) -> Array:
+        """Its median over the sequences that are as long and whose gain there is not lost, (L,)."""
+        return median_of_known(self.by_lag)
+
+    @property
     def error_by_lag(self) -> dict[int, float]:
         """{lag: estimated error of ``by_lag`` there, in decades, the largest of the batch}, where known."""
         found: dict[int, float] = {}
@@ -104,6 +114,12 @@ class Chain:
                 lag = int(_lags(spectrum)[at])
                 found[lag] = max(found.get(lag, 0.0), float(np.asarray(errors)[at]))
         return dict(sorted(found.items()))
+
+    @property
+    def lost_lags(self) -> Array:
+        """Those of ``lags`` at which rounding leaves nothing of the gain of a sequence, or may."""
+        lost = [_lags(s)[np.isnan(np.asarray(s.log10_norm_by_lag))] for s in self.spectra]
+        return np.intersect1d(self.lags, np.concatenate(lost))
 
     @property
     def log10_norm(self) -> Extremes:
@@ -119,17 +135,17 @@ class Chain:
     @property
     def log10_peak(self) -> Extremes:
         """log10 sigma_1 at the lag, of those that are known, where it is largest."""
-        return self._summary(lambda s: float(np.fmax.reduce(_norms(s))))
+        return self._summary(lambda s: float(np.max(known_norms(s)[1])))
 
     @property
     def log10_largest_gain(self) -> Extremes:
         """log10 of the largest gain over any stretch of steps, of those up to T if no other is known."""
-        return self._summary(lambda s: np.fmax.reduce([*_norms(s), *_known(s.log10_largest_gain)]))
+        return self._summary(lambda s: np.max([np.max(known_norms(s)[1]), *_known(s.log10_largest_gain)]))
 
     @property
     def peak_lag(self) -> Extremes:
         """That lag."""
-        return self._summary(lambda s: float(_lags(s)[np.argmax(np.nan_to_num(_norms(s), nan=-np.inf))]))
+        return self._summary(_peak_lag)
 
     @property
     def rate(self) -> Extremes:
@@ -161,8 +177,16 @@ def _known(value: float | None) -> tuple[float, ...]:
     return () if value is None else (value,)
 
 
-def _norms(spectrum: Spectrum) -> Array:
-    return np.asarray(spectrum.log10_norm_by_lag)
+def known_norms(spectrum: Spectrum) -> tuple[Array, Array]:
+    """The lags whose norm is not lost, and these norms; T and NaN where all are."""
+    lags, norms = np.asarray(_lags(spectrum)), np.asarray(spectrum.log10_norm_by_lag)
+    known = ~np.isnan(norms)
+    return (lags[known], norms[known]) if known.any() else (lags[-1:], norms[-1:])
+
+
+def _peak_lag(spectrum: Spectrum) -> float:
+    lags, norms = known_norms(spectrum)
+    return float(lags[np.argmax(norms)])
 
 
 def _log10_rms(spectrum: Spectrum) -> float:

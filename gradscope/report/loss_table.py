@@ -30,7 +30,7 @@ def loss_sections(loss: LossGradient, full: Chain, terminal: Terminal) -> Iterab
     """The sections of a loss; full : the chain whose sigma_1 is shown beside."""
     rows = {
         "|dL/ds|": (np.arange(1, full.steps + 1), median_of_known(loss.log10_norm)[1:]),
-        "sigma_1": (full.lags, median_of_known(full.by_lag)),
+        "sigma_1": (full.lags, full.median_by_lag),
     }
     yield section(_TITLES[loss.at], by_lag(rows, full.steps, terminal))
     if loss.shares:

@@ -243,7 +243,7 @@ def _chaos(full: Chain, dtype: str, growth: float) -> str:
 
 def _float32_lag(full: Chain, level: Level) -> str:
     """The lag at which a gradient in float32 ends: of the curve, or else at its rate."""
-    if what := _leaving(full.lags, median_of_known(full.by_lag)):
+    if what := _leaving(full.lags, full.median_by_lag):
         return f"In float32 a gradient of size 1 {what}."
     rate = full.rate.median
     if level not in ("vanishing", "exploding") or not (math.isfinite(rate) and rate):

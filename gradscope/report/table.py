@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from gradscope.errors import shown
-from gradscope.product_svd.log_scale import median_of_known
 from gradscope.report.chains import WITHOUT
 from gradscope.report.loss_table import loss_sections
 from gradscope.report.next_steps import next_steps
@@ -288,7 +287,7 @@ def _bar(share: float, width: int, terminal: Terminal) -> str:
 
 def _lags(analysis: Analysis, terminal: Terminal) -> RenderableType:
     full, policy = analysis.full, analysis.policy
-    norms = median_of_known(full.by_lag)
+    norms = full.median_by_lag
     thresholds = (policy.vanishing_below, policy.exploding_above)
     return by_lag({"": (full.lags, norms)}, full.steps, terminal, crossings(full.lags, norms, *thresholds))
 

@@ -66,10 +66,7 @@ def _curve(full: Chain) -> dict[str, list[float | None]]:
     """The gain at a few lags by equal factors, medians; null where it is zero or lost."""
     known = full.lags
     some = np.unique(np.searchsorted(known, np.geomspace(1, known[-1], _LAGS).round()))
-    curves = full.by_lag[:, some]
-    measured = ~np.isnan(curves).all(axis=0)
-    norms = np.full(len(some), np.nan)
-    norms[measured] = np.nanmedian(curves[:, measured], axis=0)
+    norms = full.median_by_lag[some]
     return {"lag": known[some].tolist(), "log10_norm": [json_number(float(norm)) for norm in norms]}
 
 

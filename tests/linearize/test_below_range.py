@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from gradscope.cells.stack import stacked as stacked_cell
 from gradscope.linearize.system import System
 from gradscope.linearize.trajectory import states_of
 from gradscope.measure.light import LightProbe
+from gradscope.report.html_page import html_page
 from gradscope.settings import Settings
 
 N, D, T = 3, 2, 10
@@ -53,15 +57,25 @@ def test_a_gain_that_entries_of_16_digits_do_not_hold_is_lost(tmp_path):
     given = {"checkpoint": tmp_path / "cell.npz", "cell": "gru-reset-before", "inputs": inputs}
     expected = log10_norms(step_of("gru-reset-before"), arrays, inputs[0], states)
     for only in ("gain", "all"):
-        full = gradscope.analyze(**given, only=only).full
+        analysis = gradscope.analyze(**given, only=only)
+        full = analysis.full
         (spectrum,) = full.spectra
         assert np.isnan(spectrum.log10_singular_values[0])
         errors = spectrum.log10_norm_error_by_lag
         assert (errors[:5] < 1e-10).all()
         np.testing.assert_allclose(full.by_lag[0, :5], expected[:5], rtol=1e-14, atol=1e-10)
-        off = np.abs(full.by_lag[0, [5, 7]] - expected[[5, 7]])
-        assert (off > 1).all()
-        assert (errors[[5, 7]] > 1).all()
+        # What it had from rounding was decades off.
+        assert np.isnan(full.by_lag[0, 5:]).all()
+        assert (errors[5:] > 1).all()
+    # Every view says so: there null stands for 0 too.
+    told = analysis.to_dict()
+    for norms in (told["profile"], told["chains"][0]["by_lag"]):
+        assert norms["lost"] == [6, 7, 8, 9, 10]
+    assert "the gain at 5 of the lags is lost" in told["chains"][0]["unmeasured"]
+    assert "the gain at 5 of the lags is lost" in " ".join(str(analysis).split())
+    page = html_page(json.loads(analysis.to_json()))
+    assert "lost in rounding" in re.findall(r"<tr>\s*<t[hd][^>]*>6</t[hd]>\s*<td[^>]*>([^<]*)</td>", page)
+    assert told["chains"][0]["horizon"]["median"] == int(np.argmax(expected < -3))
 
 
 BESIDE_1 = {"gru": 3.0, "gru-reset-before": 30.0, "lstm-cifg": 3.0}

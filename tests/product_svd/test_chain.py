@@ -257,13 +257,14 @@ def test_chains_whose_rank_hangs_on_the_last_bit(family: str, seed: int) -> None
 
 
 @pytest.mark.parametrize("m", [16, 64, 130])
-def test_rounded_entries_leave_zeros_where_only_rounding_is_left(m: int) -> None:
+def test_values_of_which_only_rounding_is_left_are_lost(m: int) -> None:
     """Rows of h that follow those of c, as in an LSTM without output gate: rank n but for rounding."""
     rng = np.random.default_rng(m)
     top = rng.normal(size=(40, m // 2, m)) / np.sqrt(m)
     chain = np.concatenate([top, rng.normal(size=(40, m // 2, 1)) * top], axis=1)
     found = spectrum(chain, entry_error=4 * EPS)
-    assert found.exact_zeros == m // 2
+    assert (found.lost, found.exact_zeros) == (m // 2, 0)  # that they are zero nobody said
+    assert np.isnan(found.log10_singular_values[m // 2 :]).all()
     assert found.log10_error < 1e-6
     inner = [
         top[0],

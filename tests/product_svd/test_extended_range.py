@@ -125,6 +125,41 @@ def test_small_saturated_chains_at_every_lag(name, weights, size, seed):
         assert found.log10_norm_by_lag[lag - 1] == pytest.approx(largest, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("name", "weights", "size", "seed"),
+    [
+        ("lstm-cifg", 10, 3, 2),
+        ("lstm-cifg", 10, 0.3, 102),
+        ("gru-reset-before", 10, 3, 126),
+        # Of these one was known to an error that it had not.
+        ("lstm-cifg", 30, 0.3, 172),
+        ("lstm-cifg", 3, 10, 217),
+    ],
+)
+def test_values_that_float64_would_take_for_noise_are_right_or_lost(name, weights, size, seed):
+    # A pivot is small beside the largest entry of its row, and no rounding of its own terms.
+    chain = saturated(name, 3, 10, size, seed, weights)
+    found, true = spectrum(chain, entry_error=ENTRY_ERROR), reference(chain, bits=16384)
+    check(found, true, ENTRY_ERROR)
+    assert found.exact_zeros <= true.exact_zeros
+
+
+def test_a_lag_of_which_rounding_leaves_nothing_is_lost_and_the_next_is_right():
+    third = 1 / 3
+    chain = np.zeros((4, 3, 3))
+    chain[3] = [[1, 1, 0], [0.5, 0.5, 0], [0, 0, 1e-30]]
+    # Beside what cancels here one entry is left of 1e-40, and the step before ends all else.
+    chain[2] = [[third, 0.7, 0], [-third * (1 - 2**-52), -0.7, 0], [0, 0, 1e-10]]
+    chain[1] = [[1e-90, 1e-90, 0], [0, 1e-90, 1e-95], [0, 0, 2]]
+    chain[0] = np.random.default_rng(0).normal(size=(3, 3))
+    for only_first in (False, True):
+        found = spectrum(chain, by_lag=True, entry_error=ENTRY_ERROR, only_first=only_first)
+        assert np.isnan(found.log10_norm_by_lag).tolist() == [False, True, False, False]
+        for lag in (1, 3, 4):
+            expected = float(reference(chain[4 - lag :]).log10()[0])
+            assert found.log10_norm_by_lag[lag - 1] == pytest.approx(expected, abs=1e-12)
+
+
 def test_elimination_in_float64_is_that_with_an_exponent_for_every_entry(monkeypatch):
     chain, found = saturated("gru", 8, 40, 300, seed=1), []
     for fits in (1200, -1):

@@ -208,15 +208,18 @@ def test_shares_of_gains_whose_squares_do_not_fit(gain):
         {"cell": "lstm-nog"},
         {"cut": "R_o"},
         {"cell": "lstm-peephole", "cut": "R_o"},
+        {"cell": "lstm-nog", "dtype": "float32"},
         {"biases": {"b_o": 40.0}},
     ],
 )
 @pytest.mark.parametrize("hidden", few([4, 24, 64], 4))
 def test_an_output_that_follows_the_cell_leaves_rank_n(settings, hidden):
-    """h_t is a function of c_t alone, or but for 1e-17 of it: n of the 2 n singular values are zero."""
+    """h_t is a function of c_t alone: n of the 2 n singular values are zero; but for 1e-17 of it: lost."""
     analysis = gradscope.analyze(hidden=hidden, input_size=3, steps=60, **settings)
-    assert analysis.full.exact_zeros == (hidden,)
-    assert analysis.full.spectra[0].log10_error < 1e-6
+    (spectrum,) = analysis.full.spectra
+    zeros, lost = (0, hidden) if "biases" in settings else (hidden, 0)
+    assert (spectrum.exact_zeros, spectrum.lost) == (zeros, lost)
+    assert spectrum.log10_error < (1e-2 if "dtype" in settings else 1e-6)
 
 
 @pytest.mark.slow
