@@ -137,7 +137,7 @@ class CellChain(JacobianChain):
         return span(*(np.abs(path.slope) for path in self._units)) + max(links, default=0.0)
 
     @cached_property
-    def rank(self) -> int:  # type: ignore[override]
+    def rank(self) -> int:
         """As of any chain: units whose two components have slopes in one ratio (no output gate) count once.
 
         Slopes are right to a few roundings each, so that a gate that is all but 1 is none of these.

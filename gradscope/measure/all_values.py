@@ -112,7 +112,7 @@ class JacobianChains:
             found = self._spectrum("full", ask)
             largest = log10_largest_gain(self._full)
             if self._full.beyond:  # which lets through what is zero in float64
-                largest = max(largest, float(np.nanmax(np.append(found.log10_norm_by_lag, -np.inf))))
+                largest = max(largest, float(np.fmax.reduce(np.asarray(found.log10_norm_by_lag))))
             self._whole = [replace(found, log10_largest_gain=largest)]
         return self._whole
 
