@@ -13,13 +13,14 @@ from gradscope.custom_types import Array
 from gradscope.linearize.jacobian_chain import JacobianChain
 from gradscope.linearize.segmented import SegmentedChain, keeping_recent
 from gradscope.measure.chains import WITHOUT, Ask, measure
-from gradscope.measure.cost import KNOWN, chain_cost, runs, without_cost
+from gradscope.measure.cost import KNOWN, chain_cost, plain_cost, runs, without_cost
 from gradscope.measure.measured import Measured
 from gradscope.measure.progress import Fraction, Meter
 from gradscope.measure.returning import returning
 from gradscope.measure.shares import error_of_shares, shares
 from gradscope.product_svd.arguments import window_of
 from gradscope.product_svd.largest_gain import log10_largest_gain
+from gradscope.product_svd.plain_values import few_of_many
 from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, plain_spectra, spectrum
 
 
@@ -82,26 +83,36 @@ class JacobianChains:
         self.names = tuple(self._chains)
         self.parts = first.names if len(first.names) > 1 else ()
 
-    def cost(self, name: str) -> float:
+    def cost(self, name: str, ask: Ask) -> float:
         """By its size; the full one again costs nothing, and a diagonal one next to nothing."""
         if name in self._known:
             return KNOWN
         if name == WITHOUT:
             return without_cost(self._sizes["full"], len(self.parts))
-        if name == "full":
-            return chain_cost(self._sizes[name], len(self._full))
-        if self._is_full(name) or self._diagonal[name]:
+        if name != "full" and (self._is_full(name) or self._diagonal[name]):
             return 0.0
-        window, size = self._chains[name].window, self._sizes[name]
-        if window is None:
-            return chain_cost(size, len(self._full), path=True)
-        return chain_cost(size, len(self._full), rows=len(range(size)[window[0]]))
+        size, rows, steps = self._sizes[name], self._rows(name), len(self._full)
+        if self._few(name, ask):
+            return plain_cost(size, rows)
+        return chain_cost(size, steps, rows=rows, path=name != "full" and not rows)
+
+    def _rows(self, name: str) -> int:
+        """Of a block of the product, or 0."""
+        window = self._chains[name].window
+        return 0 if window is None else len(range(self._sizes[name])[window[0]])
+
+    def _few(self, name: str, ask: Ask) -> bool:
+        """Whether a few of many of its values are asked for, which a plain product has."""
+        count = self._rows(name) or self._sizes[name]
+        return not ask.paths or (ask.top is not None and few_of_many(count, ask.top))
 
     def reads(self, name: str, ask: Ask) -> float:
         """So many as there are runs over the chain; of a block every step is looked at besides."""
         if name == WITHOUT:
             return len(self._full)
-        looks = 3 if self._chains[name].window is not None else 0
+        if self._few(name, ask):
+            return 2.0 * len(self._full)  # its parts, and all of it for the sizes
+        looks = 3 if self._rows(name) else 0
         return len(self._full) * (runs(self._sizes[name]) + looks)
 
     def spectra(self, name: str, ask: Ask) -> list[Spectrum]:

@@ -54,7 +54,7 @@ class Chains(Protocol):
     names: tuple[str, ...]
     parts: tuple[str, ...]
 
-    def cost(self, name: str) -> float:
+    def cost(self, name: str, ask: Ask) -> float:
         """How long a chain takes, beside the others."""
 
     def reads(self, name: str, ask: Ask) -> float:
@@ -77,9 +77,7 @@ def measure(chains: Chains, ask: Ask, meter: Meter) -> list[Measured]:
     """Spectra of the full chain, of every path alone, of all but it, and the shares, for every sequence."""
     names = [name for name in chains.names if name not in ask.known] if ask.paths else ["full"]
     every = [*names, WITHOUT] if ask.paths and chains.parts else names
-    meter.begin(
-        {name: chains.cost(name) for name in every}, {name: chains.reads(name, ask) for name in every}
-    )
+    meter.begin(*({name: of(name, ask) for name in every} for of in (chains.cost, chains.reads)))
     found: dict[str, list[Spectrum]] = {}
     for name in names:
         found[name] = chains.spectra(name, ask)

@@ -18,6 +18,7 @@ from gradscope.machine import cores, one_blas_thread
 from gradscope.problem.problem import Problem
 from gradscope.product_svd.error_estimate import WORTH_A_THREAD, draws
 from gradscope.product_svd.lapack import dgetrf
+from gradscope.product_svd.plain_values import few_of_many
 from gradscope.settings import Only
 
 # Units for a step of a chain of m states, gone through once: calls, reading and writing, operations.
@@ -39,8 +40,8 @@ PROGRAM = 6e4
 LONGER_TO_COMPILE = 5
 # Units for a step of one of the plain products side by side, with its norm.
 _BESIDE, _BESIDE_SQUARE, _BESIDE_CUBE = 0.65, 3.5e-4, 5e-7
-# Besides, of one that has none beside it: the calls.
-_ALONE = 2.5
+# Besides, of one that has none beside it: the calls; of one with several values, and how many times it.
+_ALONE, _SEVERAL_CALLS, _SEVERAL = 2.5, 7.0, 1.8
 # Units for a step of a chain whose spectrum is there already.
 KNOWN = 1e-3
 # How often its twenty are timed, 40 ms in all: long enough to see that others are at work as well.
@@ -95,6 +96,11 @@ def chain_cost(size: int, steps: int, *, rows: int = 0, path: bool = False) -> f
     return ((_PATH if path else 1.0) * calls + passed + finish) * (_BLOCK if rows else 1.0)
 
 
+def plain_cost(size: int, rows: int = 0) -> float:
+    """Units for a step of the plain product of a chain, which has its top values; rows : as there."""
+    return _SEVERAL_CALLS + _SEVERAL * without_cost(size, 1) * (rows or size) / size
+
+
 def without_cost(size: int, paths: int) -> float:
     """Units for a step of the chains without each of so many paths."""
     return paths * (_BESIDE + _BESIDE_SQUARE * size**2 + _BESIDE_CUBE * size**3)
@@ -116,19 +122,31 @@ def runs(size: int) -> int:
 
 def chain_costs(work: Work) -> dict[str, float]:
     """Units for a step of every chain of a problem, the full one first."""
-    if work.only in ("verdict", "gain"):
+    if _first(work):
         return {"full": _ALONE + without_cost(sum(work.sizes), 1)}
-    costs = {"full": chain_cost(sum(work.sizes), work.steps)}
+    costs = {"full": _of_chain(work, sum(work.sizes))}
     parts = _parts(work)
     if parts > 1:
         costs["without"] = without_cost(sum(work.sizes), parts)
     for j in range(len(work.sizes)):
         for i in range(j):
-            costs[f"{i}->{j}"] = chain_cost(sum(work.sizes[i : j + 1]), work.steps, rows=work.sizes[j])
+            costs[f"{i}->{j}"] = _of_chain(work, sum(work.sizes[i : j + 1]), rows=work.sizes[j])
     if work.cell is not None:
         paths = _paths(work.cell, work.hidden)
-        costs |= {name: chain_cost(size, work.steps, path=True) for name, size in paths}
+        costs |= {name: _of_chain(work, size, path=True) for name, size in paths}
     return costs
+
+
+def _of_chain(work: Work, size: int, *, rows: int = 0, path: bool = False) -> float:
+    """Units for a step of a chain with all its values, or those of its plain product."""
+    if work.top is not None and few_of_many(rows or size, work.top):
+        return plain_cost(size, rows)
+    return chain_cost(size, work.steps, rows=rows, path=path)
+
+
+def _first(work: Work) -> bool:
+    """Whether the first value of the full chain is all that is asked for."""
+    return work.only in ("verdict", "gain")
 
 
 def _paths(cell: Cell, hidden: int) -> Iterator[tuple[str, int]]:
@@ -150,7 +168,7 @@ def all_values(work: Work) -> float:
 
 def _saved(work: Work, steps: int) -> float:
     """Units that compiled programs save, where they pay for being compiled."""
-    if work.only in ("verdict", "gain"):
+    if _first(work) or (work.top is not None and few_of_many(sum(work.sizes), work.top)):
         return 0.0
     full = saved_by_program(sum(work.sizes))
     paths = Counter(size for _, size in _paths(work.cell, work.hidden)) if work.cell else Counter[int]()
@@ -165,7 +183,7 @@ def without_jacobians(work: Work) -> float:
     columns = _COLUMNS * work.sequences / 1e6
     each = [_PASSED + _MULTIPLIED * columns * count for count in numbers]
     # Of the trajectory and of shares; and of chains whose steps are of one kind, passes and lags.
-    alone = work.only in ("verdict", "gain")
+    alone = _first(work)
     programs = (1 if alone else 3) + 2 * len(set(numbers))
     if work.cell is None and not alone:  # without each of its blocks the steps of a stack are others
         programs += _OF_BLOCKS * _parts(work)
@@ -186,7 +204,7 @@ def _by_column(work: Work) -> list[int]:
     full = (_DERIVED if cell is not None else _STACKED) * sum(size**2 for size in work.sizes)
     if cell is not None and units:
         full = sum(path.startswith("R") for path in cell.paths) * work.hidden**2
-    if work.only in ("verdict", "gain"):
+    if _first(work):
         return [full]
     parts = _parts(work)
     blocks = layers * (layers - 1) // 2

@@ -24,6 +24,7 @@ from gradscope.machine import cores
 from gradscope.measure.chains import Ask
 from gradscope.measure.cost import LONGER_TO_COMPILE, PROGRAM, saved_by_program
 from gradscope.measure.progress import Fraction
+from gradscope.product_svd.plain_values import few_of_many
 from gradscope.product_svd.spectrum import Spectrum
 
 # Segments of sequences under way, in memory at once.
@@ -103,7 +104,8 @@ def _chains(sequence: Linearized, ask: Ask) -> Iterator[tuple[str, SegmentedChai
 
 def _shapes(sequence: Linearized, ask: Ask) -> list[Shape]:
     """What programs for its chains are compiled for."""
-    return [shape for _, chain in _chains(sequence, ask) if (shape := shape_of(chain)) is not None]
+    every = [shape for _, chain in _chains(sequence, ask) if (shape := shape_of(chain)) is not None]
+    return [shape for shape in every if ask.top is None or not few_of_many(shape.size, ask.top)]
 
 
 def _parts(number: int, sequence: Linearized, ask: Ask, worth: frozenset[Shape]) -> Iterator[_Part]:

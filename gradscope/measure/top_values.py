@@ -85,7 +85,7 @@ class TangentChains:
         self.returning: Mapping[str, Array] = {}
         self.names = tuple(self._steps)
 
-    def cost(self, name: str) -> float:
+    def cost(self, name: str, ask: Ask) -> float:
         """About the same for all, but for the full one again."""
         return float(len(self.parts) if name == WITHOUT else name not in self._same)
 

@@ -37,8 +37,8 @@ def leading_left(matrices: Array, start: Array, rng: np.random.Generator) -> Lea
     start : (N, r). Steps of LOBPCG (Knyazev 2001) with M M^T: the best of u, its residual and the direction
     before takes as many steps as Lanczos, and no small problem that grows.
     """
-    if matrices.shape[1] <= _SMALL:
-        u, s, vt = np.linalg.svd(matrices)
+    if min(matrices.shape[1:]) <= _SMALL:
+        u, s, vt = np.linalg.svd(matrices, full_matrices=False)
         return LeadingPairs(s[:, 0], u[:, :, 0], vt[:, 0], np.ones(len(s), bool))
     start = _unit(_unit(start) + _RANDOM * _unit(rng.normal(size=start.shape)))
     at_once = 1 if start.shape[1] >= _LARGE else len(start)

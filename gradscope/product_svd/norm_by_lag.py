@@ -21,6 +21,8 @@ FEWEST_STEPS = 2
 COMPARED = 12
 # Rows of d this far below the largest do not change the norm.
 BELOW = 1e-19
+# Decades by which norms may differ that are the same: of a chain that keeps lengths rounding orders them.
+TIED = 1e-10
 
 
 class LagNorm:
@@ -71,7 +73,7 @@ class LagNorm:
         shift = int(log_size.max())
         entries = math.sqrt(graded.x.shape[1] * y.shape[1])  # the norm is at most so many of the largest
         bound = math.log2(np.exp2(log_size - shift).sum() * entries) + shift - reference
-        if bound * LOG10_2 < min(self.floor, self.peak):
+        if bound * LOG10_2 < min(self.floor, self.peak) - TIED:
             return float(bound * LOG10_2)
         height, carried = np.frexp(height[keep])
         y = np.ldexp(y[keep], -carried[:, None]) / height[:, None]

@@ -19,6 +19,7 @@ from gradscope.product_svd import log_scale
 from gradscope.product_svd.error_estimate import EPS, SAFETY
 from gradscope.product_svd.lobpcg import leading_left
 from gradscope.product_svd.log_scale import LOG10_2
+from gradscope.product_svd.norm_by_lag import TIED
 from gradscope.product_svd.steps import WILD
 
 # Rows that stand for what rounding left in the product.
@@ -85,29 +86,38 @@ class InColumns:
 class PlainProducts:
     """P products that grow by one step after the other, the last first, with their norms.
 
-    length : steps; shape : (P, m); floor : as for ``spectrum``. lags, noise : (T, P) log10 norms, and what
-    noise as large as a rounding makes of them, relative; right : (P, m) vectors of the last.
+    length : steps; shape : (P, m); floor : as for ``spectrum``; window : rows and columns of the products
+    that are asked for. lags, noise : (T, P) log10 norms, and what noise as large as a rounding makes of
+    them, relative; right : (P, columns) vectors of the last.
     """
 
-    def __init__(self, length: int, shape: tuple[int, int], floor: float = -np.inf) -> None:
+    def __init__(
+        self,
+        length: int,
+        shape: tuple[int, int],
+        floor: float = -np.inf,
+        window: tuple[slice, slice] | None = None,
+    ) -> None:
         count, size = shape
+        first = np.eye(size)[slice(None) if window is None else window[0]]
+        self._columns = None if window is None else window[1]
         self._length, self._floor, self._rng = length, floor, np.random.default_rng(0)
         self._held, self._at = np.empty((0, 0, 0, 0)), 0
-        self._hold(np.broadcast_to(np.eye(size + _NOISE, size), (count, size + _NOISE, size)))
+        self._hold(np.broadcast_to(np.pad(first, ((0, _NOISE), (0, 0))), (count, len(first) + _NOISE, size)))
         self._try = _TRIED  # to shed rows, at that step
-        self._shed: Array | None = None  # (P, m, r) what takes the rows that are left back to all
+        self._shed: Array | None = None  # (P, rows, r) what takes those that are left back to all
         self._rounded = np.zeros(shape)  # of the columns, over EPS, by the last step
         self._exponents = np.zeros((length + 1, count), np.int64)
         self._row = np.ones(count)  # largest norm of a row of the last product
         self.lags, self.noise = np.empty((length, count)), np.zeros((length, count))
-        self._left = self._rng.normal(size=(count, size))
-        self.right = np.zeros((count, size))
+        self._left = self._rng.normal(size=(count, len(first)))
+        self.right = np.zeros((count, self._seen(first).shape[1]))
         self._sure = np.ones(count, bool)
         self._done = 0
 
     @property
     def left(self) -> Array:
-        """(P, m) vectors of the last product."""
+        """(P, rows) vectors of the last product."""
         return self._left if self._shed is None else np.einsum("pmr,pr->pm", self._shed, self._left)
 
     @property
@@ -147,9 +157,18 @@ class PlainProducts:
         self._at += 1
         if self._at == len(self._held) or self._done == self._length:
             self._measure(self._at)
-            self._at = 0
+            self._at %= len(self._held)
             if self._try <= self._done < self._length:
                 self._shed_rows()
+
+    def last(self, chain: int) -> tuple[Array, Array, float]:
+        """The rows that are left of a chain's last product, those of its noise, and log10 of their scale."""
+        held = self._seen(self._held[self._at - 1, chain])
+        return held[: self.rows], held[self.rows :], float(self._exponents[self._done, chain]) * LOG10_2
+
+    def _seen(self, products: Array) -> Array:
+        """The columns of them that are asked for."""
+        return products if self._columns is None else products[..., self._columns]
 
     def _hold(self, product: Array) -> None:
         """Begin with this product and its noise, (P, r + _NOISE, m), as the last."""
@@ -181,14 +200,16 @@ class PlainProducts:
     def _measure(self, count: int) -> None:
         """The norms of the last ``count`` products, or where they are small enough bounds on them."""
         some = slice(self._done - count, self._done)
-        held = self._held[:count]
+        held = self._seen(self._held[:count])
         products, noise = held[:, :, : self.rows], held[:, :, self.rows :]
         exponents = self._exponents[1:][some]
         with np.errstate(divide="ignore"):
             bound = np.log10(np.einsum("lpij,lpij->lp", held, held)) / 2 + exponents * LOG10_2
         peak = np.max(self.lags[: some.start], axis=0, initial=-np.inf)
-        wanted = ~(bound < np.minimum(self._floor, peak))
+        wanted = ~(bound < np.minimum(self._floor, peak) - TIED)
         wanted[-1] |= self._done == self._length
+        if self._columns is not None:  # they may be next to nothing beside the others
+            self._sure &= (np.abs(products).max(axis=(2, 3)) > _SMALL).all(axis=0)
         wanted &= self._sure
         self.lags[some] = bound
         if not wanted.any():
@@ -205,9 +226,14 @@ class PlainProducts:
 
     def errors(self, entry_error: float) -> Array:
         """(T, P) of log10, estimated: what noise as large as the roundings makes of it."""
-        return np.asarray(SAFETY * (EPS + entry_error) / EPS / math.log(10) * self.noise)
+        return error_of_noise(self.noise, entry_error)
 
     def sure(self, entry_error: float) -> Array:
         """(P,) whether all norms are right, to what the entries allow."""
         usual = _USUAL * (1 + np.sqrt(np.arange(1, self._length + 1)))[:, None] * EPS
         return self._sure & ((self.errors(entry_error) <= GOOD) | (self.noise <= usual)).all(axis=0)
+
+
+def error_of_noise(noise: Array, entry_error: float) -> Array:
+    """Of log10, estimated: ``noise`` is what a rounding makes of a value, relative."""
+    return np.asarray(SAFETY * (EPS + entry_error) / EPS / math.log(10) * noise)

@@ -17,11 +17,11 @@ from gradscope.product_svd.arguments import check_asked, window_of
 from gradscope.product_svd.block_krylov import TopTriplets, norm_by_lag, top_values
 from gradscope.product_svd.error_estimate import EPS, Outcome, best_run, lags_alone, lost_lags, rounding_of
 from gradscope.product_svd.extended_range_run import large, wide_first, wide_lags, wide_run
-from gradscope.product_svd.first_values import First, first_of, first_values
 from gradscope.product_svd.graded_chain import RangeError
 from gradscope.product_svd.norm_by_lag import LagNorm
 from gradscope.product_svd.operator import DenseOperator, Operator, tame
 from gradscope.product_svd.plain_product import Beside
+from gradscope.product_svd.plain_values import PlainValues, few_of_many, first_values, values_of
 from gradscope.product_svd.steps import Steps, checked, reachable, restricted
 
 Engine = Literal["host", "compiled", "blocks", "mixed"]
@@ -33,6 +33,8 @@ BLOCK_FACTOR = 4
 # The same with the norms of some lags: the whole with every lag took a third of that time (m = 256), half
 # (m = 512; T = 100).
 BLOCK_SIZE_BY_LAG = 1024
+# Of so many steps the plain product of all states is formed sooner than blocks have their lags.
+FEW_STEPS = 64
 # Their estimated error, or all values are computed.
 GOOD_TOP = 1e-10
 
@@ -100,7 +102,7 @@ def spectrum(
     """Singular values of P = jacobians[T-1] @ ... @ jacobians[0].
 
     jacobians : (T, m, m) array, or a sequence whose [t] gives an (m, m) array.
-    top : only that many values, by block Krylov where that is faster and as good.
+    top : only that many values, by block Krylov or the plain product where that is faster and as good.
     by_lag : also log10 sigma_1 at every lag, or for the top values at some.
     floor : lags where it is below this, and below the largest, may get an upper bound instead; for
         the top values, the lag where it falls below this is looked for.
@@ -138,10 +140,11 @@ def spectrum(
         )[0]
         if not np.isneginf(found_top.log10_singular_values[-1]) and found_top.log10_error <= GOOD_TOP:
             return found_top
-    if only_first and by_lag and window is None and not steps.wild:
-        first = first_of(steps, entry_error, floor)
-        if first is not None:
-            return _of_first(first)
+    few = 1 if only_first else top
+    if by_lag and few is not None and not steps.wild and (only_first or few_of_many(count, few)):
+        found_few = values_of(steps, few, entry_error, floor if only_first else -np.inf, window)
+        if found_few is not None:
+            return _of_plain(found_few)
     whole = steps
     lag_norm = LagNorm(floor if top is None else -np.inf, columns) if by_lag else None
     lagged: Array | None = None
@@ -197,7 +200,8 @@ def _worth_blocks(steps: Steps, top: int, by_lag: bool) -> bool:
     A QR leaves noise of 1e-16 beside its largest entries, where saturated gates let less through.
     """
     large = len(steps.weights[0]) >= max(BLOCK_SIZE_BY_LAG if by_lag else BLOCK_SIZE, BLOCK_FACTOR * top)
-    return large and not steps.wild and tame(steps)
+    few = by_lag and len(steps) <= FEW_STEPS  # of which the plain product is sooner
+    return large and not few and not steps.wild and tame(steps)
 
 
 def top_spectra(
@@ -268,13 +272,12 @@ def plain_spectra(
 ) -> list[Spectrum | None]:
     """The first value of P chains side by side, as ``first_values`` is asked for it."""
     found = first_values(steps, length, shape, entry_error, floor)
-    return [None if one is None else _of_first(one) for one in found]
+    return [None if one is None else _of_plain(one) for one in found]
 
 
-def _of_first(found: First) -> Spectrum:
-    value, error = np.array([found.log10]), found.error
-    lost = int(np.isnan(found.log10))
-    return Spectrum(value, None, error, error, found.left, found.right, found.lags, lost=lost)
+def _of_plain(found: PlainValues) -> Spectrum:
+    error, first = float(found.error.max()), float(found.error[0])
+    return Spectrum(found.log10, None, error, first, found.left, found.right, found.lags)
 
 
 def _without_others(found: Spectrum) -> Spectrum:

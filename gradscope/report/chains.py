@@ -10,6 +10,7 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.product_svd.log_scale import median_of_known
+from gradscope.product_svd.norm_by_lag import TIED
 from gradscope.product_svd.spectrum import Spectrum
 
 # How the name of the level of the full chain without a path begins.
@@ -144,7 +145,7 @@ class Chain:
 
     @property
     def peak_lag(self) -> Extremes:
-        """That lag."""
+        """The first lag where it is as large as that, but for what rounding may add."""
         return self._summary(_peak_lag)
 
     @property
@@ -186,7 +187,7 @@ def known_norms(spectrum: Spectrum) -> tuple[Array, Array]:
 
 def _peak_lag(spectrum: Spectrum) -> float:
     lags, norms = known_norms(spectrum)
-    return float(lags[np.argmax(norms)])
+    return float(lags[np.argmax(norms >= np.max(norms) - TIED)])
 
 
 def _log10_rms(spectrum: Spectrum) -> float:
@@ -207,10 +208,11 @@ def chain_of(name: str, spectra: Sequence[Spectrum], threshold: float) -> Chain:
 def horizon(log10_norm: Array, threshold: float, lags: Array | None = None) -> int:
     """The largest lag up to which the gain stays at or above ``threshold``; T if it always does.
 
+    What rounding alone may have brought below it is at it.
     log10_norm : (L,), log10 sigma_1 at ``lags``, the last of which is T; at lags 1..T without.
     """
     known = np.arange(1, len(log10_norm) + 1) if lags is None else np.asarray(lags)
-    below = np.flatnonzero(log10_norm < np.log10(threshold))
+    below = np.flatnonzero(log10_norm < np.log10(threshold) - TIED)
     return int([0, *known.tolist()][below[0]] if len(below) else known[-1])
 
 

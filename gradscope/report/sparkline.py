@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradscope.custom_types import Array
+from gradscope.product_svd.norm_by_lag import TIED
 from gradscope.report.page import note
 from gradscope.report.terminal import Terminal
 from gradscope.report.verdict import scientific
@@ -62,8 +63,8 @@ def crossings(lags: Array, norms: Array, vanishing_below: float, exploding_above
     """The lags from which on a gain is below the one threshold, or above the other."""
     found = {}
     for outside, words in (
-        (norms < np.log10(vanishing_below), f"below {vanishing_below:g}"),
-        (norms > np.log10(exploding_above), f"above {exploding_above:g}"),
+        (norms < np.log10(vanishing_below) - TIED, f"below {vanishing_below:g}"),
+        (norms > np.log10(exploding_above) + TIED, f"above {exploding_above:g}"),
     ):
         if outside.any():
             found[int(lags[np.argmax(outside)])] = words

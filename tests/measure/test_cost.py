@@ -2,7 +2,7 @@
 
 import pytest
 
-from gradscope.measure.cost import Work, all_values, chain_cost, without_cost, without_jacobians
+from gradscope.measure.cost import Work, all_values, chain_cost, plain_cost, without_cost, without_jacobians
 
 # Units of CPU time for a step of chains as PyTorch initialises them, one run each: states, steps, units.
 FULL = [(32, 200, 58), (128, 200, 44), (256, 100, 167), (512, 30, 1034), (768, 30, 2830), (1536, 30, 21300)]
@@ -14,6 +14,19 @@ BLOCKS = [
     (768, 256, 30, 468),
     (1024, 512, 14, 2375),
     (1536, 512, 14, 4221),
+]
+# States, those of the layer whose block it is, or none: of some values, by their plain product.
+PLAIN = [
+    (64, 0, 10),
+    (128, 0, 19),
+    (256, 0, 54),
+    (512, 0, 298),
+    (768, 0, 633),
+    (1536, 0, 3866),
+    (128, 64, 16),
+    (512, 256, 141),
+    (768, 256, 209),
+    (1536, 512, 1145),
 ]
 # States, paths.
 WITHOUT = [
@@ -33,6 +46,7 @@ WITHOUT = [
         *((chain_cost(size, steps), units) for size, steps, units in FULL),
         *((chain_cost(size, steps, path=True), units) for size, steps, units in PATHS),
         *((chain_cost(size, steps, rows=rows), units) for size, rows, steps, units in BLOCKS),
+        *((plain_cost(size, rows), units) for size, rows, units in PLAIN),
         *((without_cost(size, paths), units) for size, paths, units in WITHOUT),
     ],
 )
@@ -44,4 +58,5 @@ def test_some_values_of_a_stack_take_about_as_long_as_is_said():
     """Three layers of 512 states, 14 steps: programs are compiled for every block that they are without."""
     work = Work((512, 512, 512), None, 256, steps=14, sequences=1, top=4)
     assert 1 / 2 < without_jacobians(work) / 1.8e6 < 2
+    assert 1 / 2 < all_values(work) / 2.6e5 < 2
     assert all_values(work) < without_jacobians(work)

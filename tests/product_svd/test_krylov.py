@@ -223,9 +223,10 @@ def test_top_of_a_stack_is_computed_whole_where_blocks_are_not_enough(
     assert spectrum(chains.gaussian(64, 10, 0), top=3).exact_zeros == 0
 
 
-def test_top_with_lags_is_the_whole_cut_short_with_every_lag() -> None:
-    """Of blocks each lag takes passes of its own."""
+def test_top_with_lags_is_of_the_plain_product_with_every_lag() -> None:
+    """Of blocks each lag takes passes of its own; a plain product knows of no value that is zero."""
     found = spectrum(chains.gaussian(64, 10, 0), top=3, by_lag=True)
     assert found.lags is None
     assert len(found.log10_singular_values) == 3
-    assert found.exact_zeros == 0
+    assert len(found.log10_norm_by_lag) == 10
+    assert found.exact_zeros is None

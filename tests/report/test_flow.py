@@ -107,6 +107,28 @@ def test_horizon_ends_at_the_first_lag_below_even_if_it_recovers():
     assert horizon(np.array([-np.inf]), 1e-3) == 0
 
 
+@pytest.mark.parametrize("only_first", [False, True])
+@pytest.mark.parametrize("m", [8, 40])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_chain_that_keeps_lengths_is_not_below_a_threshold_of_one(m, turned, only_first):
+    """Rounding alone brings its norms below; and the first lag is its peak."""
+    step = np.linalg.qr(np.random.default_rng(0).normal(size=(m, m)))[0] if turned else np.eye(m)
+    found = spectrum([step] * 40, by_lag=True, floor=0.0, only_first=only_first)
+    chain = chain_of("full", [found], 1.0)
+    assert chain.horizons == (40,)
+    assert chain.peak_lag.median == 1
+
+
+@pytest.mark.parametrize("only_first", [False, True])
+def test_a_bound_is_not_taken_for_a_norm_that_rounding_brought_below(only_first):
+    """From lag 20 on the Frobenius norm is next to 1, and the norm next to 1 / 8."""
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(64, 64)))[0]
+    found = spectrum(
+        [turn] * 20 + [turn / 8 * (1 - 1e-12)] + [turn] * 19, by_lag=True, floor=0.0, only_first=only_first
+    )
+    assert chain_of("full", [found], 1.0).horizons == (19,)
+
+
 def test_rms_gain_is_the_frobenius_norm():
     rng = np.random.default_rng(3)
     stack = rng.normal(size=(3, 4, 4))
