@@ -74,7 +74,8 @@ WHY = {
     "gradscope.analyze again": "Again: as the whole analysis.",
     "three layers": "Three layers: beside the full chain the chain without each block, six products of all "
     "states; blocks between layers are on the host engine alone.",
-    "three bidirectional": "Three bidirectional layers: as three layers; a block has passes of its own.",
+    "three bidirectional": "Three bidirectional layers: two stacks without each of their blocks, twelve "
+    "products of all states, are nearly half of it (stacks.py --chains).",
     "top 8 with lags": "Top 8 with lags: the shorter a lag, the closer its values and the more passes it "
     "takes; few columns multiply at a fraction of the speed of the plain product.",
     "batch of 64": "Batch of 64: a sequence's passes fill the cores already.",
