@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from gradscope.errors import InputError, listed, nearest_or_all, quoted
-from gradscope.report.chains import horizon, known_norms
+from gradscope.report.chains import horizon_error, known_norms
 from gradscope.report.row_training import gradient_norm, gradient_norm_error, losses_of
 from gradscope.settings import Only
 
@@ -199,12 +199,7 @@ def _horizon(chain: Chain, analysis: Analysis) -> Found:
     if error is None:
         return chain.horizons, None
     threshold = analysis.policy.vanishing_below
-    moved = [
-        abs(horizon(np.asarray(s.log10_norm_by_lag) + shift, threshold, s.lags) - own)
-        for s, own in zip(chain.spectra, chain.horizons, strict=True)
-        for shift in (-error, error)
-    ]
-    return chain.horizons, float(max(moved))
+    return chain.horizons, float(max(horizon_error(s, threshold, error) for s in chain.spectra))
 
 
 def _largest_gain(chain: Chain, analysis: Analysis) -> Found | None:

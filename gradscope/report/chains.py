@@ -216,6 +216,14 @@ def horizon(log10_norm: Array, threshold: float, lags: Array | None = None) -> i
     return int([0, *known.tolist()][below[0]] if len(below) else known[-1])
 
 
+def horizon_error(spectrum: Spectrum, threshold: float, error: float) -> int:
+    """How far its horizon moves where the gain is off by ``error`` decades."""
+    norms, lags = np.asarray(spectrum.log10_norm_by_lag), spectrum.lags
+    # What is taken to be at the threshold may be below it.
+    low, own, high = (horizon(norms + shift, threshold, lags) for shift in (-error - TIED, 0.0, error))
+    return max(own - low, high - own)
+
+
 def mean_share(share: Array, full: Chain) -> float:
     """Mean over the known steps of all sequences whose gradient is not exactly zero, NaN if there are none.
 
