@@ -192,7 +192,7 @@ def test_products_of_numbers_far_apart():
             assert abs(found[i][j] - true) * 10**14 <= abs(true)
 
 
-@pytest.mark.parametrize("size", [1.0, 300.0, 1e6])
+@pytest.mark.parametrize("size", [1.0, pytest.param(300.0, marks=pytest.mark.slow), 1e6])
 @pytest.mark.parametrize("name", few(CELLS, "rnn", "lstm"))
 def test_no_analysis_of_unnormalised_inputs_ends_without_gain_and_lags(name, size):
     inputs = size * np.random.default_rng(0).normal(size=(1, 20, 3))

@@ -41,7 +41,7 @@ def signs(steps, features, size):
 EYE = np.eye(4)
 
 
-@pytest.mark.parametrize("top", [None, 1])
+@pytest.mark.parametrize("top", [pytest.param(None, marks=pytest.mark.slow), 1])
 @pytest.mark.parametrize(
     ("parameters", "size", "cause"),
     [
@@ -169,6 +169,7 @@ def test_nothing_is_noted_of_a_healthy_network(cell):
         assert all(note.startswith("At this rate") for note in found.verdict.notes)
 
 
+@pytest.mark.slow  # the program of slopes below float64's is compiled
 def test_slopes_too_small_for_float64_are_no_exact_zeros(notes):
     def said(cell, parameters, inputs, **options):
         return any("are 0 in" in note for note in notes(cell, parameters, inputs, **options))
