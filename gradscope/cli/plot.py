@@ -13,6 +13,7 @@ from gradscope.cli.group import Command
 from gradscope.errors import InputError, listed, shown
 from gradscope.report.pictures.figures import FIGURES, FIGURES_OF_ROWS
 
+_PICTURES = (*FIGURES, *FIGURES_OF_ROWS)
 # Of a result, where none is named.
 _FIRST = "lag"
 _SUFFIXES = (".svg", ".png", ".pdf")
@@ -20,7 +21,12 @@ _SUFFIXES = (".svg", ".png", ".pdf")
 
 @click.command(cls=Command, short_help="Draw a picture of a result.")
 @click.argument("result", type=click.Path(path_type=Path, allow_dash=True))
-@click.argument("picture", type=click.Choice([*FIGURES, *FIGURES_OF_ROWS]), required=False)
+@click.argument(
+    "picture",
+    type=click.Choice(_PICTURES),
+    required=False,
+    metavar=f"[{'|'.join(_PICTURES)}]",  # else click's versions differ
+)
 @click.option(
     "-o",
     "--output",
