@@ -17,7 +17,7 @@ from gradscope.errors import InputError
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:keras")
 L = keras.layers
 STEPS, SIZE = 6, 3
-DRAWS = [0, 1, 2, *(pytest.param(k, marks=pytest.mark.slow) for k in range(3, 40))]
+DRAWS = [0, 1, 2, *(pytest.param(k, marks=pytest.mark.slow) for k in range(3, 24))]
 FOUND = [978]  # each was once neither right nor refused by a reason
 
 

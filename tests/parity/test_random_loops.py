@@ -15,7 +15,7 @@ from parity.test_random_torch import SQUASH
 
 DOUBLE = {"dtype": torch.float64}
 D, N = 3, 4
-DRAWS = [*range(5), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(5, 60))]
+DRAWS = [*range(5), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(5, 36))]
 FORMS = {"simple": 1, "gated": 2, "reset": 2, "lstm": 4, "layers": 2, "delay": 1}
 # What makes it another thing than a loop that passes a state on -> how it is refused.
 ODD = {

@@ -14,7 +14,7 @@ from gradscope.errors import InputError
 
 DOUBLE = {"dtype": torch.float64}
 D, N = 3, 4
-DRAWS = [*range(7), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(7, 60))]
+DRAWS = [*range(7), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(7, 40))]
 FOUND = [512, 804, 951]  # each was once neither right nor refused by a reason
 SQUASH = {
     "tanh": torch.tanh,
