@@ -256,7 +256,7 @@ def compare_known(run: Outcome, again: Sequence[Outcome | None], entry_error: fl
     spread = SAFETY * np.max(differences, axis=0, initial=0).astype(np.float64)
     known = int(np.argmax(spread > LOST)) if (spread > LOST).any() else count
     run.lost, run.log10 = rank - known, run.log10[:known]
-    run.error = run.norm_error = 0.0
+    run.error = run.norm_error = HOPELESS if rank else 0.0
     if known:
         floor = floor_of(run, entry_error)
         run.error, run.norm_error = float(spread[:known].max()) + floor, float(spread[0]) + floor

@@ -61,6 +61,7 @@ def test_a_gain_that_entries_of_16_digits_do_not_hold_is_lost(tmp_path):
         full = analysis.full
         (spectrum,) = full.spectra
         assert np.isnan(spectrum.log10_singular_values[0])
+        assert spectrum.log10_norm_error > 1  # no 0, as if it were known
         errors = spectrum.log10_norm_error_by_lag
         assert (errors[:5] < 1e-10).all()
         np.testing.assert_allclose(full.by_lag[0, :5], expected[:5], rtol=1e-14, atol=1e-10)
