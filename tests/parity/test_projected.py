@@ -79,7 +79,10 @@ def test_a_stack_has_the_jacobian_of_torch(tmp_path):
         "layer1": whole[N + P :, N + P :],
         "0->1": whole[N + P :, : N + P],
     }.items():
-        values, expected = found.chain(name).spectra[0].log10_singular_values, log10_values(block)
+        (spectrum,) = found.chain(name).spectra
+        values, expected = spectrum.log10_singular_values, log10_values(block)
         some = expected > -13  # what is zero, autograd finds to its rounding
         np.testing.assert_allclose(values[some], expected[some], rtol=0, atol=1e-6)
-        assert not (values[~some] > -np.inf).any()  # zero, or lost: rounded entries do not say which
+        # Zero, or lost: rounded entries do not say which. No more than these are.
+        assert not (values[~some] > -np.inf).any()
+        assert spectrum.lost + spectrum.exact_zeros == (~some).sum()

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from oracles import chains
 from oracles.few import few
-from oracles.reference import conditioning, reference
+from oracles.first_value import check_first, missed
+from oracles.reference import reference
 
 from gradscope.product_svd.plain_product import InColumns
 from gradscope.product_svd.spectrum import EPS, plain_spectra
@@ -42,19 +43,7 @@ def check(name, m, steps):
     if found is None:
         assert name not in FOUND
         return
-    true = reference(chain, vectors=True)
-    (value,) = found.log10_singular_values
-    error = missed(true, value)
-    assert error <= max(1e-11, 4 * EPS * conditioning(chain, true)[0]) / np.log(10) + np.spacing(abs(value))
-    assert found.log10_norm_error >= error / 10
-    for lag in (1, 7, 30):
-        assert missed(reference(chain[-lag:]), found.log10_norm_by_lag[lag - 1]) <= 1e-9
-    assert found.log10_norm_by_lag[-1] == value
-
-
-def missed(true, value):
-    """|error| of log10 of the largest value."""
-    return abs(true.log10_errors(np.array([value] * len(true.sigma)))[0])
+    check_first(found, chain, reference(chain, vectors=True))
 
 
 def two_blocks(sizes):
