@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from gradscope.as_arguments import takes
 from gradscope.checkpoints import Model, read
 from gradscope.checkpoints.array_map import rules_of
 from gradscope.checkpoints.recording_file import read_recorded
@@ -23,6 +24,7 @@ from gradscope.measure.plan import Plan
 from gradscope.measure.progress import Progress
 from gradscope.measure.sensitivity import sensitivity_of
 from gradscope.measure.side_by_side import together
+from gradscope.option import is_default
 from gradscope.problem.checks import whole_number
 from gradscope.problem.clip import clip_of
 from gradscope.problem.inputs import is_made
@@ -39,18 +41,7 @@ from gradscope.report.masked import MaskedGains, masked_gains
 from gradscope.report.notes import chain_notes, left_out, small_slopes
 from gradscope.report.provenance import described_together
 from gradscope.report.verdict import judge, level
-from gradscope.settings import (
-    DTYPE,
-    DTYPE_ON_TPU,
-    STEPS,
-    Policy,
-    Repairing,
-    Settings,
-    Suggesting,
-    Sweeping,
-    is_default,
-    takes,
-)
+from gradscope.settings import DTYPE, DTYPE_ON_TPU, STEPS, Policy, Repairing, Settings, Suggesting, Sweeping
 
 if TYPE_CHECKING:
     from jax import Device

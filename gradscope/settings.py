@@ -1,33 +1,26 @@
 """What can be asked: every option once, for the command line and for Python, with its default and its words.
 
 The command line makes its options from the fields of ``Settings`` (cli/options.py), ``gradscope.analyze`` its
-signature and the parameters of its docstring. So this imports neither click nor NumPy nor JAX.
+signature and docstring (as_arguments.py). So this imports neither click nor NumPy nor JAX.
 """
 
 # ruff: noqa: RUF009  (``option`` makes a dataclass field)
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
-import re
-import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, get_args
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from gradscope.errors import InputError, as_option
+from gradscope.option import is_default, number_or_word, option, same_as, size_in_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from gradscope.cells.cell import Cell
     from gradscope.checkpoints.live import Live
-
-P = ParamSpec("P")
-S = TypeVar("S")
-R = TypeVar("R")
 
 View = Literal["state", "cell"]
 Accuracy = Literal["full", "fast"]
@@ -58,93 +51,8 @@ LAYOUTS: tuple[str, ...] = get_args(Layout)
 MOST_FOR_ALL, DEFAULT_TOP = 1024, 8
 
 
-# -- what a field says of itself --------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """How the field of a dataclass is asked for in the shell, and what is said of it.
-
-    section : the heading it stands under in the help; without one the shell has no such option.
-    help : for the shell; doc : for Python, where that is another. "" is the same.
-    choices : all that it may be, besides its default. Where it has a metavar the shell does not list them.
-    parse : the value that a text stands for; ValueError says what is wrong with it.
-    repeatable : the shell collects it; positional : it is an argument there; reads : it may be a file.
-    flags : what the shell calls it, where that is not made of the field's name; of a bool that is True by
-        default there is a --no- too.
-    shorthands : {flag: (the value it stands for, help)}.
-    keys : of a field that is a mapping, {option: (its key, help)}: an option for each of these keys.
-    """
-
-    section: str = ""
-    help: str = ""
-    doc: str = ""
-    metavar: str | None = None
-    choices: tuple[str, ...] = ()
-    parse: Callable[[str], Any] = str
-    repeatable: bool = False
-    positional: bool = False
-    reads: bool = False
-    flags: tuple[str, ...] = ()
-    shorthands: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    keys: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-
-
-def option(default: Any, section: str = "", help: str = "", **more: Any) -> Any:  # noqa: A002
-    """A dataclass field with a default, and the Option that describes it."""
-    return field(default=default, metadata={"option": Option(section=section, help=help, **more)})
-
-
-def option_of(described: Field[Any]) -> Option:
-    """The Option that describes a field."""
-    found: Option = described.metadata["option"]
-    return found
-
-
-def is_default(value: Any, default: Any) -> bool:
-    """Whether a setting says no more than its default; an array, which answers == by entry, says more."""
-    plain = (type(None), str, int, float, tuple)
-    return value is default or (
-        isinstance(value, plain) and type(value) is type(default) and value == default
-    )
-
-
-def same_as(dataclass: type[Any], name: str) -> Any:
-    """A field with the default and the Option of another dataclass's field."""
-    (other,) = (other for other in fields(dataclass) if other.name == name)
-    return field(default=other.default, metadata=other.metadata)
-
-
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-def size_in_bytes(text: str) -> int:
-    """``500M`` or ``2G`` as a number of bytes."""
-    match = re.fullmatch(r"(\d{1,15})([KMGT]?)i?B?", text, re.IGNORECASE)
-    if not match:
-        raise ValueError(f"{text!r} is no size, expected bytes or such as 500M or 2G")
-    return int(match[1]) * _UNITS[match[2].upper()]
-
-
-def is_number(text: str) -> bool:
-    """Whether a word is a number, as Python writes it."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def number_or_word(text: str) -> int | str:
-    """A whole number, or what else it says."""
-    return int(text) if text.isdecimal() else text
-
-
 _LOSS = "Loss, followed back beside the worst case"
 _MASKS = "Masks that training draws"
-
-
-# -- the options ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -741,50 +649,3 @@ class Sweeping(Settings):
                 f"not measure what it changes: leave one of them out, or give {as_option('only')} {least}"
             )
         return self.only
-
-
-# -- the same for Python ----------------------------------------------------------------------------
-
-
-def takes(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P, R]]:
-    """Give a function of a dataclass the dataclass's fields as its arguments.
-
-    Type checkers, editors and ``help`` see every one of them: signature and docstring are made here.
-    """
-    signature = inspect.signature(settings)
-
-    def decorate(function: Callable[[S], R]) -> Callable[P, R]:
-        @functools.wraps(function)
-        def taking(*args: P.args, **kwargs: P.kwargs) -> R:
-            try:
-                signature.bind(*args, **kwargs)
-            except TypeError as error:  # would else be told of the dataclass
-                raise TypeError(f"{function.__name__}() {error}") from None
-            return function(settings(*args, **kwargs))
-
-        own = inspect.signature(function)
-        taking.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            return_annotation=own.return_annotation
-        )
-        taking.__annotations__ = {name: given.annotation for name, given in signature.parameters.items()}
-        taking.__annotations__["return"] = own.return_annotation
-        taking.__doc__ = _documented(function.__doc__ or "", settings)
-        return taking
-
-    return decorate
-
-
-def _documented(text: str, settings: Any) -> str:
-    """A docstring with its parameters after its first paragraph, in the form of NumPy's."""
-    summary, _, rest = inspect.cleandoc(text).partition("\n\n")
-    parameters = "\n".join(["Parameters", "----------", *map(_parameter, fields(settings))])
-    return "\n\n".join(part for part in (summary, parameters, rest) if part)
-
-
-def _parameter(described: Field[Any]) -> str:
-    said, default = option_of(described), described.default
-    kind = str(described.type).removesuffix(" | None")
-    if words := said.choices or get_args(globals().get(kind)):
-        kind = "{" + ", ".join(map(repr, words)) + "}"
-    kind += ", optional" if default in (None, ()) else f", default {default!r}"
-    return f"{described.name} : {kind}\n{textwrap.indent(textwrap.fill(said.doc or said.help, 100), '    ')}"

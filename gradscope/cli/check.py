@@ -32,8 +32,9 @@ from gradscope.cli.options import (
 )
 from gradscope.config_file import read_config
 from gradscope.errors import ExitCode, InputError, nearest_or_all, quoted, shown
+from gradscope.option import option
 from gradscope.rows.journal import CHECK
-from gradscope.settings import CELL, Settings, option
+from gradscope.settings import CELL, Settings
 
 if TYPE_CHECKING:
     from gradscope.cli.progress import Pace

@@ -8,7 +8,8 @@ from dataclasses import fields
 import click
 
 from gradscope.errors import flag
-from gradscope.settings import Settings, option_of
+from gradscope.option import option_of
+from gradscope.settings import Settings
 
 
 def why_not(command: click.Command, ctx: click.Context, option: str) -> str:

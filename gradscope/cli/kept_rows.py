@@ -13,10 +13,10 @@ import click
 
 from gradscope.cli.streams import check_writable, delivering, guarded_stdout, hushed
 from gradscope.errors import InputError, listed, shown
+from gradscope.option import option
 from gradscope.rows.following import Piece, follow
 from gradscope.rows.journal import KINDS, Journal, Row, deduplicated
 from gradscope.rows.shards import Shard
-from gradscope.settings import option
 
 if TYPE_CHECKING:
     from gradscope.gate.budgets import MetricBudget

@@ -13,6 +13,7 @@ from gradscope.cli.group import Command
 from gradscope.cli.kept_rows import say_ended, say_line, say_missing
 from gradscope.cli.options import Output, options, pick
 from gradscope.errors import ExitCode, InputError, listed, shown
+from gradscope.option import option
 from gradscope.report.views import FORMATS
 from gradscope.rows.journal import (
     CHECK,
@@ -26,7 +27,6 @@ from gradscope.rows.journal import (
     missing,
     the_only,
 )
-from gradscope.settings import option
 
 if TYPE_CHECKING:
     from gradscope.grid.sweep import Sweep

@@ -17,8 +17,9 @@ from click.shell_completion import CompletionItem
 from gradscope.cells import CELLS, check_known
 from gradscope.cli.group import SectionedOption
 from gradscope.errors import ExitCode, InputError, flag, listed, nearest_or_all, quoted, shown
+from gradscope.option import Option, option, option_of
 from gradscope.report.views import FORMATS, Look, Told, check_format, render
-from gradscope.settings import Activation, Init, Level, Option, Settings, option, option_of
+from gradscope.settings import Activation, Init, Level, Settings
 
 if TYPE_CHECKING:
     from gradscope.report.analysis import Analysis

@@ -25,8 +25,9 @@ from gradscope.cli.kept_rows import (
     shard_here,
 )
 from gradscope.cli.options import Output, Process, input_files, options, pick, pick_settings, ready_to_measure
+from gradscope.option import option
 from gradscope.rows.journal import SWEEP
-from gradscope.settings import Level, Sweeping, option
+from gradscope.settings import Level, Sweeping
 
 if TYPE_CHECKING:
     from gradscope.grid.points import Point, Points

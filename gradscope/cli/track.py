@@ -27,8 +27,9 @@ from gradscope.cli.kept_rows import (
 from gradscope.cli.options import Output, Process, options, pick, ready_to_measure
 from gradscope.config_file import ConfigFile
 from gradscope.errors import InputError, flag, nearest_or_all, quoted, shown
+from gradscope.option import option
 from gradscope.rows.journal import TRACK, natural
-from gradscope.settings import NO_ROW, OF_TRAINING, Level, Settings, option
+from gradscope.settings import NO_ROW, OF_TRAINING, Level, Settings
 
 if TYPE_CHECKING:
     from gradscope.gate.config import PlannedRun

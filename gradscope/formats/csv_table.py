@@ -12,7 +12,7 @@ import numpy as np
 from gradscope.custom_types import Array, PathLike
 from gradscope.errors import InputError, reason
 from gradscope.formats.tensors import as_float64, opened
-from gradscope.settings import is_number
+from gradscope.option import is_number
 
 # Between the columns is the first of these that the first line has; else there are spaces.
 _DELIMITERS = "\t;,"

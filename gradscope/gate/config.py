@@ -11,7 +11,8 @@ from gradscope.config_file import ConfigFile
 from gradscope.errors import InputError, about, nearest_or_all, quoted, shown
 from gradscope.gate.budgets import MetricBudget
 from gradscope.gate.places import BudgetPlace
-from gradscope.settings import Option, Settings, option_of
+from gradscope.option import Option, option_of
+from gradscope.settings import Settings
 
 # Not of one process that runs several analyses, or no value that a file can hold.
 _NOT_HERE = ("distributed", "progress", "plan", "trying", "suggest")

@@ -13,7 +13,8 @@ from typing import Any
 from gradscope.cells.cell import Cell
 from gradscope.errors import InputError, nearest_or_all, quoted
 from gradscope.grid.values import MOST_VALUES, ValueKind
-from gradscope.settings import Settings, option_of
+from gradscope.option import option_of
+from gradscope.settings import Settings
 
 # An axis of this name and a path, such as scale.R_z, is the factor of that path.
 _SCALE = "scale."

@@ -11,7 +11,7 @@ from typing import Any
 
 from gradscope.cells.cell import Cell
 from gradscope.errors import InputError, quoted
-from gradscope.settings import is_number
+from gradscope.option import is_number
 
 _RANGE = re.compile(r"([^:]+):([^:]+):([^:]+?)(:log)?")
 MOST_VALUES = 10_000

@@ -9,7 +9,8 @@ from dataclasses import fields
 from typing import Any
 
 from gradscope.errors import InputError, as_option, quoted
-from gradscope.settings import Settings, option_of
+from gradscope.option import option_of
+from gradscope.settings import Settings
 
 _OPTIONS = {field.name for field in fields(Settings)}
 

@@ -18,6 +18,7 @@ from gradscope.custom_types import Array
 from gradscope.errors import InputError, MisfitError, as_option, flag, quoted, shown
 from gradscope.linearize.budget import check_memory
 from gradscope.linearize.system import System, reversed_within
+from gradscope.option import option_of
 from gradscope.problem.checks import check_choices, real, whole_number
 from gradscope.problem.clip import Clip
 from gradscope.problem.initial_state import initial_states
@@ -31,7 +32,7 @@ from gradscope.problem.inputs import (
 )
 from gradscope.problem.origin import Origin
 from gradscope.problem.scaling import check_names, factors_of, scale_of
-from gradscope.settings import CELL, DEFAULT_TOP, DTYPE, HIDDEN, INIT, MOST_FOR_ALL, Only, Settings, option_of
+from gradscope.settings import CELL, DEFAULT_TOP, DTYPE, HIDDEN, INIT, MOST_FOR_ALL, Only, Settings
 
 
 @dataclass(frozen=True)

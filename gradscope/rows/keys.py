@@ -11,7 +11,8 @@ from typing import Any
 
 from gradscope.errors import InputError, shown
 from gradscope.formats.numpy_files import split_key
-from gradscope.settings import Settings, option_of
+from gradscope.option import option_of
+from gradscope.settings import Settings
 from gradscope.version import __version__
 
 _CHUNK = 2**20

@@ -16,13 +16,15 @@ from typing import get_args
 import pytest
 
 import gradscope
+from gradscope.as_arguments import takes
 from gradscope.cells.initializers import INITIALIZERS
 from gradscope.cli import analyze, chain
 from gradscope.cli.main import cli
 from gradscope.cli.options import Output, Process, pick, pick_settings
 from gradscope.errors import InputError, flag
+from gradscope.option import number_or_word, option, option_of, size_in_bytes
 from gradscope.problem.checks import check_choices
-from gradscope.settings import Init, Policy, Settings, number_or_word, option, option_of, size_in_bytes, takes
+from gradscope.settings import Init, Policy, Settings
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 # Not an option of the shell.

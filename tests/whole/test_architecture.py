@@ -46,7 +46,8 @@ LEAVES = {"custom_types": set(), "errors": {"custom_types"}, "version": set()}
 LEAVES |= {"config_file": {"errors"}, "schemas": {"errors"}, "files": {"custom_types"}}
 # A view of the report for what a room far to its left returns.
 LEAVES |= {"notebook": {"product_svd", "report"}}
-LEAVES |= {"machine": {"errors", "settings"}, "settings": {"errors", "cells", "checkpoints"}}
+LEAVES |= {"option": set(), "as_arguments": {"option"}}
+LEAVES |= {"machine": {"errors", "settings"}, "settings": {"errors", "option", "cells", "checkpoints"}}
 ROOT = LEAVES | {
     "api": {*MAY, *LEAVES} - {"cli"},
     "__main__": {"cli"},
