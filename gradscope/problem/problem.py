@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from gradscope.cells import find
 from gradscope.cells.cell import Cell
 from gradscope.cells.factors import factor_parameters, with_factors
-from gradscope.cells.initializers import initialize
 from gradscope.checkpoints import Layer
 from gradscope.checkpoints.derivatives import Derivatives
 from gradscope.custom_types import Array
-from gradscope.errors import InputError, MisfitError, as_option, flag, quoted, shown
+from gradscope.errors import InputError, MisfitError, as_option, quoted, shown
 from gradscope.linearize.budget import check_memory
 from gradscope.linearize.system import System, reversed_within
-from gradscope.option import option_of
 from gradscope.problem.checks import check_choices, real, whole_number
 from gradscope.problem.clip import Clip
-from gradscope.problem.initial_state import initial_states
 from gradscope.problem.inputs import (
     Sequences,
     drawn_sequences,
@@ -32,7 +27,8 @@ from gradscope.problem.inputs import (
 )
 from gradscope.problem.origin import Origin
 from gradscope.problem.scaling import check_names, factors_of, scale_of
-from gradscope.settings import CELL, DEFAULT_TOP, DTYPE, HIDDEN, INIT, MOST_FOR_ALL, Only, Settings
+from gradscope.problem.subject import subject_of
+from gradscope.settings import DEFAULT_TOP, DTYPE, MOST_FOR_ALL, Only, Settings
 
 
 @dataclass(frozen=True)
@@ -82,66 +78,58 @@ def make_problem(settings: Settings, layer: Layer | None = None) -> Problem:
     The inputs may be Sequences too, as read before. A layer of a checkpoint brings its own sizes and
     weights, to which gain and biases still apply.
     """
-    asked = {name: getattr(settings, name) for name in ("hidden", "input_size", "steps", "batch")}
-    sizes = {name: whole_number(name, value, 1) for name, value in asked.items() if value is not None}
-    seed = whole_number("seed", settings.seed, 0)
-    gain = 1.0 if settings.gain is None else real("gain", settings.gain, 0.0)
-    biases = {key: real(_bias(key), value) for key, value in (settings.biases or {}).items()}
     check_choices(settings)
-    view, dtype, accuracy = settings.view, settings.dtype or DTYPE, settings.accuracy
-
-    inputs, initial_state = settings.inputs, settings.initial_state
-    read = isinstance(inputs, Sequences)
-    given = inputs if read else given_sequences(inputs, time_major=settings.time_major)
-    lengths = given_lengths(settings.lengths)
+    given, lengths = _given(settings), given_lengths(settings.lengths)
+    subject = subject_of(settings, layer)
     if layer:
-        _check_own({"init": settings.init, **sizes})
-        _check_applies(settings, layer)
-    cell = layer.cell if layer else _fresh(settings.cell, settings.init)
-    init = None if layer or cell.initialize else settings.init or INIT
-    if layer:
-        sizes |= {"hidden": layer.hidden, "input_size": layer.input_size}
         layer.check_inputs(given=given is not None)
-        layer.check_state(given=initial_state is not None)
-    n = sizes.get("hidden", HIDDEN)
-    (b, t, d), lengths = extents(sizes, given, lengths, of_layer=layer is not None)
-    cut = known_paths(cell, as_names(settings.cut), view, min(lengths or (t,)))
+        layer.check_state(given=settings.initial_state is not None)
+    cell, n, view, dtype = subject.cell, subject.hidden, settings.view, settings.dtype or DTYPE
+    shape, lengths = extents(subject.sizes, given, lengths, of_layer=layer is not None)
+    cut = known_paths(cell, as_names(settings.cut), view, min(lengths or shape[1:2]))
     top = chosen_top(settings.top, n if view == "cell" else cell.size(n))
-    check_memory(cell, n, (b, t, d), top is not None and view != "cell")
+    check_memory(cell, n, shape, top is not None and view != "cell")
+    _check_sensitivity(settings, cell, layer, top)
 
-    start = replace(cell, initialize=lambda *_: layer.parameters) if layer else cell
-    with np.errstate(over="ignore"):  # a product beyond float64 is found by _check_range
-        parameters = initialize(start, n, d, init=init or INIT, gain=gain, biases=biases, seed=seed, steps=t)
-    sequences = given.first(t, lengths) if given else drawn_sequences(inputs, (b, t, d), seed)
-    sequences = _scaled_inputs(sequences, settings.input_scale)
-    if layer and layer.direction == "backward":
-        sequences = reversed_within(sequences, lengths)
-    name, state = (layer.name, layer.state) if layer else ("", np.zeros(cell.size(n)))
-    state = np.tile(state, (b, 1))
-    if initial_state is not None:
-        state = initial_states(initial_state, {name: cell.extents(n)}, b)[name]
-    _check_range({**parameters, "inputs": sequences, "initial state": state}, dtype)
-    origin = Origin(
-        source=layer.source if layer else "initialised",
-        layer=layer.name if layer else None,
-        init=init,
-        gain=gain,
-        biases=biases,
-        seed=seed,
-        inputs=given.label if given else inputs,
+    batch, steps, input_size = shape
+    parameters = subject.parameters(input_size, steps)
+    inputs = given.first(steps, lengths) if given else drawn_sequences(settings.inputs, shape, subject.seed)
+    inputs = _scaled_inputs(inputs, settings.input_scale)
+    if subject.direction == "backward":
+        inputs = reversed_within(inputs, lengths)
+    state = subject.state(settings.initial_state, batch)
+    _check_range({**parameters, "inputs": inputs, "initial state": state}, dtype)
+    run = _scaled(cell, n, parameters, settings)
+    problem = Problem(
+        system=System(*run, inputs, state, lengths, subject.direction, dtype),
+        cut=cut,
+        view=view,
+        top=top,
+        accuracy=settings.accuracy,
+        only=settings.only,
+        sensitivity=settings.sensitivity,
+        twice=layer.twice if layer else (),
+        origin=_with_inputs(subject.origin, settings, given),
+    )
+    return _differentiated(problem, layer.derivatives) if layer and layer.derivatives else problem
+
+
+def _given(settings: Settings) -> Sequences | None:
+    """The sequences that are given, read now or before; None where they are to be made."""
+    if isinstance(settings.inputs, Sequences):
+        return settings.inputs
+    return given_sequences(settings.inputs, time_major=settings.time_major)
+
+
+def _with_inputs(origin: Origin, settings: Settings, given: Sequences | None) -> Origin:
+    """With what there is to tell of the inputs and the state before them."""
+    return replace(
+        origin,
+        inputs=given.label if given else settings.inputs,
         input_scale=settings.input_scale,
         embedding=given.table.name if given and given.table else None,
-        initial_state=None if initial_state is None else label(initial_state),
-        not_applied=layer.not_applied if layer else None,
-        assumed=layer.assumed if layer else None,
+        initial_state=None if settings.initial_state is None else label(settings.initial_state),
     )
-    direction = layer.direction if layer else "forward"
-    system = System(*_scaled(cell, n, parameters, settings), sequences, state, lengths, direction, dtype)
-    _check_sensitivity(settings, cell, layer, top)
-    problem = Problem(system, cut, view, top, accuracy, settings.only, settings.sensitivity, origin=origin)
-    if layer:
-        problem = replace(problem, twice=layer.twice)
-    return _differentiated(problem, layer.derivatives) if layer and layer.derivatives else problem
 
 
 def _scaled_inputs(sequences: Array, scale: float | None) -> Array:
@@ -178,12 +166,6 @@ def _differentiated(problem: Problem, derivatives: Derivatives) -> Problem:
 _CELL_VIEW = f"{as_option('view')} 'cell'"
 
 
-def _bias(key: str) -> str:
-    (biases,) = (field for field in fields(Settings) if field.name == "biases")
-    flags = {to: flag(name) for name, (to, _) in option_of(biases).keys.items()}
-    return as_option(f"bias {key}", flags.get(key))
-
-
 def chosen_top(asked: int | str | None, size: int) -> int | None:
     """How many of ``size`` singular values to compute, None for all."""
     if asked is None:
@@ -200,41 +182,6 @@ def chosen_top(asked: int | str | None, size: int) -> int | None:
 def as_names(cut: str | Iterable[str]) -> tuple[str, ...]:
     """One name, or several, as several."""
     return (cut,) if isinstance(cut, str) else tuple(cut)
-
-
-def _fresh(cell: str | Cell | None, init: str | None) -> Cell:
-    found = find(cell) if isinstance(cell, str) else cell or find(CELL)
-    if not isinstance(found, Cell):
-        raise InputError(f"{as_option('cell')} is {quoted(cell)}, expected a name or a gradscope.Cell")
-    if not isinstance(init, str | None):
-        raise InputError(f"{as_option('init')} is {quoted(init)}, expected a name such as pytorch")
-    if init is not None and found.initialize is not None:
-        raise InputError(
-            f"{as_option('init')} is {quoted(init)}, but cell {found.name} brings its own: leave "
-            f"{as_option('init')} out"
-        )
-    return found
-
-
-def _check_own(options: Mapping[str, Any]) -> None:
-    for name in ("hidden", "input_size", "init"):
-        if (got := options.get(name)) is not None:
-            raise InputError(
-                f"{as_option(name)} is {quoted(got)}, but the checkpoint brings its own: leave "
-                f"{as_option(name)} out"
-            )
-
-
-def _check_applies(settings: Settings, layer: Layer) -> None:
-    """Raise InputError for options that change equations, of a layer that gradscope has none of."""
-    if layer.derivatives is None:
-        return
-    for name in ("gain", "biases", "input_scale"):
-        if (value := getattr(settings, name)) not in (None, {}):
-            raise InputError(
-                f"{as_option(name)} is {quoted(value)}, but layer {shown(layer.name)} is differentiated by "
-                f"{layer.derivatives.by}, with weights and inputs as they are: leave {as_option(name)} out"
-            )
 
 
 def _check_sensitivity(settings: Settings, cell: Cell, layer: Layer | None, top: int | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gradscope.cells.factors import own
 from gradscope.checkpoints import Named
@@ -14,9 +14,6 @@ from gradscope.problem.loss_adjoint import with_loss, with_losses
 from gradscope.problem.masked import check_masks
 from gradscope.problem.masks import Drawn
 from gradscope.problem.problem import Problem
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +16,6 @@ from gradscope.errors import InputError, as_option, listed
 from gradscope.linearize.budget import check_memory
 from gradscope.linearize.system import System
 from gradscope.problem.problem import Problem, chosen_top, known_paths
-
-if TYPE_CHECKING:
-    pass
-
-
 from gradscope.problem.problems import Stack
 
 

@@ -16,7 +16,6 @@ from gradscope.cells import CELLS, find
 from gradscope.cells.cell import Cell
 from gradscope.cells.initializers import initialize
 from gradscope.errors import InputError
-from gradscope.problem import problem as problem_module
 from gradscope.report.provenance import described
 
 SMALL = {"hidden": 4, "input_size": 3, "steps": 5}
@@ -389,7 +388,7 @@ def test_numpy_numbers_are_numbers():
     ids=str,
 )
 def test_what_no_machine_can_hold_is_refused_before_memory_is_taken(options, monkeypatch):
-    monkeypatch.setattr(problem_module, "initialize", None)
+    monkeypatch.setattr("gradscope.problem.subject.initialize", None)
     message = refusal(**options)
     assert "GiB, this machine has" in message
 
