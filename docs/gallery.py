@@ -16,11 +16,29 @@ _MADE = "Made by docs/gallery.py."
 _ADDING = "examples/adding_problem"
 _SEQUENCES = f"--inputs {_ADDING}/sequences.npy --batch 4"
 
+# File -> the Python that writes it, from this folder.
+MADE = {
+    "stack.npz": """
+import numpy as np
+
+rng, units = np.random.default_rng(0), 24
+shapes = {"weight_ih": (4 * units, units), "weight_hh": (4 * units, units), "bias_ih": (4 * units,)}
+weights = {
+    f"lstm.{kind}_l{layer}": rng.uniform(-1, 1, shape) / units**0.5
+    for layer in range(3)
+    for kind, shape in shapes.items()
+}
+for layer, forget_bias in enumerate((1.0, 3.0, 5.0)):
+    weights[f"lstm.bias_ih_l{layer}"][units : 2 * units] += forget_bias
+np.savez("stack.npz", **{f"lstm.bias_hh_l{layer}": np.zeros(4 * units) for layer in range(3)}, **weights)
+""",
+}
 # Result -> what makes it; then, of each, the pictures and what is to be seen in them.
 RESULTS = {
     "lstm.json": "analyze --cell lstm --hidden 32 --steps 200 --json",
     "trained.json": f"analyze {_ADDING}/lstm_6000.safetensors {_SEQUENCES} --json",
     "tanh.json": "analyze --cell rnn --hidden 64 --steps 200 --gain 2.6 --json",
+    "stack.json": "analyze stack.npz --steps 60 --json",
     "learning.jsonl": f"track {_ADDING}/lstm_*.safetensors {_SEQUENCES} --light",
     "critical.jsonl": "sweep --cell lstm --init gaussian --inputs zeros --hidden 32 --steps 100 "
     "--grid gain=0.5:2:12 --grid forget_bias=-1:5:12",
@@ -63,6 +81,12 @@ PICTURES = [
         "And that though many of its eigenvalues lie beyond the unit circle: the inputs saturate its units.",
     ),
     (
+        "stack.json",
+        "layers",
+        "Three LSTMs on one another with forget biases of 1, 3 and 5, each on its own: the lowest forgets "
+        "within steps, and only the highest brings a gradient back over all of them.",
+    ),
+    (
         "learning.jsonl",
         "training",
         "The LSTM of the adding problem before training, in the forty updates in which it gets it, and "
@@ -91,6 +115,7 @@ def page() -> str:
         commands = [f"gradscope plot {result} {name} -o {file}"]
         if result != before:
             commands.insert(0, f"gradscope {RESULTS[result]} -o {result}")
+            parts += [f"```python{MADE[word]}```" for word in RESULTS[result].split() if word in MADE]
         block = "\n".join(commands)
         parts += [f"```sh\n{block}\n```", f"![{name} of {Path(result).stem}](gallery/{file})", said]
         before = result
@@ -100,8 +125,11 @@ def page() -> str:
 def pictures() -> dict[str, str]:
     """{file name: SVG}, each by the command that the page has above it."""
     with tempfile.TemporaryDirectory() as folder:
+        for code in MADE.values():
+            subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
         for result, command in RESULTS.items():
-            _gradscope(*_words(command), "-o", f"{folder}/{result}")
+            words = (f"{folder}/{word}" if word in MADE else word for word in _words(command))
+            _gradscope(*words, "-o", f"{folder}/{result}")
         return {
             f"{Path(result).stem}-{name}.svg": _gradscope("plot", f"{folder}/{result}", name)
             for result, name, _ in PICTURES

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +20,20 @@ class ConfigFile:
     """What a project sets.
 
     path : of the file; table : what stands under ``[tool.gradscope]``, or in a gradscope.toml at the top;
-    text : of the whole file.
+    text : of the whole file; folder : where it is, as seen from the current one or as it was given: results
+    name the files that stand there, and not where all of it lies.
     """
 
     path: Path
     table: Mapping[str, Any]
     text: str
+    folder: Path
 
     def beside(self, value: Any) -> Any:
         """A relative name of a file as it is meant: beside this one, not where the command is called."""
         if not isinstance(value, str):
             return value
-        return str(self.path.parent / value) + "/" * value.endswith("/")  # it says that it is a folder
+        return str(self.folder / value) + "/" * value.endswith("/")  # it says that it is a folder
 
 
 def find_config(folder: Path | None = None) -> ConfigFile | None:
@@ -44,10 +48,17 @@ def find_config(folder: Path | None = None) -> ConfigFile | None:
     for place in (here, *here.parents):
         for name in (OWN, SHARED):
             if _is_there(place / name) and (found := _read(place / name)):
-                return found
+                return replace(found, folder=_from_here(place))
         if _is_there(place / ".git", folder_too=True):
             break
     return None
+
+
+def _from_here(folder: Path) -> Path:
+    """The folder as a relative path."""
+    with contextlib.suppress(OSError, ValueError):  # the current one is deleted, or on another drive
+        return Path(os.path.relpath(folder))
+    return folder
 
 
 def _is_there(path: Path, *, folder_too: bool = False) -> bool:
@@ -88,4 +99,4 @@ def _read(path: Path) -> ConfigFile | None:
         table = whole if table is None else table
         if not isinstance(table, dict):
             raise InputError("tool.gradscope is no table, expected [tool.gradscope] and settings below it")
-        return ConfigFile(path, table, text)
+        return ConfigFile(path, table, text, path.parent)

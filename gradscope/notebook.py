@@ -46,7 +46,11 @@ def _drawn(spectrum: Spectrum) -> str:
         "log10_error": [spectrum.log10_error],
         "exact_zeros": [spectrum.exact_zeros or 0],
     }
-    told = {"chains": [chain], "verdict": {"level": "singular values of a product", "reasons": []}}
+    told = {
+        "chains": [chain],
+        "shares": {},
+        "verdict": {"level": "singular values of a product", "reasons": []},
+    }
     return draw_spectrum(told, size_of("page")).svg(f"gradscope-{id(spectrum)}")
 
 

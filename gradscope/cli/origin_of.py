@@ -22,6 +22,6 @@ def origin_of(files: Sequence[Path]) -> dict[str, str]:
     for file in files:
         if file.is_file():
             with file.open("rb") as stream:
-                said[f"sha256 of {file.name}"] = hashlib.file_digest(stream, "sha256").hexdigest()
+                said[f"sha256 of {file}"] = hashlib.file_digest(stream, "sha256").hexdigest()
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "jax"))
     return said | {"versions": f"Python {platform.python_version()}, {packages}"}

@@ -10,7 +10,7 @@ from gradscope.gate.checks import Checks
 from gradscope.gate.checks_table import next_said, table_of_checks
 from gradscope.gate.compare import Comparison
 from gradscope.report.html_page import document
-from gradscope.report.html_text import listing, origin_section, table
+from gradscope.report.html_text import listing, origin_section, table, titled
 from gradscope.report.html_words import explained
 from gradscope.report.pictures.svg import element, escaped
 from gradscope.report.views import Look
@@ -46,10 +46,10 @@ def _page(
 ) -> str:
     word, _, rest = headline.partition(": ")
     level = _COLOURS.get(word, "exploding")
-    heading = element("span", escaped(word), class_=f"level {level}")
-    parts = [element("h1", heading, escaped(f": {rest}")), listing(said)]
+    verdict = element("span", escaped(word), class_=f"level {level}")
+    parts = [element("h1", verdict, escaped(f": {rest}")), listing(said)]
     if next_:
-        parts += [element("h2", "Next"), listing(next_)]
+        parts += [titled("Next"), listing(next_)]
     room = _ROWS
     for title, columns in [*tables.items()][:_TABLES]:
         rows = [*zip(*columns.values(), strict=True)]

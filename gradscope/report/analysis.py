@@ -244,14 +244,13 @@ def _chain(chain: Chain, level: str, engine: str, shown: Array | None) -> dict[s
     rms = {} if chain.log10_rms is None else {"log10_rms": _extremes(chain.log10_rms)}
     known = shown is not None or all(s.log10_largest_gain is not None for s in chain.spectra)
     largest = {"log10_largest_gain": _extremes(chain.log10_largest_gain)} if known else {}
-    unmeasured = {} if chain.unmeasured is None else {"unmeasured": chain.unmeasured}
     return {
         "name": chain.name,
         "size": chain.size,
         "verdict": level,
         "log10_singular_values": [_plain(s.log10_singular_values) for s in chain.spectra],
         **whole,
-        **unmeasured,
+        **chain.told_unmeasured,
         **({} if chain.engine == engine else {"engine": chain.engine}),
         "log10_norm": _extremes(chain.log10_norm),
         "log10_norm_error": [_plain(s.log10_norm_error) for s in chain.spectra],
@@ -284,6 +283,7 @@ def _without(chain: Chain, level: str, all_lags: bool) -> dict[str, Any]:
         "log10_norm_error": [_plain(s.log10_norm_error) for s in chain.spectra],
         "horizon": _extremes(chain.horizon),
         "verdict": level,
+        **chain.told_unmeasured,
         "profile": {name: told for name, told in _profile(chain, {}, all_lags).items() if name in _NORMS},
     }
 

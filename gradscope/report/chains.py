@@ -70,6 +70,11 @@ class Chain:
         return "; ".join(said) or None
 
     @property
+    def told_unmeasured(self) -> dict[str, str]:
+        """That as JSON tells it; nothing where all was measured."""
+        return {} if self.unmeasured is None else {"unmeasured": self.unmeasured}
+
+    @property
     def engine(self) -> str:
         """What multiplied and factored the steps, see Spectrum; "mixed" where sequences differ."""
         engines = {s.engine for s in self.spectra}

@@ -24,16 +24,16 @@ def gain_lost(of: Mapping[str, Any]) -> bool:
     return _log10(of) is None and bool(of.get("unmeasured"))
 
 
-def lags_lost(of: Mapping[str, Any]) -> bool:
-    """Whether a lag without a number is lost: where one is zero, so is the gain over all steps."""
-    return _log10(of) is not None or gain_lost(of)
+def lost_in(by_lag: Mapping[str, Any]) -> frozenset[int]:
+    """The lags at which rounding left nothing of the gain, as the curve of a chain or a row says."""
+    return frozenset(by_lag.get("lost") or ())
 
 
 def gains_by_lag(of: Mapping[str, Any]) -> dict[int, str]:
     """{lag: gain} of a chain or a row."""
-    lost = lags_lost(of)
+    lost = lost_in(of["by_lag"])
     pairs = zip(of["by_lag"]["lag"], of["by_lag"]["log10_norm"], strict=True)
-    return {lag: gain_told(norm, lost=lost) for lag, norm in pairs}
+    return {lag: gain_told(norm, lost=lag in lost) for lag, norm in pairs}
 
 
 def _log10(of: Mapping[str, Any]) -> float | None:

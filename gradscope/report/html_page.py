@@ -14,7 +14,16 @@ from gradscope.errors import InputError
 from gradscope.report.gain_words import gain_in, gain_lost, gain_told, gains_by_lag
 from gradscope.report.html_remedies import remedies_section
 from gradscope.report.html_style import style_sheet
-from gradscope.report.html_text import beginning, error_of, figures_of, folded, listing, table
+from gradscope.report.html_text import (
+    beginning,
+    contents,
+    error_of,
+    figures_of,
+    folded,
+    listing,
+    table,
+    titled,
+)
 from gradscope.report.html_training import asked_sections
 from gradscope.report.html_words import CARRIER, SIGNS, TERMS, explained, linked, reading, sign_of
 from gradscope.report.next_steps import next_steps
@@ -60,7 +69,10 @@ def _bytes(text: str) -> int:
 
 
 def document(title: str, description: str, parts: Sequence[str]) -> str:
-    """A page that may load nothing, and whose one style sheet is known by its hash."""
+    """A page that may load nothing, and whose one style sheet is known by its hash.
+
+    parts : what comes first is said of the whole; its contents stand before the first section.
+    """
     style = style_sheet()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = (
@@ -76,7 +88,9 @@ def document(title: str, description: str, parts: Sequence[str]) -> str:
         element("title", escaped(f"gradscope: {title}")),
         f"<style>{style}</style>",
     )
-    body = element("body", element("main", "\n".join(filter(None, parts))))
+    shown = [part for part in parts if part]
+    first = next((place for place, part in enumerate(shown) if "<h2" in part), len(shown))
+    body = element("body", element("main", "\n".join([*shown[:first], contents(shown), *shown[first:]])))
     return f'<!DOCTYPE html>\n<html lang="en">\n{head}\n{body}\n</html>\n'
 
 
@@ -96,18 +110,18 @@ def _whole(result: Mapping[str, Any]) -> Iterator[str]:
     level = _level(result)
     known = level if level in _LEVELS else "undecided"
     gain = gain_in(result["chains"][0])
-    heading = element("span", escaped(level), class_=f"level {known}")
-    yield element("h1", sign_of(known), heading, escaped(f": {_subject(result)}, gain {gain}"))
+    word = element("span", escaped(level), class_=f"level {known}")
+    yield element("h1", sign_of(known), word, escaped(f": {_subject(result)}, gain {gain}"))
     yield _key(result)
     yield listing(result["verdict"]["reasons"])
     notes = result["verdict"].get("notes") or []
     if notes:
-        yield element("h2", "What to know, and what to do")
+        yield titled("What to know, and what to do")
         yield listing(notes)
     problem = result["problem"]
     yield listing([f"{words}: {said}" for key, words in _SAID.items() for said in problem.get(key) or []])
     if next_ := listing(_next(result)):
-        yield element("h2", "Next")
+        yield titled("Next")
         yield next_
     yield from remedies_section(result)
     yield _sections(result, "whole")
@@ -157,14 +171,14 @@ def _sections(part: Mapping[str, Any], name: str) -> str:
 
 
 def _figure(part: Mapping[str, Any], name: str, where: str, numbers: str) -> str:
-    """A picture with its heading, what it says, and its numbers; nothing where there is none to draw."""
+    """A picture with its titled, what it says, and its numbers; nothing where there is none to draw."""
     try:
         drawn = picture(part, name, "page" if where == "whole" else "small")
     except InputError:
         return ""
     return element(
         "figure",
-        element("h2" if where == "whole" else "h3", escaped(drawn.title)),
+        titled(drawn.title) if where == "whole" else element("h3", escaped(drawn.title)),
         drawn.svg(f"{where}-{name}", inside=True),
         element("figcaption", escaped(drawn.said)),
         reading(name) if where == "whole" else "",
@@ -337,7 +351,7 @@ def _layers(result: Mapping[str, Any], room: int) -> Iterator[str]:
     numbers = table("Each layer on its own", headings, rows)
     beside = _figure(result, "layers", "whole", numbers)
     if not beside or _bytes(beside) > room:
-        beside = element("h2", "Layers side by side") + numbers
+        beside = titled("Layers side by side") + numbers
     yield beside
     room -= _bytes(beside)
     for place, layer in enumerate(layers):
@@ -363,7 +377,7 @@ def _provenance(result: Mapping[str, Any], origin: Mapping[str, str]) -> str:
     rows = [(key, _plain(value)) for key, value in facts.items() if value not in (None, [], {})]
     terms = [term for term in TERMS if term != CARRIER or len(result["shares"]) > 1]
     made = table("What was analysed, and with what", ("setting", "value"), rows[: 2 * _NAMES])
-    return element("section", explained(terms), element("h2", "Provenance"), made, class_="facts")
+    return element("section", explained(terms), titled("Provenance"), made, class_="facts")
 
 
 def _plain(value: object) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gradscope.report.gain_words import gain_told
-from gradscope.report.html_text import figures_of, listing, table
+from gradscope.report.html_text import figures_of, listing, table, titled
 from gradscope.report.pictures.svg import element, escaped
 from gradscope.report.verdict import scientific
 
@@ -22,7 +22,7 @@ def remedies_section(result: Mapping[str, Any]) -> Iterator[str]:
     if "suggestions" not in result:
         return
     found, target = result["suggestions"], str(result["target"])
-    yield element("h2", "What to do about it, verified")
+    yield titled("What to do about it, verified")
     if result["reached"]:
         yield element("p", escaped(f"The target, {target}, is reached already."))
     for caption, reaches in (
@@ -46,7 +46,7 @@ def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
     )
     return (
         str(one["words"]),
-        "–" if level is None else gain_told(one["verified_log10"], lost=level == "undecided"),
+        "–" if level is None else gain_told(one["verified_log10"], lost="unmeasured" in one),
         figures_of(one["horizon"], "g"),
         str(one["verdict"] or "no number"),
         "" if predicted is None else scientific(predicted),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from gradscope.report.pictures.svg import element, escaped
@@ -28,6 +29,26 @@ def beginning(text: object) -> str:
     """Text escaped; of one that is no sentence any more, as a stranger's file may have, the beginning."""
     plain = str(text)
     return escaped(plain if len(plain) <= _LONGEST else plain[:_LONGEST] + "…")
+
+
+def titled(title: str) -> str:
+    """The heading of a section, which the contents of the page lead to."""
+    place = re.sub("[^a-z0-9]+", "-", title.lower()).strip("-")
+    return element("h2", escaped(title), id=f"section-{place}")
+
+
+_HEADING = re.compile(r'<h2 id="([^"]+)">(.*?)</h2>')
+# Sections below which a page is its own list of contents.
+_FEW = 3
+
+
+def contents(parts: Sequence[str]) -> str:
+    """Links to the sections of a page; nothing where these are few."""
+    found = [one for part in parts for one in _HEADING.findall(part)]
+    links = [element("li", element("a", title, href=f"#{place}")) for place, title in found]
+    if len(links) <= _FEW:
+        return ""
+    return element("nav", element("ul", *links), class_="contents", aria_label="Contents")
 
 
 def table(caption: str, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -71,4 +92,4 @@ def origin_section(origin: Mapping[str, str]) -> str:
     if not origin:
         return ""
     made = table("What the page was made of, and with what", ("what", "value"), [*origin.items()])
-    return element("section", element("h2", "Provenance"), made, class_="facts")
+    return element("section", titled("Provenance"), made, class_="facts")

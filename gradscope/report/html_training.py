@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gradscope.report.gain_words import gain_told
-from gradscope.report.html_text import figures_of, table
+from gradscope.report.gain_words import gain_in, gain_lost, gain_told
+from gradscope.report.html_text import figures_of, table, titled
 from gradscope.report.pictures.svg import element, escaped
 
 # Rows of a table.
@@ -14,7 +14,7 @@ _ROWS = 60
 
 
 def asked_sections(part: Mapping[str, Any]) -> Iterator[str]:
-    """Each a heading, a table, and what it is of; nothing where nothing of it was asked for."""
+    """Each a titled, a table, and what it is of; nothing where nothing of it was asked for."""
     yield from _without(part.get("without") or {})
     if loss := part.get("loss"):
         yield from _gradients(loss)
@@ -28,9 +28,7 @@ def asked_sections(part: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _section(title: str, made: str, said: str) -> str:
-    return element(
-        "section", element("h2", escaped(title)), made, element("p", escaped(said), class_="quiet")
-    )
+    return element("section", titled(title), made, element("p", escaped(said), class_="quiet"))
 
 
 def _without(chains: Mapping[str, Any]) -> Iterator[str]:
@@ -39,7 +37,7 @@ def _without(chains: Mapping[str, Any]) -> Iterator[str]:
     rows = [
         (
             name,
-            gain_told(one["log10_norm"]["median"], lost=one["verdict"] == "undecided"),
+            gain_in(one),
             figures_of(one["horizon"]["median"], "g"),
             one["verdict"],
         )
@@ -106,11 +104,11 @@ def _masks(masks: Mapping[str, Any] | None, full: Mapping[str, Any]) -> Iterator
     if masks is None:
         return
     each = (("none", full), ("mean", masks["mean"]), (f"{masks['count']} drawn", masks))
-    spread = " to ".join(gain_told(one, lost=False) for one in masks["log10_spread"])
+    spread = " to ".join(gain_told(one, lost=gain_lost(masks)) for one in masks["log10_spread"])
     rows = [
         (
             name,
-            gain_told(one["log10_norm"]["median"], lost=False),
+            gain_in(one),
             spread if one is masks else "",
             figures_of(one["horizon"]["median"], "g"),
         )

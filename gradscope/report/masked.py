@@ -47,11 +47,16 @@ class MaskedGains:
             "seed": self.seed,
             "log10_norm": vars(self.drawn.log10_norm),
             "log10_norm_error": self.drawn.log10_norm_error,
+            **self.drawn.told_unmeasured,
             "rate": vars(self.drawn.rate),
             "log10_spread": list(self.log10_spread),
             "horizon": vars(self.drawn.horizon),
             "log10_norms": [row.tolist() for row in _gains(self.drawn).reshape(-1, self.count)],
-            "mean": {"log10_norm": vars(self.mean.log10_norm), "horizon": vars(self.mean.horizon)},
+            "mean": {
+                "log10_norm": vars(self.mean.log10_norm),
+                **self.mean.told_unmeasured,
+                "horizon": vars(self.mean.horizon),
+            },
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,8 @@ class Suggestion:
     def to_dict(self) -> dict[str, Any]:
         """As JSON tells it."""
         told = {name: json_number(value) for name, value in vars(self).items() if name != "shares"}
+        if self.verified_log10 is not None and math.isnan(self.verified_log10):
+            told["unmeasured"] = "the gain is lost: rounding leaves nothing of it"
         return told | {"shares": {name: list(map(json_number, pair)) for name, pair in self.shares.items()}}
 
 

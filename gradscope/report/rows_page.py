@@ -11,7 +11,7 @@ import numpy as np
 from gradscope.errors import InputError, quoted, shown
 from gradscope.report.gain_words import gain_in, gains_by_lag
 from gradscope.report.html_page import document
-from gradscope.report.html_text import folded, listing, origin_section, table
+from gradscope.report.html_text import folded, listing, origin_section, table, titled
 from gradscope.report.html_words import explained
 from gradscope.report.pictures.figures import FIGURES_OF_ROWS, picture_of_rows
 from gradscope.report.pictures.parts import of_rows
@@ -56,7 +56,7 @@ def rows_page(rows: Sequence[Mapping[str, Any]], origin: Mapping[str, str] = {})
     parts = [
         element("h1", escaped(title)),
         listing(lost[:_LOST]),
-        element("h2", "Next"),
+        titled("Next"),
         listing(_OF_GRID if many == "points" else _OF_RUN),
         *(_figure(rows, name) for name in names),
         *tables,
@@ -76,7 +76,7 @@ def _figure(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     except InputError as error:
         return element("p", escaped(error.in_shell), class_="quiet")
     caption = element("figcaption", escaped(drawn.said))
-    return element("figure", element("h2", escaped(drawn.title)), drawn.svg(name, inside=True), caption)
+    return element("figure", titled(drawn.title), drawn.svg(name, inside=True), caption, class_="large")
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

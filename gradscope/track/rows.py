@@ -43,8 +43,7 @@ def row_of(
         "verdict": analysis.verdict.level,
         "notes": list(analysis.verdict.notes),
     }
-    if full.unmeasured is not None:
-        found["unmeasured"] = full.unmeasured
+    found |= full.told_unmeasured
     found["by_lag"] = _curve(full)
     if light:
         found["converged"] = bool(full.log10_norm_error < CONVERGED)
@@ -62,12 +61,14 @@ def row_of(
 _LAGS = 24
 
 
-def _curve(full: Chain) -> dict[str, list[float | None]]:
-    """The gain at a few lags by equal factors, medians; null where it is zero or lost."""
+def _curve(full: Chain) -> dict[str, list[Any]]:
+    """The gain at a few lags by equal factors, medians; null where it is zero, or lost, which is said."""
     known = full.lags
     some = np.unique(np.searchsorted(known, np.geomspace(1, known[-1], _LAGS).round()))
     norms = full.median_by_lag[some]
-    return {"lag": known[some].tolist(), "log10_norm": [json_number(float(norm)) for norm in norms]}
+    told = {"lag": known[some].tolist(), "log10_norm": [json_number(float(norm)) for norm in norms]}
+    lost = np.intersect1d(full.lost_lags, known[some]).tolist()
+    return told | ({"lost": lost} if lost else {})
 
 
 # Decades that passes and rounding may still move the gain of a light probe by, where it is called converged.

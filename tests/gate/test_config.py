@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gradscope import InputError
-from gradscope.config_file import read_config
+from gradscope.config_file import find_config, read_config
 from gradscope.gate.budgets import MetricBudget
 from gradscope.gate.config import PlannedRun, planned
 
@@ -85,6 +85,17 @@ def test_files_are_looked_for_beside_it(tmp_path, monkeypatch):
     one, other = planned(read_config(Path("ci/g.toml")))
     assert one.settings["inputs"] == "ci/x.npy"
     assert other.settings == {"inputs": "zeros", "map": ["l.W=W.T", "ci/rules.txt"]}
+
+
+def test_files_are_told_from_where_the_command_is_called(tmp_path, monkeypatch):
+    """Results name them: no absolute path where none was given, and one that was is left as it is."""
+    (tmp_path / "gradscope.toml").write_text('[analyses.a]\ninputs = "x.npy"\nembedding = "e"\n')
+    (tmp_path / "sub").mkdir()
+    for folder, told in ((tmp_path, "x.npy"), (tmp_path / "sub", str(Path("..") / "x.npy"))):
+        monkeypatch.chdir(folder)
+        found = find_config()
+        assert planned(found)[0].settings["inputs"] == told
+        assert found.beside(str(tmp_path / "y.npy")) == str(tmp_path / "y.npy")
 
 
 def test_what_goes_before_what():

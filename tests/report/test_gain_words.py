@@ -69,6 +69,40 @@ def test_in_a_sweep(said):
     assert ("lost in rounding" in text) == (said != "0")
 
 
+def test_a_lag_is_lost_where_the_curve_says_so():
+    """Of one that says so of a single lag the others without a number are zero."""
+    result = told("0")
+    curve = result["chains"][0]["by_lag"]
+    some, *others = (lag for lag, norm in zip(curve["lag"], curve["log10_norm"], strict=True) if norm is None)
+    curve["lost"] = [some]
+    table = html_page(result)
+    assert f'<th scope="row">{STEPS}</th><td>0</td>' in table
+    assert table.count("<td>lost in rounding</td>") == 0, "that lag has no row of its own"
+    drawn = str(picture(result, "lag", "wide"))
+    assert f"exactly 0 from lag {others[0]} on" in drawn
+
+
+def test_training_does_not_draw_what_is_lost_as_zero():
+    """Cells of lost lags are empty, of zeros as dark as can be: the images differ in these alone."""
+    rows = [{**row(said), "checkpoint": f"step_{k}.pt"} for k, said in enumerate(GAINS)]
+    rows.append({**rows[0], "log10_norm": -1.0, "checkpoint": "step_2.pt"})
+    assert [bool(one["by_lag"].get("lost")) for one in rows[:2]] == [False, True]
+    assert rows[0]["by_lag"]["log10_norm"] == rows[1]["by_lag"]["log10_norm"]
+    lost = str(picture_of_rows(rows, "training", "wide"))
+    del rows[1]["by_lag"]["lost"]
+    assert str(picture_of_rows(rows, "training", "wide")) != lost
+
+
+def test_without_a_path():
+    """A gain that is lost has any verdict: it may have exploded on the way."""
+    for said, rate in (("0", None), ("lost in rounding", math.nan)):
+        other = {"log10_norm": {"median": None}, "horizon": {"median": 1.0}, "verdict": "exploding"}
+        result = told("0") | {"without": {"R_z": other}}
+        if rate is not None:
+            other["unmeasured"] = analysis({"full": rate}).full.unmeasured
+        assert f'<th scope="row">R_z</th><td>{said}</td>' in html_page(result)
+
+
 def test_a_lag_that_is_lost_leaves_the_largest_of_the_others():
     chain = analysis({"full": math.nan}).full
     assert chain.log10_peak.median == -1.0

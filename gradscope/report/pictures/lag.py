@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
-from gradscope.report.gain_words import gain_told, lags_lost
+from gradscope.report.gain_words import gain_told, lost_in
 from gradscope.report.pictures.frame import (
     Box,
     Frame,
@@ -27,7 +27,7 @@ from gradscope.report.pictures.frame import (
     with_paths,
     words,
 )
-from gradscope.report.pictures.parts import chains_of, floats, median, sentence
+from gradscope.report.pictures.parts import chains_of, colours_of, floats, median, sentence
 from gradscope.report.pictures.picture import Picture
 from gradscope.report.pictures.svg import element, escaped, number, short
 from gradscope.report.pictures.theme import COLOURS, Size, fill, stroke
@@ -41,12 +41,13 @@ ERROR = 5
 
 
 class Line(NamedTuple):
-    """A chain, or the loss: log10 of its norms at some lags, NaN where they are zero, or ``lost``."""
+    """A chain, or the loss: log10 of its norms at some lags, NaN where zero, or at the lags ``lost``."""
 
     name: str
     lags: Array
     norms: Array
-    lost: bool = False
+    colour: int
+    lost: Collection[float] = ()
 
 
 def draw_lag(part: Mapping[str, Any], size: Size) -> Picture:
@@ -54,7 +55,7 @@ def draw_lag(part: Mapping[str, Any], size: Size) -> Picture:
     lines = lines_of(part)
     full, (low, high) = lines[0], heights(part, lines)
     legend = Legend(
-        [(one.name, k) for k, one in enumerate(lines) if not k or not unseen(one.norms, (low, high))],
+        [(one.name, one.colour) for one in lines if one is full or not unseen(one.norms, (low, high))],
         size.width - 2 * size.font,
         size.font,
     )
@@ -73,14 +74,14 @@ def draw_lag(part: Mapping[str, Any], size: Size) -> Picture:
             for run in stretches(*thinned(lags, norms, size.points), low, high)
         ]
 
-    runs = [placed(lags, norms) for _, lags, norms, _ in lines]
+    runs = [placed(one.lags, one.norms) for one in lines]
     drawn = [
         element(
             "g",
-            element("title", escaped(lines[k].name)),
-            *(line(run, k, width=(1.2 if k else 2.2) * size.pen) for run in runs[k]),
+            element("title", escaped(one.name)),
+            *(line(run, one.colour, width=(1.2 if one.colour else 2.2) * size.pen) for run in of_line),
         )
-        for k in reversed(range(len(lines)))
+        for one, of_line in reversed([*zip(lines, runs, strict=True)])
     ]
     band = _error(part, full, x.at, y.at, (low, high))
     parts = (
@@ -99,7 +100,7 @@ def draw_lag(part: Mapping[str, Any], size: Size) -> Picture:
 def _at(lines: Sequence[Line], lag: float) -> str:
     """Every line's gain there."""
     each = [
-        f"{short(one.name)} {gain_told(None if math.isnan(norm) else float(norm), lost=one.lost)}"
+        f"{short(one.name)} {gain_told(None if math.isnan(norm) else float(norm), lost=lag in one.lost)}"
         for one in lines
         for norm in one.norms[one.lags == lag][:1]
     ]
@@ -107,24 +108,34 @@ def _at(lines: Sequence[Line], lag: float) -> str:
 
 
 def lines_of(part: Mapping[str, Any]) -> list[Line]:
-    """The full chain, the loss, and the largest of the paths; raises InputError where there are none."""
-    chains, profile = chains_of(part), part["profile"]
+    """The full chain, the loss, and the paths that carry most; raises InputError where there are none."""
+    chains, profile, colours = chains_of(part), part["profile"], colours_of(part)
     found = []
     for chain in chains:
-        name, lost = chain["name"], lags_lost(chain)
+        name = chain["name"]
         if by_lag := chain.get("by_lag"):
-            found.append(Line(name, floats(by_lag["lag"]), floats(by_lag["log10_norm"]), lost))
+            colour = 0 if chain is chains[0] else colours[name]
+            found.append(_line(name, by_lag, floats(by_lag["log10_norm"]), colour))
         elif chain is chains[0] and profile["lag"]:  # of before 0.1 was released
-            found.append(Line(name, floats(profile["lag"]), median(profile["log10_norm"]), lost))
-    full, paths = found[:1], found[1:]
-    paths.sort(key=lambda one: -np.nan_to_num(one.norms, nan=-np.inf).max(initial=-np.inf))
+            found.append(_line(name, profile, median(profile["log10_norm"]), 0))
+    if not found or not len(found[0].lags):
+        raise InputError("the result has no gain by lag (--only verdict): analyse without --only verdict")
+    loss = [*_loss(part)]
+    paths = sorted(found[1:], key=lambda one: one.colour)
+    return [found[0], *loss, *(one for one in paths if one.colour < COLOURS - len(loss))]
+
+
+def _line(name: str, told: Mapping[str, Any], norms: Array, colour: int) -> Line:
+    return Line(name, floats(told["lag"]), norms, colour, lost_in(told))
+
+
+def _loss(part: Mapping[str, Any]) -> Iterator[Line]:
+    """Its line, beside the gain's, if it sends anything back; the last colour is its own."""
     if loss := part.get("loss"):
         lags, norms = floats(loss["profile"]["lag"]), median(loss["profile"]["log10_norm"])
         if len(norms) and not math.isnan(norms[0]):
-            full.append(Line(_LOSS, lags[1:], norms[1:] - norms[0], "unmeasured" in loss))
-    if not found or not len(found[0].lags):
-        raise InputError("the result has no gain by lag (--only verdict): analyse without --only verdict")
-    return (full + paths)[:COLOURS]
+            lost = lags.tolist() if "unmeasured" in loss else []
+            yield Line(_LOSS, lags[1:], norms[1:] - norms[0], COLOURS - 1, lost)
 
 
 def thresholds_of(part: Mapping[str, Any]) -> dict[str, float]:
@@ -252,9 +263,10 @@ def said_of(
 
     area : whether the range of the batch is drawn; error : what else there is to say of that of the gain.
     """
-    _, lags, norms, lost = lines[0]
-    if math.isnan(norms[-1]) and not lost:
-        last = f"exactly 0 from lag {lags[np.isnan(norms)][0]:.0f} on"
+    lags, norms, lost = lines[0].lags, lines[0].norms, lines[0].lost
+    if math.isnan(norms[-1]) and lags[-1] not in lost:
+        zero = np.isnan(norms) & ~np.isin(lags, [*lost])
+        last = f"exactly 0 from lag {lags[zero][0]:.0f} on"
     else:
         last = f"{scientific(norms[-1])} at lag {lags[-1]:.0f}"
     said = [f"Gain of the full chain: {last}; the error of its log10 is {_errors_said(part)}.", *error]
@@ -266,5 +278,5 @@ def said_of(
     if len(part["profile"]["log10_norm"]) > 1:
         said.append(f"Lines are medians of the batch{', the grey area its range' if area else ''}.")
     if len(chains_of(part)) + ("loss" in part) > len(lines):
-        said.append(f"The {len(lines)} largest of {len(part['chains'])} chains.")
+        said.append(f"Of {len(part['chains'])} chains the {len(lines)} that carry most.")
     return " ".join(said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -62,6 +63,18 @@ def chains_of(part: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """The full chain and its paths; where there is one path alone it is the full chain, and left out."""
     chains: Sequence[Mapping[str, Any]] = part["chains"]
     return chains if len(chains) > 2 else chains[:1]
+
+
+def by_share(part: Mapping[str, Any]) -> dict[str, float]:
+    """{path: share} from the largest to the smallest, NaN where it is not known."""
+    shares = {name: math.nan if share is None else float(share) for name, share in part["shares"].items()}
+    return dict(sorted(shares.items(), key=lambda one: -abs(np.nan_to_num(one[1]))))
+
+
+def colours_of(part: Mapping[str, Any]) -> dict[str, int]:
+    """{path: its colour}, the same in every picture: 1 for what carries most; 0 is the full chain's."""
+    names = dict.fromkeys([*by_share(part), *(chain["name"] for chain in part["chains"][1:])])
+    return {name: place for place, name in enumerate(names, 1)}
 
 
 def parts_of(result: Mapping[str, Any], layer: str | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -12,7 +12,7 @@ import numpy as np
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
 from gradscope.report.pictures.frame import Axis, Frame, hints, spread, stretches, width_of, words
-from gradscope.report.pictures.parts import floats, sentence
+from gradscope.report.pictures.parts import by_share, floats, sentence
 from gradscope.report.pictures.picture import Picture
 from gradscope.report.pictures.svg import element, escaped, number, short
 from gradscope.report.pictures.theme import COLOURS, Size, fill, stroke
@@ -24,12 +24,12 @@ _SHOWN = 1e-3
 
 def draw_share(part: Mapping[str, Any], size: Size) -> Picture:
     """The paths from the largest share to the smallest, with the lags below."""
-    shares = {name: math.nan if share is None else float(share) for name, share in part["shares"].items()}
+    shares = by_share(part)
     if len(shares) < 2 or not any(map(math.isfinite, shares.values())):
         raise InputError(
             "the result has no shares of paths: a chain of bare Jacobians has none, and one path carries all"
         )
-    order = sorted(shares, key=lambda name: -abs(np.nan_to_num(shares[name])))
+    order = [*shares]
     shown = order[: COLOURS - 1]
     font, parts = size.font, []
     names = max(width_of(short(name), font) for name in shown) + font

@@ -20,7 +20,7 @@ from gradscope.report.pictures.frame import (
     unseen,
     with_paths,
 )
-from gradscope.report.pictures.parts import chains_of, floats, sentence
+from gradscope.report.pictures.parts import chains_of, colours_of, floats, sentence
 from gradscope.report.pictures.picture import Picture
 from gradscope.report.pictures.svg import element, escaped
 from gradscope.report.pictures.theme import COLOURS, Size
@@ -32,14 +32,16 @@ _DOTS, _SEQUENCES = 24, 16
 
 def draw_spectrum(part: Mapping[str, Any], size: Size) -> Picture:
     """log10 of sigma_i against i: of the full chain every sequence, of the paths the first."""
-    chains = [chain for chain in chains_of(part) if _some(chain)][:COLOURS]
-    if not chains or chains[0] is not part["chains"][0]:
+    full, colours = part["chains"][0], colours_of(part)
+    places = {0 if one is full else colours[one["name"]]: one for one in chains_of(part) if _some(one)}
+    chains = {place: places[place] for place in sorted(places) if place < COLOURS}
+    if 0 not in chains:
         raise InputError("no singular value of the full chain is above zero: there is nothing to draw")
     if max(map(len, chains[0]["log10_singular_values"])) < 2:
         raise InputError("the result has one singular value, the gain: analyse with --top all for the others")
     rows = {
         k: [floats(row) for row in chain["log10_singular_values"][: 1 if k else _SEQUENCES]]
-        for k, chain in enumerate(chains)
+        for k, chain in chains.items()
     }
     of_full = np.concatenate(rows[0])
     low, high = with_paths(
@@ -47,9 +49,7 @@ def draw_spectrum(part: Mapping[str, Any], size: Size) -> Picture:
         np.concatenate([row for some in rows.values() for row in some]),
     )
     low, high = low - 0.04 * (high - low), high + 0.04 * (high - low)
-    seen = {
-        k: one["name"] for k, one in enumerate(chains) if not unseen(np.concatenate(rows[k]), (low, high))
-    }
+    seen = {k: one["name"] for k, one in chains.items() if not unseen(np.concatenate(rows[k]), (low, high))}
     legend = Legend([(name, k) for k, name in seen.items()], size.width - 2 * size.font, size.font)
     left = margin_of_decades(low, high, size.font) + 0.6 * size.font
     bottom = size.height - 3.4 * size.font - legend.height
@@ -71,7 +71,7 @@ def draw_spectrum(part: Mapping[str, Any], size: Size) -> Picture:
         *drawn,
         legend.drawn(size.font, frame.bottom + 3.1 * size.font),
     )
-    gone = {one["name"]: np.concatenate(rows[k]) for k, one in enumerate(chains) if k not in seen}
+    gone = {one["name"]: np.concatenate(rows[k]) for k, one in chains.items() if k not in seen}
     said = [*_said(part, rows[0]), *outside_said(gone, (low, high))]
     return Picture("Singular values", sentence(part), " ".join(said), size, parts)
 

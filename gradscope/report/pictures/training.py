@@ -12,7 +12,7 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
-from gradscope.report.gain_words import gain_lost
+from gradscope.report.gain_words import gain_lost, lost_in
 from gradscope.report.pictures.colours import cividis, ground, image, in_palette
 from gradscope.report.pictures.frame import (
     Axis,
@@ -145,8 +145,9 @@ def _map(frame: Frame, rows: Sequence[Mapping[str, Any]], steps: Sequence[int]) 
         return [*parts, words("rows of before have no gain by lag", frame.left, frame.top + 2 * font, font)]
     cells = np.full((len(lags), len(rows)), np.nan)
     for column, one in enumerate(curves):
+        lost = lost_in(one)
         for lag, norm in zip(one["lag"], one["log10_norm"], strict=True):
-            if lag in lags:
+            if lag in lags and lag not in lost:
                 cells[lags.index(lag), column] = -math.inf if norm is None else float(norm)
     some = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _COLUMNS)).round().astype(int))
     known = cells[np.isfinite(cells)]
