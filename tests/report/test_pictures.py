@@ -16,8 +16,10 @@ import pytest
 from oracles.made_up import LSTM, STEPS, analysis
 
 from gradscope.errors import InputError
+from gradscope.report.pictures.colours import image, shades
+from gradscope.report.pictures.converted import png
 from gradscope.report.pictures.figures import FIGURES, picture
-from gradscope.report.pictures.frame import stretches, thinned
+from gradscope.report.pictures.frame import Frame, stretches, thinned
 
 SVG = "{http://www.w3.org/2000/svg}"
 RATES = {"full": -0.25, "carousel": -0.5, "R_z": -1.0, "R_f": None}
@@ -576,6 +578,39 @@ def test_pdf_and_png_are_as_large_as_asked_and_text_is_text(run, file, tmp_path)
     )
     analysis(LSTM).figure("lag", size="127x63.5").save(tmp_path / "same.png")
     assert (tmp_path / "same.png").read_bytes() == (tmp_path / "x.PNG").read_bytes()
+
+
+def true_colours(png):
+    """(h, w, 4) of a PNG with eight bits for each of red, green, blue and what is opaque."""
+    width, height = (int.from_bytes(png[at : at + 4]) for at in (16, 20))
+    data, at = b"", 8
+    while at < len(png):
+        size, kind = int.from_bytes(png[at : at + 4]), png[at + 4 : at + 8]
+        data += png[at + 8 : at + 8 + size] if kind == b"IDAT" else b""
+        at += 12 + size
+    rows = np.frombuffer(zlib.decompress(data), np.uint8).reshape(height, 1 + 4 * width).astype(int)
+    found = np.zeros((height + 1, width + 1, 4), int)  # a row above and a column to the left of zeros
+    for y, (kind, *_) in enumerate(rows, 1):
+        for x, raw in enumerate(rows[y - 1, 1:].reshape(width, 4), 1):
+            left, above, corner = found[y, x - 1], found[y - 1, x], found[y - 1, x - 1]
+            guess = left + above - corner
+            far = [abs(guess - one) for one in (left, above, corner)]
+            nearest = np.where(
+                (far[0] <= far[1]) & (far[0] <= far[2]), left, np.where(far[1] <= far[2], above, corner)
+            )
+            found[y, x] = (raw + (0, left, above, (left + above) // 2, nearest)[kind]) % 256
+    return found[1:, 1:]
+
+
+def test_cells_stay_cells_in_a_png():
+    """Smoothed, a map of a few points would tell of others that nobody computed."""
+    pytest.importorskip("vl_convert")
+    frame = Frame(0.0, 0.0, 12.0, 6.0, 8.0)
+    drawn = image(np.array([[1, 2]]), shades([(10, 20, 30), (200, 100, 0)], 2), frame)
+    found = true_colours(png(f'<svg xmlns="{SVG[1:-1]}" width="12" height="6">{drawn}</svg>'))
+    inside = found[2:-2, 2:-2].reshape(-1, 4)
+    assert len(inside) > 300
+    assert {tuple(one) for one in inside.tolist()} == {(10, 20, 30, 255), (200, 100, 0, 255)}
 
 
 @pytest.mark.parametrize("name", ["x.pdf", "x.png"])

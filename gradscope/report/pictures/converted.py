@@ -13,6 +13,8 @@ _PIXELS_PER_INCH, _POINTS_PER_INCH = 96.0, 72.0
 
 def png(svg: str) -> bytes:
     """An SVG in pixels of 1/96 inch as PNG of 300 dots per inch."""
+    # Of the words for "cells stay cells" the library knows this one alone, and browsers the other.
+    svg = svg.replace('image-rendering="pixelated"', 'image-rendering="optimizeSpeed"')
     # The library takes pixels for points: of ppi, which the file says too, a part is taken back.
     made: bytes = _library("PNG").svg_to_png(svg, scale=_POINTS_PER_INCH / _PIXELS_PER_INCH, ppi=DPI)
     return made
