@@ -3,8 +3,9 @@
     python benchmarks/page.py [--cell gru|lstm] [--steps T] [--top K] [--only PART]
 
 The analysis is a real one, of three layers at initialisation, of few steps (20) where nothing is said; --top
-and --only let one of 200 steps end. Three pages of the same result; the first pays for the imports. Exit code
-1 beyond a second or 300 KB.
+and --only let one of 200 steps end sooner. Three pages of the same result, of one thread; the first pays for
+the imports. Seconds are of the processor, and beside them by the clock, which other work on the machine slows
+down. Exit code 1 beyond a second of the processor or 300 KB.
 """
 
 from __future__ import annotations
@@ -62,11 +63,13 @@ def main() -> int:
     print(f"analysis, {asked.cell}, {LAYERS} x {HIDDEN} units, {asked.steps} steps: {took:.1f} s")
     missed = False
     for number in range(3):
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         page = html_page(analysis.to_dict())
-        seconds, size = time.perf_counter() - started, len(page.encode())
+        seconds, size = time.process_time() - cpu, len(page.encode())
+        took = time.perf_counter() - started
         missed |= seconds > SECONDS or size >= BYTES
-        print(f"page {number + 1}: {seconds:.2f} s (at most {SECONDS:g}), {size:,} bytes (below {BYTES:,})")
+        said = f"{seconds:.2f} s (at most {SECONDS:g}), {took:.2f} s by the clock"
+        print(f"page {number + 1}: {said}, {size:,} bytes (below {BYTES:,})")
     return int(missed)
 
 
