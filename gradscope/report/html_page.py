@@ -171,7 +171,7 @@ def _sections(part: Mapping[str, Any], name: str) -> str:
 
 
 def _figure(part: Mapping[str, Any], name: str, where: str, numbers: str) -> str:
-    """A picture with its titled, what it says, and its numbers; nothing where there is none to draw."""
+    """A picture with its heading, what it says, and its numbers; nothing where there is none to draw."""
     try:
         drawn = picture(part, name, "page" if where == "whole" else "small")
     except InputError:

@@ -14,7 +14,7 @@ _ROWS = 60
 
 
 def asked_sections(part: Mapping[str, Any]) -> Iterator[str]:
-    """Each a titled, a table, and what it is of; nothing where nothing of it was asked for."""
+    """Each a heading, a table, and what it is of; nothing where nothing of it was asked for."""
     yield from _without(part.get("without") or {})
     if loss := part.get("loss"):
         yield from _gradients(loss)
