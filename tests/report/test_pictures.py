@@ -218,6 +218,24 @@ def test_shares_are_bars_and_stacked_areas():
         assert (found.min(), found.max()) == pytest.approx(ends, abs=0.02)
 
 
+@pytest.mark.parametrize("loss", [False, True])
+def test_a_path_has_one_colour_in_all_pictures(loss):
+    """That of its bar, however its line lies: by their norms the paths here stand the other way round."""
+    told = result({"full": -0.25, "carousel": -1.5, "R_z": -1.0, "R_f": -0.75})
+    if loss:
+        told["loss"]["profile"] = {"lag": [0, 1, 2], "log10_norm": [[0.0, -0.2, -0.4]]}
+    found = {}
+    for name in ("lag", "share", "spectrum"):
+        for group in drawn(told, name)[0].iter(f"{SVG}g"):
+            title = group.find(f"{SVG}title")
+            colours = {c[2:] for one in group for c in (one.get("class") or "").split() if c[2:].isdigit()}
+            if title is not None and colours:
+                found.setdefault(title.text, set()).update(colours)
+    assert [found[name] for name in ("full", "carousel", "R_z", "R_f")] == [{"0"}, {"1"}, {"2"}, {"3"}]
+    assert len(found) == 4 + loss
+    assert len(set().union(*found.values())) == 4 + loss, "no two have the same"
+
+
 def test_shares_that_are_lost_are_gaps_however_many_lags_there_are():
     told = result()
     lags, share = list(range(1, 5001)), np.full(5000, 0.5)
