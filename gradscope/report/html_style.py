@@ -27,7 +27,7 @@ figcaption{max-width:38rem}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,29rem),1fr));gap:0 2rem}
 figure{margin:0 0 1rem;min-width:0}
 figure svg{display:block;width:100%;max-width:34rem;height:auto}
-figure.large svg{max-width:48rem}
+figure.large svg{max-width:40rem}
 figcaption,.quiet{color:#55595f;font-size:.9rem;overflow-wrap:anywhere}
 .wide{overflow-x:auto;--paper:#fff;--edge:#0004;background:
 linear-gradient(90deg,var(--paper) 1rem,#0000) 0 0/3rem 100% no-repeat local,
@@ -42,6 +42,7 @@ th:first-child{text-align:left}
 .long{white-space:normal;overflow-wrap:anywhere;min-width:14rem;max-width:30rem}
 .key{display:flex;flex-wrap:wrap;gap:.4rem 2.5rem;margin:0 0 1rem}
 .contents ul{display:flex;flex-wrap:wrap;gap:.1rem 1.2rem;list-style:none;padding:0;margin:1rem 0 0}
+.contents{font-size:.9rem}
 .terms dt{font-weight:600}
 .terms dd{margin:0 0 .5rem;max-width:48rem}
 a,summary{color:#0b57a4}
@@ -64,7 +65,8 @@ _PRINT = """
 body{padding:0;max-width:none}
 h2{margin-top:1.2rem}
 h2,h3{break-after:avoid}
-figure,tr,.wide{break-inside:avoid}
+figure,tr,.wide,.grid section{break-inside:avoid}
+.wide+.quiet{break-before:avoid}
 .grid{display:block;columns:2;column-gap:2rem}
 .wide{overflow:visible;background:none}
 .facts .wide{break-inside:auto}
