@@ -65,7 +65,8 @@ def main() -> None:
                     print(f"chain {done} of {m} states, {steps} steps: {apart}")
             done += 1
     print(
-        f"{done - first} chains: {done - first - left - wrong} agree, {left} left to the host engine, {wrong} do not agree; "
+        f"{done - first} chains: {done - first - left - wrong} agree, {left} left to the host engine, "
+        f"{wrong} do not agree; "
         f"{seconds['compiled']:.0f} s compiled, {seconds['host']:.0f} s host"
     )
     sys.exit(wrong > 0)

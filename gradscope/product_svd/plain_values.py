@@ -36,13 +36,17 @@ def first_values(
 ) -> list[PlainValues | None]:
     """The largest value of each of P chains with every lag; None of those of which this is not sure.
 
+    Vectors on the left are near it: rows that add nothing to the norms are shed.
+
     steps : the last one first; length : how many; shape : (P, m); entry_error, floor : as for ``spectrum``.
     """
-    products = PlainProducts(length, shape, floor)
+    products = PlainProducts(length, shape, floor, norms=True)
     span = 0.0
     for step in steps:
         span = max(span, step.span)
         products.times(step)
+        if not products.hopeful:
+            return [None] * shape[0]
     if span >= WILD:
         return [None] * shape[0]
     entry_error = rounding_of(entry_error, span)

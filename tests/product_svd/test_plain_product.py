@@ -7,7 +7,7 @@ from oracles.few import few
 from oracles.first_value import check_first, missed
 from oracles.reference import reference
 
-from gradscope.product_svd.plain_product import InColumns
+from gradscope.product_svd.plain_product import InColumns, PlainProducts
 from gradscope.product_svd.spectrum import EPS, plain_spectra
 from gradscope.product_svd.steps import WILD, span
 
@@ -46,13 +46,13 @@ def check(name, m, steps):
     check_first(found, chain, reference(chain, vectors=True))
 
 
-def two_blocks(sizes):
-    """(T, 6, 6): two orthogonal blocks, the first times sizes[t]."""
+def two_blocks(sizes, n=3):
+    """(T, 2n, 2n): two orthogonal blocks, the first times sizes[t]."""
     rng = np.random.default_rng(0)
-    blocks = [np.linalg.qr(rng.normal(size=(3, 3)))[0] for _ in range(2)]
-    chain = np.zeros((len(sizes), 6, 6))
-    chain[:, :3, :3] = np.multiply.outer(sizes, blocks[0])
-    chain[:, 3:, 3:] = blocks[1]
+    blocks = [np.linalg.qr(rng.normal(size=(n, n)))[0] for _ in range(2)]
+    chain = np.zeros((len(sizes), 2 * n, 2 * n))
+    chain[:, :n, :n] = np.multiply.outer(sizes, blocks[0])
+    chain[:, n:, n:] = blocks[1]
     return chain
 
 
@@ -109,3 +109,42 @@ def test_the_error_of_the_entries_is_in_the_estimate():
         for sign in signs
     ]
     assert max(moved) <= found.log10_norm_error <= 1e3 * max(moved)
+
+
+def joined(small, ratio):
+    """(60, 48, 48) and log10 of its norms by lag: a direction as large as 1, and another as small as is said.
+
+    After twelve steps from the output end, by then others are far smaller, both are taken to one, the first
+    times ``ratio``: sqrt(ratio^2 + small^2) is left.
+    """
+    rng = np.random.default_rng(0)
+    turns = np.linalg.qr(rng.normal(size=(61, 48, 48)))[0]
+    inner = np.broadcast_to(np.diag([1.0, 1.0, *[0.1] * 46]), (60, 48, 48)).copy()
+    inner[-1, 1, 1] = small
+    inner[-12, :2, :2] = [[ratio, 0.0], [1.0, 0.0]]
+    norms = np.zeros(60)
+    norms[11:] = np.log10(np.hypot(ratio, small))
+    return turns[1:] @ inner @ turns[:-1].transpose(0, 2, 1), norms
+
+
+def test_rows_that_add_nothing_to_the_norms_are_shed():
+    chain, norms = joined(1e-7, 1e-2)
+    products = PlainProducts(60, (1, 48), norms=True)
+    for step in chain[::-1]:
+        products.times(InColumns([step[None]], 4.0))
+    assert products.rows < 20
+    (found,) = values(chain)
+    error = np.abs(found.log10_norm_by_lag - norms).max()
+    assert 1e-11 < error <= found.log10_norm_error < 1e-9  # (1e-7 / 1e-2)^2 / 2 / ln 10 is 2e-11
+
+
+def test_rows_that_were_shed_and_come_to_count_are_left_to_others():
+    chain, _ = joined(1e-7, 1e-4)
+    assert values(chain) == [None]
+
+
+def test_what_was_shed_may_be_all_that_is_left():
+    sizes = np.concatenate([np.full(100, 1e-3), np.full(120, 2.0)])
+    found, sound = values(two_blocks(sizes, 24), two_blocks(np.full(220, 2.0), 24))
+    assert found is None
+    assert sound.log10_singular_values[0] == pytest.approx(220 * np.log10(2), abs=1e-11)
