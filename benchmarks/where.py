@@ -1,7 +1,7 @@
 """Where the time of one run over the chain goes, and that of a whole analysis: `python benchmarks/where.py`.
 
-In per cent of the CPU time of one thread: of an analysis, done again in a process, what programs take in
-threads of their own is no part of it.
+In per cent of CPU time. What compiled programs take in threads of their own is a row of the analysis, which
+is done again in a process.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ from gradscope.product_svd.error_estimate import GROUPED, Run
 from gradscope.product_svd.norm_by_lag import LagNorm
 from gradscope.product_svd.plain_product import PlainProducts
 
+# What threads of their own take.
+PROGRAMS = "full chain and paths: programs"
 # What a part is called, what holds its function, and the name of that.
 Parts = tuple[tuple[str, Any, str], ...]
 RUN: Parts = (
@@ -52,8 +54,8 @@ RUN: Parts = (
 )
 ANALYSIS: Parts = (
     ("trajectory, Jacobians", Linearized, "segment"),
-    ("full chain and paths, by programs", gradscope.measure.batch, "by_programs"),
-    ("full chain and paths, by the host", gradscope.measure.all_values, "spectrum"),
+    ("full chain and paths: around programs", gradscope.measure.batch, "by_programs"),
+    ("full chain and paths: by the host", gradscope.measure.all_values, "spectrum"),
     ("largest gain", gradscope.measure.all_values, "log10_largest_gain"),
     ("shares", gradscope.measure.all_values, "shares"),
     ("without each path: form the steps", CellChain, "_but_one"),
@@ -107,10 +109,10 @@ def main() -> None:
 
 def table_of(what: str, parts: Parts, runs: dict[str, Callable[[], Callable[[], Any]]]) -> None:
     """Print what each part takes of the time; runs : each prepares what is timed."""
-    columns = [shares(run(), parts) for run in runs.values()]
+    columns = [Counter(shares(run(), parts)) for run in runs.values()]
     table = Table(f"per cent of {what}", *runs)
-    for part in (*(name for name, *_ in parts), "the rest"):
-        table.add_row(part, *(f"{100 * column[part]:.0f}" for column in columns))
+    for part in (PROGRAMS, *(name for name, *_ in parts), "the rest"):
+        table.add_row(part, *(f"{100 * max(0.0, column[part]):.0f}" for column in columns))
     Console(width=110).print(table)
 
 
@@ -134,6 +136,7 @@ def shares(run: Callable[[], Any], parts: Parts) -> dict[str, float]:
     saved = [(owner, name, getattr(owner, name)) for _, owner, name in parts]
     for (label, owner, name), (*_, function) in zip(parts, saved, strict=True):
         setattr(owner, name, clock.around(label, function))
+    began = time.process_time()
     try:
         clock.turn("the rest")
         clock.spent.clear()
@@ -142,8 +145,9 @@ def shares(run: Callable[[], Any], parts: Parts) -> dict[str, float]:
     finally:
         for owner, name, function in saved:
             setattr(owner, name, function)
-    total = sum(clock.spent.values())
-    return {name: clock.spent[name] / total for name in (*(name for name, *_ in parts), "the rest")}
+    total = time.process_time() - began
+    clock.spent[PROGRAMS] = total - sum(clock.spent.values())
+    return {name: spent / total for name, spent in clock.spent.items()}
 
 
 if __name__ == "__main__":
