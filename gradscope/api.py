@@ -19,7 +19,7 @@ from gradscope.machine import find_devices, one_blas_thread
 from gradscope.measure.batch import Means, measure_batch
 from gradscope.measure.light import LightProbe
 from gradscope.measure.loss import LossGradient, held_by, loss_gradient
-from gradscope.measure.measured import Measured
+from gradscope.measure.measured import Measured, near_levels
 from gradscope.measure.plan import Plan
 from gradscope.measure.progress import Progress
 from gradscope.measure.sensitivity import sensitivity_of
@@ -376,7 +376,7 @@ def _loss(
     problem: Problem, measured: Sequence[Measured], device: Device, progress: Progress | None
 ) -> LossGradient | None:
     """The gradient of its loss, in doubt where it may hang on slopes that its dtype does not hold."""
-    loss = loss_gradient(problem, device, progress)
+    loss = loss_gradient(problem, near_levels(measured), device, progress)
     doubted = loss and held_by(loss, problem.system.dtype)
     if doubted is loss or small_slopes(problem, measured) or falls(problem.system, device):
         return doubted

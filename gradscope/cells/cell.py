@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.cells.mean import Mean, Sum
+from gradscope.cells.mean import Sum
 from gradscope.cells.units import Parameters, Shapes, Units
 from gradscope.errors import InputError
 
@@ -35,7 +35,6 @@ class Cell:
     units : the fast per-unit form, for cells that have one.
     members : the layers of a cell that ``stacked`` made of them.
     factors : the paths whose Jacobians ``with_factors`` multiplies by some of its parameters.
-    mean : what the component is that is a weighted mean of its old value and another, if one is.
     adds : what the first component adds up, where it is known.
     given : whether its derivatives are part of what it reads (``given_slopes``): its states may be infinite.
 
@@ -55,7 +54,6 @@ class Cell:
     reads: Callable[[str], str | None] | None = None
     factors: tuple[str, ...] = ()
     given: bool = False
-    mean: Mean | None = None
     adds: Sum | None = None
 
     def __post_init__(self) -> None:
@@ -180,7 +178,6 @@ def unit_cell(
     units: Units,
     parameters: Callable[[int, int], Shapes],
     components: tuple[str, ...],
-    mean: Mean | None = None,
     adds: Sum | None = None,
 ) -> Cell:
     """The cell that ``units`` describes: its step reads one copy of the state per path."""
@@ -211,6 +208,5 @@ def unit_cell(
         gates=gates,
         units=units,
         reads=units.reads,
-        mean=mean,
         adds=adds,
     )

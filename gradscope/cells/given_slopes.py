@@ -52,7 +52,7 @@ def given_slopes(cell: Cell, hidden: int, input_size: int, gates: tuple[str, ...
     """
     rows = given_rows(cell, hidden, input_size, gates)
     made = _of_units(cell, input_size, rows) if cell.units else _dense(cell, hidden, input_size, rows)
-    return replace(made, given=True, mean=None, adds=None)
+    return replace(made, given=True, adds=None)
 
 
 def _of_units(cell: Cell, input_size: int, rows: Rows) -> Cell:

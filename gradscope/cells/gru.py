@@ -8,7 +8,7 @@ from typing import Any
 from gradscope.cells.activated import with_activations
 from gradscope.cells.cell import Cell, unit_cell
 from gradscope.cells.late import applied, one_minus
-from gradscope.cells.mean import LEVEL, Mean, Sum
+from gradscope.cells.mean import Sum, mean_of
 from gradscope.cells.units import Parameters, Shapes, Units
 
 _GATES = ("r", "z", "h")
@@ -22,7 +22,7 @@ def _parameters(hidden: int, input_size: int) -> Shapes:
 
 def gru(state: str = "tanh", gate: str = "sigmoid") -> Cell:
     """Reset after the product, n = tanh(W x + b + r (R_h h + c_h)): PyTorch's and cuDNN's form."""
-    squash, closed, mean = applied(gate), one_minus(gate), Mean(0, "carry", state)
+    squash, closed, mean = applied(gate), one_minus(gate), mean_of(state)
 
     def parameters(hidden: int, input_size: int) -> Shapes:
         return _parameters(hidden, input_size) | {"c_h": (hidden,)}
@@ -32,14 +32,14 @@ def gru(state: str = "tanh", gate: str = "sigmoid") -> Cell:
         outside = {g: params[f"W_{g}"] @ x + params[f"b_{g}"] for g in _GATES}
         return {"r": outside["r"], "z": outside["z"], "x": outside["h"], "h": params["c_h"]}
 
-    def core(h: Any, pre: Mapping[str, Any], p: Mapping[str, Any]) -> Any:
+    def core(h: Any, pre: Mapping[str, Any], _: Mapping[str, Any]) -> Any:
         r, z = squash(pre["r"]), squash(pre["z"])
         candidate = pre["x"] + r * pre["h"]
-        return (mean.of(h, z, closed(pre["z"]), candidate, p),), {"r": r, "z": z}
+        return (mean(h, z, closed(pre["z"]), candidate),), {"r": r, "z": z}
 
     weights = (("r", "W_r"), ("z", "W_z"), ("x", "W_h"))
-    units = Units(gates=_GATES, drive=drive, weights=weights, core=core, own="carry", constants=(LEVEL,))
-    return unit_cell(with_activations("gru", [state, gate]), units, parameters, ("h",), mean, Sum(state))
+    units = Units(gates=_GATES, drive=drive, weights=weights, core=core, own="carry")
+    return unit_cell(with_activations("gru", [state, gate]), units, parameters, ("h",), Sum(state))
 
 
 def reset_before(state: str = "tanh", gate: str = "sigmoid") -> Cell:
@@ -47,7 +47,7 @@ def reset_before(state: str = "tanh", gate: str = "sigmoid") -> Cell:
 
     R_h mixes the units after the reset gate, so there is no per-unit form.
     """
-    squash, closed, mean = applied(gate), one_minus(gate), Mean(0, "carry", state)
+    squash, closed, mean = applied(gate), one_minus(gate), mean_of(state)
 
     def bar(params: Parameters, g: str, x: Any, h: Any) -> Any:
         return params[f"W_{g}"] @ x + params[f"R_{g}"] @ h + params[f"b_{g}"]
@@ -56,7 +56,7 @@ def reset_before(state: str = "tanh", gate: str = "sigmoid") -> Cell:
         r = squash(bar(params, "r", x, copies["R_r"]))
         z = bar(params, "z", x, copies["R_z"])
         candidate = bar(params, "h", x, r * copies["R_h"])
-        return mean.of(copies["carry"], squash(z), closed(z), candidate, params)
+        return mean(copies["carry"], squash(z), closed(z), candidate)
 
     def gates(params: Parameters, x: Any, h: Any) -> dict[str, Any]:
         return {g: squash(bar(params, g, x, h)) for g in ("r", "z")}
@@ -67,6 +67,5 @@ def reset_before(state: str = "tanh", gate: str = "sigmoid") -> Cell:
         step=step,
         paths=("carry", "R_r", "R_z", "R_h"),
         gates=gates,
-        mean=mean,
         adds=Sum(state),
     )

@@ -9,7 +9,7 @@ from typing import Any
 from gradscope.cells.activated import with_activations
 from gradscope.cells.cell import Cell, unit_cell
 from gradscope.cells.late import applied, one_minus
-from gradscope.cells.mean import LEVEL, Mean, Sum
+from gradscope.cells.mean import Sum, mean_of
 from gradscope.cells.notation import is_recurrent
 from gradscope.cells.units import Parameters, Shapes, Units
 
@@ -36,9 +36,8 @@ class _Variant:
 def _lstm(name: str, variant: _Variant) -> Cell:
     block_input, opening, squash = map(applied, variant.activations)
     closed = one_minus(variant.activations[1])
-    mean = Mean(0, "carousel", variant.activations[0]) if variant.coupled else None
-
-    total = Sum(variant.activations[0], None if mean else "f" if "f" in variant.gates else "")
+    mean = mean_of(variant.activations[0])
+    stays = None if variant.coupled else "f" if "f" in variant.gates else ""
 
     def parameters(hidden: int, input_size: int) -> Shapes:
         shapes: Shapes = {f"W_{g}": (hidden, input_size) for g in variant.gates}
@@ -53,14 +52,13 @@ def _lstm(name: str, variant: _Variant) -> Cell:
     def core(c: Any, pre: Mapping[str, Any], p: Mapping[str, Any]) -> Any:
         gate = {g: opening(pre[g]) for g in variant.gates if g in ("i", "f")}
         i = gate.get("i", 1.0)
-        if mean:
-            new = mean.of(c, closed(pre["i"]), i, pre["z"], p)
+        if variant.coupled:
+            new = mean(c, closed(pre["i"]), i, pre["z"])
         else:
             new = gate.get("f", 1.0) * c + i * block_input(pre["z"])
-        out = new + mean.levels.value(p[LEVEL]) if mean and LEVEL in p else new
         if "o" in variant.gates:
-            gate["o"] = opening(pre["o"] + p.get("p_o", 0.0) * out)
-        return (new, gate.get("o", 1.0) * squash(out)), gate
+            gate["o"] = opening(pre["o"] + p.get("p_o", 0.0) * new)
+        return (new, gate.get("o", 1.0) * squash(new)), gate
 
     units = Units(
         gates=variant.gates,
@@ -69,10 +67,10 @@ def _lstm(name: str, variant: _Variant) -> Cell:
         core=core,
         own="carousel",
         peepholes=variant.looks_back,
-        constants=(*variant.looks_at_new, *([LEVEL] if mean else [])),
+        constants=variant.looks_at_new,
         squash=squash,
     )
-    return unit_cell(name, units, parameters, ("c", "h"), mean, total)
+    return unit_cell(name, units, parameters, ("c", "h"), Sum(variant.activations[0], stays))
 
 
 def projected(size: int) -> Cell:

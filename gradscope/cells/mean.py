@@ -1,21 +1,18 @@
-"""States that are means of their old value and of a function that levels out: a GRU's h, a coupled LSTM's c.
+"""States that add up values of a function that levels out: an LSTM's c, and a GRU's h, which is a mean.
 
-Near a level k of the function both are k to all digits of a float, and their difference, through which goes
-the gradient of the mean's weights, has none. Less k both have all digits, and so has the mean less k.
+Near a level k of the function a mean's old value and the new one are both k to all digits of a float, and
+their difference, through which goes the gradient of the mean's weights, has none. Less k both have all
+digits, and so has the mean less k.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # to name a cell imports no JAX
     from gradscope.cells.activations import Levels
-
-# Beside the parameters, of each unit: the level whose value the component is less by, where the step reads it
-# as its own old value and where it puts it out.
-LEVEL = "(level)"
 
 
 @dataclass(frozen=True)
@@ -36,30 +33,15 @@ class Sum:
         return activations.levels(self.activation)
 
 
-@dataclass(frozen=True)
-class Mean:
-    """Which component of the state is such a mean, by index; by which path it reads itself; of what."""
+def mean_of(activation: str) -> Callable[[Any, Any, Any, Any], Any]:
+    """(own, kept, shut, a) -> kept * own + shut * phi(a), whose weights add up to 1."""
 
-    component: int
-    path: str
-    activation: str
-
-    def of(self, own: Any, kept: Any, shut: Any, a: Any, parameters: Mapping[str, Any]) -> Any:
-        """kept * own + shut * phi(a), whose weights add up to 1; see ``LEVEL``."""
+    def mean(own: Any, kept: Any, shut: Any, a: Any) -> Any:
         from gradscope.cells import activations
 
-        less, levels = activations.less(self.activation), self.levels
-        if LEVEL in parameters:
-            return shut * less(a, parameters[LEVEL]) + kept * own
-        if not levels.values:
-            return shut * less(a, 0) + kept * own
+        less, levels = activations.less(activation), activations.levels(activation)
         level = levels.nearest(own)
         value = levels.value(level)
         return value + (shut * less(a, level) + kept * (own - value))
 
-    @property
-    def levels(self) -> Levels:
-        """Those of the function."""
-        from gradscope.cells import activations
-
-        return activations.levels(self.activation)
+    return mean

@@ -12,6 +12,7 @@ from gradscope.cells.cell import Cell
 from gradscope.cells.notation import is_recurrent, key
 from gradscope.custom_types import Array
 from gradscope.errors import BeyondRangeError, as_option
+from gradscope.linearize.levels import may_cancel
 
 # Steps of a segment at which the terms of the gates are looked at, at most.
 _LOOKED_AT = 32
@@ -31,6 +32,7 @@ _JOIN = {
     "drive": np.maximum,
     "flushed": np.maximum,
     "small": np.maximum,
+    "near": np.maximum,
 }
 
 
@@ -53,7 +55,8 @@ def course(
         bias' term of all gates, and of the inputs; counts : of how many numbers each; drive : the largest
         pre-activation of any, these at some of the steps; flushed : 1, slopes that are not 0 may count
         as that (0 where somebody knows better); small : 1, there may be such,
-        held or not. Raises BeyondRangeError where a state is not finite.
+        held or not; near : 1 where states come so near to levels that floats lose what they have beside
+        these (``levels``). Raises BeyondRangeError where a state is not finite.
     """
     after = np.asarray(states[1:], np.float64)
     check_finite(cell, after, before, states.dtype)
@@ -68,6 +71,7 @@ def course(
         "ends": _first(~np.isfinite(sizes), before),
         "flushed": np.array([1.0]),
         "small": np.array([1.0]),
+        "near": np.array([float(may_cancel(cell, states, gates))]),
         "reached": np.array([math.log10(max(sizes.max(initial=0), FLOAT64_MIN))]),
     }
     found |= {f"open.{name}": np.asarray(value, np.float64).max(axis=0) for name, value in gates.items()}

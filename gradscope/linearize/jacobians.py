@@ -14,7 +14,6 @@ from gradscope.cells.cell import Cell
 from gradscope.cells.factors import factor_key
 from gradscope.cells.notation import NAMELESS, key
 from gradscope.cells.units import Parameters
-from gradscope.linearize.rests import Near, Rest, along, at, first_rest, own_part
 from gradscope.linearize.trajectory import forward
 
 # The definition keeps one dense Jacobian per path and step; taking this many steps at a time bounds
@@ -23,99 +22,84 @@ _STEPS_AT_ONCE = 32
 
 
 @partial(jax.jit, static_argnums=0)
-def linearize(
-    cell: Cell, parameters: Parameters, inputs: Any, state: Any, rest: Rest = None
-) -> dict[str, Any]:
+def linearize(cell: Cell, parameters: Parameters, inputs: Any, state: Any) -> dict[str, Any]:
     """The forward pass and its one-step Jacobians, for one sequence.
 
-    inputs : (T, d); state : (m,), the state before the first step; rest : its rest, if it has another than
-    that of its own digits (see ``rests``).
+    inputs : (T, d); state : (m,), the state before the first step.
 
-    Returns ``states`` (T + 1, m), their ``rests``, ``gates`` {gate: (T, n)} and ``paths`` {path: array}:
+    Returns ``states`` (T + 1, m), ``gates`` {gate: (T, n)} and ``paths`` {path: array}:
     slopes of shape (T, components, n) where the cell has a per-unit form, else Jacobians (T, m, m). Of a
     stack, {layer: {"own": its paths, "input": derivatives by its input, where it reads others}}.
     """
     states = forward(cell, parameters, inputs, state)
-    first = first_rest(cell, states[0]) if rest is None else rest
     if cell.members:
-        paths, gates, found = _of_members(cell, parameters, inputs, states, first)
+        paths, gates = _of_members(cell, parameters, inputs, states)
     else:
-        near, found = along(cell, parameters, inputs, states, first)
-        paths, _, gates = _at(cell, parameters, inputs, states[:-1], near)
-    return {"states": states, "rests": found, "paths": paths, "gates": gates}
+        paths, _, gates = _at(cell, parameters, inputs, states[:-1])
+    return {"states": states, "paths": paths, "gates": gates}
 
 
 def _of_members(
-    cell: Cell, parameters: Parameters, inputs: Any, states: Any, first: Rest
-) -> tuple[dict[str, Any], dict[str, Any], Rest]:
-    """Of every layer of a stack, what ``_at`` returns at its own inputs; and their rests."""
+    cell: Cell, parameters: Parameters, inputs: Any, states: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of every layer of a stack, what ``_at`` returns at its own inputs."""
     paths: dict[str, Any] = {}
-    left: dict[str, Any] = {}
     gates: dict[str, Any] = {}
     outputs: dict[int, Any] = {}
     for j, member in enumerate(cell.members):
         extent = cell.extents(0)[member.name]
         given = member.input(inputs, outputs)
         one = (member.cell, member.own(parameters), given)
-        near, rest = along(*one, states[:, extent], first.get(member.name))
-        left |= {} if rest is None else {member.name: rest}
-        own, entering, values = _at(*one, states[:-1, extent], near)
+        own, entering, values = _at(*one, states[:-1, extent])
         reads = any(isinstance(read, int) for read in member.reads)
         paths[member.name] = {"own": own, "input": entering if reads else {}}
         gates |= {f"{member.name}.{gate}": value for gate, value in values.items()}
         outputs[j] = states[1:, member.output_in(extent.start)]
-    return paths, gates, left
+    return paths, gates
 
 
 def _at(
-    cell: Cell, parameters: Parameters, inputs: Any, before: Any, near: Near | None
+    cell: Cell, parameters: Parameters, inputs: Any, before: Any
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Of inputs (T, d) and the states (T, m) before: paths, derivatives by the input, and gates.
 
     The derivatives are slopes by the pre-activations that it enters, or Jacobians (T, m, d), "input".
     """
     if cell.units is not None:
-        paths, input_paths, gates, _ = jax.vmap(partial(slopes, cell, parameters))(inputs, before, near)
+        paths, input_paths, gates, _ = jax.vmap(partial(slopes, cell, parameters))(inputs, before)
         return paths, input_paths, gates
     gates = jax.vmap(partial(cell.gates, parameters))(inputs, before) if cell.gates else {}
-    entering = jax.vmap(partial(_entering, cell, parameters))(inputs, before, near)
-    return definition(cell, parameters, inputs, before, near), {"input": entering}, gates
+    entering = jax.vmap(partial(_entering, cell, parameters))(inputs, before)
+    return definition(cell, parameters, inputs, before), {"input": entering}, gates
 
 
-def _entering(cell: Cell, parameters: Parameters, x: Any, state: Any, near: Near | None) -> Any:
-    given, copies = at(cell, parameters, state, near)
-    return jax.jacrev(lambda x: cell.step(given, x, copies))(x)
+def _entering(cell: Cell, parameters: Parameters, x: Any, state: Any) -> Any:
+    return jax.jacrev(lambda x: cell.advance(parameters, x, state))(x)
 
 
-def definition(
-    cell: Cell, parameters: Parameters, inputs: Any, before: Any, near: Near | None = None
-) -> dict[str, Any]:
-    """Every path's Jacobian (T, m, m): ``jacrev`` with respect to that path's copy of the state.
+def definition(cell: Cell, parameters: Parameters, inputs: Any, before: Any) -> dict[str, Any]:
+    """Every path's Jacobian (T, m, m): ``jacrev`` with respect to that path's copy of the state."""
 
-    near : (T, n), see ``rests``.
-    """
+    def one(step: tuple[Any, Any]) -> Any:
+        x, state = step
+        return jax.jacrev(partial(cell.step, parameters, x))(cell.copies(state))
 
-    def one(step: tuple[Any, Any, Any]) -> Any:
-        x, state, near = step
-        given, copies = at(cell, parameters, state, near)
-        return jax.jacrev(partial(cell.step, given, x))(copies)
-
-    jacobians = lax.map(one, (inputs, before, near), batch_size=min(_STEPS_AT_ONCE, len(inputs)))
+    jacobians = lax.map(one, (inputs, before), batch_size=min(_STEPS_AT_ONCE, len(inputs)))
     return jacobians if cell.paths else {NAMELESS: jacobians}
 
 
 def slopes(
-    cell: Cell, parameters: Parameters, x: Any, state: Any, near: Near | None = None
+    cell: Cell, parameters: Parameters, x: Any, state: Any
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], Any]:
     """Fast form of one step: per path, the derivative (components, n) of each unit's new state.
 
     Path R_g is then diag(slope) R_g acting on h; a cell's own path and the peepholes are diagonal.
     Second come the same by the pre-activations that the input enters, then the gates' values {gate: (n,)} and
-    the new state (components, n), of which what is a mean is less its level where ``near`` is given.
+    the new state (components, n).
     """
     units = cell.units
     assert units is not None
-    (d_own, d_pre), (gates, new) = core_derivatives(cell, parameters, x, state, near)
+    (d_own, d_pre), (gates, new) = core_derivatives(cell, parameters, x, state)
     result = {units.own: d_own} if units.own else {}
     result |= {key("R", gate): d_pre[gate] for gate in units.gates}
     result |= {key("p", g): d_pre[g] * parameters[key("p", g)][None] for g in units.peepholes}
@@ -123,9 +107,7 @@ def slopes(
     return result, {name: d_pre[name] for name, _ in units.weights}, gates, new
 
 
-def core_derivatives(
-    cell: Cell, parameters: Parameters, x: Any, state: Any, near: Near | None = None
-) -> tuple[Any, Any]:
+def core_derivatives(cell: Cell, parameters: Parameters, x: Any, state: Any) -> tuple[Any, Any]:
     """``jacrev`` of the scalar core by own state and pre-activations, (components, n) each.
 
     Second the gates, and the new state (components, n).
@@ -144,9 +126,6 @@ def core_derivatives(
 
     pre = units.pre_activations(parameters, units.drive(parameters, x), read)
     own = read(units.own) if units.own else jnp.zeros_like(pre[units.gates[0]])
-    if near is not None:
-        parameters, copies = at(cell, parameters, state, near)
-        own = own_part(cell, copies[units.own])
     derivative = jax.jacrev(core, argnums=(0, 1), has_aux=True)
     every = jax.vmap(derivative, out_axes=(-1, (0, -1)))
     both: tuple[Any, Any] = every(own, pre, units.constants_of(parameters))

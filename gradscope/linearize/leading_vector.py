@@ -13,27 +13,50 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gradscope.linearize.tangents import TangentSteps, steps_along
-from gradscope.linearize.trajectory import forward
+from gradscope.cells.cell import Cell
+from gradscope.linearize.beside import Parted
+from gradscope.linearize.levels import comes_near, may_cancel
+from gradscope.linearize.rests import before_each
+from gradscope.linearize.tangents import TangentSteps, steps_at
+from gradscope.linearize.trajectory import forward, states_along
 
 
 @partial(jax.jit, static_argnums=0)
 def steps_to_pass(
-    tangents: TangentSteps, parameters: Any, inputs: Any, start: Any
-) -> tuple[Any, Any, Any, Any]:
-    """What the passes need of P systems of B sequences: matrices to push and to pull by, steps, and states.
+    tangents: TangentSteps, parameters: Any, inputs: Any, start: Any, first: Parted | None = None
+) -> tuple[Any, Any, Any, Any, Any]:
+    """What the passes need of P systems of B sequences: matrices to push and to pull by, and steps.
 
     parameters : with an axis P before their own; inputs : (P, B, T, d); start : (P, B, m) before the first
-    step, or all states (P, B, T + 1, m) where they are known. All that is returned begins with an axis P.
+    step, or all states (P, B, T + 1, m) where they are known; first : that before the first step, with what
+    it has beside levels, where states come near these. Then come all states, and (P, B) whether they do. All
+    that is returned begins with an axis P.
     """
-    return jax.vmap(partial(_steps_of, tangents))(parameters, inputs, start)
+    found: tuple[Any, Any, Any, Any, Any]
+    found = jax.vmap(partial(_steps_of, tangents))(parameters, inputs, start, first)
+    return found
 
 
-def _steps_of(tangents: TangentSteps, parameters: Any, inputs: Any, start: Any) -> tuple[Any, Any, Any, Any]:
-    states = jax.vmap(partial(forward, tangents.cell, parameters))(inputs, start)
-    steps = jax.vmap(partial(steps_along, tangents.cell, parameters))(inputs, states)
+def _steps_of(tangents: TangentSteps, parameters: Any, inputs: Any, start: Any, first: Any) -> Any:
+    cell = tangents.cell
+    states = jax.vmap(partial(forward, cell, parameters))(inputs, start)
+
+    def steps_of(inputs: Any, states: Any, first: Any) -> Any:
+        known = states_along(cell, parameters, inputs, states, first)
+        return steps_at(cell, parameters, inputs, before_each(known))
+
+    steps = jax.vmap(steps_of)(inputs, states, first)
+    near = jax.vmap(partial(_near, cell, parameters))(inputs, states)
     shared = [tangents.shared(parameters, back) for back in (False, True)]
-    return shared[0], shared[1], tangents.chosen(steps), states
+    return shared[0], shared[1], tangents.chosen(steps), states, near
+
+
+def _near(cell: Cell, parameters: Any, inputs: Any, states: Any) -> Any:
+    """Whether states come near levels."""
+    if not comes_near(cell):
+        return jnp.zeros((), bool)
+    gates = jax.vmap(partial(cell.gates, parameters))(inputs, states[:-1]) if cell.gates else {}
+    return may_cancel(cell, states, gates)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -6,7 +6,9 @@ carried along given states, from each to the next (``anew``).
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 import jax.numpy as jnp
@@ -33,17 +35,18 @@ def _levels(cell: Cell) -> tuple[float, ...]:
     return (1.0,) if cell.adds is None else tuple({abs(value) for value in cell.adds.levels.values})
 
 
-def may_cancel(cell: Cell, states: Array, gates: Mapping[str, Array]) -> bool:
+def may_cancel(cell: Cell, states: Any, gates: Mapping[str, Any]) -> Any:
     """Whether states (T + 1, m) come so near to levels that floats lose what they have beside them.
 
-    gates : {gate: (T, n)}, as ``linearize`` returns them.
+    gates : {gate: (T, n)}, as ``linearize`` returns them. All of them NumPy's arrays, or JAX's.
     """
     if cell.members:
         extents = cell.extents(0)
-        return any(
+        each = (
             may_cancel(member.cell, states[:, extents[member.name]], member.own(gates))
             for member in cell.members
         )
+        return reduce(operator.or_, each)
     if not comes_near(cell):
         return False
     if cell.adds is None:
@@ -53,16 +56,21 @@ def may_cancel(cell: Cell, states: Array, gates: Mapping[str, Array]) -> bool:
         return _near(own, _levels(cell))
     # Of c that is near 1 by chance nothing is lost: it is what is added that comes from a level.
     stays = gates[cell.adds.kept] if cell.adds.kept else 1.0
-    return _near(own[:1], _levels(cell)) or _near(own[1:] - stays * own[:-1], _levels(cell))
+    return _near(own[:1], _levels(cell)) | _near(own[1:] - stays * own[:-1], _levels(cell))
 
 
-def _near(values: Array, levels: tuple[float, ...]) -> bool:
+def _near(values: Any, levels: tuple[float, ...]) -> Any:
     """Whether any is near a level."""
-    return any(bool((np.abs(np.abs(values) - level) < NEAR).any()) for level in levels)
+    return reduce(operator.or_, ((abs(abs(values) - level) < NEAR).any() for level in levels))
 
 
 def beside_level(cell: Cell, state: Array) -> tuple[Array, Array]:
-    """A state (m,), whose own digits are all that there are: (m,) what it is near, and the rest."""
+    """States (.., m), whose own digits are all that there are: (.., m) what they are near, and the rest."""
+    if cell.members:
+        extents = cell.extents(0)
+        each = [beside_level(member.cell, state[..., extents[member.name]]) for member in cell.members]
+        near, rest = (np.concatenate(parts, axis=-1) for parts in zip(*each, strict=True))
+        return near, rest
     near = np.zeros_like(state)
     for level in _levels(cell):
         times = np.round(state / level) * level

@@ -21,7 +21,7 @@ from gradscope.linearize.course import course, joined_course
 from gradscope.linearize.gates import gate_sums
 from gradscope.linearize.jacobian_chain import JacobianChain
 from gradscope.linearize.jacobians import linearize, link
-from gradscope.linearize.levels import Last, comes_near, may_cancel
+from gradscope.linearize.levels import Last, comes_near
 from gradscope.linearize.stack_chain import blocked
 from gradscope.linearize.system import System, cast, precise
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory
@@ -81,14 +81,15 @@ class Linearized:
         """The course of the trajectory (see course.course), of all segments loaded so far."""
         return joined_course(list(self._courses.values()))
 
-    def _anew(self, inputs: Array, found: dict[str, Any], first: Last) -> tuple[bool, Last]:
+    def _anew(self, inputs: Array, found: dict[str, Any], first: Last, near: bool) -> tuple[bool, Last]:
         """Put slopes in ``found`` that are not those of the dtype, see ``slopes_anew`` and ``far_paths``.
 
-        Whether those that are not 0 are held now, and the rest of the last state.
+        near : whether states of these steps come near levels. Whether slopes that are not 0 are held now, and
+        the rest of the last state.
         """
         cell, parameters = self._trajectory.cell, self._system.parameters
         along, last = (cell, parameters, inputs, found["states"], first), None
-        if first is not None or may_cancel(cell, found["states"], found["gates"]):
+        if first is not None or near:
             between = {name for name, each in found["paths"].items() if cell.members and each["input"]}
             anew, last = slopes_anew(*along, between, unbounded=False)
             found["paths"] = jax.tree.map(lambda _, path: path, found["paths"], anew)
@@ -122,7 +123,8 @@ class Linearized:
             before = i * trajectory.segments.length
             given = (trajectory.cell, self._system.parameters, inputs, states, found["gates"], before)
             self._courses[i] = course(*given)
-        held, self._rests[i] = self._anew(inputs, found, first)
+        near = bool(self._courses[i]["near"][0])
+        held, self._rests[i] = self._anew(inputs, found, first, near)
         self._courses[i]["flushed"] = np.array([0.0 if held else 1.0])
         self._courses[i]["small"] = np.array([0.0 if held and found["far"] is None else 1.0])
         if "link" in found:

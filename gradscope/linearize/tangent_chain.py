@@ -177,7 +177,9 @@ class TangentChain:
             self._kept.clear()
             trajectory = self._trajectory
             run = trajectory.spread.lift(every_step, self._tangents.cell)
-            steps = run(trajectory.parameters, trajectory.inputs(i), trajectory.start(i), *trajectory.rest(i))
+            steps = run(
+                trajectory.parameters, trajectory.inputs(i), trajectory.start(i), trajectory.beside(i)
+            )
             self._kept[i] = self._tangents.chosen(steps)
         return self._kept[i]
 

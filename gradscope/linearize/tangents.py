@@ -14,9 +14,10 @@ import numpy as np
 from gradscope.cells.cell import Cell
 from gradscope.cells.notation import is_recurrent
 from gradscope.cells.units import Parameters
+from gradscope.linearize.beside import Parted
 from gradscope.linearize.jacobians import slopes
-from gradscope.linearize.rests import Near, Rest, at, near_to
-from gradscope.linearize.trajectory import forward
+from gradscope.linearize.rests import States, before_each, run_at
+from gradscope.linearize.trajectory import states_along
 
 
 class StepMaps(Hashable, Protocol):
@@ -151,32 +152,42 @@ class JvpSteps:
 
     def push(self, shared: Any, step: Any, block: Any) -> Any:
         """J V."""
-        function, state = partial(self._step, shared, step), self._own(step[1])
-        return jax.vmap(lambda v: jax.jvp(function, (state,), (v,))[1], 1, 1)(block)
+
+        def moved(parameters: Parameters, x: Any, state: Any, v: Any) -> Any:
+            function = partial(self._step, parameters, x, state)
+            return self._own(jax.jvp(function, (state,), (self._whole(v, state),))[1])
+
+        return run_at(jax.vmap(moved, (None, None, None, 1), 1), shared, *step, block)
 
     def pull(self, shared: Any, step: Any, block: Any) -> Any:
         """J^T U."""
-        _, transposed = jax.vjp(partial(self._step, shared, step), self._own(step[1]))
-        return jax.vmap(lambda u: transposed(u)[0], 1, 1)(block)
+
+        def pulled(parameters: Parameters, x: Any, state: Any, u: Any) -> Any:
+            _, transposed = jax.vjp(partial(self._step, parameters, x, state), state)
+            return self._own(transposed(self._whole(u, state))[0])
+
+        return run_at(jax.vmap(pulled, (None, None, None, 1), 1), shared, *step, block)
 
     def by_path(self, shared: Any, step: Any, cotangent: Any, tangent: Any) -> Any:
         """b^T J_g a, a jvp for each path's copy."""
         each = [JvpSteps(self.cell, (path,)) for path in self.kept] or [self]
         return jnp.stack([cotangent @ one.push(shared, step, tangent[:, None])[:, 0] for one in each])
 
-    def _step(self, parameters: Parameters, step: Any, own: Any) -> Any:
-        """The chain's own new state, if that is ``own`` in the kept copies and all else stays as it was."""
-        x, before, *near = step
-        state = own if self.part is None else before.at[slice(*self.part)].set(own)
+    def _step(self, parameters: Parameters, x: Any, state: Any, own: Any) -> Any:
+        """The new state, if that before it is ``own`` in the kept copies and as it was in the others."""
         if not self.cell.paths:
-            return self.cell.step(parameters, x, state)
-        given, copies = at(self.cell, parameters, before, near[0] if near else None)
-        # What is near a level is less by it, before and as ``own``.
-        moved = {path: copies[path] + (state - before) if near else state for path in self.kept}
-        return self._own(self.cell.step(given, x, {**copies, **moved}))
+            return self.cell.step(parameters, x, own)
+        return self.cell.step(parameters, x, self.cell.copies(state) | dict.fromkeys(self.kept, own))
 
     def _own(self, state: Any) -> Any:
         return state if self.part is None else state[slice(*self.part)]
+
+    def _whole(self, own: Any, state: Any) -> Any:
+        """As large as the state, zero beyond the chain's own."""
+        if self.part is None:
+            return own
+        low, high = self.part
+        return jnp.pad(own, (low, len(state) - high))
 
 
 @dataclass(frozen=True)
@@ -188,25 +199,31 @@ class WeighedMaps:
 
     def push(self, shared: Any, step: Any, block: Any) -> Any:
         """J V."""
-        function, copies, weights = self._step(shared, step)
-        tangents = jax.tree.map(lambda weight: weight[:, None] * block, weights)
-        run = partial(jax.jvp, function, (copies,))
-        return jax.vmap(lambda v: run((v,))[1], 1, 1)(tangents)
+        x, before, present = step
+
+        def moved(parameters: Parameters, x: Any, state: Any, present: Any, v: Any) -> Any:
+            tangents = {path: weight * v for path, weight in self._weights(present).items()}
+            function, copies = partial(self.cell.step, parameters, x), self.cell.copies(state)
+            return jax.jvp(function, (copies,), (tangents,))[1]
+
+        return run_at(jax.vmap(moved, (*[None] * 4, 1), 1), shared, x, before, present, block)
 
     def pull(self, shared: Any, step: Any, block: Any) -> Any:
         """J^T U."""
-        function, copies, weights = self._step(shared, step)
-        _, transposed = jax.vjp(function, copies)
-        found = jax.vmap(lambda u: transposed(u)[0], 1, 1)(block)
-        return sum(weights[path][:, None] * found[path] for path in self.kept)
+        x, before, present = step
 
-    def _step(self, shared: Any, step: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-        """The step of copies of the state, these, and the weights of each."""
-        x, before, present, *near = step
-        weights = dict(zip(self.kept, present, strict=True))
-        some = {path: weights.get(path, jnp.zeros(())) * jnp.ones_like(before) for path in self.cell.paths}
-        given, copies = at(self.cell, shared, before, near[0] if near else None)
-        return partial(self.cell.step, given, x), copies, some
+        def pulled(parameters: Parameters, x: Any, state: Any, present: Any, u: Any) -> Any:
+            _, transposed = jax.vjp(partial(self.cell.step, parameters, x), self.cell.copies(state))
+            (found,) = transposed(u)
+            return sum(weight * found[path] for path, weight in self._weights(present).items())
+
+        return run_at(jax.vmap(pulled, (*[None] * 4, 1), 1), shared, x, before, present, block)
+
+    def _weights(self, present: Any) -> dict[str, Any]:
+        """Of every path of the cell, 0 of those that are not kept."""
+        return dict.fromkeys(self.cell.paths, jnp.zeros_like(present[0])) | dict(
+            zip(self.kept, present, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -222,9 +239,10 @@ class WeighedSteps(JvpSteps):
 
     def chosen(self, steps: Any) -> Any:
         """With the weights (B, L, paths)."""
-        x, before, *near = steps
+        x, before = steps
         present = np.array([path != self.without for path in self.kept], x.dtype)
-        return x, before[:, : x.shape[1]], jnp.broadcast_to(present, (*x.shape[:2], len(present))), *near
+        before = jax.tree.map(lambda part: part[:, : x.shape[1]], before)
+        return x, before, jnp.broadcast_to(present, (*x.shape[:2], len(present)))
 
 
 @dataclass(frozen=True)
@@ -316,26 +334,27 @@ def _stacked(arrays: Mapping[str, Any], names: Sequence[str], like: Any) -> Any:
     return of.stack([arrays[name] for name in names]) if names else of.zeros((0, *like.shape), like.dtype)
 
 
-def every_step(cell: Cell, parameters: Parameters, inputs: Any, start: Any, rest: Rest = None) -> Any:
+def every_step(
+    cell: Cell, parameters: Parameters, inputs: Any, start: Any, first: Parted | None = None
+) -> Any:
     """What the steps of any chain of a cell need, from inputs (L, d) and the state (m,) before them.
 
-    Slopes of every path, (L, paths, components, n), or inputs, states before the steps and what is near a
-    level there. rest : of the first state, see ``rests``.
+    Slopes of every path, (L, paths, components, n), or inputs and states before the steps. first : see
+    ``states_along``.
     """
-    return steps_along(cell, parameters, inputs, forward(cell, parameters, inputs, start), rest)
+    states = states_along(cell, parameters, inputs, start, first)
+    return steps_at(cell, parameters, inputs, before_each(states))
 
 
-def steps_along(cell: Cell, parameters: Parameters, inputs: Any, states: Any, rest: Rest = None) -> Any:
-    """The same from all states (L + 1, m)."""
-    near = near_to(cell, parameters, inputs, states, rest)
-    return steps_at(cell, parameters, inputs, states[:-1], near)
-
-
-def steps_at(cell: Cell, parameters: Parameters, inputs: Any, before: Any, near: Near | None) -> Any:
+def steps_at(cell: Cell, parameters: Parameters, inputs: Any, before: States) -> Any:
     """The same from the states (L, m) before the steps."""
     if cell.units is None:
-        return (inputs, before) if near is None else (inputs, before, near)
-    found, *_ = jax.vmap(partial(slopes, cell, parameters))(inputs, before, near)
+        return inputs, before
+
+    def paths(parameters: Parameters, x: Any, state: Any) -> dict[str, Any]:
+        return slopes(cell, parameters, x, state)[0]
+
+    found = jax.vmap(partial(run_at, paths, parameters))(inputs, before)
     return jnp.stack([found[path] for path in cell.paths], axis=1)
 
 

@@ -18,8 +18,10 @@ from gradscope.cells.cell import Cell
 from gradscope.cells.units import Parameters
 from gradscope.compiled_svd.step_arrays import bucket
 from gradscope.custom_types import Array
+from gradscope.linearize.beside import Parted
 from gradscope.linearize.budget import SEGMENT_BYTES
-from gradscope.linearize.rests import Rest, along, carries_rests, first_rest
+from gradscope.linearize.levels import beside_level
+from gradscope.linearize.rests import States, along
 from gradscope.linearize.system import System, cast
 
 _AXIS = "batch"
@@ -40,6 +42,14 @@ def forward(cell: Cell, parameters: Parameters, inputs: Any, state: Any) -> Any:
 
     _, states = lax.scan(step, state, inputs)
     return jnp.concatenate([state[None], states])
+
+
+def states_along(
+    cell: Cell, parameters: Parameters, inputs: Any, start: Any, first: Parted | None = None
+) -> States:
+    """The same, with what they have beside levels where ``first`` (m,) says what that before them has."""
+    states = forward(cell, parameters, inputs, start)
+    return states if first is None else along(cell, parameters, inputs, states, first)
 
 
 @dataclass(frozen=True)
@@ -126,12 +136,18 @@ class Spread:
 class Trajectory:
     """The states of a batch of sequences, kept where segments begin.
 
-    segments : how T is cut; spread : the devices; parameters : those of the system, on every device. Call
-    it, and work with what it returns, within ``system.running()``.
+    segments : how T is cut; spread : the devices; parameters : those of the system, on every device; near :
+    whether states come near levels (``course``). Call it, and work with what it returns, within
+    ``system.running()``.
     """
 
     def __init__(
-        self, system: System, segments: Segments, spread: Spread, parameters: Mapping[str, Any] | None = None
+        self,
+        system: System,
+        segments: Segments,
+        spread: Spread,
+        parameters: Mapping[str, Any] | None = None,
+        near: bool = False,
     ) -> None:
         """Take a system, whose inputs are not copied.
 
@@ -143,7 +159,8 @@ class Trajectory:
         self.parameters = spread.replicate(cast(parameters or system.parameters, system.dtype))
         self._system = system
         self._starts = [spread.put(np.asarray(system.state, system.dtype))]
-        self._rests: list[tuple[Rest, ...]] = [()]  # of the states that segments begin with
+        self.near = near
+        self._parted: list[Parted] = []  # states that segments begin with
 
     def inputs(self, i: int) -> Any:
         """Inputs of segment i on the devices, (B', length, d), zeros where it is padded."""
@@ -166,16 +183,19 @@ class Trajectory:
             self._starts.append(cross(self.parameters, self.inputs(last), self._starts[last]))
         return self._starts[i]
 
-    def rest(self, i: int) -> tuple[Rest, ...]:
-        """That of the state before segment i (see ``rests``); nothing where it is of its own digits."""
-        if self.cell.members or not carries_rests(self.cell):
-            return ()
-        while len(self._rests) <= i:
-            last = len(self._rests) - 1
-            left = self.spread.lift(_rest_after, self.cell)
-            given = (self.parameters, self.inputs(last), self.start(last), *self._rests[last])
-            self._rests.append((left(*given),))
-        return self._rests[i]
+    def beside(self, i: int) -> Parted | None:
+        """The states before segment i with what they have beside levels; None where none comes near one."""
+        if not self.near:
+            return None
+        if not self._parted:
+            first = np.asarray(self._system.state, self._system.dtype)
+            self._parted.append(Parted(*map(self.spread.put, beside_level(self.cell, first))))
+        while len(self._parted) <= i:
+            last = len(self._parted) - 1
+            left = self.spread.lift(_after, self.cell)
+            given = (self.parameters, self.inputs(last), self.start(last), self._parted[last])
+            self._parted.append(left(*given))
+        return self._parted[i]
 
     def _held(self, states: Array, i: int) -> Any:
         here, valid = i * self.segments.length, self.segments.valid(i)
@@ -194,12 +214,10 @@ def _cross(cell: Cell, parameters: Parameters, inputs: Any, state: Any) -> Any:
     return lax.scan(lambda s, x: (cell.advance(parameters, x, s), None), state, inputs)[0]
 
 
-def _rest_after(cell: Cell, parameters: Parameters, inputs: Any, state: Any, rest: Rest = None) -> Rest:
-    """The rest of the state after a segment from that before it."""
-    states = forward(cell, parameters, inputs, state)
-    return along(cell, parameters, inputs, states, first_rest(cell, states[0]) if rest is None else rest)[1][
-        -1
-    ]
+def _after(cell: Cell, parameters: Parameters, inputs: Any, state: Any, first: Parted) -> Parted:
+    """The state after a segment with what it has beside levels, from that before it."""
+    last: Parted = jax.tree.map(lambda part: part[-1], states_along(cell, parameters, inputs, state, first))
+    return last
 
 
 def states_of(system: System, devices: Sequence[jax.Device]) -> Array:

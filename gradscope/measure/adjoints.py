@@ -69,8 +69,12 @@ class Adjoints:
         adjoint: Array,
         device: jax.Device,
         parameters: Parameters,
+        near: bool,
     ) -> None:
-        """Take a system of one sequence, the paths kept, its loss's (S, n), and parameters on the device."""
+        """Take a system of one sequence, the paths kept, its loss's (S, n), and parameters on the device.
+
+        near : as of ``Trajectory``.
+        """
         steps = system.steps
         self._chain = tangents(system.cell, kept)
         self._adjoint, self._output, self._dtype = adjoint, system.output, system.dtype
@@ -80,7 +84,7 @@ class Adjoints:
         matrices = len(named(parameters, "R") + named(parameters, "W"))
         numbers = 8 * matrices * (self._columns + self._size)
         segments = Segments.cover(steps, tangent_bytes(system.cell, system.hidden) + numbers, SEGMENT_BYTES)
-        self._trajectory = Trajectory(system, segments, Spread((device,)), parameters)
+        self._trajectory = Trajectory(system, segments, Spread((device,)), parameters, near)
 
     @property
     def work(self) -> int:
@@ -142,14 +146,14 @@ class Adjoints:
 
     def _segment(self, i: int, draw: int = 0) -> LossSegment:
         trajectory = self._trajectory
-        length, first = trajectory.segments.length, self._steps - len(self._adjoint)
+        length, begins = trajectory.segments.length, self._steps - len(self._adjoint)
         adjoint = np.zeros((length, self._size), self._dtype)
-        held = np.arange(max(first, i * length), min(self._steps, (i + 1) * length))
-        adjoint[held - i * length, self._output] = self._adjoint[held - first]
-        (rest,) = [each[0] for each in trajectory.rest(i)] or [None]
+        held = np.arange(max(begins, i * length), min(self._steps, (i + 1) * length))
+        adjoint[held - i * length, self._output] = self._adjoint[held - begins]
+        first = jax.tree.map(lambda part: part[0], trajectory.beside(i))
         inputs, start = trajectory.inputs(i)[0], trajectory.start(i)[0]
         factors = roundings((inputs.shape, adjoint.shape, adjoint.shape), self._dtype, draw and [draw, i])
-        return inputs, start, np.int32(trajectory.valid(i)), adjoint, rest, factors
+        return inputs, start, np.int32(trajectory.valid(i)), adjoint, first, factors
 
     def _nothing(self, columns: int) -> Columns:
         nothing = np.zeros((self._size, columns), self._dtype), np.full(columns, ZERO, np.int32)

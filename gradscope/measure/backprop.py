@@ -14,18 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from gradscope.cells.cell import Cell
 from gradscope.cells.notation import named
 from gradscope.cells.units import Parameters
-from gradscope.linearize.rests import near_to, step_at
+from gradscope.linearize.rests import before_each, nudged, run_at
 from gradscope.linearize.tangents import TangentSteps, steps_at
-from gradscope.linearize.trajectory import forward
+from gradscope.linearize.trajectory import states_along
 
 # Adjoints are columns of size about 1 and a power of two each, which for a zero column is this.
 ZERO = -(2**30)
 
 # Inputs (L, d), state (m,) before the first step, how many of the steps are steps of the chain, and the
-# derivatives (L, m) of the loss by the state after each step, zero where it is padded; and the rest of the
-# state, if it has another than that of its own digits (see ``linearize.rests``). Last ``Factors``.
+# derivatives (L, m) of the loss by the state after each step, zero where it is padded; and the state with
+# what it has beside levels, None where none comes near one (see ``linearize.rests``). Last ``Factors``.
 LossSegment = tuple[Any, Any, Any, Any, Any, Any]
 # By which all that a step reads is multiplied, 1 but for runs that are compared: its inputs (L, d), the state
 # before it and the adjoint (L, m).
@@ -47,32 +48,38 @@ def gradients(
     dL/d(pre-activation of its gate), which is the derivative by the bias of that step alone; ``gradients``
     {parameter: its shape}, dL/d(parameter) of these steps together, with the exponent ``top``.
     """
-    (inputs, before, near), steps, adjoints = _steps(chain, parameters, segment)
-    every = jnp.ones((len(inputs), 1), inputs.dtype)
+    at, steps, adjoints = _steps(chain, parameters, segment)
+    every = jnp.ones_like(adjoints[:, :1])
     at_every_step = steps, adjoints, every, segment[-1][-1], None
     first, (columns, exponents) = _backward(chain, parameters, at_every_step, later, _itself)
     after, exponent = columns[..., 0], exponents[:, 0]
     top = exponent.max()
 
-    def run(parameters: Parameters) -> Any:
-        return jax.vmap(partial(step_at, chain.cell, parameters))(inputs, before, near)
+    def by_biases(parameters: Parameters, x: Any, state: Any, adjoint: Any) -> Any:
+        biases = {key: parameters[key] for key in named(parameters, "b")}
 
-    (summed,) = jax.vjp(run, parameters)[1](jnp.ldexp(after, (exponent - top)[:, None]))
-    biases = {key: parameters[key] for key in named(parameters, "b")}
-
-    def delta(x: Any, state: Any, near: Any, adjoint: Any) -> Any:
         def step(biases: Parameters) -> Any:
-            return step_at(chain.cell, {**parameters, **biases}, x, state, near)
+            return chain.cell.advance({**parameters, **biases}, x, state)
 
         return jax.vjp(step, biases)[1](adjoint)[0]
 
+    scaled = jnp.ldexp(after, (exponent - top)[:, None])
     return first, {
         "norm": jnp.linalg.norm(after, axis=1),
         "exponent": exponent,
-        "deltas": jax.vmap(delta)(inputs, before, near, after),
-        "gradients": summed,
+        "deltas": jax.vmap(partial(run_at, by_biases, parameters))(*at, after),
+        "gradients": run_at(partial(by_parameters, chain.cell), parameters, *at, scaled),
         "top": top,
     }
+
+
+def by_parameters(cell: Cell, parameters: Parameters, inputs: Any, states: Any, adjoints: Any) -> Any:
+    """Derivatives by the parameters of the adjoints (L, m) of what L steps make of inputs and states."""
+
+    def run(parameters: Parameters) -> Any:
+        return jax.vmap(partial(cell.advance, parameters))(inputs, states)
+
+    return jax.vjp(run, parameters)[1](adjoints)[0]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -96,10 +103,13 @@ def contributions(
     enters = (jnp.arange(len(adjoints))[:, None] == when).astype(adjoints.dtype)
 
     def along(name: str) -> Any:
-        def run(matrix: Any) -> Any:
-            return jax.vmap(partial(step_at, chain.cell, {**parameters, name: matrix}))(*at)
+        def moved(parameters: Parameters, inputs: Any, states: Any, direction: Any) -> Any:
+            def run(matrix: Any) -> Any:
+                return jax.vmap(partial(chain.cell.advance, {**parameters, name: matrix}))(inputs, states)
 
-        return jax.jvp(run, (parameters[name],), (directions[name],))[1]
+            return jax.jvp(run, (parameters[name],), (direction,))[1]
+
+        return run_at(moved, parameters, *at, directions[name])
 
     moved = jnp.stack([along(name) for name in sorted(directions)], axis=1)
     at_every_step = steps, adjoints, enters, segment[-1][-1], moved
@@ -108,13 +118,12 @@ def contributions(
 
 
 def _steps(chain: TangentSteps, parameters: Parameters, segment: LossSegment) -> tuple[Any, Any, Any]:
-    """Inputs, states and what is near a level before each step; what the chain's steps need; and adjoints."""
-    inputs, start, valid, adjoints, rest, (of_inputs, of_states, _) = segment
+    """Inputs and states before each step; what the chain's steps need; and adjoints."""
+    inputs, start, valid, adjoints, first, (of_inputs, of_states, _) = segment
     # In the place of padding stands the last step once more: its derivatives are finite, and nothing flows.
     there = jnp.minimum(jnp.arange(len(inputs)), valid - 1)
-    states = forward(chain.cell, parameters, inputs, start)
-    near = near_to(chain.cell, parameters, inputs, states, rest)
-    read = inputs * of_inputs, states[:-1] * of_states, near
+    before = before_each(states_along(chain.cell, parameters, inputs, start, first))
+    read = inputs * of_inputs, nudged(before, of_states)
     at = jax.tree.map(lambda every: every[there], read)
     batch = jax.tree.map(lambda leaf: leaf[None], steps_at(chain.cell, parameters, *at))
     return at, jax.tree.map(lambda leaf: leaf[0], chain.chosen(batch)), adjoints

@@ -16,13 +16,15 @@ from gradscope.cells.notation import named
 from gradscope.cells.units import Parameters
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
-from gradscope.linearize.rests import near_to, step_at
+from gradscope.linearize.beside import Parted
+from gradscope.linearize.levels import beside_level
+from gradscope.linearize.rests import along, nudged, run_at
 from gradscope.linearize.system import System, cast
 from gradscope.linearize.tangents import JvpSteps
 from gradscope.linearize.trajectory import Spread, states_of
 from gradscope.machine import available
 from gradscope.measure.adjoints import Total, roundings
-from gradscope.measure.backprop import ZERO, Columns, renormed
+from gradscope.measure.backprop import ZERO, Columns, by_parameters, renormed
 from gradscope.product_svd.log_scale import decades
 
 # Lags that are gone through between two reports of progress.
@@ -61,8 +63,13 @@ class Losses:
     To be used within ``system.running()``.
     """
 
-    def __init__(self, system: System, kept: tuple[str, ...], adjoint: Array, device: jax.Device) -> None:
-        """Take a system, the paths that are kept and the adjoint (B, S, n) of its loss."""
+    def __init__(
+        self, system: System, kept: tuple[str, ...], adjoint: Array, device: jax.Device, near: bool
+    ) -> None:
+        """Take a system, the paths that are kept and the adjoint (B, S, n) of its loss.
+
+        near : as of ``Trajectory``.
+        """
         self._dtype, self._size = system.dtype, system.size
         self._chain = JvpSteps(system.cell, kept)
         self.steps = system.steps
@@ -77,8 +84,11 @@ class Losses:
         self._start: Columns = put((entering.astype(system.dtype), np.zeros(len(self.at), np.int32)))
         self._parameters: Parameters = put(cast(system.parameters, system.dtype))
         given = put((system.inputs.astype(system.dtype), states_of(system, (device,))))
-        near = self._spread.lift(near_to, system.cell)(self._parameters, *given)
-        self._steps = (given[0], given[1][:, :-1], *([] if near is None else [near]))
+        states = given[1]
+        if near:
+            first = put(Parted(*beside_level(system.cell, np.asarray(system.state, system.dtype))))
+            states = self._spread.lift(along, system.cell)(self._parameters, *given, first)
+        self._steps = given[0], jax.tree.map(lambda part: part[:, :-1], states)
 
     @property
     def work(self) -> int:
@@ -111,9 +121,11 @@ class Losses:
         columns = self._spread.replicate((self._sequence, self.at, limits))
         head = {name: np.zeros(array.shape, dtype) for name, array in goal.items()}
         carried = self._start, (head, jnp.int32(ZERO))
-        inputs, before, *near = self._steps
-        changed = roundings((inputs.shape, before.shape), self._dtype, draw and [draw])
-        steps = (inputs * changed[0], before * changed[1], *near) if draw else self._steps
+        steps = self._steps
+        if draw:
+            shapes = [jax.tree.leaves(part)[0].shape for part in steps]
+            of_inputs, of_states = roundings(shapes, self._dtype, [draw])
+            steps = steps[0] * of_inputs, nudged(steps[1], of_states)
         notes = []
         for first in range(0, self.steps, _AT_ONCE):
             lags = np.arange(first, first + _AT_ONCE)
@@ -165,10 +177,8 @@ def _followed(
         block, exponents = block * factors[:, None] * there, jnp.where(there, exponents, ZERO)
         top = exponents.max()
 
-        def run(parameters: Parameters) -> Any:
-            return jax.vmap(lambda x, s, near=None: step_at(chain.cell, parameters, x, s, near))(*at_step)
-
-        (part,) = jax.vjp(run, parameters)[1]((block * _power(exponents - top, block)).T)
+        adjoints = (block * _power(exponents - top, block)).T
+        part = run_at(partial(by_parameters, chain.cell), parameters, *at_step, adjoints)
         head = _added(head, (part, top))
         noted = {name: _noted(names, part, top, head, goal, weights, exponent) for name, names in groups}
         pulled = jax.vmap(lambda at, b: chain.pull(parameters, at, b[:, None])[:, 0])(at_step, block.T)

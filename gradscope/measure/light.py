@@ -14,10 +14,12 @@ from gradscope.cells.factors import factor_parameters, factors_in, with_factors
 from gradscope.custom_types import Array
 from gradscope.errors import BeyondRangeError, InputError, as_option
 from gradscope.linearize.below_range import may_fall
+from gradscope.linearize.beside import Parted
 from gradscope.linearize.beyond_range import with_slopes
 from gradscope.linearize.budget import SEGMENT_BYTES, tangent_bytes
 from gradscope.linearize.course import check_finite
 from gradscope.linearize.leading_vector import leading_vectors, meeting, steps_to_pass
+from gradscope.linearize.levels import beside_level
 from gradscope.linearize.system import System
 from gradscope.linearize.tangents import tangents
 from gradscope.measure.loss import HELD
@@ -84,6 +86,7 @@ def measure_side_by_side(
     for place, problem in enumerate(problems):
         alike.setdefault(_shape(problem), []).append(place)
     found: dict[int, list[Measured] | InputError] = {}
+    near: dict[int, bool] = {}
     with jax.default_device(device):
         for places in alike.values():
             size = min(len(places), _at_once(problems[places[0]], device))
@@ -94,8 +97,9 @@ def measure_side_by_side(
                 low, high = (np.array([each[place] for place in filled]) for each in (lows, highs))
                 spectra = probed.spectra(low, high)
                 found |= {place: probed.failed[k] or spectra[k] for k, place in enumerate(some)}
+                near |= {place: probed.near[k] for k, place in enumerate(some)}
         for place, one in found.items():
-            if isinstance(one, BeyondRangeError):
+            if near[place] or isinstance(one, BeyondRangeError):
                 probed = _in_range(problems[place], None)
                 low, high = (np.array([each[place]]) for each in (lows, highs))
                 found[place] = probed.failed[0] or probed.spectra(low, high)[0]
@@ -103,8 +107,13 @@ def measure_side_by_side(
 
 
 def _in_range(problem: Problem, kept: Array | None) -> _Probed:
-    """Along its states, or where those leave their dtype along given slopes, if it has such."""
+    """Along its states, or where those leave their dtype along given slopes, if it has such.
+
+    Where they come near levels, with what they have beside these.
+    """
     probed = _Probed([problem], kept)
+    if probed.near[0]:
+        return _Probed([problem], kept, near=True)
     if isinstance(probed.failed[0], BeyondRangeError):
         along = with_slopes(problem.system)
         if along is not None:
@@ -147,10 +156,11 @@ def _at_once(problem: Problem, device: jax.Device) -> int:
 class _Probed:
     """The chains of P problems of one shape, with B sequences each.
 
-    failed : (P,), why there is nothing to be measured of a problem, whose numbers mean nothing then.
+    failed : (P,), why there is nothing to be measured of a problem, whose numbers mean nothing then; near :
+    (P,), whether its states come near levels, and are not taken with what they have beside these.
     """
 
-    def __init__(self, problems: Sequence[Problem], kept: Array | None) -> None:
+    def __init__(self, problems: Sequence[Problem], kept: Array | None, near: bool = False) -> None:
         system, many = problems[0].system, [problem.system for problem in problems]
         self._system, self._shape = system, (len(problems), system.batch)
         self._tangents = tangents(system.cell, system.cell.paths)
@@ -163,13 +173,19 @@ class _Probed:
             np.stack(each).astype(system.dtype) for each in ([one.inputs for one in many], starts)
         )
         with system.running():
-            *self._passes, states = steps_to_pass(self._tangents, parameters, inputs, start)
+            first = (
+                Parted(*beside_level(system.cell, np.stack([one.state for one in many]).astype(system.dtype)))
+                if near
+                else None
+            )
+            *self._passes, states, found = steps_to_pass(self._tangents, parameters, inputs, start, first)
         self._many, self._states = many, np.asarray(states)
         self._lengths = np.array([[one.length(k) for k in range(one.batch)] for one in many], np.int32)
         self.failed = [
             _not_finite(one, length, own)
             for one, length, own in zip(many, self._lengths, self._states, strict=True)
         ]
+        self.near = [bool(each.any()) and not near for each in np.asarray(found)]
         drawn = np.random.default_rng(0).normal(size=(system.batch, system.size))
         drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
         drawn = np.broadcast_to(drawn, (*self._shape, system.size))

@@ -19,8 +19,10 @@ import numpy as np
 from jax import lax
 
 from gradscope.cells.units import Parameters
+from gradscope.linearize.beside import Parted
+from gradscope.linearize.rests import before_each, run_at
 from gradscope.linearize.tangents import JvpSteps
-from gradscope.linearize.trajectory import forward
+from gradscope.linearize.trajectory import states_along
 
 
 class Span(NamedTuple):
@@ -31,7 +33,10 @@ class Span(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """A segment of L steps: inputs (L, d), states (L, m) and columns before each, which are steps."""
+    """A segment of L steps: inputs (L, d), states (L, m) and columns before each, which are steps.
+
+    States are ``Parted`` where they come near levels.
+    """
 
     inputs: Any
     before: Any
@@ -54,13 +59,23 @@ class Later(NamedTuple):
 
 @partial(jax.jit, static_argnums=0)
 def pushed(
-    chain: JvpSteps, parameters: Parameters, inputs: Any, start: Any, valid: Any, columns: Span
+    chain: JvpSteps,
+    parameters: Parameters,
+    inputs: Any,
+    start: Any,
+    valid: Any,
+    columns: Span,
+    first: Parted | None,
 ) -> tuple[Span, Stretch]:
-    """Columns after a segment of ``valid`` steps and padding, and the segment with all before its steps."""
+    """Columns after a segment of ``valid`` steps and padding, and the segment with all before its steps.
+
+    first : see ``states_along``.
+    """
     number = jnp.arange(len(inputs))
     # In the place of padding stands the last step once more: its derivatives are finite.
     at, there = jnp.minimum(number, valid - 1), number < valid
-    before = forward(chain.cell, parameters, inputs, start)[at]
+    states = before_each(states_along(chain.cell, parameters, inputs, start, first))
+    before = jax.tree.map(lambda part: part[at], states)
     inputs = inputs[at]
 
     def one(columns: Span, step: Any) -> tuple[Span, Span]:
@@ -125,24 +140,33 @@ def _stepped_back(
 ) -> tuple[Later, Any, Any]:
     """What flows back before a step, b_t^T J_t a_(t-1) and J_t a_(t-1)."""
 
-    def both(parameters: Parameters, state: Any, block: Any) -> tuple[Any, Any]:
-        # The chain's step reads the state, where it is linearised, by all of its paths.
-        moved = chain.push(parameters, (step.inputs, state), block)
-        return chain.cell.advance(parameters, step.inputs, state), moved
+    def derivatives(
+        parameters: Parameters, x: Any, state: Any, block: Any, later: Span, adjoint: Any, whole: Any
+    ) -> Any:
+        def both(parameters: Parameters, state: Any, block: Any) -> tuple[Any, Any]:
+            # The chain's step reads the state, where it is linearised, by all of its paths.
+            moved = chain.push(parameters, (x, state), block)
+            return chain.cell.advance(parameters, x, state), moved
 
-    (_, moved), back = jax.vjp(both, parameters, step.before, step.columns.block)
-    pairing = columns.block.T @ moved
-    if whole is None:
-        factor = columns.block @ jnp.linalg.inv(pairing).T
-    else:
-        factor = columns.block * jnp.exp(columns.log + step.columns.log - whole)
-    # Together, by one program: phi's part, that of the trajectory, and b_(t-1).
-    nothing = jnp.zeros_like(later.adjoint), jnp.zeros_like(factor)
-    by_parameters, by_state, by_block = jax.vmap(back)(
-        (
-            jnp.stack([nothing[0], later.adjoint, nothing[0]]),
-            jnp.stack([factor, nothing[1], columns.block]),
+        (_, moved), back = jax.vjp(both, parameters, state, block)
+        pairing = later.block.T @ moved
+        if whole is None:
+            factor = later.block @ jnp.linalg.inv(pairing).T
+        else:
+            factor = later.block * jnp.exp(later.log - whole)
+        # Together, by one program: phi's part, that of the trajectory, and b_(t-1).
+        nothing = jnp.zeros_like(adjoint), jnp.zeros_like(factor)
+        found = jax.vmap(back)(
+            (
+                jnp.stack([nothing[0], adjoint, nothing[0]]),
+                jnp.stack([factor, nothing[1], later.block]),
+            )
         )
+        return moved, pairing, found
+
+    more = step.columns.block, columns, later.adjoint, None if whole is None else whole - step.columns.log
+    moved, pairing, (by_parameters, by_state, by_block) = run_at(
+        derivatives, parameters, step.inputs, step.before, *more
     )
     new = Later(
         _orthonormal(by_block[2], columns.log),

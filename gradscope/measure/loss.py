@@ -116,10 +116,11 @@ class LossGradient:
 
 
 def loss_gradient(
-    problem: Problem, device: jax.Device | None = None, progress: Progress | None = None
+    problem: Problem, near: bool, device: jax.Device | None = None, progress: Progress | None = None
 ) -> LossGradient | None:
     """The gradient of the problem's loss, None where it has none.
 
+    near : whether states come near levels (``course``).
     progress : called with (sequences done, sequences in all), the first with a fraction. A loss at every
     step takes O(T^2) time, as each of its T parts is followed back on its own.
     """
@@ -131,12 +132,12 @@ def loss_gradient(
         parameters = Spread((device,)).replicate(cast(system.parameters, system.dtype))
         parts = [system.part([b], system.length(b)) for b in range(system.batch)]
         sequences = [
-            Adjoints(one, problem.kept, adjoint[: one.steps], device, parameters)
+            Adjoints(one, problem.kept, adjoint[: one.steps], device, parameters, near)
             for one, adjoint in zip(parts, problem.adjoint, strict=True)
         ]
         losses = None
         if problem.clip or problem.tbptt:
-            losses = Losses(system, problem.kept, problem.adjoint, device)
+            losses = Losses(system, problem.kept, problem.adjoint, device, near)
         passes = losses.work * (1 + 2 * (problem.tbptt is not None)) if losses else 0
         done = _meter(sum(sequence.work for sequence in sequences) + passes, system.batch, progress)
         found, total, each = _followed(problem, sequences, done)

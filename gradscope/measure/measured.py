@@ -94,6 +94,11 @@ def course_of(measured: Sequence[Measured]) -> dict[str, Array]:
     return joined_course([one.course for one in measured])
 
 
+def near_levels(measured: Sequence[Measured]) -> bool:
+    """Whether states of any sequence come near levels, or nobody has looked (see linearize.levels)."""
+    return any(not one.course or bool(one.course["near"][0]) for one in measured)
+
+
 def direct_sum(spectra: Sequence[Spectrum]) -> Spectrum:
     """The spectrum of a block diagonal product (a direct sum) from those of its blocks."""
     values = np.concatenate([s.log10_singular_values for s in spectra])

@@ -13,11 +13,11 @@ import numpy as np
 from gradscope.cells.units import Parameters
 from gradscope.custom_types import Array
 from gradscope.linearize.budget import SEGMENT_BYTES
-from gradscope.linearize.system import System, cast
+from gradscope.linearize.system import cast
 from gradscope.linearize.tangents import JvpSteps
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory
 from gradscope.measure.log_norm_adjoint import Later, Span, Stretch, differentiated, no_later, pulled, pushed
-from gradscope.measure.measured import Measured
+from gradscope.measure.measured import Measured, near_levels
 from gradscope.problem.problem import Problem
 
 # Singular values this close together, in decades, have no derivatives of their own that could be told apart.
@@ -141,7 +141,7 @@ def top_sums(
     """
     found: list[dict[str, Array] | None] = []
     with problem.system.running():
-        chain = _Sequence(problem.system, number, problem.kept, device)
+        chain = _Sequence(problem, measured, number, device)
         for values in range(1, count + 1):
             try:
                 logs = measured.full.log10_singular_values[:values]
@@ -169,7 +169,7 @@ def of_sequence(
     system = problem.system
     values = _coinciding(measured, system.size)
     with system.running():
-        chain = _Sequence(system, number, problem.kept, device)
+        chain = _Sequence(problem, measured, number, device)
         mean = float(np.mean(measured.full.log10_singular_values[:values]))
         found = replace(chain.of_norm(measured.full.right, values, mean), sequence=number)
         if problem.adjoint is not None:
@@ -197,15 +197,17 @@ def _coinciding(measured: Measured, size: int) -> int:
 class _Sequence:
     """One sequence, to be gone through again and again. To be used within ``system.running()``."""
 
-    def __init__(self, system: System, number: int, kept: tuple[str, ...], device: jax.Device) -> None:
+    def __init__(self, problem: Problem, measured: Measured, number: int, device: jax.Device) -> None:
+        system = problem.system
         self.steps, self.number = system.length(number), number
         self.system = system.part([number], self.steps)
-        self.chain = JvpSteps(system.cell, kept)
+        self.chain = JvpSteps(system.cell, problem.kept)
         self._starts: list[Span] = []
         self._end: Span
         # States and columns of every step of a segment, and their copies.
         segments = Segments.cover(self.steps, 8 * 16 * system.size, SEGMENT_BYTES)
-        self.trajectory = Trajectory(self.system, segments, Spread((device,)))
+        near = near_levels([measured])
+        self.trajectory = Trajectory(self.system, segments, Spread((device,)), near=near)
 
     @property
     def parameters(self) -> Parameters:
@@ -291,9 +293,10 @@ class _Sequence:
     def _pushed(self, i: int) -> tuple[Span, Stretch]:
         trajectory = self.trajectory
         inputs, start = trajectory.inputs(i)[0], trajectory.start(i)[0]
+        first = jax.tree.map(lambda part: part[0], trajectory.beside(i))
         valid = np.int32(trajectory.valid(i))
         found: tuple[Span, Stretch] = pushed(
-            self.chain, self.parameters, inputs, start, valid, self._starts[i]
+            self.chain, self.parameters, inputs, start, valid, self._starts[i], first
         )
         return found
 

@@ -128,8 +128,10 @@ class TangentChains:
         ]
 
     def followed(self) -> list[tuple[dict[str, Array], dict[str, Array]]]:
-        """Sums over the gates of every sequence, and its course."""
-        return followed(self._trajectory, self.sequences)
+        """Sums over the gates of every sequence, and its course: by this it is known what steps need."""
+        found = followed(self._trajectory, self.sequences)
+        self._trajectory.near = any(course["near"][0] for _, course in found)
+        return found
 
     def _spectra(self, name: str, ask: Ask) -> list[Spectrum]:
         assert ask.top is not None

@@ -25,7 +25,7 @@ B, T, N = 2, 9, 4
 
 def followed(problem, adjoint, **options):
     """The gradient of the loss with these derivatives by the outputs."""
-    return loss_gradient(replace(problem, adjoint=adjoint), **options)
+    return loss_gradient(replace(problem, adjoint=adjoint), False, **options)
 
 
 def changed(problem, **fields):

@@ -3,13 +3,15 @@
 import jax
 import numpy as np
 import pytest
-from oracles.any_exponent import log10_of_loss, step_of
+from oracles.any_exponent import elasticity, log10_of_loss, stacked, step_of
 from oracles.few import few
 
 import gradscope
 from gradscope.cells import find
-from gradscope.linearize.system import System
-from gradscope.linearize.trajectory import states_of
+from gradscope.cells.cell import Member
+from gradscope.cells.stack import stacked as stacked_cell
+from gradscope.linearize.system import System, cast
+from gradscope.linearize.trajectory import Spread, states_of
 from gradscope.measure import adjoints
 
 N, D, T = 3, 2, 10
@@ -21,7 +23,13 @@ def few_of(*case):
 
 # States that are 1 in float64, whose rest beside it decides; and slopes that fall below what it holds.
 NEAR_1 = {"gru": (30.0, 3.0, 1), "lstm-cifg": (30.0, 3.0, 2)}
-BELOW = {"lstm": (30.0, 30.0, 2), "gru-reset-before": (300.0, 3.0, 2), "gru": (300.0, 3.0, 1)}
+# In "lstm-nig" f c and z cancel to 0 as well.
+BELOW = {
+    "lstm-nig": (30.0, 3.0, 4),
+    "lstm": (30.0, 30.0, 2),
+    "gru-reset-before": (300.0, 3.0, 2),
+    "gru": (300.0, 3.0, 1),
+}
 
 
 def network(cell, weights, size, seed):
@@ -58,7 +66,7 @@ def test_states_that_are_1_in_float64_have_what_is_left_beside_it(cell, tmp_path
         assert abs(loss.log10_gradients[name] - norm) <= loss.log10_gradient_errors[name] < 1e-9, name
 
 
-@pytest.mark.parametrize("cell", few(BELOW))
+@pytest.mark.parametrize("cell", few(BELOW, "lstm-nig"))
 def test_what_the_dtype_does_not_hold_is_told_or_said_to_be_missing(cell, tmp_path):
     arrays, inputs, (norms, deltas, left) = network(cell, *BELOW[cell])
     loss = loss_of(cell, arrays, inputs, tmp_path)
@@ -72,6 +80,52 @@ def test_what_the_dtype_does_not_hold_is_told_or_said_to_be_missing(cell, tmp_pa
         lost += int((~known).sum())
         np.testing.assert_allclose(np.array(ours)[known], np.array(true)[known], rtol=1e-12, atol=1e-9)
     assert lost
+
+
+@pytest.mark.parametrize("cell", few(["gru", "lstm-nig", "gru-reset-before"], "gru"))
+def test_layers_of_a_stack_have_it_too(cell):
+    """The lower layer's states come near levels; the other reads them, and puts out what the loss is of."""
+    found, rng = find(cell), np.random.default_rng(4)
+    weights = [30.0, 1.0]
+    layers = [
+        {key: w * rng.normal(size=shape) / np.sqrt(shape[-1]) for key, shape in found.shapes(N, d).items()}
+        for w, d in zip(weights, (D, N), strict=True)
+    ]
+    arrays = {f"layer{k}.{key}": array for k, own in enumerate(layers) for key, array in own.items()}
+    inputs = 3.0 * rng.normal(size=(1, T, D))
+    members = tuple(Member(found, N, (D, N)[k], k, (((0, D),), (0,))[k]) for k in range(2))
+    system = System(stacked_cell(members), N, arrays, inputs, np.zeros((1, 2 * found.size(N))))
+    step = stacked([step_of(cell)] * 2, N)
+    states = states_of(system, jax.devices()[:1])[0]
+    seed = np.concatenate([np.zeros(system.size - N), np.ones(N)])
+    norms, _, left = log10_of_loss(step, arrays, inputs[0], states, seed)
+    with system.running():
+        placed = Spread(tuple(jax.devices()[:1])).replicate(cast(arrays, "float64"))
+        one = adjoints.Adjoints(
+            system, system.cell.paths, np.ones((1, N)), jax.devices()[0], placed, near=True
+        )
+        total = adjoints.Total(arrays)
+        ours = one.back(total, lambda _: None).log10_norm[::-1]
+    np.testing.assert_allclose(ours, norms, rtol=1e-12, atol=1e-9)
+    for name, (norm, *_) in left.items():
+        array = total.arrays[name]
+        size = np.abs(array).max()
+        found_ = np.log10(np.linalg.norm(array / size) * size) + total.exponent * np.log10(2.0)
+        assert found_ == pytest.approx(norm, abs=1e-9), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", ["gru", "lstm-nig", "lstm-cifg"])
+def test_so_has_how_the_gain_changes(cell, tmp_path):
+    arrays, inputs, _ = network(cell, 30.0, 10.0, 1)
+    np.savez(tmp_path / "cell.npz", **arrays)
+    given = {"checkpoint": tmp_path / "cell.npz", "cell": cell, "inputs": inputs}
+    found = gradscope.analyze(**given, only="paths", sensitivity=True).sensitivity
+    assert found.window is None
+    for name, ours in found.elasticity.items():
+        start = np.zeros(find(cell).size(N))
+        expected = elasticity(step_of(cell), arrays, inputs[0], start, name)
+        assert ours == pytest.approx(expected, rel=1e-9, abs=1e-9), name
 
 
 @pytest.mark.parametrize(

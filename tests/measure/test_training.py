@@ -127,7 +127,7 @@ def lstm():
 
 def asked(lstm, **options):
     problem, seeds, *_ = lstm
-    return loss_gradient(replace(problem, adjoint=seeds, **options))
+    return loss_gradient(replace(problem, adjoint=seeds, **options), False)
 
 
 def test_truncated_gradient_of_a_loss_at_every_step(lstm):
