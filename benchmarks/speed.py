@@ -69,16 +69,17 @@ WHY = {
     "norm at every lag": "Norm at every lag: some ten products of a matrix with a vector for every step.",
     "CPU time, compiled": "Compiled: XLA's LU and triangular products on a CPU are slower than LAPACK's from "
     "200 states on; the host engine takes these chains.",
-    "whole LSTM": "Whole analysis: two thirds are the chains without each path, five products of all states "
-    "beside one another with norms at every lag, on one core (where.py).",
+    "whole LSTM": "Whole analysis: two thirds of the CPU time are the programs of the full chain and the "
+    "paths, each with a run on changed entries; half of the rest the chains without each path, five "
+    "products of all states with norms at every lag, on one core (where.py).",
     "gradscope.analyze again": "Again: as the whole analysis.",
-    "three layers": "Three layers: beside the full chain the chain without each block, six products of all "
-    "states; blocks between layers are on the host engine alone.",
+    "three layers": "Three layers: two fifths are the full chain of 1536 states, factored at every step in "
+    "two runs, a quarter the chain without each block, six products of all states (stacks.py --chains).",
     "three bidirectional": "Three bidirectional layers: two stacks without each of their blocks, twelve "
     "products of all states, are nearly half of it (stacks.py --chains).",
     "top 8 with lags": "Top 8 with lags: the shorter a lag, the closer its values and the more passes it "
     "takes; few columns multiply at a fraction of the speed of the plain product.",
-    "batch of 64": "Batch of 64: a sequence's passes fill the cores already.",
+    "batch of 64": "Batch of 64: a sequence's programs fill both cores already.",
 }
 # rich cuts columns to 80 when piped; numbers must not be cut.
 CONSOLE = Console(width=132)

@@ -109,10 +109,11 @@ def main() -> None:
 
 def table_of(what: str, parts: Parts, runs: dict[str, Callable[[], Callable[[], Any]]]) -> None:
     """Print what each part takes of the time; runs : each prepares what is timed."""
-    columns = [Counter(shares(run(), parts)) for run in runs.values()]
+    columns = [spent(run(), parts) for run in runs.values()]
     table = Table(f"per cent of {what}", *runs)
     for part in (PROGRAMS, *(name for name, *_ in parts), "the rest"):
-        table.add_row(part, *(f"{100 * max(0.0, column[part]):.0f}" for column in columns))
+        table.add_row(part, *(f"{100 * max(0.0, one[part] / sum(one.values())):.0f}" for one in columns))
+    table.add_row("CPU seconds", *(f"{sum(one.values()):.2f}" for one in columns))
     Console(width=110).print(table)
 
 
@@ -130,8 +131,8 @@ def analysis(hidden: int) -> Callable[[], Any]:
     return run
 
 
-def shares(run: Callable[[], Any], parts: Parts) -> dict[str, float]:
-    """The part that each has in the time of a run."""
+def spent(run: Callable[[], Any], parts: Parts) -> Counter[str]:
+    """CPU seconds of each part of a run."""
     clock = Clock()
     saved = [(owner, name, getattr(owner, name)) for _, owner, name in parts]
     for (label, owner, name), (*_, function) in zip(parts, saved, strict=True):
@@ -145,9 +146,8 @@ def shares(run: Callable[[], Any], parts: Parts) -> dict[str, float]:
     finally:
         for owner, name, function in saved:
             setattr(owner, name, function)
-    total = time.process_time() - began
-    clock.spent[PROGRAMS] = total - sum(clock.spent.values())
-    return {name: spent / total for name, spent in clock.spent.items()}
+    clock.spent[PROGRAMS] = time.process_time() - began - sum(clock.spent.values())
+    return clock.spent
 
 
 if __name__ == "__main__":
