@@ -70,7 +70,7 @@ WHY = {
     "CPU time, compiled": "Compiled: XLA's LU and triangular products on a CPU are slower than LAPACK's from "
     "200 states on; the host engine takes these chains.",
     "whole LSTM": "Whole analysis: two thirds of the CPU time are the programs of the full chain and the "
-    "paths, each with a run on changed entries; half of the rest the chains without each path, five "
+    "paths, each with a run on changed entries; most of the rest the chains without each path, five "
     "products of all states with norms at every lag, on one core (where.py).",
     "gradscope.analyze again": "Again: as the whole analysis.",
     "three layers": "Three layers: two fifths are the full chain of 1536 states, factored at every step in "

@@ -111,7 +111,7 @@ def table_of(what: str, parts: Parts, runs: dict[str, Callable[[], Callable[[], 
     """Print what each part takes of the time; runs : each prepares what is timed."""
     columns = [spent(run(), parts) for run in runs.values()]
     table = Table(f"per cent of {what}", *runs)
-    for part in (PROGRAMS, *(name for name, *_ in parts), "the rest"):
+    for part in (*[PROGRAMS] * (parts is ANALYSIS), *(name for name, *_ in parts), "the rest"):
         table.add_row(part, *(f"{100 * max(0.0, one[part] / sum(one.values())):.0f}" for one in columns))
     table.add_row("CPU seconds", *(f"{sum(one.values()):.2f}" for one in columns))
     Console(width=110).print(table)
