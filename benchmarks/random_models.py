@@ -1,6 +1,6 @@
 """Random small models of PyTorch, Keras and JAX's libraries: each is analysed right, or refused by a reason.
 
-``python benchmarks/random_models.py [--draws 1000] [--first 0] [--only torch,loops,files,...]`` prints how
+``python benchmarks/random_models.py [--draws 1000] [--first 0] [--only torch,loops,held,...]`` prints how
 many were right and why others were refused, and every third outcome with its seed; exit code 1 if there is
 one. Right is what the framework's own derivatives say. ``tests/parity`` runs the first few.
 """
@@ -24,6 +24,8 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # it compiles more
 # What is drawn, so many of eleven: modules of torch in memory that are called in a loop, and that loop
 # themselves; models of JAX's libraries that do; files of torch, models of Keras, models of nnx.
 SHARES = {"torch": 3, "loops": 2, "jax-loops": 1, "files": 3, "keras": 1, "nnx": 1}
+# What is drawn where it is asked for: models of all of them that hold gradients back.
+APART = {"held": 1}
 
 
 def outcomes(kind: str, seed: int, folder: Path) -> str:
@@ -38,6 +40,10 @@ def outcomes(kind: str, seed: int, folder: Path) -> str:
         return outcome(seed)
     if kind == "jax-loops":
         from test_random_jax_loops import outcome
+
+        return outcome(seed)
+    if kind == "held":
+        from test_random_held import outcome
 
         return outcome(seed)
     if kind == "nnx":
@@ -58,8 +64,9 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--only", default=",".join(SHARES))
     asked = parser.parse_args()
-    kinds = [kind for kind in SHARES if kind in asked.only.split(",")]
-    turns = [kind for kind in kinds for _ in range(SHARES[kind])]
+    shares = SHARES | APART
+    kinds = [kind for kind in shares if kind in asked.only.split(",")]
+    turns = [kind for kind in kinds for _ in range(shares[kind])]
     counts, wrong, began = Counter[tuple[str, str]](), 0, time.perf_counter()
     warnings.simplefilter("ignore")
     for seed in range(asked.first, asked.first + asked.draws):

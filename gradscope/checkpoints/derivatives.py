@@ -23,6 +23,12 @@ DIRECT = "direct"
 SAFETY, DRAWS = 16.0, 3
 # Parts that are put together again differ from the whole by their rounding.
 SUM_ROUNDINGS = 1e4
+# Relative, by what halves that come back through a linear map differ from the whole: a half is exact.
+_LINEAR = 1e-6
+NOT_LINEAR = (
+    "no linear map, so that no Jacobian is right: half a gradient does not come back as half; something "
+    "clips it on its way (a hook on it, a Function or a custom_vjp)"
+)
 
 
 class OpaqueError(Exception):
@@ -57,6 +63,12 @@ class Linearised:
     before: Array
     after: Array
     paths: Mapping[str, Array]
+
+
+def is_not_linear(whole: Array, half: Array) -> bool:
+    """Whether of a gradient and its half what comes back is not another and its half."""
+    whole, half = np.asarray(whole, np.float64), np.asarray(half, np.float64)
+    return bool(np.abs(2 * half - whole).max() > _LINEAR * np.abs(whole).max())
 
 
 def gap(rows: Array, paths: Mapping[str, Array], whole: Array) -> float:

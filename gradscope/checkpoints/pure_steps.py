@@ -14,6 +14,7 @@ from gradscope.checkpoints.calls import rounding
 from gradscope.checkpoints.carried import ARGUMENTS, OUTPUT, Carried, Place, StepCall, leaves, placed
 from gradscope.checkpoints.derivatives import (
     DRAWS,
+    NOT_LINEAR,
     SAFETY,
     SUM_ROUNDINGS,
     Derivatives,
@@ -21,6 +22,7 @@ from gradscope.checkpoints.derivatives import (
     OwnSteps,
     check_jacobians,
     gap,
+    is_not_linear,
     own_steps,
 )
 from gradscope.checkpoints.jax.steps import is_float
@@ -245,7 +247,9 @@ class _Stepper:
         alone = draw * (np.arange(batch) == 0)[:, None]
         while True:
             try:
-                new, paths, rows = form.ways[0](self._weights, given, list(state), np.stack([draw, alone]))
+                new, paths, rows = form.ways[0](
+                    self._weights, given, list(state), np.stack([draw, alone, draw / 2])
+                )
                 paths = {name: np.asarray(path, np.float64) for name, path in paths.items()}
                 if self._adds_up(paths, draw, np.asarray(rows[0])) or form.whole:
                     break
@@ -255,6 +259,8 @@ class _Stepper:
                     raise InputError(f"cannot be differentiated: {why}") from error
             del form.ways[0]
             form.whole = True
+        if is_not_linear(rows[0], rows[2]):
+            raise InputError(f"has a derivative that is {NOT_LINEAR}")
         if np.asarray(rows[1])[1:].any():
             raise InputError("mixes the sequences of its batch: give a batch of one")
         return list(new), Linearised(_joined(state), _joined(new), paths)

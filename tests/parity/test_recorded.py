@@ -515,12 +515,47 @@ def test_a_layer_that_is_not_called():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch.compile looks at it
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_compiled_modules():
     module = nn.Sequential(nn.LSTM(D, N, batch_first=True, **DOUBLE))
-    live = gradscope.from_torch(torch.jit.script(module), batch())
-    assert "is compiled by torch.jit, which takes no hooks" in refusal(live)
+    for compiled in (
+        torch.jit.script(module),
+        torch.jit.script(module[0]),
+        torch.jit.trace(module[0], batch()),
+    ):
+        with pytest.raises(
+            InputError, match=r"is compiled by torch\.jit, which shows no step of it: .* batch"
+        ):
+            gradscope.from_torch(compiled, batch())
+    within = nn.Sequential(torch.jit.trace(module[0], batch()))
+    assert "is compiled by torch.jit" in refusal(gradscope.from_torch(within, batch()))
     for wrapped in (torch.compile(module, backend="eager"), nn.DataParallel(module)):
         check(gradscope.from_torch(wrapped, batch()), [jacobian(module[0], one) for one in batch()])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch.export has several
+def test_exported_programs():
+    module = nn.Sequential(nn.LSTM(D, N, batch_first=True, **DOUBLE))
+    exported = torch.export.export(module, (batch(),)).module()
+    with pytest.raises(InputError, match=r"is a program of torch\.export"):
+        gradscope.from_torch(exported, batch())
+
+
+def test_autocast_rounds_and_holds_nothing_back():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(D, N, batch_first=True)
+
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.lstm(x)[0]
+
+    for seed in range(3):
+        torch.manual_seed(seed)
+        live = gradscope.from_torch(Mixed(), batch().float())
+        assert not live.recorded.layers["lstm"].unlike
 
 
 def test_a_forward_pass_that_fails(tmp_path):

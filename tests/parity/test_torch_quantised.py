@@ -131,3 +131,10 @@ def test_a_scale_for_every_row(tmp_path):
     (layer,) = checkpoints.read(tmp_path / "x.pt").layers
     matrix = weights["weight_hh_l0"].dequantize().numpy()
     np.testing.assert_array_equal(layer.parameters["R_z"], matrix[HIDDEN : 2 * HIDDEN])
+
+
+def test_a_batch_is_refused_by_what_it_rounds():
+    model = torch.ao.quantization.quantize_dynamic(torch.nn.Sequential(torch.nn.LSTM(3, 4)), QUANTISED)
+    live = gradscope.from_torch(model, torch.randn(5, 2, 3))
+    with pytest.raises(InputError, match="as quantised modules do: leave the batch out"):
+        gradscope.analyze(checkpoint=live)

@@ -1,8 +1,8 @@
 """Whether a model of JAX holds gradients back within a layer that puts out what its class does.
 
-A ``stop_gradient`` or a ``custom_vjp`` changes no number of the forward pass. It is looked for in the program
-that JAX traces: between two products with the recurrent weights of a layer, on a way that is not that of its
-inputs, which count as given.
+A ``stop_gradient``, a ``custom_vjp`` or a ``custom_jvp`` changes no number of the forward pass. It is looked
+for in the program that JAX traces: between two products with the recurrent weights of a layer, on a way that
+is not that of its inputs, which count as given.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from gradscope.errors import InputError
 
 HELD = (
     "puts out what its class does with its weights, and holds a gradient back on the way from state to "
-    "state, or changes it (stop_gradient, or a custom_vjp)"
+    "state, or changes it (stop_gradient, a custom_vjp or custom_jvp)"
 )
 BETWEEN = (
-    "is called step by step, and between its calls a gradient is held back or changed (stop_gradient, or a "
-    "custom_vjp), which is not in the derivatives of its steps: expected the state to be given on as it is"
+    "is called step by step, and between its calls a gradient is held back or changed (stop_gradient, a "
+    "custom_vjp or custom_jvp), which is not in the derivatives of its steps: expected the state to be given "
+    "on as it is"
 )
-_HOLDS = ("stop_gradient", "custom_vjp")
 # The weights that a cell multiplies its inputs by: of Equinox and Keras, of Flax (dense_i, ii, if_, in, i).
 _READS_INPUTS = re.compile(r"(.*[./])?(weight_ih|kernel)")
 _OF_FLAX = re.compile(r"(.*[./])?(dense_i|i[a-z]?_?)[./]kernel([./]value)?")
@@ -43,7 +43,7 @@ def held_back(
     cannot be traced nothing is known.
     """
     try:
-        traced = sketched(call, weights, batch, (), only_with=_HOLDS)
+        traced = sketched(call, weights, batch, (), with_holds=True)
     except InputError:
         return {}
     if traced is None:
@@ -57,8 +57,8 @@ def held_back(
 def held_within(calls: int, call: Pure, weights: Mapping[str, Any], batch: Any) -> int:
     """How many such operations are between the products of so many calls of a module in a row."""
     with suppress(InputError):
-        if traced := sketched(call, weights, batch, (), only_with=_HOLDS):
-            return (calls - 1) * sum(map(_is_hold, traced[0].operations))
+        if traced := sketched(call, weights, batch, (), with_holds=True):
+            return (calls - 1) * sum(one.holds for one in traced[0].operations)
     return 0
 
 
@@ -75,7 +75,7 @@ class _Layer:
         fed, before = set[int](), list[Made]()
         for one in self.program.operations:
             if self._used(one) or not fed.isdisjoint(one.reads):
-                if _is_hold(one) and not fed.isdisjoint(one.reads):
+                if one.holds and not fed.isdisjoint(one.reads):
                     before.append(one)
                 fed.update(one.puts)
         on = set[Ref]()
@@ -96,8 +96,3 @@ class _Layer:
     def _reads_inputs(self, name: str) -> bool:
         last = any(key.endswith(("recurrent_kernel", "weight_hh")) for key in self.keys)
         return (_READS_INPUTS if last else _OF_FLAX).fullmatch(name) is not None
-
-
-def _is_hold(one: Made) -> bool:
-    """Whether an operation is one, or has one in it."""
-    return any(hold in str(word) for word in one.same for hold in _HOLDS)

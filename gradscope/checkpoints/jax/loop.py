@@ -17,7 +17,7 @@ from gradscope.checkpoints.jax.derivatives import Jax
 from gradscope.checkpoints.jax.loops import Origins, time_loops, used_again, whole_weight
 from gradscope.checkpoints.jax.steps import is_float
 from gradscope.checkpoints.jax.traced import Traced, sketched, traced
-from gradscope.checkpoints.loops.follow import TimeLoop, product_apart
+from gradscope.checkpoints.loops.follow import TimeLoop, check_product
 from gradscope.checkpoints.pure_steps import Pure, PureSteps
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
@@ -183,21 +183,17 @@ class JaxLoop(Derivatives):
 
             new, back = jax.vjp(over, [jax.numpy.asarray(one) for one in state])
             widths = np.cumsum([one.shape[1] for one in new])[:-1]
-            outer = [
-                jax.numpy.asarray(part, one.dtype)
-                for part, one in zip(np.split(rows, widths, 1), new, strict=True)
-            ]
-            found = [
-                np.asarray(_rows(one, axis), np.float64)
-                for one, axis in zip(back(outer)[0], axes, strict=True)
-            ]
-            theirs = np.concatenate(found, axis=1)
+
+            def through(rows: Array, new: Any = new, back: Any = back, widths: Any = widths) -> Array:
+                outer = [
+                    jax.numpy.asarray(part, one.dtype)
+                    for part, one in zip(np.split(rows, widths, 1), new, strict=True)
+                ]
+                found = zip(back(outer)[0], axes, strict=True)
+                return np.concatenate([np.asarray(_rows(one, a), np.float64) for one, a in found], axis=1)
+
             each = np.moveaxis(steps.jacobians[:, begin - first : end - first], 1, 0)
-            if product_apart(each, rows, theirs) > SUM_ROUNDINGS * steps.rounding:
-                raise InputError(
-                    f"has from step {begin + 1} to {end} a derivative that is not the product of those of "
-                    "its steps: something else than what the loop carries on leads from step to step"
-                )
+            check_product(each, rows, through, (begin, end), SUM_ROUNDINGS * steps.rounding)
 
     def _axes(self) -> list[int | None]:
         """Along which axis of every part of the state the sequences are, None of one alone."""

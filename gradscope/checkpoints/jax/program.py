@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
+from gradscope.checkpoints.jax.holds import Holds
 from gradscope.checkpoints.jax.paths import bound
 from gradscope.errors import InputError
 
@@ -43,6 +44,7 @@ class Made:
     run : computes it; reads : its arguments; puts : the numbers of the values that it makes.
     same : what is alike of two operations that compute the same of their arguments.
     code, frames : where it was traced, as in ``loops.operation.Operation``.
+    holds : whether its derivative, or that of one in it, is another than that of what it computes.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Made:
     same: tuple[Any, ...]
     code: tuple[int, ...]
     frames: tuple[int, ...]
+    holds: bool
 
 
 class Program:
@@ -67,7 +70,7 @@ class Program:
         self.shapes: list[tuple[int, ...]] = []
         self.real: list[bool] = []
         self._calls, self._codes = itertools.count(), dict[int, tuple[int, Any]]()
-        self._sealed = frozenset(sealed)
+        self._sealed, self._holds = frozenset(sealed), Holds()
         self._of = {number: frozenset([number]) for number in range(weights)}
         self.arguments = [self._value(variable) for variable in closed.jaxpr.invars]
         self.outputs = self._walked(closed, self.arguments, (), ())
@@ -136,7 +139,8 @@ class Program:
         own = [self._of.get(ref) for ref in reads if isinstance(ref, int)]
         if own and None not in own:
             self._of |= dict.fromkeys(puts, frozenset[int]().union(*filter(None, own)))
-        return self._add(name, bound(equation), reads, puts, _alike(params), code, frames)
+        holds = self._holds.in_equation(equation)
+        return self._add(name, bound(equation), reads, puts, _alike(params), code, frames, holds=holds)
 
     def _is_sealed(self, reads: Sequence[Ref]) -> bool:
         """Whether of the sealed arguments alone is made what a scan reads, but for what is none of these."""
@@ -152,12 +156,14 @@ class Program:
         same: tuple[Any, ...],
         code: tuple[int, ...],
         frames: tuple[int, ...],
+        *,
+        holds: bool = False,
     ) -> Sequence[int]:
         if len(self.operations) >= _MOST:
             raise InputError(
                 f"makes more than {_MOST} operations with its loops written out: give a shorter sequence"
             )
-        self.operations.append(Made(name, run, tuple(reads), tuple(puts), (name, *same), code, frames))
+        self.operations.append(Made(name, run, tuple(reads), tuple(puts), (name, *same), code, frames, holds))
         return puts
 
     def _scanned(

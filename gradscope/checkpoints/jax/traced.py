@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from gradscope.checkpoints.calls import rounding
 from gradscope.checkpoints.carried import ARGUMENTS, Place, leaves, placed
 from gradscope.checkpoints.derivatives import DRAWS, SAFETY
 from gradscope.checkpoints.jax.derivatives import Jax, is_array
+from gradscope.checkpoints.jax.holds import Holds
 from gradscope.checkpoints.jax.program import Program
 from gradscope.checkpoints.jax.steps import is_float
 from gradscope.checkpoints.live import BY_JACOBIANS
@@ -61,18 +62,18 @@ class UntracedError(InputError):
 
 
 def sketched(
-    call: Pure, weights: Mapping[str, Any], batch: Any, sealed: Sequence[int], only_with: Collection[str] = ()
+    call: Pure, weights: Mapping[str, Any], batch: Any, sealed: Sequence[int], *, with_holds: bool = False
 ) -> tuple[Program, Callable[[int], Any]] | None:
     """The program of a model in its own precision, and what says a value of it; see ``traced``.
 
-    only_with : names of operations: None for a program that has none of these.
+    with_holds : None for a program in which nothing changes a derivative.
     """
     run, given = _function(call, weights, batch)
     with Jax().precisely(double=False):
         arrays = [jax.numpy.asarray(array) for array in (*weights.values(), *given.values())]
         try:
             closed = jax.make_jaxpr(run)(arrays)
-            if only_with and not any(name.startswith(tuple(only_with)) for name in _operations(closed.jaxpr)):
+            if with_holds and not Holds().within(closed.jaxpr):
                 return None
             program = Program(closed, len(weights), sealed)
         except InputError:
@@ -80,17 +81,6 @@ def sketched(
         except Exception as error:  # the user's code may fail in any way
             raise _untraced(error) from error
     return program, lambda ref: program.values(arrays, [ref])[ref]
-
-
-def _operations(jaxpr: Any) -> Iterator[str]:
-    """The names of the operations of a program, and of those within them."""
-    for equation in jaxpr.eqns:
-        yield equation.primitive.name
-        for value in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda one: hasattr(one, "eqns")
-        ):
-            if (inner := getattr(value, "jaxpr", value)) is not None and hasattr(inner, "eqns"):
-                yield from _operations(inner)
 
 
 def _untraced(error: Exception) -> UntracedError:

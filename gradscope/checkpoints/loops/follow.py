@@ -7,12 +7,13 @@ begins where, between two uses, the code of the function that loops is run anew.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from gradscope.checkpoints.carried import Place
+from gradscope.checkpoints.derivatives import NOT_LINEAR, is_not_linear
 from gradscope.checkpoints.loops.operation import RESULT, Operation
 from gradscope.checkpoints.loops.state import Part, State
 from gradscope.checkpoints.loops.turns import Turns
@@ -85,6 +86,30 @@ class TimeLoop:
 
 def _steps(count: int) -> str:
     return f"its first {count} steps are" if count > 1 else "its first step is"
+
+
+def check_product(
+    jacobians: Iterable[Array],
+    rows: Array,
+    through: Callable[[Array], Array],
+    between: tuple[int, int],
+    allowed: float,
+) -> None:
+    """Raise InputError where the way through the code is not the product of those through its steps.
+
+    through : rows (B, m) -> the same through the code as it is; between : the states that it is between;
+    allowed : relative.
+    """
+    theirs = through(rows)
+    if product_apart(jacobians, rows, theirs) <= allowed:
+        return
+    has = f"has from step {between[0] + 1} to {between[1]} a derivative that is"
+    if is_not_linear(theirs, through(rows / 2)):
+        raise InputError(f"{has} {NOT_LINEAR}")
+    raise InputError(
+        f"{has} not the product of those of its steps: something else than what the loop carries on leads "
+        "from step to step, or something changes the gradient there (a hook on it)"
+    )
 
 
 def product_apart(jacobians: Iterable[Array], rows: Array, theirs: Array) -> float:

@@ -39,7 +39,8 @@ class Pulled:
     """The calls of one module in a forward pass.
 
     given : what each read, cut out of the rest of the model; states : what each was given besides; weights,
-    sums : of its outputs, at random, and the sum of these times those.
+    sums : of its outputs, at random, and the sum of these times those; eps : of the
+    coarsest numbers that it reads or puts out (torch.autocast puts out others than it reads).
     """
 
     module: Any
@@ -47,6 +48,7 @@ class Pulled:
     states: list[Any] = field(default_factory=list)
     weights: list[Any] = field(default_factory=list)
     sums: list[Any] = field(default_factory=list)
+    eps: float = 0.0
     unseen: str = ""
     over: bool = False  # a checkpoint runs again what derivatives are taken of
 
@@ -77,6 +79,7 @@ class Pulled:
         generator = torch.Generator().manual_seed(0)  # the same where a checkpoint runs it again
         weights = torch.randn(out.shape, generator=generator).to(out)
         total = (out * weights).sum()
+        self.eps = max(self.eps, *(float(torch.finfo(one.dtype).eps) for one in (out, *self.given[-1:])))
         if not self.over and len(self.weights) < len(self.given):
             self.weights.append(weights)
             self.sums.append(total)
@@ -97,7 +100,7 @@ class Pulled:
             return Doubt(unseen=_UNSEEN.format(f"{type(error).__name__}: {reason(error)}"))
         for their, our, *moved in zip(theirs, ours, *shaken, strict=True):
             size = float(our.abs().max())
-            unit = float(torch.finfo(our.dtype).eps) * max(size, float(their.abs().max()))
+            unit = self.eps * max(size, float(their.abs().max()))
             explained = _SAFETY * (max(float((one - our).abs().max()) for one in moved) + unit)
             gap = float((their - our).abs().max())
             if gap > explained:  # and not where either is no number
@@ -112,7 +115,7 @@ class Pulled:
             own = inputs.detach().clone()
             if generator is not None:
                 signs = torch.randint(0, 2, own.shape, generator=generator).to(own) * 2 - 1
-                own = own * (1 + torch.finfo(own.dtype).eps * signs)
+                own = own * (1 + self.eps * signs)
             given.append(own.requires_grad_())
             found = base.forward(self.module, own, state)
             cell = not isinstance(found, tuple) or base.__name__.endswith("Cell")

@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.checkpoints.derivatives import DIRECT, SUM_ROUNDINGS, Linearised, gap
+from gradscope.checkpoints.derivatives import (
+    DIRECT,
+    NOT_LINEAR,
+    SUM_ROUNDINGS,
+    Linearised,
+    gap,
+    is_not_linear,
+)
 from gradscope.checkpoints.torch.products import Product
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
@@ -45,7 +52,7 @@ class Linearising(ABC):
         new, _ = self._after(step, state, cut=False)
         if not any(one.requires_grad for one in new):
             raise InputError(_CUT_OFF)
-        self._check_independent(new, state)
+        self._check_rows(new, state)
         paths = self._by_path(step, state, new) if self._split else None
         if paths is None:
             self._split = False
@@ -87,14 +94,17 @@ class Linearising(ABC):
         rows = np.random.default_rng(0).standard_normal(next(iter(paths.values())).shape[:2])
         return gap(rows, paths, self._row(new, rows, state)) <= SUM_ROUNDINGS * self.rounding
 
-    def _check_independent(self, new: Sequence[Any], state: Sequence[Any]) -> None:
-        """Raise InputError where what one sequence puts out depends on the state of another."""
+    def _check_rows(self, new: Sequence[Any], state: Sequence[Any]) -> None:
+        """Raise InputError where the way back is no linear map, or leads from one sequence to another."""
         batch = len(in_rows(state[0], self._axes[0]))
         size = sum(in_rows(t, a).shape[1] for t, a in zip(state, self._axes, strict=True))
+        every = np.random.default_rng(1).standard_normal((batch, size))
+        if is_not_linear(self._row(new, every, state), self._row(new, every / 2, state)):
+            raise InputError(f"has a derivative that is {NOT_LINEAR}")
         if batch == 1:
             return
         rows = np.zeros((batch, size))
-        rows[0] = np.random.default_rng(1).standard_normal(size)
+        rows[0] = every[0]
         if self._row(new, rows, state)[1:].any():
             raise InputError("mixes the sequences of its batch: give a batch of one")
 

@@ -20,8 +20,11 @@ from gradscope.checkpoints.torch.gradients import Doubt, Pulled
 from gradscope.checkpoints.torch.own import Own, overhearing
 from gradscope.checkpoints.torch.told import module_of
 from gradscope.custom_types import Array
+from gradscope.errors import InputError
 
 _OF_LAYER = re.compile(r"\w+_l\d+(_reverse)?(_\w+)?")
+_COMPILED = "is compiled by torch.jit, which shows no step of it: record it as it was before"
+_EXPORTED = "is a program of torch.export, in which no module is called: record the model that it was made of"
 _BATCH = "batch is what its forward takes: a tensor, a tuple of arguments, or a dict of them by name"
 
 
@@ -44,6 +47,7 @@ def recorded(
     ended in, by the names of the layers.
     Raises InputError where the forward pass fails. What is wrong with one layer alone is a problem of it.
     """
+    _check_hooks(source, model)
     modules = dict(model.named_modules(remove_duplicate=False))
     owners = {
         found.name: modules[module_of(found)]
@@ -61,6 +65,8 @@ def recorded(
                 _run(model, batch)
             changed = {id(owner) for owner in owners.values() if may_change(owner)}
             doubts = _doubts(pulled, changed)
+    except InputError as error:
+        raise InputError(f"{source}: {error.marked}") from error
     except Exception as error:  # the user's code may fail in any way
         raise run_failed(source, error, _BATCH) from error
     found = recordings(
@@ -80,6 +86,18 @@ def recorded(
         if layer.name in found.layers
     }
     return found, ends
+
+
+def _check_hooks(source: str, model: Any) -> None:
+    """Raise InputError of a model that runs as one program, of which no step is seen."""
+    if _is_compiled(model):
+        raise InputError(
+            f"{source}: {_COMPILED}; without a batch its layers are read by their weights, as torch's own"
+        )
+
+
+def _is_compiled(module: Any) -> bool:
+    return isinstance(module, importlib.import_module("torch").jit.ScriptModule)
 
 
 def _is_of_layer(key: str) -> bool:
@@ -108,7 +126,10 @@ def _evaluating(model: Any, owners: Any) -> Iterator[None]:
         p for owner in owners for p in owner.parameters() if p.is_floating_point() and not p.requires_grad
     }
     try:
-        model.eval()
+        try:
+            model.eval()
+        except NotImplementedError as error:
+            raise InputError(_EXPORTED) from error
         for parameter in frozen:
             parameter.requires_grad_(True)
         with torch.enable_grad(), _without_tf32(torch.backends.cudnn):
@@ -153,13 +174,11 @@ def _listening(
             first = getattr(owner, "batch_first", False) is True
             read = partial(call_of, cell=cells[id(owner)], batch_first=first)
             hook = partial(_note, heard[id(owner)], one, read)
-            try:
-                handles.append(owner.register_forward_pre_hook(one.before, with_kwargs=True))
-                handles.append(owner.register_forward_hook(hook, with_kwargs=True))
-            except RuntimeError:
-                heard[
-                    id(owner)
-                ].problem = "is compiled by torch.jit, which takes no hooks: record it as it was"
+            if _is_compiled(owner):
+                heard[id(owner)].problem = _COMPILED
+                continue
+            handles.append(owner.register_forward_pre_hook(one.before, with_kwargs=True))
+            handles.append(owner.register_forward_hook(hook, with_kwargs=True))
         yield
     finally:
         for handle in handles:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -19,7 +20,7 @@ from gradscope.checkpoints.derivatives import (
     check_jacobians,
     own_steps,
 )
-from gradscope.checkpoints.loops.follow import TimeLoop, chained, loops, product_apart
+from gradscope.checkpoints.loops.follow import TimeLoop, chained, check_product, loops
 from gradscope.checkpoints.loops.operation import Operation
 from gradscope.checkpoints.torch.linearised import Linearising, in_rows
 from gradscope.checkpoints.torch.operations import Tracing, observed
@@ -214,12 +215,8 @@ class LoopSteps(Linearising):
             end = min(begin + _WINDOW, last)
             rows = generator.standard_normal(found[0].before.shape)
             each = (np.stack([*one.paths.values()], 1) for one in found[begin - first : end - first])
-            theirs = self._row(whole.new(end), rows, whole.state(begin))
-            if not product_apart(each, rows, theirs) <= SUM_ROUNDINGS * self.rounding:
-                raise InputError(
-                    f"has from step {begin + 1} to {end} a derivative that is not the product of those of "
-                    "its steps: something else than what the loop carries on leads from step to step"
-                )
+            through = partial(self._row, whole.new(end), state=whole.state(begin))
+            check_product(each, rows, through, (begin, end), SUM_ROUNDINGS * self.rounding)
 
     def _after(self, step: int, state: Sequence[Any], *, cut: bool) -> tuple[list[Any], list[Product]]:
         """See Linearising; step : the number of the state before it."""
