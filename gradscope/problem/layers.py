@@ -23,7 +23,7 @@ from gradscope.problem.problem import Problem, as_names, make_problem, paths_of
 from gradscope.problem.recorded import on_recorded, with_mask
 from gradscope.problem.scaling import check_names, factors_of, scale_of
 from gradscope.problem.self_check import settled
-from gradscope.problem.time_axis import assumption, known_time_major, time_major
+from gradscope.problem.time_axis import assumption, known_time_major, recorded_assumption, time_major
 from gradscope.settings import DTYPE, Settings, Top
 
 if TYPE_CHECKING:
@@ -112,6 +112,11 @@ def _recorded(
     assert model.recorded is not None
     recorded = model.recorded
     problems = _each(model, on_recorded(settings, model, recorded), recorded.state_label, devices)
+    if isinstance(first, Sequences):
+        name = model.chosen[0]
+        (taken,) = {one.time_major for one in model.layers if one.name == name}
+        said = recorded_assumption(first, known=taken)
+        sentences[name] = "; ".join(filter(None, (said, sentences.get(name))))
     problems = {
         name: _assuming(with_mask(problem, recorded.layers[name], settings.steps), sentences.get(name, ""))
         for name, problem in problems.items()

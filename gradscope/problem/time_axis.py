@@ -36,10 +36,28 @@ def assumption(given: Sequences | None, *, asked: bool, known: bool | None) -> s
     """What is to be said of the axes of a batch, "" where there is nothing that surprises."""
     if given is None or not given.batched or asked or known is False:
         return ""
-    batch, steps, _ = given.shape
-    far = batch >= _FAR * steps
-    read = f"{batch} sequence{'s' * (batch > 1)} of {steps} step{'s' * (steps > 1)}"
+    far, read = _far(given), _read(given)
     if known:
         swap = "; if it is the batch, swap axes 0 and 1" * far
         return f"axis 0 of the inputs is time, as the model takes them, (T, B, d): {read}{swap}"
     return f"axis 0 of the inputs is the batch: {read}; if it is time, add --time-major" if far else ""
+
+
+def recorded_assumption(given: Sequences, *, known: bool | None) -> str:
+    """The same of what a layer read as its model ran, which says nothing of what was meant."""
+    if not _far(given):
+        return ""
+    if known:
+        said = "its layer takes (T, B, d): if that is the other way round, it wants batch_first=True"
+    else:
+        said = "if that is the other way round, swap axes 0 and 1 of the batch"
+    return f"the model was run on {_read(given)}, and {said}"
+
+
+def _far(given: Sequences) -> bool:
+    return given.shape[0] >= _FAR * given.shape[1]
+
+
+def _read(given: Sequences) -> str:
+    batch, steps, _ = given.shape
+    return f"{batch} sequence{'s' * (batch > 1)} of {steps} step{'s' * (steps > 1)}"

@@ -121,6 +121,17 @@ def test_inputs_that_look_transposed(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_a_model_that_was_run_on_what_looks_transposed(first):
+    module = nn.GRU(2, 4, batch_first=first, dtype=torch.float64)
+    x = torch.zeros((24, 2, 2) if first else (2, 24, 2), dtype=torch.float64)
+    (said,) = gradscope.analyze(checkpoint=gradscope.from_torch(module, x), only="gain").problem["assumed"]
+    assert said.startswith("the model was run on 24 sequences of 2 steps, and ")
+    assert ("batch_first=True" in said) != first
+    ordinary = gradscope.from_torch(module, x.swapaxes(0, 1))
+    assert not gradscope.analyze(checkpoint=ordinary, only="gain").problem["assumed"]
+
+
 def test_lengths_that_would_fit_the_other_way():
     x, lengths = np.ones((9, 4, 2)), [9, 8, 7, 6]
     hint = "; if axis 0 of the inputs is time, add --time-major"
