@@ -93,7 +93,7 @@ class Pulled:
             return Doubt(unseen=_UNSEEN.format(self.unseen) if self.unseen else "")
         try:
             total = sum(self.sums)
-            theirs = _by(total, self.given) if total.requires_grad else [0 * one for one in self.given]
+            theirs = _by(total, self.given) if total.requires_grad else [*map(torch.zeros_like, self.given)]
             generator = torch.Generator().manual_seed(0)
             ours, *shaken = [self._plainly(base, draw) for draw in [None, *[generator] * _DRAWS]]
         except Exception as error:  # of what the user's code has done to the graph
