@@ -23,8 +23,9 @@ DIRECT = "direct"
 SAFETY, DRAWS = 16.0, 3
 # Parts that are put together again differ from the whole by their rounding.
 SUM_ROUNDINGS = 1e4
-# Relative, by what halves that come back through a linear map differ from the whole: a half is exact.
-_LINEAR = 1e-6
+# Relative, by what halves that come back through a linear map may differ from the whole: a half is exact but
+# where float16 has no digits left.
+_LINEAR = 1e-5
 NOT_LINEAR = (
     "no linear map, so that no Jacobian is right: half a gradient does not come back as half; something "
     "clips it on its way (a hook on it, a Function or a custom_vjp)"
