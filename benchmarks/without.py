@@ -12,10 +12,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import argparse
 import time
+from contextlib import ExitStack
 from unittest.mock import patch
 
 import gradscope
-from gradscope.measure.chains import Ask
+from gradscope.measure.all_values import JacobianChains
+from gradscope.measure.top_values import TangentChains
 
 STEPS = 200
 TIMES = 4
@@ -33,7 +35,9 @@ def both(**options: object) -> tuple[float, float]:
     whole, less = [], []
     for _ in range(TIMES):
         whole.append(seconds(**options))
-        with patch.object(Ask, "without", False):
+        with ExitStack() as left_out:
+            for kind in (JacobianChains, TangentChains):
+                left_out.enter_context(patch.object(kind, "without", lambda *_: {}))
             less.append(seconds(**options))
     return min(whole), min(less)
 
