@@ -143,7 +143,7 @@ def right(expected: np.ndarray | None, analysis: gradscope.Analysis) -> bool | N
     """Whether the lags that are looked at are those of the oracle; None where there is none.
 
     A lag that is told without an estimate has the larger one of the next that have one; one that is lost is
-    not told.
+    not told, and none is looked at of which the oracle knows nothing.
     """
     if expected is None:
         return None
@@ -157,7 +157,7 @@ def right(expected: np.ndarray | None, analysis: gradscope.Analysis) -> bool | N
             for side, back in (("left", 0), ("right", 1))
         ]
         error = np.max([spectrum.log10_norm_error_by_lag[known[side]] for side in sides], axis=0)
-    told = ~np.isnan(ours)
+    told = ~np.isnan(ours) & ~np.isnan(expected)
     ours, expected, error = ours[told], expected[told], error[told]
     zero = np.isneginf(expected) | np.isneginf(ours)
     close = np.abs(np.where(zero, 0, ours) - np.where(zero, 0, expected)) <= 10 * error + ROUNDED * (

@@ -15,8 +15,10 @@ import numpy as np
 
 from oracles.equations import CELLS, Step, Use, block, cho, elman, gru
 
-H = flint.arb(2) ** -200  # no rounding is in it
-BITS = 500
+H = flint.arb(2) ** -20000  # no rounding is in it, and no term of H^2 where sums cancel to 1e-300
+# As many as leave every norm its digits: terms that cancel take them.
+BITS = (500, 2000)
+SURE = 2.0**-40
 # A state that is no further from an integer has digits that float64 does not hold.
 NEAR = 2.0**-8
 
@@ -171,20 +173,33 @@ def log10_norms(
     states: np.ndarray,
     lags: int | None = None,
 ) -> np.ndarray:
-    """log10 sigma_1 of J_T ... J_(T-k+1), k = 1 ... lags; inputs (T, d), states (T + 1, m)."""
-    before, flint.ctx.prec = flint.ctx.prec, BITS
-    try:
-        p = {key: _number(array) for key, array in parameters.items()}
-        read = _number(inputs)
-        every = list(zip(read, along(step, p, read, states), strict=True))
-        product, found = None, []
-        for x, state in reversed(every[-lags:] if lags else every):
-            one = jacobian(step, p, x, state)
-            product = one if product is None else (product * one)
-            found.append(log10_norm(product))
-        return np.array(found)
-    finally:
-        flint.ctx.prec = before
+    """log10 sigma_1 of J_T ... J_(T-k+1), k = 1 ... lags; inputs (T, d), states (T + 1, m).
+
+    NaN of those of which the longest balls leave nothing.
+    """
+    for bits in BITS:
+        before, flint.ctx.prec = flint.ctx.prec, bits
+        try:
+            p = {key: _number(array) for key, array in parameters.items()}
+            read = _number(inputs)
+            every = list(zip(read, along(step, p, read, states), strict=True))
+            product, found = None, []
+            for x, state in reversed(every[-lags:] if lags else every):
+                one = jacobian(step, p, x, state)
+                product = one if product is None else (product * one)
+                found.append(log10_norm(product) if _sure(product) else math.nan)
+        finally:
+            flint.ctx.prec = before
+        if not np.isnan(found).any():
+            break
+    return np.array(found)
+
+
+def _sure(matrix: flint.arb_mat) -> bool:
+    """Whether the balls are small beside the largest entry."""
+    entries = matrix.entries()
+    largest = max((abs(each.mid()) for each in entries), key=lambda each: each)
+    return all(each.rad() <= largest * SURE for each in entries)
 
 
 def log10_of_loss(
@@ -195,7 +210,7 @@ def log10_of_loss(
     By lag k = 0 ... T; {bias: (T,)} by that bias at the steps T - k + 1 alone; and {parameter: (T,)} by it at
     those up to T - k + 1, the last first: the whole gradient, and what BPTT leaves out that is cut at k - 1.
     """
-    before, flint.ctx.prec = flint.ctx.prec, BITS
+    before, flint.ctx.prec = flint.ctx.prec, BITS[0]
     try:
         p = {key: _number(array) for key, array in parameters.items()}
         read = _number(inputs)
@@ -211,54 +226,6 @@ def log10_of_loss(
         return np.array(norms), deltas, left
     finally:
         flint.ctx.prec = before
-
-
-def elasticity(
-    step: Step, parameters: dict[str, np.ndarray], inputs: np.ndarray, start: np.ndarray, name: str
-) -> float:
-    """d log sigma_1 / d log alpha of a parameter times alpha: a central difference of exact trajectories."""
-    before, flint.ctx.prec = flint.ctx.prec, BITS
-    try:
-        by = flint.arb(2) ** -100
-        up, down = (
-            _log_norm(_product(step, parameters, inputs, start, {name: 1 + sign * by})) for sign in (1, -1)
-        )
-        return float((up - down) / (2 * by))
-    finally:
-        flint.ctx.prec = before
-
-
-def _product(
-    step: Step,
-    parameters: dict[str, np.ndarray],
-    inputs: np.ndarray,
-    start: np.ndarray,
-    factors: dict[str, flint.arb],
-) -> flint.arb_mat:
-    """J_T ... J_1 along the trajectory that these lead to, of which no state is rounded to 53 bits."""
-    p = {key: _number(array) * flint.acb(factors.get(key, 1)) for key, array in parameters.items()}
-    state, product = _number(start), None
-    for x in _number(inputs):
-        one = jacobian(step, p, x, state)
-        product = one if product is None else one * product
-        state = np.array([_centred(each) for each in step(p, x, state, _read)], object)
-    return product
-
-
-def _centred(made: Beside) -> Beside:
-    """The same with the integer that is nearest to it."""
-    near = round(float(made.all.real.mid()))
-    return Beside(near, flint.acb((made.rest + (made.whole - near)).real))
-
-
-def _log_norm(matrix: flint.arb_mat) -> flint.arb:
-    """ln of the largest singular value, by repeated squaring of A^T A."""
-    gram, found = matrix.transpose() * matrix, flint.arb(0)
-    for k in range(60):
-        size = gram.trace()
-        found += size.log() / flint.arb(2) ** (k + 1)
-        gram = (gram / size) * (gram / size)
-    return found
 
 
 def _sums_from_the_end(each: list[flint.arb_mat]) -> np.ndarray:
