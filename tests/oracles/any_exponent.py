@@ -198,7 +198,7 @@ def log10_norms(
 def _sure(matrix: flint.arb_mat) -> bool:
     """Whether the balls are small beside the largest entry."""
     entries = matrix.entries()
-    largest = max((abs(each.mid()) for each in entries), key=lambda each: each)
+    largest = max(abs(each.mid()) for each in entries)
     return all(each.rad() <= largest * SURE for each in entries)
 
 
@@ -226,6 +226,54 @@ def log10_of_loss(
         return np.array(norms), deltas, left
     finally:
         flint.ctx.prec = before
+
+
+def elasticity(
+    step: Step, parameters: dict[str, np.ndarray], inputs: np.ndarray, start: np.ndarray, name: str
+) -> float:
+    """d log sigma_1 / d log alpha of a parameter times alpha: a central difference of exact trajectories."""
+    before, flint.ctx.prec = flint.ctx.prec, BITS
+    try:
+        by = flint.arb(2) ** -100
+        up, down = (
+            _log_norm(_product(step, parameters, inputs, start, {name: 1 + sign * by})) for sign in (1, -1)
+        )
+        return float((up - down) / (2 * by))
+    finally:
+        flint.ctx.prec = before
+
+
+def _product(
+    step: Step,
+    parameters: dict[str, np.ndarray],
+    inputs: np.ndarray,
+    start: np.ndarray,
+    factors: dict[str, flint.arb],
+) -> flint.arb_mat:
+    """J_T ... J_1 along the trajectory that these lead to, of which no state is rounded to 53 bits."""
+    p = {key: _number(array) * flint.acb(factors.get(key, 1)) for key, array in parameters.items()}
+    state, product = _number(start), None
+    for x in _number(inputs):
+        one = jacobian(step, p, x, state)
+        product = one if product is None else one * product
+        state = np.array([_centred(each) for each in step(p, x, state, _read)], object)
+    return product
+
+
+def _centred(made: Beside) -> Beside:
+    """The same with the integer that is nearest to it."""
+    near = round(float(made.all.real.mid()))
+    return Beside(near, flint.acb((made.rest + (made.whole - near)).real))
+
+
+def _log_norm(matrix: flint.arb_mat) -> flint.arb:
+    """ln of the largest singular value, by repeated squaring of A^T A."""
+    gram, found = matrix.transpose() * matrix, flint.arb(0)
+    for k in range(60):
+        size = gram.trace()
+        found += size.log() / flint.arb(2) ** (k + 1)
+        gram = (gram / size) * (gram / size)
+    return found
 
 
 def _sums_from_the_end(each: list[flint.arb_mat]) -> np.ndarray:
