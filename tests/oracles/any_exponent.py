@@ -232,7 +232,7 @@ def elasticity(
     step: Step, parameters: dict[str, np.ndarray], inputs: np.ndarray, start: np.ndarray, name: str
 ) -> float:
     """d log sigma_1 / d log alpha of a parameter times alpha: a central difference of exact trajectories."""
-    before, flint.ctx.prec = flint.ctx.prec, BITS
+    before, flint.ctx.prec = flint.ctx.prec, BITS[0]
     try:
         by = flint.arb(2) ** -100
         up, down = (
