@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -134,42 +134,89 @@ def spectrum(
         raise InputError(
             f"{as_option('top')} is {top}, expected 1 to {count}: ask for no more values than states"
         )
-    if top is not None and window is None and _worth_blocks(steps, top, by_lag):
-        found_top = top_spectra(
-            DenseOperator(steps, m), top, by_lag=by_lag, floor=floor, entry_error=entry_error
-        )[0]
-        if not np.isneginf(found_top.log10_singular_values[-1]) and found_top.log10_error <= GOOD_TOP:
-            return found_top
-    few = 1 if only_first else top
-    if by_lag and few is not None and not steps.wild and (only_first or few_of_many(count, few)):
-        found_few = values_of(steps, few, entry_error, floor if only_first else -np.inf, window)
-        if found_few is not None:
-            return _of_plain(found_few)
-    whole = steps
-    lag_norm = LagNorm(floor if top is None else -np.inf, columns) if by_lag else None
-    lagged: Array | None = None
+    asked = _Asked(top, by_lag, floor, entry_error, window, only_first)
+    found = _by_blocks(steps, asked)
+    if found is None:
+        found = _by_plain_product(steps, asked, count)
+    return _by_factors(steps, gaps, asked, accuracy, workers or cores()) if found is None else found
+
+
+class _Asked(NamedTuple):
+    """What is asked of a chain, as for ``spectrum``; entry_error : of these entries."""
+
+    top: int | None
+    by_lag: bool
+    floor: float
+    entry_error: float
+    window: tuple[slice, slice] | None
+    only_first: bool
+
+
+def _by_blocks(steps: Steps, asked: _Asked) -> Spectrum | None:
+    """The top values by block Krylov; None where that is no faster, or not as good."""
+    top = asked.top
+    if top is None or asked.window is not None or not _worth_blocks(steps, top, asked.by_lag):
+        return None
+    operator, told = DenseOperator(steps, len(steps.weights[0])), asked.by_lag
+    found = top_spectra(operator, top, by_lag=told, floor=asked.floor, entry_error=asked.entry_error)[0]
+    good = not np.isneginf(found.log10_singular_values[-1]) and found.log10_error <= GOOD_TOP
+    return found if good else None
+
+
+def _by_plain_product(steps: Steps, asked: _Asked, count: int) -> Spectrum | None:
+    """The first value, or a few of ``count``, with their lags; None where they may have lost their digits."""
+    few = 1 if asked.only_first else asked.top
+    if few is None or not asked.by_lag or steps.wild:
+        return None
+    if not (asked.only_first or few_of_many(count, few)):
+        return None
+    floor = asked.floor if asked.only_first else -np.inf
+    found = values_of(steps, few, asked.entry_error, floor, asked.window)
+    return None if found is None else _of_plain(found)
+
+
+def _by_factors(whole: Steps, gaps: bool, asked: _Asked, accuracy: str, workers: int) -> Spectrum:
+    """All values, from the factors of the product."""
+    m = len(whole.weights[0])
+    rows, columns = window_of(asked.window, m)
+    lag_norm = LagNorm(asked.floor if asked.top is None else -np.inf, columns) if asked.by_lag else None
+    steps, lagged = whole, None
     # Where every entry has an exponent zeros stay zeros: no state need be left out.
-    if window is not None or (gaps and not steps.wild):
-        forward, backward = reachable(whole, m, rows, columns, gaps)
-        kept = [f & b for f, b in zip(forward, backward, strict=True)]
-        steps = restricted(whole, kept)
-        # A state that time 0 does not reach still counts at the shorter lags; and columns are counted
-        # among all states.
-        seen = backward if window is None else [*[np.ones(m, bool)] * len(whole), backward[-1]]
-        if lag_norm is not None and all(map(np.array_equal, kept[1:], seen[1:])):
-            lag_norm = LagNorm(lag_norm.floor, columns, range(1, len(whole)))  # the last is the first value
-        elif lag_norm is not None:
-            lagged, lag_norm = _lags_alone(restricted(whole, seen), lag_norm), None
-    if only_first and lag_norm is not None and steps.wild:
-        found = wide_first(steps, entry_error, lag_norm)
+    if asked.window is not None or (gaps and not whole.wild):
+        steps, lag_norm, lagged = _that_count(whole, gaps, asked.window, lag_norm)
+    if asked.only_first and lag_norm is not None and steps.wild:
+        found = wide_first(steps, asked.entry_error, lag_norm)
     else:
-        found = _run(steps, entry_error, lag_norm, accuracy, workers or cores())
+        found = _run(steps, asked.entry_error, lag_norm, accuracy, workers)
     left, right = np.zeros(m), np.zeros(m)
     left[steps.width(len(steps), m)] = found.left
     right[steps.width(0, m)] = found.right
-    lags = found.lags if lagged is None else lagged
-    all_of_them = assembled(found, lags if by_lag else None, count, left[rows], right[columns], top)
-    return _without_others(all_of_them) if only_first else all_of_them
+    lags = (found.lags if lagged is None else lagged) if asked.by_lag else None
+    count = min(len(range(m)[part]) for part in (rows, columns))
+    every = assembled(found, lags, count, left[rows], right[columns], asked.top)
+    return _without_others(every) if asked.only_first else every
+
+
+def _that_count(
+    whole: Steps, gaps: bool, window: tuple[slice, slice] | None, lag_norm: LagNorm | None
+) -> tuple[Steps, LagNorm | None, Array | None]:
+    """Steps of the states that lie on a way through all of them.
+
+    Second how lags are to be taken along them, or third, where more states count at these, the lags.
+    """
+    m = len(whole.weights[0])
+    rows, columns = window_of(window, m)
+    forward, backward = reachable(whole, m, rows, columns, gaps)
+    kept = [f & b for f, b in zip(forward, backward, strict=True)]
+    steps = restricted(whole, kept)
+    if lag_norm is None:
+        return steps, None, None
+    # A state that time 0 does not reach still counts at the shorter lags; and columns are counted among all
+    # states.
+    seen = backward if window is None else [*[np.ones(m, bool)] * len(whole), backward[-1]]
+    if all(map(np.array_equal, kept[1:], seen[1:])):  # the last lag is the first value
+        return steps, LagNorm(lag_norm.floor, columns, range(1, len(whole))), None
+    return steps, None, _lags_alone(restricted(whole, seen), lag_norm)
 
 
 def _run(steps: Steps, entry_error: float, lag_norm: LagNorm | None, accuracy: str, workers: int) -> Outcome:
