@@ -134,15 +134,15 @@ def spectrum(
         raise InputError(
             f"{as_option('top')} is {top}, expected 1 to {count}: ask for no more values than states"
         )
-    asked = _Asked(top, by_lag, floor, entry_error, window, only_first)
+    asked = _Asked(top, by_lag, floor, entry_error, window, only_first, count)
     found = _by_blocks(steps, asked)
     if found is None:
-        found = _by_plain_product(steps, asked, count)
+        found = _by_plain_product(steps, asked)
     return _by_factors(steps, gaps, asked, accuracy, workers or cores()) if found is None else found
 
 
 class _Asked(NamedTuple):
-    """What is asked of a chain, as for ``spectrum``; entry_error : of these entries."""
+    """What is asked of a chain, as for ``spectrum``; entry_error : of its entries; values : how many."""
 
     top: int | None
     by_lag: bool
@@ -150,6 +150,7 @@ class _Asked(NamedTuple):
     entry_error: float
     window: tuple[slice, slice] | None
     only_first: bool
+    values: int
 
 
 def _by_blocks(steps: Steps, asked: _Asked) -> Spectrum | None:
@@ -163,12 +164,12 @@ def _by_blocks(steps: Steps, asked: _Asked) -> Spectrum | None:
     return found if good else None
 
 
-def _by_plain_product(steps: Steps, asked: _Asked, count: int) -> Spectrum | None:
-    """The first value, or a few of ``count``, with their lags; None where they may have lost their digits."""
+def _by_plain_product(steps: Steps, asked: _Asked) -> Spectrum | None:
+    """The first value, or a few of all, with their lags; None where they may have lost their digits."""
     few = 1 if asked.only_first else asked.top
     if few is None or not asked.by_lag or steps.wild:
         return None
-    if not (asked.only_first or few_of_many(count, few)):
+    if not (asked.only_first or few_of_many(asked.values, few)):
         return None
     floor = asked.floor if asked.only_first else -np.inf
     found = values_of(steps, few, asked.entry_error, floor, asked.window)
@@ -192,8 +193,7 @@ def _by_factors(whole: Steps, gaps: bool, asked: _Asked, accuracy: str, workers:
     left[steps.width(len(steps), m)] = found.left
     right[steps.width(0, m)] = found.right
     lags = (found.lags if lagged is None else lagged) if asked.by_lag else None
-    count = min(len(range(m)[part]) for part in (rows, columns))
-    every = assembled(found, lags, count, left[rows], right[columns], asked.top)
+    every = assembled(found, lags, asked.values, left[rows], right[columns], asked.top)
     return _without_others(every) if asked.only_first else every
 
 

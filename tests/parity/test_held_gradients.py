@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from oracles.held import Halved
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -27,18 +28,6 @@ def first_values(analysis):
 
 def largest(jacobians):
     return [np.log10(np.linalg.svd(np.asarray(one), compute_uv=False)[0]) for one in jacobians]
-
-
-class Halved(torch.autograd.Function):
-    """The same numbers, and half their gradient."""
-
-    @staticmethod
-    def forward(ctx, value):
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient / 2
 
 
 class Cut(nn.GRUCell):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from flax import linen, nnx
+from oracles.held import Halved
 from oracles.models import log10_values
 from torch import nn
 
@@ -23,18 +24,6 @@ DRAWS = [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in ran
 # Each was once neither right nor refused by a reason: a custom_jvp, a clip in a cell of Keras, of torch.
 FOUND = [23, 41, pytest.param(222, marks=pytest.mark.slow)]
 DOUBLE = {"dtype": torch.float64}
-
-
-class Halved(torch.autograd.Function):
-    """The same numbers, and half their gradient."""
-
-    @staticmethod
-    def forward(ctx, value):
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient / 2
 
 
 class Clipped(torch.autograd.Function):

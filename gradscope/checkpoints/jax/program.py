@@ -61,16 +61,16 @@ class Program:
     """A function of lists of arrays, traced.
 
     weights : how many of its arguments are weights, the first; sealed : some of them: a scan over what is
-    made of these, and of no others, is one operation.
+    made of these, and of no others, is one operation; holds : which may know its operations already.
     shapes, real : of every value, and whether it holds real numbers; arguments, outputs : of the function.
     """
 
-    def __init__(self, closed: Any, weights: int, sealed: Sequence[int]) -> None:
+    def __init__(self, closed: Any, weights: int, sealed: Sequence[int], holds: Holds | None = None) -> None:
         self.operations: list[Made] = []
         self.shapes: list[tuple[int, ...]] = []
         self.real: list[bool] = []
         self._calls, self._codes = itertools.count(), dict[int, tuple[int, Any]]()
-        self._sealed, self._holds = frozenset(sealed), Holds()
+        self._sealed, self._holds = frozenset(sealed), holds or Holds()
         self._of = {number: frozenset([number]) for number in range(weights)}
         self.arguments = [self._value(variable) for variable in closed.jaxpr.invars]
         self.outputs = self._walked(closed, self.arguments, (), ())

@@ -73,9 +73,10 @@ def sketched(
         arrays = [jax.numpy.asarray(array) for array in (*weights.values(), *given.values())]
         try:
             closed = jax.make_jaxpr(run)(arrays)
-            if with_holds and not Holds().within(closed.jaxpr):
+            holds = Holds()
+            if with_holds and not holds.within(closed.jaxpr):
                 return None
-            program = Program(closed, len(weights), sealed)
+            program = Program(closed, len(weights), sealed, holds)
         except InputError:
             raise
         except Exception as error:  # the user's code may fail in any way
