@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import chains
 from oracles.few import few
-from oracles.reference import conditioning, reference
+from oracles.reference import allowed, largest, reference
 from scipy.special import polygamma, psi
 
 from gradscope.errors import InputError
@@ -40,7 +40,7 @@ MEDIUM = [
 
 def check_against_reference(name: str, m: int, steps: int, seed: int = 0) -> None:
     chain = chains.CHAINS[name](m, steps, seed)
-    true = reference(chain, vectors=True)
+    true = reference(chain)
     found = spectrum(chain, by_lag=True)
     assert found.exact_zeros == true.exact_zeros
     rank = m - true.exact_zeros
@@ -50,8 +50,7 @@ def check_against_reference(name: str, m: int, steps: int, seed: int = 0) -> Non
     errors = np.abs(true.log10_errors(found.log10_singular_values[:rank]))
     # A float64 cannot hold log10 sigma = -600 to 1e-13: half an ulp is not the method's fault.
     ulp = np.spacing(np.abs(found.log10_singular_values[:rank]))
-    allowed = np.maximum(1e-11, 4 * EPS * conditioning(chain, true))
-    assert np.all(errors - ulp <= allowed / np.log(10)), (errors * np.log(10) / allowed).max()
+    assert np.all(errors - ulp <= allowed(chain, errors - ulp))
     assert found.log10_error >= errors.max() / 10
     assert found.log10_error <= 1000 * max(errors.max(), EPS * np.sqrt(steps) + ulp.max())
     assert found.log10_norm_by_lag is not None
@@ -91,10 +90,13 @@ def test_long_chains(name: str, seed: int) -> None:
 
 
 @pytest.mark.slow
-# tanh and gru are among the medium ones.
-@pytest.mark.parametrize("name", ["lstm", "relu", "gaussian", "integer rank"])
-def test_wide_chains(name: str) -> None:
-    check_against_reference(name, 64, 60)
+# tanh and gru are among the medium ones; of lstm exact arithmetic takes the longest by far.
+@pytest.mark.parametrize(
+    ("name", "m", "steps"),
+    [("lstm", 48, 48), ("relu", 64, 60), ("gaussian", 64, 60), ("integer rank", 64, 60)],
+)
+def test_wide_chains(name: str, m: int, steps: int) -> None:
+    check_against_reference(name, m, steps)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -128,7 +130,7 @@ def test_norm_at_every_lag(name: str, m: int) -> None:
     assert by_lag is not None
     assert by_lag.shape == (24,)
     for lag in range(1, 25):
-        expected = float(reference(chain[24 - lag :]).log10()[0])
+        expected = largest(chain[24 - lag :])
         assert abs(by_lag[lag - 1] - expected) < 1e-10
 
 
@@ -140,7 +142,7 @@ def test_norm_by_lag_of_a_chain_that_dies_on_the_way() -> None:
     assert found.log10_error == 0
     assert found.log10_norm_by_lag is not None
     assert np.all(np.isneginf(found.log10_norm_by_lag[5:]))
-    expected = [float(reference(chain[10 - k :]).log10()[0]) for k in range(1, 6)]
+    expected = [largest(chain[10 - k :]) for k in range(1, 6)]
     np.testing.assert_allclose(found.log10_norm_by_lag[:5], expected, atol=1e-12)
 
 
@@ -181,8 +183,7 @@ def test_exact_zeros_of_integer_chains(chain: np.ndarray) -> None:
         assert found.log10_error >= errors.max() / 10
     assert found.log10_norm_by_lag is not None
     for lag in range(1, len(chain) + 1):
-        part = reference(chain[len(chain) - lag :]).log10()
-        expected = float(part[0]) if part else -np.inf
+        expected = largest(chain[len(chain) - lag :])
         assert found.log10_norm_by_lag[lag - 1] == pytest.approx(expected, abs=1e-10)
 
 
@@ -203,7 +204,7 @@ def test_a_step_of_more_decades_than_float64_can_carry(scaled: str) -> None:
     assert found.log10_error < 1e-11
     assert found.log10_norm_by_lag is not None
     for lag in range(1, 21):
-        expected = float(reference(chain[20 - lag :]).log10()[0])
+        expected = largest(chain[20 - lag :])
         assert found.log10_norm_by_lag[lag - 1] == pytest.approx(expected, abs=1e-10)
 
 

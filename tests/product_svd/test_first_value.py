@@ -27,7 +27,7 @@ def test_of_larger_chains(name, m, steps):
 
 
 def check(chain):
-    true = reference(chain, vectors=True)
+    true = reference(chain)
     found = spectrum(chain, by_lag=True, only_first=True)
     assert found.exact_zeros is None
     if true.exact_zeros == len(chain[0]):

@@ -43,7 +43,7 @@ def check(name, m, steps):
     if found is None:
         assert name not in FOUND
         return
-    check_first(found, chain, reference(chain, vectors=True))
+    check_first(found, chain, reference(chain))
 
 
 def two_blocks(sizes, n=3):
