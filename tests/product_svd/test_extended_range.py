@@ -192,13 +192,13 @@ def test_products_of_numbers_far_apart():
             assert abs(found[i][j] - true) * 10**14 <= abs(true)
 
 
-@pytest.mark.parametrize("size", [1.0, pytest.param(300.0, marks=pytest.mark.slow), 1e6])
 @pytest.mark.parametrize("name", few(CELLS, "rnn", "lstm"))
-def test_no_analysis_of_unnormalised_inputs_ends_without_gain_and_lags(name, size):
-    inputs = size * np.random.default_rng(0).normal(size=(1, 20, 3))
-    found = gradscope.analyze(cell=name, hidden=3, input_size=3, inputs=inputs)
-    assert not np.isnan(found.full.log10_norm.median)
-    assert not np.isnan(found.full.by_lag).any()
-    assert found.full.by_lag.shape == (1, 20)
-    told = found.to_dict()["chains"][0]
-    assert ("unmeasured" in told) == (found.full.spectra[0].lost > 0)
+def test_no_analysis_of_unnormalised_inputs_ends_without_gain_and_lags(name):
+    for size in (1.0, 300.0, 1e6):  # of one program
+        inputs = size * np.random.default_rng(0).normal(size=(1, 20, 3))
+        found = gradscope.analyze(cell=name, hidden=3, input_size=3, inputs=inputs)
+        assert not np.isnan(found.full.log10_norm.median)
+        assert not np.isnan(found.full.by_lag).any()
+        assert found.full.by_lag.shape == (1, 20)
+        told = found.to_dict()["chains"][0]
+        assert ("unmeasured" in told) == (found.full.spectra[0].lost > 0)
