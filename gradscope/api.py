@@ -365,7 +365,8 @@ def _concluded(
         for problem, each in zip(problems.every, measured, strict=True)
     ]
     changes = [
-        sensitivity_of(problem, each, device) for problem, each in zip(problems.every, measured, strict=True)
+        sensitivity_of(problem, each, loss, device)
+        for problem, each, loss in zip(problems.every, measured, losses, strict=True)
     ]
     masks = _masked(problems, policy, means, progress) if whole else None
     found = conclude(problems, policy, measured, losses, changes, device.platform)

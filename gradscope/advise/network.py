@@ -24,6 +24,9 @@ from gradscope.report.notes import trajectory_notes
 from gradscope.report.provenance import described
 from gradscope.settings import Only, Policy
 
+# Error of an elasticity up to which a first guess may go by it.
+SURE = 0.1
+
 
 @dataclass(frozen=True, eq=False)
 class Network:
@@ -67,9 +70,13 @@ class Network:
     def sensitivity(self) -> Sensitivity | None:
         """How its gain changes, where that has a derivative which is worth a step."""
         found = known(
-            sensitivity_of(replace(self.problem, sensitivity=True), self.measured, self.means.devices[0])
+            sensitivity_of(
+                replace(self.problem, sensitivity=True), self.measured, device=self.means.devices[0]
+            )
         )
-        return None if found is None or found.window is not None else found
+        if found is None or found.window is not None or not found.error <= SURE:  # not >, or NaN passes
+            return None
+        return found
 
     def changed(
         self,

@@ -181,6 +181,10 @@ def _orthonormal(block: Any, log: Any) -> Span:
     """The same span, and its volume with what it had before; one column keeps its direction."""
     largest = jnp.abs(block).max(axis=0)
     largest = jnp.where(largest > 0, largest, 1.0)  # squares may not fit where the entries do
+    if block.shape[1] == 1:  # a quotient keeps the digits of small entries, which reflections do not
+        size = jnp.linalg.norm(block / largest)
+        unit = block / largest / jnp.where(size > 0, size, 1.0)
+        return Span(unit, log + jnp.log(size) + jnp.log(largest[0]))
     q, r = jnp.linalg.qr(block / largest)
     sizes = jnp.diagonal(r)
     signed = q * jnp.where(sizes < 0, -1.0, 1.0).astype(q.dtype)

@@ -22,9 +22,9 @@ def asked_sections(part: Mapping[str, Any]) -> Iterator[str]:
         yield from _truncation(loss.get("tbptt"))
     yield from _masks(part.get("masks"), part["chains"][0])
     if found := part.get("sensitivity"):
-        yield from _sensitivity(found, "log10 gain")
+        yield from _sensitivities(found, "log10 gain")
         if found.get("loss"):
-            yield from _sensitivity(found["loss"], "log10 |dL/ds_0|")
+            yield from _sensitivities(found["loss"], "log10 |dL/ds_0|")
 
 
 def _section(title: str, made: str, said: str) -> str:
@@ -120,20 +120,33 @@ def _masks(masks: Mapping[str, Any] | None, full: Mapping[str, Any]) -> Iterator
     yield _section("Masks that training draws", made, said)
 
 
-def _sensitivity(found: Mapping[str, Any], of: str) -> Iterator[str]:
-    rows = [
-        (name, *(figures_of(one.get(key), form) for key, form in _DERIVATIVES.values()))
-        for name, one in [*found["total"].items()][:_ROWS]
-    ]
-    made = table(f"How {of} changes with each parameter", ("parameter", *_DERIVATIVES), rows)
+def _sensitivities(found: Mapping[str, Any], of: str) -> Iterator[str]:
     said = (
         "Decades: elasticity for a parameter ten times as large, at this rate; all + 1 for 1 added to every "
-        "entry; norm of the derivative, per unit. Of small changes, with which the states move."
+        "entry; norm of the derivative, per unit; error of the elasticity. Of small changes, with which the "
+        "states move."
     )
-    yield _section(f"Sensitivity of {of}", made, said)
+    yield _section(f"Sensitivity of {of}", _derivatives(found["total"], of), said)
+    if windowed := found.get("windowed"):
+        title = f"Sensitivity of {of}, of windows of {found['window']} steps"
+        said = "Another number, not of the whole: the state before each window is held as it is."
+        yield _section(title, _derivatives(windowed, f"{of} of windows"), said)
 
 
-_DERIVATIVES = {"elasticity": ("elasticity", "+.3g"), "all + 1": ("shift", "+.3g"), "norm": ("norm", ".3g")}
+def _derivatives(of_each: Mapping[str, Any], of: str) -> str:
+    rows = [
+        (name, *(figures_of(one.get(key), form) for key, form in _DERIVATIVES.values()))
+        for name, one in [*of_each.items()][:_ROWS]
+    ]
+    return table(f"How {of} changes with each parameter", ("parameter", *_DERIVATIVES), rows)
+
+
+_DERIVATIVES = {
+    "elasticity": ("elasticity", "+.3g"),
+    "all + 1": ("shift", "+.3g"),
+    "norm": ("norm", ".3g"),
+    "error": ("elasticity_error", ".0e"),
+}
 
 
 def _percent(part: float | None) -> str:

@@ -110,9 +110,11 @@ def sensitivity_notes(change: Sensitivity | str | None) -> tuple[str, ...]:
     if change.window is not None:
         found.append(
             f"The trajectory answers to a change with a factor of {_size(change.largest_adjoint)}, "
-            f"chaotically: the sensitivity is of windows of {change.window} steps before each of which the "
-            "state is held, and tells little of a larger change."
+            "chaotically: the sensitivity tells little of a change that is not tiny; beside it stands that "
+            f"of windows of {change.window} steps, the state before each held, which is not of the whole."
         )
+    if change.unmeasured:
+        found.append(f"Of the sensitivity is not measured: {change.unmeasured}.")
     if change.condition > _FRAGILE:
         found.append(
             f"The chain is fragile at step {change.condition_step}: a relative change of that Jacobian may "

@@ -32,13 +32,17 @@ BELOW = {
 }
 
 
+def drawn(cell, weights, size, seed):
+    rng = np.random.default_rng(seed)
+    shapes = find(cell).shapes(N, D).items()
+    arrays = {key: weights * rng.normal(size=shape) / np.sqrt(shape[-1]) for key, shape in shapes}
+    return arrays, size * rng.normal(size=(1, T, D))
+
+
 def network(cell, weights, size, seed):
     """Weights, inputs, and what the oracle says of a loss of derivatives 1 by the last output."""
-    rng, found = np.random.default_rng(seed), find(cell)
-    shapes = found.shapes(N, D).items()
-    arrays = {key: weights * rng.normal(size=shape) / np.sqrt(shape[-1]) for key, shape in shapes}
-    inputs = size * rng.normal(size=(1, T, D))
-    m = found.size(N)
+    arrays, inputs = drawn(cell, weights, size, seed)
+    found, m = find(cell), find(cell).size(N)
     states = states_of(System(found, N, arrays, inputs, np.zeros((1, m))), jax.devices()[:1])[0]
     seed = np.concatenate([np.zeros(m - N), np.ones(N)])
     return arrays, inputs, log10_of_loss(step_of(cell), arrays, inputs[0], states, seed)
@@ -114,18 +118,22 @@ def test_layers_of_a_stack_have_it_too(cell):
         assert found_ == pytest.approx(norm, abs=1e-9), name
 
 
+# Of the first there is no gain without what states have beside levels. Of the other forward and backward
+# vectors are nearly at right angles, so that it hangs by their smallest entries.
 @pytest.mark.slow
-@pytest.mark.parametrize("cell", ["gru", "lstm-cifg"])
-def test_so_has_how_the_gain_changes(cell, tmp_path):
-    arrays, inputs, _ = network(cell, 30.0, 10.0, 1)
+@pytest.mark.parametrize(("cell", "size", "names"), [("gru", 3.0, "WRbc"), ("lstm", 30.0, "b")])
+def test_so_has_how_the_gain_changes(cell, size, names, tmp_path):
+    arrays, inputs = drawn(cell, 30.0, size, 1)
     np.savez(tmp_path / "cell.npz", **arrays)
     given = {"checkpoint": tmp_path / "cell.npz", "cell": cell, "inputs": inputs}
     found = gradscope.analyze(**given, only="paths", sensitivity=True).sensitivity
-    assert found.window is None
-    for name, ours in found.elasticity.items():
-        start = np.zeros(find(cell).size(N))
+    assert found.unmeasured is None
+    start = np.zeros(find(cell).size(N))
+    for name in (name for name in arrays if name[0] in names):
         expected = elasticity(step_of(cell), arrays, inputs[0], start, name)
-        assert ours == pytest.approx(expected, rel=1e-9, abs=1e-9), name
+        # Of the oracle's digits a hundred are left.
+        off = abs(found.elasticity[name] - expected)
+        assert off <= found.errors["total"][name]["elasticity"] + 1e-100 < 1e-9, name
 
 
 @pytest.mark.parametrize(

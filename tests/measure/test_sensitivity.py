@@ -8,9 +8,12 @@ import jsonschema
 import numpy as np
 import pytest
 from oracles import equations, layouts
+from oracles.any_exponent import elasticity, step_of
 
 import gradscope
 from gradscope.errors import InputError
+from gradscope.measure.derivative_passes import Derivative
+from gradscope.measure.sensitivity import concluded
 from gradscope.schemas import schema
 
 N, D, T = 4, 3, 6
@@ -212,7 +215,45 @@ def test_chaos_is_said_and_windows_are_used(tmp_path):
 
     assert 1 <= found.window < steps
     expected = along(windows, p, "R", p["R"])
-    assert (found.total["R"] * p["R"]).sum() == pytest.approx(expected, rel=1e-4)
+    assert (found.windowed["R"] * p["R"]).sum() == pytest.approx(expected, rel=1e-4)
+    assert abs(found.elasticity["R"]) > 1e6  # the whole is another number
+    told = analysis.to_dict()["sensitivity"]
+    assert told["windowed"]["R"]["elasticity"] == pytest.approx(expected * LN10, rel=1e-4)
+    assert told["total"]["R"]["elasticity"] == found.elasticity["R"]
+
+
+# Of the second the trajectory answers chaotically: its windows have 5 of the 6 steps, and are 550 off.
+@pytest.mark.parametrize(("scale", "size", "seed"), [(10.0, 3.0, 1), (30.0, 10.0, 0)])
+def test_errors_cover_what_is_off_of_the_whole(scale, size, seed, tmp_path):
+    rng = np.random.default_rng(seed)
+    shapes = gradscope.cells.find("rnn").shapes(N, D).items()
+    p = {key: scale * rng.normal(size=shape) / np.sqrt(shape[-1]) for key, shape in shapes}
+    x = size * rng.normal(size=(1, T, D))
+    analysis = analyze(
+        "rnn", checkpoint=saved(tmp_path, p), inputs=x, hidden=None, input_size=None, steps=None
+    )
+    found, told = analysis.sensitivity, analysis.to_dict()["sensitivity"]
+    assert found.window == (5 if scale == 30 else None)
+    for name, ours in found.elasticity.items():
+        expected = elasticity(step_of("rnn"), p, x[0], np.zeros(N), name)
+        error = told["total"][name]["elasticity_error"]
+        assert abs(ours - expected) <= error < 1e-8, name
+        assert found.error >= error
+
+
+def test_what_is_lost_in_rounding_is_not_told():
+    """Runs that differ by more than the number itself leave nothing of it, nor of its gate."""
+    one = Derivative(
+        {"b_f": np.ones(2), "R_f": np.ones((2, 2))}, {}, None, {}, 2.0, None, np.zeros(3), np.ones(3), None
+    )
+    one = replace(one, direct=one.total, parameters=one.total)
+    other = replace(one, total=one.total | {"b_f": np.array([3.0, -2.0])})
+    found = concluded(one, [other], 1e-16)
+    assert np.isnan(found.total["b_f"]).all()
+    assert np.isnan(found.to_dict()["gates"]["f"]["elasticity"])
+    assert found.elasticity["R_f"] == pytest.approx(4 * LN10)
+    assert "that by b_f" in found.unmeasured
+    assert found.error > 1
 
 
 @pytest.mark.parametrize("kind", ["rnn", pytest.param("lstm", marks=pytest.mark.slow)])

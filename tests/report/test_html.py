@@ -421,7 +421,11 @@ ASKED_FOR = {
         "horizon": {"median": 4.0},
         "mean": {"log10_norm": {"median": -1.0}, "horizon": {"median": 6.0}},
     },
-    "sensitivity": {"total": {"<b>": {"elasticity": 1.25, "shift": None, "norm": 0.5}}},
+    "sensitivity": {
+        "total": {"<b>": {"elasticity": 1.25, "shift": None, "norm": 0.5, "elasticity_error": 2e-5}},
+        "window": 7,
+        "windowed": {"<b>": {"elasticity": -2.5, "shift": None, "norm": 4.5}},
+    },
 }
 OF_LOSS = {
     "gradients": [{"name": "R_z", "log10_norm": -2.0, "share": 0.375, "reach": {"half": 3, "most": 11}}],
@@ -456,7 +460,8 @@ def test_what_was_asked_for_beside_the_chains_is_on_the_page():
         ["R_f", "lost in rounding", "0", "exploding"],
         ["5 drawn", "1.00e-03", "3.16e-04 to 3.16e-03", "4"],
         ["mean", "1.00e-01", "", "6"],
-        ["&lt;b&gt;", "+1.25", "–", "0.5"],
+        ["&lt;b&gt;", "+1.25", "–", "0.5", "2e-05"],
+        ["&lt;b&gt;", "-2.5", "–", "4.5", "–"],
         ["R_z", "1.00e-02", "37.5 %", "3", "11"],
         ["factor", "0.5", "0.25", "1"],
         ["R", "12.5 %", "0.75", "–", "50 %"],

@@ -44,7 +44,7 @@ def sensitivity(**fields):
     """A made-up Sensitivity of three parameters of two gates."""
     total = {"R_f": np.full((2, 2), 0.5), "b_f": np.array([1.0, -0.25]), "R_z": np.zeros((2, 2))}
     elasticity = {"R_f": 12.5, "b_f": -3.0, "R_z": 0.0}
-    given = {"sequence": 0, "values": 1, "largest_adjoint": 2.5, "window": None, "error": 1e-14}
+    given = {"sequence": 0, "values": 1, "largest_adjoint": 2.5, "window": 4, "error": 1e-14}
     given |= {"condition": 3.25, "condition_step": 7}
     return Sensitivity(total, total, elasticity, elasticity, **(given | fields))
 
@@ -67,7 +67,14 @@ CASES = {
     "loss_80": (dataclasses.replace(analysis(LSTM), loss=loss("last")), Terminal(80)),
     "sensitivity_80": (
         dataclasses.replace(
-            analysis(LSTM), sensitivity=sensitivity(loss=sensitivity(largest_adjoint=np.inf))
+            analysis(LSTM),
+            sensitivity=sensitivity(
+                windowed={"R_f": np.full((2, 2), np.nan)},
+                windowed_elasticity={"R_f": np.nan},
+                errors={"total": {"R_f": {"norm": 1e-9, "elasticity": 2e-9, "shift": 3e-9}}},
+                unmeasured="that by R_f, of which rounding may leave nothing",
+                loss=sensitivity(largest_adjoint=np.inf),
+            ),
         ),
         Terminal(80),
     ),
