@@ -7,16 +7,15 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from gradscope.compiled_svd.numbers import power_of_two
 from gradscope.compiled_svd.step_arrays import LayerShape, Shape
 
 
 class LayerBatch(NamedTuple):
-    """Steps of a layer in a batch of B chains, see step_arrays.LayerArrays.
+    """Steps of a layer in a batch of B chains, see step_arrays.LayerArrays, scaled as ``times`` says.
 
     slopes : (B, T, G, C, n), by gate and the component written; matrices : (B, G, n, n); links : (B, T, n)
-    scales of the columns read; diagonals : (B, T, C, C, n) by component written and read; dense :
-    (B, T, m, m) where steps are given whole, else (B, T, 0, 0).
+    scales of the columns read; diagonals : (B, T, C, C, n) by component written and read, with their factors
+    of the pool; dense : (B, T, m, m) where steps are given whole, else (B, T, 0, 0).
     """
 
     slopes: Any
@@ -27,10 +26,14 @@ class LayerBatch(NamedTuple):
 
 
 class ReadingBatch(NamedTuple):
-    """What a layer reads of another: slopes (B, T, G, C, n), matrices (B, G, n, columns)."""
+    """What a layer reads of another.
+
+    slopes : (B, T, G, C, n); matrices : (B, G, n, columns); links : (B, T, columns) scales of those.
+    """
 
     slopes: Any
     matrices: Any
+    links: Any
 
 
 class ChainArrays(NamedTuple):
@@ -62,36 +65,36 @@ def serving(chains: ChainArrays, count: int) -> ChainArrays:
 def times(shape: Shape, chains: ChainArrays, y: Any, t: Any) -> Any:
     """y @ A_t of every chain, its rows scaled by 2**-weights and its columns by those of the step before.
 
-    Returns these too, and what they are short by.
+    Returns these too, and what they are short by. The arrays of ``chains`` are scaled so already.
     """
-    weight, after = _at(chains.weights, t + 1), _at(chains.weights, t)
-    y = y * power_of_two(-weight)[:, None]
+    after = _at(chains.weights, t)
     factors, done = _factors(shape, chains, t), 0
     for one, read, (rows, columns) in zip(shape.readings, chains.readings, shape.read, strict=True):
         begin, end = shape.extents[one.layer]
         changed = factors[:, done : (done := done + rows * columns)].reshape(-1, rows, columns)
-        y = y.at[:, :, one.start : one.stop].add(y[:, :, begin:end] @ (_gated(read, t) * changed))
-    written: list[Any] = []
+        y = y.at[:, :, one.start : one.stop].add(y[:, :, begin:end] @ (_linked(read, t) * changed))
+    written = []
     for layer, steps, (begin, end) in zip(shape.layers, chains.layers, shape.extents, strict=True):
         changed = factors[:, done : (done := done + layer.entries)]
-        written += _through(layer, steps, y[:, :, begin:end], t, changed)
-    shift = after.max(axis=-1, keepdims=True)
-    return jnp.concatenate(written, axis=-1) * power_of_two(after - shift)[:, None], after, shift
+        written.append(_through(layer, steps, y[:, :, begin:end], t, changed))
+    return jnp.concatenate(written, axis=-1), after, after.max(axis=-1, keepdims=True)
 
 
-def _through(shape: LayerShape, layer: LayerBatch, y: Any, t: Any, factors: Any) -> list[Any]:
-    """y @ A_t of a layer, by components; factors : of its entries."""
-    batch, n, parts = len(y), shape.units, shape.components
-    block = _at(layer.dense, t) if shape.dense else _gated(layer, t) * _at(layer.links, t)[:, None]
-    split = y.reshape(batch, -1, parts, n)
-    rest = factors[:, shape.size * n :].reshape(batch, parts, parts, n)
-    diagonals = _at(layer.diagonals, t) * rest
-    written = [
-        sum(split[:, :, c] * diagonals[:, None, c, read] for c in range(parts)) for read in range(parts)
-    ]
-    dense = block * factors[:, : shape.size * n].reshape(block.shape)
-    written[shape.source] = written[shape.source] + y @ dense
-    return written
+def _through(shape: LayerShape, layer: LayerBatch, y: Any, t: Any, factors: Any) -> Any:
+    """y @ A_t of a layer; factors : of its entries."""
+    n, parts = shape.units, shape.components
+    block = _at(layer.dense, t) if shape.dense else _linked(layer, t)
+    dense = y @ (block * factors[:, : shape.size * n].reshape(block.shape))
+    split, diagonals = y.reshape(len(y), -1, parts, n), _at(layer.diagonals, t)
+    # One array for all components: joined from several it would be formed entry by entry.
+    written = sum(split[:, :, c, None] * diagonals[:, None, c] for c in range(parts))
+    read = jnp.arange(parts)[:, None] == shape.source
+    return (written + jnp.where(read, dense[:, :, None], 0.0)).reshape(y.shape)
+
+
+def _linked(layer: LayerBatch | ReadingBatch, t: Any) -> Any:
+    """(B, C n, columns) the block of step t."""
+    return _gated(layer, t) * _at(layer.links, t)[:, None]
 
 
 def _gated(layer: LayerBatch | ReadingBatch, t: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from gradscope.compiled_svd.numbers import largest, power_of_two
+from gradscope.compiled_svd.numbers import inverse_of, largest, permuted_by, power_of_two
 from gradscope.product_svd.graded_lu import NEGLIGIBLE_BITS, SUSPECT
 
 # Rows of the strips in which N is multiplied with where only what is beside its diagonal matters; strips
@@ -53,7 +53,8 @@ def pivoted(form: Form, rows: Any, after: Any, *, lazily: bool = True) -> Pivote
     size = largest(rows)
     weight = jnp.log2(size) + jnp.log2(jnp.abs(form.mantissa)) + form.exponent
     order = jnp.argsort(-weight, axis=-1)
-    lu, _, permutation = lax.linalg.lu(jnp.swapaxes(_taken(rows, order), 1, 2))
+    lu, swaps, _ = lax.linalg.lu(jnp.swapaxes(_taken(rows, order), 1, 2))
+    permutation = permuted_by(swaps)
     mantissa, exponent, weight, size = (
         jnp.take_along_axis(a, order, -1) for a in (form.mantissa, form.exponent, weight, size)
     )
@@ -67,7 +68,7 @@ def pivoted(form: Form, rows: Any, after: Any, *, lazily: bool = True) -> Pivote
         worst = jnp.where(apart, jnp.maximum(worst, scaled()), worst)
     new, carried = jnp.frexp(mantissa * pivots)
     lower = jnp.tril(lu, -1) + jnp.eye(rows.shape[-1])
-    lower = jnp.swapaxes(_taken(lower, jnp.argsort(permutation, axis=-1)), 1, 2)
+    lower = jnp.swapaxes(_taken(lower, inverse_of(permutation)), 1, 2)
     worst = jnp.where(jnp.isnan(worst), 0.0, worst)
     return Pivoted(lower, lu, order, (mantissa, exponent), new, exponent + carried, weight, worst)
 
@@ -85,8 +86,10 @@ def multiplied_by_n(found: Pivoted, other: Any, *, whole: bool = False) -> Any:
     whole : in one product, zeros and all.
     """
     rows, m = _taken(other, found.order), other.shape[1]
-    if whole or m <= 2 * _BLOCK:
+    if whole or m <= _BLOCK:
         return rows + _n(found.upper, found.old, (found.mantissa, found.exponent)) @ rows
+    if m <= 2 * _BLOCK:
+        return rows + _times_triangle(found, rows)
     return rows + lax.cond(_narrow(found), _times_band, _times_triangle, found, rows)
 
 

@@ -109,23 +109,15 @@ def _better(s: Search, image: Any, back: Any) -> Search:
 def _first_vector(gram: Any) -> Any:
     """(B, 3) main direction of symmetric matrices, by squaring them again and again.
 
-    By entries: so small a matrix product takes an accelerator longer than all of this.
+    By entries: so small a matrix product takes longer than all of this. Scaled once, for the main value is
+    between 1 and 3 then, and its power of 2**_SQUARINGS is far from the ends of float64.
     """
-    a, b, c, d, e, f = (gram[:, i, j] for i, j in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)))
+    size = jnp.maximum(jnp.diagonal(gram, axis1=1, axis2=2).max(axis=-1), _TINY)
+    power = gram / size[:, None, None]
     for _ in range(_SQUARINGS):
-        size = jnp.maximum(jnp.maximum(jnp.maximum(a, d), f), _TINY)  # of which none is negative
-        a, b, c, d, e, f = (entry / size for entry in (a, b, c, d, e, f))
-        a, b, c, d, e, f = (
-            a * a + b * b + c * c,
-            a * b + b * d + c * e,
-            a * c + b * e + c * f,
-            b * b + d * d + e * e,
-            b * c + d * e + e * f,
-            c * c + e * e + f * f,
-        )
-    columns = jnp.stack([jnp.stack(x, 1) for x in ((a, b, c), (b, d, e), (c, e, f))], 1)
-    column = jnp.argmax(jnp.stack([a, d, f], 1), axis=-1)
-    return _unit(jnp.take_along_axis(columns, column[:, None, None], 1)[:, 0])
+        power = sum(power[:, :, k, None] * power[:, k, None] for k in range(3))
+    column = jnp.argmax(jnp.diagonal(power, axis1=1, axis2=2), axis=-1)
+    return _unit(jnp.take_along_axis(power, column[:, None, None], 1)[:, 0])
 
 
 def _without(w: Any, known: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -65,30 +66,71 @@ def loaded(piece: Sequence[Pass], i: int, cut: Cut) -> ChainArrays:
     lows = [one.asked.chain.starts[i] for one in piece]
     passes = list(zip(piece, lows, map(len, each), strict=True))
     pools, places = zip(*(_changes(*one) for one in passes), strict=True)
-    return ChainArrays(
-        tuple(_layer(one, [a.layers[k] for a in each], cut) for k, one in enumerate(shape.layers)),
-        tuple(_reading([a.readings[k] for a in each], cut) for k in range(len(shape.readings))),
-        weights=np.concatenate([_weights(*one, cut) for one in passes]),
-        pool=np.array(pools),
-        starts=_of_steps(places, cut),
-    )
+    weights = np.concatenate([_weights(*one, cut) for one in passes])
+    scales = _Scales.of(weights)
+    layers, done = [], sum(rows * columns for rows, columns in shape.read)
+    for k, (one, extent) in enumerate(zip(shape.layers, shape.extents, strict=True)):
+        factors = [_of_diagonals(one, *drawn, done) for drawn in zip(pools, places, strict=True)]
+        layers.append(_layer(one, [a.layers[k] for a in each], factors, scales.of_layer(one, extent), cut))
+        done += one.entries
+    readings = []
+    for k, read in enumerate(shape.readings):
+        its = scales.of_layer(shape.layers[read.layer], shape.extents[read.layer])
+        columns = 1 / scales.down[..., read.start : read.stop]
+        readings.append(_reading([a.readings[k] for a in each], its, columns, cut))
+    return ChainArrays(tuple(layers), tuple(readings), weights, np.array(pools), _of_steps(places, cut))
 
 
-def _layer(shape: LayerShape, each: Sequence[LayerArrays], cut: Cut) -> LayerBatch:
+@dataclass(frozen=True)
+class _Scales:
+    """Powers of two that rows of every step are multiplied by, and its columns: (B, T, ...)."""
+
+    down: Array
+    up: Array
+
+    @classmethod
+    def of(cls, weights: Array) -> _Scales:
+        """Of (B, T + 1, m) exponents."""
+        before = weights[:, :-1]
+        return cls(np.ldexp(1.0, -weights[:, 1:]), np.ldexp(1.0, before - before.max(axis=-1, keepdims=True)))
+
+    def of_layer(self, layer: LayerShape, extent: tuple[int, int]) -> _Scales:
+        """Those of a layer's states, by component: (B, T, C, n)."""
+        states = (*self.down.shape[:2], layer.components, layer.units)
+        return _Scales(*(scale[..., slice(*extent)].reshape(states) for scale in (self.down, self.up)))
+
+
+def _layer(
+    shape: LayerShape, each: Sequence[LayerArrays], factors: Sequence[Array], scales: _Scales, cut: Cut
+) -> LayerBatch:
     diagonal, dense = np.eye(shape.components)[..., None], np.zeros((0, 0))
+    down, up = scales.down, scales.up
     if shape.dense:
         diagonal, dense = 0 * diagonal, np.eye(shape.size)
+    whole = _of_steps([_whole(a) for a in each], cut, dense)
+    if shape.dense:
+        whole *= down[:, :, 0, :, None]
+        whole *= up[:, :, 0, None]
+    diagonals = [a.diagonals * factor for a, factor in zip(each, factors, strict=True)]
     return LayerBatch(
-        slopes=_of_steps([a.slopes for a in each], cut),
+        slopes=_of_steps([a.slopes for a in each], cut) * down[:, :, None],
         matrices=np.array([a.matrices for a in each]),
-        links=_of_steps([a.links for a in each], cut),
-        diagonals=_of_steps([a.diagonals for a in each], cut, diagonal),
-        dense=_of_steps([_whole(a) for a in each], cut, dense),
+        links=_of_steps([a.links for a in each], cut) * up[:, :, shape.source],
+        diagonals=_of_steps(diagonals, cut, diagonal) * down[:, :, :, None] * up[:, :, None],
+        dense=whole,
     )
 
 
-def _reading(each: Sequence[ReadingArrays], cut: Cut) -> ReadingBatch:
-    return ReadingBatch(_of_steps([a.slopes for a in each], cut), np.array([a.matrices for a in each]))
+def _of_diagonals(layer: LayerShape, pool: Array, places: Array, before: int) -> Array:
+    """(T, C, C, n) factors of a layer's diagonals, which stand after ``before`` and its block's."""
+    first, last = before + layer.size * layer.units, before + layer.entries
+    chosen = pool[places[:, None] + np.arange(first, last)]
+    return chosen.reshape(-1, layer.components, layer.components, layer.units)
+
+
+def _reading(each: Sequence[ReadingArrays], scales: _Scales, columns: Array, cut: Cut) -> ReadingBatch:
+    slopes = _of_steps([a.slopes for a in each], cut) * scales.down[:, :, None]
+    return ReadingBatch(slopes, np.array([a.matrices for a in each]), columns)
 
 
 def _of_steps(values: Sequence[Array], cut: Cut, nothing: Array | float = 0.0) -> Array:

@@ -14,6 +14,7 @@ from oracles.reference import allowed, reference
 
 from gradscope.compiled_svd import passes
 from gradscope.compiled_svd.engine import compiled_spectra
+from gradscope.compiled_svd.numbers import inverse_of, permuted_by
 from gradscope.compiled_svd.step_arrays import LayerShape, Shape
 from gradscope.product_svd.spectrum import spectrum
 
@@ -183,6 +184,7 @@ import sys, jax, numpy as np
 from oracles.arrays import WholeSteps
 from gradscope.compiled_svd import passes
 from gradscope.compiled_svd.engine import compiled_spectra
+from gradscope.compiled_svd.numbers import inverse_of, permuted_by
 from gradscope.product_svd.spectrum import spectrum
 assert len(jax.devices()) == 3
 passes.one_for_each_core = lambda devices: False
@@ -201,3 +203,15 @@ def test_pieces_are_dealt_to_devices():
     tests = Path(__file__).parents[1]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "3", "PYTHONPATH": f"{tests}:{tests.parent}"}
     subprocess.run([sys.executable, "-c", ON_DEVICES], env=environment, check=True)
+
+
+def test_rows_by_the_swaps_of_an_lu() -> None:
+    """Where each row came from and went to, against swaps done one after the other."""
+    rng = np.random.default_rng(0)
+    swaps = np.array([[rng.integers(k, 13) for k in range(13)] for _ in range(20)], np.int32)
+    came = np.tile(np.arange(13, dtype=np.int32), (20, 1))
+    for row, each in zip(came, swaps, strict=True):
+        for k, other in enumerate(each):
+            row[[k, other]] = row[[other, k]]
+    assert (permuted_by(swaps) == came).all()
+    assert (inverse_of(came) == np.argsort(came, axis=1)).all()
