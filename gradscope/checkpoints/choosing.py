@@ -95,12 +95,15 @@ def choose(
             waiting += found[name].below or ()
     layers = [layer for name, layer in found.items() if name in needed]
     settled = [replace(one, source=source) for one in _settled(_assuming(layers), decided)]
+    if recorded:
+        recorded = recorded.with_steps(settled)
+        settled = [recorded.begun(layer) for layer in settled]
     return Model(
         tuple(settled),
         tuple(name for name in found if name in chosen),
         contents.arrays,
         tuple(asked),
-        recorded and recorded.with_steps(settled),
+        recorded,
         reading,
     )
 

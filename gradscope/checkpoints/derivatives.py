@@ -26,6 +26,7 @@ SUM_ROUNDINGS = 1e4
 # Relative, by what halves that come back through a linear map may differ from the whole: a half is exact but
 # where float16 has no digits left.
 _LINEAR = 1e-5
+MIXES = "mixes the sequences of its batch: give a batch of one"
 NOT_LINEAR = (
     "no linear map, so that no Jacobian is right: half a gradient does not come back as half; something "
     "clips it on its way (a hook on it, a Function or a custom_vjp)"
@@ -70,6 +71,28 @@ def is_not_linear(whole: Array, half: Array) -> bool:
     """Whether of a gradient and its half what comes back is not another and its half."""
     whole, half = np.asarray(whole, np.float64), np.asarray(half, np.float64)
     return bool(np.abs(2 * half - whole).max() > _LINEAR * np.abs(whole).max())
+
+
+def parts_of(rows: Array) -> Array:
+    """Rows (B, m) halved, that of the first sequence twice."""
+    parts = rows / 2
+    parts[0] /= 2
+    return parts
+
+
+def check_way_back(rows: Array, whole: Array, parts: Array, back: Callable[[Array], Array]) -> None:
+    """Raise InputError where the way back through a step is no linear map, or leads between sequences.
+
+    whole, parts : what rows (B, m) and ``parts_of`` them come back as, which tells both at once, for powers
+    of two are exact; back : rows -> what they come back as, for what is in doubt.
+    """
+    if np.array_equal(parts, parts_of(whole)):
+        return
+    if is_not_linear(whole, back(rows / 2)):
+        raise InputError(f"has a derivative that is {NOT_LINEAR}")
+    first = rows * (np.arange(len(rows)) == 0)[:, None]
+    if back(first)[1:].any():
+        raise InputError(MIXES)
 
 
 def gap(rows: Array, paths: Mapping[str, Array], whole: Array) -> float:

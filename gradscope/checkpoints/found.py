@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,8 +14,7 @@ from gradscope.cells.activated import activation_of, base_of
 from gradscope.cells.cell import Cell
 from gradscope.cells.notation import is_bias, is_input_weight, key
 from gradscope.checkpoints.derivatives import Derivatives
-from gradscope.checkpoints.keras.cudnn import SAID
-from gradscope.checkpoints.layer import InModel, Layer, assemble, may_stand_before, not_computed
+from gradscope.checkpoints.layer import ELSEWHERE, InModel, Layer, assemble, may_stand_before, not_computed
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, listed, quoted
 from gradscope.formats.tensors import Tensors, as_float64
@@ -28,6 +28,13 @@ _PLACE = re.compile(r"(^|[.])l\d+(_reverse)?$")
 SIMPLE = {"tanh": "rnn", "relu": "rnn-relu", "sigmoid": "rnn-sigmoid", "linear": "linear"}
 
 
+class Layout(NamedTuple):
+    """One way in which the arrays of a layer may lie: what they are then, and what is said of it."""
+
+    arrays: dict[str, Array]
+    said: str
+
+
 @dataclass(frozen=True)
 class Found(InModel):
     """A recurrent layer in a file, as far as the file tells what it is.
@@ -39,8 +46,10 @@ class Found(InModel):
     question : what the file leaves open and how to decide it, "" where it says all.
     doubt : what speaks against its being any of these cells, which only ``cell`` overrules.
     kind, activation : what it is, where ``cells`` does not tell.
+    adapters : tensors beside it of which the model may make its weights as it runs, which only a batch or
+        ``cell`` overrules.
     keys : the tensors of the file that it was made of.
-    layouts : where these may lie in several ways, the arrays of each by its name.
+    layouts : where these may lie in several ways, each by its name.
     derivatives : its own framework's, where gradscope has no equations for it.
     """
 
@@ -53,7 +62,8 @@ class Found(InModel):
     activation: str = ""
     keys: tuple[str, ...] = ()
     doubt: str = ""
-    layouts: Mapping[str, dict[str, Array]] = field(default_factory=dict)
+    adapters: tuple[str, ...] = ()
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
     free: bool = False
     forms: Mapping[str, dict[str, Array]] = field(default_factory=dict)
     derivatives: Derivatives | None = None
@@ -64,13 +74,23 @@ class Found(InModel):
         state = "the initial state comes from elsewhere in the model: add --initial-state"
         inputs = f"reads {not_computed(self.reads)}: give that as --inputs, with --layer {self.name}"
         said = (
-            self.doubt,
+            self.doubt or self._adapted,
             self.question,
             inputs * bool(self.reads and self.below is None),
             f"may read {may_stand_before(self.before)}" * bool(self.before),
             state * self.given_state,
         )
         return "; ".join(filter(None, said))
+
+    @property
+    def _adapted(self) -> str:
+        """The doubt whether its weights are those that the model multiplies with."""
+        options = " or ".join(f"--cell {cell}" for cell in self.cells)
+        return bool(self.adapters) * (
+            f"beside {listed(self.keys[:1])} there are {listed(self.adapters)}, as large as its matrices, by "
+            "themselves or multiplied: the model may add these to them, as LoRA does, which a batch, given "
+            f"beside a model in memory, shows; if it reads its weights as they are, add {options}"
+        )
 
     @property
     def label(self) -> str:
@@ -110,6 +130,8 @@ class Found(InModel):
             return self._laid_out(layout or "keras").settle(cell, activation)
         layer = self._by_derivatives(cell) if self.derivatives else self._by_equations(cell, activation)
         same = {one.name: getattr(self, one.name) for one in fields(InModel)}
+        if self.given_state:
+            same |= {"not_applied": (*self.not_applied, ELSEWHERE)}
         if layer.cell.name in self.forms:
             same |= {"assumed": (*self.assumed, _EPSILON), "twice": ()}
         return replace(layer, **same)
@@ -118,8 +140,8 @@ class Found(InModel):
         """The layer whose arrays lie in this way, which is then no question."""
         if layout not in self.layouts:
             raise InputError(f"does not leave open how its arrays lie: leave out --layout {layout}")
-        said = (*self.assumed, SAID[layout])
-        return replace(self, arrays=self.layouts[layout], layouts={}, question="", assumed=said)
+        arrays, said = self.layouts[layout]
+        return replace(self, arrays=arrays, layouts={}, question="", assumed=(*self.assumed, said))
 
     def may_be(self, cell: Cell) -> bool:
         """Whether the layer could be of this cell."""
@@ -148,8 +170,8 @@ class Found(InModel):
             if cell.name not in fitting and not ((self.free or self.forms) and self.may_be(cell)):
                 raise InputError(f"holds a layer that is {' or '.join(fitting)}, not --cell {cell.name}")
             return cell
-        if self.doubt:
-            raise InputError(self.doubt)
+        if doubt := self.doubt or self._adapted:
+            raise InputError(doubt)
         # An activation decides between cells that differ in it, and says nothing of gates or layout.
         told = activation is not None and len(self.cells) > 1
         if len(fitting) > 1 or (self.question and not told):

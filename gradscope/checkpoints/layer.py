@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 # Sizes that no other axis of a cell will have: they tell which axis is which.
 _HIDDEN, _INPUT = 1_000_003, 2_000_003
 _NAMES = {_HIDDEN: "hidden", _INPUT: "input_size"}
+# Of a layer that starts from what other parts of the model make.
+ELSEWHERE = (
+    "the state that it starts from comes from elsewhere in the model: the way back through its start is not "
+    "in the gain"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,7 @@ class InModel:
     alone : whether the file does not say what it reads, which is then taken to be the inputs; before : the
         tensors of the file that may make of inputs of its size what it reads.
     twice : parameters that are the sum of two in the file, as torch's biases are.
+    unlike : what makes it put out something else than its weights say, where that is known.
     """
 
     direction: str = "forward"
@@ -57,6 +63,7 @@ class InModel:
     alone: bool = False
     before: tuple[str, ...] = ()
     twice: tuple[str, ...] = ()
+    unlike: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,16 @@ from gradscope.checkpoints.calls import rounding
 from gradscope.checkpoints.carried import ARGUMENTS, OUTPUT, Carried, Place, StepCall, leaves, placed
 from gradscope.checkpoints.derivatives import (
     DRAWS,
-    NOT_LINEAR,
     SAFETY,
     SUM_ROUNDINGS,
     Derivatives,
     Linearised,
     OwnSteps,
     check_jacobians,
+    check_way_back,
     gap,
-    is_not_linear,
     own_steps,
+    parts_of,
 )
 from gradscope.checkpoints.jax.steps import is_float
 from gradscope.custom_types import Array
@@ -244,12 +244,10 @@ class _Stepper:
         given = [self._array(array) for array in call.given.values()]
         batch = len(flat_rows(state[0]))
         draw = np.random.default_rng(1).standard_normal((batch, _joined(state).shape[1]))
-        alone = draw * (np.arange(batch) == 0)[:, None]
+        both = np.stack([draw, parts_of(draw)])
         while True:
             try:
-                new, paths, rows = form.ways[0](
-                    self._weights, given, list(state), np.stack([draw, alone, draw / 2])
-                )
+                new, paths, rows = form.ways[0](self._weights, given, list(state), both)
                 paths = {name: np.asarray(path, np.float64) for name, path in paths.items()}
                 if self._adds_up(paths, draw, np.asarray(rows[0])) or form.whole:
                     break
@@ -259,10 +257,13 @@ class _Stepper:
                     raise InputError(f"cannot be differentiated: {why}") from error
             del form.ways[0]
             form.whole = True
-        if is_not_linear(rows[0], rows[2]):
-            raise InputError(f"has a derivative that is {NOT_LINEAR}")
-        if np.asarray(rows[1])[1:].any():
-            raise InputError("mixes the sequences of its batch: give a batch of one")
+        whole, parts = np.asarray(rows, np.float64)
+
+        def back(row: Array) -> Array:
+            again = form.ways[0](self._weights, given, list(state), np.stack([row, row]))
+            return np.asarray(again[2][0], np.float64)
+
+        check_way_back(draw, whole, parts, back)
         return list(new), Linearised(_joined(state), _joined(new), paths)
 
     def _adds_up(self, paths: Mapping[str, Array], row: Array, whole: Array) -> bool:

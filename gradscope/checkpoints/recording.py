@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from gradscope.checkpoints.signals import LENGTHS_ASKED
 from gradscope.custom_types import Array
 from gradscope.errors import listed
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from gradscope.checkpoints.found import Found
     from gradscope.checkpoints.layer import Layer
 
+_BEGUN = "it starts from {}: the way back through its start is not in the gain"
 _FED_BACK = (
     "what it reads depends on what it put out at steps before, by other parts of the model: its inputs are "
     "held as they were, so that way back is not in the gain"
@@ -52,6 +55,26 @@ class Recording:
     states: Array | None = None
     unlike: str = ""
     unseen: str = ""
+
+    @property
+    def start(self) -> Array:
+        """(B, m), all of the state before the first step; (B, 0) where it is zero and was not given."""
+        if self.states is not None:
+            return self.states[:, 0]
+        parts = [*self.state.values()]
+        return np.concatenate(parts, axis=1) if parts else np.zeros((1, 0))
+
+    @property
+    def end(self) -> Array:
+        """(B, n), what was put out at the last step that was read, or (B, m), all of the state after it."""
+        if self.last is not None:
+            return self.last
+        values = self.outputs if self.states is None else self.states
+        if values is None:
+            return np.zeros((1, 0))
+        steps = values.shape[1] - (self.states is not None)
+        last = np.array(self.lengths or [steps] * len(values)) - (self.states is None)
+        return values[:, 0] if self.backward and self.states is None else values[np.arange(len(last)), last]
 
 
 def turned_within(values: Array, lengths: Sequence[int] | None) -> Array:
@@ -117,7 +140,7 @@ class Recorded:
             return replace(found, problem=found.problem or self._why(found.name))
         said = (_FED_BACK,) if recording.fed_back else ()
         question = found.question if len(found.cells) > 1 else ""
-        found = replace(found, doubt="", question=question, alone=False, given_state=False)
+        found = replace(found, doubt="", adapters=(), question=question, alone=False, given_state=False)
         found = replace(found, direction="backward" if recording.backward else "forward")
         kept = [sentence for sentence in found.not_applied if not sentence.endswith(LENGTHS_ASKED)]
         unseen = "" if found.derivatives else self.layers[found.name].unseen
@@ -135,6 +158,32 @@ class Recorded:
         more = {layer.name: layer.derivatives.recording for layer in layers if layer.derivatives}
         return replace(self, layers={**self.layers, **more})
 
+    def begun(self, layer: Layer) -> Layer:
+        """A layer with what is to be said of its start, if that is not zero, nor the same in every sequence.
+
+        What other layers ended in is told by its numbers.
+        """
+        start = self.layers[layer.name].start
+        ended = [
+            name
+            for name, other in self.layers.items()
+            if name != layer.name and start.any() and _holds(start, other.end)
+        ]
+        if not ended and (not start.any() or (len(start) > 1 and (start == start[0]).all())):
+            return layer
+        where = f"where {listed(ended)} ended" if ended else "a state that is not zero, whatever computes it"
+        return replace(layer, not_applied=(*layer.not_applied, _BEGUN.format(where)))
+
     def _why(self, name: str) -> str:
         having = f"is not in the recording, which has {listed(list(self.layers)) or 'no layer at all'}"
         return self.problems.get(name, having)
+
+
+def _holds(start: Array, end: Array) -> bool:
+    """Whether some columns next to each other are all those of another array that has any number in it."""
+    rows, count = end.shape
+    return bool(end.any()) and any(
+        np.array_equal(start[:, k : k + count], end)
+        for k in range(start.shape[1] - count + 1)
+        if rows == len(start)
+    )

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradscope.checkpoints import Layer, Model, Recorded, Recording, by_derivatives, holder_of
-from gradscope.checkpoints.torch.quantised import ROUNDED
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, listed, shown
 from gradscope.linearize.system import System, reversed_within
@@ -213,9 +212,7 @@ def _disagreement(layer: Layer, at: tuple[int, int], place: int, theirs: Array, 
     """The error; at : sequence and step in the layer's order; place : of the step, as given."""
     gap = np.abs(theirs[at] - ours.exact[at])
     unit = int(np.argmax(gap))
-    why = "it has a forward of its own, a hook or other weights"
-    if ROUNDED in layer.not_applied:
-        why = "it rounds what it multiplies its weights with, as quantised modules do: leave the batch out"
+    why = layer.unlike or "it has a forward of its own, a hook or other weights"
     return DisagreementError(
         layer,
         f"layer {shown(layer.name)} puts out something else than cell {layer.cell.name} with its weights: "

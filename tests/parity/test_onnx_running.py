@@ -112,6 +112,8 @@ def test_layers_behind_a_dense_and_a_state_that_the_graph_makes(path):
         (said,) = found["problem"]["assumed"]
         assert said.startswith("onnxruntime ran the model's graph on the inputs")
         assert found["problem"]["initial_state"] == "recorded"
+        begun = any("starts from a state that is not zero" in one for one in found["problem"]["not_applied"])
+        assert begun == (name == "GRU")
     assert len(gradscope.analyze(checkpoint=path, inputs=batch()).layers) == 3
 
 

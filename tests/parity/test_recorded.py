@@ -167,6 +167,7 @@ def test_encoder_and_decoder():
     for one in (live, by_name):
         analysis = check(one, expected, layer="decoder")
         assert analysis.to_dict()["problem"]["initial_state"] == "recorded"
+        assert any("starts from where encoder ended" in said for said in analysis.problem["not_applied"])
     check(live, [jacobian(model.encoder, source[:, k]) for k in range(B)], layer="encoder")
     message = refusal(live)
     assert "not alike (encoder 2 of 4 steps, decoder 2 of 3 steps): choose with --layer" in message

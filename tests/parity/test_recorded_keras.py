@@ -131,6 +131,8 @@ def test_encoder_and_decoder():
         live = gradscope.from_keras(model, given)
         found = check(live, expected, layer="decoder")
         assert found["problem"]["initial_state"] == "recorded"
+        (said,) = found["problem"]["not_applied"]
+        assert said.startswith("it starts from where encoder ended: the way back through its start is not")
     assert "not alike (decoder 2 of 3 steps, encoder 2 of 4 steps)" in refusal(live)
 
 

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations, prune
 
 import gradscope
 from gradscope import checkpoints
+from gradscope.cells import find
 from gradscope.errors import InputError
 
 
@@ -307,3 +308,29 @@ def test_adapters_around_a_layer_ask(tmp_path):
     assert read_layer(tmp_path / "plain.pt").cell.name == "lstm"
     torch.save(inner | {"net.rnn.lora_A.default.weight": torch.ones(1, 2)}, tmp_path / "x.pt")
     assert "there are net.rnn.lora_A.default.weight, which no layer" in refusal(tmp_path / "x.pt")
+
+
+class Adapted(nn.Module):
+    """A layer whose recurrent weights are those of the file and a product, as the model calls it."""
+
+    def __init__(self):
+        super().__init__()
+        self.base, self.head = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 4)
+        self.down, self.up = nn.Parameter(torch.ones(2, 4)), nn.Parameter(torch.ones(12, 2))
+        self.start = nn.Parameter(torch.zeros(1, 4))
+
+    def forward(self, x):
+        weight = self.base.weight_hh_l0 + self.up @ self.down
+        return torch.func.functional_call(self.base, {"weight_hh_l0": weight}, (x,))
+
+
+def test_what_may_be_added_to_weights_is_asked_about(tmp_path):
+    model = Adapted()
+    torch.save(model.state_dict(), tmp_path / "x.pt")
+    for checkpoint in (tmp_path / "x.pt", gradscope.from_torch(model)):
+        message = refusal(checkpoint)
+        assert "beside base.weight_ih_l0 there are down, up, as large as its matrices" in message
+        assert "if it reads its weights as they are, add --cell gru" in message
+        assert read_layer(checkpoint, find("gru")).cell.name == "gru"
+    del model.up
+    assert read_layer(gradscope.from_torch(model)).cell.name == "gru"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,9 +12,13 @@ from jax.extend.core import jaxpr_as_fun
 
 from gradscope.checkpoints.calls import rounding
 from gradscope.checkpoints.jax.paths import bound
+from gradscope.custom_types import Array
 
 # Relative, by what two derivatives differ that are the same but for their rounding, in digits of their own.
 _ROUNDINGS = 1e3
+# Relative, by what a derivative and a difference quotient may differ as a whole, kinks included; the step of
+# that, and draws, each of which has to differ.
+_SLOPE, _STEP, _DRAWS = 0.02, 2.0**-7, 3
 _KIND, _INNER = "custom_jvp_call", "call_jaxpr"
 
 
@@ -22,7 +26,9 @@ class Holds:
     """Finds ``stop_gradient``, a ``custom_vjp``, and a ``custom_jvp`` that is not its function's derivative.
 
     JAX's own activations are functions with a ``custom_jvp`` too, of which that is the right one: both are
-    taken at random numbers, once for each place in the code that makes one.
+    taken at random numbers, once for each place in the code that makes one. Where the function itself holds
+    something back the two may agree all the same: then how far it moves between two points tells whether that
+    changes anything (the largest value that is taken off before exp does not).
     """
 
     def __init__(self) -> None:
@@ -65,22 +71,55 @@ def _place(equation: Any) -> tuple[Any, ...]:
 def _has_another(equation: Any) -> bool:
     """Whether the rule of a custom_jvp is not the derivative of the function, at random numbers."""
     rng = np.random.default_rng(0)
-    given = [_drawn(rng, variable.aval) for variable in equation.invars]
-    real = [k for k, one in enumerate(given) if np.issubdtype(one.dtype, np.floating)]
-    tangents = [_drawn(rng, equation.invars[k].aval) for k in real]
+    draws = [_Drawn(rng, [variable.aval for variable in equation.invars]) for _ in range(_DRAWS)]
+    inner = jaxpr_as_fun(equation.params[_INNER])
+    theirs, plain = (draws[0].derivative(function) for function in (bound(equation), inner))
+    if not all(map(_are_same, theirs, plain)):
+        return True
+    if not Holds().within(equation.params[_INNER].jaxpr):
+        return False
+    return all(_moves_otherwise(one.derivative(inner), one.quotient(inner)) for one in draws)
 
-    def run(function: Any, *moved: Any) -> Any:
-        arguments = [*given]
-        for k, one in zip(real, moved, strict=True):
+
+class _Drawn:
+    """Random numbers for a function, and a direction; avals : of its arguments."""
+
+    def __init__(self, rng: np.random.Generator, avals: Sequence[Any]) -> None:
+        self._given = [_drawn(rng, aval) for aval in avals]
+        self._real = [k for k, one in enumerate(self._given) if np.issubdtype(one.dtype, np.floating)]
+        self._at = [self._given[k] for k in self._real]
+        self._along = [_drawn(rng, avals[k]) for k in self._real]
+
+    def _run(self, function: Any, *moved: Any) -> Any:
+        arguments = [*self._given]
+        for k, one in zip(self._real, moved, strict=True):
             arguments[k] = one
         return function(*arguments)
 
-    inner = jaxpr_as_fun(equation.params[_INNER])
-    theirs, plain = (
-        jax.jvp(partial(run, function), [given[k] for k in real], tangents)[1]
-        for function in (bound(equation), inner)
-    )
-    return not all(map(_are_same, theirs, plain))
+    def derivative(self, function: Any) -> Any:
+        """Of what a function puts out, along the direction."""
+        return jax.jvp(partial(self._run, function), self._at, self._along)[1]
+
+    def quotient(self, function: Any) -> list[Array]:
+        """The same from two points of the function."""
+        ahead, behind = (
+            self._run(function, *(one + step * way for one, way in zip(self._at, self._along, strict=True)))
+            for step in (_STEP, -_STEP)
+        )
+        return [
+            (np.asarray(one, np.float64) - np.asarray(other, np.float64)) / (2 * _STEP)
+            for one, other in zip(ahead, behind, strict=True)
+        ]
+
+
+def _moves_otherwise(derivative: Any, quotient: Sequence[Array]) -> bool:
+    """Whether a derivative is not what a function moves by, as a whole."""
+    for one, moved in zip(derivative, quotient, strict=True):
+        if jax.numpy.issubdtype(one.dtype, jax.numpy.floating):
+            allowed = _SLOPE + 2 * rounding(str(one.dtype)) / _STEP
+            if np.linalg.norm(np.asarray(one, np.float64) - moved) > allowed * np.linalg.norm(moved):
+                return True
+    return False
 
 
 def _drawn(rng: np.random.Generator, aval: Any) -> Any:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from gradscope.checkpoints.carried import ARGUMENTS, OUTPUT, Carried, StepCall
-from gradscope.checkpoints.derivatives import SUM_ROUNDINGS, Derivatives, OwnSteps
+from gradscope.checkpoints.derivatives import MIXES, SUM_ROUNDINGS, Derivatives, OwnSteps
 from gradscope.checkpoints.jax.cut import CutSteps, StepForm, refuse_parts, unchanged_rows
 from gradscope.checkpoints.jax.derivatives import Jax
 from gradscope.checkpoints.jax.loops import Origins, time_loops, used_again, whole_weight
@@ -26,7 +26,6 @@ from gradscope.errors import InputError
 _CHOICES = 16
 # The product of so many Jacobians is compared with JAX's own derivative over them, in so many places.
 _WINDOW, _PLACES = 8, 16
-_MIXES = "mixes the sequences of its batch: give a batch of one"
 
 
 def jax_loops(
@@ -207,7 +206,7 @@ class JaxLoop(Derivatives):
                 if self._is_apart(axes, size):
                     return list(axes)
         if tried and any(one.ndim > 1 + is_float(one) and 1 not in one.shape[:2] for one in given.values()):
-            raise InputError(_MIXES)
+            raise InputError(MIXES)
         return [None] * len(shapes)
 
     def _is_apart(self, axes: Sequence[int], size: int) -> bool:

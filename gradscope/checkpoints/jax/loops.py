@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import numpy as np
 
 from gradscope.checkpoints.jax.paths import PRODUCTS
@@ -82,7 +83,10 @@ class Origins:
         """The numbers of an index."""
         if isinstance(ref, int) and self.program.real[ref]:
             return ""
-        value = np.asarray(self.value(ref) if isinstance(ref, int) else ref.value)
+        value = self.value(ref) if isinstance(ref, int) else ref.value
+        if jax.numpy.issubdtype(getattr(value, "dtype", bool), jax.dtypes.prng_key):
+            return ""
+        value = np.asarray(value)
         return "" if value.dtype.kind == "f" or value.size > 64 else str(value.tolist())
 
 

@@ -11,7 +11,17 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from gradscope.checkpoints.found import SIMPLE, Contents, Found, added_up, attempt, blocks, gated, take
+from gradscope.checkpoints.found import (
+    SIMPLE,
+    Contents,
+    Found,
+    Layout,
+    added_up,
+    attempt,
+    blocks,
+    gated,
+    take,
+)
 from gradscope.checkpoints.keras import cudnn as keras_cudnn
 from gradscope.checkpoints.keras.activations import activated_cells, choice, question
 from gradscope.checkpoints.keras.config import MOST_TEXT, Spec, specs
@@ -237,7 +247,8 @@ def _layer(tensors: Tensors, keys: Mapping[str, str], spec: Spec | None, version
     twice = added_up(arrays) if reset_after and "bias" in weights else ()
     found = Found("", arrays, cells, open_, problem, kind=_KINDS[count], dtype=dtype, twice=twice)
     if packed and spec is None:
-        return replace(found, question=keras_cudnn.which_layout(found.kind), layouts=layouts)
+        told = {name: Layout(form, keras_cudnn.SAID[name]) for name, form in layouts.items()}
+        return replace(found, question=keras_cudnn.which_layout(found.kind), layouts=told)
     if spec is None:
         return replace(found, free=True)
     said: dict[str, Any] = {name: getattr(spec, name) for name in _SAID}

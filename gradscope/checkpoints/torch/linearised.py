@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from gradscope.checkpoints.derivatives import (
     DIRECT,
-    NOT_LINEAR,
     SUM_ROUNDINGS,
     Linearised,
+    check_way_back,
     gap,
-    is_not_linear,
+    parts_of,
 )
 from gradscope.checkpoints.torch.products import Product
 from gradscope.custom_types import Array
@@ -52,18 +53,20 @@ class Linearising(ABC):
         new, _ = self._after(step, state, cut=False)
         if not any(one.requires_grad for one in new):
             raise InputError(_CUT_OFF)
-        self._check_rows(new, state)
-        paths = self._by_path(step, state, new) if self._split else None
+        rows = np.random.default_rng(1).standard_normal(self._joined(new).shape)
+        back = partial(self._row, new, state=state)
+        whole = back(rows)
+        check_way_back(rows, whole, back(parts_of(rows)), back)
+        paths = self._by_path(step, state, partial(self._adds_up, rows, whole)) if self._split else None
         if paths is None:
             self._split = False
             paths = {DIRECT: self._derivatives(new, self._axes, state, self._axes)}
         return new, Linearised(self._joined(state), self._joined(new), paths)
 
-    def _by_path(self, step: Any, state: Sequence[Any], whole: Sequence[Any]) -> dict[str, Array] | None:
-        """By the matrix that the state goes through first; None where that does not come out whole.
-
-        whole : the state after the step, with nothing cut.
-        """
+    def _by_path(
+        self, step: Any, state: Sequence[Any], adds_up: Callable[[Mapping[str, Array]], bool]
+    ) -> dict[str, Array] | None:
+        """By the matrix that the state goes through first; None where these do not add up."""
         new, products = self._after(step, state, cut=True)
         batch = len(in_rows(state[0], self._axes[0]))
         axes = [_axis_of(batch, product.made) for product in products]
@@ -87,26 +90,11 @@ class Linearising(ABC):
                 onward[j] = onward[j] + onward[k] @ part
             name = products[k].matrix
             paths[name] = paths.get(name, 0.0) + onward[k] @ made[:, :, :size]
-        return paths if self._adds_up(whole, state, paths) else None
+        return paths if adds_up(paths) else None
 
-    def _adds_up(self, new: Sequence[Any], state: Sequence[Any], paths: Mapping[str, Array]) -> bool:
-        """Whether a random row through the paths is that through the step as it is."""
-        rows = np.random.default_rng(0).standard_normal(next(iter(paths.values())).shape[:2])
-        return gap(rows, paths, self._row(new, rows, state)) <= SUM_ROUNDINGS * self.rounding
-
-    def _check_rows(self, new: Sequence[Any], state: Sequence[Any]) -> None:
-        """Raise InputError where the way back is no linear map, or leads from one sequence to another."""
-        batch = len(in_rows(state[0], self._axes[0]))
-        size = sum(in_rows(t, a).shape[1] for t, a in zip(state, self._axes, strict=True))
-        every = np.random.default_rng(1).standard_normal((batch, size))
-        if is_not_linear(self._row(new, every, state), self._row(new, every / 2, state)):
-            raise InputError(f"has a derivative that is {NOT_LINEAR}")
-        if batch == 1:
-            return
-        rows = np.zeros((batch, size))
-        rows[0] = every[0]
-        if self._row(new, rows, state)[1:].any():
-            raise InputError("mixes the sequences of its batch: give a batch of one")
+    def _adds_up(self, rows: Array, whole: Array, paths: Mapping[str, Array]) -> bool:
+        """Whether random rows through the paths are those through the step as it is, which are whole."""
+        return gap(rows, paths, whole) <= SUM_ROUNDINGS * self.rounding
 
     def _row(self, new: Sequence[Any], rows: Array, state: Sequence[Any]) -> Array:
         """b^T J of every sequence, (B, m)."""

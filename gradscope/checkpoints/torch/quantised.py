@@ -19,8 +19,9 @@ _LAYER = re.compile(
 )
 _CELL = re.compile(r"(?P<module>.*?)\.?_packed_weight_(?P<side>[ih]h)\.(?P<role>weight|bias)", re.S)
 _LINEAR = re.compile(r"(?P<module>.*?)\.?_packed_params\._packed_params\.(?P<role>weight|bias|0|1)", re.S)
-SAID = "weights are read as the numbers that their 8 or 16 bits stand for"
-ROUNDED = "what the quantised model multiplies its weights with it rounds as well"
+_SAID = "weights are read as the numbers that their 8 or 16 bits stand for"
+_ROUNDED = "what the quantised model multiplies its weights with it rounds as well"
+_UNLIKE = "it rounds what it multiplies its weights with, as quantised modules do: leave the batch out"
 Facts = Callable[[str], Mapping[str, Any]]
 
 
@@ -53,7 +54,8 @@ def told_quantised(found: Found, names: frozenset[str]) -> Found:
     """A layer with what there is to be said of its weights, if they were quantised."""
     if not names.intersection(found.keys):
         return found
-    return replace(found, assumed=(*found.assumed, SAID), not_applied=(*found.not_applied, ROUNDED))
+    assumed, not_applied = (*found.assumed, _SAID), (*found.not_applied, _ROUNDED)
+    return replace(found, assumed=assumed, not_applied=not_applied, unlike=_UNLIKE)
 
 
 def _joined(module: str, name: str) -> str:

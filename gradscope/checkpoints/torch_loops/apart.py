@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from gradscope.checkpoints.carried import ARGUMENTS, Place, StepCall
+from gradscope.checkpoints.derivatives import MIXES
 from gradscope.checkpoints.loops.follow import TimeLoop
 from gradscope.checkpoints.torch.steps import Stepper, is_real
 from gradscope.checkpoints.torch_loops.replay import Replay, replayed
@@ -16,7 +17,6 @@ from gradscope.errors import InputError
 
 # So many ways in which the sequences may lie in the state are tried.
 _CHOICES = 16
-_MIXES = "mixes the sequences of its batch: give a batch of one"
 
 
 def sequence_axes(whole: Replay, given: Mapping[Place, Any], inputs: Mapping[Place, Any]) -> list[int | None]:
@@ -35,7 +35,7 @@ def sequence_axes(whole: Replay, given: Mapping[Place, Any], inputs: Mapping[Pla
                 return list(axes)
     several = [t for t in tensors if t.ndim > 1 + is_real(t) and 1 not in t.shape[:2]]
     if several:
-        raise InputError(_MIXES)
+        raise InputError(MIXES)
     return [None] * len(whole.loop.shapes)
 
 
