@@ -7,7 +7,8 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from gradscope.checkpoints.found import Found
+from gradscope.checkpoints.adapters import with_adapters
+from gradscope.checkpoints.found import Contents, Found
 from gradscope.errors import InputError
 from gradscope.formats.tensors import Tensors
 
@@ -19,6 +20,12 @@ _KERNEL = re.compile(r"(.*[./])?kernel(:0)?", re.S)
 _MOST_AXES = 5
 # Shapes are told by reading: of more tensors, or bytes, nobody asks what stands before what.
 _MOST, _MOST_BYTES = 4096, 2**28
+
+
+def placed_in(contents: Contents, tensors: Tensors) -> Contents:
+    """What a file holds, each layer with what by the other tensors the model may do around it."""
+    layers = with_fronts(contents.layers, contents.others, tensors)
+    return replace(contents, layers=with_adapters(layers, contents.others, tensors))
 
 
 def with_fronts(layers: Sequence[Found], others: Sequence[str], tensors: Tensors) -> tuple[Found, ...]:

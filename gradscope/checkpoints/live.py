@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gradscope.checkpoints.found import Contents, Found
-from gradscope.checkpoints.fronts import with_fronts
+from gradscope.checkpoints.fronts import placed_in
 from gradscope.checkpoints.recording import Recorded
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, quoted, reason, shown
@@ -58,7 +58,7 @@ class Live:
     def contents(self, also: Iterable[str] = ()) -> Contents:
         """The layers, the names of the other tensors, and of these the values of ``also``."""
         contents = Contents.of(self.layers, self.tensors, also)
-        return replace(contents, layers=with_fronts(contents.layers, contents.others, self.tensors))
+        return placed_in(contents, self.tensors)
 
 
 def doubt_of(module: Any, package: str, cells: Iterable[str]) -> str:

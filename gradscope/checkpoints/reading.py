@@ -16,7 +16,7 @@ from gradscope.checkpoints import dynet_names, haste_names, native
 from gradscope.checkpoints.array_map import mapped
 from gradscope.checkpoints.choosing import Decided, Model, choose
 from gradscope.checkpoints.found import Contents, Found, names_of
-from gradscope.checkpoints.fronts import with_fronts
+from gradscope.checkpoints.fronts import placed_in, with_fronts
 from gradscope.checkpoints.jax import flax_names
 from gradscope.checkpoints.live import Live
 from gradscope.checkpoints.map_choices import unnamed
@@ -228,7 +228,7 @@ def _layers_by_name(tensors: Tensors, cell: Cell | None, also: Iterable[str]) ->
     if left_out:
         found = tuple(replace(one, assumed=(*one.assumed, left_out)) for one in found)
     contents = Contents.of(found, ours, also)
-    return replace(contents, layers=with_fronts(contents.layers, contents.others, ours))
+    return placed_in(contents, ours)
 
 
 def _unknown_format(path: str | os.PathLike[str]) -> InputError:

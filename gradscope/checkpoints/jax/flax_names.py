@@ -105,6 +105,10 @@ def _question(count: int) -> str:
     return f"{what}: if they are Flax' own, sigmoid and tanh, add --cell {cell}; {others}"
 
 
+# Of kernels with an axis more.
+_STACKED = ": a scan or vmap stacks those of several layers, which a batch beside the model tells apart"
+
+
 def _joined(arrays: Mapping[str, Array]) -> dict[str, Array]:
     """W, R, b and c with the gates' rows in order, from one Dense per gate or one for all."""
     for names, order in _SPLIT.items():
@@ -119,8 +123,11 @@ def _joined(arrays: Mapping[str, Array]) -> dict[str, Array]:
             raise InputError(f"a Flax cell without {listed(missing)}, expected a kernel of every gate")
         kernels = [arrays[f"{name}/kernel"] for name in half]
         if any(kernel.ndim != 2 or kernel.shape != kernels[0].shape for kernel in kernels):
-            shapes = listed([str(kernel.shape) for kernel in kernels])
-            raise InputError(f"the kernels of {listed(list(half))} have shapes {shapes}, expected them alike")
+            shapes = listed(list(dict.fromkeys(str(kernel.shape) for kernel in kernels)))
+            raise InputError(
+                f"the kernels of {listed(list(half))} have shapes {shapes}, expected (features, units) alike"
+                + _STACKED * any(kernel.ndim > 2 for kernel in kernels)
+            )
         weights[matrix] = np.concatenate(kernels, axis=1).T
         if any(f"{name}/bias" in arrays for name in half):
             zero = np.zeros(kernels[0].shape[1])

@@ -12,7 +12,6 @@ from functools import partial
 import numpy as np
 
 from gradscope.checkpoints.found import Found, added_up, attempt, blocks, gated, projected_name, take
-from gradscope.checkpoints.torch.adapters import adapters, near_modules
 from gradscope.checkpoints.torch.norms import normed
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, listed
@@ -55,7 +54,6 @@ def layers(tensors: Tensors) -> list[Found]:
     """
     places = _places(tensors)
     beside = {prefix: _Beside.of(prefix, keys) for prefix, keys in _beside(tensors, places).items()}
-    near = near_modules(tensors, {key for roles in places.values() for key in roles.values()})
     count = Counter(prefix for prefix, _ in places)
     first = {prefix: k for k, prefix in enumerate(dict.fromkeys(prefix for prefix, _ in places))}
     names = {
@@ -67,8 +65,7 @@ def layers(tensors: Tensors) -> list[Found]:
         at_depth.setdefault((place[0], _depth(place)), []).append(name)
     found = []
     for place, name in names.items():
-        around = near.get(place[0].rstrip(".").rpartition(".")[0], []) if place[0] else []
-        make = partial(_layer, tensors, places[place], place, beside.get(place[0], _Beside()), around)
+        make = partial(_layer, tensors, places[place], place, beside.get(place[0], _Beside()))
         below = tuple(at_depth.get((place[0], _depth(place) - 1), ()))
         layer = attempt(make, name, places[place].values())
         lower = below or (None if _depth(place) else ())
@@ -141,9 +138,7 @@ def _depth(place: Place) -> int:
     return int(digits[0]) if digits else 0
 
 
-def _layer(
-    tensors: Tensors, roles: Mapping[str, str], place: Place, beside: _Beside, around: Sequence[str]
-) -> Found:
+def _layer(tensors: Tensors, roles: Mapping[str, str], place: Place, beside: _Beside) -> Found:
     raw = {role.removesuffix("/raw") for role in roles if role.endswith("/raw")}
     kept = {role.removesuffix("/raw"): key for role, key in roles.items() if role not in raw}
     foreign = _check_whole(kept, place, beside)
@@ -175,7 +170,6 @@ def _layer(
         dtype=dtype,
         not_applied=(_DROPPED.format(listed([kept[role] for role in sorted(raw)])),) if raw else (),
         doubt=_own(next(iter(kept.values())), foreign, cells, norms) if foreign else "",
-        adapters=adapters(tensors, around, arrays),
         forms=forms,
     )
 
