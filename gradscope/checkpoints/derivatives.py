@@ -73,7 +73,7 @@ def is_not_linear(whole: Array, half: Array) -> bool:
     return bool(np.abs(2 * half - whole).max() > _LINEAR * np.abs(whole).max())
 
 
-def parts_of(rows: Array) -> Array:
+def halved_rows(rows: Array) -> Array:
     """Rows (B, m) halved, that of the first sequence twice."""
     parts = rows / 2
     parts[0] /= 2
@@ -83,10 +83,10 @@ def parts_of(rows: Array) -> Array:
 def check_way_back(rows: Array, whole: Array, parts: Array, back: Callable[[Array], Array]) -> None:
     """Raise InputError where the way back through a step is no linear map, or leads between sequences.
 
-    whole, parts : what rows (B, m) and ``parts_of`` them come back as, which tells both at once, for powers
-    of two are exact; back : rows -> what they come back as, for what is in doubt.
+    whole, parts : what rows (B, m) and ``halved_rows`` them come back as, which tells both at once, for
+    powers of two are exact; back : rows -> what they come back as, for what is in doubt.
     """
-    if np.array_equal(parts, parts_of(whole)):
+    if np.array_equal(parts, halved_rows(whole)):
         return
     if is_not_linear(whole, back(rows / 2)):
         raise InputError(f"has a derivative that is {NOT_LINEAR}")

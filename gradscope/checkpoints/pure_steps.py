@@ -22,8 +22,8 @@ from gradscope.checkpoints.derivatives import (
     check_jacobians,
     check_way_back,
     gap,
+    halved_rows,
     own_steps,
-    parts_of,
 )
 from gradscope.checkpoints.jax.steps import is_float
 from gradscope.custom_types import Array
@@ -244,7 +244,7 @@ class _Stepper:
         given = [self._array(array) for array in call.given.values()]
         batch = len(flat_rows(state[0]))
         draw = np.random.default_rng(1).standard_normal((batch, _joined(state).shape[1]))
-        both = np.stack([draw, parts_of(draw)])
+        both = np.stack([draw, halved_rows(draw)])
         while True:
             try:
                 new, paths, rows = form.ways[0](self._weights, given, list(state), both)
