@@ -91,6 +91,11 @@ def listed(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(shown(name[:80]) for name in names[:most]) + more
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """``1 step``, ``2 steps``, ``1 analysis``, ``2 analyses``."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
 def did_you_mean(given: str, names: Iterable[str], most: int = 1) -> str:
     """The end of a message about a name that is not known: those that it begins, else the nearest."""
     known = list(names)

@@ -9,6 +9,7 @@ import numpy as np
 
 from gradscope.advise.goals import Goal, Horizon
 from gradscope.advise.network import Network
+from gradscope.errors import counted
 from gradscope.report.next_steps import carousel_bias
 
 _CLIP = (
@@ -57,10 +58,10 @@ def _carousel(network: Network, goal: Goal) -> Iterator[str]:
     held = 1 / (1 + math.exp(-now))
     yield (
         f"{name} is {now:.2f} in the median: alone it holds {held:.2f} of a state per step, halved every "
-        f"{halved:.3g}. For {steps} steps it would have to be {carousel_bias(steps, tau):.2f} at a gain of "
-        f"{tau:g}, {carousel_bias(steps, math.exp(-1)):.2f} at 1/e (Gers, Schmidhuber and Cummins 2000 and "
-        "Jozefowicz et al. 2015 set 1; Tallec and Ollivier 2018, arXiv 1804.11188, draw it for lags up to T: "
-        "--init chrono)."
+        f"{halved:.3g} steps. For {counted(steps, 'step')} it would have to be "
+        f"{carousel_bias(steps, tau):.2f} at a gain of {tau:g}, {carousel_bias(steps, math.exp(-1)):.2f} at "
+        "1/e (Gers, Schmidhuber and Cummins 2000 and Jozefowicz et al. 2015 set 1; Tallec and Ollivier 2018, "
+        "arXiv 1804.11188, draw it for lags up to T: --init chrono)."
     )
 
 

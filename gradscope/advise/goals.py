@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gradscope.errors import counted
 from gradscope.report.analysis import Analysis
 from gradscope.settings import Policy
 
@@ -105,7 +106,7 @@ class Horizon(Goal):
     @property
     def words(self) -> str:
         """See Goal."""
-        return f"a horizon of {self.steps} steps"
+        return f"a horizon of {counted(self.steps, 'step')}"
 
 
 def countable(decades: float) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 from gradscope.advise.goals import Critical, Goal, Horizon, Stable
 from gradscope.advise.network import Network
 from gradscope.advise.trial import Trial
-from gradscope.errors import InputError, as_option, duration, listed, quoted
+from gradscope.errors import InputError, as_option, counted, duration, listed, quoted
 from gradscope.measure.batch import Means
 from gradscope.measure.cost import seconds, work_of
 from gradscope.measure.measured import Measured
@@ -223,7 +223,7 @@ def _goal(network: Network, target: str, steps: int | None) -> Goal:
     shortest = min(map(system.length, range(system.batch)))
     if shortest < steps:
         raise InputError(
-            f"{as_option('horizon')} is {steps}, but there are {shortest} steps: give sequences of at least "
+            f"{as_option('horizon')} is {steps}, of {counted(shortest, 'step')}: give sequences of at least "
             f"{steps}, or a shorter horizon"
         )
     return Horizon(network.policy, steps)

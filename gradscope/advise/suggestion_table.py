@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 
-from gradscope.errors import shown
+from gradscope.errors import counted, shown
 from gradscope.report.page import bullet, page, prose
 from gradscope.report.remedies_table import remedy_sections
 from gradscope.report.table import headline_in_colour
@@ -25,7 +25,7 @@ def render_suggestions(found: Suggestions, look: Look) -> str:
 def _parts(found: Suggestions, look: Look) -> Iterable[RenderableType]:
     yield prose(headline_in_colour(found.analysis))
     full = found.analysis.full
-    yield bullet(f"Horizon {full.horizon.median:g} of {full.steps} steps. Target: {found.target}.")
+    yield bullet(f"Horizon {full.horizon.median:g} of {counted(full.steps, 'step')}. Target: {found.target}.")
     if len(found.layers) > 1:
         yield bullet(
             ", ".join(f"layer{number}: {shown(name)}" for number, name in enumerate(found.layers)) + "."

@@ -14,7 +14,7 @@ import numpy as np
 from gradscope.checkpoints.found import Found
 from gradscope.checkpoints.recording import Recorded, Recording
 from gradscope.custom_types import Array
-from gradscope.errors import InputError, reason
+from gradscope.errors import InputError, counted, reason
 
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")
 # One of every layer of a module, for each part of the state.
@@ -168,7 +168,7 @@ def _recording(found: Found, mates: Sequence[Found], call: ModuleCall) -> Record
     second = ways == 2 and found.direction == "backward"
     index, width = depths.index(found.depth) * ways + second, found.width or 0
     if call.outputs is not None and call.outputs.shape[2] != ways * width and found.depth == depths[-1]:
-        raise InputError(f"puts out {call.outputs.shape[2]} features, expected {ways} x {width}")
+        raise InputError(f"puts out {counted(call.outputs.shape[2], 'feature')}, expected {ways} x {width}")
     if index >= len(mates):
         raise InputError("is one of several in a module, some of which read from the end and some not")
     names = ("h0", "c0") if found.label.startswith("lstm") else ("h0",)

@@ -14,7 +14,7 @@ from gradscope.cells.given_steps import given_steps
 from gradscope.checkpoints.layer import Layer
 from gradscope.checkpoints.recording import Recording, turned_within
 from gradscope.custom_types import Array
-from gradscope.errors import InputError
+from gradscope.errors import InputError, counted
 from gradscope.machine import available
 
 # The path of what goes through no recurrent matrix.
@@ -123,8 +123,8 @@ def check_jacobians(batch: int, steps: int, matrices: int, size: int) -> None:
     need = 3 * 8 * batch * steps * matrices * size**2
     if need > (have := available()):
         raise InputError(
-            f"the Jacobians of {batch} sequences of {steps} steps and {size} states need "
-            f"{need >> 30} GiB, this machine has {have >> 30}: give fewer or shorter sequences"
+            f"the Jacobians of {counted(batch, 'sequence')} of {counted(steps, 'step')} and {size} states "
+            f"need {need >> 30} GiB, this machine has {have >> 30}: give fewer or shorter sequences"
         )
 
 

@@ -12,7 +12,7 @@ from gradscope.cells.cell import Cell
 from gradscope.cells.notation import is_any_bias
 from gradscope.checkpoints.signals import Mask
 from gradscope.custom_types import Array
-from gradscope.errors import InputError, listed, shown
+from gradscope.errors import InputError, counted, listed, shown
 
 if TYPE_CHECKING:
     from gradscope.checkpoints.derivatives import Derivatives
@@ -171,7 +171,7 @@ def assemble(cell: Cell, arrays: Mapping[str, Array], name: str = "") -> Layer:
         if key in arrays and arrays[key].shape != expected:
             raise InputError(
                 f"{key} has shape {arrays[key].shape}, expected {expected} for {hidden} units "
-                f"and {input_size} inputs of cell {cell.name}"
+                f"and {counted(input_size, 'input')} of cell {cell.name}"
             )
     filled = {key: arrays.get(key, np.zeros(shape)) for key, shape in (shapes | states).items()}
     return Layer(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 
 from gradscope.checkpoints.found import Found, names_of
-from gradscope.errors import InputError, as_option, listed, quoted, shown
+from gradscope.errors import InputError, as_option, counted, listed, quoted, shown
 
 
 def connected(found: Mapping[str, Found], reads: Iterable[str]) -> dict[str, Found]:
@@ -57,7 +57,7 @@ def _joined(layer: Found, below: list[Found]) -> Found:
     widths = [other.width for other in below]
     if layer.sizes and None not in widths and layer.sizes[1] != sum(width or 0 for width in widths):
         outputs = f"{listed([other.name for other in below])} put out {' + '.join(map(str, widths))}"
-        raise InputError(f"{called} has {layer.sizes[1]} inputs, and {outputs}: they must agree")
+        raise InputError(f"{called} has {counted(layer.sizes[1], 'input')}, and {outputs}: they must agree")
     return replace(layer, below=tuple(other.name for other in below), alone=False)
 
 

@@ -50,4 +50,4 @@ def chain(file: Path, top: int | None, **given: Any) -> int:
         analysis = analyze_chain(
             read_jacobians(file), "stdin" if str(file) == "-" else str(file), policy, top
         )
-    return finish(analysis, output)
+    return finish(analysis, output, [file])

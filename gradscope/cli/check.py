@@ -188,7 +188,7 @@ def check(**given: Any) -> int:
     if file is not None and gate.update_budgets and checks.broken:
         return _update(checks, file, output)
     if not work.in_rows:
-        work.page.write(checks)
+        work.page.write(checks, files)
     return checks.exit_code
 
 

@@ -57,7 +57,8 @@ def compare_results(old: Path, new: Path, limits: tuple[str, ...], **given: Any)
     said, shared = pick_said(given)
     settings = shared | said
     ready_to_measure(settings)
-    output.ready("Comparison", old, new, *input_files(settings))
+    files = [old, new, *input_files(settings)]
+    output.ready("Comparison", *files)
     from gradscope.cli.streams import guarded_stdout, hushed
 
     with guarded_stdout(), hushed(output.quiet):
@@ -70,7 +71,7 @@ def compare_results(old: Path, new: Path, limits: tuple[str, ...], **given: Any)
         measured = _measure(models, settings, output, process)
         both = [measured.pop(0) if found is None else found for found in entries]
         comparison = changes_between(both[0], both[1], (str(old), str(new)), allowed)
-    output.write(comparison)
+    output.write(comparison, files)
     return comparison.exit_code
 
 

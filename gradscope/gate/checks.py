@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gradscope.errors import ExitCode, InputError, listed, shown
+from gradscope.errors import ExitCode, InputError, counted, listed, shown
 from gradscope.gate.baseline import Entry, entry_of
 from gradscope.gate.budgets import Check, MetricBudget, judge_budget
 from gradscope.gate.compare import differences, distance, in_words
@@ -154,11 +154,6 @@ class Checks:
             for one in self.checks
             if one.value is not None and one.lowest is not None and one.highest is not None
         ]
-
-
-def counted(count: int, one: str, many: str = "") -> str:
-    """``1 budget``, ``2 budgets``."""
-    return f"{count} {one if count == 1 else many or one + 's'}"
 
 
 def check_line(check: Check) -> str:

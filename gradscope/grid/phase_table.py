@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from gradscope.custom_types import Array
-from gradscope.errors import shown
+from gradscope.errors import counted, shown
 from gradscope.grid.curve_view import drawn
 from gradscope.grid.sweep import Sweep
 from gradscope.report.gain_words import gain_in
@@ -73,8 +73,7 @@ def _headline(sweep: Sweep) -> str:
     lost = sum(map(failed, sweep.points))
     told += [f"{lost} not measured"] * bool(lost)
     of = f" of {next(iter(subjects))}" if len(subjects) == 1 else ""
-    many = "1 point" if len(sweep.points) == 1 else f"{len(sweep.points)} points"
-    return f"{many}{of}: {', '.join(told)}"
+    return f"{counted(len(sweep.points), 'point')}{of}: {', '.join(told)}"
 
 
 def _title(phase: Phase) -> str:

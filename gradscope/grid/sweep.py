@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gradscope.errors import ExitCode, InputError
+from gradscope.errors import ExitCode, InputError, counted
 from gradscope.gate.budgets import Outcome
 from gradscope.report.phase import MOST_PHASES, axes_in, phases
 from gradscope.report.row_training import training_columns
@@ -99,7 +99,7 @@ class Sweep:
 
     def __repr__(self) -> str:
         axes = ", ".join(f"{len(values)} {name}" for name, values in self.axes.items())
-        return f"<Sweep of {len(self.points)} points: {axes}>"
+        return f"<Sweep of {counted(len(self.points), 'point')}: {axes}>"
 
 
 def _having(row: Row, outcome: Outcome) -> bool:

@@ -60,11 +60,12 @@ class Measured:
             {name: Spectrum(**_arrays(fields)) for name, fields in plain.get(kind, {}).items()}
             for kind in _SPECTRA
         )
-        error = float(plain.get("shares_error", math.nan))
-        rest = {
-            name: _arrays(value) for name, value in plain.items() if name not in (*_SPECTRA, "shares_error")
+        rest: dict[str, Any] = {
+            name: _arrays(value) if isinstance(value, Mapping) else value
+            for name, value in plain.items()
+            if name not in _SPECTRA
         }
-        return cls(spectra, **rest, without=without, shares_error=error)
+        return cls(spectra, without=without, **rest)
 
 
 def _arrays(fields: Mapping[str, Any]) -> dict[str, Any]:

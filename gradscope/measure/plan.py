@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gradscope.errors import duration, listed, shown
+from gradscope.errors import counted, duration, listed, shown
 from gradscope.measure.cost import Work, seconds, surely_below, unit_seconds, units, work_of
 from gradscope.problem.layers import Planned
 from gradscope.problem.problem import Problem, chosen_top
@@ -39,7 +39,7 @@ class Plan:
             return
         work = work_of(problem, problem.system.batch)
         if not surely_below(_SHORT, [work]) and units(work) * unit_seconds() >= _SHORT:
-            self._say(f"{shown(problem.system.cell.name)}, {work.sizes[0]} states", [work])
+            self._say(f"{shown(problem.system.cell.name)}, {counted(work.sizes[0], 'state')}", [work])
 
     def _work(self, group: Sequence[Planned], batch: int, steps: int) -> Work:
         sizes = tuple(layer.cell.size(layer.hidden) for layer in group)
@@ -58,9 +58,9 @@ class Plan:
     def _say(self, what: str, works: Sequence[Work]) -> None:
         assert self._settings.plan is not None
         first = works[0]
-        count = f"{first.sequences} sequences" if first.sequences > 1 else "1 sequence"
+        count = f"{counted(first.sequences, 'sequence')} of {counted(first.steps, 'step')}"
         takes = seconds(works, self._at_once)
-        line = f"{what}, {count} of {first.steps} steps: about {duration(takes)}"
+        line = f"{what}, {count}: about {duration(takes)}"
         cheap = seconds([replace(work, only="verdict") for work in works], self._at_once)
         if first.only in ("paths", "all") and cheap < takes / 1.5:
             line += f"; --only verdict about {duration(cheap)}"

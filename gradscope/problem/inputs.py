@@ -11,7 +11,7 @@ import numpy as np
 
 from gradscope.checkpoints import Named
 from gradscope.custom_types import Array
-from gradscope.errors import InputError, MisfitError, as_option, shown
+from gradscope.errors import InputError, MisfitError, as_option, counted, shown
 from gradscope.formats.reading import ARRAY_KINDS, read_array
 from gradscope.formats.tensors import as_float64
 from gradscope.settings import BATCH, INPUT_SIZE, STEPS
@@ -153,10 +153,13 @@ def extents(
         other = given.other_order(lengths) if given else ""
         if len(lengths) != found["batch"]:
             raise InputError(
-                f"there are {len(lengths)} lengths for {found['batch']} sequences: they must agree{other}"
+                f"got {counted(len(lengths), 'length')} for {counted(found['batch'], 'sequence')}: they must "
+                f"agree{other}"
             )
         if max(lengths) > there["steps"]:
-            raise InputError(f"a length is {max(lengths)}, but the inputs have {there['steps']} steps{other}")
+            raise InputError(
+                f"a length is {max(lengths)}, but the inputs have {counted(there['steps'], 'step')}{other}"
+            )
         lengths = tuple(min(length, found["steps"]) for length in lengths)
         found["steps"] = max(lengths)
     return (found["batch"], found["steps"], found["input_size"]), lengths

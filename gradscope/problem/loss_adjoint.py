@@ -14,7 +14,7 @@ import numpy as np
 from gradscope.cells.notation import is_bias
 from gradscope.checkpoints import Named
 from gradscope.custom_types import Array
-from gradscope.errors import InputError, as_option, quoted, shown
+from gradscope.errors import InputError, as_option, counted, quoted, shown
 from gradscope.formats.reading import read_array
 from gradscope.formats.tensors import as_float64
 from gradscope.linearize.system import System
@@ -179,6 +179,6 @@ def _check_memory(system: System) -> None:
     need = 2 * 8 * system.batch * system.steps * deltas
     if need > (have := available()):
         raise InputError(
-            f"the deltas of {system.batch} sequences of {system.steps} steps need about {need >> 30} GiB, "
-            f"this machine has {have >> 30}: give fewer or shorter ones"
+            f"the deltas of {counted(system.batch, 'sequence')} of {counted(system.steps, 'step')} need "
+            f"about {need >> 30} GiB, this machine has {have >> 30}: give fewer or shorter ones"
         )

@@ -8,7 +8,7 @@ import numpy as np
 
 from gradscope.checkpoints import Layer, Model, Recorded, Recording
 from gradscope.custom_types import Array
-from gradscope.errors import InputError, as_option, flag, listed, quoted, shown
+from gradscope.errors import InputError, as_option, counted, flag, listed, quoted, shown
 from gradscope.problem.checks import whole_number
 from gradscope.problem.inputs import Sequences
 from gradscope.problem.problem import Problem
@@ -76,7 +76,9 @@ def _of_layer(settings: Settings, layer: Layer, recorded: Recorded) -> Settings:
 def _unmasked_steps(mask: Array) -> tuple[int, ...]:
     counts = mask.sum(axis=1)
     if not counts.all():
-        raise InputError(f"sequence {int(np.argmin(counts))} is masked at every one of {mask.shape[1]} steps")
+        raise InputError(
+            f"sequence {int(np.argmin(counts))} is masked at every one of {counted(mask.shape[1], 'step')}"
+        )
     return tuple(map(int, counts))
 
 
@@ -151,7 +153,7 @@ def _check_alike(model: Model, recorded: Recorded) -> None:
             having.setdefault((*one.inputs.shape[:2], one.lengths, mask), []).append(layer.name)
     if len(having) > 1:
         each = [
-            f"{listed(names)} {key[0]} of {key[1]} steps{', masked' * bool(key[3])}"
+            f"{listed(names)} {key[0]} of {key[1]} step{'s' * (key[1] != 1)}{', masked' * bool(key[3])}"
             for key, names in having.items()
         ]
         raise InputError(

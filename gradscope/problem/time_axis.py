@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gradscope.checkpoints import Model
-from gradscope.errors import InputError, listed
+from gradscope.errors import InputError, counted, listed
 from gradscope.problem.inputs import Sequences
 
 # Times as many sequences as steps make one think that the two axes have been taken for each other.
@@ -60,4 +60,4 @@ def _far(given: Sequences) -> bool:
 
 def _read(given: Sequences) -> str:
     batch, steps, _ = given.shape
-    return f"{batch} sequence{'s' * (batch > 1)} of {steps} step{'s' * (steps > 1)}"
+    return f"{counted(batch, 'sequence')} of {counted(steps, 'step')}"

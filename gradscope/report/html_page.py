@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradscope.errors import InputError
+from gradscope.errors import InputError, counted
 from gradscope.report.gain_words import gain_in, gain_lost, gain_told, gains_by_lag
 from gradscope.report.html_remedies import remedies_section
 from gradscope.report.html_style import style_sheet
@@ -21,6 +21,7 @@ from gradscope.report.html_text import (
     figures_of,
     folded,
     listing,
+    prose,
     table,
     titled,
 )
@@ -111,7 +112,7 @@ def _whole(result: Mapping[str, Any]) -> Iterator[str]:
     known = level if level in _LEVELS else "undecided"
     gain = gain_in(result["chains"][0])
     word = element("span", escaped(level), class_=f"level {known}")
-    yield element("h1", sign_of(known), word, escaped(f": {_subject(result)}, gain {gain}"))
+    yield element("h1", sign_of(known), word, prose(f": {_subject(result)}, gain {gain}"))
     yield _key(result)
     yield listing(result["verdict"]["reasons"])
     notes = result["verdict"].get("notes") or []
@@ -133,7 +134,7 @@ def _key(result: Mapping[str, Any]) -> str:
     full = result["chains"][0]
     steps = (result["profile"]["lag"] or [result["problem"]["steps"]])[-1]  # of the cell view one less
     facts = {
-        "horizon": f"{figures_of(full['horizon']['median'], 'g')} of {steps} steps",
+        "horizon": f"{figures_of(full['horizon']['median'], 'g')} of {counted(steps, 'step')}",
         "rate": f"{figures_of(full['rate']['median'], '+.4f')} nats/step",
     }
     shares = {name: share for name, share in result["shares"].items() if share is not None}
@@ -180,7 +181,7 @@ def _figure(part: Mapping[str, Any], name: str, where: str, numbers: str) -> str
         "figure",
         titled(drawn.title) if where == "whole" else element("h3", escaped(drawn.title)),
         drawn.svg(f"{where}-{name}", inside=True),
-        element("figcaption", escaped(drawn.said)),
+        element("figcaption", prose(drawn.said)),
         reading(name) if where == "whole" else "",
         folded("Exact numbers", numbers) if numbers else "",
     )

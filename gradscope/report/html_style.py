@@ -39,6 +39,7 @@ caption{text-align:left;color:#55595f;padding:.3rem 0}
 th,td{padding:.15rem .8rem .15rem 0;text-align:right;vertical-align:top;border-bottom:1px solid #dcdfe4}
 td,tbody th{white-space:nowrap}
 th:first-child{text-align:left}
+.one{white-space:nowrap}
 .long{white-space:normal;overflow-wrap:anywhere;min-width:14rem;max-width:30rem}
 .key{display:flex;flex-wrap:wrap;gap:.4rem 2.5rem;margin:0 0 1rem}
 .contents ul{display:flex;flex-wrap:wrap;gap:.1rem 1.2rem;list-style:none;padding:0;margin:1rem 0 0}
@@ -50,6 +51,7 @@ a,summary{color:#0b57a4}
 .key dd{margin:0;font-size:1.3rem;font-weight:600;font-variant-numeric:tabular-nums}
 .facts td,.facts th{text-align:left}
 .facts td,.facts tbody th{white-space:normal;overflow-wrap:anywhere;min-width:5rem}
+.facts tbody th{min-width:8.5rem}
 summary{cursor:pointer;padding:.3rem 0;overflow-wrap:anywhere}
 """
 _DARK = """

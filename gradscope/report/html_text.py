@@ -31,6 +31,15 @@ def beginning(text: object) -> str:
     return escaped(plain if len(plain) <= _LONGEST else plain[:_LONGEST] + "…")
 
 
+# Numbers, options and blocks (0->1, escaped), which browsers would break after their hyphen.
+_ONE_WORD = re.compile(r"\d[\d.]*e[+-]\d+|--[a-z][a-z-]*|\d+-&gt;\d+")
+
+
+def prose(text: object) -> str:
+    """Text escaped, its numbers and options each on one line."""
+    return _ONE_WORD.sub(r'<span class="one">\g<0></span>', beginning(text))
+
+
 def titled(title: str) -> str:
     """The heading of a section, which the contents of the page lead to."""
     place = re.sub("[^a-z0-9]+", "-", title.lower()).strip("-")
@@ -58,7 +67,7 @@ def table(caption: str, headings: Sequence[str], rows: Sequence[Sequence[object]
         element(
             "tr",
             element("th", beginning(first), scope="row", class_=_long(first)),
-            *(element("td", beginning(cell), class_=_long(cell)) for cell in cells),
+            *(_cell(cell) for cell in cells),
         )
         for first, *cells in rows
     ]
@@ -69,6 +78,11 @@ def table(caption: str, headings: Sequence[str], rows: Sequence[Sequence[object]
         element("tbody", *body),
     )
     return element("div", inside, class_="wide", tabindex=0, role="group", aria_label=caption)
+
+
+def _cell(cell: object) -> str:
+    long = _long(cell)
+    return element("td", prose(cell) if long else beginning(cell), class_=long)
 
 
 def _long(cell: object) -> str | None:
@@ -83,7 +97,7 @@ def folded(summary: str, *inside: str) -> str:
 
 def listing(sentences: Sequence[object]) -> str:
     """A list of sentences, nothing where there is none."""
-    items = [element("li", beginning(sentence)) for sentence in sentences[:_MOST]]
+    items = [element("li", prose(sentence)) for sentence in sentences[:_MOST]]
     return element("ul", *items) if items else ""
 
 

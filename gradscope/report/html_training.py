@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gradscope.errors import counted
 from gradscope.report.gain_words import gain_in, gain_lost, gain_told
-from gradscope.report.html_text import figures_of, table, titled
-from gradscope.report.pictures.svg import element, escaped
+from gradscope.report.html_text import figures_of, folded, prose, table, titled
+from gradscope.report.pictures.svg import element
 
-# Rows of a table.
-_ROWS = 60
+# Rows of a table; of one that is folded there are more than so many.
+_ROWS, _AT_ONCE = 60, 16
 
 
 def asked_sections(part: Mapping[str, Any]) -> Iterator[str]:
@@ -28,7 +29,9 @@ def asked_sections(part: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _section(title: str, made: str, said: str) -> str:
-    return element("section", titled(title), made, element("p", escaped(said), class_="quiet"))
+    if made.count("<tr>") > _AT_ONCE:
+        made = folded("Exact numbers", made)
+    return element("section", titled(title), made, element("p", prose(said), class_="quiet"))
 
 
 def _without(chains: Mapping[str, Any]) -> Iterator[str]:
@@ -95,7 +98,7 @@ def _truncation(found: Mapping[str, Any] | None) -> Iterator[str]:
         for name, one in found["parameters"].items()
     ]
     headings = ("weights", "bias", "cosine", "1 % needs, steps", "chunked bias")
-    made = table(f"Every loss followed back {found['length']} steps", headings, rows)
+    made = table(f"Every loss followed back {counted(found['length'], 'step')}", headings, rows)
     said = "Bias |G - G_K| / |G|, exact over the steps at hand; chunked: states detached every so many steps."
     yield _section("Truncated BPTT", made, said)
 

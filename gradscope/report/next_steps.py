@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from gradscope.errors import counted
 from gradscope.problem.inputs import KINDS
 
 # Paths by which a cell holds its state, and the bias of the gate on each.
@@ -44,8 +45,8 @@ def next_steps(
         for path, bias in _HOLDING.items():
             if path in chains:
                 yield (
-                    f"The {path} alone keeps a gain of {tau:g} over {problem['steps']} steps from {bias} = "
-                    f"{carousel_bias(problem['steps'], tau):.2f} on."
+                    f"The {path} alone keeps a gain of {tau:g} over {counted(problem['steps'], 'step')} from "
+                    f"{bias} = {carousel_bias(problem['steps'], tau):.2f} on."
                 )
     if level == "stable":
         of_loss = "" if "readout" in problem or "adjoint" in problem else ", --readout how much of your loss'"

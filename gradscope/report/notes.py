@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from gradscope.custom_types import Array
-from gradscope.errors import flag, listed
+from gradscope.errors import counted, flag, listed
 from gradscope.measure.loss import LossGradient
 from gradscope.measure.measured import Measured, course_of, gate_statistics
 from gradscope.measure.sensitivity import Sensitivity
@@ -111,7 +111,7 @@ def sensitivity_notes(change: Sensitivity | str | None) -> tuple[str, ...]:
         found.append(
             f"The trajectory answers to a change with a factor of {_size(change.largest_adjoint)}, "
             "chaotically: the sensitivity tells little of a change that is not tiny; beside it stands that "
-            f"of windows of {change.window} steps, the state before each held, which is not of the whole."
+            f"of windows of {counted(change.window, 'step')}, the state before each held, which is not of the whole."
         )
     if change.unmeasured:
         found.append(f"Of the sensitivity is not measured: {change.unmeasured}.")
@@ -254,7 +254,7 @@ def _float32_lag(full: Chain, level: Level) -> str:
     if lag > _AHEAD * full.steps:
         return ""
     does = "overflows" if rate > 0 else "underflows"
-    return f"At this rate a gradient of size 1 {does} in float32 after about {lag:.0f} steps."
+    return f"At this rate a gradient of size 1 {does} in float32 after about {counted(round(lag), 'step')}."
 
 
 def _leaving(lags: Array, log10: Array) -> str:

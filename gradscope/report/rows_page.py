@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.errors import InputError, quoted, shown
+from gradscope.errors import InputError, counted, quoted, shown
 from gradscope.report.gain_words import gain_in, gains_by_lag
 from gradscope.report.html_page import document
-from gradscope.report.html_text import folded, listing, origin_section, table, titled
+from gradscope.report.html_text import folded, listing, origin_section, prose, table, titled
 from gradscope.report.html_words import explained
 from gradscope.report.pictures.figures import FIGURES_OF_ROWS, picture_of_rows
 from gradscope.report.pictures.parts import of_rows
@@ -48,8 +48,8 @@ def rows_page(rows: Sequence[Mapping[str, Any]], origin: Mapping[str, str] = {})
     subjects = dict.fromkeys(str(row["subject"]) for row in rows if row.get("subject"))
     told = ", ".join(f"{count} {level}" for level, count in counts.most_common())
     many = "points" if schema == FIGURES_OF_ROWS["phase"][1] else "checkpoints"
-    counted = many if len(rows) > 1 else many.removesuffix("s")
-    title = f"{len(rows)} {counted}{f' of {next(iter(subjects))}' if len(subjects) == 1 else ''}: {told}"
+    count = counted(len(rows), many.removesuffix("s"))
+    title = f"{count}{f' of {next(iter(subjects))}' if len(subjects) == 1 else ''}: {told}"
     lost = [f"{_called(row)}: {row['error']}" for row in rows if row.get("error")]
     with of_rows():
         tables = [folded("Exact numbers", _table(rows)), _by_lag(rows)]
@@ -75,7 +75,7 @@ def _figure(rows: Sequence[Mapping[str, Any]], name: str) -> str:
         drawn = picture_of_rows(rows, name, "page")
     except InputError as error:
         return element("p", escaped(error.in_shell), class_="quiet")
-    caption = element("figcaption", escaped(drawn.said))
+    caption = element("figcaption", prose(drawn.said))
     return element("figure", titled(drawn.title), drawn.svg(name, inside=True), caption, class_="large")
 
 

@@ -13,7 +13,7 @@ from gradscope.settings import INIT
 def subject(problem: Mapping[str, Any], layers: int, size: int) -> str:
     """The cell or file, its size and the steps; layers : how many it has, 0 for one; size : of the state."""
     if problem.get("cell") is None:
-        return f"{shown(problem['source'])}, {size} x {size}, {problem['steps']} steps"
+        return f"{shown(problem['source'])}, {size} x {size}, {steps_of([problem['steps']])}"
     if layers:
         words = [f"{shown(problem['source'])}, {layers} layers"]
     else:
@@ -21,7 +21,7 @@ def subject(problem: Mapping[str, Any], layers: int, size: int) -> str:
         words = [f"{called}{problem['cell']}, hidden {problem['hidden']}"]
     masked = problem.get("masked") or [0]
     beside = f" ({steps_of(masked)} masked)" if any(masked) else ""
-    words.append(f"{steps_of(problem.get('lengths') or [problem['steps']])} steps{beside}")
+    words.append(f"{steps_of(problem.get('lengths') or [problem['steps']])}{beside}")
     if problem["batch"] > 1:
         words.append(f"batch {problem['batch']}")
     if problem.get("cut"):

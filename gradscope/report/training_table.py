@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.console import Group, RenderableType
 
+from gradscope.errors import counted
 from gradscope.problem.clip import CLIP_LAWS
 from gradscope.report.page import fitted, note, section
 from gradscope.report.sparkline import by_lag
@@ -50,7 +51,7 @@ def training_sections(loss: LossGradient, terminal: Terminal) -> Iterable[Render
         title = f"Gradient clipping at {loss.clip.threshold:g} ({CLIP_LAWS[loss.clip.law].words})"
         yield section(title, _clipping(loss.clip, terminal))
     if loss.tbptt:
-        title = f"Truncated BPTT, every loss followed back {loss.tbptt.length} steps"
+        title = f"Truncated BPTT, every loss followed back {counted(loss.tbptt.length, 'step')}"
         yield section(title, _truncation(loss.tbptt, terminal))
 
 
@@ -120,8 +121,9 @@ def _truncation(found: Truncation, terminal: Terminal) -> RenderableType:
     }
     table = fitted(columns, terminal, folds="weights", dispensable=("chunked bias", "cosine"), styles={})
     said = [
-        f"bias |G - G_K| / |G| over the {found.steps} steps at hand, exact; 1% needs so many steps; chunked: "
-        f"states detached every {found.length} steps, so that a loss reaches back no further",
+        f"bias |G - G_K| / |G| over the {counted(found.steps, 'step')} at hand, exact; 1% needs so many "
+        f"steps; chunked: states detached after every {counted(found.length, 'step')}, so that a loss "
+        "reaches no further back",
         *_beyond(found),
     ]
     return Group(table, *map(note, said))
@@ -130,17 +132,20 @@ def _truncation(found: Truncation, terminal: Terminal) -> RenderableType:
 def _beyond(found: Truncation) -> Iterable[str]:
     """What longer sequences would add, of which only the fitted decay tells."""
     if found.length >= found.steps:
-        yield f"nothing is truncated: the sequences have {found.steps} steps; more need longer ones (--steps)"
+        have = f"the sequences have {counted(found.steps, 'step')}"
+        yield f"nothing is truncated: {have}; more need longer ones (--steps)"
     if math.isnan(found.decay):
         return
     lost = f"lags after {max(found.length, found.steps)} would add {_percent(found.beyond)}"
-    fitted = f"beyond {found.steps} steps there is only a fit: |G_k| x {found.decay:.3g} with every lag"
+    fitted = (
+        f"beyond {counted(found.steps, 'step')} there is only a fit: |G_k| x {found.decay:.3g} with every lag"
+    )
     if math.isinf(found.beyond):
         yield f"{fitted}, which does not decay: no length is enough there"
     elif (length := found.needs_beyond) is None:
         yield f"{fitted}, so that {lost}"
     else:
-        yield f"{fitted}, so that {lost}; 1 % then needs {length} steps"
+        yield f"{fitted}, so that {lost}; 1 % then needs {counted(length, 'step')}"
 
 
 def _percent(part: float) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from gradscope.errors import counted
 from gradscope.report.chains import Chain
 from gradscope.settings import Level, Policy
 
@@ -118,12 +119,12 @@ def _zero(rounded: bool) -> str:
 def _gain(full: Chain, policy: Policy, rounded: bool) -> str:
     gain = full.log10_norm.median
     if gain == -math.inf:
-        over = f"over {steps_of(full.lengths)} steps"
+        over = f"over {steps_of(full.lengths)}"
         zero = "zero, exactly or below what the dtype holds" if rounded else "exactly zero"
         return f"The product {over} is {zero}: no gradient reaches its first step."
     if math.isnan(gain):
         return (
-            f"Over {steps_of(full.lengths)} steps rounding leaves no digit of the gain (sigma_1 of the "
+            f"Over {steps_of(full.lengths)} rounding leaves no digit of the gain (sigma_1 of the "
             "product): give fewer steps, or inputs and weights of smaller size."
         )
     where = f"between the thresholds {policy.vanishing_below:g} and {policy.exploding_above:g}"
@@ -133,16 +134,17 @@ def _gain(full: Chain, policy: Policy, rounded: bool) -> str:
         where = f"above the exploding threshold {policy.exploding_above:g}"
     batch = f", median of {len(full.spectra)} sequences" if len(full.spectra) > 1 else ""
     return (
-        f"Over {steps_of(full.lengths)} steps the gradient's gain (sigma_1 of the product{batch}) is "
+        f"Over {steps_of(full.lengths)} the gradient's gain (sigma_1 of the product{batch}) is "
         f"{scientific(gain)}, {where}; error of log10 gain {error_figures(full.log10_norm_error)}."
     )
 
 
 def _way(full: Chain, policy: Policy) -> str:
     steps, horizon, peak = np.median(full.lengths), full.horizon.median, full.log10_peak.median
-    reach = (
-        f"at every lag up to {steps:.10g}" if horizon >= steps else f"up to lag {horizon:g} of {steps:.10g}"
-    )
+    if horizon >= steps:
+        reach = f"at every lag up to {steps:.10g}"
+    else:
+        reach = f"up to lag {horizon:g} of {steps:.10g}" if horizon else "at no lag"
     reach += " (medians)" if len(set(full.lengths)) > 1 else ""
     text = f"The gain stays at or above {policy.vanishing_below:g} {reach}"
     if peak > math.log10(policy.exploding_above) and peak > full.log10_norm.median:
@@ -153,7 +155,7 @@ def _way(full: Chain, policy: Policy) -> str:
 def steps_of(lengths: Sequence[int]) -> str:
     """How many steps, from those of the shortest sequence to those of the longest."""
     shortest, longest = min(lengths), max(lengths)
-    return f"{longest}" if shortest == longest else f"{shortest} to {longest}"
+    return f"{shortest} to {longest} steps" if shortest < longest else counted(longest, "step")
 
 
 def _rate(full: Chain) -> str:

@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from gradscope.errors import shown
+from gradscope.errors import counted, shown
 from gradscope.gate.budgets import Check
 from gradscope.gate.checks_table import OUTCOMES
 from gradscope.report.gain_words import gain_in
@@ -146,7 +146,9 @@ class TrackTable:
             return ""
         wide = max(len(label) for label, _, _ in courses)
         lines = [self._course(*one, wide) for one in courses]
-        return page([section(f"Over {len(measured)} checkpoints", Text("\n").join(lines))], self._terminal)
+        return page(
+            [section(f"Over {counted(len(measured), 'checkpoint')}", Text("\n").join(lines))], self._terminal
+        )
 
     def _called(self, name: str) -> str:
         return shown(os.path.relpath(name, self.folder) if self.folder else name).removesuffix(self._suffix)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gradscope.errors import ExitCode, InputError, reason
+from gradscope.errors import ExitCode, InputError, counted, reason
 from gradscope.gate.budgets import Check, Outcome
 from gradscope.gate.findings import Finding, Measure
 from gradscope.gate.metrics import QUANTITIES
@@ -91,7 +91,7 @@ class Track:
             return [Finding(name, "verdict", "unmeasured", f"{name}: {row['error']}")]
         level = str(row.get("verdict"))
         horizon = "" if row.get("horizon") is None else f", horizon {row['horizon']:g}"
-        steps = f" of {row['steps']} steps" if row.get("steps") else ""
+        steps = f" of {counted(row['steps'], 'step')}" if row.get("steps") else ""
         said = f"{name}: {level}: gain {gain_in(row)}{horizon}{steps}"
         numbers = {one: row.get(one) for one in ("log10_norm", "rate", "horizon")}
         outcome: Outcome = "error" if level in self.fail_on else "kept"

@@ -206,7 +206,7 @@ REFUSED = {
     "half a step": ([1, 2, 2.5, 3], {}, "lengths hold 2.5 at index [2], expected whole numbers at least 1"),
     "no steps": ([1, 2, 0, 3], {}, "lengths hold 0 at index [2], expected whole numbers at least 1"),
     "beyond": ([1, 2, 3, 8], {}, "a length is 8, but the inputs have 7 steps"),
-    "too few": ([1, 2], {}, "there are 2 lengths for 4 sequences: they must agree"),
+    "too few": ([1, 2], {}, "got 2 lengths for 4 sequences: they must agree"),
     "batch of others": ([1, 2], {"inputs": "normal", "batch": 3}, "2 lengths for 3 sequences"),
     "a table": (np.ones((2, 2)), {}, "lengths have shape (2, 2), expected (B,), one for each sequence"),
     "a number": (5, {}, "lengths have shape (), expected (B,)"),

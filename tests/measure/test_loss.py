@@ -294,7 +294,7 @@ def test_more_refusals(monkeypatch, tmp_path):
     with pytest.raises(gradscope.InputError, match="readout is 'head', but that is about a checkpoint"):
         gradscope.analyze(cell="rnn", readout="head")
     monkeypatch.setattr("gradscope.problem.loss_adjoint.available", lambda: 1000)
-    with pytest.raises(gradscope.InputError, match="the deltas of 1 sequences of 9 steps need about"):
+    with pytest.raises(gradscope.InputError, match="the deltas of 1 sequence of 9 steps need about"):
         with_loss(problem_of("lstm"), adjoint=np.ones(N))
 
 

@@ -1,6 +1,7 @@
 """What is measured of a sequence survives its way from process to process, every field of it."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 
 import numpy as np
@@ -20,8 +21,11 @@ def test_what_is_encoded_is_decoded():
     text = json.dumps(one.encode(), default=lambda array: array.tolist())
     again = Measured.decode(json.loads(text))
     assert again.shares_error == 1e-9
-    for field in fields(Measured)[:-1]:
+    for field in fields(Measured):
         before, after = getattr(one, field.name), getattr(again, field.name)
+        if not isinstance(before, Mapping):
+            np.testing.assert_equal(after, before)
+            continue
         assert before.keys() == after.keys()
         for name, value in before.items():
             if field.name == "spectra":

@@ -115,7 +115,7 @@ def test_masks_with_padding_in_between(backwards, tmp_path):
             assert found["problem"]["lengths"] == [2, 3]
     cut = gradscope.analyze(checkpoint=choice["checkpoint"], inputs=choice["inputs"], layer="first", steps=3)
     assert (cut.full.lengths, cut.problem["masked"]) == ((2, 2), [1, 1])
-    assert "masked at every one of 1 steps" in refusal(**choice, layer="first", steps=1)
+    assert "masked at every one of 1 step" in refusal(**choice, layer="first", steps=1)
 
 
 def test_encoder_and_decoder():

@@ -274,6 +274,18 @@ def test_eigenvalues_are_in_the_plane_of_the_unit_circle():
     assert "R_f radius 0.5, norm 1.25" in text
 
 
+def test_matrices_that_are_alike_have_one_scale_and_others_one_each():
+    told = result()
+    one = told["matrices"][0]
+    for factor, alike in ((1.5, True), (9.0, False)):
+        other = {"name": "b", "eigenvalues": [[factor * x, factor * y] for x, y in one["eigenvalues"]]}
+        told["matrices"] = [one, one | other]
+        root, text = drawn(told, "eigenvalues")
+        radii = {circle.get("r") for circle in root.iter(f"{SVG}circle")}
+        assert (len(radii) == 1) == alike
+        assert ("scale, which each matrix has of its own" in text) != alike
+
+
 def test_the_heat_map_is_a_picture_of_its_cells():
     root, _ = drawn(result(), "heatmap")
     image, scale = (pixels(one.get("href")) for one in root.iter(f"{SVG}image"))

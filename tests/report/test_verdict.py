@@ -11,6 +11,7 @@ from gradscope.product_svd.spectrum import spectrum
 from gradscope.report.chains import chain_of
 from gradscope.report.next_steps import next_steps
 from gradscope.report.notes import chain_notes
+from gradscope.report.subject import subject
 from gradscope.report.verdict import judge, level, scientific
 from gradscope.settings import Policy
 
@@ -86,6 +87,18 @@ def test_reasons_of_a_vanishing_chain():
     assert "below the vanishing threshold 0.001" in gain
     assert f"{math.log(0.9):+.4f} nats per step: halved every {math.log(2) / -math.log(0.9):.3g} steps" in way
     assert f"up to lag {int(math.log(1e-3) / math.log(0.9))} of 200" in way
+
+
+def test_a_horizon_of_no_step_is_no_lag():
+    assert judge([scalar_chain(1e-4, 1e-4)], {}, Policy()).reasons[1].endswith("at or above 0.001 at no lag.")
+
+
+def test_one_is_no_plural():
+    gain, _ = judge([scalar_chain(0.5)], {}, Policy()).reasons
+    assert gain.startswith("Over 1 step the")
+    problem = {"cell": "rnn", "hidden": 1, "steps": 1, "batch": 2, "source": "initialised", "lengths": [1, 2]}
+    assert subject(problem, 0, 1) == "rnn, hidden 1, 1 to 2 steps, batch 2"
+    assert subject(problem | {"lengths": None}, 0, 1) == "rnn, hidden 1, 1 step, batch 2"
 
 
 def test_reasons_name_the_lag_of_the_peak():

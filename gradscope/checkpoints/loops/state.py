@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from gradscope.checkpoints.carried import Place
 from gradscope.checkpoints.loops.turns import Maker, Turns, unlike
 from gradscope.checkpoints.loops.uses import Flow
-from gradscope.errors import InputError, listed
+from gradscope.errors import InputError, counted, listed
 
 # From this state on a part has a gradient, if it ever has.
 _STEPS = 3
@@ -69,7 +69,8 @@ class State:
         self.last = turns.last if made else turns.last - 1
         if self.last - self.first < 2:
             raise InputError(
-                f"has {turns.last} steps, expected {self.first + 2} at least: give a longer sequence"
+                f"has {counted(turns.last, 'step')}, expected {self.first + 2} at least: give a longer "
+                "sequence"
             )
 
     def of(self, value: tuple[int, Place], state: int) -> Part:

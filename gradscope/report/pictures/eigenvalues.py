@@ -16,6 +16,9 @@ from gradscope.report.pictures.picture import Picture
 from gradscope.report.pictures.svg import element, number
 from gradscope.report.pictures.theme import Size, stroke
 
+# Matrices of which none reaches so many times as far as another are drawn on one scale.
+_ALIKE = 3.0
+
 
 def draw_eigenvalues(parts: Mapping[str, Mapping[str, Any]], size: Size) -> Picture:
     """parts : the layers whose matrices are drawn, {name or "": part}."""
@@ -31,15 +34,18 @@ def draw_eigenvalues(parts: Mapping[str, Mapping[str, Any]], size: Size) -> Pict
             "square or larger than 256 x 256"
         )
     size, frames = panels([layer for layer, _ in matrices], size, 1.0)
+    reaches = [_reach(matrix) for _, matrix in matrices]
+    alike = max(reaches) <= _ALIKE * min(reaches)
     drawn = []
-    for (layer, matrix), frame in zip(matrices, frames, strict=True):
+    for (layer, matrix), reach, frame in zip(matrices, reaches, frames, strict=True):
         drawn += [
             *heading(layer, matrix["name"], "", _radius(matrix), frame),
-            *_plane(_finite(matrix["eigenvalues"]), floats(matrix["singular_values"]), frame),
+            *_plane(matrix, max(reaches) if alike else reach, frame),
         ]
     said = (
         "Eigenvalues in the complex plane with the unit circle; those beyond it in another colour. The marks "
-        "below are the singular values, from 0 below the centre, on the same scale."
+        "below are the singular values, from 0 below the centre, on the same scale"
+        f"{'' if alike else ', which each matrix has of its own'}."
     )
     return Picture("Eigenvalues of the recurrent matrices", _said(matrices), said, size, tuple(drawn))
 
@@ -49,11 +55,22 @@ def _finite(pairs: Any) -> Array:
     return found[np.isfinite(found).all(axis=1)]
 
 
-def _plane(values: Array, sizes: Array, frame: Frame) -> list[str]:
-    """One scale for all axes, with room for the circle and for all values; sizes : the singular values."""
+def _sizes(matrix: Mapping[str, Any]) -> Array:
+    """Its singular values."""
+    found = floats(matrix["singular_values"])
+    return found[np.isfinite(found)]
+
+
+def _reach(matrix: Mapping[str, Any]) -> float:
+    """How far axes go that have room for the circle and for all values."""
+    far = (_finite(matrix["eigenvalues"]), _sizes(matrix))
+    return 1.1 * max(1.0, *(float(np.abs(one).max(initial=0.0)) for one in far))
+
+
+def _plane(matrix: Mapping[str, Any], reach: float, frame: Frame) -> list[str]:
+    """One scale for all axes, which go to ``reach``."""
+    values, sizes = _finite(matrix["eigenvalues"]), _sizes(matrix)
     half = min(frame.right - frame.left, frame.bottom - frame.top) / 2
-    sizes = sizes[np.isfinite(sizes)]
-    reach = 1.1 * max(1.0, float(np.abs(values).max(initial=0.0)), float(sizes.max(initial=0.0)))
     centre = ((frame.left + frame.right) / 2, (frame.top + frame.bottom) / 2)
 
     def at(real: float, imaginary: float) -> tuple[float, float]:

@@ -73,16 +73,23 @@ def _map(
     name: str, cells: Array, told: Mapping[str, Any], ends: tuple[float, float], frame: Frame
 ) -> list[str]:
     numbers, font = frame.bottom + 1.2 * frame.font, frame.font
-    title = f"{short(name)}: unit, and step" if name else "unit, and step"
     steps, units = told["step"], told["unit"]
+    middle = (frame.left + frame.right) / 2
     return [
-        words(title, frame.left, frame.top - 0.4 * font, 0.85 * font, "muted"),
+        words(
+            f"{short(name)}: unit" if name else "unit",
+            frame.left,
+            frame.top - 0.4 * font,
+            0.85 * font,
+            "muted",
+        ),
         ground(frame),
         image(in_palette(cells, *ends), cividis(), frame),
         words(str(int(units[0])), frame.left - 0.4 * font, frame.top + 0.9 * font, font, anchor="end"),
         words(str(_last(told, "unit")), frame.left - 0.4 * font, frame.bottom, font, anchor="end"),
         words(str(int(steps[0])), frame.left, numbers, font),
         words(str(_last(told, "step")), frame.right, numbers, font, anchor="end"),
+        words("step", middle, numbers, 0.85 * font, "muted", anchor="middle"),
     ]
 
 
@@ -97,5 +104,8 @@ def _scale(low: float, high: float, bar: Frame) -> list[str]:
     return [
         image(np.arange(1, COLOURS + 1)[None], cividis(), bar),
         words(lowest, bar.left, below, bar.font),
+        words(
+            "size, log scale", (bar.left + bar.right) / 2, below, 0.85 * bar.font, "muted", anchor="middle"
+        ),
         words(scientific(high), bar.right, below, bar.font, anchor="end"),
     ]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradscope.custom_types import Array
-from gradscope.errors import InputError
+from gradscope.errors import InputError, counted
 from gradscope.report.gain_words import gain_in
 from gradscope.report.pictures.frame import (
     Axis,
@@ -103,5 +103,5 @@ def _line(one: Line, colour: int, x: Axis, y: Axis, size: Size, most: int) -> st
 def _told(name: str, part: Mapping[str, Any]) -> str:
     full = part["chains"][0]
     horizon, steps = full["horizon"]["median"], part["problem"]["steps"]
-    reach = f", horizon {horizon:g} of {steps} steps" if horizon is not None else ""
+    reach = f", horizon {horizon:g} of {counted(steps, 'step')}" if horizon is not None else ""
     return f"{called(name, '')} {part['verdict']['level']}, gain {gain_in(full)}{reach}"
