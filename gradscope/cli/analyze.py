@@ -99,7 +99,7 @@ def answer(settings: dict[str, Any], process: Process, output: Output) -> int:
 def _analyze(settings: dict[str, Any], process: Process, output: Output, first: First) -> int:
     """Analyse and write. ``first`` calls what only the first process of a cluster is to do."""
     from gradscope.cli.progress import progress_bar
-    from gradscope.cli.streams import guarded_stdout, hushed
+    from gradscope.cli.streams import guarded_stdout, hushed, tell
 
     files = input_files(settings)
     first(lambda: output.ready("Analysis", *files))
@@ -117,13 +117,14 @@ def _analyze(settings: dict[str, Any], process: Process, output: Output, first: 
     top = analysis.problem["top"]
     if analysis.only in ("paths", "all") and "top" not in settings and top is not None and not output.quiet:
         said = f"top {top} of {analysis.full.size} singular values computed; --top all computes every one"
-        first(lambda: click.echo(said, err=True))
+        first(lambda: tell(said))
     first(lambda: _say_cores(analysis, settings.get("devices"), output))
     code: int = first(lambda: finish(analysis, output, files))
     return code
 
 
 def _say_cores(analysis: Analysis, devices: int | None, output: Output) -> None:
+    from gradscope.cli.streams import tell
     from gradscope.machine import cores
 
     if devices and devices > cores() and analysis.problem["backend"] == "cpu" and not output.quiet:
@@ -132,8 +133,7 @@ def _say_cores(analysis: Analysis, devices: int | None, output: Output) -> None:
             if cores() > 1
             else "1 core: one sequence was"
         )
-        said = f"--devices {devices} on {many} measured at a time"
-        click.echo(f"gradscope: {said}", err=True)
+        tell(f"gradscope: --devices {devices} on {many} measured at a time")
 
 
 def _saying(pace: Pace) -> Callable[[str, float], None]:

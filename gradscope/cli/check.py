@@ -394,7 +394,7 @@ def _update(checks: Checks, file: ConfigFile, output: Output) -> int:
 
     difference, text, left = updated(file, checks)
     for line in left:
-        click.echo(f"gradscope: {line}", err=True)
+        say_line(line)
     write_result(text, file.path, "--update-budgets")
     write_result(difference, output.output)
     return ExitCode.judged(broken=left, lost=checks.unmeasured or checks.failures)

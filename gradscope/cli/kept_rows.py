@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import click
-
-from gradscope.cli.streams import check_writable, delivering, guarded_stdout, hushed
+from gradscope.cli.streams import check_writable, delivering, guarded_stdout, hushed, tell
 from gradscope.errors import InputError, listed, shown
 from gradscope.option import option
 from gradscope.rows.following import Piece, follow
@@ -60,7 +58,7 @@ class KeptRows:
 
 def say_line(line: str) -> None:
     """On stderr, with the name of the program."""
-    click.echo(f"gradscope: {line}", err=True)
+    tell(f"gradscope: {line}")
 
 
 def dealt(

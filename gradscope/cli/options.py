@@ -365,7 +365,9 @@ def say_matched(matched: Sequence[Matched]) -> int:
     if not matched:
         return ExitCode.OK
     each = [f"{one.level} (layer {shown(one.layer)})" if one.layer else one.level for one in matched]
-    click.echo(f"gradscope: --fail-on matched: {listed(each)}", err=True)
+    from gradscope.cli.streams import tell
+
+    tell(f"gradscope: --fail-on matched: {listed(each)}")
     return ExitCode.FINDING
 
 

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-import click
-
+from gradscope.cli.streams import between_words, tell
 from gradscope.errors import duration
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ _LATE = 0.2
 
 def _say(line: str) -> None:
     with contextlib.suppress(OSError):  # nobody reads it
-        click.echo(line, err=True)
+        tell(line)
 
 
 class Pace:
@@ -144,7 +143,8 @@ def _bar(pace: Pace) -> Iterator[None]:
 
     bar = Progress(Shown(), console=Console(stderr=True), transient=True)
     bar.add_task("")
-    pace.say = partial(bar.console.print, markup=False, highlight=False, soft_wrap=True)
+    written = partial(bar.console.print, markup=False, highlight=False, soft_wrap=True)
+    pace.say = lambda line: written(between_words(line))
     appear = threading.Timer(_SILENT_SECONDS, bar.start)  # until then not even the cursor is hidden
     appear.daemon = True
     appear.start()

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,14 +114,32 @@ def write_result(made: str | bytes, path: Path | None, option: str = "-o") -> No
             write_whole(path, data)
 
 
+def tell(line: str) -> None:
+    """A line on stderr: notes, warnings, errors."""
+    click.echo(between_words(line), err=True)
+
+
+def between_words(line: str) -> str:
+    """A line for stderr; for a terminal that is narrower broken between words, never within one."""
+    try:
+        width = os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError, AttributeError):  # no terminal: who reads lines has one line
+        return line
+    indent = "  "
+    if width <= len(indent):  # of a terminal that does not know its size
+        return line
+    return textwrap.fill(
+        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
 def say_written(path: Path | None, made: str | bytes, *, quiet: bool = False) -> None:
     """Of a page or a picture, which nobody reads as text: its size, and what to open it with."""
     if path is None or quiet or not path.is_file():
         return
     size = len(made if isinstance(made, bytes) else made.encode("utf-8", "replace"))
     address = path.resolve().as_uri()
-    said = f"gradscope: wrote {shown(path)}, {size / 1000:,.0f} kB: a browser opens {address}"
-    click.echo(said, err=True)
+    tell(f"gradscope: wrote {shown(path)}, {size / 1000:,.0f} kB: a browser opens {address}")
 
 
 def _exists(place: Path) -> bool:

@@ -21,9 +21,9 @@ from gradscope.report.html_text import (
     figures_of,
     folded,
     listing,
-    prose,
     table,
     titled,
+    unbroken,
 )
 from gradscope.report.html_training import asked_sections
 from gradscope.report.html_words import CARRIER, SIGNS, TERMS, explained, linked, reading, sign_of
@@ -112,7 +112,7 @@ def _whole(result: Mapping[str, Any]) -> Iterator[str]:
     known = level if level in _LEVELS else "undecided"
     gain = gain_in(result["chains"][0])
     word = element("span", escaped(level), class_=f"level {known}")
-    yield element("h1", sign_of(known), word, prose(f": {_subject(result)}, gain {gain}"))
+    yield element("h1", sign_of(known), word, unbroken(f": {_subject(result)}, gain {gain}"))
     yield _key(result)
     yield listing(result["verdict"]["reasons"])
     notes = result["verdict"].get("notes") or []
@@ -181,7 +181,7 @@ def _figure(part: Mapping[str, Any], name: str, where: str, numbers: str) -> str
         "figure",
         titled(drawn.title) if where == "whole" else element("h3", escaped(drawn.title)),
         drawn.svg(f"{where}-{name}", inside=True),
-        element("figcaption", prose(drawn.said)),
+        element("figcaption", unbroken(drawn.said)),
         reading(name) if where == "whole" else "",
         folded("Exact numbers", numbers) if numbers else "",
     )

@@ -35,7 +35,7 @@ def beginning(text: object) -> str:
 _ONE_WORD = re.compile(r"\d[\d.]*e[+-]\d+|--[a-z][a-z-]*|\d+-&gt;\d+")
 
 
-def prose(text: object) -> str:
+def unbroken(text: object) -> str:
     """Text escaped, its numbers and options each on one line."""
     return _ONE_WORD.sub(r'<span class="one">\g<0></span>', beginning(text))
 
@@ -82,7 +82,7 @@ def table(caption: str, headings: Sequence[str], rows: Sequence[Sequence[object]
 
 def _cell(cell: object) -> str:
     long = _long(cell)
-    return element("td", prose(cell) if long else beginning(cell), class_=long)
+    return element("td", unbroken(cell) if long else beginning(cell), class_=long)
 
 
 def _long(cell: object) -> str | None:
@@ -97,7 +97,7 @@ def folded(summary: str, *inside: str) -> str:
 
 def listing(sentences: Sequence[object]) -> str:
     """A list of sentences, nothing where there is none."""
-    items = [element("li", prose(sentence)) for sentence in sentences[:_MOST]]
+    items = [element("li", unbroken(sentence)) for sentence in sentences[:_MOST]]
     return element("ul", *items) if items else ""
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from gradscope.cells.notation import is_recurrent
 from gradscope.errors import counted
 from gradscope.report.gain_words import gain_in, gain_lost, gain_told
-from gradscope.report.html_text import figures_of, folded, prose, table, titled
+from gradscope.report.html_text import figures_of, folded, table, titled, unbroken
 from gradscope.report.pictures.svg import element
 
-# Rows of a table; of one that is folded there are more than so many.
+# Rows of a table; of a table of weights that is shown whole.
 _ROWS, _AT_ONCE = 60, 16
 
 
@@ -29,9 +30,16 @@ def asked_sections(part: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _section(title: str, made: str, said: str) -> str:
-    if made.count("<tr>") > _AT_ONCE:
-        made = folded("Exact numbers", made)
-    return element("section", titled(title), made, element("p", prose(said), class_="quiet"))
+    return element("section", titled(title), made, element("p", unbroken(said), class_="quiet"))
+
+
+def _of_weights(caption: str, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table with a row for every weight; of many the recurrent matrices', and the whole is folded."""
+    if len(rows) <= _AT_ONCE:
+        return table(caption, headings, rows)
+    recurrent = [row for row in rows if is_recurrent(str(row[0]))]
+    first = table(f"{caption}, recurrent matrices", headings, recurrent) if recurrent else ""
+    return first + folded("All of them", table(caption, headings, rows))
 
 
 def _without(chains: Mapping[str, Any]) -> Iterator[str]:
@@ -62,7 +70,7 @@ def _gradients(loss: Mapping[str, Any]) -> Iterator[str]:
     ]
     if rows:
         headings = ("matrix", "norm", "share", "half by lag", "99 % by lag")
-        made = table("Weight gradients of the loss", headings, rows)
+        made = _of_weights("Weight gradients of the loss", headings, rows)
         said = "The lag by which half and 99 % of each gradient has come together."
         yield _section("What the loss sends back", made, said)
 
@@ -131,7 +139,7 @@ def _sensitivities(found: Mapping[str, Any], of: str) -> Iterator[str]:
     )
     yield _section(f"Sensitivity of {of}", _derivatives(found["total"], of), said)
     if windowed := found.get("windowed"):
-        title = f"Sensitivity of {of}, of windows of {found['window']} steps"
+        title = f"Sensitivity of {of}, of windows of {counted(found['window'], 'step')}"
         said = "Another number, not of the whole: the state before each window is held as it is."
         yield _section(title, _derivatives(windowed, f"{of} of windows"), said)
 
@@ -141,7 +149,7 @@ def _derivatives(of_each: Mapping[str, Any], of: str) -> str:
         (name, *(figures_of(one.get(key), form) for key, form in _DERIVATIVES.values()))
         for name, one in [*of_each.items()][:_ROWS]
     ]
-    return table(f"How {of} changes with each parameter", ("parameter", *_DERIVATIVES), rows)
+    return _of_weights(f"How {of} changes with each parameter", ("parameter", *_DERIVATIVES), rows)
 
 
 _DERIVATIVES = {

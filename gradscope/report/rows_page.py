@@ -11,7 +11,7 @@ import numpy as np
 from gradscope.errors import InputError, counted, quoted, shown
 from gradscope.report.gain_words import gain_in, gains_by_lag
 from gradscope.report.html_page import document
-from gradscope.report.html_text import folded, listing, origin_section, prose, table, titled
+from gradscope.report.html_text import folded, listing, origin_section, table, titled, unbroken
 from gradscope.report.html_words import explained
 from gradscope.report.pictures.figures import FIGURES_OF_ROWS, picture_of_rows
 from gradscope.report.pictures.parts import of_rows
@@ -75,7 +75,7 @@ def _figure(rows: Sequence[Mapping[str, Any]], name: str) -> str:
         drawn = picture_of_rows(rows, name, "page")
     except InputError as error:
         return element("p", escaped(error.in_shell), class_="quiet")
-    caption = element("figcaption", prose(drawn.said))
+    caption = element("figcaption", unbroken(drawn.said))
     return element("figure", titled(drawn.title), drawn.svg(name, inside=True), caption, class_="large")
 
 

@@ -4,8 +4,12 @@ UPDATE_GOLDEN=1 pytest tests/cli/test_terminal.py writes them anew; look at the 
 light terminal, before committing.
 """
 
+import fcntl
 import os
 import re
+import struct
+import sys
+import termios
 from pathlib import Path
 
 import click
@@ -17,6 +21,7 @@ from oracles.made_up import LSTM, analysis
 from gradscope.advise.repair import Repaired
 from gradscope.advise.suggest import Suggestions
 from gradscope.cli.main import cli
+from gradscope.cli.streams import between_words
 from gradscope.gate.checks_table import OUTCOMES
 from gradscope.report.inspection import inspect
 from gradscope.report.remedies import Remedies, Suggestion
@@ -123,3 +128,20 @@ def test_help_cuts_no_word_where_it_is_narrow(run, monkeypatch, name):
         seen[width] = re.sub(r"-\n +", "-", run(*asked)[1])  # a hyphen is where a word may end
     words = {word for word in seen[100].split() if len(word) <= 24}
     assert words <= {*seen[40].split()}
+
+
+def test_lines_on_stderr_are_broken_between_words_on_a_terminal_alone(monkeypatch):
+    path = "file:///a-rather-long-folder/and/the-name-of-a-file.html"
+    line = f"gradscope: error: no-such-file.pt: No such file, expected --one-of these; see {path}"
+    assert between_words(line) == line
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        broken = between_words(line).splitlines()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 0, 0, 0, 0))
+        assert between_words(line) == line, "it does not know its size"
+        monkeypatch.undo()
+    os.close(ours)
+    assert " ".join(one.strip() for one in broken) == line
+    assert [one.strip() for one in broken if len(one) > 40] == [path]

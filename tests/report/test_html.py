@@ -15,7 +15,7 @@ from oracles.made_up import LSTM, STEPS, analysis
 from gradscope.errors import InputError
 from gradscope.report.analysis import Analysis
 from gradscope.report.html_page import html_page
-from gradscope.report.html_text import prose
+from gradscope.report.html_text import unbroken
 from gradscope.report.html_words import reading
 from gradscope.report.pictures.figures import FIGURES
 from gradscope.report.pictures.theme import dark_rules
@@ -204,7 +204,7 @@ def test_the_few_numbers_that_are_looked_for_first():
 
 
 def test_numbers_and_options_are_not_broken_after_their_hyphens():
-    said = prose("Gain 2.00e-06 <at> --fail-on exploding, h-detach, 1e+05, e-4, 0->12")
+    said = unbroken("Gain 2.00e-06 <at> --fail-on exploding, h-detach, 1e+05, e-4, 0->12")
     assert re.findall('<span class="one">(.*?)</span>', said) == [
         "2.00e-06",
         "--fail-on",
