@@ -111,8 +111,8 @@ def sensitivity_notes(change: Sensitivity | str | None) -> tuple[str, ...]:
         found.append(
             f"The trajectory answers to a change with a factor of {_size(change.largest_adjoint)}, "
             "chaotically: the sensitivity tells little of a change that is not tiny; beside it stands that "
-            f"of windows of {counted(change.window, 'step')}, the state before each held, which is not of the "
-            "whole."
+            f"of windows of {counted(change.window, 'step')}, the state before each held, which is not of "
+            "the whole."
         )
     if change.unmeasured:
         found.append(f"Of the sensitivity is not measured: {change.unmeasured}.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 
+from gradscope.errors import counted
 from gradscope.report.page import headed, note, section
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def sensitivity_sections(found: Sensitivity) -> Iterable[RenderableType]:
 
 def _windows(told: Mapping[str, Any]) -> Iterable[RenderableType]:
     if "windowed" in told:
-        title = f"Beside it, not of the whole: windows of {told['window']} steps, states before each held"
+        windows = f"windows of {counted(told['window'], 'step')}"
+        title = f"Beside it, not of the whole: {windows}, states before each held"
         yield section(title, _rows({"total": told["windowed"], "gates": {}}))
 
 
