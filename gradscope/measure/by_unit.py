@@ -13,25 +13,38 @@ from gradscope.custom_types import Array
 ROWS, COLUMNS = 64, 120
 
 
-def by_unit(deltas: Mapping[str, Array]) -> dict[str, dict[str, Any]]:
+def by_unit(
+    deltas: Mapping[str, Array], errors: Mapping[str, Array] | None = None
+) -> dict[str, dict[str, Any]]:
     """{layer, or "": {"step", "unit": first of each column and row, "steps", "units": how many, "log10"}}.
 
     deltas : {gate: (B, T, n)}, see LossGradient. A cell of log10, rows of columns, is that of the largest
     |dL/d(pre-activation)| of its units and steps, over gates and sequences; -inf where all are zero, inf
-    where float64 ends.
+    where float64 ends, NaN where an error in it is as large.
     """
+    sizes = _by_layer(deltas)
+    off = (
+        {layer: np.zeros_like(each) for layer, each in sizes.items()} if errors is None else _by_layer(errors)
+    )
+    return {layer: _by_step(each, off[layer]) for layer, each in sizes.items()}
+
+
+def _by_layer(gates: Mapping[str, Array]) -> dict[str, Array]:
+    """{layer: (T, n)}, the largest."""
     layers: dict[str, list[Array]] = {}
-    for name, each in deltas.items():
+    for name, each in gates.items():
         layers.setdefault(name.rpartition(".")[0], []).append(np.abs(each).max(axis=0))
-    return {layer: _by_step(np.max(gates, axis=0)) for layer, gates in layers.items()}
+    return {layer: np.max(each, axis=0) for layer, each in layers.items()}
 
 
-def _by_step(sizes: Array) -> dict[str, Any]:
-    """sizes : (T, n)."""
+def _by_step(sizes: Array, off: Array) -> dict[str, Any]:
+    """sizes, and their errors : (T, n)."""
     starts = starts_of(len(sizes), COLUMNS)
+    largest, errors = (np.maximum.reduceat(each, starts, axis=0) for each in (sizes, off))
+    lost = (errors >= largest) & (errors > 0) & np.isfinite(largest)
     with np.errstate(divide="ignore"):
-        largest = np.log10(np.maximum.reduceat(sizes, starts, axis=0))
-    return cells(largest, np.array(starts) + 1, len(sizes))
+        log10 = np.where(lost, np.nan, np.log10(largest))
+    return cells(log10, np.array(starts) + 1, len(sizes))
 
 
 def cells(log10: Array, first: Array, steps: int) -> dict[str, Any]:

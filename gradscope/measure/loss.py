@@ -36,7 +36,8 @@ class LossGradient:
     deltas : {"dz": (B, T, n)}, dL/d(pre-activation of that gate) at every step t = 1..T (Greff et al.,
         arXiv 1503.04069, appendix A.2), which is the derivative by its bias at that step alone; 0 or inf
         where float64 ends. log10_deltas : {"dz": (B, T)}, log10 of their norms by lag k = 1..T, that is at
-        step T - k + 1; they do not end there. 0 and NaN where a sequence has fewer steps.
+        step T - k + 1; they do not end there, and are NaN where rounding may leave nothing of them. 0 and NaN
+        where a sequence has fewer steps.
     log10_gradients : {parameter: log10 of the Frobenius norm of dL/d(parameter)}, of all steps and sequences.
     shares : {matrix: (T,)}, the share of lag k = 1..T in dL/dR_g or dL/dW_g. BPTT sums G_p = sum_k G_(k,p)
         over the lags from a loss back to the use of p (1 at the step of the loss itself); the share of (k, p)
@@ -44,8 +45,9 @@ class LossGradient:
         over lags and matrices. Negative where a lag works against the whole; NaN if the whole is zero.
     clip, tbptt : what gradient clipping and truncated BPTT make of it, None where that is not asked for.
     unmeasured : what of it was not measured, which is NaN, and why; None where all was.
-    log10_norm_error, log10_gradient_errors : estimated |error| of these, in decades, from runs along the same
-        states in which all that a step reads is changed by roundings; None of results that are older.
+    log10_norm_error, log10_gradient_errors, log10_delta_errors : estimated |error| of these, in decades, from
+        runs along the same states in which all that a step reads is changed by roundings; delta_errors : of
+        every entry of ``deltas``, in its own unit. None of results that are older.
     """
 
     at: str
@@ -59,6 +61,8 @@ class LossGradient:
     unmeasured: str | None = None
     log10_norm_error: Array | None = None
     log10_gradient_errors: Mapping[str, float] | None = None
+    log10_delta_errors: Mapping[str, Array] | None = None
+    delta_errors: Mapping[str, Array] | None = None
 
     @property
     def kinds(self) -> dict[str, list[str]]:
@@ -90,12 +94,16 @@ class LossGradient:
         known = self.log10_norm_error
         errors = {} if known is None else {"log10_error": known[:, at]}
         shares = {name: np.add.reduceat(share, starts) for name, share in self.shares.items()}
+        of_deltas = {
+            name: np.max(each, axis=0)[lags - 1] for name, each in (self.log10_delta_errors or {}).items()
+        }
         return {
             "at": self.at,
             "profile": {"lag": at, "log10_norm": self.log10_norm[:, at]} | errors,
             "lag": lags.tolist(),
             "deltas": deltas,
-            **({"units": by_unit(self.deltas)} if self.deltas else {}),
+            **({"deltas_error": of_deltas} if of_deltas else {}),
+            **({"units": by_unit(self.deltas, self.delta_errors)} if self.deltas else {}),
             "share": shares,
             "reach": {kind: self._reach(names) for kind, names in self.kinds.items()},
             "gradients": [self._gradient(name, norm) for name, norm in self.log10_gradients.items()],
@@ -144,23 +152,29 @@ def loss_gradient(
         again = [_followed(problem, sequences, done, draw) for draw in range(1, DRAWS + 1)]
         shares = _shares(total, sequences, system.steps, done)
         clip, tbptt = _trained(problem, losses, total, each, done) if losses else (None, None)
-    norms = _norms(found)
+    runs = [each for each, *_ in again]
+    norms, deltas, log10_deltas = _norms(found), _deltas(found), _log10_deltas(found)
     return _without_noise(
         LossGradient(
             at="last" if problem.adjoint.shape[1] == 1 else "every",
             log10_norm=norms,
-            deltas={gate: _together([one.deltas[gate] for one in found], 0.0) for gate in found[0].deltas},
-            log10_deltas={
-                gate: _together([one.log10_deltas[gate][::-1] for one in found], np.nan)
-                for gate in found[0].deltas
-            },
+            deltas=deltas,
+            log10_deltas=log10_deltas,
             log10_gradients={
                 name: float(decades(_norm(part), total.exponent)) for name, part in total.arrays.items()
             },
             shares=shares,
             clip=clip,
             tbptt=tbptt,
-            log10_norm_error=_spread(norms, [_norms(other) for other, *_ in again], system.eps),
+            log10_norm_error=_spread(norms, [_norms(run) for run in runs], system.eps),
+            log10_delta_errors={
+                gate: _spread(each, [_log10_deltas(run)[gate] for run in runs], system.eps)
+                for gate, each in log10_deltas.items()
+            },
+            delta_errors={
+                gate: _off(each, [_deltas(run)[gate] for run in runs], system.eps)
+                for gate, each in deltas.items()
+            },
             log10_gradient_errors={
                 name: gradient_error(total, [other for _, other, _ in again], [name], system.eps)
                 for name in total.arrays
@@ -173,15 +187,26 @@ def _without_noise(loss: LossGradient) -> LossGradient:
     """The same with NaN for what rounding leaves nothing of."""
     assert loss.log10_norm_error is not None
     assert loss.log10_gradient_errors is not None
+    assert loss.log10_delta_errors is not None
     lost = (loss.log10_norm_error > LOST) & np.isfinite(loss.log10_norm)
     noise = [name for name, error in loss.log10_gradient_errors.items() if error == math.inf]
-    if not lost.any() and not noise:
+    drowned = {
+        gate: np.isfinite(loss.log10_deltas[gate]) & (error > LOST)
+        for gate, error in loss.log10_delta_errors.items()
+    }
+    gates = [gate for gate, where in drowned.items() if where.any()]
+    if not lost.any() and not noise and not gates:
         return loss
     at_lags = f"it at some lags from {int(np.argmax(lost.any(axis=0)))} on" if lost.any() else ""
-    what = " and ".join(filter(None, (at_lags, f"its gradient by {listed(noise)}" if noise else "")))
+    of_weights = f"its gradient by {listed(noise)}" if noise else ""
+    of_steps = f"its {listed(gates)} at some steps" if gates else ""
+    what = " and ".join(filter(None, (at_lags, of_weights, of_steps)))
     return replace(
         loss,
         log10_norm=np.where(lost, np.nan, loss.log10_norm),
+        log10_deltas={
+            gate: np.where(where, np.nan, loss.log10_deltas[gate]) for gate, where in drowned.items()
+        },
         log10_gradients={**loss.log10_gradients, **dict.fromkeys(noise, math.nan)},
         unmeasured=f"rounding leaves no digit of {what}",
     )
@@ -190,6 +215,25 @@ def _without_noise(loss: LossGradient) -> LossGradient:
 def _norms(found: Sequence[Followed]) -> Array:
     """(B, T + 1) by lag."""
     return _together([one.log10_norm[::-1] for one in found], np.nan)
+
+
+def _deltas(found: Sequence[Followed]) -> dict[str, Array]:
+    """{gate: (B, T, n)} by step."""
+    return {gate: _together([one.deltas[gate] for one in found], 0.0) for gate in found[0].deltas}
+
+
+def _log10_deltas(found: Sequence[Followed]) -> dict[str, Array]:
+    """{gate: (B, T)} by lag."""
+    return {
+        gate: _together([one.log10_deltas[gate][::-1] for one in found], np.nan) for gate in found[0].deltas
+    }
+
+
+def _off(deltas: Array, again: Sequence[Array], eps: float) -> Array:
+    """Estimated error of deltas, from those of other runs."""
+    with np.errstate(invalid="ignore"):  # beyond float64
+        spread = SAFETY * np.max([np.abs(deltas - other) for other in again], axis=0)
+    return np.asarray(np.nan_to_num(spread, nan=np.inf, posinf=np.inf) + ROUNDINGS * eps * np.abs(deltas))
 
 
 def _spread(norms: Array, again: Sequence[Array], eps: float) -> Array:

@@ -173,10 +173,10 @@ def _unmasked(system: System, adjoint: Array) -> Array:
 
 
 def _check_memory(system: System) -> None:
-    """Refuse deltas that would not fit, before the work: they are kept of every step."""
+    """Refuse deltas that would not fit, before the work: they are kept of every step, of some runs."""
     shapes = system.cell.shapes(system.hidden, system.input_size)
     deltas = sum(math.prod(shape) for key, shape in shapes.items() if is_bias(key))
-    need = 2 * 8 * system.batch * system.steps * deltas
+    need = 4 * 8 * system.batch * system.steps * deltas
     if need > (have := available()):
         raise InputError(
             f"the deltas of {counted(system.batch, 'sequence')} of {counted(system.steps, 'step')} need "

@@ -25,4 +25,9 @@ def test_every_cell_is_the_largest_of_its_units_and_steps():
             ]
             assert abs(one["log10"][i][j] - np.log10(max(inside))) <= 5.1e-3
     assert np.isneginf(found["layer1"]["log10"]).all()
+    errors = {name: np.full_like(each, 1e-3) for name, each in deltas.items()}
+    errors["layer0.dz"][1, 299, 69] = 100.0
+    known = by_unit(deltas, errors)["layer0"]["log10"]
+    assert np.isnan(known[63][119])  # its largest is not known
+    assert (np.isnan(known).sum(), known[0][0]) == (1, one["log10"][0][0])
     assert (found["layer1"]["step"], found["layer1"]["unit"]) == ([1, 2, 3, 4, 5], [1, 2, 3])

@@ -65,6 +65,9 @@ def test_states_that_are_1_in_float64_have_what_is_left_beside_it(cell, tmp_path
     for bias, each in deltas.items():
         gate = "d" + bias.removeprefix("b_")
         np.testing.assert_allclose(loss.log10_deltas[gate][0], each, rtol=1e-12, atol=1e-10)
+        off = np.abs(loss.log10_deltas[gate][0] - each)
+        assert (off <= loss.log10_delta_errors[gate][0]).all()
+        assert (loss.log10_delta_errors[gate] < 1e-9).all()
     for name, (norm, *_) in left.items():
         assert loss.log10_gradients[name] == pytest.approx(norm, abs=1e-9), name
         assert abs(loss.log10_gradients[name] - norm) <= loss.log10_gradient_errors[name] < 1e-9, name
@@ -142,9 +145,16 @@ def test_so_has_how_the_gain_changes(cell, size, names, tmp_path):
 )
 def test_terms_that_cancel_are_in_the_estimated_errors(cell, weights, size, seed, tmp_path):
     """dL/db_z is a sum whose terms are 1e33 times as large: of it rounding leaves nothing."""
-    arrays, inputs, (norms, _, left) = network(cell, weights, size, seed)
+    arrays, inputs, (norms, deltas, left) = network(cell, weights, size, seed)
     loss = loss_of(cell, arrays, inputs, tmp_path)
     assert np.isnan(loss.log10_gradients["b_z"])
+    for bias, each in deltas.items():
+        ours, error = (
+            of["d" + bias.removeprefix("b_")][0] for of in (loss.log10_deltas, loss.log10_delta_errors)
+        )
+        there = np.isfinite(ours)
+        assert (np.abs(ours - each)[there] <= error[there]).all(), bias
+        assert (error[there] < 1).all()
     assert "rounding leaves no digit of" in loss.unmeasured
     for name, (norm, *_) in left.items():
         ours, error = loss.log10_gradients[name], loss.log10_gradient_errors[name]
