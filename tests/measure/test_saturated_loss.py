@@ -153,7 +153,7 @@ def test_terms_that_cancel_are_in_the_estimated_errors(cell, weights, size, seed
             of["d" + bias.removeprefix("b_")][0] for of in (loss.log10_deltas, loss.log10_delta_errors)
         )
         there = np.isfinite(ours)
-        assert (np.abs(ours - each)[there] <= error[there]).all(), bias
+        assert (np.abs(ours[there] - each[there]) <= error[there]).all(), bias
         assert (error[there] < 1).all()
     assert "rounding leaves no digit of" in loss.unmeasured
     for name, (norm, *_) in left.items():
