@@ -21,6 +21,7 @@ from gradscope.linearize.beside import Parted, arithmetic_of, in_beside
 from gradscope.linearize.beyond_range import dense_derivatives
 from gradscope.linearize.jacobians import slopes
 from gradscope.linearize.levels import Last
+from gradscope.linearize.rests import walked
 from gradscope.linearize.system import cast, precise
 from gradscope.linearize.wide import Unbounded
 from gradscope.product_svd.extended_range_array import NOTHING, Wide
@@ -125,18 +126,14 @@ def _of_steps(
 ) -> tuple[dict[str, Any], Parted]:
     """Of every step; and the states after each, of the kind of ``first``, which is that before them."""
     kind = arithmetic_of(first.rest)
-    weights = {name: Parted(None, kind.of(jnp.asarray(value))) for name, value in parameters.items()}
     one = _units if cell.units is not None else _dense
 
-    def step(before: Parted, each: Any) -> tuple[Parted, Any]:
-        x, after = each
-        own, entering, new = one(cell, weights, Parted(None, kind.of(x)), before)
-        left = levels.refined(new, after)
+    def take(weights: Any, x: Parted, before: Parted) -> tuple[Any, Parted]:
+        own, entering, new = one(cell, weights, x, before)
         found = {"own": own, "input": entering if read else {}}
-        return left, (jax.tree.map(kind.total, found, is_leaf=lambda one: isinstance(one, Parted)), left)
+        return jax.tree.map(kind.total, found, is_leaf=lambda one: isinstance(one, Parted)), new
 
-    found: tuple[dict[str, Any], Parted] = lax.scan(step, first, (inputs, states[1:]))[1]
-    return found
+    return walked(take, parameters, inputs, states, first)
 
 
 def _units(
