@@ -59,7 +59,7 @@ def shares(
     if log10_norm == -np.inf:
         return {name: np.full(len(jacobians), np.nan) for name in jacobians.segment(0).names}
     if jacobians.beyond:
-        return _far_shares(jacobians, left)
+        return _far_shares(jacobians, left, log10_norm)
     count = len(jacobians.starts)
     ends = [(left, 0.0)]  # b_t and its size where each segment ends, the last first
     for i in range(count - 1, 0, -1):
@@ -84,13 +84,19 @@ def _certain(share: Mapping[str, Array]) -> dict[str, Array]:
     return {name: np.where(wrong, np.nan, each) for name, each in share.items()}
 
 
-def _far_shares(jacobians: JacobianChain | SegmentedChain, left: Array) -> dict[str, Array]:
+def _far_shares(
+    jacobians: JacobianChain | SegmentedChain, left: Array, log10_norm: float
+) -> dict[str, Array]:
     """The same where float64 does not hold the steps: entries of a_t and b_t have exponents of their own."""
     last = far_left(jacobians, left)
     starts = [_through(_backward(jacobians), last)]
     for i in range(len(jacobians.starts)):
         starts.append(_through(_forward(jacobians.segment(i)), starts[-1]))
     whole = wide_product(last.transposed, starts.pop())[0][0, 0]
+    # Of terms that cancel below the digits of these steps sigma_1 is known by more (product_svd.more_digits).
+    own = (whole.log10 - wide_product(last.transposed, last)[0][0, 0].log10) / 2
+    if not abs(own - log10_norm) * math.log(10) < _ADDS_UP:
+        return {name: np.full(len(jacobians), np.nan) for name in jacobians.segment(0).names}
     found, later = [], last
     for i in range(len(jacobians.starts) - 1, -1, -1):
         segment = jacobians.segment(i)
