@@ -13,12 +13,12 @@ from gradscope.machine import one_blas_thread
 from gradscope.product_svd.error_estimate import (
     EPS,
     RESET_SIZE,
-    Outcome,
     compare,
     draws,
     good_enough,
     rounding_of,
 )
+from gradscope.product_svd.outcome import Outcome
 from gradscope.product_svd.spectrum import Spectrum, assembled
 from gradscope.product_svd.steps import StepSource, checked
 

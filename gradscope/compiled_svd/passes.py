@@ -18,9 +18,10 @@ from gradscope.compiled_svd.step_arrays import MOST_SEGMENTS, Cut, Shape, bucket
 from gradscope.compiled_svd.stretch import PassResults
 from gradscope.machine import cores
 from gradscope.product_svd import log_scale
-from gradscope.product_svd.error_estimate import EPS, UNRESOLVED, Outcome
+from gradscope.product_svd.error_estimate import EPS, UNRESOLVED
 from gradscope.product_svd.graded_chain import LARGEST
 from gradscope.product_svd.graded_lu import NOISE, SUSPECT, Graded
+from gradscope.product_svd.outcome import Outcome
 
 # What the passes of a piece may take on an accelerator, and about how many matrices each segment takes.
 _PIECE_BYTES, _MATRICES = 4 * 2**30, 16

@@ -15,7 +15,8 @@ from gradscope.compiled_svd.step_arrays import StepArrays
 from gradscope.custom_types import Array
 from gradscope.linearize.array_form import layer_arrays
 from gradscope.linearize.jacobian_chain import JacobianChain, nonzero, random_row, sums_but_one
-from gradscope.linearize.paths import DensePath, Path, UnitPath
+from gradscope.linearize.paths import DensePath, Path, UnitPath, most_operations
+from gradscope.product_svd.ball_product import exact_balls
 from gradscope.product_svd.extended_range_array import Wide
 from gradscope.product_svd.plain_product import InColumns
 from gradscope.product_svd.steps import span
@@ -114,6 +115,18 @@ class CellChain(JacobianChain):
         found = Wide.zeros(self.size, self.size)
         for _, *block, term in self.wide_terms(t):
             found.put(tuple(block), found[tuple(block)].plus(term))
+        return found
+
+    @cached_property
+    def operations(self) -> float:  # type: ignore[override]
+        """As of any chain."""
+        return most_operations(self.paths)
+
+    def balls(self, t: int, bits: int) -> Array:
+        """As of any chain."""
+        found = exact_balls(np.zeros((self.size, self.size)))
+        for path in self.paths:
+            found[:, self._columns(path)] += path.balls(t, bits)
         return found
 
     def wide_terms(self, t: int) -> Iterator[tuple[str, slice, slice, Wide]]:
@@ -230,16 +243,17 @@ def split(
     """
     steps, size = len(linearized["states"]) - 1, linearized["states"].shape[1]
     paths: list[Path] = []
-    far = linearized.get("far") or {}
+    far, digits = linearized.get("far") or {}, linearized.get("digits")
     for name in _kept(linearized, cell, cut):
         array = np.asarray(linearized["paths"][name], np.float64)
         source = cell.source(name)
+        held = {"far": far.get(name), "digits": digits and digits.at(name)}
         if cell.units is None:
             part = None if source is None else list(cell.extents(hidden).values())[source]
-            paths.append(DensePath(name, array, part, far=far.get(name)))
+            paths.append(DensePath(name, array, part, **held))
         else:
             matrix = _matrix(parameters, name)
-            paths.append(UnitPath(name, array, source or 0, matrix, far=far.get(name)))
+            paths.append(UnitPath(name, array, source or 0, matrix, **held))
     return CellChain(tuple(paths), steps, size)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -9,17 +11,21 @@ from typing import Any
 import numpy as np
 
 from gradscope.custom_types import Array
+from gradscope.linearize.more_digits import Some
+from gradscope.product_svd.ball_product import exact_balls
 from gradscope.product_svd.extended_range_array import Wide
+from gradscope.product_svd.steps import UnknownDigitsError
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Ranged:
     """Numbers of every step, which float64 may take as 0 where they are not.
 
-    far : the same with exponents of their own then.
+    far : the same with exponents of their own then; digits : the same with as many digits as are wanted.
     """
 
     far: Wide | None = None
+    digits: Some | None = None
 
     @property
     def numbers(self) -> Array:
@@ -40,9 +46,18 @@ class _Ranged:
         """Those of step t."""
         return Wide.of(self.numbers[t]) if self.far is None else self.far[t]
 
-    def some_far(self, part: Any) -> Wide | None:
-        """``far`` of some of them."""
-        return None if self.far is None else self.far[part]
+    def some(self, part: Any) -> dict[str, Any]:
+        """``far`` and ``digits`` of some of them."""
+        return {
+            "far": None if self.far is None else self.far[part],
+            "digits": None if self.digits is None else self.digits.part(part),
+        }
+
+    def balls_of(self, t: int, bits: int) -> Array:
+        """Those of step t. Raises UnknownDigitsError."""
+        if self.digits is None:
+            raise UnknownDigitsError
+        return np.asarray(self.digits.balls(bits)[t])
 
 
 @dataclass(frozen=True)
@@ -68,12 +83,12 @@ class UnitPath(_Ranged):
     def alone(self) -> UnitPath:
         """The path within the component that it reads: what its own chain multiplies."""
         own = (slice(None), slice(self.source, self.source + 1))
-        return replace(self, slope=self.slope[own], source=0, far=self.some_far(own))
+        return replace(self, slope=self.slope[own], source=0, **self.some(own))
 
     def after(self, first: int) -> UnitPath:
         """The steps from this one on."""
         link = None if self.link is None else self.link[first:]
-        return replace(self, slope=self.slope[first:], link=link, far=self.some_far(slice(first, None)))
+        return replace(self, slope=self.slope[first:], link=link, **self.some(slice(first, None)))
 
     def wide(self, t: int) -> Wide:
         """Step t, (m, n) in the columns of the component that is read."""
@@ -81,6 +96,16 @@ class UnitPath(_Ranged):
         if self.link is not None:
             found = found.times(Wide.of(self.link[t]))
         return found.reshape(-1, self.width)
+
+    def balls(self, t: int, bits: int) -> Array:
+        """The same as balls."""
+        if self.link is not None:
+            raise UnknownDigitsError
+        return np.asarray(self.balls_of(t, bits)[..., None] * self._exact_matrix).reshape(-1, self.width)
+
+    @cached_property
+    def _exact_matrix(self) -> Array:
+        return exact_balls(np.eye(self.width) if self.matrix is None else self.matrix)
 
     @cached_property
     def _wide_matrix(self) -> Wide:
@@ -196,15 +221,19 @@ class DensePath(_Ranged):
         if part is None:
             return self
         own = (slice(None), part, part)
-        return DensePath(self.name, self.stack[own], far=self.some_far(own))
+        return DensePath(self.name, self.stack[own], **self.some(own))
 
     def after(self, first: int) -> DensePath:
         """The steps from this one on."""
-        return replace(self, stack=self.stack[first:], far=self.some_far(slice(first, None)))
+        return replace(self, stack=self.stack[first:], **self.some(slice(first, None)))
 
     def wide(self, t: int) -> Wide:
         """Step t."""
         return self.held(t)
+
+    def balls(self, t: int, bits: int) -> Array:
+        """The same as balls."""
+        return self.balls_of(t, bits)
 
     @property
     def width(self) -> int:
@@ -223,3 +252,10 @@ class DensePath(_Ranged):
 
 
 Path = UnitPath | DensePath
+
+
+def most_operations(paths: Iterable[Path]) -> float:
+    """That it takes to have all of these with more digits, infinite where of any there are none."""
+    every = {id(path.digits.every): path.digits.every for path in paths if path.digits is not None}
+    known = all(path.digits is not None and getattr(path, "link", None) is None for path in paths)
+    return sum(one.operations for one in every.values()) if known else math.inf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache
@@ -76,6 +77,16 @@ class SegmentedChain(StepSource):
         """As of the segments."""
         segment, at = self._find(t)
         return segment.wide(at)
+
+    @cached_property
+    def operations(self) -> float:  # type: ignore[override]
+        """As of its one segment: of more none has digits."""
+        return self.segment(0).operations if len(self.starts) == 1 else math.inf
+
+    def balls(self, t: int, bits: int) -> Array:
+        """As of the segments."""
+        segment, at = self._find(t)
+        return segment.balls(at, bits)
 
     def survey(self) -> tuple[Array, bool]:
         """Of all segments, as ``CellChain.survey``."""

@@ -13,7 +13,7 @@ import numpy as np
 from gradscope.cells.cell import Cell
 from gradscope.cells.units import Parameters
 from gradscope.custom_types import Array
-from gradscope.linearize.anew import slopes_anew
+from gradscope.linearize.anew import given, slopes_anew
 from gradscope.linearize.below_range import far_paths
 from gradscope.linearize.budget import SEGMENT_BYTES, step_bytes
 from gradscope.linearize.cell_chain import cell_view, split
@@ -22,6 +22,7 @@ from gradscope.linearize.gates import gate_sums
 from gradscope.linearize.jacobian_chain import JacobianChain
 from gradscope.linearize.jacobians import linearize, link
 from gradscope.linearize.levels import Last, comes_near
+from gradscope.linearize.more_digits import Digits, Some
 from gradscope.linearize.stack_chain import blocked
 from gradscope.linearize.system import System, cast, precise
 from gradscope.linearize.trajectory import Segments, Spread, Trajectory
@@ -121,12 +122,17 @@ class Linearized:
         inputs = np.asarray(one[1])[0, :valid]
         if i not in self._courses:
             before = i * trajectory.segments.length
-            given = (trajectory.cell, self._system.parameters, inputs, states, found["gates"], before)
-            self._courses[i] = course(*given)
+            walked = (trajectory.cell, self._system.parameters, inputs, states, found["gates"], before)
+            self._courses[i] = course(*walked)
         near = bool(self._courses[i]["near"][0])
         held, self._rests[i] = self._anew(inputs, found, first, near)
         self._courses[i]["flushed"] = np.array([0.0 if held else 1.0])
         self._courses[i]["small"] = np.array([0.0 if held and found["far"] is None else 1.0])
+        if self._view != "cell" and trajectory.segments.count == 1 and not given(trajectory.cell):
+            between = {
+                name for name, each in found["paths"].items() if trajectory.cell.members and each["input"]
+            }
+            found["digits"] = Some(Digits(trajectory.cell, self._system.parameters, inputs, states, between))
         if "link" in found:
             self._links[i] = np.asarray(found["link"][-1], np.float64)
         return found

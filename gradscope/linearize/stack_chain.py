@@ -16,8 +16,10 @@ from gradscope.custom_types import Array
 from gradscope.linearize.array_form import reading_arrays
 from gradscope.linearize.cell_chain import CellChain, split
 from gradscope.linearize.jacobian_chain import JacobianChain, nonzero, random_row
-from gradscope.linearize.paths import DensePath, Path, UnitPath
+from gradscope.linearize.more_digits import Some
+from gradscope.linearize.paths import DensePath, Path, UnitPath, most_operations
 from gradscope.linearize.stack_beside import StackBeside
+from gradscope.product_svd.ball_product import exact_balls
 from gradscope.product_svd.extended_range_array import Wide, wide_product
 from gradscope.product_svd.steps import Layout, span
 
@@ -138,6 +140,26 @@ class StackChain(JacobianChain):
             for i, columns in enumerate(self.extents):
                 if (i, j) not in self.named:
                     found.put((rows, columns), Wide.zeros(self.layers[j].size, self.layers[i].size))
+        return found
+
+    @cached_property
+    def operations(self) -> float:  # type: ignore[override]
+        """As of any chain."""
+        read = (path for _, reading in self._readings for path in reading.paths)
+        return most_operations([*(path for layer in self.layers for path in layer.paths), *read])
+
+    def balls(self, t: int, bits: int) -> Array:
+        """As of any chain."""
+        found = exact_balls(np.zeros((self.size, self.size)))
+        for own, layer, readings in zip(self.extents, self.layers, self.readings, strict=True):
+            for reading in readings:
+                read = found[self._read(reading), : own.start]
+                found[own, : own.start] += sum(path.balls(t, bits) for path in reading.paths) @ read
+            found[own, own] = layer.balls(t, bits)
+        for j, rows in enumerate(self.extents):
+            for i, columns in enumerate(self.extents):
+                if (i, j) not in self.named:
+                    found[rows, columns] = exact_balls(np.zeros(()))
         return found
 
     def wide_terms(self, t: int) -> Iterator[tuple[str, slice, slice, Wide]]:
@@ -288,9 +310,15 @@ def blocked(
     for member in cell.members:
         own, found = member.own(parameters), linearized["paths"][member.name]
         far = (linearized.get("far") or {}).get(member.name, {})
-        state = {"states": states[:, extents[member.name]], "paths": found["own"], "far": far.get("own")}
+        digits = linearized.get("digits") and linearized["digits"].at(member.name)
+        state = {
+            "states": states[:, extents[member.name]],
+            "paths": found["own"],
+            "far": far.get("own"),
+            "digits": digits and digits.at("own"),
+        }
         layers.append(split(member.cell, own, state, hidden=member.hidden))
-        entering = (found["input"], far.get("input", {}))
+        entering = (found["input"], far.get("input", {}), digits and digits.at("input"))
         readings.append(tuple(_readings(cell.members, member, own, *entering)))
     kept = {ends: name for ends, name in block_names(cell.members).items() if name not in cut}
     return StackChain(tuple(layers), tuple(readings), kept, len(states) - 1, states.shape[1])
@@ -302,10 +330,11 @@ def _readings(
     parameters: Mapping[str, Array],
     slopes: Mapping[str, Any],
     far: Mapping[str, Wide],
+    digits: Some | None,
 ) -> Iterator[Reading]:
     """What a member reads of those before it; slopes : derivatives by pre-activation, or by its input.
 
-    far : the same where float64 does not hold them.
+    far : the same where float64 does not hold them; digits : with as many digits as are wanted.
     """
     start = 0
     for read in member.reads:
@@ -314,7 +343,7 @@ def _readings(
             continue
         output = members[read].output_in(0)
         columns = slice(start, start := start + output.stop - output.start)
-        yield Reading(read, output, tuple(_entering(member.cell, columns, parameters, slopes, far)))
+        yield Reading(read, output, tuple(_entering(member.cell, columns, parameters, slopes, far, digits)))
 
 
 def _entering(
@@ -323,14 +352,16 @@ def _entering(
     parameters: Mapping[str, Array],
     slopes: Mapping[str, Any],
     far: Mapping[str, Wide],
+    digits: Some | None,
 ) -> Iterator[Path]:
     """The ways by which some columns of its input enter a layer's state."""
     if cell.units is None:
         some = (slice(None), slice(None), columns)
         held = far["input"][some] if far else None
-        yield DensePath("input", np.asarray(slopes["input"], np.float64)[some], far=held)
+        more = digits and digits.at("input").part(some)
+        yield DensePath("input", np.asarray(slopes["input"], np.float64)[some], far=held, digits=more)
         return
     for gate, weights in cell.units.weights:
         matrix = np.asarray(parameters[weights], np.float64)[:, columns]
         slope = np.asarray(slopes[gate], np.float64)
-        yield UnitPath(weights, slope, 0, matrix, far=far.get(gate))
+        yield UnitPath(weights, slope, 0, matrix, far=far.get(gate), digits=digits and digits.at(gate))

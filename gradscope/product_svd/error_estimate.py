@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from gradscope.custom_types import Array
-from gradscope.product_svd import log_scale
-from gradscope.product_svd.exact import ExactRank, affordable, exact_product, rank_bound
+from gradscope.product_svd.ball_product import exact_values
+from gradscope.product_svd.exact_rank import ExactRank, rank_bound
 from gradscope.product_svd.graded_chain import RangeError, RankAt, prefixes
 from gradscope.product_svd.graded_lu import NOISE, Graded
-from gradscope.product_svd.jacobi_svd import decomposed
 from gradscope.product_svd.norm_by_lag import LagNorm
+from gradscope.product_svd.outcome import Outcome
 from gradscope.product_svd.steps import Perturbed, Steps
 
 EPS = float(np.finfo(np.float64).eps)
@@ -104,12 +104,17 @@ def _settle(run: Run, steps: Steps, enough: float) -> None:
         run.error = np.inf  # more or fewer values than there are
     if run.error <= enough:
         return
-    if affordable(steps, hopeless=run.error > POOR):
-        rank = ExactRank(steps).total()
-        run.finish(exact_product(steps, rank))
-        run.error = run.norm_error = floor_of(run, EPS) * float(np.sqrt(rank))
-    else:
+    if not take_exactly(run, steps, ExactRank(steps).total(), hopeless=run.error > POOR):
         run.log10 = run.log10[:rank]
+
+
+def take_exactly(run: Outcome, steps: Steps, rank: int, *, hopeless: bool) -> bool:
+    """Put the values of the product of exact entries in place of a run's, where that is worth the wait."""
+    found = exact_values(steps, rank, hopeless=hopeless)
+    if found is not None:
+        run.log10, run.left, run.right = found.log10, found.left, found.right
+        run.error = run.norm_error = floor_of(run, EPS) * float(np.sqrt(rank))
+    return found is not None
 
 
 def _compared(
@@ -159,33 +164,6 @@ def _again(
         return Run(steps, plan=plan, perturb=entry_error, draw=draw, lag_norm=some, **options)
     except RangeError:
         return None
-
-
-class Outcome:
-    """What a pass over the chain found, once it is finished.
-
-    lags : (T,) log10 norms, where they were asked for; lost : values that are not zero by their structure and
-    not known either; error, norm_error : estimates for all log10 values and for the first, once compared;
-    lag_errors : (T,) of the norms, NaN where none was made;
-    suspect : whether a pivot may have been noise; noisy : whether one was, and its value is lost.
-    """
-
-    lost = 0
-
-    def __init__(self) -> None:
-        self.error = self.norm_error = 0.0
-        self.suspect = self.noisy = False
-        self.lags = self.lag_errors = np.zeros(0)
-
-    def finish(self, graded: Graded, *, vectors: bool = True) -> None:
-        """Values of the whole product, and its top vectors where they are wanted."""
-        graded = decomposed(graded, vectors=vectors)
-        held = graded.mantissa > 0  # what underflowed on the way is lost, not zero
-        self.suspect |= not held.all()
-        self.log10 = log_scale.log10(graded.mantissa[held], graded.exponent[held])
-        nothing = graded.rank == 0 or not vectors
-        self.left = np.zeros(graded.x.shape[1]) if nothing else graded.x[0]
-        self.right = np.zeros(graded.y.shape[1]) if nothing else graded.y[0]
 
 
 class Run(Outcome):

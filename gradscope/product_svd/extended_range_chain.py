@@ -69,8 +69,13 @@ def plain_prefixes(steps: StepMatrices) -> Iterator[Graded]:
     for t in reversed(range(len(steps))):
         step = steps.wide(t)
         so_far = step if so_far is None else wide_product(so_far, step)[0]
-        alive = np.asarray(so_far.mantissa.any(axis=1))
-        yield _graded(np.eye(len(alive))[alive], so_far[alive])
+        yield by_rows(so_far)
+
+
+def by_rows(matrix: Wide) -> Graded:
+    """A matrix as a graded product of its own rows."""
+    alive = np.asarray(matrix.mantissa.any(axis=1))
+    return _graded(np.eye(len(alive))[alive], matrix[alive])
 
 
 def _followed(exponent: Array) -> Array:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 import numpy as np
 
 from gradscope.custom_types import Array
-from gradscope.product_svd.error_estimate import EPS, LOST, Outcome, compare, compare_known, floor_of
-from gradscope.product_svd.exact import ExactRank, affordable, exact_product, rank_bound
+from gradscope.product_svd.error_estimate import EPS, LOST, compare, compare_known, take_exactly
+from gradscope.product_svd.exact_rank import ExactRank, rank_bound
 from gradscope.product_svd.extended_range_array import Wide
 from gradscope.product_svd.extended_range_chain import StepMatrices, plain_prefixes, wide_prefixes
 from gradscope.product_svd.graded_lu import Graded
 from gradscope.product_svd.norm_by_lag import LagNorm
+from gradscope.product_svd.outcome import Outcome
 from gradscope.product_svd.steps import Perturbed, Steps
 
 # Runs on changed entries to compare with. One takes long enough for a large chain, and one end.
@@ -140,10 +141,8 @@ def large(steps: Steps) -> bool:
 def _settle(run: Outcome, steps: Steps) -> None:
     """Count exact zeros by exact rank; small chains are taken exactly where that is worth the wait."""
     rank, known = ExactRank(steps).total(), len(run.log10)
-    if (known != rank or run.error > POOR) and affordable(steps, hopeless=known != rank):
-        run.finish(exact_product(steps, rank))
-        run.error = run.norm_error = floor_of(run, EPS) * float(np.sqrt(rank))
-        known = len(run.log10)
+    if (known != rank or run.error > POOR) and take_exactly(run, steps, rank, hopeless=known != rank):
+        known = rank
     run.log10 = run.log10[:rank]
     run.lost = max(0, rank - known)
 

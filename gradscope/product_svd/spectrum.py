@@ -15,11 +15,13 @@ from gradscope.machine import cores, one_blas_thread
 from gradscope.product_svd import log_scale
 from gradscope.product_svd.arguments import check_asked, window_of
 from gradscope.product_svd.block_krylov import TopTriplets, norm_by_lag, top_values
-from gradscope.product_svd.error_estimate import EPS, Outcome, best_run, lags_alone, lost_lags, rounding_of
+from gradscope.product_svd.error_estimate import EPS, best_run, lags_alone, lost_lags, rounding_of
 from gradscope.product_svd.extended_range_run import large, wide_first, wide_lags, wide_run
 from gradscope.product_svd.graded_chain import RangeError
+from gradscope.product_svd.more_digits import with_more_digits
 from gradscope.product_svd.norm_by_lag import LagNorm
 from gradscope.product_svd.operator import DenseOperator, Operator, tame
+from gradscope.product_svd.outcome import Outcome
 from gradscope.product_svd.plain_product import Beside
 from gradscope.product_svd.plain_values import PlainValues, few_of_many, first_values, values_of
 from gradscope.product_svd.steps import Steps, checked, reachable, restricted
@@ -189,6 +191,7 @@ def _by_factors(whole: Steps, gaps: bool, asked: _Asked, accuracy: str, workers:
         found = wide_first(steps, asked.entry_error, lag_norm)
     else:
         found = _run(steps, asked.entry_error, lag_norm, accuracy, workers)
+    found = with_more_digits(found, steps, asked.entry_error, lag_norm, only_first=asked.only_first)
     left, right = np.zeros(m), np.zeros(m)
     left[steps.width(len(steps), m)] = found.left
     right[steps.width(0, m)] = found.right

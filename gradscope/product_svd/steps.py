@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cache
@@ -29,18 +30,24 @@ NEAR_ONE = (2.0**-6, 2.0**6)
 Layout = tuple[tuple[tuple[slice, slice], ...], tuple[tuple[slice, int], ...]]
 
 
+class UnknownDigitsError(Exception):
+    """Digits that nobody can tell, or not with so many bits."""
+
+
 class StepSource(Sequence[Array]):
     """Where the steps A_1 ... A_T of a chain come from: item t is the (m, m) matrix of step t, from 0.
 
     layout : how parts make up a step, None where they are blocks of columns; window : rows and columns of the
     product that the chain is about, None is all of it; beyond : whether float64 takes entries as 0 that are
     not: then ``wide`` has them, and ``span`` is known without a survey; rank : what that of the
-    product is at most, by how its steps are made; m where nothing is known of it.
+    product is at most, by how its steps are made; m where nothing is known of it; operations : how many it
+    takes ``balls`` to have all steps with as many digits as are wanted, infinite where it has them not.
     """
 
     layout: Layout | None = None
     window: tuple[slice, slice] | None = None
     beyond = False
+    operations = math.inf
 
     @property
     def rank(self) -> int:
@@ -54,6 +61,13 @@ class StepSource(Sequence[Array]):
     def wide(self, t: int) -> Wide:
         """Step t, with an exponent for every entry."""
         return Wide.of(np.asarray(self[t], np.float64))
+
+    def balls(self, t: int, bits: int) -> Array:
+        """Step t, of which the entries of ``self[t]`` are roundings, as balls of so many bits.
+
+        Raises UnknownDigitsError where there are none, or more bits are needed to tell.
+        """
+        raise UnknownDigitsError
 
     @abstractmethod
     def survey(self) -> tuple[Array, bool]:
@@ -164,6 +178,11 @@ class Steps:
         if not self.source.beyond:
             return Wide.of(self._through(np.eye(len(self.weights[t])), t))
         step = self.source.wide(t)
+        return step if self.live is None else step[np.ix_(self.live[t + 1], self.live[t])]
+
+    def balls(self, t: int, bits: int) -> Array:
+        """Step t as balls, see ``StepSource``."""
+        step = self.source.balls(t, bits)
         return step if self.live is None else step[np.ix_(self.live[t + 1], self.live[t])]
 
     def nonzero(self, t: int) -> Array:

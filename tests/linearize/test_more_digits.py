@@ -1,0 +1,194 @@
+"""Steps of a cell in hundreds of digits against python-flint's balls and the equations of the papers."""
+
+from __future__ import annotations
+
+import itertools
+
+import flint
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import any_exponent
+from oracles.any_exponent import along, jacobian, log10_norms, stacked, step_of
+from oracles.few import few
+
+import gradscope
+from gradscope.cells import find
+from gradscope.cells.cell import Cell, Member
+from gradscope.cells.given_steps import given_steps
+from gradscope.cells.stack import stacked as stacked_cell
+from gradscope.linearize import digits
+from gradscope.linearize.digits import RULES, Number
+from gradscope.linearize.digits_program import DigitsProgram
+from gradscope.linearize.more_digits import Digits
+from gradscope.linearize.system import System
+from gradscope.linearize.trajectory import states_of
+from gradscope.product_svd.ball_product import precision
+from gradscope.product_svd.steps import UnknownDigitsError
+
+N, D, T = 3, 2, 10
+BITS = 4000
+CELLS = [
+    "gru-reset-before",
+    "gru",
+    "rnn-relu",
+    "rnn-sigmoid",
+    "lstm",
+    "lstm-peephole",
+    "lstm-cifg",
+    "lstm-1997",
+]
+
+
+def network(cell, weights, size, seed=1, steps=T):
+    """Weights and inputs of these sizes, and the states that they lead to."""
+    rng, found = np.random.default_rng(seed), find(cell)
+    shapes = found.shapes(N, D).items()
+    arrays = {key: weights * rng.normal(size=shape) / np.sqrt(shape[-1]) for key, shape in shapes}
+    inputs = size * rng.normal(size=(1, steps, D))
+    system = System(found, N, arrays, inputs, np.zeros((1, found.size(N))))
+    return arrays, inputs, states_of(system, jax.devices()[:1])[0]
+
+
+def exact_steps(cell, arrays, inputs, states):
+    """The oracle's one-step Jacobians, at the states of the trajectory and what they have beside integers."""
+    step = step_of(cell)
+    p, read = ({key: any_exponent._number(a) for key, a in arrays.items()}, any_exponent._number(inputs[0]))
+    return [jacobian(step, p, *each) for each in zip(read, along(step, p, read, states), strict=True)]
+
+
+def log10_values(matrix):
+    """Of all singular values, far apart: their squares are ratios of coefficients of P^T P's polynomial."""
+    sums = [abs(one) for one in (matrix.transpose() * matrix).charpoly()][::-1]
+    found = [(float((b / a).log() / flint.arb(10).log()) / 2) for a, b in itertools.pairwise(sums)]
+    assert (np.diff(found) < -16).all()
+    return found
+
+
+@pytest.fixture
+def analysed(tmp_path):
+    def analyse(arrays, inputs, **more):
+        np.savez(tmp_path / "cell.npz", **arrays)
+        return gradscope.analyze(checkpoint=tmp_path / "cell.npz", inputs=inputs, **more)
+
+    return analyse
+
+
+@pytest.mark.parametrize("only", ["gain", pytest.param("all", marks=pytest.mark.slow)])
+def test_a_gain_that_entries_of_16_digits_do_not_hold(only, analysed):
+    """From lag 6 on terms cancel to 1e-31 of their size, of which Jacobians right to 1e-13 know nothing."""
+    arrays, inputs, states = network("gru-reset-before", 3.0, 1e3)
+    full = analysed(arrays, inputs, cell="gru-reset-before", only=only).full
+    expected = log10_norms(step_of("gru-reset-before"), arrays, inputs[0], states)
+    (found,) = full.spectra
+    np.testing.assert_allclose(full.by_lag[0], expected, rtol=1e-14, atol=1e-13)
+    assert found.log10_norm_error < 1e-12 * -expected[-1]
+    if only == "all":
+        with precision(12 * BITS):
+            product = None
+            for step in exact_steps("gru-reset-before", arrays, inputs, states):
+                product = step if product is None else step * product
+            values = log10_values(product)
+        np.testing.assert_allclose(found.log10_singular_values, values, rtol=1e-14)
+        assert not found.lost
+
+
+@pytest.mark.slow
+def test_a_stack(analysed):
+    """Its layers read each other within a step, by matrices of their own."""
+    names, sizes, rng = ("layer0", "layer1"), (D, N), np.random.default_rng(1)
+    cell, arrays = find("gru-reset-before"), {}
+    for name, size in zip(names, sizes, strict=True):
+        for key, shape in cell.shapes(N, size).items():
+            arrays[f"{name}.{key}"] = 3.0 * rng.normal(size=shape) / np.sqrt(shape[-1])
+    inputs = 1e3 * rng.normal(size=(1, T, D))
+    given = {"map": {name: name for name in arrays}, "reads": "layer1=layer0", "only": "gain"}
+    (found,) = analysed(arrays, inputs, cell=cell.name, **given).full.spectra
+    members = tuple(Member(cell, N, sizes[k], k, (((0, D),), (0,))[k]) for k in (0, 1))
+    system = System(stacked_cell(members), N, arrays, inputs, np.zeros((1, 2 * N)))
+    states = states_of(system, jax.devices()[:1])[0]
+    expected = log10_norms(stacked([step_of(cell.name)] * 2, N), arrays, inputs[0], states)
+    np.testing.assert_allclose(found.log10_norm_by_lag, expected, rtol=1e-14, atol=1e-12)
+
+
+@pytest.mark.parametrize("cell", few(CELLS, "gru-reset-before"))
+def test_steps_are_those_of_the_equations(cell):
+    """Every entry to 500 digits, of states that come to 1e-2000 of a level."""
+    arrays, inputs, states = network(cell, 3.0, 1.0 if cell == "rnn-relu" else 1e3, steps=3)
+    found = find(cell)
+    paths = Digits(found, arrays, inputs[0], states, ()).paths(BITS)
+    with precision(BITS):
+        for t, true in enumerate(exact_steps(cell, arrays, inputs, states)):
+            ours = np.zeros((found.size(N), found.size(N)), object)
+            for name, values in paths.items():
+                if found.units is None:
+                    ours += values[t]
+                    continue
+                own = np.eye(N) if name not in arrays or arrays[name].ndim < 2 else arrays[name]
+                columns = slice(N * (found.source(name) or 0), None)
+                ours[:, columns][:, :N] += (values[t][..., None] * np.vectorize(flint.arb)(own)).reshape(
+                    -1, N
+                )
+            for one, other in zip(ours.ravel(), true.entries(), strict=True):
+                assert abs(one - other.mid()) <= flint.arb(10) ** -500 * abs(other.mid())
+
+
+def test_numbers_keep_what_is_beside_a_level():
+    """Products, quotients and means of 1 - 1e-1000 and the like, in balls of 30 digits."""
+    with precision(100):
+        tiny = flint.arb(10) ** -1000
+        near, other = Number(1, -tiny), Number(-1, 3 * tiny)
+        for found, true in (
+            ((near + other).ball, 2 * tiny),
+            ((near * other + Number(1)).ball, 4 * tiny),
+            ((near / other + Number(1)).ball, -2 * tiny),
+            ((Number(1) - near * near).ball, 2 * tiny),
+            (RULES["log"](near).ball, -tiny),
+            ((RULES["exp"](Number(0, tiny)) - Number(1)).ball, tiny),
+        ):
+            assert abs(found - true) < 1e-25 * abs(true)
+
+
+@pytest.mark.parametrize("name", ["tanh", "logistic", "erf", "expm1"])
+@pytest.mark.parametrize("a", [-3000.0, -0.3, 0.0, 0.7, 2000.0])
+def test_what_levels_out_is_right_beside_its_level(name, a):
+    """Its value, and what is left of it beside its level, as of balls that hold both."""
+    with precision(60):
+        found = RULES[name](digits.exact_number(a))
+    with precision(20_000):
+        ball, left = flint.arb(a), found.rest or flint.arb(0)
+        if name == "erf" and abs(a) > 1:
+            true = -ball.erfc() if a > 0 else (-ball).erfc()
+        else:
+            whole = 1 / (1 + (-ball).exp()) if name == "logistic" else getattr(ball, name)()
+            true = whole - found.whole
+        assert abs(left - true) <= 1e-15 * abs(true)
+
+
+def test_what_is_not_decided_needs_more_digits():
+    with precision(64):
+        unsure = Number(0, flint.arb(0, 1e-10))
+        with pytest.raises(UnknownDigitsError):
+            digits.sign(unsure)
+        assert digits.sign(Number(1, unsure.rest)) == 1
+    shape = jax.ShapeDtypeStruct((2,), np.float64)
+    relu = DigitsProgram(lambda a: jnp.maximum(a, 0) * jnp.where(a > 0, 2.0, 3.0), shape)
+    assert [float(one) for one in relu(digits.exact_numbers([0.0, 1.5]))] == [0.0, 3.0]
+
+
+def test_of_jacobians_that_are_given_nobody_knows_more():
+    """Their entries have 16 digits, whatever is made of them."""
+    cell = given_steps("given", (), (("h", N),))
+    assert Digits(cell, {}, np.ones((T, N * N)), np.zeros((T + 1, N)), ()).operations == np.inf
+
+
+def test_of_a_cell_that_does_what_there_is_no_rule_for_nobody_knows_more():
+    def step(parameters, x, state):
+        return jnp.cumsum(jnp.tanh(parameters["R"] @ state + x))
+
+    cell = Cell("sums", lambda hidden, _: {"R": (hidden, hidden)}, step, ())
+    inputs = np.ones((T, N))
+    more = Digits(cell, {"R": np.eye(N)}, inputs, np.zeros((T + 1, N)), ())
+    with pytest.raises(UnknownDigitsError):
+        more.paths(100)
