@@ -375,7 +375,7 @@ def _provenance(result: Mapping[str, Any], origin: Mapping[str, str]) -> str:
     facts = {**origin, "gradscope": result.get("gradscope", ""), "schema": result["schema"]}
     facts |= {key: value for key, value in result["problem"].items() if key not in _SAID}
     facts |= result["thresholds"]
-    rows = [(key, _plain(value)) for key, value in facts.items() if value not in (None, [], {})]
+    rows = [(key, _plain(value)) for key, value in facts.items() if value not in (None, "", [], {})]
     terms = [term for term in TERMS if term != CARRIER or len(result["shares"]) > 1]
     made = table("What was analysed, and with what", ("setting", "value"), rows[: 2 * _NAMES])
     return element("section", explained(terms), titled("Provenance"), made, class_="facts")

@@ -72,6 +72,8 @@ figure,tr,.wide,.grid section{break-inside:avoid}
 .grid{display:block;columns:2;column-gap:2rem}
 .wide{overflow:visible;background:none}
 .facts .wide{break-inside:auto}
+.facts caption,.facts thead,.facts tbody tr:nth-child(-n+2){break-after:avoid}
+.facts tbody tr:nth-last-child(-n+3){break-before:avoid}
 .contents,details:not([open]){display:none}
 """
 
