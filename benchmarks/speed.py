@@ -66,7 +66,9 @@ TOLD = {("LSTM", "full accuracy")}
 WHY = {
     "all values": "All values: beside the product with the step (m^3 operations, 2 m^3 of a dense one) a "
     "pass has an LU of 2/3 m^3 at half the speed of a product and N X of up to 2 m^3; the error is another.",
-    "norm at every lag": "Norm at every lag: some ten products of a matrix with a vector for every step.",
+    "norm at every lag": "Norm at every lag: twenty products of a matrix with a vector for every step, and "
+    "at 64 states as much again for operations so short that to begin one is most of it (where.py "
+    "--operations).",
     "CPU time, compiled": "Compiled: XLA's LU and triangular products on a CPU are slower than LAPACK's from "
     "200 states on; the host engine takes these chains.",
     "whole LSTM": "Whole analysis: two thirds of the CPU time are the programs of the full chain and the "
@@ -79,6 +81,8 @@ WHY = {
     "products of all states, are nearly half of it (stacks.py --chains).",
     "top 8 with lags": "Top 8 with lags: the shorter a lag, the closer its values and the more passes it "
     "takes; few columns multiply at a fraction of the speed of the plain product.",
+    "--only verdict": "Verdict: imports, and forming and multiplying the 1600 steps (where.py --process).",
+    "error in a thread": "Error in a thread: limited by the cores, see the line on the machine.",
     "batch of 64": "Batch of 64: a sequence's programs fill both cores already.",
 }
 # rich cuts columns to 80 when piped; numbers must not be cut.

@@ -13,7 +13,7 @@ from gradscope.advise.network import Network
 from gradscope.advise.trial import Trial
 from gradscope.errors import InputError, as_option, counted, duration, listed, quoted
 from gradscope.measure.batch import Means
-from gradscope.measure.cost import seconds, work_of
+from gradscope.measure.cost import seconds, sensitivity_programs, work_of
 from gradscope.measure.measured import Measured
 from gradscope.measure.side_by_side import together
 from gradscope.problem.problems import Problems
@@ -197,7 +197,7 @@ def _estimate(
     trials: Sequence[Trial], chosen: Sequence[Mapping[str, Callable[[], Suggestion]]], at_once: int
 ) -> str:
     """How many knobs there are, and about how long they take."""
-    works = []
+    works, programs = [], 0.0
     for trial, each in zip(trials, chosen, strict=True):
         problem = trial.network.problem
         gain, paths = (
@@ -205,9 +205,11 @@ def _estimate(
         )
         searched = len(each.keys() & {knob.name for knob in trial.knobs(every=True)})
         works += [gain] * (_EVALUATIONS * searched) + [paths] * len(each)
+        if searched and "sensitivity" not in vars(trial.network):  # which search begins with
+            programs += sensitivity_programs(gain)
     count = sum(map(len, chosen))
     knobs = f"{count} knobs" if count > 1 else "1 knob"
-    return f"{knobs}, a dozen analyses of each at most: about {duration(seconds(works, at_once))}"
+    return f"{knobs}, a dozen analyses of each at most: about {duration(seconds(works, at_once, programs))}"
 
 
 def _left(elapsed: float, done: int, of: int) -> str:

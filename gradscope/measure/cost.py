@@ -57,6 +57,8 @@ _PASSED, _MULTIPLIED = 0.2, 1.3
 _DERIVED, _STACKED = 4, 24
 # Programs for each path that a stack is without; how much longer each takes to compile for a further layer.
 _OF_BLOCKS, _OF_LAYER = 5, 0.6
+# Programs that the sensitivity of a gain wants.
+_OF_SENSITIVITY = 4
 
 
 @dataclass(frozen=True)
@@ -187,8 +189,17 @@ def without_jacobians(work: Work) -> float:
     programs = (1 if alone else 3) + 2 * len(set(numbers))
     if work.cell is None and not alone:  # without each of its blocks the steps of a stack are others
         programs += _OF_BLOCKS * _parts(work)
-    larger = 1 + _OF_LAYER * (len(work.sizes) - 1)
-    return programs * larger * _COMPILED + TOP_PASSES * work.steps * sum(each)
+    return programs * _larger(work) * _COMPILED + TOP_PASSES * work.steps * sum(each)
+
+
+def sensitivity_programs(work: Work) -> float:
+    """What is compiled to find how the gain changes, in programs of the size of a cell's."""
+    return _OF_SENSITIVITY * _larger(work)
+
+
+def _larger(work: Work) -> float:
+    """How much longer than a cell's a program takes to compile."""
+    return 1 + _OF_LAYER * (len(work.sizes) - 1)
 
 
 def _parts(work: Work) -> int:
@@ -229,9 +240,10 @@ def sooner_without_jacobians(problem: Problem) -> bool:
     return without_jacobians(work) <= all_values(work)
 
 
-def seconds(works: Sequence[Work], at_once: int) -> float:
-    """About how long all of it takes on this machine; at_once : as in ``Means``."""
-    taken = _START + _COMPILED * len({(work.cell and work.cell.name, work.hidden) for work in works})
+def seconds(works: Sequence[Work], at_once: int, programs: float = 0.0) -> float:
+    """About how long all of it takes on this machine; at_once : as in ``Means``; programs : further ones."""
+    programs += len({(work.cell and work.cell.name, work.hidden) for work in works})
+    taken = _START + _COMPILED * programs
     return (taken + sum(_waited(work, at_once) for work in works)) * unit_seconds()
 
 
