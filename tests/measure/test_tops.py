@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 
+import jax
 import jsonschema
 import numpy as np
 import pytest
+from oracles.any_exponent import log10_norms, step_of
 
 import gradscope
 from gradscope.cli.main import main
+from gradscope.linearize.system import System
+from gradscope.linearize.trajectory import states_of
 from gradscope.report.analysis import Analysis
 
 SMALL = {"hidden": 6, "input_size": 3, "steps": 40, "gain": 2.0}
@@ -171,6 +175,22 @@ def test_top_values_of_saturated_units(monkeypatch, saved):
         found.log10_singular_values, expected, rtol=0, atol=max(1e-9, found.log10_error)
     )
     assert found.log10_error < 1e-6
+
+
+@pytest.mark.slow
+def test_a_gain_that_drowns_beside_blocks_is_not_0(monkeypatch, saved):
+    # States that are 1 in float64: blocks have what is left beside it, and lose the slopes in rounding.
+    monkeypatch.setattr("gradscope.measure.batch.sooner_without_jacobians", lambda problem: True)
+    monkeypatch.setattr("gradscope.measure.batch.SATURATED_LOGS", 1e9)
+    rng, found = np.random.default_rng(1), gradscope.cells.find("gru")
+    cell = {
+        key: 30 * rng.normal(size=shape) / np.sqrt(shape[-1]) for key, shape in found.shapes(3, 2).items()
+    }
+    x = 3 * rng.normal(size=(1, 10, 2))
+    states = states_of(System(found, 3, cell, x, np.zeros((1, 3))), jax.devices()[:1])[0]
+    expected = log10_norms(step_of("gru"), cell, x[0], states)[-1]
+    top = gradscope.analyze(**saved(cell), cell="gru", inputs=x, top=1, only="gain").full.spectra[0]
+    assert abs(top.log10_singular_values[0] - expected) <= top.log10_norm_error < 1e-9
 
 
 def test_top_values_know_of_the_largest_gain_on_the_way(monkeypatch, saved):
