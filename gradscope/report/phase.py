@@ -95,6 +95,13 @@ def axes_in(rows: Sequence[Row]) -> dict[str, list[Any]]:
     return {name: sorted(values) if _numeric(values) else list(values) for name, values in found.items()}
 
 
+def _written(values: Sequence[Any]) -> dict[Any, str]:
+    """The values of an axis as pictures name them: files without folders, where that tells them apart."""
+    whole = {value: str(value) for value in values}
+    last = {value: text.rpartition("/")[2] for value, text in whole.items()}
+    return last if len({*last.values()}) == len(last) else whole
+
+
 def _numeric(values: Mapping[Any, None]) -> bool:
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
@@ -115,9 +122,12 @@ def phases(rows: Sequence[Row]) -> list[Phase]:
     x, y = wide[0], (wide[1] if len(wide) > 1 else "")
     quantity = shown_quantity(rows)
     apart: dict[str, list[Row]] = {}
+    written = {name: _written(axes[name]) for name in axes if name not in (x, y, *_REPEATED)}
     for row in rows:
-        others = {name: value for name, value in row["settings"].items() if name not in (x, y, *_REPEATED)}
-        several = ", ".join(f"{name}={value}" for name, value in others.items() if len(axes[name]) > 1)
+        others = {name: value for name, value in row["settings"].items() if name in written}
+        several = ", ".join(
+            f"{name}={written[name][value]}" for name, value in others.items() if len(axes[name]) > 1
+        )
         apart.setdefault(several, []).append(row)
     xs, ys = axes[x], axes[y] if y else [0.0]
     return [_phase(quantity, title, (x, y), (xs, ys), some) for title, some in apart.items()]

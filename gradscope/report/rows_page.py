@@ -51,14 +51,17 @@ def rows_page(rows: Sequence[Mapping[str, Any]], origin: Mapping[str, str] = {})
     count = counted(len(rows), many.removesuffix("s"))
     title = f"{count}{f' of {next(iter(subjects))}' if len(subjects) == 1 else ''}: {told}"
     lost = [f"{_called(row)}: {row['error']}" for row in rows if row.get("error")]
+    figures = [_figure(rows, name) for name in names]
     with of_rows():
-        tables = [folded("Exact numbers", _table(rows)), _by_lag(rows)]
+        numbers = _table(rows)
+        drawn = any("<svg" in figure for figure in figures)  # else the numbers are all there is
+        tables = [folded("Exact numbers", numbers) if drawn else numbers, _by_lag(rows)]
     parts = [
         element("h1", escaped(title)),
         listing(lost[:_LOST]),
         titled("Next"),
         listing(_OF_GRID if many == "points" else _OF_RUN),
-        *(_figure(rows, name) for name in names),
+        *figures,
         *tables,
         explained(("verdict", "gain", "rate", "horizon")),
         origin_section(origin),

@@ -327,3 +327,19 @@ def test_a_page_of_training_has_the_gains_by_lag():
     assert "1.00e-04" in page  # of the last checkpoint at lag 10
     with pytest.raises(InputError, match="a row is damaged"):
         rows_page([checkpoints()[0] | {"by_lag": {"lag": [1], "log10_norm": []}}])
+
+
+def test_files_as_an_axis_are_told_apart_by_their_own_names():
+    def names(*files):
+        rows = [point(x, gain=x, checkpoint=file) for file in files for x in (0.0, 1.0)]
+        return {title.text for title in drawn(rows).iter(f"{SVG}title")}
+
+    assert {"checkpoint=a.pt", "checkpoint=b.pt"} <= names("/a-long/folder/a.pt", "/a-long/folder/b.pt")
+    assert {"checkpoint=one/a.pt", "checkpoint=two/a.pt"} <= names("one/a.pt", "two/a.pt")
+
+
+def test_a_page_without_a_picture_shows_its_numbers():
+    page = rows_page([point(-0.5, init=init) for init in ("keras", "flax")])
+    assert "<svg" not in page
+    assert "<details><summary>Exact numbers" not in page
+    assert page.count("keras") == 1
