@@ -13,7 +13,6 @@ from gradscope.formats.tensors import Tensor, Tensors
 
 # Modules that hold such; parameters of the module around the layer need no name.
 _NAMED = re.compile(r"(.*_)?(lora|adapters?|delta|low_?rank|mask)(_.*)?", re.I | re.S)
-_PARTS = re.compile(r"[./]")
 # Shapes are told by reading; so many small parameters nobody has in one module.
 _MOST, _MOST_BYTES = 64, 2**26
 Shape = tuple[int, ...]
@@ -27,17 +26,23 @@ def with_adapters(layers: Sequence[Found], others: Iterable[str], tensors: Tenso
     """
     if not any(layer.module and layer.arrays for layer in layers):
         return tuple(layers)
-    near: dict[tuple[str, ...], list[str]] = {}
+    near: dict[str, list[str]] = {}
     for name in others:
-        *path, _ = _PARTS.split(name)
-        around = path[:-1] if path and _NAMED.fullmatch(path[-1]) else path
-        near.setdefault(tuple(around), []).append(name)
+        path, _ = _split(name)
+        around, last = _split(path)
+        near.setdefault(around if _NAMED.fullmatch(last) else path, []).append(name)
     return tuple(
-        replace(layer, adapters=_adapters(layer, near.get(tuple(path[:-1]), ()), tensors))
-        if layer.arrays and layer.module and (path := _PARTS.split(layer.module))
+        replace(layer, adapters=_adapters(layer, near.get(_split(layer.module)[0], ()), tensors))
+        if layer.arrays and layer.module
         else layer
         for layer in layers
     )
+
+
+def _split(name: str) -> tuple[str, str]:
+    """What holds a module or a tensor, and its own name."""
+    around, _, last = name.replace("/", ".").rpartition(".")
+    return around, last
 
 
 def _adapters(layer: Found, near: Sequence[str], tensors: Tensors) -> tuple[str, ...]:
@@ -54,7 +59,7 @@ def _adapters(layer: Found, near: Sequence[str], tensors: Tensors) -> tuple[str,
 
 
 def _tells(name: str, shape: Shape) -> bool:
-    return shape[0] != shape[1] or any(map(_NAMED.fullmatch, _PARTS.split(name)))
+    return shape[0] != shape[1] or any(map(_NAMED.fullmatch, (_split(name)[1], _split(_split(name)[0])[1])))
 
 
 def _product(one: Shape, other: Shape) -> Shape | None:

@@ -226,7 +226,7 @@ def sourced(given: Sequence[Array] | Any) -> StepSource:
     """Where steps come from, of whatever a user gives."""
     if isinstance(given, StepSource):
         return given
-    indexed = hasattr(given, "__len__") and hasattr(given, "__getitem__")
+    indexed = hasattr(given, "__len__") and hasattr(given, "__getitem__") and getattr(given, "ndim", 1)
     return DenseSteps(given if indexed else np.atleast_1d(given))
 
 

@@ -155,3 +155,26 @@ def test_a_model_is_as_it_was():
         gradscope.from_equinox(Model(), batch())
     assert [kind.__call__ for kind in (eqx.nn.LSTMCell, eqx.nn.GRUCell)] == calls
     assert not jax.config.jax_disable_jit
+
+
+class Adapted(eqx.Module):
+    """A cell whose recurrent weights are its own and a product, put in as the model is called."""
+
+    cell: eqx.nn.GRUCell
+    up: jax.Array
+    down: jax.Array
+
+    def __init__(self):
+        self.cell = eqx.nn.GRUCell(D, N, key=key())
+        self.up, self.down = jnp.ones((3 * N, 1)), jnp.ones((1, N))
+
+    def __call__(self, x):
+        cell = eqx.tree_at(lambda c: c.weight_hh, self.cell, self.cell.weight_hh + self.up @ self.down)
+        return jax.lax.scan(lambda h, x: (cell(x, h), None), jnp.zeros(N), x)[0]
+
+
+def test_what_may_be_added_to_weights_is_asked_about():
+    live = gradscope.from_equinox(Adapted())
+    message = refusal(live, inputs=batch())
+    assert "beside cell.weight_ih there are up, down, as large as its matrices" in message
+    assert "add --cell gru" in message

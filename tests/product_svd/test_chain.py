@@ -454,6 +454,7 @@ def test_repeated_call_gives_the_same_numbers() -> None:
         (np.ones((2, 2, 2), complex), "real"),
         ([np.eye(2), np.eye(3)], "one size"),
         (3.0, "shape"),
+        (np.array(3.0), "shape"),
         (np.array([["a"]]), "square"),
     ],
 )
