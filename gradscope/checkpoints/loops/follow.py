@@ -73,10 +73,10 @@ class TimeLoop:
         """What is to be said of where the loop is differentiated."""
         said = []
         if self.idle:
-            said.append(f"{_steps(self.idle)} left out: no state is read there (it is None, say)")
+            said.append(f"{_steps(self.idle)} left out: {_NO_STATE}")
         if self.first:
             why = "the state is made by other code" if self.unlike else "there is no whole state before"
-            said.append(f"{_steps(self.first)} left out: {why}")
+            said.append(f"{_steps(self.first, after=self.idle)} left out: {why}")
         if self.cut_short:
             said.append("its last step is left out: the state is made by other code")
         if self.turns > 1:
@@ -84,8 +84,14 @@ class TimeLoop:
         return tuple(said)
 
 
-def _steps(count: int) -> str:
-    return f"its first {count} steps are" if count > 1 else "its first step is"
+# What starts a loop is of no model's inputs then: None, zeros, or what has been learnt.
+_NO_STATE = "the state that is read there is none, or made of weights and constants alone"
+
+
+def _steps(count: int, after: int = 0) -> str:
+    """So many of the first steps, or of those after some that are left out already."""
+    which = "the next" if after else "its first"
+    return f"{which} {count} steps are" if count > 1 else f"{which} step is"
 
 
 def check_product(
