@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from gradscope.cells import CELLS, find
@@ -15,6 +14,7 @@ from gradscope.cells.cell import Cell
 from gradscope.checkpoints import dynet_names, haste_names, native
 from gradscope.checkpoints.array_map import mapped
 from gradscope.checkpoints.choosing import Decided, Model, choose
+from gradscope.checkpoints.folders import check_no_folder
 from gradscope.checkpoints.found import Contents, Found, names_of
 from gradscope.checkpoints.fronts import placed_in, with_fronts
 from gradscope.checkpoints.jax import flax_names
@@ -132,6 +132,7 @@ def read_all(
     if not isinstance(path, str | os.PathLike):
         expected = "a file, or what gradscope.from_torch and its like make of a model"
         raise InputError(f"checkpoint is {quoted(path)}, expected {expected}")
+    check_no_folder(path, (TENSOR_FILES | _MODELS).keys())
     kind = kind_of(path)
     if config is not None and (rules or kind not in (".h5", ".hdf5")):
         raise InputError(f"--config {shown(config)} is about weights of Keras (.h5) alone: leave it out")
@@ -234,10 +235,6 @@ def _layers_by_name(tensors: Tensors, cell: Cell | None, also: Iterable[str]) ->
 def _unknown_format(path: str | os.PathLike[str]) -> InputError:
     if str(path) in CELLS:
         return InputError(f"checkpoint {path}: expected a file; for a fresh cell say --cell {path}")
-    if Path(path).is_dir():
-        return InputError(
-            f"checkpoint {shown(path)}: is a folder, expected a file {', '.join(TENSOR_FILES | _MODELS)}"
-        )
     hint = _HINTS.get(
         suffix(path),
         "of another kind, numpy.savez its arrays, and say by --map what they are",
