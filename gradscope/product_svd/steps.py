@@ -226,8 +226,8 @@ def sourced(given: Sequence[Array] | Any) -> StepSource:
     """Where steps come from, of whatever a user gives."""
     if isinstance(given, StepSource):
         return given
-    indexed = hasattr(given, "__len__") and hasattr(given, "__getitem__") and getattr(given, "ndim", 1)
-    return DenseSteps(given if indexed else np.atleast_1d(given))
+    indexed = hasattr(given, "__len__") and hasattr(given, "__getitem__")
+    return DenseSteps(given if indexed and getattr(given, "ndim", 1) != 0 else np.atleast_1d(given))
 
 
 def checked(given: Sequence[Array] | Any) -> tuple[Steps, bool]:
