@@ -334,7 +334,7 @@ def test_a_gain_that_saturated_gates_keep_is_not_called_well():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"steps": 30, "horizon": 31}, "--horizon is 31, but there are 30 steps"),
+        ({"steps": 30, "horizon": 31}, "--horizon is 31, of 30 steps: give sequences of at least 31"),
         ({"steps": 30, "knob": "b_f"}, "--knob 'b_f': expected one of R"),
         ({"cut": "R"}, "--cut is about an analysis"),
         ({"horizon": 5, "target": "critical"}, "two targets"),
