@@ -121,18 +121,17 @@ def test_layers_of_a_stack_have_it_too(cell):
         assert found_ == pytest.approx(norm, abs=1e-9), name
 
 
-# Of the first there is no gain without what states have beside levels. Of the other forward and backward
-# vectors are nearly at right angles, so that it hangs by their smallest entries.
 @pytest.mark.slow
-@pytest.mark.parametrize(("cell", "size", "names"), [("gru", 3.0, "WRbc"), ("lstm", 30.0, "b")])
-def test_so_has_how_the_gain_changes(cell, size, names, tmp_path):
-    arrays, inputs = drawn(cell, 30.0, size, 1)
+def test_so_has_how_the_gain_changes(tmp_path):
+    """There is no gain without what states have beside levels."""
+    cell = "gru"
+    arrays, inputs = drawn(cell, 30.0, 3.0, 1)
     np.savez(tmp_path / "cell.npz", **arrays)
     given = {"checkpoint": tmp_path / "cell.npz", "cell": cell, "inputs": inputs}
     found = gradscope.analyze(**given, only="paths", sensitivity=True).sensitivity
     assert found.unmeasured is None
     start = np.zeros(find(cell).size(N))
-    for name in (name for name in arrays if name[0] in names):
+    for name in arrays:
         expected = elasticity(step_of(cell), arrays, inputs[0], start, name)
         # Of the oracle's digits a hundred are left.
         off = abs(found.elasticity[name] - expected)

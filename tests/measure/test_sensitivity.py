@@ -12,6 +12,8 @@ from oracles.any_exponent import elasticity, step_of
 
 import gradscope
 from gradscope.errors import InputError
+from gradscope.linearize.system import precise
+from gradscope.measure import log_norm_adjoint
 from gradscope.measure.derivative_passes import Derivative
 from gradscope.measure.sensitivity import concluded
 from gradscope.schemas import schema
@@ -239,6 +241,14 @@ def test_errors_cover_what_is_off_of_the_whole(scale, size, seed, tmp_path):
         error = told["total"][name]["elasticity_error"]
         assert abs(ours - expected) <= error < 1e-8, name
         assert found.error >= error
+
+
+def test_a_column_keeps_the_digits_of_its_small_entries():
+    """Where forward and backward vectors are nearly at right angles the gain hangs by them."""
+    column = np.random.default_rng(0).standard_normal((9, 1)) * 10.0 ** np.arange(-40.0, 5, 5)[:, None]
+    with precise("float64"):
+        made, _ = log_norm_adjoint._orthonormal(column, 0.0)
+    np.testing.assert_allclose(np.asarray(made), column / np.linalg.norm(column), rtol=1e-14)
 
 
 def test_what_is_lost_in_rounding_is_not_told():
