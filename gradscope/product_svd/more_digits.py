@@ -11,9 +11,9 @@ from gradscope.product_svd.norm_by_lag import LagNorm
 from gradscope.product_svd.outcome import Outcome
 from gradscope.product_svd.steps import Steps, UnknownDigitsError
 
-# What is worth the wait, of numbers of so many bits and fewer: one takes about a microsecond, and of more
-# bits as many times longer.
-MOST_OPERATIONS, BITS_AT_ONCE = 30_000_000, 1000
+# What the gain and lags are worth the wait, and what other values are, of numbers of so many bits and fewer:
+# one takes about a microsecond, and of more bits as many times longer.
+MOST_OPERATIONS, MOST_FOR_VALUES, BITS_AT_ONCE = 30_000_000, 1_000_000, 1000
 
 
 def with_more_digits(
@@ -23,10 +23,11 @@ def with_more_digits(
 
     only_first : the largest value alone is asked for.
     """
-    missing = (not len(run.log10) and run.lost) if only_first else run.lost
-    if not (missing or lost_lags(run.lag_errors).any()) or entry_error <= EPS:
+    first_lost = bool(run.lost) and not len(run.log10)
+    worth = MOST_OPERATIONS if first_lost or lost_lags(run.lag_errors).any() else MOST_FOR_VALUES
+    if entry_error <= EPS or not (worth == MOST_OPERATIONS or (run.lost and not only_first)):
         return run
-    bits = _most_bits(multiplications(steps) + steps.source.operations)
+    bits = _most_bits(multiplications(steps) + steps.source.operations, worth)
     if bits < FEWEST:
         return run
     rank = None if only_first else rank_bound(steps, len(run.log10))
@@ -37,9 +38,9 @@ def with_more_digits(
     return _told(found, run)
 
 
-def _most_bits(operations: float) -> float:
-    """How many bits these may have to be worth the wait."""
-    return BITS_AT_ONCE * (MOST_OPERATIONS / operations - 1) if operations else MOST
+def _most_bits(operations: float, worth: float) -> float:
+    """How many bits these may have, of so many operations that are worth the wait."""
+    return BITS_AT_ONCE * (worth / operations - 1) if operations else MOST
 
 
 def _told(found: BallRun, run: Outcome) -> Outcome:

@@ -236,11 +236,17 @@ def test_shares_of_gains_whose_squares_do_not_fit(gain):
 )
 @pytest.mark.parametrize("hidden", few([4, 24, 64], 4))
 def test_an_output_that_follows_the_cell_leaves_rank_n(settings, hidden):
-    """h_t is a function of c_t alone: n of the 2 n singular values are zero; but for 1e-17 of it: lost."""
+    """h_t is a function of c_t alone: n of the 2 n singular values are zero.
+
+    But for 1e-17 of it: then they are known of small chains, and of larger ones lost.
+    """
     analysis = gradscope.analyze(hidden=hidden, input_size=3, steps=60, **settings)
     (spectrum,) = analysis.full.spectra
-    zeros, lost = (0, hidden) if "biases" in settings else (hidden, 0)
+    zeros, lost = (0, hidden * (hidden > 4)) if "biases" in settings else (hidden, 0)
     assert (spectrum.exact_zeros, spectrum.lost) == (zeros, lost)
+    values = spectrum.log10_singular_values
+    if not zeros + lost:
+        assert (values[hidden:] < values[0] - 16).all()
     assert spectrum.log10_error < (1e-2 if "dtype" in settings else 1e-6)
 
 
