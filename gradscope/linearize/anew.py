@@ -23,8 +23,12 @@ from gradscope.linearize.jacobians import slopes
 from gradscope.linearize.levels import Last
 from gradscope.linearize.rests import walked
 from gradscope.linearize.system import cast, precise
-from gradscope.linearize.wide import Unbounded
+from gradscope.linearize.wide import Unbounded, UnknownOperationError
 from gradscope.product_svd.extended_range_array import NOTHING, Wide
+from gradscope.product_svd.steps import UnknownDigitsError
+
+# Operations of many digits that are done sooner than a program is compiled: one takes about a microsecond.
+_ON_HOST = 300_000
 
 
 def slopes_anew(
@@ -47,8 +51,9 @@ def slopes_anew(
     with precise("float64"):
         every = layers_along(cell, *in_float64(parameters, inputs, states))
         for name, one in zip(names, every, strict=True):
-            begins = (first or {}).get(name)
-            found[name], last[name] = _along(*one, begins, name in between, unbounded)
+            begins, read = (first or {}).get(name), name in between
+            few = _in_digits(*one, read) if unbounded and begins is None else None
+            found[name], last[name] = few or _along(*one, begins, read, unbounded)
     return (found if cell.members else found[""]["own"]), last
 
 
@@ -102,6 +107,21 @@ def _along(
     on_host: dict[str, Any] = jax.tree.map(lambda one: _on_host(one)[:steps], found, is_leaf=_is_unbounded)
     last = _on_host(left.rest)[steps - 1]
     return on_host, (left.whole[steps - 1], last if unbounded else Wide.of(last))
+
+
+def _in_digits(
+    cell: Cell, parameters: Parameters, inputs: Array, states: Array, read: bool
+) -> tuple[dict[str, Any], tuple[Array, Wide]] | None:
+    """The same of a small cell, on the host: a program that does it in seconds takes many to compile."""
+    from gradscope.linearize.layer_in_digits import LayerInDigits  # python-flint takes its time
+
+    layer = LayerInDigits(cell, parameters, inputs, states, read)
+    if layer.operations > _ON_HOST:
+        return None
+    try:
+        return layer.wide()
+    except (UnknownDigitsError, UnknownOperationError):
+        return None
 
 
 def _first(cell: Cell, state: Array) -> tuple[Array, Wide]:

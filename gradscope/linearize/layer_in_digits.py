@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
+import flint
 import jax
 import numpy as np
 
@@ -17,7 +17,12 @@ from gradscope.linearize import digits, levels
 from gradscope.linearize.digits import NEAR, Number
 from gradscope.linearize.digits_program import DigitsProgram
 from gradscope.linearize.jacobians import slopes
-from gradscope.product_svd.ball_product import precision
+from gradscope.product_svd.ball_product import precision, to_wide
+from gradscope.product_svd.extended_range_array import Wide
+from gradscope.product_svd.steps import UnknownDigitsError
+
+# Bits that leave a number those of a float64, but for what cancels.
+_SOME, _SURE = 256, 55
 
 
 class LayerInDigits:
@@ -27,12 +32,8 @@ class LayerInDigits:
         self._cell, self._read = cell, read
         self._weights = {name: np.asarray(value, np.float64) for name, value in parameters.items()}
         self._inputs, self._states = inputs, states
-        shapes = (
-            {name: _shape(value) for name, value in self._weights.items()},
-            *map(_shape, (inputs[0], states[0])),
-        )
-        self._advance = DigitsProgram(cell.advance, *shapes)
-        self._slopes = DigitsProgram(partial(_slopes if cell.units is not None else _dense, cell), *shapes)
+        shapes = tuple((name, value.shape) for name, value in self._weights.items())
+        self._advance, self._slopes = _programs(cell, shapes, inputs.shape[1], states.shape[1])
         self._found: dict[int, dict[str, Any]] = {}
 
     def paths(self, bits: int) -> dict[str, Any]:
@@ -42,6 +43,17 @@ class LayerInDigits:
                 self._found[bits] = self._computed()
         return self._found[bits]
 
+    def wide(self) -> tuple[dict[str, Any], tuple[Array, Wide]]:
+        """The same as ``Wide``; and what the last state is near, and has beside that.
+
+        Raises UnknownDigitsError where a number has not all digits of a float64, an infinite one among them.
+        """
+        with precision(_SOME):
+            found = jax.tree.map(_sure, self._computed())
+            last = self._last
+            near = np.array([float(one.whole) for one in last])
+            return found, (near, _sure(_filled([one.rest or flint.arb(0) for one in last])))
+
     @property
     def operations(self) -> int:
         """See ``Digits``."""
@@ -49,18 +61,23 @@ class LayerInDigits:
 
     def _computed(self) -> dict[str, Any]:
         weights = {name: digits.exact_numbers(value) for name, value in self._weights.items()}
-        every = [jax.tree.map(_balls, self._slopes(weights, x, state)) for x, state in self._along(weights)]
+        state, every = digits.at_levels(*levels.beside_level(self._cell, self._states[0])), []
+        for x, after in zip(map(digits.exact_numbers, self._inputs), self._states[1:], strict=True):
+            every.append(jax.tree.map(_balls, self._slopes(weights, x, state)))
+            state = np.frompyfunc(_refined, 2, 1)(self._advance(weights, x, state), after)
+        self._last = state
         own, entering = jax.tree.map(lambda *steps: np.stack(steps), *every)
         return {"own": own, "input": entering if self._read else {}}
 
-    def _along(self, weights: Any) -> Iterator[tuple[Array, Array]]:
-        """Inputs and states before every step."""
-        state = digits.at_levels(*levels.beside_level(self._cell, self._states[0]))
-        for t, x in enumerate(map(digits.exact_numbers, self._inputs)):
-            yield x, state
-            if t + 1 < len(self._inputs):
-                made = self._advance(weights, x, state)
-                state = np.frompyfunc(_refined, 2, 1)(made, self._states[t + 1])
+
+@lru_cache(maxsize=16)
+def _programs(
+    cell: Cell, weights: tuple[tuple[str, tuple[int, ...]], ...], input_size: int, size: int
+) -> tuple[DigitsProgram, DigitsProgram]:
+    """The step, and its slopes; traced once for parameters of such shapes."""
+    shapes = {name: _shape(shape) for name, shape in weights}, _shape((input_size,)), _shape((size,))
+    found = _slopes if cell.units is not None else _dense
+    return DigitsProgram(cell.advance, *shapes), DigitsProgram(partial(found, cell), *shapes)
 
 
 def _refined(made: Number, state: float) -> Number:
@@ -74,8 +91,21 @@ def _balls(numbers: Array) -> Array:
     return np.asarray(np.frompyfunc(lambda one: one.ball, 1, 1)(numbers))
 
 
-def _shape(value: Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(np.shape(value), np.float64)  # type: ignore[no-untyped-call]
+def _filled(values: list[Any]) -> Array:
+    out = np.empty(len(values), object)
+    out[:] = values
+    return out
+
+
+def _sure(balls: Array) -> Wide:
+    """Balls of which a float64 would have every digit."""
+    if all(ball.is_exact() or ball.rel_accuracy_bits() >= _SURE for ball in balls.ravel()):
+        return to_wide(balls)
+    raise UnknownDigitsError
+
+
+def _shape(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, np.float64)  # type: ignore[no-untyped-call]
 
 
 def _slopes(cell: Cell, weights: Any, x: Any, state: Any) -> tuple[dict[str, Any], dict[str, Any]]:

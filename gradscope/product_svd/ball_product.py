@@ -66,7 +66,7 @@ class BallRun(Outcome):
         with precision(bits):
             for so_far in _products(steps, balls, bits):
                 if lag_norm is not None:
-                    lags.append(lag_norm(by_rows(_wide(so_far)), np.zeros(so_far.shape[1], int)))
+                    lags.append(lag_norm(by_rows(to_wide(so_far)), np.zeros(so_far.shape[1], int)))
                     unsure.append(not np.isnan(lags[-1]) and not _known(so_far[:, lag_norm.columns]))
             graded, missed = _first(so_far) if rank is None else _factored(so_far, rank)
         self.lags, self.unsure = np.array(lags), np.array(unsure, bool)
@@ -138,7 +138,7 @@ def exact_balls(entries: Array) -> Array:
     return found
 
 
-def _wide(matrix: Array) -> Wide:
+def to_wide(matrix: Array) -> Wide:
     """To float64's digits; 0 of what may be that."""
     each = [_parts(ball) for ball in matrix.ravel()]
     mantissa, exponent = (np.array(part) for part in zip(*each, strict=True)) if each else ((), ())
@@ -183,7 +183,7 @@ def _any(offs: Array) -> bool:
 def _first(matrix: Array) -> tuple[Graded, int]:
     """A product by its own rows, and whether its norm is lost."""
     if _known(matrix):
-        return by_rows(_wide(matrix)), 0
+        return by_rows(to_wide(matrix)), 0
     return Graded.nothing(np.zeros((0, len(matrix))), matrix.shape[1]), 1
 
 
@@ -207,7 +207,7 @@ def _factored(matrix: Array, rank: int) -> tuple[Graded, int]:
         beside = max(_log2(column)[1].max(), _log2(row)[1].max())
         if not beside < _bits(pivot.mid()) - SURE:
             break
-        x[found], y[found] = _wide(column / pivot).float64(), _wide(row / pivot).float64()
+        x[found], y[found] = to_wide(column / pivot).float64(), to_wide(row / pivot).float64()
         d.mantissa[found], d.exponent[found] = _parts(pivot)
         matrix = matrix - np.multiply.outer(column / pivot, row)
         matrix[i], matrix[:, j] = flint.arb(0), flint.arb(0)

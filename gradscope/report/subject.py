@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gradscope.errors import shown
-from gradscope.report.verdict import steps_of
+from gradscope.report.verdict import range_of, steps_of
 from gradscope.settings import INIT
 
 
@@ -20,7 +20,7 @@ def subject(problem: Mapping[str, Any], layers: int, size: int) -> str:
         called = f"layer {shown(problem['layer'])}: " if problem.get("layer") else ""
         words = [f"{called}{problem['cell']}, hidden {problem['hidden']}"]
     masked = problem.get("masked") or [0]
-    beside = f" ({steps_of(masked)} masked)" if any(masked) else ""
+    beside = f" ({range_of(masked)} masked)" if any(masked) else ""
     words.append(f"{steps_of(problem.get('lengths') or [problem['steps']])}{beside}")
     if problem["batch"] > 1:
         words.append(f"batch {problem['batch']}")

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gradscope.errors import counted
 from gradscope.report.chains import Chain
 from gradscope.settings import Level, Policy
 
@@ -154,8 +153,13 @@ def _way(full: Chain, policy: Policy) -> str:
 
 def steps_of(lengths: Sequence[int]) -> str:
     """How many steps, from those of the shortest sequence to those of the longest."""
-    shortest, longest = min(lengths), max(lengths)
-    return f"{shortest} to {longest} steps" if shortest < longest else counted(longest, "step")
+    return f"{range_of(lengths)} {'step' if max(lengths) == 1 == min(lengths) else 'steps'}"
+
+
+def range_of(counts: Sequence[int]) -> str:
+    """``2 to 5``, ``5`` where all are."""
+    least, most = min(counts), max(counts)
+    return f"{least} to {most}" if least < most else str(most)
 
 
 def _rate(full: Chain) -> str:
