@@ -95,13 +95,14 @@ class UnitPath(_Ranged):
         found = self.held(t)[..., None].times(self._wide_matrix)
         if self.link is not None:
             found = found.times(Wide.of(self.link[t]))
-        return found.reshape(-1, self.width)
+        return found.reshape(-1, found.mantissa.shape[-1])
 
     def balls(self, t: int, bits: int) -> Array:
         """The same as balls."""
         if self.link is not None:
             raise UnknownDigitsError
-        return np.asarray(self.balls_of(t, bits)[..., None] * self._exact_matrix).reshape(-1, self.width)
+        found = np.asarray(self.balls_of(t, bits)[..., None] * self._exact_matrix)
+        return found.reshape(-1, found.shape[-1])
 
     @cached_property
     def _exact_matrix(self) -> Array:

@@ -17,6 +17,7 @@ from gradscope.cells.cell import Cell, Member
 from gradscope.cells.stack import stacked
 from gradscope.errors import InputError
 from gradscope.linearize.jacobians import definition, linearize
+from gradscope.linearize.more_digits import Digits, Some
 from gradscope.linearize.stack_chain import blocked
 from gradscope.product_svd.operator import DenseOperator, Window
 from gradscope.product_svd.spectrum import top_spectra
@@ -123,6 +124,7 @@ def test_fast_form_is_the_definition(name):
     carried = chain.carried(left, right)
     for t in range(T):
         np.testing.assert_allclose(chain[t], full[t], rtol=0, atol=1e-13)
+        np.testing.assert_allclose(chain.wide(t).float64(), full[t], rtol=0, atol=1e-13)
         product = multiplied(left[:3], chain.parts(t), chain.layout)
         np.testing.assert_allclose(product, left[:3] @ full[t], rtol=0, atol=1e-12)
         for path in cell.paths:
@@ -304,6 +306,18 @@ def test_chains_are_blocks_of_the_derivative_of_the_whole_pass(name):
         np.testing.assert_allclose(10 ** mine[0], values[0], rtol=1e-9)
         np.testing.assert_allclose(10**mine, values, rtol=1e-9, atol=1e-12 * values[0])
     np.testing.assert_allclose(sum(found.shares.values()), 1, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", few(STACKS, "two"))
+def test_steps_of_more_digits_are_the_same(name):
+    """Of layers of different sizes, that read parts of what others put out."""
+    cell, parameters, inputs, found, reference = problem(name)
+    between = {layer for layer, each in found["paths"].items() if each["input"]}
+    digits = Digits(cell, parameters, inputs[:2], found["states"][:3], between)
+    chain = blocked(cell, parameters, found | {"digits": Some(digits)})
+    for t in range(2):
+        balls = np.vectorize(lambda ball: float(ball.mid()))(chain.balls(t, 128))
+        np.testing.assert_allclose(balls, sum(reference.values())[t], rtol=0, atol=1e-13)
 
 
 @pytest.mark.slow
