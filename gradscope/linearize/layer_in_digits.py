@@ -99,7 +99,9 @@ def _filled(values: list[Any]) -> Array:
 
 def _sure(balls: Array) -> Wide:
     """Balls of which a float64 would have every digit."""
-    if all(ball.is_exact() or ball.rel_accuracy_bits() >= _SURE for ball in balls.ravel()):
+    if all(
+        ball.is_finite() and (ball.is_exact() or ball.rel_accuracy_bits() >= _SURE) for ball in balls.flat
+    ):
         return to_wide(balls)
     raise UnknownDigitsError
 
