@@ -30,8 +30,8 @@ SURE = 64
 # Multiplications that are worth the wait for the last digits, and where values are wrong in the sixth: of
 # m = 48 and T = 200, a second.
 BUDGET, LARGE_BUDGET = 1_000_000, 25_000_000
-# Of the digits that are taken of an entry.
-_KEPT = 60
+# Of the digits that are taken of an entry; exponents that products of many of them leave in 64 bits.
+_KEPT, _FARTHEST = 60, 2**48
 _one_at_a_time = threading.RLock()
 
 # (step, bits) -> its matrix of balls.
@@ -139,7 +139,7 @@ def exact_balls(entries: Array) -> Array:
 
 
 def to_wide(matrix: Array) -> Wide:
-    """To float64's digits; 0 of what may be that."""
+    """To float64's digits; 0 of what may be that. Raises UnknownDigitsError beyond its exponents."""
     each = [_parts(ball) for ball in matrix.ravel()]
     mantissa, exponent = (np.array(part) for part in zip(*each, strict=True)) if each else ((), ())
     return Wide(
@@ -152,6 +152,8 @@ def _parts(ball: Any) -> tuple[float, int]:
     digits, exponent = map(int, ball.mid().man_exp()) if ball.is_finite() else (0, 0)
     if not digits:
         return 0.0, NOTHING
+    if abs(exponent) > _FARTHEST:  # of exp(-1e30), say
+        raise UnknownDigitsError
     spare = max(0, digits.bit_length() - _KEPT)
     mantissa, more = np.frexp(float(digits >> spare))
     return float(mantissa), exponent + spare + int(more)

@@ -24,7 +24,7 @@ from gradscope.linearize.digits_program import DigitsProgram
 from gradscope.linearize.more_digits import Digits
 from gradscope.linearize.system import System
 from gradscope.linearize.trajectory import states_of
-from gradscope.product_svd.ball_product import precision
+from gradscope.product_svd.ball_product import precision, to_wide
 from gradscope.product_svd.steps import UnknownDigitsError
 
 N, D, T = 3, 2, 10
@@ -174,6 +174,11 @@ def test_what_is_not_decided_needs_more_digits():
     shape = jax.ShapeDtypeStruct((2,), np.float64)
     relu = DigitsProgram(lambda a: jnp.maximum(a, 0) * jnp.where(a > 0, 2.0, 3.0), shape)
     assert [float(one) for one in relu(digits.exact_numbers([0.0, 1.5]))] == [0.0, 3.0]
+
+
+def test_numbers_beyond_any_exponent_are_not_told():
+    with precision(256), pytest.raises(UnknownDigitsError):
+        to_wide(np.array([(-(flint.arb(10) ** 200)).exp()], object))
 
 
 def test_of_jacobians_that_are_given_nobody_knows_more():
