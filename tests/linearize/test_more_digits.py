@@ -178,7 +178,7 @@ def test_what_is_not_decided_needs_more_digits():
 
 def test_numbers_beyond_any_exponent_are_not_told():
     with precision(256), pytest.raises(UnknownDigitsError):
-        to_wide(np.array([(-(flint.arb(10) ** 200)).exp()], object))
+        to_wide(np.array([(-(flint.arb(10) ** 30)).exp()], object))
 
 
 def test_of_jacobians_that_are_given_nobody_knows_more():
