@@ -51,7 +51,7 @@ a,summary{color:#0b57a4}
 .key dd{margin:0;font-size:1.3rem;font-weight:600;font-variant-numeric:tabular-nums}
 .facts td,.facts th{text-align:left}
 .facts td,.facts tbody th{white-space:normal;overflow-wrap:anywhere;min-width:5rem}
-.facts tbody th{min-width:8.5rem}
+.facts tbody th{min-width:9.5rem}
 summary{cursor:pointer;padding:.3rem 0;overflow-wrap:anywhere}
 """
 _DARK = """
