@@ -58,7 +58,7 @@ RUN: Parts = (
     ("LU", gradscope.product_svd.graded_lu, "dgetrf"),
     ("N times X", gradscope.product_svd.graded_lu.Factors, "times"),
     ("L in the order of the states", gradscope.product_svd.graded_lu.Factors, "lower"),
-    ("finish: QR and Jacobi", gradscope.product_svd.error_estimate, "decomposed"),
+    ("finish: QR and Jacobi", gradscope.product_svd.outcome, "decomposed"),
     ("norm by lag", LagNorm, "__call__"),
 )
 ANALYSIS: Parts = (

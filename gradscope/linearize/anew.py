@@ -27,8 +27,9 @@ from gradscope.linearize.wide import Unbounded, UnknownOperationError
 from gradscope.product_svd.extended_range_array import NOTHING, Wide
 from gradscope.product_svd.steps import UnknownDigitsError
 
-# Operations of many digits that are done sooner than a program is compiled: one takes about a microsecond.
-_ON_HOST = 300_000
+# Entries of weights, times steps, that are gone through in many digits sooner than a program is compiled:
+# each takes some microseconds.
+_ON_HOST = 100_000
 
 
 def slopes_anew(
@@ -55,6 +56,11 @@ def slopes_anew(
             few = _in_digits(*one, read) if unbounded and begins is None else None
             found[name], last[name] = few or _along(*one, begins, read, unbounded)
     return (found if cell.members else found[""]["own"]), last
+
+
+def read_by_others(cell: Cell, paths: Mapping[str, Any]) -> set[str]:
+    """Layers of a stack that have slopes by the input, of ``paths`` as of ``linearize``."""
+    return {name for name, each in paths.items() if cell.members and each["input"]}
 
 
 def given(cell: Cell) -> bool:
@@ -113,13 +119,12 @@ def _in_digits(
     cell: Cell, parameters: Parameters, inputs: Array, states: Array, read: bool
 ) -> tuple[dict[str, Any], tuple[Array, Wide]] | None:
     """The same of a small cell, on the host: a program that does it in seconds takes many to compile."""
+    if len(inputs) * sum(map(np.size, parameters.values())) > _ON_HOST:
+        return None
     from gradscope.linearize.layer_in_digits import LayerInDigits  # python-flint takes its time
 
-    layer = LayerInDigits(cell, parameters, inputs, states, read)
-    if layer.operations > _ON_HOST:
-        return None
     try:
-        return layer.wide()
+        return LayerInDigits(cell, parameters, inputs, states, read).wide()
     except (UnknownDigitsError, UnknownOperationError):
         return None
 

@@ -18,7 +18,7 @@ from gradscope.cells.factors import own
 from gradscope.cells.notation import is_recurrent, key
 from gradscope.cells.units import Parameters
 from gradscope.custom_types import Array
-from gradscope.linearize.anew import given, in_float64, layers_along, slopes_anew
+from gradscope.linearize.anew import given, in_float64, layers_along, read_by_others, slopes_anew
 from gradscope.linearize.levels import Last
 from gradscope.linearize.system import System, precise
 from gradscope.linearize.trajectory import states_of
@@ -57,7 +57,7 @@ def far_paths(
         return None, True, None
     if not may_fall(cell, parameters, inputs, states):
         return None, True, None
-    between = {name for name, each in paths.items() if cell.members and each["input"]}
+    between = read_by_others(cell, paths)
     try:
         found, last = slopes_anew(cell, parameters, inputs, states, first, between, unbounded=True)
     except UnknownOperationError:

@@ -40,7 +40,7 @@ class LayerInDigits:
         """See ``Digits``: {"own": paths, "input": slopes by the input, where it is ``read``}."""
         if bits not in self._found:
             with precision(bits):
-                self._found[bits] = self._computed()
+                self._found[bits], _ = self._computed()
         return self._found[bits]
 
     def wide(self) -> tuple[dict[str, Any], tuple[Array, Wide]]:
@@ -49,25 +49,24 @@ class LayerInDigits:
         Raises UnknownDigitsError where a number has not all digits of a float64, an infinite one among them.
         """
         with precision(_SOME):
-            found = jax.tree.map(_sure, self._computed())
-            last = self._last
+            balls, last = self._computed()
             near = np.array([float(one.whole) for one in last])
-            return found, (near, _sure(_filled([one.rest or flint.arb(0) for one in last])))
+            return jax.tree.map(_sure, balls), (near, _sure(_rests(last)))
 
     @property
     def operations(self) -> int:
         """See ``Digits``."""
         return len(self._inputs) * (self._advance.operations + self._slopes.operations)
 
-    def _computed(self) -> dict[str, Any]:
+    def _computed(self) -> tuple[dict[str, Any], Array]:
+        """Balls, and the last state."""
         weights = {name: digits.exact_numbers(value) for name, value in self._weights.items()}
         state, every = digits.at_levels(*levels.beside_level(self._cell, self._states[0])), []
         for x, after in zip(map(digits.exact_numbers, self._inputs), self._states[1:], strict=True):
             every.append(jax.tree.map(_balls, self._slopes(weights, x, state)))
             state = np.frompyfunc(_refined, 2, 1)(self._advance(weights, x, state), after)
-        self._last = state
         own, entering = jax.tree.map(lambda *steps: np.stack(steps), *every)
-        return {"own": own, "input": entering if self._read else {}}
+        return {"own": own, "input": entering if self._read else {}}, state
 
 
 @lru_cache(maxsize=16)
@@ -91,10 +90,11 @@ def _balls(numbers: Array) -> Array:
     return np.asarray(np.frompyfunc(lambda one: one.ball, 1, 1)(numbers))
 
 
-def _filled(values: list[Any]) -> Array:
-    out = np.empty(len(values), object)
-    out[:] = values
-    return out
+def _rests(numbers: Array) -> Array:
+    """What is beside their levels, as balls."""
+    nothing = flint.arb(0)
+    found = np.frompyfunc(lambda one: nothing if one.rest is None else one.rest, 1, 1)(numbers)
+    return np.asarray(found)
 
 
 def _sure(balls: Array) -> Wide:

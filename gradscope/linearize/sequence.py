@@ -13,7 +13,7 @@ import numpy as np
 from gradscope.cells.cell import Cell
 from gradscope.cells.units import Parameters
 from gradscope.custom_types import Array
-from gradscope.linearize.anew import given, slopes_anew
+from gradscope.linearize.anew import given, read_by_others, slopes_anew
 from gradscope.linearize.below_range import far_paths
 from gradscope.linearize.budget import SEGMENT_BYTES, step_bytes
 from gradscope.linearize.cell_chain import cell_view, split
@@ -91,8 +91,7 @@ class Linearized:
         cell, parameters = self._trajectory.cell, self._system.parameters
         along, last = (cell, parameters, inputs, found["states"], first), None
         if first is not None or near:
-            between = {name for name, each in found["paths"].items() if cell.members and each["input"]}
-            anew, last = slopes_anew(*along, between, unbounded=False)
+            anew, last = slopes_anew(*along, read_by_others(cell, found["paths"]), unbounded=False)
             found["paths"] = jax.tree.map(lambda _, path: path, found["paths"], anew)
         found["far"], held = None, False
         if self._view != "cell":  # whose links are in that dtype
@@ -129,10 +128,8 @@ class Linearized:
         self._courses[i]["flushed"] = np.array([0.0 if held else 1.0])
         self._courses[i]["small"] = np.array([0.0 if held and found["far"] is None else 1.0])
         if self._view != "cell" and trajectory.segments.count == 1 and not given(trajectory.cell):
-            between = {
-                name for name, each in found["paths"].items() if trajectory.cell.members and each["input"]
-            }
-            found["digits"] = Some(Digits(trajectory.cell, self._system.parameters, inputs, states, between))
+            along = (trajectory.cell, self._system.parameters, inputs, states)
+            found["digits"] = Some(Digits(*along, read_by_others(trajectory.cell, found["paths"])))
         if "link" in found:
             self._links[i] = np.asarray(found["link"][-1], np.float64)
         return found

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from oracles.any_exponent import log10_norms, stacked, step_of
+from oracles.drawn import D, N, T, drawn
 from oracles.few import few
 
 import gradscope
@@ -23,24 +24,13 @@ from gradscope.product_svd import more_digits
 from gradscope.report.html_page import html_page
 from gradscope.settings import Settings
 
-N, D, T = 3, 2, 10
 CELLS = ["rnn", "rnn-sigmoid", "gru", "gru-reset-before", "lstm", "lstm-peephole", "lstm-cifg", "lstm-noaf"]
-
-
-def network(cell, weights, size, seed=1):
-    """Weights and inputs of these sizes, and the states that they lead to."""
-    rng, found = np.random.default_rng(seed), find(cell)
-    shapes = found.shapes(N, D).items()
-    arrays = {key: weights * rng.normal(size=shape) / np.sqrt(shape[-1]) for key, shape in shapes}
-    inputs = size * rng.normal(size=(1, T, D))
-    system = System(found, N, arrays, inputs, np.zeros((1, found.size(N))))
-    return arrays, inputs, states_of(system, jax.devices()[:1])[0]
 
 
 @pytest.mark.parametrize("size", [1e3, 1e6])
 @pytest.mark.parametrize("cell", few(CELLS, "rnn"))
 def test_the_gain_is_that_of_numbers_of_any_size(cell, size, tmp_path):
-    arrays, inputs, states = network(cell, 3.0, size, seed=2 if cell == "gru-reset-before" else 1)
+    arrays, inputs, states = drawn(cell, 3.0, size, seed=2 if cell == "gru-reset-before" else 1)
     np.savez(tmp_path / "cell.npz", **arrays)
     found = gradscope.analyze(checkpoint=tmp_path / "cell.npz", cell=cell, inputs=inputs, only="gain").full
     expected = log10_norms(step_of(cell), arrays, inputs[0], states)
@@ -54,7 +44,7 @@ def test_the_gain_is_that_of_numbers_of_any_size(cell, size, tmp_path):
 def test_a_gain_that_entries_of_16_digits_do_not_hold_is_lost_where_more_are_too_dear(tmp_path, monkeypatch):
     """From lag 6 on terms cancel to 1e-31 of their size, of which Jacobians right to 1e-13 know nothing."""
     monkeypatch.setattr(more_digits, "MOST_OPERATIONS", 0)
-    arrays, inputs, states = network("gru-reset-before", 3.0, 1e3)
+    arrays, inputs, states = drawn("gru-reset-before", 3.0, 1e3)
     np.savez(tmp_path / "cell.npz", **arrays)
     given = {"checkpoint": tmp_path / "cell.npz", "cell": "gru-reset-before", "inputs": inputs}
     expected = log10_norms(step_of("gru-reset-before"), arrays, inputs[0], states)
@@ -91,7 +81,7 @@ BESIDE_1 = {"gru": 3.0, "gru-reset-before": 30.0, "lstm-cifg": 3.0}
 
 @pytest.mark.parametrize("cell", few(BESIDE_1, "gru"))
 def test_slopes_have_what_is_left_of_states_that_are_1_in_float64(cell, tmp_path):
-    arrays, inputs, states = network(cell, 30.0, BESIDE_1[cell])
+    arrays, inputs, states = drawn(cell, 30.0, BESIDE_1[cell])
     assert (np.abs(states[1:, :N]) == 1).any()
     np.savez(tmp_path / "cell.npz", **arrays)
     found = gradscope.analyze(checkpoint=tmp_path / "cell.npz", cell=cell, inputs=inputs, only="gain").full
@@ -103,7 +93,7 @@ def test_slopes_have_what_is_left_of_states_that_are_1_in_float64(cell, tmp_path
 
 @pytest.mark.slow
 def test_lags_have_what_f_c_and_i_z_leave_of_each_other(tmp_path):
-    arrays, inputs, states = network("lstm-nig", 1e3, 1.0, seed=6)
+    arrays, inputs, states = drawn("lstm-nig", 1e3, 1.0, seed=6)
     c = states[:, :N]
     assert ((np.abs(c[1:]) < 1e-12) & (np.abs(c[:-1]) > 0.9)).any()
     np.savez(tmp_path / "cell.npz", **arrays)
@@ -116,7 +106,7 @@ def test_lags_have_what_f_c_and_i_z_leave_of_each_other(tmp_path):
 
 
 def test_every_value_path_and_share_of_such_a_chain_is_measured(tmp_path):
-    arrays, inputs, states = network("rnn", 3.0, 1e4)
+    arrays, inputs, states = drawn("rnn", 3.0, 1e4)
     np.savez(tmp_path / "cell.npz", **arrays)
     found = gradscope.analyze(checkpoint=tmp_path / "cell.npz", cell="rnn", inputs=inputs)
     (spectrum,) = found.full.spectra
@@ -162,7 +152,7 @@ def test_layers_that_read_each_other_have_such_slopes_between_them_too(tmp_path)
 
 @pytest.mark.parametrize("cell", few(["rnn", "gru", "lstm"], "rnn"))
 def test_shares_are_how_the_gain_answers_to_a_factor_on_a_path(cell, tmp_path):
-    arrays, inputs, _ = network(cell, 3.0, 1e4)
+    arrays, inputs, _ = drawn(cell, 3.0, 1e4)
     np.savez(tmp_path / "cell.npz", **arrays)
     given = {"checkpoint": tmp_path / "cell.npz", "cell": cell, "inputs": inputs}
     found = gradscope.analyze(**given)
@@ -184,7 +174,7 @@ def test_shares_are_how_the_gain_answers_to_a_factor_on_a_path(cell, tmp_path):
 
 
 def test_what_is_differentiated_in_float64_says_that_it_ends(tmp_path):
-    arrays, inputs, _ = network("rnn", 3.0, 1e4)
+    arrays, inputs, _ = drawn("rnn", 3.0, 1e4)
     np.savez(tmp_path / "cell.npz", **arrays)
     given = {"checkpoint": tmp_path / "cell.npz", "cell": "rnn", "inputs": inputs}
     found = gradscope.analyze(**given, adjoint=np.ones(N), sensitivity=True)
@@ -200,7 +190,7 @@ def test_what_is_differentiated_in_float64_says_that_it_ends(tmp_path):
 
 
 def test_the_light_probe_leaves_such_a_chain_to_the_analysis(tmp_path):
-    arrays, inputs, _ = network("rnn", 3.0, 1e4)
+    arrays, inputs, _ = drawn("rnn", 3.0, 1e4)
     np.savez(tmp_path / "cell.npz", **arrays)
     given = {"checkpoint": tmp_path / "cell.npz", "cell": "rnn", "inputs": inputs}
     whole = gradscope.analyze(**given, only="gain").full

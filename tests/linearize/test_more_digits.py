@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from oracles import any_exponent
 from oracles.any_exponent import along, jacobian, log10_norms, stacked, step_of
+from oracles.drawn import D, N, T, drawn
 from oracles.few import few
 
 import gradscope
@@ -27,7 +28,6 @@ from gradscope.linearize.trajectory import states_of
 from gradscope.product_svd.ball_product import precision, to_wide
 from gradscope.product_svd.steps import UnknownDigitsError
 
-N, D, T = 3, 2, 10
 BITS = 4000
 CELLS = [
     "gru-reset-before",
@@ -39,16 +39,6 @@ CELLS = [
     "lstm-cifg",
     "lstm-1997",
 ]
-
-
-def network(cell, weights, size, seed=1, steps=T):
-    """Weights and inputs of these sizes, and the states that they lead to."""
-    rng, found = np.random.default_rng(seed), find(cell)
-    shapes = found.shapes(N, D).items()
-    arrays = {key: weights * rng.normal(size=shape) / np.sqrt(shape[-1]) for key, shape in shapes}
-    inputs = size * rng.normal(size=(1, steps, D))
-    system = System(found, N, arrays, inputs, np.zeros((1, found.size(N))))
-    return arrays, inputs, states_of(system, jax.devices()[:1])[0]
 
 
 def exact_steps(cell, arrays, inputs, states):
@@ -78,7 +68,7 @@ def analysed(tmp_path):
 @pytest.mark.slow
 def test_all_values_that_entries_of_16_digits_do_not_hold(analysed):
     """From lag 6 on terms cancel to 1e-31 of their size, of which Jacobians right to 1e-13 know nothing."""
-    arrays, inputs, states = network("gru-reset-before", 3.0, 1e3)
+    arrays, inputs, states = drawn("gru-reset-before", 3.0, 1e3)
     full = analysed(arrays, inputs, cell="gru-reset-before").full
     expected = log10_norms(step_of("gru-reset-before"), arrays, inputs[0], states)
     (found,) = full.spectra
@@ -114,7 +104,7 @@ def test_a_stack(analysed):
 @pytest.mark.parametrize("cell", few(CELLS, "gru-reset-before"))
 def test_steps_are_those_of_the_equations(cell):
     """Every entry to 500 digits, of states that come to 1e-2000 of a level."""
-    arrays, inputs, states = network(cell, 3.0, 1.0 if cell == "rnn-relu" else 1e3, steps=3)
+    arrays, inputs, states = drawn(cell, 3.0, 1.0 if cell == "rnn-relu" else 1e3, steps=3)
     found = find(cell)
     paths = Digits(found, arrays, inputs[0], states, ()).paths(BITS)
     with precision(BITS):

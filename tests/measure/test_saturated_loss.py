@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from oracles.any_exponent import elasticity, log10_of_loss, stacked, step_of
+from oracles.drawn import D, N, T, drawn
 from oracles.few import few
 
 import gradscope
@@ -13,8 +14,6 @@ from gradscope.cells.stack import stacked as stacked_cell
 from gradscope.linearize.system import System, cast
 from gradscope.linearize.trajectory import Spread, states_of
 from gradscope.measure import adjoints
-
-N, D, T = 3, 2, 10
 
 
 def few_of(*case):
@@ -32,19 +31,10 @@ BELOW = {
 }
 
 
-def drawn(cell, weights, size, seed):
-    rng = np.random.default_rng(seed)
-    shapes = find(cell).shapes(N, D).items()
-    arrays = {key: weights * rng.normal(size=shape) / np.sqrt(shape[-1]) for key, shape in shapes}
-    return arrays, size * rng.normal(size=(1, T, D))
-
-
 def network(cell, weights, size, seed):
     """Weights, inputs, and what the oracle says of a loss of derivatives 1 by the last output."""
-    arrays, inputs = drawn(cell, weights, size, seed)
-    found, m = find(cell), find(cell).size(N)
-    states = states_of(System(found, N, arrays, inputs, np.zeros((1, m))), jax.devices()[:1])[0]
-    seed = np.concatenate([np.zeros(m - N), np.ones(N)])
+    arrays, inputs, states = drawn(cell, weights, size, seed)
+    seed = np.concatenate([np.zeros(find(cell).size(N) - N), np.ones(N)])
     return arrays, inputs, log10_of_loss(step_of(cell), arrays, inputs[0], states, seed)
 
 
@@ -125,7 +115,7 @@ def test_layers_of_a_stack_have_it_too(cell):
 def test_so_has_how_the_gain_changes(tmp_path):
     """There is no gain without what states have beside levels."""
     cell = "gru"
-    arrays, inputs = drawn(cell, 30.0, 3.0, 1)
+    arrays, inputs, _ = drawn(cell, 30.0, 3.0)
     np.savez(tmp_path / "cell.npz", **arrays)
     given = {"checkpoint": tmp_path / "cell.npz", "cell": cell, "inputs": inputs}
     found = gradscope.analyze(**given, only="paths", sensitivity=True).sensitivity
