@@ -179,8 +179,9 @@ def shown(what: str, columns: dict[str, Counter[str]]) -> None:
     last = (PROGRAMS, "the rest")
     each = dict.fromkeys(name for one in columns.values() for name in one if name not in last)
     for part in (*each, *last):
-        shares = [one[part] / sum(one.values()) for one in columns.values()]
-        table.add_row(part, *(f"{100 * share:.0f}" for share in shares))
+        shares = [f"{100 * one[part] / sum(one.values()):.0f}" for one in columns.values()]
+        if part not in last or {*shares} != {"0"}:
+            table.add_row(part, *shares)
     table.add_row("CPU seconds", *(f"{sum(one.values()):.2f}" for one in columns.values()))
     Console(width=110).print(table)
 
