@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from oracles.hostile_arrays import EIGHT, HOSTILE, header, npy, npy_with_header, npz
+from oracles.refusals import refused
 from safetensors.numpy import save as safetensors_bytes
 
 from gradscope import errors
@@ -33,15 +34,6 @@ def read_safetensors(path, choose=list):
 READERS = {".npy": read_npy, ".npz": read_npz, ".safetensors": read_safetensors}
 
 
-def refusal(read, path):
-    with pytest.raises(InputError) as caught:
-        read(path)
-    message = str(caught.value)
-    assert message.isprintable(), "one line, nothing that a terminal would obey"
-    assert len(message) < 500 + len(str(path))
-    return message
-
-
 def write(folder, suffix, data):
     path = folder / f"given{suffix}"
     path.write_bytes(data)
@@ -52,7 +44,7 @@ def write(folder, suffix, data):
 def test_hostile_file_is_refused_in_one_line(name, tmp_path):
     suffix, data, expected = HOSTILE[name]
     path = write(tmp_path, suffix, data)
-    message = refusal(READERS[suffix], path)
+    message = refused(READERS[suffix], path)
     assert message.startswith(f"{path}: ")
     assert expected in message
 
@@ -60,22 +52,22 @@ def test_hostile_file_is_refused_in_one_line(name, tmp_path):
 @pytest.mark.parametrize("suffix", READERS)
 def test_what_is_no_file(suffix, tmp_path):
     read = READERS[suffix]
-    assert "No such file" in refusal(read, tmp_path / f"absent{suffix}")
+    assert "No such file" in refused(read, tmp_path / f"absent{suffix}")
     folder = tmp_path / f"folder{suffix}"
     folder.mkdir()
-    assert "is a directory" in refusal(read, folder)
+    assert "is a directory" in refused(read, folder)
     pipe = tmp_path / f"pipe{suffix}"
     os.mkfifo(pipe)  # to open it would hang the test
-    assert "is a pipe or a device" in refusal(read, pipe)
-    assert "is a pipe or a device" in refusal(read, "/dev/zero")
-    assert "not a sound" in refusal(read, f"nul\0byte{suffix}")
+    assert "is a pipe or a device" in refused(read, pipe)
+    assert "is a pipe or a device" in refused(read, "/dev/zero")
+    assert "not a sound" in refused(read, f"nul\0byte{suffix}")
     loop = tmp_path / f"loop{suffix}"
     loop.symlink_to(loop)
-    assert "not a sound" in refusal(read, loop)
+    assert "not a sound" in refused(read, loop)
     locked = write(tmp_path, suffix, b"secret")
     locked.chmod(0)
     with nobody():
-        assert "Permission denied" in refusal(read, locked)
+        assert "Permission denied" in refused(read, locked)
 
 
 @contextmanager
@@ -121,8 +113,8 @@ def numbers_or_refusal(suffix, path):
 def test_truncated_anywhere(suffix, tmp_path):
     data = SOUND[suffix]
     for tenth in range(10):
-        refusal(READERS[suffix], write(tmp_path, suffix, data[: len(data) * tenth // 10]))
-    refusal(READERS[suffix], write(tmp_path, suffix, data[:-1]))
+        refused(READERS[suffix], write(tmp_path, suffix, data[: len(data) * tenth // 10]))
+    refused(READERS[suffix], write(tmp_path, suffix, data[:-1]))
 
 
 @pytest.mark.parametrize("suffix", SOUND)
@@ -191,7 +183,7 @@ def test_numpy_and_safetensors_files_of_every_dtype(tmp_path):
 
 def test_a_long_double_beyond_float64_is_refused(tmp_path):
     huge = np.array([np.finfo(np.longdouble).max])
-    assert "holds inf at index [0]" in refusal(read_npy, write(tmp_path, ".npy", npy(huge)))
+    assert "holds inf at index [0]" in refused(read_npy, write(tmp_path, ".npy", npy(huge)))
 
 
 @pytest.mark.slow
@@ -212,8 +204,8 @@ def test_no_memory_is_taken_for_what_a_header_claims(tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, "frombuffer", no_reading)
     claims = npy_with_header(header("<f8", (10**10,)), EIGHT)
-    assert "declares" in refusal(read_npy, write(tmp_path, ".npy", claims))
-    assert "declares" in refusal(read_npz, write(tmp_path, ".npz", npz([("W.npy", claims)])))
+    assert "declares" in refused(read_npy, write(tmp_path, ".npy", claims))
+    assert "declares" in refused(read_npz, write(tmp_path, ".npz", npz([("W.npy", claims)])))
 
 
 def test_a_file_that_is_cut_off_while_it_is_read(tmp_path):
@@ -223,13 +215,13 @@ def test_a_file_that_is_cut_off_while_it_is_read(tmp_path):
         os.truncate(path, 4096)
         return names
 
-    assert "not a sound .safetensors file" in refusal(lambda p: read_safetensors(p, choose), path)
+    assert "not a sound .safetensors file" in refused(lambda p: read_safetensors(p, choose), path)
 
 
 def test_only_what_is_chosen_is_read(tmp_path):
     np.savez(tmp_path / "mixed.npz", x=np.ones(2), label=np.array(["cat"]))
     assert list(read_npz(tmp_path / "mixed.npz", lambda names: ["x"])) == ["x"]
-    assert "array 'label' has dtype <U3" in refusal(read_npz, tmp_path / "mixed.npz")
+    assert "array 'label' has dtype <U3" in refused(read_npz, tmp_path / "mixed.npz")
 
 
 def test_lists_of_names_stay_short(tmp_path):
@@ -245,7 +237,7 @@ def test_jacobians(tmp_path):
 
 @pytest.mark.parametrize("shape", [(3, 3), (5, 3, 4), (0, 3, 3), (5, 0, 0), (2, 5, 3, 3), ()])
 def test_jacobians_of_another_shape(shape, tmp_path):
-    message = refusal(read_jacobians, write(tmp_path, ".npy", npy(np.zeros(shape))))
+    message = refused(read_jacobians, write(tmp_path, ".npy", npy(np.zeros(shape))))
     assert f"got shape {shape}, expected (T, m, m)" in message
 
 

@@ -8,7 +8,7 @@ import jsonschema
 import numpy as np
 import pytest
 from oracles import equations, layouts
-from oracles.models import log10_values
+from oracles.agreement import check_stack
 
 import gradscope
 from gradscope import checkpoints
@@ -51,20 +51,7 @@ def test_a_stack_has_the_jacobian_of_its_equations(kind, layers, tmp_path):
     x = sequences()[:, :3]  # few steps, or float64 has no digits left of the smallest values
     path = layouts.saved(state, tmp_path / "model.safetensors")
     analysis = gradscope.analyze(checkpoint=path, inputs=x, cell="rnn" if kind == "rnn" else None)
-    jacobian = stack_jacobian(kind, state, layers, x[0])
-    found = analysis.full.spectra[0].log10_singular_values
-    np.testing.assert_allclose(found, log10_values(jacobian), rtol=0, atol=1e-6)
-    numbers = range(layers)
-    names = [f"layer{k}" for k in numbers] + [f"{i}->{j}" for j in numbers for i in range(j)]
-    assert set(analysis.shares) == set(names)
-    np.testing.assert_allclose(sum(analysis.shares.values()), 1, rtol=0, atol=1e-9)
-    size = len(jacobian) // layers
-    for k, layer in enumerate(analysis.layers):
-        block = jacobian[k * size : (k + 1) * size, k * size : (k + 1) * size]
-        own = layer.full.spectra[0].log10_singular_values
-        np.testing.assert_allclose(own, log10_values(block), rtol=0, atol=1e-6)
-        in_stack = analysis.chain(f"layer{k}").log10_norm.median
-        assert in_stack == pytest.approx(layer.full.log10_norm.median, abs=1e-10)
+    check_stack(analysis, stack_jacobian(kind, state, layers, x[0]), layers)
 
 
 def test_top_values_of_a_block_are_those_of_the_block(tmp_path, monkeypatch):

@@ -208,3 +208,13 @@ CHAINS: dict[str, Maker] = {
     "integer rank": integer_rank,
     "duplicated rows": duplicated_rows,
 }
+
+
+def two_blocks(sizes, n=3):
+    """(T, 2n, 2n): two orthogonal blocks, the first times sizes[t]."""
+    rng = np.random.default_rng(0)
+    blocks = [np.linalg.qr(rng.normal(size=(n, n)))[0] for _ in range(2)]
+    chain = np.zeros((len(sizes), 2 * n, 2 * n))
+    chain[:, :n, :n] = np.multiply.outer(sizes, blocks[0])
+    chain[:, n:, n:] = blocks[1]
+    return chain

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+
 import keras
 
 L, ops = keras.layers, keras.ops
+
+
+def saved(model, path):
+    """The file of a model, of its weights alone by its name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_weights(path) if path.name.endswith(".weights.h5") else model.save(path)
+    return path
 
 
 @keras.saving.register_keras_serializable("own")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import socket
@@ -50,3 +51,11 @@ def together(count, arguments, each=()):
         processes.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True))
     ended = [process.communicate(timeout=120) for process in processes]
     return [(process.returncode, *texts) for process, texts in zip(processes, ended, strict=True)]
+
+
+def module_of(folder, name):
+    """A script of an example as a module."""
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,13 +1,12 @@
 """The adding problem's training script, in PyTorch, makes the networks that are kept."""
 
-import importlib.util
 import re
 
 import numpy as np
 import pytest
 import torch
 from oracles.models import read_layer
-from oracles.program import EXAMPLES
+from oracles.program import EXAMPLES, module_of
 from safetensors.torch import load_file
 
 import gradscope
@@ -16,17 +15,9 @@ FOLDER = EXAMPLES / "adding_problem"
 README = (FOLDER / "README.md").read_text("utf-8")
 
 
-def load(name):
-    """A script of the example as a module."""
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def script():
-    return load("train")
+    return module_of(FOLDER, "train")
 
 
 def shown(first):

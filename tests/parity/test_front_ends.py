@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from oracles.keras_cells import saved
 from oracles.models import HIDDEN, INPUT, STEPS, read_layer, sequence
 
 import gradscope
@@ -36,13 +37,6 @@ def built(*layers, shape=(STEPS, INPUT), dtype="float32"):
     rng = np.random.default_rng(5)
     model.set_weights([rng.standard_normal(w.shape) * 0.5 for w in model.get_weights()])
     return model
-
-
-def saved(model, path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model.save(path)
-    return path
 
 
 def keras_gain(cell, inputs):

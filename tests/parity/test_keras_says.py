@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import warnings
 
 import h5py
 import keras
 import numpy as np
 import pytest
+from oracles.keras_cells import saved
 from oracles.models import HIDDEN, INPUT, STEPS, read_layer, sequence
 
 import gradscope
@@ -20,13 +20,6 @@ from gradscope.errors import InputError
 # Keras reads an attribute of NumPy that is on its way out.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:keras")
 L = keras.layers
-
-
-def saved(model, path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model.save_weights(path) if path.name.endswith(".weights.h5") else model.save(path)
-    return path
 
 
 def sequential(*layers, shape=(STEPS, INPUT)):

@@ -8,7 +8,7 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
-from oracles.models import log10_values
+from oracles.agreement import check_stack
 from oracles.reference import reference
 
 import gradscope
@@ -59,20 +59,7 @@ def test_a_stack_has_the_jacobian_of_torch(kind, layers, tmp_path):
     module, x = made(kind, layers), sequences()
     path = saved(tmp_path, module)
     analysis = gradscope.analyze(checkpoint=path, inputs=x, cell="rnn" if kind == "rnn" else None)
-    jacobian = whole_jacobian(module, x[0]).numpy()
-    found = analysis.full.spectra[0].log10_singular_values
-    np.testing.assert_allclose(found, log10_values(jacobian), rtol=0, atol=1e-6)
-    numbers = range(layers)
-    names = [f"layer{k}" for k in numbers] + [f"{i}->{j}" for j in numbers for i in range(j)]
-    assert set(analysis.shares) == set(names)
-    np.testing.assert_allclose(sum(analysis.shares.values()), 1, rtol=0, atol=1e-9)
-    size = len(jacobian) // layers
-    for k, layer in enumerate(analysis.layers):
-        block = jacobian[k * size : (k + 1) * size, k * size : (k + 1) * size]
-        own = layer.full.spectra[0].log10_singular_values
-        np.testing.assert_allclose(own, log10_values(block), rtol=0, atol=1e-6)
-        in_stack = analysis.chain(f"layer{k}").log10_norm.median
-        assert in_stack == pytest.approx(layer.full.log10_norm.median, abs=1e-10)
+    check_stack(analysis, whole_jacobian(module, x[0]).numpy(), layers)
 
 
 def direction_jacobians(module, x, backward):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from oracles.models import log10_values
+from oracles.recorded import refusal
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
@@ -79,14 +80,6 @@ def close(ours, theirs):
     there = theirs > -9
     assert there.any()
     np.testing.assert_allclose(ours[there], theirs[there], rtol=0, atol=1e-6)
-
-
-def refusal(checkpoint, **choice):
-    with pytest.raises(InputError) as caught:
-        gradscope.analyze(checkpoint=checkpoint, **choice)
-    message = str(caught.value)
-    assert message.isprintable()
-    return message
 
 
 class Between(nn.Module):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from oracles.models import HIDDEN, INPUT, outputs, read_layer, sequence
+from oracles.refusals import refused
 from safetensors.numpy import save_file
 from torch import nn
 
@@ -38,9 +39,7 @@ def check(path, module, **choice):
 
 
 def refusal(path, **choice):
-    with pytest.raises(InputError) as caught:
-        read_layer(path, **choice)
-    return str(caught.value)
+    return refused(read_layer, path, **choice)
 
 
 def old(value, path):

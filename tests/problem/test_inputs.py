@@ -11,6 +11,7 @@ from oracles import equations, layouts
 from oracles.asking import make_problem
 from oracles.hostile_arrays import HOSTILE
 from oracles.models import log10_values
+from oracles.refusals import refused
 from safetensors.numpy import save_file
 
 import gradscope
@@ -20,15 +21,6 @@ from gradscope.formats.reading import read_array
 from gradscope.report.provenance import described
 
 X = np.random.default_rng(6).standard_normal((2, 9, 3))
-
-
-def refusal(function, *arguments, **options):
-    with pytest.raises(InputError) as caught:
-        function(*arguments, **options)
-    message = str(caught.value)
-    assert message.isprintable()
-    assert len(message) < 500
-    return message
 
 
 # Formats
@@ -109,7 +101,7 @@ def test_tables_that_are_none(name, tmp_path):
     path = tmp_path / "x.csv"
     path.write_bytes(data)
     if expected:
-        message = refusal(read_array, path)
+        message = refused(read_array, path)
         assert message.startswith(f"{path}: ")
         assert expected in message
     else:
@@ -138,7 +130,7 @@ def test_hostile_array_files(tmp_path):
     for suffix, data, _ in HOSTILE.values():
         path = tmp_path / f"x{suffix}"
         path.write_bytes(data)
-        message = refusal(read_array, path)
+        message = refused(read_array, path)
         assert message.startswith(f"{path}: ")
         assert "--max-size" not in message  # that is of the checkpoint
         assert ("unpacks to" in message) == ("save it with numpy.savez, which does not compress" in message)
@@ -147,14 +139,14 @@ def test_hostile_array_files(tmp_path):
 def test_files_that_hold_several_arrays_or_another_kind(tmp_path):
     path = saved(tmp_path, "safetensors:x", X)
     whole = path.removesuffix(":x")
-    assert refusal(read_array, whole) == (
+    assert refused(read_array, whole) == (
         f"{whole}: holds 2 arrays (other, x): say which, as in {whole}:other"
     )
-    assert "holds no array 'y', expected one of other, x" in refusal(read_array, f"{whole}:y")
-    assert "'x.mat': expected a .npy, .npz, .safetensors or .csv file" in refusal(read_array, "x.mat")
-    assert "saved so by numpy.save('x.npy', x.cpu().numpy())" in refusal(read_array, "x.pt")
+    assert "holds no array 'y', expected one of other, x" in refused(read_array, f"{whole}:y")
+    assert "'x.mat': expected a .npy, .npz, .safetensors or .csv file" in refused(read_array, "x.mat")
+    assert "saved so by numpy.save('x.npy', x.cpu().numpy())" in refused(read_array, "x.pt")
     save_file({}, tmp_path / "none.safetensors")
-    assert "holds no array" in refusal(read_array, tmp_path / "none.safetensors")
+    assert "holds no array" in refused(read_array, tmp_path / "none.safetensors")
 
 
 # Layout
@@ -165,9 +157,9 @@ def test_time_major():
     np.testing.assert_array_equal(make_problem(inputs=turned, time_major=True, hidden=4).system.inputs, X)
     alone = make_problem(inputs=X[0], time_major=True, hidden=4).system.inputs
     np.testing.assert_array_equal(alone, X[:1])
-    message = refusal(make_problem, inputs=X[0, 0], time_major=True)
+    message = refused(make_problem, inputs=X[0, 0], time_major=True)
     assert message == "inputs have shape (3,), expected (T, d) or (T, B, d), each at least 1"
-    assert "time_major is about given inputs, but inputs are zeros: give --inputs FILE" in refusal(
+    assert "time_major is about given inputs, but inputs are zeros: give --inputs FILE" in refused(
         make_problem, inputs="zeros", time_major=True
     )
 
@@ -231,32 +223,32 @@ REFUSED_IDS = {
 @pytest.mark.parametrize("name", REFUSED_IDS)
 def test_token_ids_that_are_none(name):
     ids, expected = REFUSED_IDS[name]
-    assert expected in refusal(make_problem, inputs=ids, hidden=4, embedding=TABLE)
+    assert expected in refused(make_problem, inputs=ids, hidden=4, embedding=TABLE)
 
 
 def test_what_looks_like_token_ids_is_told_of_the_embedding(tmp_path):
     hint = "if they are token ids, say which --embedding of the checkpoint"
     path, _ = language_model(tmp_path)
     analyze = gradscope.analyze
-    assert hint in refusal(analyze, checkpoint=path, inputs=IDS[0])
-    message = refusal(analyze, checkpoint=path, inputs=IDS)
+    assert hint in refused(analyze, checkpoint=path, inputs=IDS[0])
+    message = refused(analyze, checkpoint=path, inputs=IDS)
     assert message == f"its input size is 3, but the inputs have 4: they must agree; {hint}"
-    assert hint not in refusal(analyze, checkpoint=path, inputs=IDS + 0.5)
-    message = refusal(analyze, checkpoint=path, inputs=IDS, embedding="words")
+    assert hint not in refused(analyze, checkpoint=path, inputs=IDS + 0.5)
+    message = refused(analyze, checkpoint=path, inputs=IDS, embedding="words")
     assert message == f"{path}: holds no tensor 'words', expected one of tokens"
     layouts.saved(layouts.recurrent("lstm", 3, 4), tmp_path / "rnn.pt")
-    message = refusal(analyze, checkpoint=tmp_path / "rnn.pt", inputs=IDS, embedding="words")
+    message = refused(analyze, checkpoint=tmp_path / "rnn.pt", inputs=IDS, embedding="words")
     assert message.endswith("holds no tensor 'words', nor any but those of its recurrent layers")
-    assert hint not in refusal(analyze, checkpoint=path, inputs=IDS[:0])
-    assert "embedding is 'tokens', but that is about a checkpoint" in refusal(
+    assert hint not in refused(analyze, checkpoint=path, inputs=IDS[:0])
+    assert "embedding is 'tokens', but that is about a checkpoint" in refused(
         analyze, inputs=IDS, embedding="tokens"
     )
     flat = Named("bias", np.ones(3))
-    assert "embedding bias has shape (3,), expected (V, d)" in refusal(
+    assert "embedding bias has shape (3,), expected (V, d)" in refused(
         make_problem, inputs=IDS, embedding=flat
     )
 
 
 def test_memory_is_checked_before_ids_are_looked_up():
     wide = Named("tokens", np.broadcast_to(0.0, (2, 10**9)))
-    assert "GiB, this machine has" in refusal(make_problem, inputs=IDS % 2, hidden=4, embedding=wide)
+    assert "GiB, this machine has" in refused(make_problem, inputs=IDS % 2, hidden=4, embedding=wide)

@@ -10,12 +10,12 @@ import pytest
 from oracles import equations, layouts
 from oracles.asking import make_problem
 from oracles.models import log10_values, read_layer
+from oracles.refusals import refused
 from safetensors.numpy import save_file
 
 import gradscope
 from gradscope.cells import find
 from gradscope.cli.main import main
-from gradscope.errors import InputError
 from gradscope.problem.initial_state import initial_states
 from gradscope.report.provenance import described
 
@@ -25,15 +25,6 @@ H, C = RNG.standard_normal((2, 3, 4))
 LSTM = find("lstm").extents(4)
 GRU = find("gru").extents(4)
 BOTH = {"rnn.l0": LSTM, "rnn.l1": LSTM}
-
-
-def refusal(function, *arguments, **options):
-    with pytest.raises(InputError) as caught:
-        function(*arguments, **options)
-    message = str(caught.value)
-    assert message.isprintable()
-    assert len(message) < 500
-    return message
 
 
 def saved(folder, form, **arrays):
@@ -112,7 +103,7 @@ def test_layers_of_different_kinds_and_sizes():
     found = initial_states({"h0": H[:, :2], "c0": C}, {"": projected}, 3)[""]
     np.testing.assert_array_equal(found, np.concatenate([C, H[:, :2]], axis=1))
     uneven = {"a": GRU, "b": find("gru").extents(5)}
-    assert "of layers of different sizes NAME.h0 is one's own" in refusal(
+    assert "of layers of different sizes NAME.h0 is one's own" in refused(
         initial_states, {"h0": h}, uneven, 3
     )
 
@@ -165,18 +156,18 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_states_that_cannot_be_meant(name):
     given, expected = REFUSED[name]
-    message = refusal(make_problem, inputs=X, hidden=4, initial_state=given)
+    message = refused(make_problem, inputs=X, hidden=4, initial_state=given)
     assert expected in message
 
 
 def test_a_cell_alone_has_no_names():
-    message = refusal(make_problem, inputs=X, hidden=4, initial_state={"h": H})
+    message = refused(make_problem, inputs=X, hidden=4, initial_state={"h": H})
     assert message == "initial state has 'h', expected c0, h0"
 
 
 def test_the_layers_are_named_where_a_key_is_not():
-    message = refusal(initial_states, {"l2.h0": H}, BOTH, 3)
+    message = refused(initial_states, {"l2.h0": H}, BOTH, 3)
     expected = "expected c0, h0, or rnn.l0.c0, rnn.l0.h0, rnn.l1.c0, rnn.l1.h0"
     assert message == f"initial state has 'l2.h0', {expected}"
-    message = refusal(initial_states, {"h0": H, "c0": C}, BOTH, 3)
+    message = refused(initial_states, {"h0": H, "c0": C}, BOTH, 3)
     assert "h0 has shape (3, 4), expected (2, 4) or (2, 3, 4) for 2 layers" in message

@@ -46,21 +46,11 @@ def test_a_chain_that_dies_with_no_zero_in_its_entries(after):
     np.testing.assert_allclose(found.log10_norm_by_lag[:after], np.log10(2.0) * np.arange(1, after + 1))
 
 
-def two_blocks(sizes, n=3):
-    """(T, 2n, 2n): two orthogonal blocks, the first times sizes[t]."""
-    rng = np.random.default_rng(0)
-    blocks = [np.linalg.qr(rng.normal(size=(n, n)))[0] for _ in range(2)]
-    chain = np.zeros((len(sizes), 2 * n, 2 * n))
-    chain[:, :n, :n] = np.multiply.outer(sizes, blocks[0])
-    chain[:, n:, n:] = blocks[1]
-    return chain
-
-
 @pytest.mark.parametrize("n", [3, 20])
 def test_what_was_shed_may_be_all_that_is_left(n):
     """From the output end the first block grows to 2^120, the second is shed; then the first dies."""
     sizes = np.concatenate([np.full(100, 1e-3), np.full(120, 2.0)])
-    chain = two_blocks(sizes, n)
+    chain = chains.two_blocks(sizes, n)
     assert values_of(checked(chain)[0], 1, EPS) is None
     found = spectrum(chain, by_lag=True, only_first=True)
     assert found.log10_singular_values[0] == pytest.approx(0.0, abs=1e-12)
@@ -70,7 +60,7 @@ def test_what_was_shed_may_be_all_that_is_left(n):
 
 def test_what_is_shed_and_stays_small_is_not_missed():
     sizes = np.full(200, 2.0)
-    found = values_of(checked(two_blocks(sizes, 20))[0], 1, EPS)
+    found = values_of(checked(chains.two_blocks(sizes, 20))[0], 1, EPS)
     assert found is not None
     assert found.log10[0] == pytest.approx(200 * np.log10(2), abs=1e-11)
     assert found.error[0] < 1e-10

@@ -46,20 +46,10 @@ def check(name, m, steps):
     check_first(found, chain, reference(chain))
 
 
-def two_blocks(sizes, n=3):
-    """(T, 2n, 2n): two orthogonal blocks, the first times sizes[t]."""
-    rng = np.random.default_rng(0)
-    blocks = [np.linalg.qr(rng.normal(size=(n, n)))[0] for _ in range(2)]
-    chain = np.zeros((len(sizes), 2 * n, 2 * n))
-    chain[:, :n, :n] = np.multiply.outer(sizes, blocks[0])
-    chain[:, n:, n:] = blocks[1]
-    return chain
-
-
 def test_what_later_steps_leave_nothing_of_is_left_to_others():
     """From the output end the first block grows to 2^120, and then dies: the other was rounded away."""
     sizes = np.concatenate([np.full(100, 1e-3), np.full(120, 2.0)])
-    found, sound = values(two_blocks(sizes), two_blocks(np.full(220, 2.0)))
+    found, sound = values(chains.two_blocks(sizes), chains.two_blocks(np.full(220, 2.0)))
     assert found is None
     assert sound.log10_singular_values[0] == pytest.approx(220 * np.log10(2), abs=1e-11)
 
@@ -145,6 +135,6 @@ def test_rows_that_were_shed_and_come_to_count_are_left_to_others():
 
 def test_what_was_shed_may_be_all_that_is_left():
     sizes = np.concatenate([np.full(100, 1e-3), np.full(120, 2.0)])
-    found, sound = values(two_blocks(sizes, 24), two_blocks(np.full(220, 2.0), 24))
+    found, sound = values(chains.two_blocks(sizes, 24), chains.two_blocks(np.full(220, 2.0), 24))
     assert found is None
     assert sound.log10_singular_values[0] == pytest.approx(220 * np.log10(2), abs=1e-11)

@@ -1,25 +1,16 @@
 """The adding problem's networks: the README's figures are theirs."""
 
-import importlib.util
 import re
 import sys
 
 import numpy as np
 import pytest
-from oracles.program import EXAMPLES, ROOT, run
+from oracles.program import EXAMPLES, ROOT, module_of, run
 
 import gradscope
 
 FOLDER = EXAMPLES / "adding_problem"
 README = (FOLDER / "README.md").read_text("utf-8")
-
-
-def load(name):
-    """A script of the example as a module."""
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def shown(first):
@@ -28,7 +19,7 @@ def shown(first):
 
 
 def test_an_adding_problem_row_is_that_of_the_network():
-    row = load("analyse").row(FOLDER / "rnn_6000.safetensors", np.load(FOLDER / "sequences.npy"))
+    row = module_of(FOLDER, "analyse").row(FOLDER / "rnn_6000.safetensors", np.load(FOLDER / "sequences.npy"))
     assert row in shown(" +update").splitlines()
 
 
