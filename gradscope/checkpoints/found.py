@@ -14,7 +14,15 @@ from gradscope.cells.activated import activation_of, base_of
 from gradscope.cells.cell import Cell
 from gradscope.cells.notation import is_bias, is_input_weight, key
 from gradscope.checkpoints.derivatives import Derivatives
-from gradscope.checkpoints.layer import ELSEWHERE, InModel, Layer, assemble, may_stand_before, not_computed
+from gradscope.checkpoints.layer import (
+    ELSEWHERE,
+    InModel,
+    Layer,
+    asked_lengths,
+    assemble,
+    may_stand_before,
+    not_computed,
+)
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, listed, quoted
 from gradscope.formats.tensors import Tensors, as_float64
@@ -79,6 +87,7 @@ class Found(InModel):
             inputs * bool(self.reads and self.below is None),
             f"may read {may_stand_before(self.before)}" * bool(self.before),
             state * self.given_state,
+            asked_lengths(self.given_lengths) * bool(self.given_lengths),
         )
         return "; ".join(filter(None, said))
 

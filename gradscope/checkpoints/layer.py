@@ -40,6 +40,8 @@ class InModel:
         file does not say.
     mask : at which steps it leaves its state as it is, None where at none.
     given_state : whether the model computes the initial state, or is given it.
+    lengths : how many steps each sequence has, where the model says so; given_lengths : what tells that as it
+        runs, "" where nothing does.
     not_applied : what the model does besides and the analysis does not (dropout in training), in sentences;
     assumed : what the file does not say and was taken to be so.
     time_major : whether the model takes sequences as (T, B, d), None where that is not known.
@@ -57,6 +59,8 @@ class InModel:
     table: str | None = None
     mask: Mask | None = None
     given_state: bool = False
+    lengths: tuple[int, ...] | None = None
+    given_lengths: str = ""
     not_applied: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     time_major: bool | None = None
@@ -128,6 +132,11 @@ class Layer(InModel):
                 "the initial state comes from elsewhere in the model, which gradscope does not compute: give "
                 f"{listed(keys)} as --initial-state"
             )
+
+
+def asked_lengths(what: str) -> str:
+    """What to do where something that gradscope does not compute tells the lengths; what : its name."""
+    return f"{shown(what)} tells how many steps each sequence has: give these as --lengths"
 
 
 def may_stand_before(tensors: tuple[str, ...]) -> str:

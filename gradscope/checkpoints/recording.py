@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradscope.checkpoints.signals import LENGTHS_ASKED
 from gradscope.custom_types import Array
 from gradscope.errors import listed
 
@@ -142,10 +141,10 @@ class Recorded:
         question = found.question if len(found.cells) > 1 else ""
         found = replace(found, doubt="", adapters=(), question=question, alone=False, given_state=False)
         found = replace(found, direction="backward" if recording.backward else "forward")
-        kept = [sentence for sentence in found.not_applied if not sentence.endswith(LENGTHS_ASKED)]
+        found = replace(found, lengths=None, given_lengths="")
         unseen = "" if found.derivatives else self.layers[found.name].unseen
         assumed = (*found.assumed, *filter(None, (self.said, unseen)))
-        return replace(found, not_applied=(*kept, *said), assumed=assumed)
+        return replace(found, not_applied=(*found.not_applied, *said), assumed=assumed)
 
     def on_its_own(self, found: Found, chosen: Collection[str]) -> Found:
         """A layer without those below it, where not all of these are chosen and it has inputs of its own."""

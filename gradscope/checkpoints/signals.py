@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 _MOST = 256
 # Names that are listed.
 _MOST_NAMES = 8
-# Ends the sentence of a layer of which the model says lengths that are not given.
-LENGTHS_ASKED = "give these as --lengths"
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gradscope.checkpoints import Layer, Model, Named
+from gradscope.checkpoints.layer import asked_lengths
 from gradscope.checkpoints.signals import Mask
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, listed, shown
-from gradscope.problem.inputs import Sequences
+from gradscope.problem.inputs import Sequences, given_lengths
 
 
 def check_roots(model: Model, given: Sequences | None) -> None:
@@ -34,6 +35,34 @@ def check_roots(model: Model, given: Sequences | None) -> None:
         _check_same(roots)
         for layer in roots:
             _check_table(layer, given, named=layer.name in model.named)
+
+
+def lengths_in(
+    model: Model, asked: tuple[int, ...] | None, *, given: bool
+) -> tuple[tuple[int, ...] | None, str]:
+    """How many steps each sequence has, None of all: as asked, else as the model says; and what that assumes.
+
+    given : whether there are inputs. Raises InputError where these have lengths that only the model can tell,
+    and for layers that go on to different ends.
+    """
+    told = {(layer.lengths, layer.given_lengths): layer for layer in model.layers}
+    if len(told) > 1:
+        each = [f"{shown(one.name)} {_ends(*ends)}" for ends, one in told.items()]
+        raise InputError(
+            f"the layers do not read as many steps ({'; '.join(each)}): choose with --layer those that do"
+        )
+    ((lengths, by),) = told
+    if asked is not None:
+        return asked, ""
+    if by and given:
+        raise InputError(asked_lengths(by))
+    return given_lengths(lengths), f"that every sequence has all steps, which {shown(by)} tells" * bool(by)
+
+
+def _ends(lengths: tuple[int, ...] | None, by: str) -> str:
+    return (
+        f"as many as {shown(by)} tells" if by else "all" if lengths is None else listed([*map(str, lengths)])
+    )
 
 
 def _check_same(roots: Sequence[Layer]) -> None:

@@ -16,7 +16,7 @@ from gradscope.linearize.course import check_finite
 from gradscope.linearize.system import System
 from gradscope.linearize.trajectory import outputs, states_of
 from gradscope.problem.checks import whole_number
-from gradscope.problem.feeding import Unmasked, check_roots, unmasked
+from gradscope.problem.feeding import Unmasked, check_roots, lengths_in, unmasked
 from gradscope.problem.initial_state import initial_states
 from gradscope.problem.inputs import Sequences, extents, given_lengths, given_sequences, is_made, label
 from gradscope.problem.problem import Problem, as_names, make_problem, paths_of
@@ -62,7 +62,9 @@ def make_problems(
     known = None if is_made(settings.inputs) else known_time_major(model)
     turned = time_major(known, asked=settings.time_major)
     given = given_sequences(settings.inputs, time_major=turned, embedding=table)
-    lengths = given_lengths(settings.lengths)
+    lengths, full = given_lengths(settings.lengths), ""
+    if model:
+        lengths, full = lengths_in(model, lengths, given=given is not None)
     if given and settings.batch is not None:
         given, lengths = given.taking(whole_number("batch", settings.batch, 1), lengths)
     inputs = given or settings.inputs
@@ -85,7 +87,9 @@ def make_problems(
         for layer in model.layers
     }
     problems = _each(model, fed, label(settings.initial_state), devices)
-    problems = {name: _with_mask(_assuming(one, assumed), left) for name, one in problems.items()}
+    problems = {
+        name: _with_mask(_assuming(_assuming(one, assumed), full), left) for name, one in problems.items()
+    }
     return _together(settings, model, problems)
 
 

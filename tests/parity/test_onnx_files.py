@@ -23,6 +23,7 @@ from oracles.models import (
     sequence,
 )
 
+import gradscope
 from gradscope import checkpoints
 from gradscope.checkpoints.array_map import rules_of
 from gradscope.errors import InputError
@@ -245,16 +246,80 @@ def test_onnx_of_an_unrolled_rnn_is_refused(tmp_path):
         read_layer(tmp_path / "x.onnx")
 
 
-def test_onnx_lengths_that_the_graph_gives(tmp_path):
-    """sequence_lens: which of the steps there are, the user says; that the graph does is said."""
-    operator("GRU", tmp_path / "x.onnx")
-    model = onnx.load(tmp_path / "x.onnx")
-    assert read_layer(tmp_path / "x.onnx").not_applied == ()
+def with_lengths(path, numbers=None, kind="GRU"):
+    """A model whose operator has sequence_lens: a constant, or an input of the graph."""
+    operator(kind, path)
+    model = onnx.load(path)
     model.graph.node[0].input[4] = "lengths"
-    model.graph.input.append(helper.make_tensor_value_info("lengths", TensorProto.INT32, (1,)))
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.ClearField("shape")
+    if numbers is None:
+        model.graph.input.append(helper.make_tensor_value_info("lengths", TensorProto.INT32, (None,)))
+    else:
+        model.graph.initializer.append(numpy_helper.from_array(np.array(numbers, np.int32), "lengths"))
+    onnx.save(model, path)
+    return path
+
+
+def test_lengths_that_are_constants_of_the_graph(tmp_path):
+    """Each sequence ends where sequence_lens says, as with onnxruntime, if --lengths says nothing else."""
+    path, lengths = with_lengths(tmp_path / "x.onnx", [STEPS - 2, STEPS]), [STEPS - 2, STEPS]
+    x = np.stack([sequence(), 2 * sequence()]).astype(np.float32)
+    (y,) = onnxruntime.InferenceSession(path).run(None, {"X": x.swapaxes(0, 1)})
+    ours = [
+        outputs(read_layer(path), one[:steps].astype(float)) for one, steps in zip(x, lengths, strict=True)
+    ]
+    for k, (one, steps) in enumerate(zip(ours, lengths, strict=True)):
+        np.testing.assert_allclose(one, y[:steps, 0, k], rtol=0, atol=2e-6)
+        assert not y[steps:, 0, k].any()  # there are no such steps
+    found = gradscope.analyze(checkpoint=path, inputs=x, only="verdict")
+    assert found.problem["lengths"] == lengths
+    told = gradscope.analyze(checkpoint=path, inputs=x, lengths=[STEPS, 1], only="verdict")
+    assert told.problem["lengths"] == [STEPS, 1]
+    assert gradscope.analyze(checkpoint=path, only="verdict").problem["lengths"] == lengths
+    with pytest.raises(InputError, match="got 2 lengths for 1 sequence"):
+        gradscope.analyze(checkpoint=path, inputs=x[0])
+
+
+def test_lengths_that_the_graph_is_given(tmp_path):
+    """The user says them, or gives what onnxruntime runs the graph on; of drawn inputs it is said."""
+    path, x = with_lengths(tmp_path / "x.onnx"), np.stack([sequence(), sequence()])
+    gate = {"checkpoint": path, "only": "verdict"}
+    lengths = [STEPS - 1, 2]
+    assert gradscope.analyze(**gate, inputs=x, lengths=lengths).problem["lengths"] == lengths
+    np.savez(tmp_path / "x.npz", X=x.swapaxes(0, 1), lengths=lengths)
+    assert gradscope.analyze(**gate, inputs=tmp_path / "x.npz").problem["lengths"] == lengths
+    drawn = gradscope.analyze(**gate, steps=3)
+    assert drawn.problem["assumed"] == ["that every sequence has all steps, which lengths tells"]
+    asked = "lengths tells how many steps each sequence has: give these as --lengths"
+    assert checkpoints.read_all(path).layers[0].open == asked
+    with pytest.raises(InputError, match=asked):  # no graph is run where a state is given
+        gradscope.analyze(**gate, inputs=x, initial_state={"h0": np.zeros((2, HIDDEN))})
+
+
+def test_layers_that_do_not_end_together(tmp_path):
+    model = onnx.load(with_lengths(tmp_path / "x.onnx", [2]))
+    model.graph.node.add().CopyFrom(model.graph.node[0])
+    model.graph.node[1].name, model.graph.node[1].output[0], model.graph.node[1].input[4] = "all", "Z", ""
     onnx.save(model, tmp_path / "x.onnx")
-    words = "lengths of the graph says how many steps each sequence has: give these as --lengths"
-    assert read_layer(tmp_path / "x.onnx").not_applied == (words,)
+    with pytest.raises(InputError, match=r"do not read as many steps \(op 2; all all\): choose with --layer"):
+        gradscope.analyze(checkpoint=tmp_path / "x.onnx")
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_a_graph_whose_exporter_lost_the_projection(constant, tmp_path):
+    """torch's newer exporter writes R as if what is projected were all units, and c of all of these."""
+    operator("LSTM", tmp_path / "x.onnx", state=True)
+    model, shape = onnx.load(tmp_path / "x.onnx"), (1, 1, 2 * HIDDEN)
+    model.graph.node[0].input.append("c")
+    if constant:
+        model.graph.initializer.append(numpy_helper.from_array(np.zeros(shape, "f4"), "c"))
+    else:
+        model.graph.value_info.append(helper.make_tensor_value_info("c", TensorProto.FLOAT, shape))
+        model.graph.node.insert(0, helper.make_node("Sin", ["X"], ["c"]))
+    onnx.save(model, tmp_path / "x.onnx")
+    with pytest.raises(InputError, match=f"R of {HIDDEN} units and an initial state 'c' of {2 * HIDDEN}: no"):
+        read_layer(tmp_path / "x.onnx")
 
 
 def test_a_cell_that_the_graph_spells_out(tmp_path):

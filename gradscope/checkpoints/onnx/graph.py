@@ -17,9 +17,8 @@ from gradscope.checkpoints.onnx.scopes import Scope, every_graph
 from gradscope.checkpoints.onnx.tensors import Stored
 from gradscope.checkpoints.onnx.weights import native, stored_as, weights_of, whole
 from gradscope.checkpoints.onnx.wiring import QUANTISED, WITH_ATTENTION, OnnxOperator, operators
-from gradscope.checkpoints.signals import LENGTHS_ASKED
 from gradscope.custom_types import PathLike
-from gradscope.errors import InputError, listed, shown
+from gradscope.errors import InputError, listed
 from gradscope.formats.protobuf import pay
 from gradscope.formats.tensors import Tensors, library, opened
 
@@ -85,10 +84,9 @@ def read_onnx(path: PathLike, max_size: int | None, also: Iterable[str] = ()) ->
 
 def _directions(operator: OnnxOperator, constants: Constants) -> list[Found]:
     """The layer of an operator, or two where it is bidirectional."""
-    node, scope, reads = operator.node, operator.scope, operator.reads
+    scope, reads = operator.scope, operator.reads
     inputs = operator.inputs
-    told = node.input[_LENGTHS] if len(node.input) > _LENGTHS else ""
-    lengths = f"{shown(told)} of the graph says how many steps each sequence has: {LENGTHS_ASKED}"
+    lengths, given_lengths = _lengths(operator, constants)
     states = [inputs[role] for role in ("h0", "c0") if role in inputs]
     found = []
     for number, (name, side) in enumerate(zip(operator.layers, operator.sides, strict=True)):
@@ -104,11 +102,25 @@ def _directions(operator: OnnxOperator, constants: Constants) -> list[Found]:
                 reads="" if reads.below else reads.root,
                 table=reads.table,
                 given_state=not all(_is_known(name, scope, constants) for name in states),
-                not_applied=(*layer.not_applied, *[lengths] * bool(told)),
+                lengths=lengths,
+                given_lengths=given_lengths,
                 assumed=(*layer.assumed, *(f"that {one}" for one in scope.when)),
             )
         )
     return found
+
+
+def _lengths(operator: OnnxOperator, constants: Constants) -> tuple[tuple[int, ...] | None, str]:
+    """The steps of each sequence where they are constant, and what else tells them, "" if nothing does."""
+    name = next(iter(operator.node.input[_LENGTHS : _LENGTHS + 1]), "")
+    if not name:
+        return None, ""
+    try:
+        array = constants.array(operator.scope, name)
+    except InputError:  # of other constants than there may be
+        array = None
+    whole_numbers = array is not None and array.ndim == 1 and array.dtype.kind in "iu"
+    return (tuple(array.tolist()), "") if whole_numbers and array is not None else (None, name)
 
 
 def _is_known(state: str, scope: Scope, constants: Constants) -> bool:

@@ -82,8 +82,8 @@ def recorded_on(
 
 
 def _needs(layer: Found) -> bool:
-    """Whether something stands before a layer, or makes its initial state."""
-    return not layer.problem and (layer.below is None or layer.given_state)
+    """Whether something stands before a layer, makes its initial state, or tells how far its sequences go."""
+    return not layer.problem and (layer.below is None or layer.given_state or bool(layer.given_lengths))
 
 
 def _arrays(inputs: Any) -> dict[str, Array]:

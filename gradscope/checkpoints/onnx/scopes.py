@@ -65,6 +65,18 @@ class Scope:
             scope = scope.around
         return scope, name
 
+    @cached_property
+    def _declared(self) -> dict[str, int]:
+        """The last axis of values that the graph says the shapes of, where that is a number."""
+        values = (*self.graph.input, *self.graph.value_info) if self.bound is None else ()
+        dims = {value.name: value.type.tensor_type.shape.dim for value in values}
+        return {name: shape[-1].dim_value for name, shape in dims.items() if shape and shape[-1].dim_value}
+
+    def last_axis(self, name: str) -> int | None:
+        """The last axis of a value that is computed or given, None where the file does not say it."""
+        where, own = self.find(name)
+        return where._declared.get(own)
+
     def tensor(self, name: str) -> Any:
         """The constant of this name, None where it is computed or given."""
         where, own = self.find(name)

@@ -9,6 +9,7 @@ import numpy as np
 
 from gradscope.checkpoints.found import gated
 from gradscope.checkpoints.onnx.constants import Constants
+from gradscope.checkpoints.onnx.scopes import Scope
 from gradscope.checkpoints.onnx.wiring import QUANTISED, OnnxOperator
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, quoted
@@ -32,6 +33,9 @@ def weights_of(operator: OnnxOperator, number: int, constants: Constants) -> dic
     there = {role: array for role, array in read.items() if array is not None}
     if not {"W", "R"} <= there.keys():
         raise InputError("has no weights W and R: damaged")
+    for role in _STATES:
+        if role in inputs:
+            _check_units(scope, inputs[role], there.get(role), there["R"].shape[-1])
     layout, weights = whole(scope.attributes(operator.node), "layout"), dict[str, Array]()
     for role in [role for role in ("W", "R", "B", "P", *_STATES) if role in there]:
         called = f"tensor {quoted(inputs[role])}"
@@ -99,6 +103,19 @@ def _side(value: Array, role: str, number: int) -> Array:
     if value.ndim != (3 if role in "WR" else 2) or value.shape[0] <= number:
         raise InputError(f"{role} has shape {value.shape}, expected one row of weights per direction")
     return np.asarray(value[number])
+
+
+def _check_units(scope: Scope, state: str, array: Array | None, units: int) -> None:
+    """Raise InputError where a state has other units than R, as far as the file says how many it has.
+
+    An exporter that left out the projection of an LSTM has made a graph that does not run.
+    """
+    found = scope.last_axis(state) if array is None else array.shape[-1]
+    if found not in (None, units):
+        raise InputError(
+            f"has R of {units} units and an initial state {quoted(state)} of {found}: no such graph runs. "
+            "ONNX has no LSTM with a projection: of one, give the weights in the library's own format"
+        )
 
 
 def _state(value: Array, role: str, number: int, layout: int) -> Array:
