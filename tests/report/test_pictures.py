@@ -95,6 +95,18 @@ def test_gains_by_lag_are_where_the_axes_say(size):
     assert len(of_chain(root, "full")[0]) == STEPS
 
 
+@pytest.mark.parametrize(("size", "points"), [("column", 8), ("slide", 16), ("page", 9.75)])
+@pytest.mark.parametrize("name", ["lag", "eigenvalues"])
+def test_letters_are_as_large_as_a_size_says_and_lines_grow_with_them(name, size, points):
+    root, _ = drawn(result(), name, size=size)
+    zoom = float(root.get("width")) / float(root.get("viewBox").split()[2])
+    font = max(float(text.get("font-size")) for text in root.iter(f"{SVG}text"))
+    font /= 0.85 if name == "eigenvalues" else 1  # no more than headings
+    assert font * zoom * 72 / 96 == pytest.approx(points, rel=0.01)
+    thick = max(float(part.get("stroke-width", 0)) for part in root.iter())
+    assert thick * zoom > 1.5 * points * 96 / 72 / 13
+
+
 def test_a_zero_ends_the_line_and_a_path_far_below_leaves_the_picture():
     told = result({**RATES, "R_o": -50.0})
     root, text = drawn(told, "lag")
@@ -258,20 +270,29 @@ def test_singular_values_are_where_the_axes_say():
     np.testing.assert_allclose(y(np.log10)(points[:, 1]), [-10, -11, -12, -13], atol=0.05)
 
 
+def places(path):
+    """(k, 2): where the pieces of a path begin, each told from where the one before it ended."""
+    found = []
+    end = np.zeros(2)
+    for x, y, way, length in re.findall(r"[Mm]([-\d.]+),([-\d.]+)([hv])([-\d.]+)", path.get("d")):
+        found.append(end + np.array([x, y], float))
+        end = found[-1] + float(length) * np.array([way == "h", way == "v"])
+    return np.array(found)
+
+
 def test_eigenvalues_are_in_the_plane_of_the_unit_circle():
     root, text = drawn(result(), "eigenvalues", size="slide")
     (circle,) = root.iter(f"{SVG}circle")
     unit, x0, y0 = (float(circle.get(name)) for name in ("r", "cx", "cy"))
     inside, beyond, marks = root.iter(f"{SVG}path")
     sizes = sorted(result()["matrices"][0]["singular_values"])
-    found = [(float(x) - x0) / unit for x in re.findall(r"M([\d.]+),", marks.get("d"))]
+    found = (places(marks)[:, 0] - x0) / unit
     np.testing.assert_allclose(found, sizes, atol=0.6 / unit)
     for path, expected in ((inside, [[0, 0.5], [0, -0.5]]), (beyond, [[1.5, 0]])):
-        points = pairs(path.get("d").replace("M", " ").replace("h.1", ""))
-        found = (points - [x0, y0]) * [1, -1] / unit
+        found = (places(path) - [x0, y0]) * [1, -1] / unit
         np.testing.assert_allclose(found, expected, atol=2e-3)
     assert inside.get("stroke") != beyond.get("stroke")
-    assert "R_f radius 0.5, norm 1.25" in text
+    assert "R_f radius 0.500, norm 1.25" in text
 
 
 def test_matrices_that_are_alike_have_one_scale_and_others_one_each():
@@ -508,7 +529,7 @@ def test_layers_are_side_by_side_on_one_axis_with_all_of_them():
         (group,) = [g for g in root.iter(f"{SVG}g") if name in g.find(f"{SVG}title").text]
         (points,) = [pairs(line.get("points")) for line in group.iter(f"{SVG}polyline")]
         np.testing.assert_allclose(decades(points[:, 1]), rate * np.arange(1, STEPS + 1), atol=0.1)
-        assert f"layer{name == 'above':d}: vanishing" in text
+        assert f">layer{name == 'above':d} {'above<' if name == 'above' else ''}" in text
     dashed = [pairs(one.get("points")) for one in root.iter(f"{SVG}polyline") if one.get("stroke-dasharray")]
     for points in dashed:
         np.testing.assert_allclose(decades(points[:, 1]), -0.1 * np.arange(1, STEPS + 1), atol=0.1)

@@ -9,7 +9,7 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
-from gradscope.report.pictures.frame import Frame
+from gradscope.report.pictures.frame import Frame, words
 from gradscope.report.pictures.panels import MOST_PANELS, called, heading, panels
 from gradscope.report.pictures.parts import floats
 from gradscope.report.pictures.picture import Picture
@@ -88,32 +88,57 @@ def _plane(matrix: Mapping[str, Any], reach: float, frame: Frame) -> list[str]:
     beyond = np.hypot(*values.T) > 1
     for colour, some in ((1, values[~beyond]), (2, values[beyond])):
         # A dot is a short line with round ends: a tenth of the text that circles take.
-        dots = "".join("M{},{}h.1".format(*map(number, at(*value))) for value in some.tolist())
+        dots = _alike("h.1", (0.1, 0.0), np.array([at(*value) for value in some.tolist()]).reshape(-1, 2))
         style = {"stroke_width": dot, "stroke_linecap": "round"} | stroke(colour)
         parts += [element("path", d=dots, **style)] if dots else []
-    return [*parts, *_marks(sizes / reach * half + x, y + half, frame.font)]
+    return [*parts, *_marks(x, sizes / reach * half + x, y + half, frame.font)]
 
 
-def _marks(at: Array, bottom: float, font: float) -> list[str]:
-    """Short lines that rise from the bottom, of those that fall on one pixel one."""
-    places = np.unique(at.round())
-    marks = "".join(f"M{number(x)},{number(bottom)}v{number(-0.6 * font)}" for x in places.tolist())
-    return (
-        [element("path", element("title", "singular values"), d=marks, stroke_width=0.6, **stroke("muted"))]
-        if marks
-        else []
+def _alike(piece: str, end: tuple[float, float], at: Array) -> str:
+    """A path of a piece at every place; each but the first is told from where the one before it ended.
+
+    end : of a piece, from where it begins; at : (k, 2).
+    """
+    tenths = at.round(1)
+    moves = np.concatenate([tenths[:1], np.diff(tenths, axis=0) - end])
+    return "".join(
+        f"{'m' if place else 'M'}{number(x)},{number(y)}{piece}"
+        for place, (x, y) in enumerate(moves.tolist())
     )
+
+
+def _marks(zero: float, at: Array, bottom: float, font: float) -> list[str]:
+    """Short lines that rise from the bottom, of those that fall on one pixel one, right of what they are."""
+    places = np.unique(at.round())
+    if not len(places):
+        return []
+    tall = round(0.6 * font, 1)
+    marks = _alike(
+        f"v{number(-tall)}", (0.0, -tall), np.stack([places, np.full(len(places), bottom)], axis=1)
+    )
+    title = element("title", "singular values")
+    return [
+        element("path", title, d=marks, stroke_width=0.6, **stroke("muted")),
+        words("sigma_i", zero - 0.4 * font, bottom, 0.75 * font, "muted", anchor="end"),
+    ]
 
 
 def _radius(matrix: Mapping[str, Any]) -> str:
     radius = matrix["spectral_radius"]
-    return "" if radius is None else f"radius {radius:.3g}"
+    return "" if radius is None else f"radius {_figures(radius)}"
+
+
+def _figures(value: float) -> str:
+    """Three of them, zeros at the end too: beside one another all are as exact."""
+    return f"{value:#.3g}".rstrip(".")
 
 
 def _numbers(matrix: Mapping[str, Any]) -> str:
     radius, norm = (matrix[f"spectral_{name}"] for name in ("radius", "norm"))
     return ", ".join(
-        f"{name} {value:.3g}" for name, value in (("radius", radius), ("norm", norm)) if value is not None
+        f"{name} {_figures(value)}"
+        for name, value in (("radius", radius), ("norm", norm))
+        if value is not None
     )
 
 

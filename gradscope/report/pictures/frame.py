@@ -96,7 +96,7 @@ class Frame:
             at, label = y.at(value), power_of_ten(value) if log_y else f"{value:g}"
             parts.append(_line(self.left, at, self.right, at))
             parts.append(words(label, self.left - 0.4 * font, at + 0.35 * font, font, anchor="end"))
-        numbers = [(value, f"{value:g}") for value in x.ticks(5 * font, float(whole_x))]
+        numbers = [(value, f"{value:g}") for value in x.ticks(4.2 * font, float(whole_x))]
         numbers = numbers if labels is None else [*labels]
         for value, label in numbers:
             at = x.at(value)

@@ -105,7 +105,12 @@ def _scale(low: float, high: float, bar: Frame) -> list[str]:
         image(np.arange(1, COLOURS + 1)[None], cividis(), bar),
         words(lowest, bar.left, below, bar.font),
         words(
-            "size, log scale", (bar.left + bar.right) / 2, below, 0.85 * bar.font, "muted", anchor="middle"
+            "gradient, log scale",
+            (bar.left + bar.right) / 2,
+            below,
+            0.85 * bar.font,
+            "muted",
+            anchor="middle",
         ),
         words(scientific(high), bar.right, below, bar.font, anchor="end"),
     ]

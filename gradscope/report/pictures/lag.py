@@ -79,7 +79,7 @@ def draw_lag(part: Mapping[str, Any], size: Size) -> Picture:
         element(
             "g",
             element("title", escaped(one.name)),
-            *(line(run, one.colour, width=(1.2 if one.colour else 2.2) * size.pen) for run in of_line),
+            *(line(run, one.colour, width=1.2 if one.colour else 2.2) for run in of_line),
         )
         for one, of_line in reversed([*zip(lines, runs, strict=True)])
     ]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradscope.custom_types import Array
-from gradscope.errors import InputError, counted
+from gradscope.errors import InputError, counted, shown
 from gradscope.report.gain_words import gain_in
 from gradscope.report.pictures.frame import (
     Axis,
@@ -54,10 +54,10 @@ def draw_layers(parts: Mapping[str, Mapping[str, Any]], size: Size) -> Picture:
         x, y = frame.axes(spread([1.0, float(line_.lags[-1])], 1.0), (low, high))
         level, told = part["verdict"]["level"], f"gain {gain_in(part['chains'][0])}"
         drawn += [
-            *heading(name, f"layer{place}", f": {level}", told, frame),
+            *heading(_named(place, name), level, "", told, frame),
             *_ground(part, frame, line_.lags, y, numbers=frame.left == first),
-            *(_line(one, _TOGETHER, x, y, size, most) for one in beside),
-            element("g", element("title", escaped(name)), _line(line_, _OWN, x, y, size, most)),
+            *(_line(one, _TOGETHER, x, y, most) for one in beside),
+            element("g", element("title", escaped(name)), _line(line_, _OWN, x, y, most)),
         ]
     count = len([name for name in parts if name])
     more = f" The first {len(layers)} of {count} layers." if count > len(layers) else ""
@@ -94,10 +94,16 @@ def _ground(part: Mapping[str, Any], frame: Frame, lags: Array, y: Axis, *, numb
     yield words(f"{lags[-1]:g}", frame.right, below, font, anchor="end")
 
 
-def _line(one: Line, colour: int, x: Axis, y: Axis, size: Size, most: int) -> str:
-    width = (1.2 if colour else 2.0) * size.pen
+def _line(one: Line, colour: int, x: Axis, y: Axis, most: int) -> str:
+    width = 1.2 if colour else 2.0
     runs = stretches(*thinned(one.lags, one.norms, most), y.low, y.high)
     return "".join(line([(x.at(a), y.at(b)) for a, b in run], colour, width=width) for run in runs)
+
+
+def _named(place: int, name: str) -> str:
+    """As commands call it, and as its file does."""
+    number = f"layer{place}"
+    return number if name == number else f"{number} {shown(name)}"
 
 
 def _told(name: str, part: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from gradscope.report.pictures.frame import Frame, width_of, words
 from gradscope.report.pictures.svg import both_ends, short
@@ -43,7 +44,7 @@ def panels(
             top = (k // columns) * tall + heading * font
             yield Frame(start, top, start + width, top + height, font)
 
-    return Size(size.width, rows * tall, font), frames()
+    return replace(size, height=rows * tall), frames()
 
 
 def heading(layer: str, name: str, beside: str, below: str, frame: Frame) -> list[str]:

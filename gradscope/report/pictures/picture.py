@@ -35,7 +35,8 @@ class Picture:
         printed : its size in points instead of pixels.
         """
         width, height = self.size.width, self.size.height
-        shown = [points(side) if printed else side for side in (width, height)]
+        pixels = [side * self.size.zoom for side in (width, height)]
+        shown = [points(side) if printed else side for side in pixels]
         paper = element("rect", width=width, height=height, **fill("paper"))
         return element(
             "svg",

@@ -61,9 +61,9 @@ def draw_spectrum(part: Mapping[str, Any], size: Size) -> Picture:
         for row in rows[k]:
             for run in stretches(*thinned(np.arange(1.0, len(row) + 1), row, size.points), low, high):
                 points = [(x.at(a), y.at(b)) for a, b in run]
-                inside.append(line(points, k, width=(1.2 if k else 1.8) * size.pen))
+                inside.append(line(points, k, width=1.2 if k else 1.8))
                 if not k and len(row) <= _DOTS:
-                    inside += [line([point], k, width=2.4 * size.pen) for point in points]
+                    inside += [line([point], k, width=2.4) for point in points]
         drawn.append(element("g", element("title", escaped(chains[k]["name"])), *inside))
     titles = ("i, from the largest to the smallest", "singular value sigma_i of the whole product")
     parts = (

@@ -9,16 +9,18 @@ from gradscope.errors import InputError, quoted
 
 _PIXELS_PER_MM = 96 / 25.4
 _POINT = 96 / 72
+_FONT = 13.0
 _SMALLEST, _LARGEST = 50, 1000
 _GIVEN = re.compile(r"(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)(?:mm)?")
 
 
 @dataclass(frozen=True)
 class Size:
-    """width, height : pixels, 96 to the inch; font : pixels that a line of text is high.
+    """width, height : in which it is drawn; font : how high a line of text is there.
 
     points : of a line, at most: no more than there are columns of pixels; hints : places across that say
-        their numbers to a pointer that rests on them.
+        their numbers to a pointer that rests on them; zoom : pixels, 96 to the inch, that 1 of all these is:
+        where letters are larger than a page's, as a slide's, so are lines, dots and dashes.
     """
 
     width: float
@@ -26,15 +28,13 @@ class Size:
     font: float
     points: int = 800
     hints: int = 0
-
-    @property
-    def pen(self) -> float:
-        """How thick lines are, beside those of a page: as the letters of a slide."""
-        return max(1.0, self.font / 13)
+    zoom: float = 1.0
 
 
 def _mm(width: float, height: float, points: float) -> Size:
-    return Size(width * _PIXELS_PER_MM, height * _PIXELS_PER_MM, points * _POINT)
+    zoom = max(1.0, points * _POINT / _FONT)
+    unit = _PIXELS_PER_MM / zoom
+    return Size(width * unit, height * unit, points * _POINT / zoom, zoom=zoom)
 
 
 # One column of a paper, both, a slide; a page's own, and that of the layers on it.
@@ -42,8 +42,8 @@ SIZES = {
     "column": _mm(85, 64, 8),
     "wide": _mm(175, 80, 8),
     "slide": _mm(254, 143, 16),
-    "page": Size(430.0, 290.0, 13.0, 160, 20),
-    "small": Size(430.0, 290.0, 13.0, 80),
+    "page": Size(430.0, 290.0, _FONT, 160, 20),
+    "small": Size(430.0, 290.0, _FONT, 80),
 }
 _NAMED = ("column", "wide", "slide", "page")
 
