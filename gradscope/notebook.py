@@ -24,11 +24,18 @@ def spectrum_html(spectrum: Spectrum) -> str:
         else f"<tr><td>{k + 1}</td><td>{_size(values[k])}</td><td>{_digits(values[k])}</td></tr>"
         for k in shown
     )
-    zeros = "" if spectrum.exact_zeros is None else f", {spectrum.exact_zeros} exactly zero"
-    said = f"{len(values)} singular values{zeros}, each log10 to {spectrum.log10_error:.0e} or better"
+    said = _said(len(values), spectrum.exact_zeros, spectrum.log10_error)
     head = "<tr><th>i</th><th>sigma_i</th><th>log10</th></tr>"
     table = f"<table><caption>{said}</caption><thead>{head}</thead><tbody>{rows}</tbody></table>"
     return table + _drawn(spectrum)
+
+
+def _said(count: int, zeros: int | None, error: float) -> str:
+    """How many they are and how well they are known, of which those that are zero have nothing to say."""
+    if zeros == count:
+        return f"{count} singular values, all exactly zero"
+    of_zero = "" if zeros is None else f", {zeros or 'none'} exactly zero"
+    return f"{count} singular values{of_zero}, each log10 to {error:.0e} or better"
 
 
 def _drawn(spectrum: Spectrum) -> str:

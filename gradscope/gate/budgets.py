@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from gradscope.errors import InputError, nearest_or_all, quoted, shown
+from gradscope.errors import InputError, counted, nearest_or_all, quoted, shown
 from gradscope.gate.metrics import Metric, check_name
 
 Severity = Literal["off", "warn", "error"]
@@ -194,7 +194,8 @@ class Check:
             above = budget.max is not None and self.value > budget.max
             limit = f"above max {budget.max:g}" if above else f"below min {budget.min:g}"
             text += f", {limit} by {-self.margin:.3g}"
-        spread = f"; {self.lowest:.4g} to {self.highest:.4g} over {self.count}" if self.count > 1 else ""
+        over = f"over {counted(self.count, 'sequence')}"
+        spread = f"; {self.lowest:.4g} to {self.highest:.4g} {over}" if self.count > 1 else ""
         return f"{text}{spread}" + (f"; {self.open}" if self.open else "")
 
     @property

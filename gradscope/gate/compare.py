@@ -155,8 +155,8 @@ class Comparison:
         said = []
         for analysis, each in self.differences.items():
             if each:
-                named = f"{shown(analysis)}: " if several else ""
-                said.append(f"{named}not the same was measured, or not in the same way: {in_words(each)}.")
+                named = f"{shown(analysis)}: not" if several else "Not"
+                said.append(f"{named} the same was measured, or not in the same way: {in_words(each)}.")
         return [*said, *self.missing]
 
     def to_dict(self) -> dict[str, Any]:

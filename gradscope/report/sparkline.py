@@ -12,6 +12,7 @@ from rich.text import Text
 from gradscope.custom_types import Array
 from gradscope.product_svd.norm_by_lag import TIED
 from gradscope.report.page import note
+from gradscope.report.pictures.frame import Axis
 from gradscope.report.terminal import Terminal
 from gradscope.report.verdict import scientific
 
@@ -72,21 +73,28 @@ def crossings(lags: Array, norms: Array, vanishing_below: float, exploding_above
 
 
 def axis_below(shown: Array, marks: list[int]) -> list[str]:
-    """A line with ticks and marks, and their lags below it; shown : (width,) lags of the columns."""
+    """A line with ticks and marks, and their lags below it; shown : (width,) lags of the columns.
+
+    Ticks are at both ends and at round lags, each in the column next to it; without one where its number
+    would meet another.
+    """
     width = len(shown)
-    ticks = np.unique(np.linspace(0, width - 1, max(2, width // _APART)).round().astype(int)).tolist()
-    line = ["─"] * width
-    for column in ticks:
-        line[column] = "┴"
-    for lag in marks:
-        line[min(int(np.searchsorted(shown, lag)), width - 1)] = "▲"
-    numbers = [" "] * width
-    for column in ticks:
-        text = f"{shown[column]:.0f}"
+    line, numbers = ["─"] * width, [" "] * width
+    for lag in dict.fromkeys([*shown[[0, -1]].tolist(), *_round_lags(shown)]):
+        column, text = int(np.abs(shown - lag).argmin()), f"{lag:.0f}"
         start = min(max(0, column - len(text) // 2), max(0, width - len(text)))
         if all(character == " " for character in numbers[max(0, start - 1) : start + len(text) + 1]):
             numbers[start : start + len(text)] = text
+            line[column] = "┴"
+    for lag in marks:
+        line[min(int(np.searchsorted(shown, lag)), width - 1)] = "▲"
     return ["".join(line), "".join(numbers[:width])]
+
+
+def _round_lags(shown: Array) -> list[float]:
+    """Those between the ends."""
+    ends = (float(shown[0]), float(shown[-1]))
+    return Axis(*ends, 0, len(shown) - 1).ticks(_APART, 1.0) if ends[1] > ends[0] else []
 
 
 def _at(shown: Array, lags: Array, norms: Array) -> Array:

@@ -23,6 +23,8 @@ def test_every_value_or_the_ends_of_many():
         ("4", "0"),
     ]
     assert "4 singular values, 1 exactly zero" in found._repr_html_()
+    assert "4 singular values, none exactly zero" in gradscope.spectrum(np.eye(4)[None])._repr_html_()
+    assert "4 singular values, all exactly zero<" in gradscope.spectrum(np.zeros((1, 4, 4)))._repr_html_()
     many = rows(gradscope.spectrum(np.array([np.diag(np.arange(1.0, 31))])))
     assert [int(row[0]) for row in many] == [1, 2, 3, 4, 5, 6, 25, 26, 27, 28, 29, 30]
 
@@ -38,5 +40,5 @@ def test_it_is_drawn_with_the_picture_of_an_analysis():
     assert len(heights) == 2
     assert heights[0] < heights[1]
     assert "from 8.00 to 1.00." in shown
-    assert "1 are zero, and below the picture" in shown
+    assert "1 is zero, and below the picture" in shown
     assert "<svg" not in gradscope.spectrum(np.zeros((2, 3, 3)))._repr_html_()

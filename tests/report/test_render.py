@@ -17,6 +17,7 @@ from oracles.made_up import LSTM, STEPS, analysis
 from gradscope.measure.loss import LossGradient
 from gradscope.measure.sensitivity import Sensitivity
 from gradscope.report.json import render_json
+from gradscope.report.sparkline import axis_below
 from gradscope.report.table import render_table
 from gradscope.report.terminal import Terminal
 from gradscope.report.verdict import scientific
@@ -119,6 +120,22 @@ def test_a_table_fits_and_cuts_no_number(name, width, unicode):
 def test_the_headline_names_the_layer(name, subject):
     text = render_table(analysis(LSTM, layer=name), Look(Terminal(80), verdict_only=True))
     assert text == f"VANISHING: {subject}hidden 4, 40 steps, gain 1.00e-10\n"
+
+
+@pytest.mark.parametrize(("steps", "width"), [(200, 62), (100, 35), (1000, 100), (40, 40), (7, 4), (1, 1)])
+def test_ticks_of_lags_are_round_and_where_their_numbers_are(steps, width):
+    shown = 1 + np.linspace(0, steps - 1, width).round()
+    line, numbers = axis_below(shown, [])
+    ticks = [int(text) for text in numbers.split()]
+    assert ticks[0] == 1
+    assert ticks[-1] == steps
+    unit = 10 ** max(int(np.log10(steps) - 0.7), 0)
+    assert all(tick % unit == 0 for tick in ticks[1:-1])
+    assert len(ticks) == line.count("┴")
+    for found in re.finditer(r"\d+", numbers):
+        column = int(np.abs(shown - int(found.group())).argmin())
+        assert line[column] == "┴"
+        assert found.start() - 1 <= column <= found.end()
 
 
 def test_verdict_alone():

@@ -91,7 +91,8 @@ def _said(part: Mapping[str, Any], rows: list[Any]) -> list[str]:
         said.append(f"{count} of {full['size']} singular values, from {ends}.")
         said.append(f"The worst is known to {error_figures(max(full['log10_error']))} decades.")
     if (zeros := full.get("exact_zeros")) and max(zeros):
-        said.append(f"{max(zeros)} are zero, and below the picture.")
+        are = "is" if max(zeros) == 1 else "are"
+        said.append(f"{max(zeros)} {are} zero, and below the picture.")
     if full.get("unmeasured"):
         said.append(f"{full['unmeasured']}.")
     if len(full["log10_singular_values"]) > 1:
