@@ -53,11 +53,15 @@ a,summary{color:#0b57a4}
 .facts td,.facts tbody th{white-space:normal;overflow-wrap:anywhere;min-width:5rem}
 .facts tbody th{min-width:9.5rem}
 summary{cursor:pointer;padding:.3rem 0;overflow-wrap:anywhere}
+@media(max-width:30rem){.key{display:block}
+.key div{display:flex;justify-content:space-between;align-items:baseline;gap:1rem}
+.key div{padding:.2rem 0;border-bottom:1px solid #dcdfe4}
+.key dd{font-size:1.1rem;text-align:right}}
 """
 _DARK = """
 body{color:#f2f2f2;background:#15181d}
 figcaption,.quiet,caption,.key dt{color:#b6bcc6}
-th,td{border-color:#353b45}
+th,td,.key div{border-color:#353b45}
 .wide{--paper:#15181d;--edge:#fff6}
 a,summary{color:#8ec1f7}
 """

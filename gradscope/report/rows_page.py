@@ -77,7 +77,7 @@ def _figure(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     try:
         drawn = picture_of_rows(rows, name, "page")
     except InputError as error:
-        return element("p", escaped(error.in_shell), class_="quiet")
+        return element("p", escaped(f"No picture: {error.in_shell}."), class_="quiet")
     caption = element("figcaption", unbroken(drawn.said))
     return element("figure", titled(drawn.title), drawn.svg(name, inside=True), caption, class_="large")
 
