@@ -95,7 +95,8 @@ class Pace:
 
     def __str__(self) -> str:
         left = None if self.done >= 1 else self.left  # what was expected may be far off
-        return f"{100 * self.done:.0f} % done" + ("" if left is None else f", about {duration(left)} left")
+        percent = math.floor(100 * self.done + 1e-9)  # what is not done is not said to be
+        return f"{percent} % done" + ("" if left is None else f", about {duration(left)} left")
 
 
 @contextlib.contextmanager

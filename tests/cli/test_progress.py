@@ -75,6 +75,10 @@ def test_what_is_done_has_no_time_left():
     pace.expect(120)
     pace.report(1, 1)
     assert str(pace) == "100 % done"
+    later = Pace(lambda: 3.0)
+    for done, said in ((0.29, "29 %"), (0.999, "99 %")):
+        later.report(done, 1)
+        assert str(later).startswith(f"{said} done")
 
 
 def test_what_takes_longer_than_it_should_is_not_said_to_be_done():
