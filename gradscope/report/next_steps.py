@@ -11,9 +11,13 @@ from gradscope.problem.inputs import KINDS
 
 # Paths by which a cell holds its state, and the bias of the gate on each.
 _HOLDING = {"carousel": "b_f", "carry": "b_z"}
-_MORE_EXACTLY = (
-    "The gain is nearer to a threshold than its error: take it as being there, or have it more exactly"
-)
+_NEAR = "The gain is nearer to a threshold than its error: take it as being there"
+# Settings that make a gain more exact: as they are then, and how to ask for that.
+_EXACT = {
+    "accuracy": ("full", "--accuracy full"),
+    "dtype": ("float64", "--dtype float64"),
+    "top": (None, "--top all"),
+}
 
 
 def carousel_bias(horizon: int, gain: float) -> float:
@@ -53,7 +57,8 @@ def next_steps(
         said = "the rms gain says" if rms else "--top all says (rms gain)"
         yield f"Some gradient arrives: {said} how much of any does{of_loss}."
     elif level == "undecided" and _finite(rate):
-        yield f"{_MORE_EXACTLY} (--accuracy full, --dtype float64, --top all)."
+        ways = [way for name, (best, way) in _EXACT.items() if problem.get(name, best) != best]
+        yield f"{_NEAR}, or have it more exactly ({', '.join(ways)})." if ways else f"{_NEAR}."
     elif level != "undecided" and not tried:
         yield (
             "gradscope suggest, with the same options, finds the setting of each knob that makes it stable, "
@@ -73,7 +78,7 @@ def _of_jacobians(level: str, rate: float | None) -> Iterator[str]:
     elif level == "stable":
         yield "Some gradient arrives over these steps: Jacobians of more steps tell how far it reaches."
     elif _finite(rate):
-        yield f"{_MORE_EXACTLY} (Jacobians in float64, --top left out)."
+        yield f"{_NEAR}, or have it more exactly (Jacobians in float64, --top left out)."
 
 
 def _finite(rate: float | None) -> bool:

@@ -153,3 +153,16 @@ def test_the_rms_gain_is_named_where_it_stands():
 
     assert "the rms gain says" in told(True)
     assert "--top all says" in told(False)
+
+
+@pytest.mark.parametrize(
+    ("given", "ways"),
+    [
+        ({"accuracy": "fast", "dtype": "float32", "top": 2}, "--accuracy full, --dtype float64, --top all"),
+        ({"accuracy": "full", "dtype": "float64", "top": 1}, "--top all"),
+        ({"accuracy": "full", "dtype": "float64", "top": None}, None),
+    ],
+)
+def test_of_an_undecided_gain_no_way_is_named_that_was_gone(given, ways):
+    (said,) = next_steps({"cell": "rnn", "steps": 9, **given}, "undecided", 1e-3, ["full"], -0.7)
+    assert (f"({ways})" in said) if ways else ("--" not in said and said.endswith("being there."))
