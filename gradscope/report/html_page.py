@@ -151,7 +151,7 @@ def _key(result: Mapping[str, Any]) -> str:
 def _next(result: Mapping[str, Any]) -> list[str]:
     names = [str(chain["name"]) for chain in result["chains"]]
     tau, rate = result["thresholds"]["vanishing_below"], result["chains"][0]["rate"]["median"]
-    known = {"tried": "suggestions" in result, "rms": _known_rms(result)}
+    known = {"gates": result["gates"], "tried": "suggestions" in result, "rms": _known_rms(result)}
     return list(next_steps(result["problem"], _level(result), tau, names, rate, **known))
 
 

@@ -11,6 +11,8 @@ from gradscope.problem.inputs import KINDS
 
 # Paths by which a cell holds its state, and the bias of the gate on each.
 _HOLDING = {"carousel": "b_f", "carry": "b_z"}
+# Where so much of a gate is saturated, by inputs or weights, its bias is not what decides.
+_DRIVEN = 0.5
 _NEAR = "The gain is nearer to a threshold than its error: take it as being there"
 # Settings that make a gain more exact: as they are then, and how to ask for that.
 _EXACT = {
@@ -32,13 +34,15 @@ def next_steps(
     chains: Collection[str],
     rate: float | None,
     *,
+    gates: Mapping[str, Mapping[str, Any]] = {},
     tried: bool = False,
     rms: bool = True,
 ) -> Iterator[str]:
     """Sentences for a verdict, to a vanishing threshold tau.
 
     problem : as JSON tells it; chains : the names of those that were measured; rate : in nats per step;
-    tried : whether settings of knobs stand there already; rms : whether the rms gain does, of all values.
+    gates : as JSON tells them; tried : whether settings of knobs stand there already; rms : whether the rms
+    gain does, of all values.
     """
     if problem.get("cell") is None:
         yield from _of_jacobians(level, rate)
@@ -47,7 +51,8 @@ def next_steps(
         yield "Its own data may say something else: give --inputs x.npy, of shape (T, d) or (B, T, d)."
     if level == "vanishing" and tau < 1:
         for path, bias in _HOLDING.items():
-            if path in chains:
+            gate = gates.get(bias.removeprefix("b_"), {})
+            if path in chains and gate.get("saturated", 0.0) < _DRIVEN:
                 yield (
                     f"The {path} alone keeps a gain of {tau:g} over {counted(problem['steps'], 'step')} from "
                     f"{bias} = {carousel_bias(problem['steps'], tau):.2f} on."

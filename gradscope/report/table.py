@@ -87,6 +87,7 @@ def _next(analysis: Analysis) -> Iterable[RenderableType]:
         analysis.policy.vanishing_below,
         [chain.name for chain in analysis.chains],
         analysis.full.rate.median,
+        gates=analysis.gates,
         tried=bool(analysis.remedies),
         rms=analysis.full.log10_rms is not None,
     )

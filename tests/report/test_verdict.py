@@ -166,3 +166,13 @@ def test_the_rms_gain_is_named_where_it_stands():
 def test_of_an_undecided_gain_no_way_is_named_that_was_gone(given, ways):
     (said,) = next_steps({"cell": "rnn", "steps": 9, **given}, "undecided", 1e-3, ["full"], -0.7)
     assert (f"({ways})" in said) if ways else ("--" not in said and said.endswith("being there."))
+
+
+def test_a_bias_is_named_where_it_decides():
+    def said(saturated):
+        gates = {"f": {"mean": 0.5, "saturated": saturated}}
+        problem = {"cell": "lstm", "steps": 9}
+        return "".join(next_steps(problem, "vanishing", 1e-3, ["full", "carousel"], -1.0, gates=gates))
+
+    assert "from b_f = " in said(0.1)
+    assert "from b_f = " not in said(0.9)
