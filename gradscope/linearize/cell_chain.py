@@ -77,6 +77,13 @@ class CellChain(JacobianChain):
             parts.append(part)
         return parts
 
+    def terms(self, t: int) -> list[Array]:
+        """Step t by path."""
+        found = np.zeros((len(self.paths), self.size, self.size))
+        for term, path in zip(found, self.paths, strict=True):
+            path.add_to(term[:, self._columns(path)], t)
+        return [*found]
+
     def beside(self) -> Iterator[InColumns]:
         """As of any chain."""
         at_once = max(1, _FORMED // (8 * len(self.names) * self.size**2))

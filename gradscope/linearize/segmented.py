@@ -68,6 +68,11 @@ class SegmentedChain(StepSource):
         segment, at = self._find(t)
         return segment.parts(at)
 
+    def terms(self, t: int) -> list[Array]:
+        """As of the segments."""
+        segment, at = self._find(t)
+        return segment.terms(at)
+
     @cached_property
     def beyond(self) -> bool:  # type: ignore[override]
         """Of any segment, as ``CellChain.beyond``."""

@@ -209,6 +209,17 @@ class StackChain(JacobianChain):
         added = [reading.at(t, self.layers[j].size) for j, reading in self._readings]
         return added + [part for layer in self.layers for part in layer.parts(t)]
 
+    def terms(self, t: int) -> list[Array]:
+        """Step t by path of each layer, and what goes from layer to layer."""
+        between = np.array(self[t])
+        found = [between]
+        for j, (own, layer) in enumerate(zip(self.extents, self.layers, strict=True)):
+            between[own, own] = 0.0
+            for term in layer.terms(t) if (j, j) in self.named else ():
+                found.append(np.zeros_like(between))
+                found[-1][own, own] = term
+        return found
+
     @property
     def _readings(self) -> list[tuple[int, Reading]]:
         """All of them with the layer whose they are, the last first."""

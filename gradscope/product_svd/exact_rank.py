@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from gradscope.custom_types import Array
@@ -17,6 +19,8 @@ class ExactRank:
 
     Every float64 is a dyadic rational, so it has an exact image in GF(p). The rank there never
     exceeds the true one, and falls short of it with a chance of about T m / p: two primes.
+    Steps that are sums are added up there: where a term is below the rounding of another, rows of the rounded
+    sum are alike that are not.
     """
 
     def __init__(self, steps: Steps) -> None:
@@ -30,7 +34,7 @@ class ExactRank:
         if self.total_rank is None:
             products = _start(self.steps)
             for t in reversed(range(len(self.steps))):
-                products = _times(products, self.steps[t])
+                products = _times(products, self.steps.terms(t))
             self.total_rank = max(map(_rank, products, PRIMES))
         return self.total_rank
 
@@ -40,7 +44,7 @@ class ExactRank:
             self._products = _start(self.steps)
         while self._at > t:
             self._at -= 1
-            self._products = _times(self._products, self.steps[self._at])
+            self._products = _times(self._products, self.steps.terms(self._at))
         return max(map(_rank, self._products, PRIMES))
 
 
@@ -61,12 +65,13 @@ def _start(steps: Steps) -> list[Array]:
     return [np.eye(steps[len(steps) - 1].shape[0]) for _ in PRIMES]
 
 
-def _times(products: list[Array], a: Array) -> list[Array]:
-    return [_product(y, a, p) for y, p in zip(products, PRIMES, strict=True)]
+def _times(products: list[Array], terms: Sequence[Array]) -> list[Array]:
+    return [_product(y, terms, p) for y, p in zip(products, PRIMES, strict=True)]
 
 
-def _product(y: Array, a: Array, p: int) -> Array:
-    high, low = np.divmod(_residues(a, p), 1 << HALF)
+def _product(y: Array, terms: Sequence[Array], p: int) -> Array:
+    whole = np.sum([_residues(term, p) for term in terms], axis=0) % p
+    high, low = np.divmod(whole, 1 << HALF)
     return np.asarray(((y @ high % p) * (1 << HALF) + y @ low) % p)
 
 

@@ -54,6 +54,10 @@ class StepSource(Sequence[Array]):
         """At most."""
         return int(np.shape(self[0])[0])
 
+    def terms(self, t: int) -> list[Array]:
+        """Matrices (m, m), float64, whose sum step t is but for the rounding of that sum."""
+        return [np.asarray(self[t], dtype=np.float64)]
+
     @abstractmethod
     def parts(self, t: int) -> list[Array]:
         """What step t is made up of, float64, see ``multiplied``."""
@@ -179,6 +183,11 @@ class Steps:
             return Wide.of(self._through(np.eye(len(self.weights[t])), t))
         step = self.source.wide(t)
         return step if self.live is None else step[np.ix_(self.live[t + 1], self.live[t])]
+
+    def terms(self, t: int) -> list[Array]:
+        """Step t as terms, see ``StepSource``, of the states that matter."""
+        found = self.source.terms(t)
+        return found if self.live is None else [one[np.ix_(self.live[t + 1], self.live[t])] for one in found]
 
     def balls(self, t: int, bits: int) -> Array:
         """Step t as balls, see ``StepSource``."""

@@ -182,6 +182,46 @@ def test_hard_sigmoid_is_that_of_the_version(version, cell, tmp_path):
         assert read_layer(path, "lstm-tanh-hard_sigmoid=1/6").hidden == HIDDEN
 
 
+# Constants that a layer is called with
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+@pytest.mark.parametrize("kind", ["state", "mask"])
+def test_a_constant_state_or_mask_of_a_call_is_asked_for(kind, by_name, tmp_path):
+    """Which the config has as numbers, where values of the model are referred to."""
+    given, ones = keras.Input((STEPS, INPUT)), keras.ops.ones((1, HIDDEN))
+    kept = keras.ops.convert_to_tensor(np.arange(STEPS)[None] != 1)
+    name, places = {"state": ("initial_state", ([ones, ones],)), "mask": ("mask", (None, kept))}[kind]
+    layer = L.LSTM(HIDDEN, name="one")
+    model = keras.Model(given, layer(given, **{name: places[-1]}) if by_name else layer(given, *places))
+    words = {"state": "the initial state comes from elsewhere", "mask": "tell leave the state as it is"}[kind]
+    for checkpoint in (saved(model, tmp_path / "x.keras"), gradscope.from_keras(model)):
+        with pytest.raises(InputError, match=words):
+            gradscope.analyze(checkpoint=checkpoint, inputs=sequence())
+
+
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("start", [[1.0, 2.0], [["encoder", 0, 1], ["encoder", 0, 2]]])
+def test_a_state_beside_the_call_in_configs_of_keras_2(start, nested):
+    def layer(kind, name, *calls, **config):
+        return {
+            "class_name": kind,
+            "name": name,
+            "config": config | {"name": name},
+            "inbound_nodes": [*calls],
+        }
+
+    call = ["x", 0, 0, {"initial_state": start}]
+    layers = [
+        layer("InputLayer", "x"),
+        layer("LSTM", "encoder", [["x", 0, 0, {}]], units=HIDDEN, return_state=True),
+        layer("LSTM", "decoder", [call] if nested else call, units=HIDDEN),
+    ]
+    config = {"layers": layers, "input_layers": [["x", 0, 0]], "output_layers": [["decoder", 0, 0]]}
+    found = specs(json.dumps({"class_name": "Functional", "config": config}), version="2.9.0")
+    assert {name: one.given_state for name, one in found.items()} == {"encoder": False, "decoder": True}
+
+
 def test_hard_sigmoid_of_keras_3_is_what_is_said():
     x = np.linspace(-9, 9, 37).astype(np.float32)
     np.testing.assert_allclose(keras.activations.hard_sigmoid(x), np.clip(x + 3, 0, 6) / 6, atol=1e-6)

@@ -192,6 +192,26 @@ class Cells(nn.Module):
         return torch.cat(out, 1)
 
 
+class Shared(nn.Module):
+    """An encoder that is the decoder too."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = self.decoder = nn.LSTM(D, N, **DOUBLE)
+
+    def forward(self, x):
+        return self.decoder(x[2:], self.encoder(x[:2])[1])[0]
+
+
+def test_a_module_that_has_two_names():
+    """Its calls are one sequence, and so is what either name stands for."""
+    torch.manual_seed(1)
+    model, x = Shared(), batch(T, B, D)
+    for name in ("encoder", "decoder"):
+        expected = [jacobian(model.encoder, x[:, k]) for k in range(B)]
+        check(gradscope.from_torch(model, x), expected, layer=name)
+
+
 def test_a_loop_over_two_cells():
     torch.manual_seed(2)
     model, values = Cells(), batch(B, T)

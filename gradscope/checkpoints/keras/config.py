@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from gradscope.checkpoints.keras.activations import activation_in, usual_gate
@@ -189,7 +190,10 @@ class _Walk:
         values = dict(zip(inputs, given, strict=True)) if len(inputs) == len(given) else {}
         for layer in _nodes(config.get("layers")):
             met, place = len(self.order), str(layer.get("name", _name(layer)))
-            calls = [_call(call, values) for call in _nodes(layer.get("inbound_nodes"))]
+            read = partial(
+                _call, values=values, recurrent=_kind(layer) in (*RECURRENT, "RNN", "Bidirectional")
+            )
+            calls = [read(call) for call in _nodes(layer.get("inbound_nodes"))]
             if calls:
                 outputs = self.layer(layer, calls[0], path)
                 if mask := made_mask(_kind(layer), place, layer["inbound_nodes"][0], calls[0]):
@@ -318,20 +322,30 @@ def _masked(node: Any, signal: Signal) -> Signal:
     return replace(signal, mask=Mask()) if masks else signal
 
 
-def _call(call: Any, values: Mapping[tuple[str, int, int], Signal]) -> list[Signal]:
-    """The values that a call is given, the first with the mask that is given beside them, if one is."""
+def _call(call: Any, values: Mapping[tuple[str, int, int], Signal], *, recurrent: bool) -> list[Signal]:
+    """The values that a call is given, the first with the mask that is given beside them, if one is.
+
+    recurrent : whether it is of a layer that may be given a state, which may be a constant.
+    """
     signals = [values.get(reference, lost()) for reference in _references(call, 0)]
-    masks = list(_references(_spelled_out(call), 0))
-    return [given_mask(signals[0], masks, values), *signals[1:]] if signals else []
+    if not signals:
+        return []
+    if recurrent and len(signals) == 1 and _argument(call, "initial_state", 1) is not None:
+        signals.append(lost())
+    mask = _argument(call, "mask", 2 if recurrent else None)
+    masks = list(_references(mask, 0))
+    return signals if mask is None else [given_mask(signals[0], masks, values), *signals[1:]]
 
 
-def _spelled_out(call: Any) -> Any:
-    """The argument ``mask`` of a call."""
+def _argument(call: Any, name: str, place: int | None) -> Any:
+    """An argument of a call, by its name or its place; None where it is not given."""
     match call:
-        case {"kwargs": {"mask": mask}}:
-            return mask
-        case [[_, _, _, {"mask": mask}], *_]:  # in Keras 2
-            return mask
+        case {"kwargs": {**named}} if name in named:
+            return named[name]
+        case {"args": [*given]} if place is not None and len(given) > place:
+            return given[place]
+        case [[_, _, _, {**named}], *_] | [str(), _, _, {**named}]:  # in Keras 2
+            return named.get(name)
     return None
 
 

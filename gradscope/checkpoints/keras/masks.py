@@ -36,9 +36,7 @@ def made_mask(kind: Any, name: str, call: Any, given: Sequence[Signal]) -> Mask 
 
 
 def given_mask(signal: Signal, references: Sequence[Any], values: Mapping[Any, Signal]) -> Signal:
-    """The value as a layer reads it that is called with these masks; as it is where there are none."""
-    if not references:
-        return signal
+    """The value as a layer reads it that is called with a mask, a constant where there are no references."""
     told = [values[reference].tells for reference in references if reference in values]
     mask = (told[0] if len(told) == len(references) == 1 else None) or Mask()
     if mask.kind == _ENTRIES:

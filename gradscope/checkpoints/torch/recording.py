@@ -69,10 +69,12 @@ def recorded(
         raise InputError(f"{source}: {error.marked}") from error
     except Exception as error:  # the user's code may fail in any way
         raise run_failed(source, error, _BATCH) from error
+    # A module may have two names, each with layers of its own.
+    by_name = {module_of(found): heard[id(owners[found.name])] for found in layers if found.name in owners}
     found = recordings(
         layers,
-        lambda layer: id(modules.get(module_of(layer))),
-        heard,
+        module_of,
+        by_name,
         lambda _, call: reaches(call.reads, call.makes),
     )
     for layer in layers:
