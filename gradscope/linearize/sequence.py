@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from functools import partial
+from threading import Lock
 from typing import Any
+from weakref import WeakValueDictionary
 
 import jax
 import numpy as np
@@ -50,6 +52,8 @@ class Linearized:
         self._system, self._device, self._cut, self._view = system, device, cut, view
         self._rests: dict[int, Last] = {}  # of the states after each segment
         self._links: dict[int, Array] = {}  # the cell view's link after each segment
+        self._held = WeakValueDictionary[int, JacobianChain]()
+        self._lock = Lock()
         steps = system.length(sequence)
         segments = Segments.cover(system.steps, step_bytes(system.cell, system.hidden), SEGMENT_BYTES)
         segments = segments if steps == system.steps else segments.first(steps)
@@ -61,7 +65,14 @@ class Linearized:
         self.starts: Sequence[int] = [max(0, i * segments.length - skipped) for i in range(segments.count)]
 
     def segment(self, i: int) -> JacobianChain:
-        """The Jacobians of segment i, computed anew."""
+        """The Jacobians of segment i, computed anew where nobody holds them."""
+        with self._lock:
+            found = self._held.get(i)
+            if found is None:
+                found = self._held[i] = self._segment(i)
+            return found
+
+    def _segment(self, i: int) -> JacobianChain:
         system = self._system
         found = self._on_host(i)
         given = (system.cell, system.parameters, found, self._cut)

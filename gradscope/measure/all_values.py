@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
@@ -19,6 +21,7 @@ from gradscope.measure.progress import Fraction, Meter
 from gradscope.measure.returning import returning
 from gradscope.measure.shares import error_of_shares, shares
 from gradscope.product_svd.arguments import window_of
+from gradscope.product_svd.error_estimate import WORTH_A_THREAD
 from gradscope.product_svd.largest_gain import log10_largest_gain
 from gradscope.product_svd.plain_values import few_of_many
 from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, plain_spectra, spectrum
@@ -38,25 +41,28 @@ def measure_sequence(
     sequence: Segmented,
     ask: Ask,
     report: Fraction | None = None,
-    known: Mapping[str, Spectrum] | None = None,
+    known: Callable[[], Mapping[str, Spectrum]] = dict,
     returning: bool = False,
 ) -> Measured:
     """What is measured of one sequence.
 
-    report : told how far it is; known : chains whose spectra are there already; returning : whether the top
-    vector is followed back, see ``measure.returning``.
+    report : told how far it is; known : finds the chains whose spectra come from elsewhere, while another
+    thread of ``ask`` is at those without each path; returning : whether the top vector is followed back, see
+    ``measure.returning``.
     """
     meter = Meter(report or (lambda _: None))
     read = meter.read if report else None
-    chains = JacobianChains(sequence.segment, sequence.starts, sequence.steps, read, known)
-    (found,) = measure(chains, ask, meter)
+    chains = JacobianChains(sequence.segment, sequence.starts, sequence.steps, read)
+    with chains.without_beside(ask):
+        chains.known = known()
+        (found,) = measure(chains, ask, meter)
     return replace(found, returning=chains.returning(found)) if returning and found.alive else found
 
 
 class JacobianChains:
     """The chains of one sequence (see ``Chains``); of some values only all are computed, or by blocks.
 
-    segment, starts, steps : as for ``SegmentedChain``; read : called at every step that is read; known :
+    segment, starts, steps : as for ``SegmentedChain``; read : called at every step that is read. known :
     spectra that are there already.
     """
 
@@ -68,14 +74,15 @@ class JacobianChains:
         starts: Sequence[int],
         steps: int,
         read: Callable[[], None] | None = None,
-        known: Mapping[str, Spectrum] | None = None,
     ) -> None:
-        self._known = known or {}
+        self.known: Mapping[str, Spectrum] = {}
+        self._begun: Future[Mapping[str, list[Spectrum]]] | None = None
         recent = keeping_recent(segment)
         first = recent(0)
         self._sizes = {name: chain.size for name, chain in first.chains.items()}
         self._diagonal = {name: chain.diagonal is not None for name, chain in first.chains.items()}
         self._full: JacobianChain | SegmentedChain = first
+        self._unread = self._full if len(starts) == 1 else SegmentedChain(recent, starts, steps)
         if len(starts) > 1 or read:
             self._full = SegmentedChain(recent, starts, steps, read)
         self._chains = self._full.chains
@@ -85,7 +92,7 @@ class JacobianChains:
 
     def cost(self, name: str, ask: Ask) -> float:
         """By its size; the full one again costs nothing, and a diagonal one next to nothing."""
-        if name in self._known:
+        if name in self.known:
             return KNOWN
         if name == WITHOUT:
             return without_cost(self._sizes["full"], len(self.parts))
@@ -129,25 +136,31 @@ class JacobianChains:
 
     def without(self, ask: Ask) -> Mapping[str, list[Spectrum]]:
         """Every lag, below the vanishing threshold an upper bound."""
+        return self._without(self._full, ask) if self._begun is None else self._begun.result()
+
+    @contextmanager
+    def without_beside(self, ask: Ask) -> Iterator[None]:
+        """Within, another thread is at what ``without`` finds: products in large pieces, which hold no lock.
+
+        Only where there is more than one thread for them, and more than next to nothing to do.
+        """
+        if ask.threads == 1 or not ask.paths or not self.parts or self._sizes["full"] < WORTH_A_THREAD:
+            yield
+            return
+        pool = ThreadPoolExecutor(1)
+        try:
+            self._begun = pool.submit(self._without, self._unread, ask)
+            yield
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # an interrupt does not wait for it
+
+    def _without(self, full: JacobianChain | SegmentedChain, ask: Ask) -> Mapping[str, list[Spectrum]]:
         shape = (len(self.parts), self._sizes["full"])
         found: Sequence[Spectrum | None] = [None] * len(self.parts)
-        if not self._full.beyond:
-            found = plain_spectra(self._full.beside(), len(self._full), shape, ask.entry_error, ask.floor)
+        if not full.beyond:
+            found = plain_spectra(full.beside(), len(full), shape, ask.entry_error, ask.floor)
         pairs = zip(self.parts, found, strict=True)
-        return {part: [one or self._first_without(part, ask)] for part, one in pairs}
-
-    def _first_without(self, path: str, ask: Ask) -> Spectrum:
-        """The same where a plain product may have lost it."""
-        found = spectrum(
-            self._full.without(path),
-            by_lag=True,
-            floor=ask.floor,
-            entry_error=ask.entry_error,
-            workers=ask.threads,
-            only_first=True,
-        )
-        first = found.log10_singular_values[:1]
-        return replace(found, log10_singular_values=first, exact_zeros=None, lost=int(np.isnan(first[0])))
+        return {part: [one or _first_without(full.without(part), ask)] for part, one in pairs}
 
     def shares(self, full: Sequence[Spectrum]) -> list[tuple[Mapping[str, Array], float]]:
         """See ``Chains``."""
@@ -164,8 +177,8 @@ class JacobianChains:
         return self._chains[name] is self._full
 
     def _spectrum(self, name: str, ask: Ask) -> Spectrum:
-        if name in self._known:
-            return self._known[name]
+        if name in self.known:
+            return self.known[name]
         chain = self._chains[name]
         if chain.diagonal is not None and name != "full":
             return diagonal_spectrum(chain.diagonal, by_lag=True, entry_error=ask.entry_error).first(ask.top)
@@ -183,3 +196,17 @@ class JacobianChains:
             window=chain.window,
             only_first=not ask.paths and ask.top is None,
         )
+
+
+def _first_without(chain: JacobianChain | SegmentedChain, ask: Ask) -> Spectrum:
+    """The first value and every lag of a chain without a path, where a plain product may have lost it."""
+    found = spectrum(
+        chain,
+        by_lag=True,
+        floor=ask.floor,
+        entry_error=ask.entry_error,
+        workers=ask.threads,
+        only_first=True,
+    )
+    first = found.log10_singular_values[:1]
+    return replace(found, log10_singular_values=first, exact_zeros=None, lost=int(np.isnan(first[0])))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 
 import jax
 import numpy as np
@@ -115,16 +116,18 @@ def _side_by_side(
     sequences = sequences_on(system, numbers, means.devices, problem.cut, problem.view)
     at_once = min(means.at_once, len(sequences)) if system.size >= WORTH_A_THREAD else 1
     ask = replace(ask, threads=max(1, cores() // at_once))
-    known = by_programs(sequences, ask, means.devices, tally.of(range(len(sequences))))
+    told = tally.of(range(len(sequences)))
+    known = cache(lambda: by_programs(sequences, ask, means.devices, told))
 
     def one(job: int) -> Measured:
         sequence, report = sequences[job], tally.of([job]) if tally.watched else None
         returning = numbers[job] == 0 and ask.only == "all"
-        found = measure_sequence(sequence, ask, report, known[job], returning)
+        found = measure_sequence(sequence, ask, report, lambda: known()[job], returning)
         return replace(found, gates=sequence.gate_sums, course=sequence.course)
 
     if at_once == 1:
         return list(map(one, range(len(sequences))))
+    known()  # every core has a pass
     pool = ThreadPoolExecutor(at_once)
     try:
         return list(pool.map(one, range(len(sequences))))

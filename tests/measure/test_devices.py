@@ -19,7 +19,7 @@ from gradscope.linearize.cell_chain import CellChain
 from gradscope.linearize.paths import DensePath
 from gradscope.linearize.sequence import Linearized
 from gradscope.measure import batch
-from gradscope.measure.all_values import measure_sequence
+from gradscope.measure.all_values import JacobianChains, measure_sequence
 from gradscope.measure.chains import Ask
 from gradscope.product_svd.spectrum import spectrum
 
@@ -60,7 +60,7 @@ def test_a_batch_does_not_depend_on_the_number_of_devices():
 
 
 def test_threads_give_what_one_after_the_other_gives(monkeypatch):
-    problem = {"cell": "lstm-peephole", "hidden": 4, "input_size": 2, "steps": 30, "batch": 5, "seed": 3}
+    problem = {"cell": "lstm-peephole", "hidden": 4, "input_size": 2, "steps": 30, "batch": 3, "seed": 3}
     alone = gradscope.analyze(**problem)
     monkeypatch.setattr("gradscope.measure.batch.WORTH_A_THREAD", 1)
     monkeypatch.setattr("gradscope.measure.batch.cores", lambda: 3)
@@ -73,10 +73,10 @@ def test_threads_give_what_one_after_the_other_gives(monkeypatch):
     monkeypatch.setattr(batch, "measure_sequence", one)
     reports = []
     together = gradscope.analyze(**problem, progress=lambda *report: reports.append(report))
-    assert len(began) == 5
+    assert len(began) == 3
     assert threading.get_ident() not in began
     assert together.to_dict() == alone.to_dict()
-    assert reports[-1] == (pytest.approx(5), 5)
+    assert reports[-1] == (pytest.approx(3), 3)
 
 
 def test_a_failure_in_a_thread_is_raised_here(monkeypatch):
@@ -85,6 +85,26 @@ def test_a_failure_in_a_thread_is_raised_here(monkeypatch):
     monkeypatch.setattr(batch, "measure_sequence", lambda *_: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         gradscope.analyze(cell="linear", hidden=3, input_size=1, steps=5, batch=3)
+
+
+def test_chains_without_each_path_in_a_thread_of_their_own(monkeypatch):
+    problem = {"cell": "lstm-peephole", "hidden": 4, "input_size": 2, "steps": 30, "seed": 3}
+    monkeypatch.setattr("gradscope.measure.batch.cores", lambda: 2)
+    alone = gradscope.analyze(**problem).to_dict()
+    where, without = [], JacobianChains._without
+
+    def noted(*given):
+        where.append(threading.get_ident())
+        return without(*given)
+
+    monkeypatch.setattr(JacobianChains, "_without", noted)
+    monkeypatch.setattr("gradscope.measure.all_values.WORTH_A_THREAD", 1)
+    assert gradscope.analyze(**problem).to_dict() == alone
+    assert len(where) == 1
+    assert threading.get_ident() not in where
+    monkeypatch.setattr(JacobianChains, "_without", lambda *_: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        gradscope.analyze(**problem)
 
 
 @pytest.mark.slow
