@@ -7,6 +7,7 @@ from oracles.two_layers import two_lstms
 import gradscope
 from gradscope.advise.network import Network
 from gradscope.api import analyze_problems
+from gradscope.measure.all_values import JacobianChains
 from gradscope.problem.problem import make_problem
 from gradscope.settings import Settings
 
@@ -80,6 +81,55 @@ def test_check(compiled, run, tmp_path, monkeypatch):
     (tmp_path / "gradscope.toml").write_text(text)
     assert run("check")[0] == 0
     assert 1 <= len(compiled) <= 4, compiled
+
+
+def test_what_is_not_printed_is_not_computed(compiled, run, monkeypatch):
+    """Of a verdict and a gain one program and one chain, the full one; ``-q`` is the verdict."""
+    asked, spectrum = [], JacobianChains._spectrum
+
+    def noted(chains, name, ask):
+        asked.append(name)
+        return spectrum(chains, name, ask)
+
+    monkeypatch.setattr(JacobianChains, "_spectrum", noted)
+    monkeypatch.setattr(JacobianChains, "_without", lambda *_: asked.append("without") or {})
+    one = ["analyze", "--hidden", 20, "--input-size", 2, "--steps", 11]
+    for only in (["--only", "verdict"], ["--only", "gain"], ["-q"]):
+        assert run(*one, *only)[0] == 0
+    assert asked == 3 * ["full"]
+    assert compiled == ["jit(_linearized)"]
+    assert run(*one, "--only", "paths")[0] == 0
+    assert set(asked) == {"full", "carousel", "R_i", "R_f", "R_z", "R_o", "without"}
+
+
+def test_commands_on_what_is_measured_compile_nothing(compiled, run, tmp_path):
+    weights, saved, other = (tmp_path / name for name in ("w.npz", "one.json", "two.json"))
+    np.savez(weights, **make_problem(Settings(hidden=23, input_size=2)).system.parameters)
+    np.save(stack := tmp_path / "stack.npy", np.random.default_rng(0).normal(size=(9, 4, 4)))
+    one = ["analyze", weights, "--cell", "lstm", "--steps", "11"]
+    for path in (saved, other):
+        assert run(*one, "--json", "-o", path)[0] == 0
+    compiled.clear()
+    for command in (
+        ["inspect", weights],
+        ["chain", stack],
+        ["report", saved, "-o", tmp_path / "one.html"],
+        ["plot", saved, "-o", tmp_path / "one.svg"],
+        ["compare", saved, other],
+    ):
+        assert run(*command)[0] == 0, command
+    assert not compiled
+
+
+@pytest.mark.slow
+def test_repair(compiled, run, tmp_path):
+    """Of the network as it was, and of that which is written."""
+    weights = tmp_path / "w.npz"
+    np.savez(weights, **make_problem(Settings(hidden=5, input_size=2, gain=0.1)).system.parameters)
+    compiled.clear()
+    run("repair", weights, "--cell", "lstm", "--steps", 20, "--knob", "b_f=2", "-o", tmp_path / "n.npz")
+    assert (tmp_path / "n.npz").exists()
+    assert 1 <= len(compiled) <= 8, compiled
 
 
 def test_track_light(compiled, run, tmp_path):
