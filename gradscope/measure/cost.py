@@ -248,14 +248,16 @@ def seconds(works: Sequence[Work], at_once: int, programs: float = 0.0) -> float
 
 
 def _waited(work: Work, at_once: int) -> float:
-    """Units for all of it, of large chains sequences side by side, or else two runs over a chain."""
+    """Units for all of it, of large chains sequences side by side, or else what two threads share of one."""
     every, at_once = units(work), min(at_once, work.sequences)
-    if work.top is not None or sum(work.sizes) < WORTH_A_THREAD or cores() < 2:
+    together = work.top is not None and without_jacobians(work) <= all_values(work)
+    if together or sum(work.sizes) < WORTH_A_THREAD or cores() < 2:
         return every
     if at_once > 1:
         return every / at_once
-    alone = work.steps * work.sequences * chain_costs(work).get("without", 0.0)
-    return (every - alone) / 2 + alone
+    beside = work.steps * work.sequences * chain_costs(work).get("without", 0.0)
+    # All values take two runs over a chain, in a thread each; few of them one.
+    return max(beside, every / 2 if work.top is None else every - beside)
 
 
 def surely_below(limit: float, works: Sequence[Work]) -> bool:
