@@ -10,7 +10,6 @@ installation. Exit code 1 if a target is missed.
 
 from __future__ import annotations
 
-import os
 import shutil
 import statistics
 import subprocess
@@ -19,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from processes import as_installed
 from rich.console import Console
 from rich.table import Table
 
@@ -68,12 +68,9 @@ def main() -> int:
 def _seconds(command: list[str], cache: Path, cold: bool) -> float:
     if cold:
         shutil.rmtree(cache, ignore_errors=True)
-    kept = {"GRADSCOPE_CACHE_DIR": str(cache), "PYTHONPYCACHEPREFIX": str(cache.parent / "modules")}
-    given = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment = as_installed(cache.parent) | {"GRADSCOPE_CACHE_DIR": str(cache)}
     start = time.perf_counter()
-    subprocess.run(
-        command, env=given | kept, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+from processes import as_installed
 
-ROOT = Path(__file__).parents[1]
 GRADSCOPE = [sys.executable, "-m", "gradscope"]
 COMMAND = [*GRADSCOPE, "analyze"]
 # Arguments of runs whose time is said, and is then measured. LSTMs, each upon the one before, are a file.
@@ -55,8 +55,9 @@ for sequence in torch.from_numpy(numpy.load("x.npy")).float():
 def run(command: list[str], folder: Path) -> tuple[float, float, str]:
     """Seconds, CPU seconds, and what was said on stderr."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=as_installed(folder), capture_output=True, text=True, check=False
+    )
     seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         sys.exit(done.stderr)

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -27,6 +28,7 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 import jax
 import numpy as np
 from methods import ENTRY_ERROR, STEPS, Case
+from processes import as_installed
 from rich.console import Console
 from rich.table import Table
 from waiting import write_model
@@ -48,7 +50,7 @@ from gradscope.product_svd.error_estimate import GROUPED, Run
 from gradscope.product_svd.norm_by_lag import LagNorm
 from gradscope.product_svd.plain_product import PlainProducts
 
-# What threads of their own take.
+# What threads of their own take beside these parts.
 PROGRAMS = "in other threads: programs, side by side"
 # What a part is called, what holds its function, and the name of that.
 Parts = tuple[tuple[str, Any, str], ...]
@@ -114,22 +116,24 @@ print(json.dumps(spent | parts))
 
 
 class Clock:
-    """CPU seconds of this thread by part; what one part calls of another counts for the other."""
+    """CPU seconds by part, in any thread; what one part calls of another counts for the other."""
 
     def __init__(self) -> None:
         self.spent: Counter[str] = Counter()
-        self.open: list[str] = []
-        self.since = time.thread_time()
+        self.own = threading.local()  # what is under way, and since when
+        self.lock = threading.Lock()
 
     def turn(self, name: str | None) -> None:
         """From here on ``name`` is at work, or whoever was before."""
-        now = time.thread_time()
-        self.spent[self.open[-1] if self.open else "the rest"] += now - self.since
-        self.since = now
+        now, under_way = time.thread_time(), self.own.__dict__.setdefault("open", [])
+        with self.lock:
+            if under_way:
+                self.spent[under_way[-1]] += now - self.own.since
+        self.own.since = now
         if name is None:
-            self.open.pop()
+            under_way.pop()
         else:
-            self.open.append(name)
+            under_way.append(name)
 
     def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """``function``, timed as ``name``."""
@@ -191,8 +195,7 @@ def process(arguments: list[str]) -> Counter[str]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_model(folder)
-        environment = os.environ | {
-            "PYTHONPATH": str(Path(__file__).parents[1]),
+        environment = as_installed(folder) | {
             "GRADSCOPE_CACHE_DIR": str(folder / "cache"),
             "OMP_NUM_THREADS": "1",
         }
