@@ -30,6 +30,8 @@ SAFETY, DRAWS = 8.0, 3
 _AMPLIFIED = 16.0
 # A tolerance of this part of the outputs tells nothing any more.
 _TELLS_NOTHING = 0.3
+# From this part on it is said what it may hide, as of bfloat16.
+_TELLS_LITTLE = 0.01
 
 
 @dataclass(frozen=True)
@@ -192,13 +194,25 @@ def _compare(layer: Layer, one: Recording, ours: Compared, system: System) -> st
         if one.mask is not None:
             place = int(np.flatnonzero(one.mask[sequence])[place])
         raise _disagreement(layer, (sequence, step), place, theirs, ours)
-    blind = within & (tolerance > _TELLS_NOTHING * np.abs(ours.exact).max())
+    size = np.abs(ours.exact).max()
+    blind = within & (tolerance > _TELLS_NOTHING * size)
     if not blind.any():
-        return ""
+        return _told_to(float(tolerance[within].max() / size), one) if size else ""
     first = int(np.argmax(blind.any(axis=0))) + 1
     return (
         f"what the layer put out tells nothing of what gradscope computes from step {first} of {steps} on: "
         "rounding has grown as large as the outputs"
+    )
+
+
+def _told_to(part: float, one: Recording) -> str:
+    """What is to be said where rounding hides what is smaller than this part of the outputs."""
+    if part <= _TELLS_LITTLE:
+        return ""
+    bits = 1 - round(np.log2(one.rounding))
+    return (
+        f"what the layer put out, rounded to {bits} bits, is what gradscope computes to within "
+        f"{100 * part:.0f} % of its size: what is smaller is not seen"
     )
 
 

@@ -609,6 +609,51 @@ def chaotic(kind, factor):
     return module
 
 
+def test_what_few_bits_may_hide_is_said():
+    torch.manual_seed(0)
+    model, x = nn.LSTM(D, N), batch(T, B, D)
+    for dtype, said in (
+        (torch.float32, ()),
+        (torch.bfloat16, ("what the layer put out, rounded to 8 bits, ",)),
+    ):
+        found = gradscope.analyze(checkpoint=gradscope.from_torch(model.to(dtype), x.to(dtype)))
+        for words, sentence in zip(said, found.problem["assumed"], strict=True):
+            assert sentence.startswith(words)
+
+
+class Casting(nn.LSTMCell):
+    """Rounds what it puts out to bfloat16, and puts it out as float32."""
+
+    def forward(self, x, state=None):
+        h, c = super().forward(x, state)
+        return h.bfloat16().float(), c
+
+
+def test_a_cast_within_a_cell():
+    """In float64 too it leaves float32, of which the next step is made again."""
+    torch.manual_seed(0)
+
+    class Loop(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = Casting(D, N)
+
+        def forward(self, x):
+            state = (torch.zeros(B, N), torch.zeros(B, N))
+            for step in x:
+                state = self.cell(step, state)
+            return state[0]
+
+    model, x = Loop(), batch(T, B, D).float()
+    plain = nn.LSTMCell(D, N)
+    plain.load_state_dict(model.cell.state_dict())
+    found = gradscope.analyze(checkpoint=gradscope.from_torch(model, x))
+    assert found.problem["jacobians"] == "torch"
+    for k, spectrum in enumerate(found.full.spectra):
+        exact = log10_values(jacobian(plain.double(), x[:, k].double()))
+        np.testing.assert_allclose(spectrum.log10_singular_values, exact, rtol=0, atol=1e-2)
+
+
 @pytest.mark.parametrize(("kind", "factor"), [("RNN", 6), ("LSTM", 10), ("GRU", 10)])
 def test_chaos_is_no_disagreement_and_is_said(kind, factor):
     live = gradscope.from_torch(chaotic(kind, factor), batch(150, B, D).float())

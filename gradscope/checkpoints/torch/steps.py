@@ -242,12 +242,18 @@ class Stepper(Linearising):
         for call in calls:
             new, found = self._linearised(call, state)
             yield found
-            state = [one.detach().requires_grad_() for one in new]
+            kept = [one.detach().double() if self._double else one.detach() for one in new]
+            state = [one.requires_grad_() for one in kept]  # a cast in the module may have left float64
 
     def _after(self, call: StepCall, state: Sequence[Any], *, cut: bool) -> tuple[list[Any], list[Product]]:
         """The state after a call, and the products with matrices on the way."""
         with self._torch.enable_grad(), watching(self.matrices, cut=cut) as mode:
-            made = self._made(self._run(self._given(call, state=state)))
+            given = self._given(call, state=state)
+            try:
+                made = self._made(self._run(given))
+            except Exception as error:  # the user's code may fail in any way
+                why = f"{type(error).__name__}: {reason(error)}"
+                raise InputError(f"cannot be called with the state that it makes itself: {why}") from error
         new = [made[source] for source in self._state.sources]
         return new, mode.products
 
