@@ -41,3 +41,17 @@ def test_a_rule_that_agrees_with_a_stop_gradient_within(function):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_what_holds_nothing(function, dtype):
     assert not Holds().within(jax.make_jaxpr(function)(jnp.zeros((2, 3), dtype)).jaxpr)
+
+
+STEPPED = {
+    "round": jnp.round,
+    "floor": lambda h: jnp.floor(h * 2.0**20) / 2.0**20,
+    "integers": lambda h: (h * 2.0**20).astype(jnp.int32) / 2.0**20,
+}
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_numbers_that_are_rounded_to_steps_have_no_gradient(name):
+    h = jnp.ones((2, 3))
+    assert not jax.grad(lambda h: STEPPED[name](h).sum())(h).any()
+    assert Holds().within(jax.make_jaxpr(STEPPED[name])(h).jaxpr)

@@ -20,10 +20,14 @@ _ROUNDINGS = 1e3
 # that, and draws, each of which has to differ.
 _SLOPE, _STEP, _DRAWS = 0.02, 2.0**-7, 3
 _KIND, _INNER = "custom_jvp_call", "call_jaxpr"
+# Which move by steps, so that JAX's derivative is 0 however fine these are.
+_STEPPED = {"ceil", "floor", "round"}
 
 
 class Holds:
     """Finds ``stop_gradient``, a ``custom_vjp``, and a ``custom_jvp`` that is not its function's derivative.
+
+    And rounding to steps, or to integers: fine ones change next to nothing but the gradient.
 
     JAX's own activations are functions with a ``custom_jvp`` too, of which that is the right one: both are
     taken at random numbers, once for each place in the code that makes one. Where the function itself holds
@@ -41,7 +45,7 @@ class Holds:
     def in_equation(self, equation: Any) -> bool:
         """Whether an operation is one, or has one in it."""
         name = equation.primitive.name
-        if name.startswith(("stop_gradient", "custom_vjp")):
+        if name.startswith(("stop_gradient", "custom_vjp")) or name in _STEPPED or _to_integers(equation):
             return True
         if name == _KIND:
             key = _place(equation)
@@ -49,6 +53,14 @@ class Holds:
                 self._known[key] = _has_another(equation)
             return self._known[key]
         return any(map(self.within, _programs(equation)))
+
+
+def _to_integers(equation: Any) -> bool:
+    """Whether an operation makes integers of real numbers."""
+    if equation.primitive.name != "convert_element_type":
+        return False
+    before, after = equation.invars[0].aval.dtype, equation.params["new_dtype"]
+    return jax.numpy.issubdtype(before, np.floating) and jax.numpy.issubdtype(after, np.integer)
 
 
 def _programs(equation: Any) -> Iterator[Any]:
