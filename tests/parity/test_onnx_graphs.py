@@ -103,7 +103,10 @@ def test_a_layer_in_a_loop_reads_what_every_pass_gives_it(tmp_path):
     assert run(path).shape == (1, 1, HIDDEN)
     (found,) = checkpoints.read_all(path).layers
     assert (found.name, found.below, found.reads, found.given_state) == ("inner", None, "x1", True)
-    assert found.assumed == ("that every pass of loop, a Loop, is a step of what it is given",)
+    assert found.assumed == (
+        "that every pass of loop, a Loop, is a step of what it is given",
+        "that a pass starts from the state in which the one before ended, whatever the loop makes of it",
+    )
     with pytest.raises(InputError, match="layer inner reads x1, which gradscope does not compute: give that"):
         gradscope.analyze(checkpoint=path, inputs=X)
 

@@ -39,6 +39,7 @@ _MOVES = (
 _LONGEST = 64
 _DEQUANTISED = "that the weights are what whole numbers of 8 bits stand for (DynamicQuantizeLSTM)"
 _ROUNDED = "onnxruntime rounds inputs and outputs to 8 bits in every step, which has no slope of its own"
+_GOES_ON = "that a pass starts from the state in which the one before ended, whatever the loop makes of it"
 # The place among an operator's inputs of the steps that each sequence has.
 _LENGTHS = 4
 
@@ -88,6 +89,8 @@ def _directions(operator: OnnxOperator, constants: Constants) -> list[Found]:
     inputs = operator.inputs
     lengths, given_lengths = _lengths(operator, constants)
     states = [inputs[role] for role in ("h0", "c0") if role in inputs]
+    given_state = not all(_is_known(name, scope, constants) for name in states)
+    goes_on = given_state and scope.again
     found = []
     for number, (name, side) in enumerate(zip(operator.layers, operator.sides, strict=True)):
         layer = attempt(partial(_layer, operator, number, constants), name, ())
@@ -101,10 +104,10 @@ def _directions(operator: OnnxOperator, constants: Constants) -> list[Found]:
                 below=reads.below,
                 reads="" if reads.below else reads.root,
                 table=reads.table,
-                given_state=not all(_is_known(name, scope, constants) for name in states),
+                given_state=given_state,
                 lengths=lengths,
                 given_lengths=given_lengths,
-                assumed=(*layer.assumed, *(f"that {one}" for one in scope.when)),
+                assumed=(*layer.assumed, *(f"that {one}" for one in scope.when), *[_GOES_ON] * goes_on),
             )
         )
     return found
