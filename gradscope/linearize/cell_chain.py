@@ -16,7 +16,7 @@ from gradscope.custom_types import Array
 from gradscope.linearize.array_form import layer_arrays
 from gradscope.linearize.jacobian_chain import JacobianChain, nonzero, random_row, sums_but_one
 from gradscope.linearize.paths import DensePath, Path, UnitPath, most_operations
-from gradscope.product_svd.ball_product import exact_balls
+from gradscope.product_svd.ball_product import exact_numbers
 from gradscope.product_svd.extended_range_array import Wide
 from gradscope.product_svd.plain_product import InColumns
 from gradscope.product_svd.steps import span
@@ -131,7 +131,7 @@ class CellChain(JacobianChain):
 
     def balls(self, t: int, bits: int) -> Array:
         """As of any chain."""
-        found = exact_balls(np.zeros((self.size, self.size)))
+        found = exact_numbers(np.zeros((self.size, self.size)))
         for path in self.paths:
             found[:, self._columns(path)] += path.balls(t, bits)
         return found

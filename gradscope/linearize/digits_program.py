@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -12,9 +13,10 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.linearize import digits
-from gradscope.linearize.digits import QUESTIONS, RULES, ZERO, Number
+from gradscope.linearize.digits import QUESTIONS, RULES
 from gradscope.linearize.system import precise
 from gradscope.linearize.wide import ALIKE, CALLS, UnknownOperationError, run_by_jax
+from gradscope.product_svd.scales import dot, exactly, numbers, total
 
 _Maker = Callable[..., Any]
 
@@ -124,7 +126,7 @@ def _held(value: Any) -> Any:
     """Numbers of what holds real ones; indices and conditions stay as they are."""
     if _is_real(value) or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
         return value
-    return digits.at_levels(value)
+    return numbers(value)
 
 
 def _each(rule: _Maker, *values: Any) -> Array:
@@ -147,18 +149,17 @@ def _chosen(which: Any, *cases: Array) -> Array:
 
 
 def _total(a: Array, params: Any) -> Array:
-    return _reduced(Number.__add__, a, params, ZERO)
+    return _reduced(total, a, params)
 
 
-def _reduced(rule: _Maker, a: Array, params: Any, start: Number | None) -> Array:
-    axes = sorted(params["axes"], reverse=True)
-    for axis in axes:
-        if a.shape[axis]:
-            a = np.frompyfunc(rule, 2, 1).reduce(a, axis=axis)
-        else:
-            a = np.full(np.delete(a.shape, axis), start, object)
-        a = a if isinstance(a, np.ndarray) else _scalar(a)
-    return a
+def _reduced(rule: _Maker, a: Array, params: Any) -> Array:
+    """What a rule makes of the numbers along some axes."""
+    axes = tuple(params["axes"])
+    kept = [k for k in range(a.ndim) if k not in axes]
+    rows = a.transpose(*kept, *axes).reshape(math.prod(a.shape[k] for k in kept), -1)
+    out = np.empty(len(rows), object)
+    out[:] = [*map(rule, rows.tolist())]
+    return out.reshape([a.shape[k] for k in kept])
 
 
 def _product(a: Array, b: Array, params: Any) -> Array:
@@ -176,8 +177,20 @@ def _product(a: Array, b: Array, params: Any) -> Array:
     left, rows = arranged(a, batch, over)
     right, columns = arranged(b, batches, others)
     lead = left.shape[: len(batch)]
-    terms = _each(Number.__mul__, left[..., :, None, :], right[..., None, :, :])
-    return _reduced(Number.__add__, terms, {"axes": (terms.ndim - 1,)}, ZERO).reshape(*lead, *rows, *columns)
+    count = math.prod(lead)
+    every = [
+        dot(row, column)
+        for one, other in zip(
+            left.reshape(count, -1, left.shape[-1]).tolist(),
+            right.reshape(count, -1, left.shape[-1]).tolist(),
+            strict=True,
+        )
+        for row in one
+        for column in other
+    ]
+    out = np.empty(len(every), object)
+    out[:] = every
+    return out.reshape(*lead, *rows, *columns)
 
 
 def _converted(a: Array, params: Any) -> Array:
@@ -191,9 +204,9 @@ _OF_ARRAYS: dict[str, Callable[..., Array]] = {
     "dot_general": _product,
     "integer_pow": lambda a, params: _each(lambda one: digits.power(one, params["y"]), a),
     "is_finite": lambda a, _: _each(lambda one: one.ball.is_finite(), a).astype(bool),
-    "reduce_max": lambda a, params: _reduced(digits.larger, a, params, None),
-    "reduce_min": lambda a, params: _reduced(digits.smaller, a, params, None),
+    "reduce_max": lambda a, params: _reduced(partial(reduce, digits.larger), a, params),
+    "reduce_min": lambda a, params: _reduced(partial(reduce, digits.smaller), a, params),
     "reduce_sum": _total,
     "reduce_precision": lambda a, _: a,
-    "round": lambda a, _: _each(lambda one: Number(round(float(one))), a),
+    "round": lambda a, _: _each(lambda one: exactly(float(round(float(one)))), a),
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import lru_cache, partial
 from typing import Any
 
-import flint
 import jax
 import numpy as np
 
@@ -13,12 +12,13 @@ from gradscope.cells.cell import Cell
 from gradscope.cells.notation import NAMELESS
 from gradscope.cells.units import Parameters
 from gradscope.custom_types import Array
-from gradscope.linearize import digits, levels
-from gradscope.linearize.digits import NEAR, Number
+from gradscope.linearize import levels
+from gradscope.linearize.beside import NEAR
 from gradscope.linearize.digits_program import DigitsProgram
 from gradscope.linearize.jacobians import slopes
 from gradscope.product_svd.ball_product import precision, to_wide
 from gradscope.product_svd.extended_range_array import Wide
+from gradscope.product_svd.scales import Number, balls, exactly, numbers
 from gradscope.product_svd.steps import UnknownDigitsError
 
 # Bits that leave a number those of a float64, but for what cancels.
@@ -49,9 +49,9 @@ class LayerInDigits:
         Raises UnknownDigitsError where a number has not all digits of a float64, an infinite one among them.
         """
         with precision(_SOME):
-            balls, last = self._computed()
-            near = np.array([float(one.whole) for one in last])
-            return jax.tree.map(_sure, balls), (near, _sure(_rests(last)))
+            found, last = self._computed()
+            near, _ = levels.beside_level(self._cell, last.astype(np.float64))
+            return jax.tree.map(_sure, found), (near, _sure(last - numbers(near)))
 
     @property
     def operations(self) -> int:
@@ -59,12 +59,14 @@ class LayerInDigits:
         return len(self._inputs) * (self._advance.operations + self._slopes.operations)
 
     def _computed(self) -> tuple[dict[str, Any], Array]:
-        """Balls, and the last state."""
-        weights = {name: digits.exact_numbers(value) for name, value in self._weights.items()}
-        state, every = digits.at_levels(*levels.beside_level(self._cell, self._states[0])), []
-        for x, after in zip(map(digits.exact_numbers, self._inputs), self._states[1:], strict=True):
-            every.append(jax.tree.map(_balls, self._slopes(weights, x, state)))
-            state = np.frompyfunc(_refined, 2, 1)(self._advance(weights, x, state), after)
+        """Slopes, and the last state, in numbers."""
+        weights = {name: numbers(value) for name, value in self._weights.items()}
+        state, every = numbers(self._states[0]), []
+        near, _ = levels.beside_level(self._cell, self._states[1:])
+        each = zip(map(numbers, self._inputs), self._states[1:], near, strict=True)
+        for x, after, level in each:
+            every.append(self._slopes(weights, x, state))
+            state = np.frompyfunc(_refined, 3, 1)(self._advance(weights, x, state), after, level)
         own, entering = jax.tree.map(lambda *steps: np.stack(steps), *every)
         return {"own": own, "input": entering if self._read else {}}, state
 
@@ -79,30 +81,18 @@ def _programs(
     return DigitsProgram(cell.advance, *shapes), DigitsProgram(partial(found, cell), *shapes)
 
 
-def _refined(made: Number, state: float) -> Number:
+def _refined(made: Number, state: float, level: float) -> Number:
     """A state as a step made it, where that is near a level; else as the trajectory has it."""
-    near = made.rest is None or abs(float(made.rest.mid())) < NEAR
-    return made if near and abs(float(made) - state) < NEAR else digits.exact_number(state)
+    found = float(made)
+    near = abs(found - level) < NEAR and abs(found - state) < NEAR
+    return made if near else exactly(state)
 
 
-def _balls(numbers: Array) -> Array:
-    """As balls alone."""
-    return np.asarray(np.frompyfunc(lambda one: one.ball, 1, 1)(numbers))
-
-
-def _rests(numbers: Array) -> Array:
-    """What is beside their levels, as balls."""
-    nothing = flint.arb(0)
-    found = np.frompyfunc(lambda one: nothing if one.rest is None else one.rest, 1, 1)(numbers)
-    return np.asarray(found)
-
-
-def _sure(balls: Array) -> Wide:
-    """Balls of which a float64 would have every digit."""
-    if all(
-        ball.is_finite() and (ball.is_exact() or ball.rel_accuracy_bits() >= _SURE) for ball in balls.flat
-    ):
-        return to_wide(balls)
+def _sure(found: Array) -> Wide:
+    """Numbers of which a float64 would have every digit."""
+    each = balls(found)
+    if all(ball.is_finite() and (ball.is_exact() or ball.rel_accuracy_bits() >= _SURE) for ball in each.flat):
+        return to_wide(each)
     raise UnknownDigitsError
 
 

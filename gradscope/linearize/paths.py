@@ -12,7 +12,7 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.linearize.more_digits import Some
-from gradscope.product_svd.ball_product import exact_balls
+from gradscope.product_svd.ball_product import exact_numbers
 from gradscope.product_svd.extended_range_array import Wide
 from gradscope.product_svd.steps import UnknownDigitsError
 
@@ -106,7 +106,7 @@ class UnitPath(_Ranged):
 
     @cached_property
     def _exact_matrix(self) -> Array:
-        return exact_balls(np.eye(self.width) if self.matrix is None else self.matrix)
+        return exact_numbers(np.eye(self.width) if self.matrix is None else self.matrix)
 
     @cached_property
     def _wide_matrix(self) -> Wide:

@@ -19,7 +19,7 @@ from gradscope.linearize.jacobian_chain import JacobianChain, nonzero, random_ro
 from gradscope.linearize.more_digits import Some
 from gradscope.linearize.paths import DensePath, Path, UnitPath, most_operations
 from gradscope.linearize.stack_beside import StackBeside
-from gradscope.product_svd.ball_product import exact_balls
+from gradscope.product_svd.ball_product import exact_numbers
 from gradscope.product_svd.extended_range_array import Wide, wide_product
 from gradscope.product_svd.steps import Layout, span
 
@@ -150,7 +150,7 @@ class StackChain(JacobianChain):
 
     def balls(self, t: int, bits: int) -> Array:
         """As of any chain."""
-        found = exact_balls(np.zeros((self.size, self.size)))
+        found = exact_numbers(np.zeros((self.size, self.size)))
         for own, layer, readings in zip(self.extents, self.layers, self.readings, strict=True):
             for reading in readings:
                 read = found[self._read(reading), : own.start]
@@ -159,7 +159,7 @@ class StackChain(JacobianChain):
         for j, rows in enumerate(self.extents):
             for i, columns in enumerate(self.extents):
                 if (i, j) not in self.named:
-                    found[rows, columns] = exact_balls(np.zeros(()))
+                    found[rows, columns] = exact_numbers(np.zeros(()))
         return found
 
     def wide_terms(self, t: int) -> Iterator[tuple[str, slice, slice, Wide]]:

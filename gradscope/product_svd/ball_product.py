@@ -34,7 +34,7 @@ BUDGET, LARGE_BUDGET = 1_000_000, 25_000_000
 _KEPT, _FARTHEST = 60, 2**48
 _one_at_a_time = threading.RLock()
 
-# (step, bits) -> its matrix of balls.
+# (step, bits) -> its matrix, of balls or of ``scales.Number``.
 StepBalls = Callable[[int, int], Array]
 
 
@@ -54,17 +54,25 @@ def precision(bits: int) -> Iterator[None]:
 class BallRun(Outcome):
     """One pass over T steps in balls of so many bits, and its finish.
 
-    rank : how many values there are at most; None is the largest alone. lost : of how many of them the bits
-    leave nothing; unsure : (T,) of which lags.
+    rank : how many values there are at most; None is the largest alone; apart : whether terms of different
+    sizes are kept apart in the product. lost : of how many values the bits leave nothing; unsure : (T,) of
+    which lags.
     """
 
     def __init__(
-        self, steps: int, balls: StepBalls, bits: int, lag_norm: LagNorm | None, rank: int | None
+        self,
+        steps: int,
+        balls: StepBalls,
+        bits: int,
+        lag_norm: LagNorm | None,
+        rank: int | None,
+        *,
+        apart: bool = False,
     ) -> None:
         super().__init__()
         lags, unsure = [], []
         with precision(bits):
-            for so_far in _products(steps, balls, bits):
+            for so_far in (_products_apart if apart else _products)(steps, balls, bits):
                 if lag_norm is not None:
                     lags.append(lag_norm(by_rows(to_wide(so_far)), np.zeros(so_far.shape[1], int)))
                     unsure.append(not np.isnan(lags[-1]) and not _known(so_far[:, lag_norm.columns]))
@@ -98,14 +106,19 @@ def exact_values(steps: Steps, rank: int, *, hopeless: bool) -> BallRun | None:
 def with_enough_bits(
     steps: int, balls: StepBalls, lag_norm: LagNorm | None, rank: int | None, most: float = MOST
 ) -> BallRun:
-    """With as many as it takes, or the most. Raises UnknownDigitsError."""
+    """With as many as it takes, or the most. Raises UnknownDigitsError.
+
+    Terms of different sizes are kept apart where it takes that: their product takes some times as long.
+    """
     bits, most = FEWEST, min(most, MOST)
     while True:
         try:
-            run = BallRun(
-                steps, balls, bits, lag_norm and LagNorm(columns=lag_norm.columns, at=lag_norm.at), rank
-            )
-            if run.sure or MORE * bits > most:
+            for apart in (False, True):
+                fresh = lag_norm and LagNorm(columns=lag_norm.columns, at=lag_norm.at)
+                run = BallRun(steps, balls, bits, fresh, rank, apart=apart)
+                if run.sure:
+                    return run
+            if MORE * bits > most:
                 return run
         except UnknownDigitsError:
             if MORE * bits > most:
@@ -124,10 +137,34 @@ def _products(steps: int, balls: StepBalls, bits: int) -> Iterator[Array]:
 
     so_far: Any = None
     for t in reversed(range(steps)):
-        step = balls(t, bits)
+        step = _as_balls(balls(t, bits))
         matrix = flint.arb_mat(step.tolist()) if step.size else flint.arb_mat(*step.shape)
         so_far = matrix if so_far is None else so_far * matrix
         yield np.array(so_far.entries(), object).reshape(so_far.nrows(), so_far.ncols())
+
+
+def _products_apart(steps: int, balls: StepBalls, bits: int) -> Iterator[Array]:
+    """The same, found in numbers; each row less a factor, a ball, of which no terms need be known."""
+    from gradscope.product_svd.scales import times
+
+    factors: list[Any] = []
+    rows: list[Any] = []
+    for t in reversed(range(steps)):
+        step = balls(t, bits)
+        rows = [times(row, step) for row in rows] if rows else step.tolist()
+        factors = factors or [1] * len(rows)
+        for k, row in enumerate(rows):
+            largest = max(row, key=lambda one: one.size)
+            if largest.told:
+                rows[k], factors[k] = [one / largest for one in row], factors[k] * largest.ball
+        yield np.array(
+            [[one.ball * factor for one in row] for row, factor in zip(rows, factors, strict=True)], object
+        )
+
+
+def _as_balls(matrix: Array) -> Array:
+    """Of numbers."""
+    return np.asarray(np.frompyfunc(lambda one: getattr(one, "ball", one), 1, 1)(matrix))
 
 
 def exact_balls(entries: Array) -> Array:
@@ -136,6 +173,13 @@ def exact_balls(entries: Array) -> Array:
 
     found: Array = np.frompyfunc(lambda entry: flint.arb(float(entry)), 1, 1)(entries)
     return found
+
+
+def exact_numbers(entries: Array) -> Array:
+    """The same as ``scales.Number``."""
+    from gradscope.product_svd.scales import numbers  # python-flint takes its time
+
+    return numbers(entries)
 
 
 def to_wide(matrix: Array) -> Wide:

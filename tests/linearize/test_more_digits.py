@@ -20,15 +20,17 @@ from gradscope.cells.cell import Cell, Member
 from gradscope.cells.given_steps import given_steps
 from gradscope.cells.stack import stacked as stacked_cell
 from gradscope.linearize import digits
-from gradscope.linearize.digits import RULES, Number
+from gradscope.linearize.digits import RULES
 from gradscope.linearize.digits_program import DigitsProgram
 from gradscope.linearize.more_digits import Digits
 from gradscope.linearize.system import System
 from gradscope.linearize.trajectory import states_of
-from gradscope.product_svd.ball_product import precision, to_wide
+from gradscope.product_svd.ball_product import FEWEST, precision, to_wide, with_enough_bits
+from gradscope.product_svd.norm_by_lag import LagNorm
+from gradscope.product_svd.scales import ONE, balls, exactly, numbers, of_ball
 from gradscope.product_svd.steps import UnknownDigitsError
 
-BITS = 4000
+BITS, LONG = 4000, 60_000
 CELLS = [
     "gru-reset-before",
     "gru",
@@ -126,7 +128,7 @@ def test_steps_are_those_of_the_equations(cell):
     with precision(BITS):
         for t, true in enumerate(exact_steps(cell, arrays, inputs, states)):
             ours = np.zeros((found.size(N), found.size(N)), object)
-            for name, values in paths.items():
+            for name, values in ((name, balls(each)) for name, each in paths.items()):
                 if found.units is None:
                     ours += values[t]
                     continue
@@ -143,14 +145,14 @@ def test_numbers_keep_what_is_beside_a_level():
     """Products, quotients and means of 1 - 1e-1000 and the like, in balls of 30 digits."""
     with precision(100):
         tiny = flint.arb(10) ** -1000
-        near, other = Number(1, -tiny), Number(-1, 3 * tiny)
+        near, other = ONE - of_ball(tiny, 7), of_ball(3 * tiny, 21) - ONE
         for found, true in (
             ((near + other).ball, 2 * tiny),
-            ((near * other + Number(1)).ball, 4 * tiny),
-            ((near / other + Number(1)).ball, -2 * tiny),
-            ((Number(1) - near * near).ball, 2 * tiny),
+            ((near * other + ONE).ball, 4 * tiny),
+            ((near / other + ONE).ball, -2 * tiny),
+            ((ONE - near * near).ball, 2 * tiny),
             (RULES["log"](near).ball, -tiny),
-            ((RULES["exp"](Number(0, tiny)) - Number(1)).ball, tiny),
+            ((of_ball(tiny, 7).exp() - ONE).ball, tiny),
         ):
             assert abs(found - true) < 1e-25 * abs(true)
 
@@ -158,28 +160,71 @@ def test_numbers_keep_what_is_beside_a_level():
 @pytest.mark.parametrize("name", ["tanh", "logistic", "erf", "expm1"])
 @pytest.mark.parametrize("a", [-3000.0, -0.3, 0.0, 0.7, 2000.0])
 def test_what_levels_out_is_right_beside_its_level(name, a):
-    """Its value, and what is left of it beside its level, as of balls that hold both."""
+    """What is left of it less its level, as of balls that hold both."""
+    level = {"tanh": np.sign(a), "logistic": float(a > 0), "erf": np.sign(a), "expm1": -float(a < 0)}[name]
+    level = level if abs(a) > 1 else 0.0
     with precision(60):
-        found = RULES[name](digits.exact_number(a))
+        left = (RULES[name](exactly(a)) - exactly(level)).ball
     with precision(20_000):
-        ball, left = flint.arb(a), found.rest or flint.arb(0)
+        ball = flint.arb(a)
         if name == "erf" and abs(a) > 1:
             true = -ball.erfc() if a > 0 else (-ball).erfc()
         else:
             whole = 1 / (1 + (-ball).exp()) if name == "logistic" else getattr(ball, name)()
-            true = whole - found.whole
-        assert abs(left - true) <= 1e-15 * abs(true)
+            true = whole - level
+        assert abs(left - true) <= 1e-14 * abs(true)
+
+
+def test_slopes_cancel_as_formulas():
+    """Of three saturated units: what is left of sums by 1e-9000 of their terms, in balls of 30 digits."""
+    a, b = (exactly(one) for one in (-3e4, -2e4))
+    with precision(100):
+        e, g = a.exp(), b.exp()
+        gate, other = RULES["logistic"](a), RULES["logistic"](-a)
+        for found, true in (
+            (gate * g + (other - ONE) * g, None),
+            ((a + a).exp() / e - e, None),
+            (e * (-a).exp() - ONE, None),
+            ((gate - e) * g, lambda: -((flint.arb(-6e4) - 2e4).exp())),
+            ((ONE + e) * (ONE - e) - ONE, lambda: -flint.arb(-6e4).exp()),
+            ((a + g).exp() - e, lambda: flint.arb(-5e4).exp()),
+        ):
+            if true is None:
+                assert not found.terms
+            else:
+                assert abs(found.ball - true()) < 1e-25 * abs(true())
+
+
+@pytest.mark.slow
+def test_a_gain_that_cancels_to_more_digits_than_there_are(monkeypatch):
+    """At inputs of 1e3 terms cancel to 1e-31, and exponents go with the inputs."""
+    cell, arrays, inputs, states = "gru-reset-before", *drawn("gru-reset-before", 3.0, 1e5)
+    found = find(cell)
+    monkeypatch.setattr(any_exponent, "BITS", (LONG,))
+    monkeypatch.setattr(any_exponent, "H", flint.arb(2) ** -1_000_000_000)
+    expected = log10_norms(step_of(cell), arrays, inputs[0], states, 6)
+    paths = Digits(found, arrays, inputs[0], states, ())
+    run = with_enough_bits(T, lambda t, bits: sum_of(paths.paths(bits), t), LagNorm(), None, FEWEST)
+    assert run.sure
+    np.testing.assert_allclose(run.lags[:6], expected, rtol=1e-13)
+
+
+def sum_of(paths, t):
+    first, *others = (values[t] for values in paths.values())
+    for one in others:
+        first = first + one
+    return first
 
 
 def test_what_is_not_decided_needs_more_digits():
     with precision(64):
-        unsure = Number(0, flint.arb(0, 1e-10))
+        unsure = of_ball(flint.arb(0, 1e-10), 5)
         with pytest.raises(UnknownDigitsError):
             digits.sign(unsure)
-        assert digits.sign(Number(1, unsure.rest)) == 1
+        assert digits.sign(ONE + unsure) == 1
     shape = jax.ShapeDtypeStruct((2,), np.float64)
     relu = DigitsProgram(lambda a: jnp.maximum(a, 0) * jnp.where(a > 0, 2.0, 3.0), shape)
-    assert [float(one) for one in relu(digits.exact_numbers([0.0, 1.5]))] == [0.0, 3.0]
+    assert [float(one) for one in relu(numbers([0.0, 1.5]))] == [0.0, 3.0]
 
 
 def test_numbers_beyond_any_exponent_are_not_told():
