@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import accumulate
 from typing import Any
 
@@ -154,7 +155,8 @@ class StackChain(JacobianChain):
         for own, layer, readings in zip(self.extents, self.layers, self.readings, strict=True):
             for reading in readings:
                 read = found[self._read(reading), : own.start]
-                found[own, : own.start] += sum(path.balls(t, bits) for path in reading.paths) @ read
+                entering = reduce(operator.add, (path.balls(t, bits) for path in reading.paths))
+                found[own, : own.start] += entering @ read
             found[own, own] = layer.balls(t, bits)
         for j, rows in enumerate(self.extents):
             for i, columns in enumerate(self.extents):

@@ -1,9 +1,9 @@
 """Numbers that are sums of terms of very different sizes: 1 + exp(-1e6), of which no ball has both.
 
-Every term is a ball (python-flint's ``arb``) and a fingerprint: what its formula makes, modulo a prime, of
-numbers that are drawn for its exponentials. Where terms cancel, what is left of their balls may be 0 or not; if
-the fingerprint of that is 0, so is the formula, and terms that are smaller by exp(-1e6) come to light (to decide
-an identity by random values: Schwartz 1980, doi:10.1145/322217.322225).
+Every term is a ball (python-flint's ``arb``) and a fingerprint: what its formula makes, modulo a prime,
+of numbers that are drawn for its exponentials. Where terms cancel, what is left of their balls may be 0 or
+not; if its fingerprint is 0, so is the formula, and terms that are smaller by exp(-1e6) come to light (to
+decide an identity by random values: Schwartz 1980, doi:10.1145/322217.322225).
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ class Number:
             raise UnknownDigitsError
         if not self.terms:
             return self
-        (size, by, one), found, left = other.terms[0], [], self
+        size, by, one = other.terms[0]
+        found: list[Term] = []
+        left = self
         inverse = pow(one, -1, PRIME)
         while left.terms and len(found) < _most_terms() and not left.terms[0][1].contains(0):
             first = left.terms[0]
