@@ -99,26 +99,33 @@ def exact_values(steps: Steps, rank: int, *, hopeless: bool) -> BallRun | None:
     def balls(t: int, _: int) -> Array:
         return exact_balls(steps[t])
 
-    run = with_enough_bits(len(steps), balls, None, rank)
+    run = with_enough_bits(len(steps), balls, None, rank, scales=False)
     return run if run.sure and len(run.log10) == rank else None
 
 
 def with_enough_bits(
-    steps: int, balls: StepBalls, lag_norm: LagNorm | None, rank: int | None, most: float = MOST
+    steps: int,
+    balls: StepBalls,
+    lag_norm: LagNorm | None,
+    rank: int | None,
+    most: float = MOST,
+    *,
+    scales: bool = True,
 ) -> BallRun:
     """With as many as it takes, or the most. Raises UnknownDigitsError.
 
-    Terms of different sizes are kept apart where it takes that: their product takes some times as long.
+    scales : whether the steps are of ``scales.Number``, whose terms are kept apart where the gain or a lag
+    takes that: their product takes some times as long.
     """
     bits, most = FEWEST, min(most, MOST)
     while True:
         try:
-            for apart in (False, True):
+            for apart in (False, True) if scales else (False,):
                 fresh = lag_norm and LagNorm(columns=lag_norm.columns, at=lag_norm.at)
                 run = BallRun(steps, balls, bits, fresh, rank, apart=apart)
-                if run.sure:
-                    return run
-            if MORE * bits > most:
+                if run.sure or not (run.unsure.any() or not len(run.log10)):
+                    break
+            if run.sure or MORE * bits > most:
                 return run
         except UnknownDigitsError:
             if MORE * bits > most:
