@@ -69,14 +69,21 @@ class Number:
     def __add__(self, other: Number) -> Number:
         if not (self.terms and other.terms):
             return self if self.terms else other
+        if len(self.terms) == len(other.terms) == 1:  # what most are
+            one, more = self.terms[0], other.terms[0]
+            if abs(one[0] - more[0]) <= flint.ctx.prec / 2:
+                both = _together((one, more))
+                return ZERO if both is None else Number((both,))
         return _in_order([*self.terms, *other.terms])
 
     def __sub__(self, other: Number) -> Number:
         return self + -other
 
     def __mul__(self, other: Number) -> Number:
-        found = _products(self, other)
-        return Number(tuple(found)) if len(found) < 2 else _in_order(found)
+        if len(self.terms) == len(other.terms) == 1:
+            (size, ball, one), (more, by, factor) = self.terms[0], other.terms[0]
+            return Number(((size + more, ball * by, one * factor % PRIME),))
+        return _in_order(_products(self, other))
 
     def __truediv__(self, other: Number) -> Number:
         """Term by term, so that factors of both cancel.

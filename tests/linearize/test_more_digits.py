@@ -176,9 +176,9 @@ def test_what_levels_out_is_right_beside_its_level(name, a):
 
 
 def test_slopes_cancel_as_formulas():
-    """Of three saturated units: what is left of sums by 1e-9000 of their terms, in balls of 30 digits."""
+    """Of three saturated units: what is left of sums by 1e-9000 of their terms, in balls of 150 digits."""
     a, b = (exactly(one) for one in (-3e4, -2e4))
-    with precision(100):
+    with precision(512):
         e, g = a.exp(), b.exp()
         gate, other = RULES["logistic"](a), RULES["logistic"](-a)
         for found, true in (
