@@ -12,7 +12,7 @@ from typing import Any
 
 import flint
 
-from gradscope.product_svd.scales import ONE, Number, drawn, exactly, of_ball
+from gradscope.product_svd.scales import ONE, Number, exactly, of_ball, stand_in
 from gradscope.product_svd.steps import UnknownDigitsError
 
 _TWO = exactly(2.0)
@@ -56,7 +56,7 @@ def _sigmoid(a: Number) -> Number:
 
 
 def _sqrt(a: Number) -> Number:
-    return of_ball(a.ball.sqrt(), drawn("sqrt", a.fingerprint)) if a.terms else a
+    return of_ball(a.ball.sqrt(), stand_in("sqrt", a.fingerprint)) if a.terms else a
 
 
 def _expm1(a: Number) -> Number:
@@ -68,14 +68,14 @@ def _expm1(a: Number) -> Number:
 def _log(a: Number) -> Number:
     less = a - ONE
     ball = less.ball
-    return of_ball(ball.log1p() if abs(ball) < 0.5 else a.ball.log(), drawn("log", a.fingerprint))
+    return of_ball(ball.log1p() if abs(ball) < 0.5 else a.ball.log(), stand_in("log", a.fingerprint))
 
 
 def _erfc(a: Number) -> Number:
     """Of one that is positive; of others 2 less that."""
     side = _side(a)
     own = a if side > 0 else -a
-    found = of_ball(own.ball.erfc(), drawn("erfc", own.fingerprint))
+    found = of_ball(own.ball.erfc(), stand_in("erfc", own.fingerprint))
     return found if side > 0 else _TWO - found
 
 
@@ -88,10 +88,10 @@ def _erf(a: Number) -> Number:
 
 
 def _of_ball(name: str, function: Callable[..., Any]) -> Callable[..., Number]:
-    """What is drawn for it is known again where the same is asked."""
+    """Its stand-in is known again where the same is asked."""
 
     def rule(*given: Number) -> Number:
-        own = drawn(name, hash(tuple(one.fingerprint for one in given)))
+        own = stand_in(name, *(one.fingerprint for one in given))
         return of_ball(function(*(one.ball for one in given)), own)
 
     return rule

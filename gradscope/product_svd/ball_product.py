@@ -152,13 +152,13 @@ def _products(steps: int, balls: StepBalls, bits: int) -> Iterator[Array]:
 
 def _products_apart(steps: int, balls: StepBalls, bits: int) -> Iterator[Array]:
     """The same, found in numbers; each row less a factor, a ball, of which no terms need be known."""
-    from gradscope.product_svd.scales import times
+    from gradscope.product_svd.scales import row_through
 
     factors: list[Any] = []
     rows: list[Any] = []
     for t in reversed(range(steps)):
         step = balls(t, bits)
-        rows = [times(row, step) for row in rows] if rows else step.tolist()
+        rows = [row_through(row, step) for row in rows] if rows else step.tolist()
         factors = factors or [1] * len(rows)
         for k, row in enumerate(rows):
             largest = max(row, key=lambda one: one.size)

@@ -178,16 +178,16 @@ def dot(left: Iterable[Number], right: Iterable[Number]) -> Number:
     return _in_order(terms)
 
 
-def times(row: Sequence[Number], matrix: Array) -> list[Number]:
+def row_through(row: Sequence[Number], matrix: Array) -> list[Number]:
     """The vector row @ matrix."""
     return [dot(row, column) for column in matrix.T.tolist()]
 
 
 @lru_cache(maxsize=2**14)
-def drawn(name: str, of: int) -> int:
-    """A fingerprint of what a function makes of a number with that one: a number that stands for it."""
+def stand_in(name: str, *of: int) -> int:
+    """A fingerprint of what a function makes of numbers with these: one that is drawn for it."""
     digest = hashlib.blake2b(f"{name} {of}".encode(), digest_size=32).digest()
-    return int.from_bytes(digest) % PRIME
+    return int.from_bytes(digest, "big") % PRIME
 
 
 @lru_cache(maxsize=2**14)
@@ -204,7 +204,7 @@ def _of_exponential(of: int) -> int:
     least, turns = _least(of)
     bits = PRIME.bit_length()
     turns = turns if turns <= bits // 2 else turns - bits
-    return pow(drawn("exp", least) ** 2, pow(2, turns, (PRIME - 1) // 2), PRIME)
+    return pow(stand_in("exp", least) ** 2, pow(2, turns, (PRIME - 1) // 2), PRIME)
 
 
 def _least(of: int) -> tuple[int, int]:
