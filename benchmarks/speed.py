@@ -73,7 +73,7 @@ WHY = {
     "200 states on; the host engine takes these chains.",
     "whole LSTM": "Whole analysis: two thirds of the CPU time are the programs of the full chain and the "
     "paths, each with a run on changed entries; most of the rest the chains without each path, five "
-    "products of all states with norms at every lag, on one core (where.py).",
+    "products of all states with norms at every lag (where.py).",
     "gradscope.analyze again": "Again: as the whole analysis.",
     "three layers": "Three layers: two fifths are the full chain of 1536 states, factored at every step in "
     "two runs, a quarter the chain without each block, six products of all states (stacks.py --chains).",
