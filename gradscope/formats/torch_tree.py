@@ -45,16 +45,18 @@ def tree_of(whole: Any, budget: Budget) -> Tree:
     """The model among what a training script keeps, else all that there is."""
     entries = (whole.items if isinstance(whole, Call) else whole) or {}
     entries = entries if isinstance(entries, dict) else {}
-    parts = {key: _walked(value, budget) for key, value in entries.items()}
     settings = {k: v for name in _SETTINGS for k, v in _numbers(entries.get(name)).items()}
     for key in _NESTED:
-        if key in parts and parts[key].tensors:
+        part = _walked(entries.get(key), budget)
+        if part.tensors:
+            # What many keys hold is walked once: a small file may have as many keys as a list has entries.
+            seen: set[int] = set()
             beside = tuple(
                 str(name)
-                for name, part in parts.items()
-                if name != key and any(map(_is_matrix, part.tensors.values()))
+                for name, other in entries.items()
+                if name != key and any(map(_is_matrix, _walked(other, budget, seen).tensors.values()))
             )
-            return Tree(parts[key].tensors, parts[key].modules, settings, key, beside)
+            return Tree(part.tensors, part.modules, settings, key, beside)
     every = _walked(whole, budget)
     return Tree(every.tensors, every.modules, settings)
 
@@ -79,9 +81,12 @@ def is_module(value: Call) -> bool:
     return value.function.startswith(COMPILED) or {"_parameters", "_modules"} <= value.state.keys()
 
 
-def _walked(whole: Any, budget: Budget) -> Tree:
-    """All tensors and modules in nested objects, each object once, under its keys joined by dots."""
-    tree, seen = Tree(), set()
+def _walked(whole: Any, budget: Budget, seen: set[int] | None = None) -> Tree:
+    """All tensors and modules in nested objects, each object once, under its keys joined by dots.
+
+    seen : ids of the objects that were walked before, which are left out; those of this walk are added.
+    """
+    tree, seen = Tree(), set() if seen is None else seen
     waiting = [("", iter([("", whole)]))]
     while waiting:
         above, entries = waiting[-1]

@@ -60,6 +60,13 @@ def held_by_many_keys(size: int) -> bytes:
     return b"}(" + long + b"".join(text(f"{k}") + b"h\x00" for k in range(size // 24)) + b"u"
 
 
+def one_list_under_many_keys(size: int) -> bytes:
+    """As many keys as the list that all of them hold has numbers."""
+    n = size // 16
+    keys = b"".join(b"X\x06\x00\x00\x00%06dh\x00" % k for k in range(n))
+    return b"}(X\x01\x00\x00\x00_]q\x00(" + b"K\x01" * n + b"e" + keys + b"u"
+
+
 def tripled(size: int) -> bytes:
     """(y, y, y) of the y on top of the stack, many times over."""
     return b"}" + text("a") + b"])q\x00" + b"h\x00h\x00h\x00\x87q\x00" * (size // 9) + b"as"
@@ -239,6 +246,7 @@ BOMBS: dict[str, tuple[str, Bomb]] = {
     "opcodes of one byte": pickled(lambda size: b"(" + b"}" * size + b"l"),
     "objects": pickled(lambda size: b"ca\nb\nq\x00(" + b"h\x00)\x81}b" * (size // 6) + b"l"),
     "dicts of one list": (".pt", lambda size: torch_zip(ordered(size // 16)[0])),
+    "one list under many keys": pickled(one_list_under_many_keys),
     "references to one list": (".pt", lambda size: torch_zip(ordered(size // 8)[1])),
     "list held by many keys": pickled(held_by_many_keys),
     "tuples of tuples": pickled(tripled),
