@@ -13,7 +13,7 @@ from gradscope.product_svd.steps import Steps, UnknownDigitsError
 
 # What the gain and lags are worth the wait, and what other values are, of numbers of so many bits and fewer:
 # one takes some microseconds where units saturate, and of more bits as many times longer.
-MOST_OPERATIONS, MOST_FOR_VALUES, BITS_AT_ONCE = 10_000_000, 300_000, 1000
+MOST_OPERATIONS, MOST_FOR_VALUES, BITS_AT_ONCE = 10_000_000, 1_000_000, 1000
 
 
 def with_more_digits(

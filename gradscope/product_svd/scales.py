@@ -23,8 +23,8 @@ from gradscope.product_svd.steps import UnknownDigitsError
 
 # Fingerprints are residues modulo this prime; two formulas share one by chance once in 1e35 or so.
 PRIME = 2**127 - 1
-# Terms that are kept of a number of 512 bits, and for each doubling of the bits; of fewer bits two. Powers of
-# what is beside its largest term that an exponential is developed in.
+# Terms that are kept of a number of 512 bits and more, of fewer bits two: products take as many times as long
+# as they have terms. Powers of what is beside its largest term that an exponential is developed in.
 _TERMS, _POWERS = 4, 4
 # log2(size), the ball and its fingerprint.
 Term = tuple[float, Any, int]
@@ -277,8 +277,7 @@ def _by_size(term: Term) -> float:
 
 def _most_terms() -> int:
     """Of a number of so many bits."""
-    doublings = int(math.log2(flint.ctx.prec)) - 8
-    return _TERMS * doublings if doublings > 0 else 2
+    return _TERMS if flint.ctx.prec >= 512 else 2
 
 
 def _size(ball: Any) -> float:
