@@ -30,6 +30,8 @@ _limit = None
 PLATFORMS = get_args(Platform)
 _MOST_CPU_DEVICES = 256
 _CACHE_BYTES = 256 * 2**20
+# Addresses that JAX and its threads take on two cores, more on others, before any number is computed.
+_JAX_BYTES = 1440 * 2**20
 _ENTRIES = ("-cache", "-atime")  # how the names of JAX's own files end
 _CHECKED = "checked"  # its time is that of the last look at them
 
@@ -105,6 +107,21 @@ def divide_cpu(count: int) -> None:
         )
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", count)  # type: ignore[no-untyped-call]
+
+
+def check_room() -> None:
+    """Raise MemoryError where a limit on addresses (ulimit -v) is too low for JAX, which aborts then."""
+    if sys.platform != "linux" or "jax" in sys.modules:
+        return
+    import mmap
+    import resource
+
+    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+        return
+    try:
+        mmap.mmap(-1, _JAX_BYTES).close()
+    except OSError as error:
+        raise MemoryError from error
 
 
 def use_compilation_cache() -> None:

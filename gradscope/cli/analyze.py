@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from gradscope.cells import CELLS, FAMILIES, NORMED
 from gradscope.cli.group import Command
+from gradscope.cli.importing import importing
 from gradscope.cli.options import (
     Output,
     Process,
@@ -104,7 +103,7 @@ def _analyze(settings: dict[str, Any], process: Process, output: Output, first: 
     files = input_files(settings)
     first(lambda: output.ready("Analysis", *files))
     with guarded_stdout(), hushed(output.quiet), progress_bar(output.quiet) as pace:
-        with uncollected():
+        with importing():
             from gradscope.api import analyze, analyze_together
             from gradscope.machine import use_compilation_cache
         if process.compile_cache:
@@ -183,17 +182,3 @@ def _together(settings: dict[str, Any], process: Process, output: Output) -> int
         give_up(str(error))
     finally:
         leave()
-
-
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Within, nothing is garbage, and what there is at the end never will be.
-
-    Looking for garbage among all that JAX imports takes a tenth of the start.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()

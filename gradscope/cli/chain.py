@@ -10,6 +10,7 @@ import click
 
 from gradscope.cli.elsewhere import as_flags
 from gradscope.cli.group import Command
+from gradscope.cli.importing import importing
 from gradscope.cli.options import BARE, Output, finish, options, pick
 from gradscope.settings import Policy, Settings
 
@@ -44,7 +45,8 @@ def chain(file: Path, top: int | None, **given: Any) -> int:
     policy, output = pick(Policy, given), pick(Output, given)
     output.ready("Analysis", file)
     with guarded_stdout(), hushed(output.quiet):
-        from gradscope.api import analyze_chain
+        with importing():
+            from gradscope.api import analyze_chain
         from gradscope.formats.jacobians import read_jacobians
 
         analysis = analyze_chain(

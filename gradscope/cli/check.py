@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from gradscope.cli.analyze import uncollected
 from gradscope.cli.defaults import set_defaults
 from gradscope.cli.elsewhere import as_flags
 from gradscope.cli.group import Command, SectionedOption
+from gradscope.cli.importing import importing
 from gradscope.cli.kept_rows import SHARD, coming, dealt, journal_at, say_line, shard_here
 from gradscope.cli.options import (
     Output,
@@ -311,7 +311,7 @@ def _run(work: Assignment, gate: Gate, process: Process, files: Sequence[Path]) 
     with progress_bar(output.quiet) as pace:
         begun = _begun(pace, work.mine)
         with guarded_stdout(), hushed(output.quiet):
-            with uncollected():
+            with importing():
                 from gradscope.api import analyze
                 from gradscope.gate.checks import Checking, Checks, places_of
                 from gradscope.machine import use_compilation_cache

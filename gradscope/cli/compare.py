@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradscope.cli.analyze import uncollected
 from gradscope.cli.check import pick_said, saying
 from gradscope.cli.group import Command
+from gradscope.cli.importing import importing
 from gradscope.cli.options import Output, Process, input_files, options, pick, ready_to_measure
 from gradscope.settings import Settings
 
@@ -84,7 +84,7 @@ def _measure(
     from gradscope.cli.progress import progress_bar
 
     with progress_bar(output.quiet) as pace:
-        with uncollected():
+        with importing():
             from gradscope.api import analyze
             from gradscope.gate.baseline import entry_of
             from gradscope.machine import use_compilation_cache

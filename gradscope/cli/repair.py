@@ -10,6 +10,7 @@ import click
 from gradscope.cli.advising import advised, pick_given
 from gradscope.cli.elsewhere import as_flags
 from gradscope.cli.group import Command
+from gradscope.cli.importing import importing
 from gradscope.cli.options import Output, input_files, options, pick, say_matched
 from gradscope.settings import Repairing
 
@@ -56,7 +57,8 @@ def repair(**given: Any) -> int:
     if "output" in settings:
         files = [] if settings.get("in_place") else input_files(settings)
         check_writable(Path(settings["output"]), *files)
-    from gradscope.api import repair as write_repaired
+    with importing():
+        from gradscope.api import repair as write_repaired
 
     found = advised(write_repaired, settings, output)
     output.write(found)

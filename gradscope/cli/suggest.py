@@ -9,6 +9,7 @@ import click
 from gradscope.cli.advising import advised, pick_given
 from gradscope.cli.elsewhere import as_flags
 from gradscope.cli.group import Command
+from gradscope.cli.importing import importing
 from gradscope.cli.options import PAGE, Output, input_files, options, pick, say_matched
 from gradscope.settings import Suggesting
 
@@ -45,7 +46,8 @@ def suggest(**given: Any) -> int:
     output = pick(Output, given)
     settings = pick_given(given)
     output.ready("Suggestions", *input_files(settings))
-    from gradscope.api import suggest as find_settings
+    with importing():
+        from gradscope.api import suggest as find_settings
 
     found = advised(find_settings, settings, output)
     output.write(found)

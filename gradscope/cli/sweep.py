@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from gradscope.cli.analyze import uncollected
 from gradscope.cli.elsewhere import as_flags
 from gradscope.cli.group import Command
+from gradscope.cli.importing import importing
 from gradscope.cli.kept_rows import (
     SHARD,
     KeptRows,
@@ -112,7 +112,7 @@ def sweep(**given: Any) -> int:
 def _points(asked: Sweeping, sweeps: Sweeps, process: Process) -> Points:
     from gradscope.cli.streams import guarded_stdout, hushed
 
-    with guarded_stdout(), hushed(sweeps.quiet), uncollected():
+    with guarded_stdout(), hushed(sweeps.quiet), importing():
         from gradscope.api import points_of_grid
         from gradscope.machine import use_compilation_cache
 

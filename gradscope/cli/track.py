@@ -13,6 +13,7 @@ import click
 from gradscope.cli.check import pick_said
 from gradscope.cli.elsewhere import as_flags
 from gradscope.cli.group import Command
+from gradscope.cli.importing import importing
 from gradscope.cli.kept_rows import (
     SHARD,
     KeptRows,
@@ -215,10 +216,11 @@ def _measuring(question: Question, *, compile_cache: bool) -> Callable[[Path], A
 
     @cache
     def prepared() -> Callable[[Path], Analysis]:
-        from gradscope.api import analyze, analyze_light
-        from gradscope.cells import find
-        from gradscope.machine import use_compilation_cache
-        from gradscope.measure.light import LightProbe
+        with importing():
+            from gradscope.api import analyze, analyze_light
+            from gradscope.cells import find
+            from gradscope.machine import use_compilation_cache
+            from gradscope.measure.light import LightProbe
 
         if compile_cache:
             use_compilation_cache()

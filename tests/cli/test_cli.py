@@ -855,3 +855,12 @@ def test_too_little_memory_is_the_users_to_mend(run, monkeypatch):
     code, out, err = run(*SMALL)
     assert (code, out) == (2, "")
     assert err.splitlines()[-1].startswith("gradscope: error: too little memory: ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits on addresses are Linux'")
+def test_a_limit_that_jax_would_abort_at_is_told_before_it_is_imported():
+    command = [sys.executable, "-m", "gradscope", *SMALL, "-q"]
+    limited = f"ulimit -v 1000000; exec {shlex.join(command)}"
+    done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("gradscope: error: too little memory: ")
