@@ -143,9 +143,9 @@ def nested_config(levels):
 
 
 def crowd():
-    """Five thousand layers that share one set of weights."""
+    """Twenty thousand layers that share one set of weights."""
     cell = {k.removesuffix("_l0"): a for k, a in layouts.recurrent("rnn", 1, 1).items()}
-    return {f"{k}.{name}": value for k in range(5000) for name, value in cell.items()}
+    return {f"{k}.{name}": value for k in range(20_000) for name, value in cell.items()}
 
 
 def packed(shape=(2, 4), dtype="float32", data=bytes(32)):
