@@ -108,9 +108,6 @@ class Number:
             found.append((_size(ball), ball, own % PRIME))
         return _in_order(found)
 
-    def _apart(self) -> tuple[Term, Number]:
-        return self.terms[0], Number(self.terms[1:])
-
     def exp(self) -> Number:
         """Of it; exponentials of a, 2 a and -a have fingerprints that know of each other."""
         if not self.terms:
@@ -120,7 +117,7 @@ class Number:
             ball = self.terms[0][1]
             small = abs(ball) < 0.5
             return ONE + of_ball(ball.expm1(), own - 1) if small else of_ball(ball.exp(), own)
-        first, beside = self._apart()
+        first, beside = self.terms[0], Number(self.terms[1:])
         by = of_ball(first[1].exp(), _of_exponential(first[2]))
         found = by * _powers(beside)
         left = abs(beside.ball)

@@ -12,7 +12,7 @@ import pytest
 from oracles import equations, layouts
 from oracles.few import few
 from oracles.models import read_layer
-from oracles.refusals import refused
+from oracles.refusals import told
 from safetensors.numpy import save_file
 
 from gradscope.cells import CELLS, find
@@ -23,7 +23,7 @@ HIDDEN, INPUT, STEPS = 5, 3, 7
 
 
 def refusal(path, cell=None):
-    return refused(read_layer, path, cell)
+    return told(read_layer, path, cell)
 
 
 def outputs(layer, x):

@@ -27,7 +27,7 @@ from oracles import layouts
 from oracles.foreign import constant, dynet_text, field, frozen_graph, python_2
 from oracles.layouts import Global, torch_bytes, zipped
 from oracles.models import read_layer
-from oracles.refusals import refused
+from oracles.refusals import told
 
 # What a reader says that has drawn all that a file may take.
 TOO_MUCH = "bytes of memory allowed for its"
@@ -532,8 +532,9 @@ def recording():
 
 
 def refusal(path, **choice):
-    message = refused(read_layer, path, **choice)
+    message = told(read_layer, path, **choice)
     assert message.startswith(f"{path}: ")
+    assert len(message) < 700 + len(str(path))
     return message
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import gradscope
-from oracles.refusals import refused
+from oracles.refusals import told
 
 
 def check(checkpoint, expected, **choice):
@@ -20,4 +20,4 @@ def check(checkpoint, expected, **choice):
 
 def refusal(checkpoint, **choice):
     """Why its analysis is refused."""
-    return refused(gradscope.analyze, checkpoint=checkpoint, **choice)
+    return told(gradscope.analyze, checkpoint=checkpoint, **choice)

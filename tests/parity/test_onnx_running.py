@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from oracles.models import log10_values
-from oracles.refusals import refused
+from oracles.refusals import told
 from torch import nn
 
 import gradscope
@@ -49,7 +49,7 @@ def check(path, inputs, expected, **choice):
 
 
 def refusal(path, inputs, **choice):
-    return refused(gradscope.analyze, checkpoint=path, inputs=inputs, **choice)
+    return told(gradscope.analyze, checkpoint=path, inputs=inputs, **choice)
 
 
 class Model(nn.Module):

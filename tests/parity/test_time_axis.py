@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from oracles.refusals import refused
+from oracles.refusals import told
 from torch import nn
 
 import gradscope
@@ -32,7 +32,7 @@ def measured(analysis):
 
 
 def refusal(**asked):
-    return refused(gradscope.analyze, **asked)
+    return told(gradscope.analyze, **asked)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")

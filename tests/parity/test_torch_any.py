@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from oracles.models import log10_values
-from oracles.refusals import refused
+from oracles.refusals import told
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
@@ -344,7 +344,7 @@ def refusal(model, x=None, live=None, **choice):
         checkpoint = gradscope.from_torch(model, batch() if x is None else x, **live or {})
         gradscope.analyze(checkpoint=checkpoint, **choice)
 
-    return refused(run)
+    return told(run)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from oracles.models import log10_values
-from oracles.refusals import refused
+from oracles.refusals import told
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
@@ -620,7 +620,7 @@ def test_what_is_refused_says_why(why):
 
 
 def refusal(model, x):
-    return refused(lambda: gradscope.analyze(checkpoint=gradscope.from_torch(model, x)))
+    return told(lambda: gradscope.analyze(checkpoint=gradscope.from_torch(model, x)))
 
 
 def test_two_steps_are_too_few():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from oracles.models import HIDDEN, INPUT, outputs, read_layer, sequence
-from oracles.refusals import refused
+from oracles.refusals import told
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
@@ -28,7 +28,7 @@ def theirs(module, x):
 
 
 def refusal(checkpoint, **choice):
-    return refused(read_layer, checkpoint, **choice)
+    return told(read_layer, checkpoint, **choice)
 
 
 class NormedCell(nn.LSTMCell):

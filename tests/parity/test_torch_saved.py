@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from oracles.models import HIDDEN, INPUT, outputs, read_layer, sequence
-from oracles.refusals import refused
+from oracles.refusals import told
 from safetensors.numpy import save_file
 from torch import nn
 
@@ -39,7 +39,7 @@ def check(path, module, **choice):
 
 
 def refusal(path, **choice):
-    return refused(read_layer, path, **choice)
+    return told(read_layer, path, **choice)
 
 
 def old(value, path):
