@@ -15,11 +15,7 @@ _HOLDING = {"carousel": "b_f", "carry": "b_z"}
 _DRIVEN = 0.5
 _NEAR = "The gain is nearer to a threshold than its error: take it as being there"
 # Settings that make a gain more exact: as they are then, and how to ask for that.
-_EXACT = {
-    "accuracy": ("full", "--accuracy full"),
-    "dtype": ("float64", "--dtype float64"),
-    "top": (None, "--top all"),
-}
+_EXACT = {"accuracy": ("full", "--accuracy full"), "dtype": ("float64", "--dtype float64")}
 
 
 def carousel_bias(horizon: int, gain: float) -> float:
@@ -59,10 +55,11 @@ def next_steps(
                 )
     if level == "stable":
         of_loss = "" if "readout" in problem or "adjoint" in problem else ", --readout how much of your loss'"
-        said = "the rms gain says" if rms else "--top all says (rms gain)"
+        said = "the rms gain says" if rms else f"{_every_value(problem)} says (rms gain)"
         yield f"Some gradient arrives: {said} how much of any does{of_loss}."
     elif level == "undecided" and _finite(rate):
         ways = [way for name, (best, way) in _EXACT.items() if problem.get(name, best) != best]
+        ways += [_every_value(problem)] if problem.get("top") is not None else []
         yield f"{_NEAR}, or have it more exactly ({', '.join(ways)})." if ways else f"{_NEAR}."
     elif level != "undecided" and not tried:
         yield (
@@ -84,6 +81,12 @@ def _of_jacobians(level: str, rate: float | None) -> Iterator[str]:
         yield "Some gradient arrives over these steps: Jacobians of more steps tell how far it reaches."
     elif _finite(rate):
         yield f"{_NEAR}, or have it more exactly (Jacobians in float64, --top left out)."
+
+
+def _every_value(problem: Mapping[str, Any]) -> str:
+    """What asks for all singular values, which nothing less than paths and all values takes."""
+    only = problem.get("only")
+    return f"--top all without --only {only}" if only in ("verdict", "gain") else "--top all"
 
 
 def _finite(rate: float | None) -> bool:

@@ -148,11 +148,13 @@ def test_a_model_on_inputs_that_are_made_is_to_have_its_own():
 
 
 def test_the_rms_gain_is_named_where_it_stands():
-    def told(rms):
-        return "".join(next_steps({"cell": "rnn", "steps": 9}, "stable", 1e-3, ["full"], 0.0, rms=rms))
+    def told(rms, only="all"):
+        problem = {"cell": "rnn", "steps": 9, "only": only}
+        return "".join(next_steps(problem, "stable", 1e-3, ["full"], 0.0, rms=rms))
 
     assert "the rms gain says" in told(True)
     assert "--top all says" in told(False)
+    assert "--top all without --only verdict says" in told(False, only="verdict")
 
 
 @pytest.mark.parametrize(
@@ -160,6 +162,8 @@ def test_the_rms_gain_is_named_where_it_stands():
     [
         ({"accuracy": "fast", "dtype": "float32", "top": 2}, "--accuracy full, --dtype float64, --top all"),
         ({"accuracy": "full", "dtype": "float64", "top": 1}, "--top all"),
+        ({"top": 1, "only": "gain"}, "--top all without --only gain"),
+        ({"top": 3, "only": "all"}, "--top all"),
         ({"accuracy": "full", "dtype": "float64", "top": None}, None),
     ],
 )
