@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial, reduce
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
+import flint
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,50 +27,51 @@ _Maker = Callable[..., Any]
 class DigitsProgram:
     """A function of pytrees of arrays of ``Number``, traced once.
 
-    shapes : for its arguments, as ``jax.make_jaxpr`` takes them.
+    What its trace does twice, as derivatives do what the function does, is done once, and what nobody asks
+    for not at all. shapes : for its arguments, as ``jax.make_jaxpr`` takes them.
     """
 
     def __init__(self, function: Callable[..., Any], *shapes: Any) -> None:
         with precise("float64"):
-            self._jaxpr, out = jax.make_jaxpr(function, return_shape=True)(*shapes)
+            traced, out = jax.make_jaxpr(function, return_shape=True)(*shapes)
         self._tree = jax.tree.structure(out)
-        # What equations make of nothing that is given, and where those that move numbers take them from.
-        self._fixed: dict[Any, Any] = {}
+        self._given = len(traced.jaxpr.invars)
+        flat = _Flat(self._given)
+        self._outs = flat.run(traced.jaxpr, traced.consts, range(self._given))
+        self._constants, every = flat.constants, flat.asked_for(self._outs)
+        self._once, self._each = flat.apart(every)
+        # {bits: what is made of nothing that is given}; where operations that move numbers take them from.
+        self._fixed: dict[int, dict[int, Any]] = {}
         self._places: dict[int, list[Array]] = {}
 
     def __call__(self, *arguments: Any) -> Any:
         """Raises UnknownOperationError and UnknownDigitsError."""
         with precise("float64"):
-            leaves = jax.tree.leaves(arguments)
-            return jax.tree.unflatten(self._tree, self._run(self._jaxpr.jaxpr, self._jaxpr.consts, leaves))
+            known = dict(enumerate(jax.tree.leaves(arguments))) | self._made_once()
+            self._run(self._each, known)
+        return jax.tree.unflatten(self._tree, [known[out] for out in self._outs])
 
     @property
     def operations(self) -> int:
         """How many a call takes, about."""
-        return _operations(self._jaxpr.jaxpr)
+        return sum(map(_operations, (one.equation for one in self._each)))
 
-    def _run(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
-        known = dict(zip(jaxpr.constvars, map(_held, consts), strict=True))
-        known |= dict(zip(jaxpr.invars, arguments, strict=True))
+    def _made_once(self) -> dict[int, Any]:
+        """In numbers of so many bits."""
+        bits = flint.ctx.prec
+        if bits not in self._fixed:
+            self._fixed[bits] = {slot: _held(value) for slot, value in self._constants.items()}
+            self._run(self._once, self._fixed[bits])
+        return self._fixed[bits]
 
-        def read(atom: Any) -> Any:
-            if hasattr(atom, "val"):
-                return _held(atom.val)
-            return known[atom] if atom in known else self._fixed[atom]
-
-        for equation in jaxpr.eqns:
-            if all(one in self._fixed for one in equation.outvars):
-                continue
-            made = self._made(equation, [*map(read, equation.invars)])
-            given = any(not hasattr(atom, "val") and atom in known for atom in equation.invars)
-            (known if given else self._fixed).update(zip(equation.outvars, made, strict=True))
-        return [*map(read, jaxpr.outvars)]
+    def _run(self, operations: Sequence[_Operation], known: dict[int, Any]) -> None:
+        for one in operations:
+            made = self._made(one.equation, [known[slot] for slot in one.reads])
+            known.update(zip(one.writes, made, strict=True))
 
     def _made(self, equation: Any, values: Sequence[Any]) -> Sequence[Any]:
         """What an operation makes of these."""
         name, params = equation.primitive.name, equation.params
-        if inner := _inner(equation):
-            return self._run(*inner, values)
         if not any(map(_is_real, values)):
             return [*map(_held, run_by_jax(equation, values))]
         if name == "select_n":
@@ -95,18 +99,98 @@ class DigitsProgram:
         return [pool[places] for places in self._places[id(equation)]]
 
 
-def _operations(jaxpr: Any) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        if inner := _inner(equation):
-            total += _operations(inner[0])
-        elif equation.primitive.name not in ALIKE:
-            terms = 1
-            if equation.primitive.name == "dot_general":
-                (over, _), _ = equation.params["dimension_numbers"]
-                terms = math.prod(equation.invars[0].aval.shape[k] for k in over)
-            total += sum(terms * one.aval.size for one in equation.outvars)
-    return total
+class _Operation(NamedTuple):
+    """One equation of a trace, and the slots of what it reads and writes."""
+
+    equation: Any
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+
+
+class _Flat:
+    """The operations of a trace with those of the programs within it, each once; slots are numbered.
+
+    given : how many arguments there are, whose slots come first.
+    """
+
+    def __init__(self, given: int) -> None:
+        self._slots = itertools.count(given)
+        self._operations: list[_Operation] = []
+        self._known: dict[Any, tuple[int, ...]] = {}
+        self.constants: dict[int, Any] = {}
+
+    def run(self, jaxpr: Any, consts: Sequence[Any], arguments: Iterable[int]) -> tuple[int, ...]:
+        """The slots of what it puts out."""
+        slots = dict(zip(jaxpr.constvars, map(self._constant, consts), strict=True))
+        slots |= dict(zip(jaxpr.invars, arguments, strict=True))
+
+        def read(atom: Any) -> int:
+            return self._constant(atom.val) if hasattr(atom, "val") else slots[atom]
+
+        for equation in jaxpr.eqns:
+            reads, inner = tuple(map(read, equation.invars)), _inner(equation)
+            writes = self.run(*inner, reads) if inner else self._written(equation, reads)
+            slots |= dict(zip(equation.outvars, writes, strict=True))
+        return tuple(map(read, jaxpr.outvars))
+
+    def asked_for(self, outs: Iterable[int]) -> list[_Operation]:
+        """Operations without which there were not these."""
+        needed, found = set(outs), []
+        for one in reversed(self._operations):
+            if needed.intersection(one.writes):
+                needed.update(one.reads)
+                found.append(one)
+        return found[::-1]
+
+    def apart(self, operations: Iterable[_Operation]) -> tuple[list[_Operation], list[_Operation]]:
+        """Those that are the same whatever is given, and the others."""
+        fixed, once, each = set(self.constants), [], []
+        for one in operations:
+            if fixed.issuperset(one.reads):
+                fixed.update(one.writes)
+                once.append(one)
+            else:
+                each.append(one)
+        return once, each
+
+    def _constant(self, value: Any) -> int:
+        array = np.asarray(value)
+        return self._once(
+            ("", array.dtype, array.shape, array.tobytes()), 1, lambda new: self._keep(new, value)
+        )[0]
+
+    def _keep(self, new: tuple[int, ...], value: Any) -> None:
+        self.constants[new[0]] = value
+
+    def _written(self, equation: Any, reads: tuple[int, ...]) -> tuple[int, ...]:
+        key = (equation.primitive, tuple(sorted(equation.params.items(), key=itemgetter(0))), reads)
+        return self._once(
+            key,
+            len(equation.outvars),
+            lambda new: self._operations.append(_Operation(equation, reads, new)),
+        )
+
+    def _once(self, key: Any, count: int, make: Callable[[tuple[int, ...]], None]) -> tuple[int, ...]:
+        """Slots of what is known by this key, or of what is made now."""
+        try:
+            if key in self._known:
+                return self._known[key]
+        except TypeError:  # parameters that have no hash
+            key = object()
+        new = tuple(itertools.islice(self._slots, count))
+        make(new)
+        self._known[key] = new
+        return new
+
+
+def _operations(equation: Any) -> int:
+    if equation.primitive.name in ALIKE:
+        return 0
+    terms = 1
+    if equation.primitive.name == "dot_general":
+        (over, _), _ = equation.params["dimension_numbers"]
+        terms = math.prod(equation.invars[0].aval.shape[k] for k in over)
+    return sum(terms * one.aval.size for one in equation.outvars)
 
 
 def _inner(equation: Any) -> tuple[Any, Sequence[Any]] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -33,7 +33,7 @@ class LayerInDigits:
         self._weights = {name: np.asarray(value, np.float64) for name, value in parameters.items()}
         self._inputs, self._states = inputs, states
         shapes = tuple((name, value.shape) for name, value in self._weights.items())
-        self._advance, self._slopes = _programs(cell, shapes, inputs.shape[1], states.shape[1])
+        self._step = _program(cell, read, shapes, inputs.shape[1], states.shape[1])
         self._found: dict[int, dict[str, Any]] = {}
 
     def paths(self, bits: int) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class LayerInDigits:
     @property
     def operations(self) -> int:
         """See ``Digits``."""
-        return len(self._inputs) * (self._advance.operations + self._slopes.operations)
+        return len(self._inputs) * self._step.operations
 
     def _computed(self) -> tuple[dict[str, Any], Array]:
         """Slopes, and the last state, in numbers."""
@@ -65,20 +65,25 @@ class LayerInDigits:
         near, _ = levels.beside_level(self._cell, self._states[1:])
         each = zip(map(numbers, self._inputs), self._states[1:], near, strict=True)
         for x, after, level in each:
-            every.append(self._slopes(weights, x, state))
-            state = np.frompyfunc(_refined, 3, 1)(self._advance(weights, x, state), after, level)
-        own, entering = jax.tree.map(lambda *steps: np.stack(steps), *every)
-        return {"own": own, "input": entering if self._read else {}}, state
+            found, made = self._step(weights, x, state)
+            every.append(found)
+            state = np.frompyfunc(_refined, 3, 1)(made, after, level)
+        return jax.tree.map(lambda *steps: np.stack(steps), *every), state
 
 
 @lru_cache(maxsize=16)
-def _programs(
-    cell: Cell, weights: tuple[tuple[str, tuple[int, ...]], ...], input_size: int, size: int
-) -> tuple[DigitsProgram, DigitsProgram]:
-    """The step, and its slopes; traced once for parameters of such shapes."""
+def _program(
+    cell: Cell, read: bool, weights: tuple[tuple[str, tuple[int, ...]], ...], input_size: int, size: int
+) -> DigitsProgram:
+    """The step with its slopes; traced once for parameters of such shapes."""
     shapes = {name: _shape(shape) for name, shape in weights}, _shape((input_size,)), _shape((size,))
-    found = _slopes if cell.units is not None else _dense
-    return DigitsProgram(cell.advance, *shapes), DigitsProgram(partial(found, cell), *shapes)
+    one = _units if cell.units is not None else _dense
+
+    def step(weights: Any, x: Any, state: Any) -> tuple[dict[str, Any], Any]:
+        own, entering, new = one(cell, weights, x, state)
+        return {"own": own, "input": entering if read else {}}, new
+
+    return DigitsProgram(step, *shapes)
 
 
 def _refined(made: Number, state: float, level: float) -> Number:
@@ -100,12 +105,18 @@ def _shape(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, np.float64)  # type: ignore[no-untyped-call]
 
 
-def _slopes(cell: Cell, weights: Any, x: Any, state: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    own, entering, *_ = slopes(cell, weights, x, state)
-    return own, entering
+def _units(cell: Cell, weights: Any, x: Any, state: Any) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """Slopes by path and those by what the input enters, and the new state (m,)."""
+    own, entering, _, new = slopes(cell, weights, x, state)
+    return own, entering, new.ravel()
 
 
-def _dense(cell: Cell, weights: Any, x: Any, state: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Every path's Jacobian (m, m), and that by the input (m, d)."""
-    by_input, by_path = jax.jacrev(partial(cell.step, weights), argnums=(0, 1))(x, cell.copies(state))
-    return (by_path if cell.paths else {NAMELESS: by_path}), {"input": by_input}
+def _dense(cell: Cell, weights: Any, x: Any, state: Any) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """Every path's Jacobian (m, m), and that by the input (m, d), and the new state (m,)."""
+
+    def step(x: Any, copies: Any) -> tuple[Any, Any]:
+        new = cell.step(weights, x, copies)
+        return new, new
+
+    (by_input, by_path), new = jax.jacrev(step, argnums=(0, 1), has_aux=True)(x, cell.copies(state))
+    return (by_path if cell.paths else {NAMELESS: by_path}), {"input": by_input}, new

@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 import flint
@@ -26,6 +27,10 @@ PRIME = 2**127 - 1
 # Terms that are kept of a number of 512 bits and more, of fewer bits two: products take as many times as long
 # as they have terms. Powers of what is beside its largest term that an exponential is developed in.
 _TERMS, _POWERS = 4, 4
+_size_of = itemgetter(0)
+# Exponentials of one step that are known again: its values and slopes have the same.
+_KNOWN = 512
+_exponentials: dict[tuple[int, int], Number] = {}
 # log2(size), the ball and its fingerprint.
 Term = tuple[float, Any, int]
 
@@ -80,6 +85,8 @@ class Number:
         return self + -other
 
     def __mul__(self, other: Number) -> Number:
+        if not (self.terms and other.terms):
+            return ZERO
         if len(self.terms) == len(other.terms) == 1:
             (size, ball, one), (more, by, factor) = self.terms[0], other.terms[0]
             return Number(((size + more, ball * by, one * factor % PRIME),))
@@ -96,9 +103,11 @@ class Number:
         if not self.terms:
             return self
         size, by, one = other.terms[0]
+        inverse = pow(one, -1, PRIME)
+        if len(other.terms) == 1:
+            return Number(tuple((own - size, a / by, b * inverse % PRIME) for own, a, b in self.terms))
         found: list[Term] = []
         left = self
-        inverse = pow(one, -1, PRIME)
         while left.terms and len(found) < _most_terms() and not left.terms[0][1].contains(0):
             first = left.terms[0]
             found.append((first[0] - size, first[1] / by, first[2] * inverse % PRIME))
@@ -112,6 +121,16 @@ class Number:
         """Of it; exponentials of a, 2 a and -a have fingerprints that know of each other."""
         if not self.terms:
             return ONE
+        if not math.isfinite(self.size):  # these have no formula to be known by
+            return self._exponential()
+        key = flint.ctx.prec, self.fingerprint
+        if key not in _exponentials:
+            if len(_exponentials) >= _KNOWN:
+                _exponentials.clear()
+            _exponentials[key] = self._exponential()
+        return _exponentials[key]
+
+    def _exponential(self) -> Number:
         own = _of_exponential(self.fingerprint)
         if len(self.terms) == 1:
             ball = self.terms[0][1]
@@ -132,9 +151,14 @@ def of_ball(ball: Any, fingerprint: int) -> Number:
     return Number(((_size(ball), ball, fingerprint),)) if fingerprint or not ball.is_zero() else ZERO
 
 
+@lru_cache(maxsize=64)
+def _inverse(of: int) -> int:
+    return pow(of, -1, PRIME)
+
+
 def rational(above: int, below: int = 1) -> Number:
     """above / below."""
-    return of_ball(flint.arb(above) / below, above * pow(below, -1, PRIME) % PRIME)
+    return of_ball(flint.arb(above) / below, above * _inverse(below) % PRIME)
 
 
 def exactly(value: float) -> Number:
@@ -142,7 +166,7 @@ def exactly(value: float) -> Number:
     if not math.isfinite(value):
         return Number(((math.inf, flint.arb(value), 1),))
     above, below = value.as_integer_ratio()
-    return of_ball(flint.arb(value), above * pow(below, -1, PRIME) % PRIME)
+    return of_ball(flint.arb(value), above * _inverse(below) % PRIME)
 
 
 def with_rest(found: Number, bound: Any, fingerprint: int) -> Number:
@@ -196,30 +220,26 @@ def _of_exponential(of: int) -> int:
     """
     if not of:
         return 1
-    if _least(PRIME - of)[0] < _least(of)[0]:
-        return pow(_of_exponential(PRIME - of), -1, PRIME)
-    least, turns = _least(of)
     bits = PRIME.bit_length()
+    # Its rotations, and its complement's, which are those of -a: the largest of the one are the least of the
+    # other.
+    both = of << bits | of
+    every = [both >> turns & PRIME for turns in range(bits)]
+    least, most = min(every), max(every)
+    if PRIME - most < least:
+        return pow(_of_exponential(PRIME - of), -1, PRIME)
+    turns = every.index(least)
     turns = turns if turns <= bits // 2 else turns - bits
     return pow(stand_in("exp", least) ** 2, pow(2, turns, (PRIME - 1) // 2), PRIME)
 
 
-def _least(of: int) -> tuple[int, int]:
-    """The least rotation of its bits, and how often it is doubled to be this."""
-    bits, found = PRIME.bit_length(), (of, 0)
-    for turns in range(1, bits):
-        of = (of >> 1) | ((of & 1) << (bits - 1))
-        found = min(found, (of, turns))
-    return found
-
-
 def _powers(small: Number) -> Number:
     """The exponential's series, of so many powers from 0 on."""
-    found, power = ONE, ONE
+    found, power = [ONE], ONE
     for k in range(1, _POWERS):
-        power = power * small * rational(1, k)
-        found = found + power
-    return found
+        power = small if k == 1 else power * small * rational(1, k)
+        found.append(power)
+    return total(found)
 
 
 def _products(a: Number, b: Number) -> list[Term]:
@@ -235,41 +255,39 @@ def _in_order(terms: list[Term]) -> Number:
     count = len(terms)
     if count < 2:
         return Number(tuple(terms))
-    terms.sort(key=_by_size, reverse=True)
-    near, most = flint.ctx.prec / 2, _most_terms()
+    terms.sort(key=_size_of, reverse=True)
+    near, last = flint.ctx.prec / 2, _most_terms() - 1
     found: list[Term] = []
-    at = 0
+    at, alike = 0, True
     while at < count:
         first, least = at, terms[at][0] - near
         at += 1
         while at < count and terms[at][0] >= least:
             at += 1
-        if len(found) == most - 1:
+        if len(found) == last:
             at = count
-        one = _together(terms[first:at])
-        if one is not None and at < count and one[1].contains(0):
-            one, at = _together([one, *terms[at:]]), count
+        one: Term | None = terms[first]
+        if at - first > 1:
+            one, alike = _together(terms[first:at]), False
+        if one is None:
+            continue
+        if at < count and one[1].contains(0):
+            one, alike, at = _together([one, *terms[at:]]), False, count
         if one is not None:
             found.append(one)
-    if any(after[0] > before[0] for before, after in itertools.pairwise(found)):
-        found.sort(key=_by_size, reverse=True)
+    if not alike and any(after[0] > before[0] for before, after in itertools.pairwise(found)):
+        found.sort(key=_size_of, reverse=True)
     return Number(tuple(found))
 
 
 def _together(terms: Sequence[Term]) -> Term | None:
-    """Their sum, None where that is 0 as a formula."""
-    if len(terms) == 1:
-        return terms[0]
+    """The sum of two and more, None where that is 0 as a formula."""
     ball, own = terms[-1][1], terms[-1][2]
     for _, more, another in terms[-2::-1]:
         ball += more
         own += another
     own %= PRIME
     return (_size(ball), ball, own) if own or not ball.contains(0) else None
-
-
-def _by_size(term: Term) -> float:
-    return term[0]
 
 
 def _most_terms() -> int:

@@ -227,6 +227,25 @@ def test_what_is_not_decided_needs_more_digits():
     assert [float(one) for one in relu(numbers([0.0, 1.5]))] == [0.0, 3.0]
 
 
+def test_what_a_program_makes_of_constants_has_the_digits_of_every_call():
+    program = DigitsProgram(lambda a: a + jnp.exp(jnp.ones(1)), jax.ShapeDtypeStruct((1,), np.float64))
+    for bits in (64, 500):
+        with precision(bits):
+            (found,) = program(numbers([0.0]))
+            assert found.ball.rel_accuracy_bits() > bits - 10
+            assert found.ball.contains(flint.arb.const_e())
+
+
+def test_what_is_done_twice_is_done_once_and_what_nobody_asks_for_not_at_all():
+    def twice(a):
+        jnp.cumsum(a)  # there is no rule for it
+        return jnp.exp(a) + jax.jit(jnp.exp)(a) * jnp.exp(a)
+
+    program = DigitsProgram(twice, jax.ShapeDtypeStruct((2,), np.float64))
+    assert program.operations == 2 * 3
+    assert [float(one) for one in program(numbers([0.0, 1.0]))] == pytest.approx([2.0, np.e + np.e**2])
+
+
 def test_numbers_beyond_any_exponent_are_not_told():
     with precision(256), pytest.raises(UnknownDigitsError):
         to_wide(np.array([(-(flint.arb(10) ** 30)).exp()], object))
