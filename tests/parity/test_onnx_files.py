@@ -240,6 +240,64 @@ def test_onnx_of_a_torch_stack(kind, dynamo, tmp_path):
     np.testing.assert_allclose(both_directions(*layers[2:], below), expected, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize(("first", "dynamo"), [(False, False), (False, True), (True, False)])
+def test_the_graph_says_which_axis_is_time(first, dynamo, tmp_path):
+    """Of arrays as the model itself takes them, against autograd."""
+    torch.manual_seed(0)
+    module = torch.nn.GRU(INPUT, HIDDEN, batch_first=first)
+    x = torch.randn(2, STEPS, INPUT) if first else torch.randn(STEPS, 2, INPUT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, (x,), tmp_path / "x.onnx", dynamo=dynamo, verbose=False)
+    analysis = gradscope.analyze(checkpoint=tmp_path / "x.onnx", inputs=x.numpy(), only="gain")
+    assert analysis.problem["steps"] == STEPS
+    said = "axis 0 of the inputs is time, as the model takes them, (T, B, d): 2 sequences of"
+    assert [one.startswith(said) for one in analysis.problem["assumed"]] == [True] * (not first)
+    for k, spectrum in enumerate(analysis.full.spectra):
+        alone = x[k] if first else x[:, k]
+        jacobian = torch.autograd.functional.jacobian(
+            lambda h, alone=alone: module(alone, h[None])[1][0], torch.zeros(HIDDEN)
+        )
+        gain = np.log10(np.linalg.norm(jacobian.double().numpy(), 2))
+        np.testing.assert_allclose(spectrum.log10_singular_values[0], gain, rtol=0, atol=1e-5)
+    if first:
+        with pytest.raises(InputError, match="but the model takes"):
+            gradscope.analyze(checkpoint=tmp_path / "x.onnx", inputs=x.numpy(), time_major=True)
+
+
+def test_inputs_that_the_graph_makes_whole_numbers(tmp_path):
+    """What a layer reads then is not what the model is given; a cast between floats leaves it."""
+    operator("GRU", tmp_path / "x.onnx")
+    for types, front in (([TensorProto.INT32, TensorProto.FLOAT], True), ([TensorProto.FLOAT], False)):
+        model = onnx.load(tmp_path / "x.onnx")
+        casts = [
+            helper.make_node("Cast", [f"x{k}" if k else "X"], [f"x{k + 1}"], to=to)
+            for k, to in enumerate(types)
+        ]
+        model.graph.node[0].input[0] = f"x{len(types)}"
+        nodes = [*casts, *model.graph.node]
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+        onnx.save(model, tmp_path / "y.onnx")
+        (found,) = checkpoints.read_all(tmp_path / "y.onnx").layers
+        assert (found.below is None) == front
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"direction": "backward"}, "has direction 'backward', expected forward, reverse, bidirectional"),
+        ({"sides": 2}, r"W has shape \(2, .*expected one row of weights per direction"),
+    ],
+)
+def test_operators_that_onnxruntime_refuses(options, words, tmp_path):
+    operator("GRU", tmp_path / "x.onnx", **options)
+    with pytest.raises(Exception, match=r"INVALID_ARGUMENT|FAIL|direction"):
+        onnx_outputs(tmp_path / "x.onnx")
+    with pytest.raises(InputError, match=words):
+        read_layer(tmp_path / "x.onnx")
+
+
 def test_onnx_of_an_unrolled_rnn_is_refused(tmp_path):
     exported(torch.nn.RNN(INPUT, HIDDEN), tmp_path / "x.onnx", dynamo=True)
     with pytest.raises(InputError, match=r"holds no operator LSTM, GRU or RNN .*: export it with its"):

@@ -105,6 +105,7 @@ def _directions(operator: OnnxOperator, constants: Constants) -> list[Found]:
                 reads="" if reads.below else reads.root,
                 table=reads.table,
                 given_state=given_state,
+                time_major=operator.time_major,
                 lengths=lengths,
                 given_lengths=given_lengths,
                 assumed=(*layer.assumed, *(f"that {one}" for one in scope.when), *[_GOES_ON] * goes_on),

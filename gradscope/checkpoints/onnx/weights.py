@@ -44,7 +44,7 @@ def weights_of(operator: OnnxOperator, number: int, constants: Constants) -> dic
         if role in _STATES:
             part = _state(there[role], role, number, layout)
         else:
-            part = _side(there[role], role, number)
+            part = _side(there[role], role, number, len(operator.sides))
             if operator.node.op_type == QUANTISED and role in "WR":
                 part = _dequantised(part, role, number, there)
         constants.pay_copy(part)
@@ -98,9 +98,9 @@ def _dequantised(part: Array, role: str, number: int, read: Mapping[str, Array])
     return np.asarray(((part.astype(np.float64) - along("zero point")) * along("scale")).T)
 
 
-def _side(value: Array, role: str, number: int) -> Array:
+def _side(value: Array, role: str, number: int, count: int) -> Array:
     """One direction of a weight, whose first axis is the directions."""
-    if value.ndim != (3 if role in "WR" else 2) or value.shape[0] <= number:
+    if value.ndim != (3 if role in "WR" else 2) or value.shape[0] != count:
         raise InputError(f"{role} has shape {value.shape}, expected one row of weights per direction")
     return np.asarray(value[number])
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from gradscope.checkpoints.onnx.scopes import Scope, bodies, every_graph
 from gradscope.checkpoints.signals import Signal, changed, embedded, lost, side_by_side
-from gradscope.errors import InputError, shown
+from gradscope.errors import InputError, listed, quoted, shown
 from gradscope.formats.budget import Budget
 
 _ONNX = ("", "ai.onnx")
@@ -24,10 +24,13 @@ _SCALES = {"W scale": 8, "W zero point": 9, "R scale": 10, "R zero point": 11}
 _DEEPEST, _CALL = 32, 64  # functions that call functions; what a call takes, in objects
 # What a recurrent operator becomes: a node of some twenty bytes is a layer with a name and a signal.
 _OPERATOR = 32
-_IDENTITIES = ("Identity", "Dropout", "Cast")
+_IDENTITIES = ("Identity", "Dropout")
 # What moves the axes of the inputs: that layers take them in another order is no other model.
 _TURNS = ("Squeeze", "Transpose", "Unsqueeze")
 _FLOATS = (1, 10, 11, 16)  # of TensorProto.DataType
+_SIDES = {"forward": ("forward",), "reverse": ("backward",), "bidirectional": ("forward", "backward")}
+# The axes of an input of the graph, as it is given: of what is looked up by it the next is its features.
+_GIVEN_AXES = "012"
 _LONGEST = 100  # characters, of the names that are put before others
 
 
@@ -36,7 +39,8 @@ class OnnxOperator:
     """A recurrent operator.
 
     name : of the node, of its output where that is not unique, or with what it is in; sides : its directions;
-    reads : its input; scope : the graph that it is in.
+    reads : its input; scope : the graph that it is in; time_major : whether the graph is given time first,
+    None where that is not known.
     """
 
     node: Any
@@ -44,6 +48,7 @@ class OnnxOperator:
     scope: Scope
     sides: tuple[str, ...] = ()
     reads: Signal = field(default_factory=lost)
+    time_major: bool | None = None
 
     @property
     def kind(self) -> str:
@@ -64,10 +69,16 @@ class OnnxOperator:
 
 @dataclass(frozen=True)
 class _Value:
-    """A value in the graph; axes : T steps, B sequences, D directions, n units, of recurrent outputs."""
+    """A value in the graph.
+
+    axes : T steps, B sequences, D directions, n units, of recurrent outputs; of what is still an input of the
+        graph its axes in their order, by their numbers; "" where they are not known.
+    rounded : whether it has been made a whole number, which rows of a table are told by as they are.
+    """
 
     signal: Signal
     axes: str = ""
+    rounded: bool = False
 
 
 _Values = MutableMapping[str, _Value]
@@ -79,12 +90,21 @@ def operators(model: Any, budget: Budget) -> list[OnnxOperator]:
     budget : what to look at the functions anew in every call may take.
     """
     scope = Scope(model.graph)
-    inputs = [name.name for name in model.graph.input if name.name not in scope.tensors]
+    inputs = [value for value in model.graph.input if value.name not in scope.tensors]
     # The only input needs no name.
-    values = {name: _Value(Signal((), name if len(inputs) > 1 else "")) for name in inputs}
+    several = len(inputs) > 1
+    values = {
+        one.name: _Value(Signal((), one.name if several else ""), _GIVEN_AXES[: _rank(one)]) for one in inputs
+    }
     walk = _Walk(model, budget)
     walk.graph(scope, ChainMap(values))
     return walk.found
+
+
+def _rank(value: Any) -> int:
+    """How many axes an input of the graph has, 0 where it does not say or has others than a sequence."""
+    count = len(value.type.tensor_type.shape.dim)
+    return count if count <= len(_GIVEN_AXES) else 0
 
 
 class _Walk:
@@ -198,13 +218,17 @@ def _called(node: Any, *, by_output: bool = False) -> str:
 
 def _operator(node: Any, name: str, scope: Scope, values: Mapping[str, _Value]) -> OnnxOperator:
     given = scope.attributes(node)
-    direction = given["direction"].s.decode() if "direction" in given else "forward"
-    sides = {"bidirectional": ("forward", "backward"), "reverse": ("backward",)}.get(direction, ("forward",))
+    direction = given["direction"].s.decode("utf-8", "replace") if "direction" in given else "forward"
+    if direction not in _SIDES:
+        raise InputError(f"{shown(name)}: has direction {quoted(direction)}, expected {listed([*_SIDES])}")
     source = node.input[0] if node.input else ""
     x = values.get(source, _Value(lost(0, source)))
-    expected = "BTn" if _batch_first(given) else "TBn"
-    in_order = x.axes in ("", expected)
-    return OnnxOperator(node, name, scope, sides, x.signal if in_order else lost(x.signal.depth, source))
+    turned, as_given = _batch_first(given), x.signal.layers == ()
+    in_order = as_given or x.axes in ("", "BTn" if turned else "TBn")
+    reads = x.signal if in_order else lost(x.signal.depth, source)
+    known = as_given and set(x.axes) == set(_GIVEN_AXES)
+    time_major = (x.axes[turned] == "0") if known else None
+    return OnnxOperator(node, name, scope, _SIDES[direction], reads, time_major)
 
 
 def _outputs(operator: OnnxOperator) -> dict[str, _Value]:
@@ -225,10 +249,15 @@ def _followed(node: Any, given: Sequence[_Value], scope: Scope) -> _Value | None
     if node.domain not in _ONNX or not given:
         return None
     options = scope.attributes(node)
-    if node.op_type in _IDENTITIES or (node.op_type in _TURNS and given[0].signal.layers == ()):
+    if node.op_type == "Cast":
+        return _cast(given[0], options)
+    if node.op_type in _IDENTITIES:
         return given[0]
+    if node.op_type in _TURNS and given[0].signal.layers == ():
+        return replace(given[0], axes=_turned(node, given[0].axes, options))
     if node.op_type == "Gather" and _is_table(scope.tensor(node.input[0]), options):
-        return _Value(embedded(node.input[0], given[0].signal))
+        axes = given[0].axes and given[0].axes + _GIVEN_AXES[len(given[0].axes) :][:1]
+        return _Value(embedded(node.input[0], given[0].signal), axes)
     if node.op_type == "Concat":
         axes = {value.axes for value in given}
         last = options["axis"].i in (-1, 2) and len(given) == len(node.input)
@@ -237,6 +266,20 @@ def _followed(node: Any, given: Sequence[_Value], scope: Scope) -> _Value | None
         return replace(given[0], signal=side_by_side(_called(node), [value.signal for value in given]))
     axes_now = _moved(node, given[0], scope)
     return replace(given[0], axes=axes_now) if axes_now else None
+
+
+def _cast(value: _Value, options: Mapping[str, Any]) -> _Value | None:
+    """A value in another type: what was made whole numbers and is a float again is not what it was."""
+    if "to" not in options or options["to"].i not in _FLOATS:
+        return replace(value, rounded=True)
+    return None if value.rounded else value
+
+
+def _turned(node: Any, axes: str, options: Mapping[str, Any]) -> str:
+    """The axes of an input of the graph after its axes were moved, "" where that does not tell."""
+    order = list(options["perm"].ints) if "perm" in options else [*range(len(axes))][::-1]
+    whole = node.op_type == "Transpose" and sorted(order) == [*range(len(axes))]
+    return "".join(axes[k] for k in order) if whole else ""
 
 
 def _is_table(table: Any, options: Mapping[str, Any]) -> bool:
