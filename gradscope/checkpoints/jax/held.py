@@ -29,6 +29,7 @@ BETWEEN = (
     "custom_vjp or custom_jvp), which is not in the derivatives of its steps: expected the state to be given "
     "on as it is"
 )
+UNSEEN = "whether anything holds gradients back in it could not be seen: JAX cannot trace the model"
 # The weights that a cell multiplies its inputs by: of Equinox and Keras, of Flax (dense_i, ii, if_, in, i).
 _READS_INPUTS = re.compile(r"(.*[./])?(weight_ih|kernel)")
 _OF_FLAX = re.compile(r"(.*[./])?(dense_i|i[a-z]?_?)[./]kernel([./]value)?")
@@ -39,13 +40,10 @@ def held_back(
 ) -> dict[str, int]:
     """How many operations hold a gradient back on the way from step to step of layers, where any does.
 
-    call : the model as a function of its weights; layers : the names of the weights of each. Of a model that
-    cannot be traced nothing is known.
+    call : the model as a function of its weights; layers : the names of the weights of each. Raises
+    InputError of a model that cannot be traced, of which nothing is known.
     """
-    try:
-        traced = sketched(call, weights, batch, (), with_holds=True)
-    except InputError:
-        return {}
+    traced = sketched(call, weights, batch, (), with_holds=True)
     if traced is None:
         return {}
     program, value = traced
@@ -71,7 +69,10 @@ class _Layer:
     keys: Collection[str]
 
     def holds(self) -> int:
-        """How many holds read what comes of a product with its weights, and go on to a recurrent product."""
+        """How many holds read what comes of a product with its weights, and go on to a recurrent product.
+
+        Of an operation that runs a program of its own (a while_loop, a cond) it is not seen which are which.
+        """
         fed, before = set[int](), list[Made]()
         for one in self.program.operations:
             if self._used(one) or not fed.isdisjoint(one.reads):
@@ -83,12 +84,17 @@ class _Layer:
             used = self._used(one)
             if (used and not all(map(self._reads_inputs, used))) or not (used or on.isdisjoint(one.puts)):
                 on.update(one.reads)
-        return sum(not on.isdisjoint(one.puts) for one in before)
+        seen = sum(not on.isdisjoint(one.puts) for one in before)
+        return seen + sum(one.holds and bool(self._met(one)) for one in self.program.operations)
 
     def _used(self, one: Made) -> list[str]:
         """The matrices of the layer that an operation multiplies something else by."""
+        return self._met(one) if one.name in PRODUCTS else []
+
+    def _met(self, one: Made) -> list[str]:
+        """Its matrices among what an operation reads beside what is none of any weights alone."""
         read = [self.origins.read(ref) for ref in one.reads]
-        if one.name not in PRODUCTS or all(origin.alone for origin in read):
+        if all(origin.alone for origin in read):
             return []
         names = {whole_weight(name) for origin in read if origin.alone for name in origin.weights}
         return [*names.intersection(self.keys)]

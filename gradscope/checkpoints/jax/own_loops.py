@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gradscope.checkpoints.found import Found, holder_of
-from gradscope.checkpoints.jax.held import BETWEEN, HELD, held_back, held_within
+from gradscope.checkpoints.jax.held import BETWEEN, HELD, UNSEEN, held_back, held_within
 from gradscope.checkpoints.jax.loop import jax_loops
 from gradscope.checkpoints.jax.traced import UntracedError
 from gradscope.checkpoints.pure_steps import Pure
@@ -75,8 +75,11 @@ def _with_held(
     """
     there = [one for one in layers if one.name in recording.layers or one.derivatives]
     keys = {one.name: [key for key in model.weights if _is_of(key, one)] for one in there}
-    held = held_back(model.call, model.weights, batch, keys) if there else {}
     kept, own, found = [*layers], {**recording.own}, {**recording.layers}
+    try:
+        held = held_back(model.call, model.weights, batch, keys) if there else {}
+    except InputError:
+        held, found = {}, {name: replace(one, unseen=UNSEEN) for name, one in found.items()}
     apart: dict[str, list[str]] = {}
     for name, count in held.items():
         steps = own.get(holder := holder_of(name, own))

@@ -256,8 +256,8 @@ def _followed(node: Any, given: Sequence[_Value], scope: Scope) -> _Value | None
     if node.op_type in _TURNS and given[0].signal.layers == ():
         return replace(given[0], axes=_turned(node, given[0].axes, options))
     if node.op_type == "Gather" and _is_table(scope.tensor(node.input[0]), options):
-        axes = given[0].axes and given[0].axes + _GIVEN_AXES[len(given[0].axes) :][:1]
-        return _Value(embedded(node.input[0], given[0].signal), axes)
+        looked_up = given[0].axes and given[0].axes + _GIVEN_AXES[len(given[0].axes) :][:1]
+        return _Value(embedded(node.input[0], given[0].signal), looked_up)
     if node.op_type == "Concat":
         axes = {value.axes for value in given}
         last = options["axis"].i in (-1, 2) and len(given) == len(node.input)
