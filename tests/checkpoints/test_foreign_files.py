@@ -247,6 +247,35 @@ def test_a_sequential_whose_config_is_a_list(tmp_path):
     assert found.problem["steps"] == 5
 
 
+def test_layers_within_others_by_the_names_of_keras_2(tmp_path):
+    """A backward layer that is given, and a layer for each part of a sequence, as Keras 2.15 saves them."""
+    ahead, back = (lstm_node(name) for name in ("ahead", "back"))
+    back["config"]["go_backwards"] = True
+    both = {"name": "both", "layer": ahead, "backward_layer": back, "merge_mode": "concat"}
+    each = {"name": "each", "layer": lstm_node("part")}
+    kinds = [("Bidirectional", both), ("TimeDistributed", each)]
+    config = [{"class_name": kind, "config": config} for kind, config in kinds]
+    places = [
+        "both/both/forward_ahead/lstm_cell",
+        "both/both/backward_back/lstm_cell",
+        "each/each/lstm_cell",
+    ]
+    shapes = {"kernel:0": (INPUT, 4 * HIDDEN), "recurrent_kernel:0": (HIDDEN, 4 * HIDDEN)}
+    shapes["bias:0"] = (4 * HIDDEN,)
+    weights = {place: drawn(shapes, 0.5, seed) for seed, place in enumerate(places)}
+    with h5py.File(path := tmp_path / "x.h5", "w") as file:
+        file.attrs.update({"keras_version": b"2.15.0", "model_config": keras_2(config)})
+        for place, arrays in weights.items():
+            for name, array in arrays.items():
+                file.create_dataset(f"model_weights/{place}/{name}", data=array)
+    names = ("both/forward_ahead", "both/backward_back", "each")
+    for name, (place, arrays) in zip(names, weights.items(), strict=True):
+        layer = read_layer(path, layer=name)
+        assert layer.cell.name == "lstm-tanh-hard_sigmoid=0.2"
+        assert layer.direction == ("backward" if "backward" in place else "forward")
+        close(layer, X, keras_lstm(*arrays.values(), X[:: -1 if "backward" in place else 1]))
+
+
 def lstm_node(name):
     gates = {"activation": "tanh", "recurrent_activation": "hard_sigmoid", "return_sequences": True}
     return {"class_name": "LSTM", "config": {"name": name, "units": HIDDEN, **gates}}

@@ -251,6 +251,49 @@ def test_equinox():
     assert compare(live, lambda h: jax.vmap(model.run)(x, h), x) == "equinox"
 
 
+class While(eqx.Module):
+    """A loop of which JAX shows no step; held : whether its state has no gradient."""
+
+    cell: eqx.nn.GRUCell
+    held: bool
+
+    def __call__(self, x):
+        def step(at):
+            h = self.cell(x[at[0]], at[1])
+            return at[0] + 1, STOP(h) if self.held else h
+
+        return jax.lax.while_loop(lambda at: at[0] < len(x), step, (0, jnp.zeros(N)))[1]
+
+
+def test_a_while_loop():
+    x, cell = jnp.asarray(X[0], jnp.float32), eqx.nn.GRUCell(D, N, key=jax.random.key(0))
+
+    def run(h):
+        return jax.lax.scan(lambda h, at: (cell(at, h), None), h, x)[0]
+
+    free = gradscope.analyze(checkpoint=gradscope.from_equinox(While(cell, held=False), x), only="gain")
+    right = largest([jax.jacrev(run)(jnp.zeros(N))])
+    np.testing.assert_allclose(first_values(free), right, rtol=0, atol=1e-4)
+    with pytest.raises(InputError, match="holds a gradient back on the way from state to state"):
+        gradscope.analyze(checkpoint=gradscope.from_equinox(While(cell, held=True), x))
+
+
+def test_a_model_that_jax_cannot_trace_says_so():
+    class Looks(eqx.Module):
+        cell: eqx.nn.GRUCell
+
+        def __call__(self, x):
+            h = jnp.zeros(N)
+            for at in x:
+                h = STOP(self.cell(at, h)) if float(at[0]) < 9 else h
+            return h
+
+    model = Looks(eqx.nn.GRUCell(D, N, key=jax.random.key(0)))
+    live = gradscope.from_equinox(model, jnp.asarray(X[0], jnp.float32))
+    (said,) = gradscope.analyze(checkpoint=live, only="gain").problem["assumed"]
+    assert "could not be seen: JAX cannot trace the model" in said
+
+
 def test_a_loop_where_jax_computes_in_float64():
     """Its own precision is that of the user's JAX, and not float32."""
     with jax.enable_x64(True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -189,22 +189,33 @@ def layers(
     return sorted(found, key=lambda layer: (layer.depth, layer.direction == "backward", layer.name))
 
 
-def _told(names: Iterable[str], known: Mapping[str, Spec]) -> dict[str, Spec]:
+def _told(names: Collection[str], known: Mapping[str, Spec]) -> dict[str, Spec]:
     """What the config says of the layers of these names, what is below them told by these names too."""
     paths = {name: name for name in names if name in known}
     # HDF5 files of whole models name more, or less, of what is between the model's layer and the cell's.
-    rest = _by_ends(name for name in names if name not in paths)
-    there = _by_ends(path for path in known if path not in paths)
-    paths |= {rest[ends]: there[ends] for ends in rest.keys() & there.keys()}
+    # Of a layer that is in another (TimeDistributed) the name of that one alone.
+    for part in (_ends, _first):
+        rest = _by(part, [name for name in names if name not in paths])
+        there = _by(part, [path for path in known if path not in paths.values()])
+        alike = [key for key in rest.keys() & there.keys() if part is _ends or rest[key] == key]
+        paths |= {rest[key]: there[key] for key in alike}
     named = {path: name for name, path in paths.items()}
     return {name: replace(known[path], below=_below(known[path], named)) for name, path in paths.items()}
 
 
-def _by_ends(paths: Iterable[str]) -> dict[tuple[str, str], str]:
-    """The paths by their first and their last name, where that is of one alone."""
-    ends = [((path.split("/")[0], path.split("/")[-1]), path) for path in paths]
-    count = Counter(key for key, _ in ends)
-    return {key: path for key, path in ends if count[key] == 1}
+def _ends(path: str) -> str:
+    """Its first and its last name, without what Keras 2 puts before that of a backward layer it is given."""
+    return "/".join([path.split("/")[0], path.split("/")[-1].removeprefix("backward_")])
+
+
+def _first(path: str) -> str:
+    return path.split("/")[0]
+
+
+def _by(part: Callable[[str], str], paths: Sequence[str]) -> dict[str, str]:
+    """The paths by a part of them, where that is of one alone."""
+    count = Counter(map(part, paths))
+    return {key: path for path in paths if count[key := part(path)] == 1}
 
 
 def _below(spec: Spec, named: Mapping[str, str]) -> tuple[str, ...] | None:
