@@ -599,7 +599,64 @@ def between(function):
     return type("Model", (Between,), {"between": staticmethod(function)})
 
 
+class Complex(Loop):
+    def build(self):
+        self.turn = nn.Parameter(torch.polar(*torch.rand(2, N, dtype=torch.float64)))
+
+    def run(self, x, h):
+        h = torch.complex(h, h)
+        for step in x.unbind(1):
+            h = self.turn * h + self.a(step)
+        return h.real, h.real
+
+
+class Vmapped(Loop):
+    """A cell of torch's own, called of one sequence at a time."""
+
+    def build(self):
+        self.cell = nn.GRUCell(D, N, dtype=torch.float64)
+
+    def run(self, x, h):
+        for step in x.unbind(1):
+            h = torch.func.vmap(self.cell)(step, h)
+        return h, h
+
+
+class Mixing(nn.Module):
+    """The step of a minGRU, whose weights meet the inputs alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.z, self.new = (nn.Linear(D, N, dtype=torch.float64) for _ in "zn")
+
+    def forward(self, x, h):
+        z = torch.sigmoid(self.z(x))
+        return (1 - z) * h + z * self.new(x)
+
+
+class Fed(Loop):
+    """A loop that weights only feed."""
+
+    def build(self):
+        self.step = Mixing()
+
+    def run(self, x, h):
+        for step in x.unbind(1):
+            h = self.step(step, h)
+        return h, h
+
+
+class FedWithin(Fed):
+    def run(self, x, h):
+        for step in x.unbind(1):
+            h = self.step.forward(step, h)
+        return h, h
+
+
 REFUSED = {
+    "carries complex numbers from step to step": Complex,
+    "write the sequences out as an axis of the batch": Vmapped,
+    "if its step is a module of its own, called as h = self.step(x_t, h)": FedWithin,
     "keeps its states in one tensor": FromBuffer,
     "no end of that is seen": Attending,
     "mixes the sequences": between(lambda h: h - h.mean(0)),
@@ -621,6 +678,12 @@ def test_what_is_refused_says_why(why):
 
 def refusal(model, x):
     return told(lambda: gradscope.analyze(checkpoint=gradscope.from_torch(model, x)))
+
+
+def test_a_loop_that_weights_only_feed_by_its_step():
+    """As the refusal of FedWithin says."""
+    model, x = drawn(Fed), batch()
+    check(gradscope.from_torch(model, x), whole(model, x, 0))
 
 
 def test_two_steps_are_too_few():

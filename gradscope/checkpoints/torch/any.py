@@ -10,6 +10,7 @@ import numpy as np
 
 from gradscope.checkpoints.derivatives import Derivatives
 from gradscope.checkpoints.found import Found
+from gradscope.checkpoints.live import CALLED
 from gradscope.checkpoints.recording import Recorded
 from gradscope.checkpoints.torch.own import Own, feeds_itself, owned, recurrent, within
 from gradscope.checkpoints.torch.recording import States, recorded
@@ -98,8 +99,9 @@ def _refuse(source: str, own: Mapping[str, Own], problems: Mapping[str, str]) ->
     if called := [class_of(one.module) for one in own.values() if one.calls]:
         raise InputError(
             f"{source}: holds no recurrent layer of torch's own, and {listed(called)} computes nothing "
-            "again and again on what came of it: expected a loop of three steps at least, through which a "
-            "gradient passes (no detach, no torch.no_grad)"
+            "again and again on what came of it: expected a loop of three steps at least, in each of which a "
+            "weight meets what came of the step before, with a gradient all along (no detach, no "
+            f"torch.no_grad); {CALLED.format('module')}"
         )
 
 

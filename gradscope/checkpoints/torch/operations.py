@@ -11,6 +11,11 @@ from typing import Any, Protocol
 from gradscope.checkpoints.carried import Place, leaves
 from gradscope.checkpoints.loops.operation import RESULT, Operation, Value
 
+WRAPPED = (
+    "computes within torch.func (vmap, grad, jvp), where its operations are of other tensors than outside: "
+    "write the sequences out as an axis of the batch"
+)
+
 
 class Observer(Protocol):
     """Who is told of operations."""
@@ -95,7 +100,7 @@ class Tracing:
         """See Observer."""
         tensors = dict(leaves(given, is_tensor))
         made = dict(leaves(result, is_tensor, (RESULT,)))
-        self.wrapped |= any(map(_is_wrapped, made.values()))
+        self.wrapped |= any(map(is_wrapped, made.values()))
         known = [self._weights[id(t)] for t in tensors.values() if id(t) in self._weights]
         own = frozenset[str]().union(*known)
         alone = bool(known) and len(known) == len(tensors)
@@ -144,7 +149,8 @@ class Tracing:
         return number, slot
 
 
-def _is_wrapped(tensor: Any) -> bool:
+def is_wrapped(tensor: Any) -> bool:
+    """Whether a tensor is one of a transformation of torch.func."""
     own = getattr(importlib.import_module("torch")._C, "_functorch", None)
     return own is not None and bool(own.is_functorch_wrapped_tensor(tensor))
 

@@ -23,7 +23,7 @@ from gradscope.checkpoints.derivatives import (
 from gradscope.checkpoints.loops.follow import TimeLoop, chained, check_product, loops
 from gradscope.checkpoints.loops.operation import Operation
 from gradscope.checkpoints.torch.linearised import Linearising, in_rows
-from gradscope.checkpoints.torch.operations import Tracing, observed
+from gradscope.checkpoints.torch.operations import WRAPPED, Tracing, observed
 from gradscope.checkpoints.torch.products import Product
 from gradscope.checkpoints.torch.steps import (
     DROPPED,
@@ -47,9 +47,9 @@ _UNSEEN = (
     "computes in a way that torch does not show (torch.jit, a function of its own, torch.utils.checkpoint): "
     "give the model without it"
 )
-_WRAPPED = (
-    "computes within torch.func (vmap, grad, jvp), where its operations are of other tensors than outside: "
-    "write the sequences out as an axis of the batch"
+_COMPLEX = (
+    "carries complex numbers from step to step, which have no Jacobian of real numbers: carry their real and "
+    "imaginary parts as tensors of their own"
 )
 _IN_PARTS = (
     "keeps its states in one tensor, of which each step writes a part and reads one: carry the state from "
@@ -94,7 +94,7 @@ def _traced(module: Any, call: StepCall, names: Collection[str]) -> list[Operati
     except Exception as error:  # the user's code may fail in any way
         raise InputError(f"cannot be run once more: {type(error).__name__}: {reason(error)}") from error
     if tracing.wrapped:
-        raise InputError(_WRAPPED)
+        raise InputError(WRAPPED)
     if tracing.unseen:
         raise InputError(_UNSEEN)
     return tracing.operations
@@ -152,6 +152,8 @@ class TorchLoop(Derivatives):
             whole = replayed(
                 stepper, replace(self._call, given={**self._call.given, **inputs}), self.loop, [first]
             )
+            if any(tensor.is_complex() for tensor in whole.state(first)):
+                raise InputError(_COMPLEX)
             axes = sequence_axes(whole, self._call.given, inputs)
             batch = len(in_rows(whole.state(first)[0], axes[0]))
             widths = [prod(shape) // batch for shape in self.loop.shapes]
