@@ -1,4 +1,4 @@
-"""Only the model is a model: tensors of an optimiser and second copies of weights go by their names."""
+"""Only the model is a model: what an optimiser keeps, gradients and copies of weights go by their names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gradscope.errors import InputError, listed
 from gradscope.formats.tensors import Tensors
 
 _OPTIMISER = re.compile(
-    r"(.*_)?optim(i[sz]er)?s?(_.*)?|opt(_states?(_dict)?)?|adamw?|(max_)?exp_avg(_sq)?s?|momentum_buffers?",
+    r"(.*_)?optim(i[sz]er)?s?(_.*)?|opt(_states?(_dict)?)?|adamw?|(max_)?exp_avg(_sq)?s?|momentum_buffers?|grad(ient)?s?",
     re.I | re.S,
 )
 # Moving averages of the weights, which have the names of the weights themselves under one of their own.
@@ -25,7 +25,8 @@ def model_only(tensors: Tensors) -> tuple[Tensors, str]:
 
     Raises InputError where there is nothing but what an optimiser keeps.
     """
-    ours = {key: tensor for key, tensor in tensors.items() if not any(map(is_optimiser, _parts(key)))}
+    # What an optimiser saves alone are state.0.exp_avg, ..., by the parameters' numbers.
+    ours = {key: one for key, one in tensors.items() if not any(map(is_optimiser, _names(key)))}
     if tensors and not ours:
         raise InputError(f"holds {listed(list(tensors), 4)}, which an optimiser keeps: save the model itself")
     copies = _copies(ours)
@@ -66,7 +67,12 @@ def _copies(tensors: Tensors) -> dict[str, str]:
 
 def _parts(key: str) -> list[str]:
     """The names of the modules that a tensor is in."""
-    return re.split(r"[./]", key, maxsplit=_DEEPEST)[:-1]
+    return _names(key)[:-1]
+
+
+def _names(key: str) -> list[str]:
+    """The same, and its own."""
+    return re.split(r"[./]", key, maxsplit=_DEEPEST)
 
 
 def _ends(key: str) -> Iterator[int]:

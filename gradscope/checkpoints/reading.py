@@ -53,6 +53,7 @@ _ARRAYS = {
 _RUNS = {".onnx": "gradscope.checkpoints.onnx.running:recorded_on"}
 
 _HINTS = {
+    ".json": "of an index of several files merge these, and save the model in one",
     ".eqx": "an .eqx file has no names: save its arrays with numpy.savez under W_z, R_z, b_z, ...",
 }
 
@@ -138,7 +139,8 @@ def read_all(
         raise InputError(f"--config {shown(config)} is about weights of Keras (.h5) alone: leave it out")
     if rules and kind in _ARRAYS | TENSOR_FILES:
         with _open_arrays(path, max_size) as tensors:
-            return contents_of(tensors, cell, also, rules)
+            found = contents_of(tensors, cell, also, rules)
+        return _alone(found) if kind in _ARRAYS else found
     if kind in _MODELS:
         told = {} if config is None else {"config": config}
         contents: Contents = load(_MODELS[kind])(path, max_size, also, **told)
@@ -214,6 +216,16 @@ def _mapped(tensors: Tensors, rules: Sequence[str], cell: Cell | None, also: Ite
     return replace(contents, layers=with_fronts(contents.layers, contents.others, tensors))
 
 
+def _alone(contents: Contents) -> Contents:
+    """What a map found in a file that says more of its model than arrays have names for."""
+    said = (
+        "that the inputs are what the layer itself reads, and that no step is masked: of a model whose "
+        "arrays are mapped nothing else is read"
+    )
+    layers = (replace(one, assumed=(*one.assumed, said)) for one in contents.layers)
+    return replace(contents, layers=tuple(layers))
+
+
 def _layers_by_name(tensors: Tensors, cell: Cell | None, also: Iterable[str]) -> Contents:
     """Layers told by the names of their tensors: PyTorch's, Flax', else our own."""
     ours, left_out = model_only(tensors)
@@ -223,13 +235,25 @@ def _layers_by_name(tensors: Tensors, cell: Cell | None, also: Iterable[str]) ->
     if not found:
         found = () if native.has_keys(ours, cell) else unnamed(ours)
         found = found or (native.layer(ours, cell),)
-    found = tuple(told_quantised(one, rounded) for one in found)
+    found = tuple(told_quantised(_with_scale(one), rounded) for one in found)
     if saved:
         found = tuple(told_by_file(one, saved) for one in found)
     if left_out:
         found = tuple(replace(one, assumed=(*one.assumed, left_out)) for one in found)
     contents = Contents.of(found, ours, also)
     return placed_in(contents, ours)
+
+
+def _with_scale(layer: Found) -> Found:
+    """A layer, with a problem if its weights are whole numbers of 8 bits, which stand for others."""
+    eights = set(layer.dtype.split(", ")) & {"int8", "uint8"}
+    scaled = (
+        f"has weights of {min(eights)}, which stand for other numbers by a scale that is not known: save "
+        "them as float32"
+        if eights
+        else ""
+    )
+    return replace(layer, problem=layer.problem or scaled)
 
 
 def _unknown_format(path: str | os.PathLike[str]) -> InputError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,9 @@ from gradscope.errors import InputError
 from gradscope.formats.budget import Budget
 from gradscope.formats.pickles import Call, Name, joined
 
-_REBUILD = {f"torch._utils._rebuild_{kind}" for kind in ("tensor", "tensor_v2", "qtensor")}
+REBUILD = {f"torch._utils._rebuild_{kind}" for kind in ("tensor", "tensor_v2", "qtensor")}
+# Tensors of other kinds, whose numbers are not read: sparse ones, those of 8 bits, those without any (meta).
+_OTHERS = re.compile(r"torch\._utils\._rebuild_(\w+_)?tensor(_\w+)?")
 _PARAMETER, _SUBCLASS = "torch._utils._rebuild_parameter", "torch._tensor._rebuild_from_type_v2"
 _ARRAY = {f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")}
 _ARRAY |= {f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")}
@@ -69,9 +72,14 @@ def rebuilt(value: Any) -> Call | None:
                 value = inner
             case Call(function, (Name(text), _, tuple(arguments), *_)) if function == _SUBCLASS:
                 value = Call(text, arguments)
-    if isinstance(value, Call) and value.function in _REBUILD | _ARRAY:
+    if isinstance(value, Call) and (value.function in _ARRAY or _makes_tensor(value)):
         return value
     return None
+
+
+def _makes_tensor(value: Call) -> bool:
+    """Whether a call makes a tensor of torch, of whatever kind."""
+    return value.function in REBUILD or _OTHERS.fullmatch(value.function) is not None
 
 
 def is_module(value: Call) -> bool:

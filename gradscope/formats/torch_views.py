@@ -18,6 +18,7 @@ from gradscope.errors import InputError, quoted
 from gradscope.formats.budget import Budget
 from gradscope.formats.pickles import Call, Clipped, Name, read_pickle
 from gradscope.formats.tensors import EXPECTED
+from gradscope.formats.torch_tree import REBUILD
 
 _STORAGES: dict[str, Any] = {
     "torch.DoubleStorage": "f8",
@@ -198,6 +199,8 @@ def view(call: Call, storages: Storages, embedded: Embedded, called: str) -> Vie
     """What a call that makes a tensor or an array stands for."""
     if call.function.startswith("numpy."):
         return _array(call, called, embedded.budget)
+    if call.function not in REBUILD:
+        return Unread(called, _other(call))
     match call.arguments:
         case (Call(_, _) as reference, offset, tuple(shape), tuple(strides), *_):
             pass
@@ -218,6 +221,12 @@ def view(call: Call, storages: Storages, embedded: Embedded, called: str) -> Vie
             whole = View(called, storages[key], plain, offset, shape, strides)
             return whole if kind in _STORAGES else _dequantised(whole, call.arguments, storages, embedded)
     raise InputError(f"{called} is described in a way torch.save does not write: {SAVE}")
+
+
+def _other(call: Call) -> str:
+    """What a tensor of another kind is: its dtype of 8 bits, or as torch calls what makes it."""
+    eights = (one.text for one in call.arguments if isinstance(one, Name) and "float8" in one.text)
+    return next(eights, call.function.rpartition("_rebuild_")[2].replace("_", " "))
 
 
 def _dequantised(whole: View, arguments: Any, storages: Storages, embedded: Embedded) -> Quantised | Unread:

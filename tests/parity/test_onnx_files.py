@@ -392,6 +392,7 @@ def test_a_cell_that_the_graph_spells_out(tmp_path):
     (found,) = checkpoints.read_all(tmp_path / "x.onnx").layers
     maps = re.findall("--map '([^']*)'", found.problem)
     layers = [read_layer(tmp_path / "x.onnx", rules=rules_of(one)) for one in maps]
+    assert all("no step is masked: of a model whose arrays are mapped" in one.assumed[-1] for one in layers)
     x, state, expected = sequence(), torch.zeros(1, HIDDEN), []
     with torch.no_grad():
         for step in torch.tensor(x, dtype=torch.float32):

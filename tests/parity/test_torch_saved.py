@@ -314,6 +314,7 @@ MODELS = {
         "",
     ),
     "moments beside": (named("gru", weights(1)) | named("exp_avg_sq.gru", weights(2)), "gru", ""),
+    "gradients beside": (named("gru", weights(1)) | named("grad.gru", weights(2)), "gru", ""),
     "optimiser state of JAX": (
         {"params": named("gru", weights(1)), "opt_state": {"mu": named("gru", weights(2))}},
         "params.gru",
@@ -371,6 +372,37 @@ def test_an_average_of_something_else_is_a_module(tmp_path):
 def test_an_optimiser_alone_is_no_model(tmp_path):
     torch.save({"optimizer": {"exp_avg": weights(1)}}, tmp_path / "x.pt")
     assert "which an optimiser keeps: save the model itself" in refusal(tmp_path / "x.pt")
+
+
+def test_moments_by_the_numbers_of_parameters_are_offered_as_none(tmp_path):
+    gru = nn.GRU(2, 2)
+    optimiser = torch.optim.Adam(gru.parameters())
+    gru(torch.ones(3, 2))[0].sum().backward()
+    optimiser.step()
+    torch.save(optimiser.state_dict(), tmp_path / "x.pt")
+    assert "exp_avg" not in refusal(tmp_path / "x.pt")
+
+
+UNREAD = {
+    "torch.float8_e5m2": lambda tensor: tensor.to(torch.float8_e5m2),
+    "sparse tensor": lambda tensor: tensor.to_sparse(),
+    "meta tensor no storage": lambda tensor: tensor.to("meta"),
+}
+
+
+@pytest.mark.parametrize("kind", UNREAD)
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_tensors_that_are_not_read_say_what_they_are(kind, tmp_path):
+    torch.save({name: UNREAD[kind](one) for name, one in weights(1).items()}, tmp_path / "x.pt")
+    assert f"tensor 'weight_ih_l0' has '{kind}', expected real numbers" in refusal(tmp_path / "x.pt")
+
+
+def test_whole_numbers_of_eight_bits_are_no_weights(tmp_path):
+    """Of other sizes they are what they say."""
+    for dtype, sound in ((torch.int8, False), (torch.int64, True)):
+        torch.save({name: one.to(dtype) for name, one in weights(1).items()}, tmp_path / "x.pt")
+        (found,) = checkpoints.read_all(tmp_path / "x.pt").layers
+        assert found.problem.startswith("has weights of int8, which stand for other numbers") != sound
 
 
 def test_optimiser_tensors_are_no_embedding(tmp_path):
