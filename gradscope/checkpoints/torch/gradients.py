@@ -12,9 +12,8 @@ import importlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradscope.checkpoints.torch.operations import WRAPPED, is_wrapped
 from gradscope.checkpoints.torch.told import OWN
-from gradscope.errors import InputError, reason
+from gradscope.errors import reason
 
 # Times what one rounding of every input moves, the largest of so many draws.
 _SAFETY, _DRAWS = 8.0, 3
@@ -57,8 +56,6 @@ class Pulled:
         """The hook before a call, after those of the user: what it reads is a tensor of its own."""
         torch = importlib.import_module("torch")
         inputs = args[0] if args else keywords.get("input")
-        if hasattr(inputs, "detach") and is_wrapped(inputs):
-            raise InputError(WRAPPED)
         if not torch.is_grad_enabled() or not hasattr(inputs, "detach") or not inputs.is_floating_point():
             self.unseen = self.unseen or (_NO_GRAD if hasattr(inputs, "detach") else "it reads no tensor")
             return None

@@ -100,7 +100,7 @@ class Tracing:
         """See Observer."""
         tensors = dict(leaves(given, is_tensor))
         made = dict(leaves(result, is_tensor, (RESULT,)))
-        self.wrapped |= any(map(is_wrapped, made.values()))
+        self.wrapped |= any(map(_is_wrapped, made.values()))
         known = [self._weights[id(t)] for t in tensors.values() if id(t) in self._weights]
         own = frozenset[str]().union(*known)
         alone = bool(known) and len(known) == len(tensors)
@@ -149,8 +149,7 @@ class Tracing:
         return number, slot
 
 
-def is_wrapped(tensor: Any) -> bool:
-    """Whether a tensor is one of a transformation of torch.func."""
+def _is_wrapped(tensor: Any) -> bool:
     own = getattr(importlib.import_module("torch")._C, "_functorch", None)
     return own is not None and bool(own.is_functorch_wrapped_tensor(tensor))
 

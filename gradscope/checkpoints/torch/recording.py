@@ -17,6 +17,7 @@ from gradscope.checkpoints.found import Found
 from gradscope.checkpoints.recording import Recorded
 from gradscope.checkpoints.torch.calls import call_of, reaches
 from gradscope.checkpoints.torch.gradients import Doubt, Pulled
+from gradscope.checkpoints.torch.operations import WRAPPED
 from gradscope.checkpoints.torch.own import Own, overhearing
 from gradscope.checkpoints.torch.told import module_of
 from gradscope.custom_types import Array
@@ -25,6 +26,7 @@ from gradscope.errors import InputError
 _OF_LAYER = re.compile(r"\w+_l\d+(_reverse)?(_\w+)?")
 _COMPILED = "is compiled by torch.jit, which shows no step of it: record it as it was before"
 _EXPORTED = "is a program of torch.export, in which no module is called: record the model that it was made of"
+_TRANSFORM = "functorch transform"  # in what torch says within torch.func
 _BATCH = "batch is what its forward takes: a tensor, a tuple of arguments, or a dict of them by name"
 
 
@@ -68,6 +70,8 @@ def recorded(
     except InputError as error:
         raise InputError(f"{source}: {error.marked}") from error
     except Exception as error:  # the user's code may fail in any way
+        if _TRANSFORM in str(error):  # not by itself: the hooks do what it does not allow
+            raise InputError(f"{source}: {WRAPPED}") from error
         raise run_failed(source, error, _BATCH) from error
     # A module may have two names, each with layers of its own.
     by_name = {module_of(found): heard[id(owners[found.name])] for found in layers if found.name in owners}
