@@ -9,6 +9,9 @@ from typing import Protocol
 from gradscope.compiled_svd.step_arrays import Shape, StepArrays
 from gradscope.product_svd.steps import Steps
 
+# Platforms with an LU in float64.
+PLATFORMS = ("cpu", "gpu", "cuda", "rocm")
+
 
 class Segment(Protocol):
     """Some steps of a chain."""
@@ -25,6 +28,12 @@ class ArraySource(Protocol):
 
     def segment(self, i: int) -> Segment:
         """The steps of segment i."""
+
+
+def shape_of(chain: ArraySource) -> Shape | None:
+    """The program that a chain needs; None if there is none for it."""
+    arrays = chain.segment(0).step_arrays
+    return None if arrays is None else arrays.shape
 
 
 @dataclass(frozen=True, eq=False)

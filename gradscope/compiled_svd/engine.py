@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import jax
 
-from gradscope.compiled_svd.asked import ArraySource, Asked, Pass
-from gradscope.compiled_svd.passes import gone_through, shape_of
+from gradscope.compiled_svd.asked import ArraySource, Asked, Pass, shape_of
+from gradscope.compiled_svd.passes import gone_through
 from gradscope.machine import one_blas_thread
 from gradscope.product_svd.error_estimate import (
     EPS,
@@ -21,9 +21,6 @@ from gradscope.product_svd.error_estimate import (
 from gradscope.product_svd.outcome import Outcome
 from gradscope.product_svd.spectrum import Spectrum, assembled
 from gradscope.product_svd.steps import StepSource, checked
-
-# Platforms with an LU in float64.
-PLATFORMS = ("cpu", "gpu", "cuda", "rocm")
 
 
 @one_blas_thread()  # the finish of every pass has a core

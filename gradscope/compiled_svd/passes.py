@@ -11,7 +11,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from gradscope.compiled_svd.asked import ArraySource, Pass
+from gradscope.compiled_svd.asked import Pass
 from gradscope.compiled_svd.graded_step import Form
 from gradscope.compiled_svd.runs import gone_in_segments, gone_in_turn
 from gradscope.compiled_svd.step_arrays import MOST_SEGMENTS, Cut, Shape, bucket
@@ -29,12 +29,6 @@ _PIECE_BYTES, _MATRICES = 4 * 2**30, 16
 _LARGEST_IN_SEGMENTS = 512
 
 _guard, _locks, _done = threading.Lock(), dict[Hashable, threading.Lock](), set[Hashable]()
-
-
-def shape_of(chain: ArraySource) -> Shape | None:
-    """The program that a chain needs; None if there is none for it."""
-    arrays = chain.segment(0).step_arrays
-    return None if arrays is None else arrays.shape
 
 
 def gone_through(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Protocol
 
@@ -21,7 +21,6 @@ from gradscope.measure.progress import Fraction, Meter
 from gradscope.measure.returning import returning
 from gradscope.measure.shares import error_of_shares, shares
 from gradscope.product_svd.arguments import window_of
-from gradscope.product_svd.error_estimate import WORTH_A_THREAD
 from gradscope.product_svd.largest_gain import log10_largest_gain
 from gradscope.product_svd.plain_values import few_of_many
 from gradscope.product_svd.spectrum import Spectrum, diagonal_spectrum, plain_spectra, spectrum
@@ -43,17 +42,18 @@ def measure_sequence(
     report: Fraction | None = None,
     known: Callable[[], Mapping[str, Spectrum]] = dict,
     returning: bool = False,
+    beside: bool = False,
 ) -> Measured:
     """What is measured of one sequence.
 
-    report : told how far it is; known : finds the chains whose spectra come from elsewhere, while another
-    thread of ``ask`` is at those without each path; returning : whether the top vector is followed back, see
-    ``measure.returning``.
+    report : told how far it is; known : finds the chains whose spectra come from elsewhere; returning :
+    whether the top vector is followed back, see ``measure.returning``; beside : whether another thread of
+    ``ask`` is at the chains without each path meanwhile.
     """
     meter = Meter(report or (lambda _: None))
     read = meter.read if report else None
     chains = JacobianChains(sequence.segment, sequence.starts, sequence.steps, read)
-    with chains.without_beside(ask):
+    with chains.without_beside(ask) if beside else nullcontext():
         chains.known = known()
         (found,) = measure(chains, ask, meter)
     return replace(found, returning=chains.returning(found)) if returning and found.alive else found
@@ -142,9 +142,9 @@ class JacobianChains:
     def without_beside(self, ask: Ask) -> Iterator[None]:
         """Within, another thread is at what ``without`` finds: products in large pieces, which hold no lock.
 
-        Only where there is more than one thread for them, and more than next to nothing to do.
+        Only where there is more than one thread for them.
         """
-        if ask.threads == 1 or not ask.paths or not self.parts or self._sizes["full"] < WORTH_A_THREAD:
+        if ask.threads == 1 or not ask.paths or not self.parts:
             yield
             return
         pool = ThreadPoolExecutor(1)

@@ -12,16 +12,14 @@ import jax
 import numpy as np
 
 from gradscope.errors import BeyondRangeError
-from gradscope.linearize.beyond_range import with_slopes
 from gradscope.linearize.sequence import sequences_on
 from gradscope.machine import cores, one_blas_thread
 from gradscope.measure.all_values import measure_sequence
 from gradscope.measure.chains import Ask
 from gradscope.measure.cost import sooner_without_jacobians, units, work_of
 from gradscope.measure.measured import Measured
-from gradscope.measure.programs import by_programs
+from gradscope.measure.programs import by_programs, taken
 from gradscope.measure.progress import Progress, Tally
-from gradscope.measure.top_values import measure_together
 from gradscope.problem.problem import Problem
 from gradscope.problem.problems import Problems
 from gradscope.product_svd.error_estimate import WORTH_A_THREAD
@@ -80,6 +78,8 @@ def _measured(problem: Problem, numbers: range, ask: Ask, means: Means, tally: T
     try:
         return _chosen(problem, numbers, ask, means, tally)
     except BeyondRangeError:
+        from gradscope.linearize.beyond_range import with_slopes
+
         along = with_slopes(problem.system)
         if along is None or problem.adjoint is not None:  # the weights' gradient has the states in it
             raise
@@ -117,12 +117,14 @@ def _side_by_side(
     at_once = min(means.at_once, len(sequences)) if system.size >= WORTH_A_THREAD else 1
     ask = replace(ask, threads=max(1, cores() // at_once))
     told = tally.of(range(len(sequences)))
-    known = cache(lambda: by_programs(sequences, ask, means.devices, told))
+    worth = taken(sequences, ask, means.devices)
+    known = cache(lambda: by_programs(sequences, ask, means.devices, worth, told))
+    beside = system.size >= WORTH_A_THREAD or bool(worth)
 
     def one(job: int) -> Measured:
         sequence, report = sequences[job], tally.of([job]) if tally.watched else None
         returning = numbers[job] == 0 and ask.only == "all"
-        found = measure_sequence(sequence, ask, report, lambda: known()[job], returning)
+        found = measure_sequence(sequence, ask, report, lambda: known()[job], returning, beside)
         return replace(found, gates=sequence.gate_sums, course=sequence.course)
 
     if at_once == 1:
@@ -137,6 +139,8 @@ def _side_by_side(
 
 def _together(problem: Problem, numbers: range, ask: Ask, means: Means, tally: Tally) -> list[Measured]:
     """Those of one length all at once, without Jacobians."""
+    from gradscope.measure.top_values import measure_together
+
     system = problem.system
     found: dict[int, Measured] = {}
     for length in sorted({system.length(number) for number in numbers}):

@@ -12,9 +12,7 @@ from itertools import count
 import jax
 import numpy as np
 
-from gradscope.compiled_svd.asked import ArraySource
-from gradscope.compiled_svd.engine import PLATFORMS, compiled_spectra
-from gradscope.compiled_svd.passes import shape_of
+from gradscope.compiled_svd.asked import PLATFORMS, ArraySource, shape_of
 from gradscope.compiled_svd.step_arrays import Shape
 from gradscope.linearize.budget import SEGMENT_BYTES
 from gradscope.linearize.cell_chain import CellChain
@@ -63,20 +61,32 @@ class _Part:
         )
 
 
+def taken(sequences: Sequence[Linearized], ask: Ask, devices: Sequence[jax.Device]) -> frozenset[Shape]:
+    """The shapes of the chains that programs find sooner; asked once for an analysis, which then counts."""
+    if not ask.paths or devices[0].platform not in PLATFORMS:
+        return frozenset()
+    accelerator = devices[0].platform != "cpu"
+    return _worth(_shapes(sequences[0], ask), sum(one.steps for one in sequences), accelerator)
+
+
 def by_programs(
-    sequences: Sequence[Linearized], ask: Ask, devices: Sequence[jax.Device], report: Fraction
+    sequences: Sequence[Linearized],
+    ask: Ask,
+    devices: Sequence[jax.Device],
+    worth: frozenset[Shape],
+    report: Fraction,
 ) -> list[dict[str, Spectrum]]:
     """{chain: Spectrum} of every sequence: of the chains that programs find sooner, and are sure of.
 
-    report : told which part of them is done.
+    worth : what ``taken`` says; report : told which part of them is done.
     """
     found: list[dict[str, Spectrum]] = [{} for _ in sequences]
-    if not ask.paths or devices[0].platform not in PLATFORMS:
+    if not worth:
         return found
-    accelerator = devices[0].platform != "cpu"
-    worth = _worth(_shapes(sequences[0], ask), sum(one.steps for one in sequences), accelerator)
-    wave = max(cores(), _BYTES // (4 * SEGMENT_BYTES)) if worth else len(sequences)
-    for low in range(0, len(sequences) if worth else 0, wave):
+    from gradscope.compiled_svd.engine import compiled_spectra
+
+    wave = max(cores(), _BYTES // (4 * SEGMENT_BYTES))
+    for low in range(0, len(sequences), wave):
         some = range(low, min(low + wave, len(sequences)))
         parts = [part for number in some for part in _parts(number, sequences[number], ask, worth)]
         before, share = low / len(sequences), len(some) / len(sequences) / max(1, len(parts))

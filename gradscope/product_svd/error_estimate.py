@@ -34,10 +34,10 @@ UNRESOLVED = 32
 LOST = 1.0
 # Decades: the error of values of which nothing is known.
 HOPELESS = 16.0
-# Two threads take 0.7 times as long as one at m = 128 and 1.2 times at m = 64, where they wait for
-# the interpreter's lock. More, on slices of the steps that are merged, took 1.0 (m = 128), .8 (256) and .9
-# times (512) as long as one, with every lag, and more CPU time.
-WORTH_A_THREAD = 96
+# From so many states on threads of Python pay. Those of smaller chains wait for the interpreter's lock, and
+# take CPU time for that: `python benchmarks/speed.py --only threads` has both sides. More threads, on slices
+# of the steps that are merged, took .8 (m = 256) and .9 times (512) as long as one, and more CPU time.
+WORTH_A_THREAD = 256
 # Rounding units (of entry_error, which is four of eps) that a slope carries per bit that it is below 1: its
 # logarithm is a pre-activation a, once or twice, that is rounded to eps a.
 SATURATION = np.log(2) / 8
@@ -88,8 +88,8 @@ def good_enough(size: int, steps: int, entry_error: float) -> float:
 
 
 def draws(size: int) -> int:
-    """How many runs on changed entries the first is compared with."""
-    return DRAWS if size < RESET_SIZE else 1
+    """How many runs on changed entries the first is compared with: none of no states."""
+    return 0 if size == 0 else DRAWS if size < RESET_SIZE else 1
 
 
 def grouped_for(accuracy: str) -> float:

@@ -65,7 +65,7 @@ def values_of(
 
     entry_error : with what saturated units add, see ``rounding_of``.
     """
-    products = PlainProducts(len(steps), (1, steps[0].shape[0]), floor, window)
+    products = PlainProducts(len(steps), (1, len(steps.weights[0])), floor, window)
     for step in _alone(steps):
         products.times(step)
         if not products.hopeful:

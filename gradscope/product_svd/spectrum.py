@@ -128,7 +128,7 @@ def spectrum(
     """
     check_asked(top, floor, entry_error, accuracy, workers)
     steps, gaps = checked(jacobians)
-    m = steps[0].shape[0]
+    m = len(steps.weights[0])
     entry_error = rounding_of(entry_error, steps.span)
     rows, columns = window_of(window, m)
     count = min(len(range(m)[part]) for part in (rows, columns))

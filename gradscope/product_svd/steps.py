@@ -385,7 +385,8 @@ class Perturbed(Steps):
         super().__init__(steps.source, steps.live, steps.size)
         self.weights, self.span = steps.weights, steps.span
         rng = np.random.default_rng(20240229 + draw)
-        largest = max(len(w) for w in steps.weights) ** 2 + steps[0].size
+        rows = len(steps.weights[0])
+        largest = max(len(w) for w in steps.weights) ** 2 + rows * len(steps.width(0, rows))
         self.starts = rng.integers(4096, size=len(steps))
         self.pool = 1 + size * changes(rng, largest + 4096)
 

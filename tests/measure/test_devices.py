@@ -21,6 +21,7 @@ from gradscope.linearize.sequence import Linearized
 from gradscope.measure import batch
 from gradscope.measure.all_values import JacobianChains, measure_sequence
 from gradscope.measure.chains import Ask
+from gradscope.product_svd import error_estimate
 from gradscope.product_svd.spectrum import spectrum
 
 ANALYZE = [sys.executable, "-m", "gradscope", "analyze", "--json"]
@@ -79,6 +80,30 @@ def test_threads_give_what_one_after_the_other_gives(monkeypatch):
     assert reports[-1] == (pytest.approx(3), 3)
 
 
+def test_no_thread_of_python_is_beside_a_small_chain_on_the_host(monkeypatch):
+    """Nor is anything done twice that is known: no step formed for its size, no run on no states changed."""
+    monkeypatch.setattr("gradscope.measure.batch.cores", lambda: 2)
+    where, formed, ran = set(), [], []
+
+    def noted(*given):
+        where.add(threading.get_ident())
+        return without(*given)
+
+    def run(steps, **options):
+        where.add(threading.get_ident())
+        ran.append((max(map(len, steps.weights)), options.get("perturb", 0.0)))
+        return once(steps, **options)
+
+    without, once, sum_of = JacobianChains._without, error_estimate.Run, CellChain._sum
+    monkeypatch.setattr(JacobianChains, "_without", noted)
+    monkeypatch.setattr(error_estimate, "Run", run)
+    monkeypatch.setattr(CellChain, "_sum", lambda self, t: formed.append(self.size) or sum_of(self, t))
+    gradscope.analyze(cell="lstm", hidden=50, input_size=2, steps=12)
+    assert where == {threading.get_ident()}
+    assert formed.count(50) == 12  # of the one path that has a step of zeros
+    assert [changed for size, changed in ran if not size] == [0.0]  # the forget gate's first step is zero
+
+
 def test_a_failure_in_a_thread_is_raised_here(monkeypatch):
     monkeypatch.setattr("gradscope.measure.batch.WORTH_A_THREAD", 1)
     monkeypatch.setattr("gradscope.measure.batch.cores", lambda: 3)
@@ -98,7 +123,7 @@ def test_chains_without_each_path_in_a_thread_of_their_own(monkeypatch):
         return without(*given)
 
     monkeypatch.setattr(JacobianChains, "_without", noted)
-    monkeypatch.setattr("gradscope.measure.all_values.WORTH_A_THREAD", 1)
+    monkeypatch.setattr("gradscope.measure.batch.WORTH_A_THREAD", 1)
     assert gradscope.analyze(**problem).to_dict() == alone
     assert len(where) == 1
     assert threading.get_ident() not in where

@@ -124,7 +124,7 @@ def test_few_values_of_a_small_chain_are_taken_of_all(monkeypatch):
     assert not sooner_without_jacobians(small)
     assert sooner_without_jacobians(large)
     monkeypatch.setattr("gradscope.measure.batch.sooner_without_jacobians", sooner_without_jacobians)
-    monkeypatch.setattr("gradscope.measure.batch.measure_together", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr("gradscope.measure.top_values.measure_together", lambda *_: pytest.fail("compiled"))
     few, every = (gradscope.analyze(**SIZES, top=top) for top in (2, "all"))
     assert few.to_dict()["problem"]["top"] == 2
     expected = every.full.spectra[0].log10_singular_values[:2]
