@@ -9,27 +9,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gradscope.as_arguments import takes
-from gradscope.checkpoints import Model, read
-from gradscope.checkpoints.array_map import rules_of
-from gradscope.checkpoints.recording_file import read_recorded
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, as_option, quoted, shown
 from gradscope.linearize.below_range import falls
 from gradscope.machine import find_devices, one_blas_thread
 from gradscope.measure.batch import Means, measure_batch
-from gradscope.measure.light import LightProbe
-from gradscope.measure.loss import LossGradient, held_by, loss_gradient
 from gradscope.measure.measured import Measured, near_levels
 from gradscope.measure.plan import Plan
 from gradscope.measure.progress import Progress
-from gradscope.measure.sensitivity import sensitivity_of
-from gradscope.measure.side_by_side import together
 from gradscope.option import is_default
 from gradscope.problem.checks import whole_number
 from gradscope.problem.clip import clip_of
 from gradscope.problem.inputs import is_made
 from gradscope.problem.layers import make_problems
-from gradscope.problem.masked import masked_problems
 from gradscope.problem.masks import drawn_of
 from gradscope.problem.problem import Problem
 from gradscope.problem.problems import Problems
@@ -37,7 +29,6 @@ from gradscope.product_svd.spectrum import spectrum
 from gradscope.report.analysis import Analysis
 from gradscope.report.chains import chain_of
 from gradscope.report.conclude import conclude, of_sequences
-from gradscope.report.masked import MaskedGains, masked_gains
 from gradscope.report.notes import chain_notes, left_out, small_slopes
 from gradscope.report.provenance import described_together
 from gradscope.report.verdict import judge, level
@@ -48,9 +39,14 @@ if TYPE_CHECKING:
 
     from gradscope.advise.repair import Repaired
     from gradscope.advise.suggest import Suggestions
+    from gradscope.checkpoints import Model
     from gradscope.gate.budgets import MetricBudget
     from gradscope.grid.points import Points
     from gradscope.grid.sweep import Sweep
+    from gradscope.measure.light import LightProbe
+    from gradscope.measure.loss import LossGradient
+    from gradscope.measure.sensitivity import Sensitivity
+    from gradscope.report.masked import MaskedGains
 
 # Steps that are analysed for a horizon, in horizons.
 _BEYOND = 1.25
@@ -104,6 +100,8 @@ def analyze_together(settings: Settings) -> Analysis:
     problems, means = _prepare(settings)
     if not problems.stacks:
         return analyze_problems(problems, settings.policy, settings.progress, means)
+    from gradscope.measure.side_by_side import together
+
     groups = Problems(tuple(group.problem for group in problems.groups))
     measured = together(groups, _measured(groups, settings.policy, means, settings.progress))
     source = described_together(problems, means.devices[0].platform) | {"layers": len(problems.layers)}
@@ -304,28 +302,20 @@ def _prepare(settings: Settings) -> tuple[Problems, Means]:
 
 def _read(settings: Settings) -> Model | None:
     """The layers of a checkpoint, if one is given, and what else of it is asked for."""
+    if settings.checkpoint is None and is_made(settings.inputs):
+        _check_no_model(settings)
+        return None
+    from gradscope.checkpoints import read
+    from gradscope.checkpoints.array_map import rules_of
+    from gradscope.checkpoints.recording_file import read_recorded
+
     recorded = read_recorded(settings.inputs)
     if settings.checkpoint is None:
         if recorded:
             whole = not recorded.layers
             way = f"say gradscope analyze {shown(recorded.label)}" if whole else "give its checkpoint as well"
             raise InputError(f"{shown(recorded.label)} is a recording of a model's layers: {way}")
-        for name in (
-            "layer",
-            "reads",
-            "map",
-            "activation",
-            "layout",
-            "config",
-            "max_size",
-            "readout",
-            "embedding",
-        ):
-            if (value := getattr(settings, name)) is not None:
-                raise InputError(
-                    f"{as_option(name)} is {quoted(value)}, but that is about a checkpoint: give its "
-                    "file as well"
-                )
+        _check_no_model(settings)
         return None
     layer, reads = settings.layer, settings.reads
     return read(
@@ -342,6 +332,16 @@ def _read(settings: Settings) -> Model | None:
         recorded=recorded,
         inputs=None if recorded else _of_model(settings),
     )
+
+
+def _check_no_model(settings: Settings) -> None:
+    """Raise InputError for what is about a checkpoint, where none is given."""
+    about = ("layer", "reads", "map", "activation", "layout", "config", "max_size", "readout", "embedding")
+    for name in about:
+        if (value := getattr(settings, name)) is not None:
+            raise InputError(
+                f"{as_option(name)} is {quoted(value)}, but that is about a checkpoint: give its file as well"
+            )
 
 
 def _of_model(settings: Settings) -> Any:
@@ -365,7 +365,7 @@ def _concluded(
         for problem, each in zip(problems.every, measured, strict=True)
     ]
     changes = [
-        sensitivity_of(problem, each, loss, device)
+        _sensitivity(problem, each, loss, device)
         for problem, each, loss in zip(problems.every, measured, losses, strict=True)
     ]
     masks = _masked(problems, policy, means, progress) if whole else None
@@ -377,11 +377,26 @@ def _loss(
     problem: Problem, measured: Sequence[Measured], device: Device, progress: Progress | None
 ) -> LossGradient | None:
     """The gradient of its loss, in doubt where it may hang on slopes that its dtype does not hold."""
+    if problem.adjoint is None:
+        return None
+    from gradscope.measure.loss import held_by, loss_gradient
+
     loss = loss_gradient(problem, near_levels(measured), device, progress)
     doubted = loss and held_by(loss, problem.system.dtype)
     if doubted is loss or small_slopes(problem, measured) or falls(problem.system, device):
         return doubted
     return loss
+
+
+def _sensitivity(
+    problem: Problem, measured: Sequence[Measured], loss: LossGradient | None, device: Device
+) -> Sensitivity | str | None:
+    """How its gain changes with its parameters, or why it has no derivative, where that is asked for."""
+    if not problem.sensitivity:
+        return None
+    from gradscope.measure.sensitivity import sensitivity_of
+
+    return sensitivity_of(problem, measured, loss, device)
 
 
 def _masked(
@@ -391,6 +406,10 @@ def _masked(
     masks = problems.masks
     if masks is None:
         return None
+    from gradscope.measure.side_by_side import together
+    from gradscope.problem.masked import masked_problems
+    from gradscope.report.masked import masked_gains
+
     floor = math.log10(policy.vanishing_below)
 
     def report(done: float, count: int) -> None:

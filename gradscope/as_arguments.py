@@ -61,4 +61,9 @@ def _parameter(described: Field[Any], names: Mapping[str, Any]) -> str:
     if words := said.choices or get_args(names.get(kind)):
         kind = "{" + ", ".join(map(repr, words)) + "}"
     kind += ", optional" if default in (None, ()) else f", default {default!r}"
-    return f"{described.name} : {kind}\n{textwrap.indent(textwrap.fill(said.doc or said.help, 100), '    ')}"
+    return f"{described.name} : {kind}\n{_indented(said.doc or said.help)}"
+
+
+@functools.cache  # several functions take the same options
+def _indented(text: str) -> str:
+    return textwrap.indent(textwrap.fill(text, 100), "    ")

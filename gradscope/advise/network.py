@@ -15,11 +15,11 @@ from gradscope.custom_types import Array
 from gradscope.errors import InputError
 from gradscope.measure.batch import Means, measure_batch
 from gradscope.measure.measured import Measured
-from gradscope.measure.sensitivity import Sensitivity, known, median_sequence, sensitivity_of, top_sums
+from gradscope.measure.sensitivity import Sensitivity, median_sequence, sensitivity_of, top_sums
 from gradscope.problem.problem import Problem
 from gradscope.problem.problems import Problems
 from gradscope.report.analysis import Analysis
-from gradscope.report.conclude import of_sequences
+from gradscope.report.conclude import known, of_sequences
 from gradscope.report.notes import trajectory_notes
 from gradscope.report.provenance import described
 from gradscope.settings import Only, Policy

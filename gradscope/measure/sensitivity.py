@@ -180,11 +180,6 @@ def top_sums(
     return found
 
 
-def known(found: Sensitivity | str | None) -> Sensitivity | None:
-    """What ``sensitivity_of`` returned, if that is a sensitivity."""
-    return None if isinstance(found, str) else found
-
-
 def of_sequence(
     problem: Problem,
     measured: Measured,

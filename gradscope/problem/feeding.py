@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradscope.checkpoints import Layer, Model, Named
-from gradscope.checkpoints.layer import asked_lengths
-from gradscope.checkpoints.signals import Mask
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, listed, shown
 from gradscope.problem.inputs import Sequences, given_lengths
+
+if TYPE_CHECKING:
+    from gradscope.checkpoints import Layer, Model, Named
+    from gradscope.checkpoints.signals import Mask
 
 
 def check_roots(model: Model, given: Sequences | None) -> None:
@@ -55,6 +57,8 @@ def lengths_in(
     if asked is not None:
         return asked, ""
     if by and given:
+        from gradscope.checkpoints.layer import asked_lengths
+
         raise InputError(asked_lengths(by))
     return given_lengths(lengths), f"that every sequence has all steps, which {shown(by)} tells" * bool(by)
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradscope.checkpoints import Named
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, MisfitError, as_option, counted, shown
 from gradscope.formats.reading import ARRAY_KINDS, read_array
 from gradscope.formats.tensors import as_float64
 from gradscope.settings import BATCH, INPUT_SIZE, STEPS
+
+if TYPE_CHECKING:
+    from gradscope.checkpoints import Named
 
 # Inputs that are made, not given.
 KINDS = ("normal", "zeros")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradscope.cells.cell import Cell
-from gradscope.checkpoints import Layer, Model, Recorded
 from gradscope.custom_types import Array
 from gradscope.errors import BeyondRangeError, InputError, MisfitError, as_option, listed, shown
 from gradscope.linearize.course import check_finite
@@ -22,12 +21,13 @@ from gradscope.problem.inputs import Sequences, extents, given_lengths, given_se
 from gradscope.problem.problem import Problem, as_names, make_problem, paths_of
 from gradscope.problem.recorded import on_recorded, with_mask
 from gradscope.problem.scaling import check_names, factors_of, scale_of
-from gradscope.problem.self_check import settled
 from gradscope.problem.time_axis import assumption, known_time_major, recorded_assumption, time_major
 from gradscope.settings import DTYPE, Settings, Top
 
 if TYPE_CHECKING:
     from jax import Device
+
+    from gradscope.checkpoints import Layer, Model, Recorded
 
 
 from gradscope.problem.problems import Problems
@@ -108,6 +108,8 @@ def _recorded(
     settings: Settings, model: Model, recorded: Recorded, devices: Sequence[Device], begun: Begun | None
 ) -> Problems:
     """The problems of layers on what they read themselves, after the self-check."""
+    from gradscope.problem.self_check import settled
+
     fed = on_recorded(settings, model, recorded)
     first = fed[model.chosen[0]].inputs
     if isinstance(first, Sequences):

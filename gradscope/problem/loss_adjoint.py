@@ -7,12 +7,11 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from gradscope.cells.notation import is_bias
-from gradscope.checkpoints import Named
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, as_option, counted, quoted, shown
 from gradscope.formats.reading import read_array
@@ -23,6 +22,9 @@ from gradscope.problem.checks import one_of
 from gradscope.problem.inputs import label
 from gradscope.problem.problem import Problem
 from gradscope.settings import READOUT_AT, ReadoutAt
+
+if TYPE_CHECKING:
+    from gradscope.checkpoints import Named
 
 # How frameworks call a matrix (outputs, n), and one of (n, outputs).
 _ROWS_ARE_OUTPUTS = re.compile(r"(^|[./])weight$")

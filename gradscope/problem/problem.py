@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gradscope.cells.cell import Cell
 from gradscope.cells.factors import factor_parameters, with_factors
-from gradscope.checkpoints import Layer
-from gradscope.checkpoints.derivatives import Derivatives
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, MisfitError, as_option, quoted, shown
 from gradscope.linearize.budget import check_memory
@@ -29,6 +28,10 @@ from gradscope.problem.origin import Origin
 from gradscope.problem.scaling import check_names, factors_of, scale_of
 from gradscope.problem.subject import subject_of
 from gradscope.settings import DEFAULT_TOP, DTYPE, MOST_FOR_ALL, Only, Settings
+
+if TYPE_CHECKING:
+    from gradscope.checkpoints import Layer
+    from gradscope.checkpoints.derivatives import Derivatives
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradscope.cells.factors import own
-from gradscope.checkpoints import Named
 from gradscope.errors import InputError, as_option, listed
 from gradscope.problem.clip import Clip
 from gradscope.problem.loss_adjoint import with_loss, with_losses
 from gradscope.problem.masked import check_masks
 from gradscope.problem.masks import Drawn
 from gradscope.problem.problem import Problem
+
+if TYPE_CHECKING:
+    from gradscope.checkpoints import Named
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradscope.checkpoints import Layer, Model, Recorded, Recording
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, as_option, counted, flag, listed, quoted, shown
 from gradscope.problem.checks import whole_number
 from gradscope.problem.inputs import Sequences
 from gradscope.problem.problem import Problem
 from gradscope.settings import Settings
+
+if TYPE_CHECKING:
+    from gradscope.checkpoints import Layer, Model, Recorded, Recording
 
 # What comes with the recording.
 _OWN = ("lengths", "initial_state", "embedding")

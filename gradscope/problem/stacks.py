@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gradscope.cells.cell import Member
 from gradscope.cells.stack import stacked
-from gradscope.checkpoints import Layer, Model
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, as_option, listed
 from gradscope.linearize.budget import check_memory
 from gradscope.linearize.system import System
 from gradscope.problem.problem import Problem, chosen_top, known_paths
 from gradscope.problem.problems import Stack
+
+if TYPE_CHECKING:
+    from gradscope.checkpoints import Layer, Model
 
 
 def stacks_of(

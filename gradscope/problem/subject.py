@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gradscope.cells import find
 from gradscope.cells.cell import Cell
 from gradscope.cells.initializers import initialize
-from gradscope.checkpoints import Layer
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, as_option, flag, quoted, shown
 from gradscope.option import option_of
@@ -19,6 +18,9 @@ from gradscope.problem.checks import real, whole_number
 from gradscope.problem.initial_state import initial_states
 from gradscope.problem.origin import Origin
 from gradscope.settings import CELL, HIDDEN, INIT, Settings
+
+if TYPE_CHECKING:
+    from gradscope.checkpoints import Layer
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from gradscope.checkpoints import Model
+from typing import TYPE_CHECKING
+
 from gradscope.errors import InputError, counted, listed
 from gradscope.problem.inputs import Sequences
+
+if TYPE_CHECKING:
+    from gradscope.checkpoints import Model
 
 # Times as many sequences as steps make one think that the two axes have been taken for each other.
 _FAR = 8

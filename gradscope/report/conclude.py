@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gradscope.cells.notation import NAMELESS
 from gradscope.cells.spectra import recurrent_matrices
 from gradscope.custom_types import Array
-from gradscope.measure.loss import LossGradient
 from gradscope.measure.measured import Measured, gate_statistics
 from gradscope.measure.returning import of_layers
-from gradscope.measure.sensitivity import Sensitivity, known
-from gradscope.measure.side_by_side import together
 from gradscope.problem.problem import Problem
 from gradscope.problem.problems import Problems
 from gradscope.report.analysis import Analysis
@@ -25,6 +22,10 @@ from gradscope.report.notes import chain_notes, loss_notes, sensitivity_notes, t
 from gradscope.report.provenance import described, described_together
 from gradscope.report.verdict import judge, level
 from gradscope.settings import MOST_FOR_ALL, Policy
+
+if TYPE_CHECKING:
+    from gradscope.measure.loss import LossGradient
+    from gradscope.measure.sensitivity import Sensitivity
 
 _SIDE_BY_SIDE = (
     "Layers of two directions of time, or that nothing says to read each other (--reads LAYER=BELOW would), "
@@ -50,6 +51,8 @@ def conclude(
     )
     analysis = layers[0]
     if len(layers) > 1:
+        from gradscope.measure.side_by_side import together
+
         source = described_together(problems, backend)
         analysis = replace(
             of_sequences(together(problems, measured), policy, source), layers=layers, only=layers[0].only
@@ -70,6 +73,11 @@ def conclude(
         notes = (*loss_notes(loss), *sensitivity_notes(change))
         analysis = replace(analysis, verdict=analysis.verdict.noting(notes))
     return replace(analysis, loss=loss, sensitivity=known(change), returning=_returning(joint, measured[at]))
+
+
+def known(change: Sensitivity | str | None) -> Sensitivity | None:
+    """How the gain changes, where there is no reason why it has no derivative."""
+    return None if isinstance(change, str) else change
 
 
 def _of_layer(

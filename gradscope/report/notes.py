@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.errors import counted, flag, listed
-from gradscope.measure.loss import LossGradient
 from gradscope.measure.measured import Measured, course_of, gate_statistics
-from gradscope.measure.sensitivity import Sensitivity
 from gradscope.problem.problem import Problem
 from gradscope.problem.problems import Problems
 from gradscope.product_svd.log_scale import median_of_known
 from gradscope.report.chains import Chain
 from gradscope.report.verdict import scientific
 from gradscope.settings import Level
+
+if TYPE_CHECKING:
+    from gradscope.measure.loss import LossGradient
+    from gradscope.measure.sensitivity import Sensitivity
 
 # Of all gates at all steps: from here on it is the network's state, not that of some units.
 _SATURATED = 0.9

@@ -184,6 +184,16 @@ def test_package_imports_nothing_heavy():
     assert not HEAVY & modules_after("import gradscope")
 
 
+@pytest.mark.slow  # a process with JAX
+def test_a_fresh_cell_is_analysed_without_what_others_ask_for():
+    """A start takes what reads checkpoints, losses, sensitivities and top values for nobody."""
+    asked = ["analyze", "--hidden", "2", "--input-size", "1", "--steps", "3", "--no-compile-cache", "-q"]
+    loaded = modules_after(f"from gradscope.cli.main import main; main({asked!r})")
+    others = "checkpoints", "measure.loss", "measure.sensitivity", "compiled_svd.engine", "linearize.tangents"
+    assert "gradscope.measure.batch" in loaded
+    assert not {f"gradscope.{name}" for name in others} & loaded
+
+
 LOAD = "for n in gradscope.__all__: assert callable(getattr(gradscope, n)), n"
 
 
