@@ -6,7 +6,7 @@ They are computed anew along the states that are there, in numbers of any expone
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -64,6 +64,8 @@ def far_paths(
         return None, False, None
     kept = jax.tree.map(lambda path, _: path, found, paths, is_leaf=partial(_is, Wide))
     held = all((one.exponent[one.mantissa != 0] >= _FARTHEST).all() for one in _leaves(kept))
+    if any((one.mantissa == 0).any() for one in _leaves(kept)):  # these may be smaller still
+        held = held and not _any_layer(_may_vanish, cell, parameters, inputs, states)
     kept = jax.tree.map(_with_digits, kept, is_leaf=partial(_is, Wide))
     lost = any(
         ((one.mantissa != 0) & (np.abs(leaf) < tiny)).any()
@@ -76,9 +78,14 @@ def may_fall(cell: Cell, parameters: Mapping[str, Array], inputs: Array, states:
     """Whether slopes may be smaller than the states' dtype holds without being 0, as those of relu are."""
     if given(cell):
         return False
+    return _any_layer(partial(_may_fall, dtype=states.dtype), cell, parameters, inputs, states)
+
+
+def _any_layer(
+    of_one: Callable[..., bool], cell: Cell, parameters: Mapping[str, Array], inputs: Array, states: Array
+) -> bool:
     with precise("float64"):
-        each = layers_along(cell, *in_float64(parameters, inputs, states))
-        return any(_may_fall(*one, states.dtype) for one in each)
+        return any(of_one(*one) for one in layers_along(cell, *in_float64(parameters, inputs, states)))
 
 
 def falls(system: System, device: jax.Device) -> bool:
@@ -111,6 +118,14 @@ def _may_fall(cell: Cell, parameters: Parameters, inputs: Array, states: Array, 
         return False
     known = _operations(cell, _shapes(parameters), inputs.shape[1], states.shape[1])
     return bool(known & _FALL) and (drive > _HELD * most or bool(known & _FALL_FASTER))
+
+
+def _may_vanish(cell: Cell, parameters: Parameters, inputs: Array, states: Array) -> bool:
+    """Whether slopes of one layer may be so small that no exponent here holds them."""
+    known = _operations(cell, _shapes(parameters), inputs.shape[1], states.shape[1])
+    faster = 2 if known & _FALL_FASTER else 1
+    drive = _drive(cell, parameters, inputs, states)
+    return bool(known & _FALL) and not drive <= (-_FARTHEST) ** (1 / faster)  # not >, or NaN passes
 
 
 def _shapes(parameters: Parameters) -> tuple[tuple[str, tuple[int, ...]], ...]:

@@ -125,7 +125,7 @@ def _side_by_side(
         sequence, report = sequences[job], tally.of([job]) if tally.watched else None
         returning = numbers[job] == 0 and ask.only == "all"
         found = measure_sequence(sequence, ask, report, lambda: known()[job], returning, beside)
-        return replace(found, gates=sequence.gate_sums, course=sequence.course)
+        return replace(found, gates=sequence.gate_sums, course=sequence.course).without_claims(system.dtype)
 
     if at_once == 1:
         return list(map(one, range(len(sequences))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
@@ -46,6 +46,20 @@ class Measured:
     def alive(self) -> bool:
         """Whether any gradient gets through."""
         return bool(self.full.log10_singular_values[0] > -np.inf)
+
+    def without_claims(self, dtype: str) -> Measured:
+        """The same with no number of exact zeros where slopes may have counted as 0 that are not.
+
+        dtype : of the trajectory.
+        """
+        most = -math.log(np.finfo(dtype).tiny) / 2
+        if not self.course["flushed"][0] or self.course["drive"][0] <= most:
+            return self
+        spectra, without = (
+            {name: replace(one, exact_zeros=None) if one.exact_zeros else one for name, one in each.items()}
+            for each in (self.spectra, self.without)
+        )
+        return replace(self, spectra=spectra, without=without)
 
     def encode(self) -> dict[str, Any]:
         """The same in mappings and arrays alone."""

@@ -48,7 +48,7 @@ class Spectrum:
     log10_singular_values : (m,) array, descending, -inf for an exactly zero value; (top,) on request.
     exact_zeros : number of exactly zero values among all m: for entries that are rounded themselves
         (entry_error of spectrum) those that the structure makes zero; None where only the top values were
-        computed, which cannot tell.
+        computed, which cannot tell, or where entries may have counted as 0 that are not.
     log10_error : estimated largest |error| of a finite log10 value.
     log10_norm_error : estimated |error| of the first of them, log10 sigma_1.
     left, right : (m,) arrays, unit vectors with P right = sigma_1 left (zero vectors if P = 0).

@@ -290,7 +290,9 @@ def _column(step: int, values: Sequence[float | None], units: Sequence[int]) -> 
 
 def _spectrum_table(part: Mapping[str, Any]) -> str:
     full = part["chains"][0]
-    values, zeros = full["log10_singular_values"][0], (full.get("exact_zeros") or [0])[0]
+    values = full["log10_singular_values"][0]
+    counted = [0 if full.get("unmeasured") else values.count(None)]  # where slopes may have counted as 0
+    zeros = full.get("exact_zeros", counted)[0]
     told = [gain_told(value, lost=k < len(values) - zeros) for k, value in enumerate(values)]
     rows = [(k + 1, told[k], figures_of(values[k], ".12g")) for k in _some(len(values))]
     return table("Singular values of the full chain, first sequence", ("i", "sigma_i", "log10"), rows)

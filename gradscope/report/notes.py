@@ -173,7 +173,8 @@ def _underflow(measured: Sequence[Measured], course: Mapping[str, Array], dtype:
     smallest = np.finfo(dtype).tiny
     if not course["drive"][0] > -math.log(smallest) / 2:  # not <=, or NaN passes
         return ""
-    if not (course["flushed"][0] and any(one.full.exact_zeros or not one.alive for one in measured)):
+    zero = any(np.isneginf(one.full.log10_singular_values).any() for one in measured)
+    if not (course["flushed"][0] and zero):
         return ""
     return (
         f"Pre-activations reach {_size(float(course['drive'][0]))}: slopes below {smallest:.0e} are 0 in "

@@ -236,11 +236,12 @@ def table_of_chains(analysis: Analysis) -> dict[str, list[str]]:
 
 
 def _note(chain: Chain) -> str:
-    """The lag from which a gain is exactly zero; what is not measured; or that small values mean nothing."""
+    """The lag from which a gain is zero; what is not measured; or that small values mean nothing."""
     if chain.log10_norm.median == -math.inf:
+        zero = "exactly 0" if chain.exact_zeros else "0"
         if len(set(chain.lengths)) > 1:
-            return f"{chain.name}: exactly 0 over a sequence's own length"
-        return f"{chain.name}: exactly 0 from lag {chain.lags[np.argmin(np.median(chain.by_lag, axis=0))]} on"
+            return f"{chain.name}: {zero} over a sequence's own length"
+        return f"{chain.name}: {zero} from lag {chain.lags[np.argmin(np.median(chain.by_lag, axis=0))]} on"
     if chain.unmeasured is not None:
         return f"{chain.name}: {chain.unmeasured}"
     if max(s.log10_error for s in chain.spectra) > _LOST:

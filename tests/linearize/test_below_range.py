@@ -189,6 +189,21 @@ def test_what_is_differentiated_in_float64_says_that_it_ends(tmp_path):
     assert "nan" not in str(found)
 
 
+def test_no_zero_is_exact_of_slopes_beyond_every_exponent(tmp_path):
+    """sech^2 of 1e20 is none: it is exp(-2e20), which nothing here holds."""
+    arrays, inputs, _ = drawn("rnn", 3.0, 1e20)
+    np.savez(tmp_path / "cell.npz", **arrays)
+    found = gradscope.analyze(checkpoint=tmp_path / "cell.npz", cell="rnn", inputs=inputs)
+    assert any("may be a number too small for it" in note for note in found.verdict.notes)
+    assert not any("singular values are zero" in reason for reason in found.verdict.reasons)
+    told = found.to_dict()
+    assert all("exact_zeros" not in chain for chain in told["chains"])
+    for text in (str(found), html_page(told)):
+        assert "0 from lag 1 on" in text
+        assert "exactly 0" not in text
+        assert "lost in rounding" not in text
+
+
 def test_the_light_probe_leaves_such_a_chain_to_the_analysis(tmp_path):
     arrays, inputs, _ = drawn("rnn", 3.0, 1e4)
     np.savez(tmp_path / "cell.npz", **arrays)

@@ -266,7 +266,8 @@ def said_of(
     lags, norms, lost = lines[0].lags, lines[0].norms, lines[0].lost
     if math.isnan(norms[-1]) and lags[-1] not in lost:
         zero = np.isnan(norms) & ~np.isin(lags, [*lost])
-        last = f"exactly 0 from lag {lags[zero][0]:.0f} on"
+        exactly = "exactly " if part["chains"][0].get("exact_zeros") else ""
+        last = f"{exactly}0 from lag {lags[zero][0]:.0f} on"
     else:
         last = f"{scientific(norms[-1])} at lag {lags[-1]:.0f}"
     said = [f"Gain of the full chain: {last}; the error of its log10 is {_errors_said(part)}.", *error]
