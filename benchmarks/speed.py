@@ -78,9 +78,9 @@ WHY = {
     "products of all states with norms at every lag (where.py).",
     "gradscope.analyze again": "Again: as the whole analysis.",
     "three layers": "Three layers: two fifths are the full chain of 1536 states, factored at every step in "
-    "two runs, a quarter the chain without each block, six products of all states (stacks.py --chains).",
-    "three bidirectional": "Three bidirectional layers: two stacks without each of their blocks, twelve "
-    "products of all states, are nearly half of it (stacks.py --chains).",
+    "two runs, an eighth each the layers' full chains and the blocks between them (stacks.py --chains).",
+    "three bidirectional": "Three bidirectional layers: half are the stacks' full chains and blocks, "
+    "vectors that go to and fro through all steps, a third the layers (stacks.py --chains).",
     "top 8 with lags": "Top 8 with lags: the shorter a lag, the closer its values and the more passes it "
     "takes; few columns multiply at a fraction of the speed of the plain product.",
     "--only verdict": "Verdict: imports, and forming and multiplying the 1600 steps (where.py --process).",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from itertools import accumulate
 from typing import Any
 
@@ -117,9 +117,9 @@ class StackChain(JacobianChain):
                 (self.extents[j], self._read(reading), reading.at(t, self.layers[j].size))
                 for j, reading in self._readings
             ]
-            step, own = self[t], [layer.parts(t) for layer in self.layers]
-            spans = self.span if certain else span(np.abs(step))
-            yield StackBeside(step, self.extents, reads, own, without, spans)
+            own = [layer.parts(t) for layer in self.layers]
+            spans = self.span if certain else span(np.abs(self[t]))
+            yield StackBeside(partial(self.__getitem__, t), self.extents, reads, own, without, spans)
 
     @cached_property
     def beyond(self) -> bool:  # type: ignore[override]

@@ -95,12 +95,12 @@ class JacobianChains:
         if name in self.known:
             return KNOWN
         if name == WITHOUT:
-            return without_cost(self._sizes["full"], len(self.parts))
+            return without_cost(self._sizes["full"], len(self.parts), steps=len(self._full))
         if name != "full" and (self._is_full(name) or self._diagonal[name]):
             return 0.0
         size, rows, steps = self._sizes[name], self._rows(name), len(self._full)
         if self._few(name, ask):
-            return plain_cost(size, rows)
+            return plain_cost(size, rows, steps=steps, top=ask.top or 1)
         return chain_cost(size, steps, rows=rows, path=name != "full" and not rows)
 
     def _rows(self, name: str) -> int:

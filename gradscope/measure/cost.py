@@ -5,6 +5,7 @@ The constants are fitted to runs of `benchmarks/waiting.py`, which prints how fa
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from gradscope.cells.cell import Cell
 from gradscope.machine import cores, one_blas_thread
 from gradscope.problem.problem import Problem
 from gradscope.product_svd.error_estimate import WORTH_A_THREAD, draws
+from gradscope.product_svd.grown_rows import few_steps
 from gradscope.product_svd.lapack import dgetrf
 from gradscope.product_svd.plain_values import few_of_many
 from gradscope.settings import Only
@@ -40,6 +42,8 @@ PROGRAM = 6e4
 LONGER_TO_COMPILE = 5
 # Units for a step of one of the plain products side by side, with its norm.
 _BESIDE, _BESIDE_SQUARE, _BESIDE_CUBE = 0.65, 3.5e-4, 5e-7
+# The same for every square of the states, where there are few steps of many.
+_FEW_SQUARE = 3e-4
 # Besides, of one that has none beside it: the calls; of one with several values, and how many times it.
 _ALONE, _SEVERAL_CALLS, _SEVERAL = 2.5, 7.0, 1.8
 # Units for a step of a chain whose spectrum is there already.
@@ -98,13 +102,17 @@ def chain_cost(size: int, steps: int, *, rows: int = 0, path: bool = False) -> f
     return ((_PATH if path else 1.0) * calls + passed + finish) * (_BLOCK if rows else 1.0)
 
 
-def plain_cost(size: int, rows: int = 0) -> float:
+def plain_cost(size: int, rows: int = 0, *, steps: float = math.inf, top: int = 1) -> float:
     """Units for a step of the plain product of a chain, which has its top values; rows : as there."""
-    return _SEVERAL_CALLS + _SEVERAL * without_cost(size, 1) * (rows or size) / size
+    few = few_steps(steps, size, [rows or size], top)
+    share, steps = (1.0, steps) if few else ((rows or size) / size, math.inf)
+    return _SEVERAL_CALLS + _SEVERAL * without_cost(size, 1, steps=steps) * share
 
 
-def without_cost(size: int, paths: int) -> float:
+def without_cost(size: int, paths: int, *, steps: float = math.inf) -> float:
     """Units for a step of the chains without each of so many paths."""
+    if few_steps(steps, size):
+        return paths * (_BESIDE + _FEW_SQUARE * size**2)
     return paths * (_BESIDE + _BESIDE_SQUARE * size**2 + _BESIDE_CUBE * size**3)
 
 
@@ -125,11 +133,11 @@ def runs(size: int) -> int:
 def chain_costs(work: Work) -> dict[str, float]:
     """Units for a step of every chain of a problem, the full one first."""
     if _first(work):
-        return {"full": _ALONE + without_cost(sum(work.sizes), 1)}
+        return {"full": _ALONE + without_cost(sum(work.sizes), 1, steps=work.steps)}
     costs = {"full": _of_chain(work, sum(work.sizes))}
     parts = _parts(work)
     if parts > 1:
-        costs["without"] = without_cost(sum(work.sizes), parts)
+        costs["without"] = without_cost(sum(work.sizes), parts, steps=work.steps)
     for j in range(len(work.sizes)):
         for i in range(j):
             costs[f"{i}->{j}"] = _of_chain(work, sum(work.sizes[i : j + 1]), rows=work.sizes[j])
@@ -142,7 +150,7 @@ def chain_costs(work: Work) -> dict[str, float]:
 def _of_chain(work: Work, size: int, *, rows: int = 0, path: bool = False) -> float:
     """Units for a step of a chain with all its values, or those of its plain product."""
     if work.top is not None and few_of_many(rows or size, work.top):
-        return plain_cost(size, rows)
+        return plain_cost(size, rows, steps=work.steps, top=work.top)
     return chain_cost(size, work.steps, rows=rows, path=path)
 
 

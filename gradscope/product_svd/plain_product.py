@@ -22,10 +22,10 @@ from gradscope.product_svd.error_estimate import EPS, SAFETY
 from gradscope.product_svd.lobpcg import leading_left
 from gradscope.product_svd.log_scale import LOG10_2
 from gradscope.product_svd.norm_by_lag import TIED
-from gradscope.product_svd.steps import WILD
+from gradscope.product_svd.steps import WILD, multiplied_back
 
 # Rows that stand for what rounding left in the product.
-_NOISE = 8
+NOISE_ROWS = 8
 # Lags whose norms are looked for at once, and numbers of theirs that are held.
 _LAGS, _NUMBERS = 8, 2**20
 # Estimated errors (log10) from which on others are asked.
@@ -43,11 +43,11 @@ _USUAL = 32.0
 _ASIDE, _SUMS = 3e-7, 4
 _TRIED_NORMS, _WORTH, _MANY_ROWS = 8, 0.75, 512
 # Norms of rows outside of these are brought back to about 1.
-_RANGE = (2.0**-64, 2.0**64)
+RANGE = (2.0**-64, 2.0**64)
 # A column of a step may be so much smaller than its largest: its digits are there, and its squares fit.
 _SMALL_COLUMN = 2.0**-WILD
 # The largest entry of a product whose noise is a normal number too.
-_SMALL = 2.0**-960
+SMALL = 2.0**-960
 
 
 class Beside(Protocol):
@@ -62,6 +62,9 @@ class Beside(Protocol):
 
     def times(self, y: Array, out: Array) -> None:
         """y @ A of each chain, y (P, r, m); what stays zero in ``out`` may be left as it is."""
+
+    def back(self, x: Array) -> Array:
+        """x @ A^T of each chain, x (P, r, m)."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,10 @@ class InColumns:
                 for k in range(1, part.shape[1]):
                     block += y[:, :, k * n : (k + 1) * n] * part[:, None, k]
             start += n
+
+    def back(self, x: Array) -> Array:
+        """See ``Beside``."""
+        return multiplied_back(x, self.parts)
 
     @property
     def columns(self) -> Array:
@@ -113,7 +120,7 @@ class PlainProducts:
         self._columns = None if window is None else window[1]
         self._length, self._floor, self._rng = length, floor, np.random.default_rng(0)
         self._held, self._at = np.empty((0, 0, 0, 0)), 0
-        self._norms, self._beside = norms, _NOISE + (_SUMS if norms else 0)
+        self._norms, self._beside = norms, NOISE_ROWS + (_SUMS if norms else 0)
         more = len(first) + self._beside
         self._hold(np.broadcast_to(np.pad(first, ((0, self._beside), (0, 0))), (count, more, size)))
         self._try = _TRIED_NORMS if norms else _TRIED  # to shed rows, at that step
@@ -147,19 +154,17 @@ class PlainProducts:
         """Multiply by one more step from the right."""
         at, rows = self._at, self.rows
         new, columns = self._held[at], step.columns
-        signs = self._rng.normal(size=(_NOISE, columns.shape[1]))
+        signs = self._rng.normal(size=(NOISE_ROWS, columns.shape[1]))
         with np.errstate(over="ignore", invalid="ignore"):  # of what is infinite others know more
             step.times(self._held[at - 1], new)
             rounded = self._row[:, None] * columns
-            new[:, rows : rows + _NOISE] += (EPS * rounded)[:, None] * signs
-            row = _largest_row(new[:, :rows])
-        # Of columns that are next to nothing but for zeros others know more.
-        smallest = columns.min(axis=1, where=columns > 0, initial=np.inf)
-        self._sure &= smallest > _SMALL_COLUMN * columns.max(axis=1)
+            new[:, rows : rows + NOISE_ROWS] += (EPS * rounded)[:, None] * signs
+            row = largest_row(new[:, :rows])
+        self._sure &= even(columns)  # of others, others know more
         carried = np.zeros(len(new), np.int64)
-        if not (self._sure & (row > _RANGE[0]) & (row < _RANGE[1])).all():
+        if not (self._sure & (row > RANGE[0]) & (row < RANGE[1])).all():
             carried = self._in_range(new)
-            row = _largest_row(new[:, :rows])
+            row = largest_row(new[:, :rows])
             rounded[~self._sure] = 0.0
         self._row, self._rounded = row, rounded * np.ldexp(1.0, -carried)[:, None]
         self._done += 1
@@ -175,7 +180,7 @@ class PlainProducts:
         """The exponents (P,) by which products are divided, in place; those that are not sure are no more."""
         product = new[:, : self.rows]
         largest = np.maximum(product.max(axis=(1, 2)), -product.min(axis=(1, 2)))  # no copy of what is large
-        self._sure &= (largest > _SMALL) & np.isfinite(largest)  # of others, others know more
+        self._sure &= (largest > SMALL) & np.isfinite(largest)  # of others, others know more
         new[~self._sure] = 0.0
         carried = np.frexp(np.where(self._sure, largest, 0.0))[1]
         new *= np.ldexp(1.0, -carried)[:, None, None]
@@ -184,7 +189,7 @@ class PlainProducts:
     def last(self, chain: int) -> tuple[Array, Array, float]:
         """The rows that are left of a chain's last product, those of its noise, and log10 of their scale."""
         held = self._seen(self._held[self._at - 1, chain])
-        noise = held[self.rows : self.rows + _NOISE]
+        noise = held[self.rows : self.rows + NOISE_ROWS]
         return held[: self.rows], noise, float(self._exponents[self._done, chain]) * LOG10_2
 
     def _seen(self, products: Array) -> Array:
@@ -192,7 +197,7 @@ class PlainProducts:
         return products if self._columns is None else products[..., self._columns]
 
     def _hold(self, product: Array) -> None:
-        """Begin with this product and its noise, (P, r + _NOISE, m), as the last."""
+        """Begin with this product and its noise, (P, r + NOISE_ROWS, m), as the last."""
         at_once = max(2, min(_LAGS, _NUMBERS // product.size))
         self._held = np.zeros((at_once, *product.shape))  # the last products, one below the other
         self._held[-1], self._at = product, 0
@@ -208,10 +213,10 @@ class PlainProducts:
             return
         basis, kept, sums = chosen
         beside = last[:, rows:].copy()
-        beside[:, _NOISE:] += sums
+        beside[:, NOISE_ROWS:] += sums
         self._shed = basis if self._shed is None else self._shed @ basis
         self._left = np.einsum("pmr,pm->pr", basis, self._left)
-        self._row = _largest_row(kept)
+        self._row = largest_row(kept)
         self._hold(np.concatenate([kept, beside], axis=1))
 
     def _but_roundings(self, product: Array) -> tuple[Array, Array, float] | None:
@@ -245,7 +250,7 @@ class PlainProducts:
         """The norms of the last ``count`` products, or where they are small enough bounds on them."""
         some = slice(self._done - count, self._done)
         held = self._seen(self._held[:count])
-        products, noise, sums = np.split(held, [self.rows, self.rows + _NOISE], axis=2)
+        products, noise, sums = np.split(held, [self.rows, self.rows + NOISE_ROWS], axis=2)
         exponents = self._exponents[1:][some]
         with np.errstate(divide="ignore"):
             bound = np.log10(np.einsum("lpij,lpij->lp", held, held)) / 2 + exponents * LOG10_2
@@ -253,7 +258,7 @@ class PlainProducts:
         wanted = ~(bound < np.minimum(self._floor, peak) - TIED)
         wanted[-1] |= self._done == self._length
         if self._columns is not None:  # they may be next to nothing beside the others
-            self._sure &= (np.abs(products).max(axis=(2, 3)) > _SMALL).all(axis=0)
+            self._sure &= (np.abs(products).max(axis=(2, 3)) > SMALL).all(axis=0)
         wanted &= self._sure
         self.lags[some] = bound
         if not wanted.any():
@@ -280,12 +285,22 @@ class PlainProducts:
 
     def sure(self, entry_error: float) -> Array:
         """(P,) whether all norms are right, to what the entries allow."""
-        usual = _USUAL * (1 + np.sqrt(np.arange(1, self._length + 1)))[:, None] * EPS
-        allowed = (self.noise <= usual) & (self._shed_errors <= GOOD)
-        return self._sure & ((self.errors(entry_error) <= GOOD) | allowed).all(axis=0)
+        return self._sure & trusted(self.noise, self.errors(entry_error), self._shed_errors)
 
 
-def _largest_row(products: Array) -> Array:
+def trusted(noise: Array, errors: Array, others: Array | float = 0.0) -> Array:
+    """(P,) whether all norms are right, to what the entries allow; others : errors but for that of noise."""
+    usual = _USUAL * (1 + np.sqrt(np.arange(1, len(noise) + 1)))[:, None] * EPS
+    return np.asarray(((errors <= GOOD) | (noise <= usual) & (others <= GOOD)).all(axis=0))
+
+
+def even(columns: Array) -> Array:
+    """(P,) whether of steps whose columns have these norms (P, m) none is next to nothing but for zeros."""
+    smallest = columns.min(axis=1, where=columns > 0, initial=np.inf)
+    return np.asarray(smallest > _SMALL_COLUMN * columns.max(axis=1))
+
+
+def largest_row(products: Array) -> Array:
     """(P,) the largest norm of a row."""
     return np.asarray(np.sqrt(np.einsum("pij,pij->pi", products, products).max(axis=1)))
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from gradscope.custom_types import Array
+from gradscope.product_svd.arguments import window_of
 from gradscope.product_svd.block_krylov import columns, top_values
 from gradscope.product_svd.error_estimate import rounding_floor, rounding_of
+from gradscope.product_svd.grown_rows import few_steps, grown
 from gradscope.product_svd.operator import DenseOperator
-from gradscope.product_svd.plain_product import GOOD, Beside, InColumns, PlainProducts, error_of_noise
-from gradscope.product_svd.steps import WILD, Steps, checked
+from gradscope.product_svd.plain_product import (
+    GOOD,
+    Beside,
+    InColumns,
+    PlainProducts,
+    error_of_noise,
+    trusted,
+)
+from gradscope.product_svd.steps import WILD, Layout, Steps, checked, multiplied, multiplied_back
 
 # Columns beyond those that a chain has for its values: passes over one matrix cost little, and are fewer.
 _SPARE = 16
@@ -40,6 +49,11 @@ def first_values(
 
     steps : the last one first; length : how many; shape : (P, m); entry_error, floor : as for ``spectrum``.
     """
+    if few_steps(length, shape[1]):
+        steps = list(steps)
+        found = _of_few_steps(steps, shape, 1, entry_error)
+        if found is not None:
+            return found
     products = PlainProducts(length, shape, floor, norms=True)
     span = 0.0
     for step in steps:
@@ -65,8 +79,15 @@ def values_of(
 
     entry_error : with what saturated units add, see ``rounding_of``.
     """
-    products = PlainProducts(len(steps), (1, len(steps.weights[0])), floor, window)
-    for step in _alone(steps):
+    size = len(steps.weights[0])
+    parts, each = window_of(window, size), _alone(steps)
+    if few_steps(len(steps), size, [len(range(size)[part]) for part in parts], top):
+        each = iter(held := list(each))
+        found = _of_few_steps(held, (1, size), top, entry_error, window, vectors=True)
+        if found is not None and found[0] is not None:
+            return found[0]
+    products = PlainProducts(len(steps), (1, size), floor, window)
+    for step in each:
         products.times(step)
         if not products.hopeful:
             return None
@@ -81,10 +102,67 @@ def few_of_many(count: int, top: int) -> bool:
     return count >= max(_MANY, _TIMES * top)
 
 
-def _alone(steps: Steps) -> Iterator[InColumns]:
+def _of_few_steps(
+    steps: Sequence[Beside],
+    shape: tuple[int, int],
+    top: int,
+    entry_error: float,
+    window: tuple[slice, slice] | None = None,
+    vectors: bool = False,
+) -> list[PlainValues | None] | None:
+    """The ``top`` largest of each chain from few rows; None of those of which this is not sure, or of all."""
+    span = max(step.span for step in steps)
+    found = None if span >= WILD else grown(steps, shape, top, window, vectors)
+    if found is None:
+        return None
+    entry_error = rounding_of(entry_error, span)
+    lags, noise, lacking = (
+        np.array([getattr(one, each)[:, 0] for one in found]) for each in ("log10", "noise", "lacking")
+    )
+    last = found[-1]
+    errors = error_of_noise(noise, entry_error) + lacking / np.log(10)
+    sure = trusted(noise, errors)
+    others = error_of_noise(last.noise, entry_error) + last.lacking / np.log(10)
+    sure &= (others[:, 1:] <= GOOD).all(axis=1)
+    floors = np.array([[rounding_floor(float(value), entry_error) for value in one] for one in last.log10])
+    return [
+        PlainValues(last.log10[p], others[p] + floors[p], last.left[p], last.right[p], lags[:, p])
+        if sure[p]
+        else None
+        for p in range(shape[0])
+    ]
+
+
+@dataclass(frozen=True)
+class _InBlocks:
+    """See ``Beside``: a step of one chain whose parts have a layout."""
+
+    parts: list[Array]
+    layout: Layout
+    span: float
+
+    def times(self, y: Array, out: Array) -> None:
+        """See ``Beside``."""
+        out[:] = multiplied(y, self.parts, self.layout)
+
+    def back(self, x: Array) -> Array:
+        """See ``Beside``."""
+        return multiplied_back(x, self.parts, self.layout)
+
+    @property
+    def columns(self) -> Array:
+        """See ``Beside``."""
+        size = self.layout[1][-1][0].stop
+        return np.asarray(np.linalg.norm(multiplied(np.eye(size), self.parts, self.layout), axis=0)[None])
+
+
+def _alone(steps: Steps) -> Iterator[Beside]:
+    layout = steps.source.layout
     for t in reversed(range(len(steps))):
-        parts = steps.parts(t) if steps.source.layout is None else [steps[t]]
-        yield InColumns([part[None] for part in parts], steps.span)
+        if layout is None:
+            yield InColumns([part[None] for part in steps.parts(t)], steps.span)
+        else:
+            yield _InBlocks(steps.parts(t), layout, steps.span)
 
 
 def _first(products: PlainProducts, p: int, entry_error: float) -> PlainValues:

@@ -367,9 +367,36 @@ def _in_blocks(y: Array, parts: list[Array], layout: Layout) -> Array:
     added, diagonal = layout
     y, out, rest = y.copy(), np.empty_like(y), iter(parts)
     for rows, columns in added:
-        y[:, columns] += y[:, rows] @ next(rest)
+        y[..., columns] += y[..., rows] @ next(rest)
     for own, count in diagonal:
-        out[:, own] = multiplied(y[:, own], list(islice(rest, count)))
+        out[..., own] = multiplied(y[..., own], list(islice(rest, count)))
+    return out
+
+
+def multiplied_back(x: Array, parts: Sequence[Array], layout: Layout | None = None) -> Array:
+    """x @ A^T, x (.., r, m), for A as ``multiplied`` takes it; of many side by side parts are (.., m, n)."""
+    if layout is not None:
+        return _of_blocks(x, parts, layout)
+    out, start = np.zeros(x.shape), 0
+    for part in parts:
+        n = part.shape[-1]
+        read = x[..., start : start + n]
+        if part.shape[-2] == x.shape[-1]:
+            out += read @ part.swapaxes(-1, -2)
+        else:
+            for k in range(part.shape[-2]):
+                out[..., k * n : (k + 1) * n] += read * part[..., None, k, :]
+        start += n
+    return out
+
+
+def _of_blocks(x: Array, parts: Sequence[Array], layout: Layout) -> Array:
+    added, diagonal = layout
+    out, rest = np.empty_like(x), iter(parts[len(added) :])
+    for own, count in diagonal:
+        out[..., own] = multiplied_back(x[..., own], list(islice(rest, count)))
+    for (rows, columns), part in reversed([*zip(added, parts, strict=False)]):
+        out[..., rows] += out[..., columns] @ part.T
     return out
 
 

@@ -13,7 +13,7 @@ from gradscope.product_svd.operator import Operator
 # Passes to and fro, at most.
 _MOST = 30
 # What grows from one pass to the next by so much may grow by so many times that before it is found.
-_CAUTION = 10.0
+CAUTION = 10.0
 # How much of every vector of the start is drawn: the residuals then see what no vector of the space meets.
 _DRAWN = 0.1
 # Columns that all lags begin with, at most.
@@ -103,14 +103,14 @@ class _Spaces:
         relative = np.linalg.norm(residual, axis=2) / some
         beside = np.sqrt(np.maximum(values[..., -2], 0)) / some if values.shape[-1] > 1 else 0 * sigma
         along, size = np.linalg.norm(ahead[:, :, 1], axis=2) / some, size / some
-        grows = np.minimum(along + _CAUTION * (along - size), beside + _CAUTION * (beside - self._second))
+        grows = np.minimum(along + CAUTION * (along - size), beside + CAUTION * (beside - self._second))
         self._second = beside
         with np.errstate(divide="ignore"):
             log10 = np.log10(sigma) + self.exponent * np.log10(2.0)
         full = self.left.shape[2] >= self.left.shape[3]
         return _Found(
             log10,
-            _lacking(relative, beside),
+            lacking(relative, beside),
             np.abs(rayleigh / some - 1) * (sigma > 0),
             (np.maximum(grows, along) >= 1) & (sigma > 0) & (not full),
         )
@@ -119,7 +119,7 @@ class _Spaces:
         """The lags that go on with what the pass has found in their spaces."""
         self.lags, self.exponent = self.lags[going], self.exponent[:, going]
         self._second, left = self._second[:, going], self.left[:, going]
-        new = _orthonormal(self._next[:, going], left)
+        new = orthonormal(self._next[:, going], left)
         self.left = np.concatenate([left, new], axis=2)
         self.images = np.concatenate([self.images[:, going], self._through(new, back=True)], axis=2)
 
@@ -136,7 +136,7 @@ def _power(exponent: Array) -> Array:
     return np.ldexp(1.0, np.clip(exponent, -1000, 1000).astype(np.int64))
 
 
-def _orthonormal(new: Array, left: Array) -> Array:
+def orthonormal(new: Array, left: Array) -> Array:
     """(B, L, 2, r) orthonormal rows, and orthogonal to those of (B, L, j, r); zero where nothing is left."""
     rows = np.array(new)
     for k in range(rows.shape[2]):
@@ -152,7 +152,7 @@ def _orthonormal(new: Array, left: Array) -> Array:
     return rows
 
 
-def _lacking(residual: Array, ratio: Array) -> Array:
+def lacking(residual: Array, ratio: Array) -> Array:
     """How much larger than a Ritz value the value may be, relative, of the next one so many times as large.
 
     The square of the residual over the gap, or where that is small the residual.

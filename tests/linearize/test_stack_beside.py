@@ -16,7 +16,9 @@ def test_it_is_what_the_blocks_multiply_to(rows):
     step = np.block([[first, np.zeros((2, 3))], [read @ first, second]])
     blocks = [(FIRST, FIRST), (SECOND, SECOND), (SECOND, FIRST)]
     named = [((0, 0),), ((1, 1),), ((0, 1),)]
-    beside = StackBeside(step, (FIRST, SECOND), [(SECOND, FIRST, read)], ([first], [second]), named, 10.0)
+    beside = StackBeside(
+        lambda: step, (FIRST, SECOND), [(SECOND, FIRST, read)], ([first], [second]), named, 10.0
+    )
     y = rng.normal(size=(3, 3 if rows == "combinations" else 5 + 2, 5))
     if rows != "combinations":
         y[:, FIRST, SECOND] = 0.0
@@ -26,4 +28,5 @@ def test_it_is_what_the_blocks_multiply_to(rows):
         expected = step.copy()
         expected[block] = 0.0
         np.testing.assert_allclose(out[chain], y[chain] @ expected, atol=1e-13)
+        np.testing.assert_allclose(beside.back(y)[chain], y[chain] @ expected.T, atol=1e-13)
         np.testing.assert_allclose(beside.columns[chain], np.linalg.norm(expected, axis=0))
