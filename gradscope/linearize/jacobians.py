@@ -14,7 +14,7 @@ from gradscope.cells.cell import Cell
 from gradscope.cells.factors import factor_key
 from gradscope.cells.notation import NAMELESS, key
 from gradscope.cells.units import Parameters
-from gradscope.linearize.trajectory import forward
+from gradscope.linearize.trajectory import forward, inlined
 
 # The definition keeps one dense Jacobian per path and step; taking this many steps at a time bounds
 # what XLA needs on top of the result.
@@ -124,11 +124,12 @@ def core_derivatives(cell: Cell, parameters: Parameters, x: Any, state: Any) -> 
         new = jnp.stack(state)
         return new, (gates, new)
 
-    pre = units.pre_activations(parameters, units.drive(parameters, x), read)
-    own = read(units.own) if units.own else jnp.zeros_like(pre[units.gates[0]])
     derivative = jax.jacrev(core, argnums=(0, 1), has_aux=True)
     every = jax.vmap(derivative, out_axes=(-1, (0, -1)))
-    both: tuple[Any, Any] = every(own, pre, units.constants_of(parameters))
+    with inlined(cell):
+        pre = units.pre_activations(parameters, units.drive(parameters, x), read)
+        own = read(units.own) if units.own else jnp.zeros_like(pre[units.gates[0]])
+        both: tuple[Any, Any] = every(own, pre, units.constants_of(parameters))
     return both
 
 
