@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import sys
@@ -107,8 +108,27 @@ def progress_bar(quiet: bool) -> Iterator[Pace | None]:
         return
     pace = Pace()
     moves = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-    with _bar(pace) if moves else _lines(pace):
+    with _bar(pace) if moves else _lines(pace), _heard(pace):
         yield pace
+
+
+@contextlib.contextmanager
+def _heard(pace: Pace) -> Iterator[None]:
+    """Within, what the package logs of long work is said."""
+
+    class Saying(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            pace.say(f"gradscope: {record.getMessage()}")
+
+    logger, handler = logging.getLogger("gradscope"), Saying()
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
 
 
 @contextlib.contextmanager

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 
+from gradscope.errors import duration
 from gradscope.product_svd.ball_product import FEWEST, MOST, BallRun, multiplications, with_enough_bits
 from gradscope.product_svd.error_estimate import EPS, floor_of, lost_lags, rounding_floor
 from gradscope.product_svd.exact_rank import rank_bound
@@ -14,6 +17,9 @@ from gradscope.product_svd.steps import Steps, UnknownDigitsError
 # What the gain and lags are worth the wait, and what other values are, of numbers of so many bits and fewer:
 # one takes some microseconds where units saturate, and of more bits as many times longer.
 MOST_OPERATIONS, MOST_FOR_VALUES, BITS_AT_ONCE = 10_000_000, 1_000_000, 1000
+# Seconds that one takes with the fewest bits that are tried, where gates saturate; how many are worth a word.
+_SECONDS, _LONG = 2e-5, 2.0
+_log = logging.getLogger(__name__)
 
 
 def with_more_digits(
@@ -27,9 +33,16 @@ def with_more_digits(
     worth = MOST_OPERATIONS if first_lost or lost_lags(run.lag_errors).any() else MOST_FOR_VALUES
     if entry_error <= EPS or not (worth == MOST_OPERATIONS or (run.lost and not only_first)):
         return run
-    bits = _most_bits(multiplications(steps) + steps.source.operations, worth)
+    operations = multiplications(steps) + steps.source.operations
+    bits = _most_bits(operations, worth)
     if bits < FEWEST:
         return run
+    if operations * _SECONDS > _LONG:
+        what = "the gain or of some lags" if worth == MOST_OPERATIONS else "some values"
+        _log.info(
+            f"float64 leaves nothing of {what}: all {len(steps)} steps are run in hundreds of digits, about "
+            f"{duration(operations * _SECONDS)} a run, until these are enough"
+        )
     rank = None if only_first else rank_bound(steps, len(run.log10))
     try:
         found = with_enough_bits(len(steps), steps.balls, lag_norm, rank, bits)

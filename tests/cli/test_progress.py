@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import logging
 import os
 import sys
 import threading
@@ -113,6 +114,15 @@ def test_lines_where_stderr_is_no_terminal(monkeypatch, capsys):
     assert stream.getvalue().splitlines()[-1].startswith("gradscope: 25 % done, about 1 s left")
     with progress_bar(quiet=True) as pace:
         assert pace is None
+
+
+def test_what_is_logged_of_long_work_is_said(capsys):
+    log = logging.getLogger("gradscope.product_svd")
+    for quiet in (False, True):
+        with progress_bar(quiet):
+            log.info("all steps are run in hundreds of digits")
+    log.info("nobody hears it")
+    assert capsys.readouterr() == ("", "gradscope: all steps are run in hundreds of digits\n")
 
 
 def test_a_line_stands_beside_the_bar_and_not_in_it(monkeypatch):
