@@ -14,7 +14,7 @@ from gradscope.cells.cell import Cell
 from gradscope.cells.factors import factor_key
 from gradscope.cells.notation import NAMELESS, key
 from gradscope.cells.units import Parameters
-from gradscope.linearize.trajectory import forward, inlined
+from gradscope.linearize.trajectory import as_primitives, forward
 
 # The definition keeps one dense Jacobian per path and step; taking this many steps at a time bounds
 # what XLA needs on top of the result.
@@ -126,7 +126,7 @@ def core_derivatives(cell: Cell, parameters: Parameters, x: Any, state: Any) -> 
 
     derivative = jax.jacrev(core, argnums=(0, 1), has_aux=True)
     every = jax.vmap(derivative, out_axes=(-1, (0, -1)))
-    with inlined(cell):
+    with as_primitives(cell):
         pre = units.pre_activations(parameters, units.drive(parameters, x), read)
         own = read(units.own) if units.own else jnp.zeros_like(pre[units.gates[0]])
         both: tuple[Any, Any] = every(own, pre, units.constants_of(parameters))

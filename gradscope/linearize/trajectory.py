@@ -29,7 +29,7 @@ _AXIS = "batch"
 _WHOLE, _SPLIT = PartitionSpec(), PartitionSpec(_AXIS)  # type: ignore[no-untyped-call]
 
 
-def inlined(cell: Cell) -> AbstractContextManager[object]:
+def as_primitives(cell: Cell) -> AbstractContextManager[object]:
     """Within, what a step of units calls is traced as the primitives that it is made of.
 
     Operators of ``jax.numpy`` are jitted functions, and to trace every one by itself takes a third of what a
@@ -47,7 +47,7 @@ def forward(cell: Cell, parameters: Parameters, inputs: Any, state: Any) -> Any:
         return state
 
     def step(state: Any, x: Any) -> tuple[Any, Any]:
-        with inlined(cell):
+        with as_primitives(cell):
             new = cell.advance(parameters, x, state)
         return new, new
 
