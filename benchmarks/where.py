@@ -99,8 +99,8 @@ def done(name):
     spent[name], since = time.process_time() - since, time.process_time()
 from gradscope.cli.main import main
 done("click, rich and the command line")
-from gradscope.cli.analyze import uncollected
-with uncollected():
+from gradscope.cli.importing import importing
+with importing():
     import jax
     done("import jax")
     import gradscope.api
