@@ -382,7 +382,7 @@ def _loss(
     from gradscope.measure.loss import held_by, loss_gradient
 
     loss = loss_gradient(problem, near_levels(measured), device, progress)
-    doubted = loss and held_by(loss, problem.system.dtype)
+    doubted = held_by(loss, problem.system.dtype)
     if doubted is loss or small_slopes(problem, measured) or falls(problem.system, device):
         return doubted
     return loss

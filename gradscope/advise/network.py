@@ -69,11 +69,7 @@ class Network:
     @cached_property
     def sensitivity(self) -> Sensitivity | None:
         """How its gain changes, where that has a derivative which is worth a step."""
-        found = known(
-            sensitivity_of(
-                replace(self.problem, sensitivity=True), self.measured, device=self.means.devices[0]
-            )
-        )
+        found = known(sensitivity_of(self.problem, self.measured, device=self.means.devices[0]))
         if found is None or found.window is not None or not found.error <= SURE:  # not >, or NaN passes
             return None
         return found

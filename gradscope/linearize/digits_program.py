@@ -35,9 +35,9 @@ class DigitsProgram:
         with precise("float64"):
             traced, out = jax.make_jaxpr(function, return_shape=True)(*shapes)
         self._tree = jax.tree.structure(out)
-        self._given = len(traced.jaxpr.invars)
-        flat = _Flat(self._given)
-        self._outs = flat.run(traced.jaxpr, traced.consts, range(self._given))
+        given = len(traced.jaxpr.invars)
+        flat = _Flat(given)
+        self._outs = flat.run(traced.jaxpr, traced.consts, range(given))
         self._constants, every = flat.constants, flat.asked_for(self._outs)
         self._once, self._each = flat.apart(every)
         # {bits: what is made of nothing that is given}; where operations that move numbers take them from.

@@ -125,15 +125,14 @@ class LossGradient:
 
 def loss_gradient(
     problem: Problem, near: bool, device: jax.Device | None = None, progress: Progress | None = None
-) -> LossGradient | None:
-    """The gradient of the problem's loss, None where it has none.
+) -> LossGradient:
+    """The gradient of the loss that a problem has.
 
     near : whether states come near levels (``course``).
     progress : called with (sequences done, sequences in all), the first with a fraction. A loss at every
     step takes O(T^2) time, as each of its T parts is followed back on its own.
     """
-    if problem.adjoint is None:
-        return None
+    assert problem.adjoint is not None
     device = device or jax.local_devices()[0]
     system = problem.system
     with system.running():

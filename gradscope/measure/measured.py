@@ -52,14 +52,13 @@ class Measured:
 
         dtype : of the trajectory.
         """
-        most = -math.log(np.finfo(dtype).tiny) / 2
-        if not self.course["flushed"][0] or self.course["drive"][0] <= most:
+        if not (self.course["flushed"][0] and drives_below(self.course, dtype)):
             return self
-        spectra, without = (
-            {name: replace(one, exact_zeros=None) if one.exact_zeros else one for name, one in each.items()}
-            for each in (self.spectra, self.without)
-        )
-        return replace(self, spectra=spectra, without=without)
+        spectra = {
+            name: replace(one, exact_zeros=None) if one.exact_zeros else one
+            for name, one in self.spectra.items()
+        }
+        return replace(self, spectra=spectra)
 
     def encode(self) -> dict[str, Any]:
         """The same in mappings and arrays alone."""
@@ -102,6 +101,11 @@ def gate_statistics(measured: Sequence[Measured]) -> dict[str, dict[str, Any]]:
         }
         for name, sums in totals.items()
     }
+
+
+def drives_below(course: Mapping[str, Array], dtype: str) -> bool:
+    """Whether a pre-activation a is so large that sech^2 a is below the smallest number of a dtype."""
+    return bool(course["drive"][0] > -math.log(np.finfo(dtype).tiny) / 2)
 
 
 def course_of(measured: Sequence[Measured]) -> dict[str, Array]:

@@ -134,10 +134,8 @@ def sensitivity_of(
     measured: Sequence[Measured],
     loss: LossGradient | None = None,
     device: jax.Device | None = None,
-) -> Sensitivity | str | None:
-    """The sensitivity of the median sequence, or why it has none; None where it was not asked for."""
-    if not problem.sensitivity:
-        return None
+) -> Sensitivity | str:
+    """The sensitivity of the median sequence, or why it has none."""
     number = median_sequence(measured)
     if not measured[number].alive:
         return "the gain is 0, whose logarithm has no derivative"

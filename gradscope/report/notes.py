@@ -10,7 +10,7 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.errors import counted, flag, listed
-from gradscope.measure.measured import Measured, course_of, gate_statistics
+from gradscope.measure.measured import Measured, course_of, drives_below, gate_statistics
 from gradscope.problem.problem import Problem
 from gradscope.problem.problems import Problems
 from gradscope.product_svd.log_scale import median_of_known
@@ -163,19 +163,15 @@ def small_slopes(problem: Problem, measured: Sequence[Measured]) -> bool:
     if not all(one.course for one in measured):
         return True
     course = course_of(measured)
-    return bool(course["small"][0]) and bool(
-        course["drive"][0] > -math.log(np.finfo(problem.system.dtype).tiny) / 2
-    )
+    return bool(course["small"][0]) and drives_below(course, problem.system.dtype)
 
 
 def _underflow(measured: Sequence[Measured], course: Mapping[str, Array], dtype: str) -> str:
     """That zeros may be none: sech^2 a is below the smallest number from half its logarithm on."""
-    smallest = np.finfo(dtype).tiny
-    if not course["drive"][0] > -math.log(smallest) / 2:  # not <=, or NaN passes
-        return ""
     zero = any(np.isneginf(one.full.log10_singular_values).any() for one in measured)
-    if not (course["flushed"][0] and zero):
+    if not (course["flushed"][0] and zero and drives_below(course, dtype)):
         return ""
+    smallest = np.finfo(dtype).tiny
     return (
         f"Pre-activations reach {_size(float(course['drive'][0]))}: slopes below {smallest:.0e} are 0 in "
         f"{dtype}, so that what counts as zero may be a number too small for it."
