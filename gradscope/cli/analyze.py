@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -151,9 +152,9 @@ def _trying(pace: Pace) -> Callable[[str], None]:
 
 
 def _together(settings: dict[str, Any], process: Process, output: Output) -> int:
-    """The same as one of many processes, which all exit with the code of the first."""
+    """The same as one of many processes: the first one writes, each says the error that ends all of them."""
     from gradscope.cli.cluster_place import check_place
-    from gradscope.cli.streams import guarded_stdout, hushed, silence
+    from gradscope.cli.streams import guarded_stdout, hushed, silenced
     from gradscope.cli.supervised import give_up, split_off
 
     check_place(**process.place)
@@ -175,9 +176,8 @@ def _together(settings: dict[str, Any], process: Process, output: Output) -> int
     try:
         with guarded_stdout():  # what connects the processes prints to stdout
             exchange(lambda: None)
-        if not leads():
-            silence()
-        return _analyze(settings, process, output, first)
+        with nullcontext() if leads() else silenced():
+            return _analyze(settings, process, output, first)
     except LostError as error:
         give_up(str(error))
     finally:

@@ -67,11 +67,20 @@ def silence_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def silence() -> None:
-    """Say nothing more: another process speaks for all."""
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Within, nothing is said: another process speaks for all. What ends it is said after it, by each."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2, sys.stderr.fileno()):
-        os.dup2(nowhere, stream)
+    saved = {stream: os.dup(stream) for stream in {1, 2, sys.stderr.fileno()}}
+    try:
+        for stream in saved:
+            os.dup2(nowhere, stream)
+        yield
+    finally:
+        for stream, before in saved.items():
+            os.dup2(before, stream)
+            os.close(before)
+        os.close(nowhere)
 
 
 @contextlib.contextmanager
