@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from gradscope.cli.options import Output, check_cell_and_file, pick_settings, ready_to_measure
+from gradscope.cli.options import check_cell_and_file, pick_settings, ready_to_measure
+from gradscope.cli.output import Output
+from gradscope.cli.streams import guarded_stdout, hushed, sayer
 
 Advice = TypeVar("Advice")
 
@@ -22,10 +24,8 @@ def pick_given(given: dict[str, Any]) -> dict[str, Any]:
 
 def advised(call: Callable[..., Advice], settings: dict[str, Any], output: Output) -> Advice:
     """What the library's function returns; what it tries meanwhile goes to stderr."""
-    from gradscope.cli.streams import guarded_stdout, hushed, tell
     from gradscope.machine import use_compilation_cache
 
-    said = {} if output.quiet else {"trying": lambda line: tell(f"gradscope: {line}")}
     with guarded_stdout(), hushed(output.quiet):
         use_compilation_cache()
-        return call(**settings, **said)
+        return call(**settings, trying=sayer(output.quiet))

@@ -13,16 +13,17 @@ from gradscope.cells import CELLS, FAMILIES, NORMED
 from gradscope.cli.group import Command
 from gradscope.cli.importing import importing
 from gradscope.cli.options import (
-    Output,
     Process,
     check_cell_and_file,
-    finish,
     input_files,
     options,
     pick,
     pick_settings,
     ready_to_measure,
 )
+from gradscope.cli.output import Output, finish
+from gradscope.cli.progress import progress_bar
+from gradscope.cli.streams import guarded_stdout, hushed, say, silenced
 from gradscope.errors import InputError, flag
 from gradscope.settings import Settings
 
@@ -98,9 +99,6 @@ def answer(settings: dict[str, Any], process: Process, output: Output) -> int:
 
 def _analyze(settings: dict[str, Any], process: Process, output: Output, first: First) -> int:
     """Analyse and write. ``first`` calls what only the first process of a cluster is to do."""
-    from gradscope.cli.progress import progress_bar
-    from gradscope.cli.streams import guarded_stdout, hushed, tell
-
     files = input_files(settings)
     first(lambda: output.ready("Analysis", *files))
     with guarded_stdout(), hushed(output.quiet), progress_bar(output.quiet) as pace:
@@ -112,19 +110,22 @@ def _analyze(settings: dict[str, Any], process: Process, output: Output, first: 
         if output.one_line:
             settings |= {"only": "verdict"}
         if pace:
-            settings |= {"progress": pace.report, "plan": _saying(pace), "trying": _trying(pace)}
+            settings |= {
+                "progress": pace.report,
+                "plan": _saying(pace),
+                "trying": pace.say,
+            }
         analysis = (analyze_together if output.alone else analyze)(**settings)
     top = analysis.problem["top"]
     if analysis.only in ("paths", "all") and "top" not in settings and top is not None and not output.quiet:
         said = f"top {top} of {analysis.full.size} singular values computed; --top all computes every one"
-        first(lambda: tell(said))
+        first(lambda: say(said))
     first(lambda: _say_cores(analysis, settings.get("devices"), output))
     code: int = first(lambda: finish(analysis, output, files))
     return code
 
 
 def _say_cores(analysis: Analysis, devices: int | None, output: Output) -> None:
-    from gradscope.cli.streams import tell
     from gradscope.machine import cores
 
     if devices and devices > cores() and analysis.problem["backend"] == "cpu" and not output.quiet:
@@ -133,28 +134,22 @@ def _say_cores(analysis: Analysis, devices: int | None, output: Output) -> None:
             if cores() > 1
             else "1 core: one sequence was"
         )
-        tell(f"gradscope: --devices {devices} on {many} measured at a time")
+        say(f"--devices {devices} on {many} measured at a time")
 
 
 def _saying(pace: Pace) -> Callable[[str, float], None]:
     """Says what is to be done, and has its pace expected."""
 
-    def say(line: str, seconds: float) -> None:
+    def plan(line: str, seconds: float) -> None:
         pace.expect(seconds)
-        pace.say(f"gradscope: {line}")
+        pace.say(line)
 
-    return say
-
-
-def _trying(pace: Pace) -> Callable[[str], None]:
-    """Says which knob is tried."""
-    return lambda line: pace.say(f"gradscope: {line}")
+    return plan
 
 
 def _together(settings: dict[str, Any], process: Process, output: Output) -> int:
     """The same as one of many processes: the first one writes, each says the error that ends all of them."""
     from gradscope.cli.cluster_place import check_place
-    from gradscope.cli.streams import guarded_stdout, hushed, silenced
     from gradscope.cli.supervised import give_up, split_off
 
     check_place(**process.place)

@@ -11,7 +11,9 @@ import click
 from gradscope.cli.elsewhere import as_flags
 from gradscope.cli.group import Command
 from gradscope.cli.importing import importing
-from gradscope.cli.options import BARE, Output, finish, options, pick
+from gradscope.cli.options import options, pick
+from gradscope.cli.output import BARE, Output, finish
+from gradscope.cli.streams import guarded_stdout, hushed
 from gradscope.settings import Policy, Settings
 
 _NOT_HERE = dict.fromkeys(
@@ -40,8 +42,6 @@ def chain(file: Path, top: int | None, **given: Any) -> int:
 
     FILE is a .npy array of shape (T, m, m), - is stdin; item t is the Jacobian of step t + 1.
     """
-    from gradscope.cli.streams import guarded_stdout, hushed
-
     policy, output = pick(Policy, given), pick(Output, given)
     output.ready("Analysis", file)
     with guarded_stdout(), hushed(output.quiet):

@@ -18,18 +18,18 @@ from gradscope.cli.defaults import set_defaults
 from gradscope.cli.elsewhere import as_flags
 from gradscope.cli.group import Command, SectionedOption
 from gradscope.cli.importing import importing
-from gradscope.cli.kept_rows import SHARD, coming, dealt, journal_at, say_line, shard_here
+from gradscope.cli.kept_rows import SHARD, coming, dealt, journal_at, shard_here
 from gradscope.cli.options import (
-    Output,
     Process,
-    as_path,
-    file_unless_stdout,
     input_files,
     options,
     pick,
-    pick_settings,
+    pick_said,
     ready_to_measure,
 )
+from gradscope.cli.output import Output, as_path, file_unless_stdout
+from gradscope.cli.progress import progress_bar, progress_of_runs
+from gradscope.cli.streams import check_writable, guarded_stdout, hushed, say, sayer, write_result
 from gradscope.config_file import read_config
 from gradscope.errors import ExitCode, InputError, nearest_or_all, quoted, shown
 from gradscope.option import option
@@ -192,18 +192,6 @@ def check(**given: Any) -> int:
     return checks.exit_code
 
 
-def pick_said(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Of the settings of a command those that somebody said, and those that its file has for all commands."""
-    context = click.get_current_context()
-    source = {name: context.get_parameter_source(name) for name in given}
-    said = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.PROMPT)
-    picked = [
-        pick_settings({name: value for name, value in given.items() if source[name] in kinds})
-        for kinds in (said, (ParameterSource.DEFAULT_MAP,))
-    ]
-    return picked[0], picked[1]
-
-
 # -- what is to be run -------------------------------------------------------------------------------
 
 
@@ -263,7 +251,7 @@ class Assignment:
             return cls(list(enumerate(plan)), len(plan), None, None, output)
         if gate.update_budgets:
             raise InputError("--update-budgets rewrites a file that all shards read: leave out --shard")
-        numbered = dealt(shard, plan, "analyses", _saying(output))
+        numbered = dealt(shard, plan, "analyses", sayer(output.quiet))
         return cls(numbered, len(plan), shard, gate.output, replace(output, output=None))
 
     @property
@@ -275,10 +263,6 @@ class Assignment:
     def in_rows(self) -> bool:
         """Whether JSON lines are the rows of a shard, which have been told as they came."""
         return self.shard is not None and self.page.format == "jsonl"
-
-
-def _saying(output: Output) -> Callable[[str], None]:
-    return (lambda _: None) if output.quiet else say_line
 
 
 def _baseline(gate: Gate) -> tuple[Mapping[str, Entry] | None, str]:
@@ -302,12 +286,9 @@ def _baseline(gate: Gate) -> tuple[Mapping[str, Entry] | None, str]:
 
 
 def _run(work: Assignment, gate: Gate, process: Process, files: Sequence[Path]) -> Checks:
-    from gradscope.cli.progress import progress_bar
-    from gradscope.cli.streams import guarded_stdout, hushed
-
     output = work.page
     baseline, lacking = _baseline(gate)
-    journal = journal_at(work.rows, work.shard, CHECK, _saying(output), files)
+    journal = journal_at(work.rows, work.shard, CHECK, sayer(output.quiet), files)
     with progress_bar(output.quiet) as pace:
         begun = _begun(pace, work.mine)
         with guarded_stdout(), hushed(output.quiet):
@@ -331,7 +312,6 @@ def _rows_of(
     journal: Journal | None,
 ) -> Checks:
     """Of a shard: every analysis is a row as soon as it is done, kept where there is a file for it."""
-    from gradscope.cli.streams import write_result
     from gradscope.track.checked import HeldAnalysis, checks_of
 
     pieces = [
@@ -347,28 +327,13 @@ def _rows_of(
 
 
 def _begun(pace: Pace | None, work: Sequence[PlannedRun]) -> list[Begun]:
-    """Of every analysis what is called before each of its runs: see ``saying``."""
+    """Of every analysis what is called before each of its runs: see ``progress_of_runs``."""
     runs = [len(one.seeds) for one in work]
-    tell = saying(pace, sum(runs))
+    tell = progress_of_runs(pace, sum(runs))
     return [
         partial(lambda name, before, run: tell(name, before + run), one.name, sum(runs[:number]))
         for number, one in enumerate(work)
     ]
-
-
-def saying(pace: Pace | None, runs: int) -> Callable[[str, int], Mapping[str, Any]]:
-    """What is told of each of several runs: arguments of ``analyze`` that show how far all of them are."""
-
-    def begun(name: str, run: int) -> Mapping[str, Any]:
-        if pace is None:
-            return {}
-        pace.report(run, runs)
-        return {
-            "progress": lambda done, total: pace.report(run + done / total, runs),
-            "plan": lambda line, _: pace.say(f"gradscope: {shown(name)}: {line}"),
-        }
-
-    return begun
 
 
 # -- limits that hold --------------------------------------------------------------------------------
@@ -376,7 +341,6 @@ def saying(pace: Pace | None, runs: int) -> Callable[[str, int], Mapping[str, An
 
 def _check_updatable(file: ConfigFile | None) -> None:
     """Raise InputError before the work if budgets could not be updated after it."""
-    from gradscope.cli.streams import check_writable
     from gradscope.gate.update import check_toml_writer
 
     if file is None:
@@ -389,12 +353,11 @@ def _check_updatable(file: ConfigFile | None) -> None:
 
 def _update(checks: Checks, file: ConfigFile, output: Output) -> int:
     """Rewrite the file, and show the difference as the result."""
-    from gradscope.cli.streams import write_result
     from gradscope.gate.update import updated
 
     difference, text, left = updated(file, checks)
     for line in left:
-        say_line(line)
+        say(line)
     write_result(text, file.path, "--update-budgets")
     write_result(difference, output.output)
     return ExitCode.judged(broken=left, lost=checks.unmeasured or checks.failures)

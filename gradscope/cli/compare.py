@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradscope.cli.check import pick_said, saying
 from gradscope.cli.group import Command
 from gradscope.cli.importing import importing
-from gradscope.cli.options import Output, Process, input_files, options, pick, ready_to_measure
+from gradscope.cli.options import Process, input_files, options, pick, pick_said, ready_to_measure
+from gradscope.cli.output import Output
+from gradscope.cli.progress import progress_bar, progress_of_runs
+from gradscope.cli.streams import guarded_stdout, hushed
 from gradscope.settings import Settings
 
 if TYPE_CHECKING:
@@ -59,8 +61,6 @@ def compare_results(old: Path, new: Path, limits: tuple[str, ...], **given: Any)
     ready_to_measure(settings)
     files = [old, new, *input_files(settings)]
     output.ready("Comparison", *files)
-    from gradscope.cli.streams import guarded_stdout, hushed
-
     with guarded_stdout(), hushed(output.quiet):
         from gradscope.gate.baseline import read_entries
         from gradscope.gate.compare import Allowed, changes_between
@@ -81,8 +81,6 @@ def _measure(
     """The entries of checkpoints, each analysed."""
     if not models:
         return []
-    from gradscope.cli.progress import progress_bar
-
     with progress_bar(output.quiet) as pace:
         with importing():
             from gradscope.api import analyze
@@ -90,7 +88,7 @@ def _measure(
             from gradscope.machine import use_compilation_cache
         if process.compile_cache:
             use_compilation_cache()
-        begun = saying(pace, len(models))
+        begun = progress_of_runs(pace, len(models))
         return [
             {"": entry_of([analyze(checkpoint=path, **settings, **begun(str(path), run))])}
             for run, path in enumerate(models)

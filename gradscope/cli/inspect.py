@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from gradscope.cli.group import Command
-from gradscope.cli.options import PAGE, Output, find_modules_here, options, pick
+from gradscope.cli.options import find_modules_here, options, pick
+from gradscope.cli.output import PAGE, Output
+from gradscope.cli.streams import guarded_stdout
 from gradscope.settings import Settings
 
 
@@ -29,8 +31,6 @@ def inspect(file: Path, cell: str | None, max_size: int | None, **given: Any) ->
     (.msgpack, .npz, .safetensors), ONNX, TensorFlow 1 (.pb) or DyNet (.model), or weights in gradscope's
     notation. Nothing in it is run.
     """
-    from gradscope.cli.streams import guarded_stdout
-
     output, rules, config = pick(Output, given), given.pop("map"), given.pop("config")
     output.ready("Inspection", file, *map(Path, filter(None, (*rules, config))))
     with guarded_stdout():

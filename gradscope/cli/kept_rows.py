@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from gradscope.cli.streams import check_writable, delivering, guarded_stdout, hushed, tell
+from gradscope.cli.streams import check_writable, delivering, guarded_stdout, hushed, say
 from gradscope.errors import InputError, listed, shown
 from gradscope.option import option
 from gradscope.rows.following import Piece, follow
@@ -54,11 +54,6 @@ class KeptRows:
         from gradscope.gate.budgets import budgets_of
 
         return budgets_of(self.min, self.max)
-
-
-def say_line(line: str) -> None:
-    """On stderr, with the name of the program."""
-    tell(f"gradscope: {line}")
 
 
 def dealt(
@@ -163,7 +158,7 @@ def say_ended(ended: Mapping[str, Sequence[str]], count: int, schema: str) -> No
     for what, which in ended.items():
         if which:
             some = "; ".join(map(shown, which[:_NAMED])) + "; ..." * (len(which) > _NAMED)
-            say_line(f"{what}: {len(which)} of {count} {KINDS[schema].many} ({some})")
+            say(f"{what}: {len(which)} of {count} {KINDS[schema].many} ({some})")
 
 
 # Rows that are named where something is said of many.
@@ -173,10 +168,10 @@ _NAMED = 3
 def say_kept(journal: Journal | None, count: int, schema: str) -> None:
     """What draws the rows that are kept, or what keeps them."""
     if journal is None:
-        say_line("-o rows.jsonl keeps these rows, for gradscope plot and gradscope report")
+        say("-o rows.jsonl keeps these rows, for gradscope plot and gradscope report")
         return
     path, many = shown(journal.path), KINDS[schema].many
-    say_line(
+    say(
         f"{path} keeps {count} {many if count != 1 else many.removesuffix('s')}: gradscope plot {path} -o "
         f"picture.svg draws them, gradscope report {path} -o page.html has their numbers too"
     )
@@ -185,4 +180,4 @@ def say_kept(journal: Journal | None, count: int, schema: str) -> None:
 def say_missing(places: Sequence[int], of: int, schema: str) -> None:
     """Which rows there should be besides."""
     numbers = listed([str(place + 1) for place in places], most=5)
-    say_line(f"missing: {len(places)} of {of} {KINDS[schema].many} (number {numbers})")
+    say(f"missing: {len(places)} of {of} {KINDS[schema].many} (number {numbers})")

@@ -20,7 +20,7 @@ import click
 
 from gradscope.cli.defaults import unknown_variables
 from gradscope.cli.group import ARGUMENTS, LazyGroup
-from gradscope.cli.streams import open_closed_streams, silence_stdout, tell
+from gradscope.cli.streams import open_closed_streams, silence_stdout, write_line
 from gradscope.errors import ExitCode, GradscopeError, shown
 
 
@@ -136,7 +136,7 @@ def _fail(line: str) -> int:
 
 def _say(line: str) -> None:
     with contextlib.suppress(OSError):  # stderr is full or gone: the exit code still tells
-        tell(shown(line))
+        write_line(shown(line))
 
 
 def _bug(error: BaseException) -> int:

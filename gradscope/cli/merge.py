@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradscope.cli.group import Command
-from gradscope.cli.kept_rows import say_ended, say_line, say_missing
-from gradscope.cli.options import Output, options, pick
+from gradscope.cli.kept_rows import say_ended, say_missing
+from gradscope.cli.options import options, pick
+from gradscope.cli.output import Output
+from gradscope.cli.streams import say
 from gradscope.errors import ExitCode, InputError, listed, shown
 from gradscope.option import option
 from gradscope.report.views import FORMATS
@@ -71,7 +73,7 @@ def merge(files: tuple[Path, ...], **given: Any) -> int:
     journals = [Journal.read(path) for path in paths]
     for journal in journals:
         if journal.torn:
-            say_line(f"{shown(journal.path)}: {journal.torn} torn, left out")
+            say(f"{shown(journal.path)}: {journal.torn} torn, left out")
     kinds = {str(row["schema"]) for journal in journals for row in journal.rows}
     if not kinds:
         raise InputError(
@@ -155,7 +157,7 @@ def _say_several(rows: Sequence[Row]) -> None:
         count[row["checkpoint"]] = count.get(row["checkpoint"], 0) + 1
     if several := [name for name, times in count.items() if times > 1]:
         which = f"{len(several)} of {len(count)} checkpoints ({listed(several, most=3)})"
-        say_line(f"{which} have rows of other content, options or limits too")
+        say(f"{which} have rows of other content, options or limits too")
 
 
 def _complete(rows: Sequence[Row]) -> bool:
@@ -163,7 +165,7 @@ def _complete(rows: Sequence[Row]) -> bool:
     schema, found = str(rows[0]["schema"]), missing(rows)
     if found is None:
         totals = " and of ".join(sorted({str(row.get("of")) for row in rows}))
-        say_line(f"rows are of {totals} {KINDS[schema].many}: whether some are missing is not known")
+        say(f"rows are of {totals} {KINDS[schema].many}: whether some are missing is not known")
     elif found[0]:
         say_missing(found[0], found[1], schema)
     return not (found and found[0])

@@ -1,32 +1,23 @@
-"""The options of the shell: those of ``Settings``, and what comes out, where and how."""
-
-# ruff: noqa: RUF009  (``option`` makes a dataclass field)
+"""Options of the shell from the fields of dataclasses, and back; what commands that measure begin with."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, dataclass, fields, replace
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from gradscope.cells import CELLS, check_known
 from gradscope.cli.group import SectionedOption
-from gradscope.errors import ExitCode, InputError, flag, listed, nearest_or_all, quoted, shown
+from gradscope.errors import flag
 from gradscope.option import Option, option, option_of
-from gradscope.report.views import FORMATS, Look, Told, check_format, render
-from gradscope.settings import Activation, Init, Level, Settings
-
-if TYPE_CHECKING:
-    from gradscope.report.analysis import Analysis
-    from gradscope.report.verdict import Matched
-
-# Opened by its name, a stdout that is a file would lose what others have written to it.
-_STDOUT = (Path("-"), Path("/dev/stdout"))
+from gradscope.settings import Activation, Init, Settings
 
 # Words that the shell completes, besides choices.
 _WORDS = {
@@ -39,19 +30,6 @@ _WORDS = {
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Asked = TypeVar("Asked")
-
-
-# -- options that only the shell has -----------------------------------------------------------------
-
-
-def as_path(text: str) -> Path:
-    """A file of that name."""
-    return Path(text)
-
-
-def file_unless_stdout(text: str) -> Path | None:
-    """A file of that name; None of what is stdout."""
-    return None if Path(text) in _STDOUT else Path(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,166 +55,6 @@ class Process:
         """Where it is in the cluster, as far as that is given."""
         names = ("coordinator", "num_processes", "process_id")
         return {name: getattr(self, name) for name in names}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Output:
-    """What comes out of a command, where and how."""
-
-    fail_on: tuple[str, ...] = option(
-        (), "Verdict", "Exit 1 on this verdict (repeatable).", choices=get_args(Level), repeatable=True
-    )
-    format: str = option(
-        "table",
-        "Output",
-        "A table or a page (html) for people; json, jsonl or csv for programs; markdown; github annotations, "
-        "junit for CI; bmf (Bencher), benchmark (github-action-benchmark) for charts.",
-        choices=tuple(FORMATS),
-        shorthands={"--json": ("json", "The same as --format json.")},
-    )
-    output: Path | None = option(
-        None,
-        "Output",
-        "Write to FILE; - is stdout.",
-        flags=("-o", "--output"),
-        metavar="FILE",
-        parse=file_unless_stdout,
-    )
-    also: tuple[str, ...] = option(
-        (),
-        "Output",
-        "Write a further format to FILE, such as junit=report.xml (repeatable).",
-        metavar="FORMAT=FILE",
-        repeatable=True,
-    )
-    write_baseline: Path | None = option(
-        None,
-        "Output",
-        "Write what was measured, for compare and for check --baseline.",
-        metavar="FILE",
-        parse=as_path,
-    )
-    color: str = option(
-        "auto",
-        "Output",
-        "Colour in the table; NO_COLOR and FORCE_COLOR are heeded.",
-        choices=("auto", "always", "never"),
-    )
-    lags: str = option(
-        "auto",
-        "Output",
-        "Lags in the JSON profile: about a thousand at most, or every one.",
-        choices=("auto", "all"),
-    )
-    quiet: bool = option(
-        False,
-        "Output",
-        "The verdict alone, computed as with --only verdict; on stderr only what matched --fail-on.",
-        flags=("-q", "--quiet"),
-    )
-    details: bool = option(False, "Output", "Of several layers show all of each, not of the worst alone.")
-    embed_data: bool = option(False, "Output", "Put the JSON into the HTML page.")
-
-    def look(self, read: Sequence[Path] = ()) -> Look:
-        """How the result is to be shown; asks stdout what it is. read : the files that it was made of."""
-        from gradscope.report.terminal import terminal_for
-
-        terminal = terminal_for(self.color, to_file=self.output is not None)
-        return Look(
-            terminal,
-            verdict_only=self.quiet,
-            all_lags=self.lags == "all",
-            every_layer=self.details,
-            embed_data=self.embed_data,
-            origin=self._origin(read),
-        )
-
-    def _origin(self, read: Sequence[Path]) -> dict[str, str]:
-        """What a page says of the command and its files; to hash them takes a second for every gigabyte."""
-        if "html" not in (self.format, *(name for name, _ in self.others)):
-            return {}
-        from gradscope.cli.origin_of import origin_of
-
-        return origin_of(read)
-
-    @property
-    def one_line(self) -> bool:
-        """Whether the verdict's line is all that is shown."""
-        return self.quiet and self.format == "table"
-
-    @property
-    def alone(self) -> bool:
-        """Whether nothing is told of any layer either, nor looked for in it."""
-        return self.one_line and not (self.fail_on or self.also or self.write_baseline)
-
-    @property
-    def others(self) -> list[tuple[str, Path | None]]:
-        """The further formats, each with its file, None for stdout; raises InputError."""
-        found = []
-        for text in self.also:
-            name, equals, file = text.partition("=")
-            if not equals or not file:
-                raise InputError(f"--also is {quoted(text)}, expected FORMAT=FILE such as junit=report.xml")
-            if name not in FORMATS:
-                near = nearest_or_all(name, FORMATS)
-                raise InputError(f"--also {quoted(text)}: there is no format {quoted(name)}{near}")
-            found.append((name, file_unless_stdout(file)))
-        return found
-
-    def ready(self, kind: str, *read: Path | None) -> None:
-        """Raise InputError now, not after the work, if a result of this class could not be written.
-
-        read : files that are to be read, which none that is written may be.
-        """
-        from gradscope.cli.streams import check_writable, same_file
-
-        files = [self.output]
-        for name, file in [(self.format, None), *self.others]:
-            check_format(name, kind)
-            if file is not None and any(other is not None and same_file(file, other) for other in files):
-                raise InputError(f"--also {name}={file}: is written already, choose another")
-            check_writable(file, *read, option="--also")
-            files.append(file)
-        check_writable(self.output, *read)
-        check_writable(self.write_baseline, option="--write-baseline")
-
-    def write(self, result: Told, read: Sequence[Path] = (), *, first: bool = True) -> None:
-        """Render the result in every format that is asked for, then write all.
-
-        read : what it was made of; first : whether the first format is among them, or was written as it came.
-        """
-        from gradscope.cli.step_summary import summarize
-        from gradscope.cli.streams import say_written, write_result
-
-        told = [(self.format, self.output), *self.others]
-        texts = [
-            (render(result, name, self._look_of(file, read)), name, file)
-            for name, file in told[0 if first else 1 :]
-        ]
-        for text, name, file in texts:
-            write_result(text, file)
-            if name == "html":
-                say_written(file, text, quiet=self.quiet)
-        if any(name == "github" for name, _ in told):
-            summarize(render(result, "markdown", self.look()))
-
-    def keep(self, baseline: str) -> None:
-        """Write the text of a baseline where it is asked for."""
-        from gradscope.cli.streams import write_result
-
-        if self.write_baseline is not None:
-            write_result(baseline, self.write_baseline, "--write-baseline")
-
-    def _look_of(self, file: Path | None, read: Sequence[Path]) -> Look:
-        """As ``look``, but of a file the page is plain."""
-        from gradscope.report.terminal import terminal_for
-
-        return replace(self.look(read), terminal=terminal_for(self.color, to_file=file is not None))
-
-
-# Of these, what any result can be asked for; and an analysis of no layers.
-PAGE = ("format", "output", "also", "color")
-BARE = tuple(one.name for one in fields(Output) if one.name != "details")
 
 
 # -- from dataclasses to click and back --------------------------------------------------------------
@@ -278,6 +96,18 @@ def pick_settings(given: dict[str, Any]) -> dict[str, Any]:
         elif one.name in given:
             settings[one.name] = given.pop(one.name)
     return {name: value for name, value in settings.items() if value not in (None, (), {})}
+
+
+def pick_said(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of the settings of a command those that somebody said, and those that its file has for all commands."""
+    context = click.get_current_context()
+    source = {name: context.get_parameter_source(name) for name in given}
+    said = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.PROMPT)
+    picked = [
+        pick_settings({name: value for name, value in given.items() if source[name] in kinds})
+        for kinds in (said, (ParameterSource.DEFAULT_MAP,))
+    ]
+    return picked[0], picked[1]
 
 
 def _parameters(described: Field[Any], section: str | None) -> list[Callable[[Command], Command]]:
@@ -346,29 +176,6 @@ def _parsing(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Para
 
 
 # -- what commands share -----------------------------------------------------------------------------
-
-
-def finish(analysis: Analysis, output: Output, read: Sequence[Path] = ()) -> int:
-    """Render, write, say what matched ``--fail-on``, and how to exit; read : the files it was made of."""
-    analysis = analysis.matching(output.fail_on)
-    output.write(analysis, read)
-    if output.write_baseline:
-        from gradscope.gate.baseline import baseline_text, entry_of
-        from gradscope.gate.findings import suite_of
-
-        output.keep(baseline_text({suite_of(analysis): entry_of([analysis])}))
-    return say_matched(analysis.verdict.matched)
-
-
-def say_matched(matched: Sequence[Matched]) -> int:
-    """What has a level that was looked for, on stderr; and how to exit."""
-    if not matched:
-        return ExitCode.OK
-    each = [f"{one.level} (layer {shown(one.layer)})" if one.layer else one.level for one in matched]
-    from gradscope.cli.streams import tell
-
-    tell(f"gradscope: --fail-on matched: {listed(each)}")
-    return ExitCode.FINDING
 
 
 def input_files(settings: Mapping[str, Any]) -> list[Path]:

@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 from gradscope.cli.group import Command
+from gradscope.cli.kept_rows import are_rows, read_rows
+from gradscope.cli.streams import check_writable, say_written, write_result
 from gradscope.errors import InputError, listed, shown
 from gradscope.report.pictures.figures import FIGURES, FIGURES_OF_ROWS
 
@@ -81,8 +83,6 @@ def plot(
 
     SVG and PDF keep text as text; PDF, and PNG of 300 dots per inch, need the extra plot.
     """
-    from gradscope.cli.kept_rows import are_rows, read_rows
-    from gradscope.cli.streams import check_writable, say_written, write_result
     from gradscope.report.pictures.figures import of_these, picture_of_rows
     from gradscope.report.pictures.figures import picture as draw
     from gradscope.report.result_file import read_result

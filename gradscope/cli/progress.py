@@ -10,12 +10,12 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gradscope.cli.streams import between_words, tell
-from gradscope.errors import duration
+from gradscope.cli.streams import between_words, say
+from gradscope.errors import duration, shown
 
 if TYPE_CHECKING:
     from rich.progress import Task
@@ -35,7 +35,7 @@ _LATE = 0.2
 
 def _say(line: str) -> None:
     with contextlib.suppress(OSError):  # nobody reads it
-        tell(line)
+        say(line)
 
 
 class Pace:
@@ -112,13 +112,28 @@ def progress_bar(quiet: bool) -> Iterator[Pace | None]:
         yield pace
 
 
+def progress_of_runs(pace: Pace | None, runs: int) -> Callable[[str, int], Mapping[str, Any]]:
+    """What is told of each of several runs: arguments of ``analyze`` that show how far all of them are."""
+
+    def begun(name: str, run: int) -> Mapping[str, Any]:
+        if pace is None:
+            return {}
+        pace.report(run, runs)
+        return {
+            "progress": lambda done, total: pace.report(run + done / total, runs),
+            "plan": lambda line, _: pace.say(f"{shown(name)}: {line}"),
+        }
+
+    return begun
+
+
 @contextlib.contextmanager
 def _heard(pace: Pace) -> Iterator[None]:
     """Within, what the package logs of long work is said."""
 
     class Saying(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            pace.say(f"gradscope: {record.getMessage()}")
+            pace.say(record.getMessage())
 
     logger, handler = logging.getLogger("gradscope"), Saying()
     before = logger.level
@@ -138,7 +153,7 @@ def _lines(pace: Pace) -> Iterator[None]:
     def tell() -> None:
         while not ended.wait(_SECONDS_BETWEEN_LINES):
             if pace.done < 1:  # what is tried after that says so itself
-                pace.say(f"gradscope: {pace}")
+                pace.say(str(pace))
 
     thread = threading.Thread(target=tell, daemon=True)
     thread.start()
@@ -165,7 +180,7 @@ def _bar(pace: Pace) -> Iterator[None]:
     bar = Progress(Shown(), console=Console(stderr=True), transient=True)
     bar.add_task("")
     written = partial(bar.console.print, markup=False, highlight=False, soft_wrap=True)
-    pace.say = lambda line: written(between_words(line))
+    pace.say = lambda line: written(between_words(f"gradscope: {line}"))
     appear = threading.Timer(_SILENT_SECONDS, bar.start)  # until then not even the cursor is hidden
     appear.daemon = True
     appear.start()

@@ -11,7 +11,9 @@ from gradscope.cli.advising import advised, pick_given
 from gradscope.cli.elsewhere import as_flags
 from gradscope.cli.group import Command
 from gradscope.cli.importing import importing
-from gradscope.cli.options import Output, input_files, options, pick, say_matched
+from gradscope.cli.options import input_files, options, pick
+from gradscope.cli.output import Output, say_matched
+from gradscope.cli.streams import check_writable
 from gradscope.settings import Repairing
 
 _MOST_USED = (
@@ -48,8 +50,6 @@ def repair(**given: Any) -> int:
     Everything else in the file stays byte for byte: a .safetensors or .npz; of a PyTorch state dict a
     .safetensors is written, which load_state_dict takes. --fail-on is about the new file.
     """
-    from gradscope.cli.streams import check_writable
-
     target = given.pop("output")  # of the weights; what is said of them goes to stdout
     output = pick(Output, given)
     given["output"] = target

@@ -13,7 +13,10 @@ from click.core import ParameterSource
 
 from gradscope.cli.analyze import MOST_USED, answer
 from gradscope.cli.group import Command
-from gradscope.cli.options import Output, Process, options, pick, pick_settings, say_matched
+from gradscope.cli.kept_rows import are_rows, read_rows
+from gradscope.cli.options import Process, options, pick, pick_settings
+from gradscope.cli.output import Output, say_matched
+from gradscope.cli.streams import check_writable, say_written, write_result
 from gradscope.errors import InputError, flag, shown
 from gradscope.settings import Settings
 
@@ -78,8 +81,6 @@ def _is_result(file: Path) -> bool:
 
 
 def _of_result(file: Path, output: Output) -> int:
-    from gradscope.cli.kept_rows import are_rows, read_rows
-    from gradscope.cli.streams import check_writable, say_written, write_result
     from gradscope.report.html_page import html_page
     from gradscope.report.pictures.parts import parts_of
     from gradscope.report.result_file import read_result

@@ -8,7 +8,7 @@ import os
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -123,8 +123,18 @@ def write_result(made: str | bytes, path: Path | None, option: str = "-o") -> No
             write_whole(path, data)
 
 
-def tell(line: str) -> None:
-    """A line on stderr: notes, warnings, errors."""
+def say(line: str) -> None:
+    """A line on stderr, after the name of the program: notes and warnings."""
+    write_line(f"gradscope: {line}")
+
+
+def sayer(quiet: bool) -> Callable[[str], None]:
+    """``say``, or what says nothing."""
+    return (lambda _: None) if quiet else say
+
+
+def write_line(line: str) -> None:
+    """A line on stderr as it is."""
     click.echo(between_words(line), err=True)
 
 
@@ -148,7 +158,7 @@ def say_written(path: Path | None, made: str | bytes, *, quiet: bool = False) ->
         return
     size = len(made if isinstance(made, bytes) else made.encode("utf-8", "replace"))
     address = path.resolve().as_uri()
-    tell(f"gradscope: wrote {shown(path)}, {size / 1000:,.0f} kB: a browser opens {address}")
+    say(f"wrote {shown(path)}, {size / 1000:,.0f} kB: a browser opens {address}")
 
 
 def _exists(place: Path) -> bool:

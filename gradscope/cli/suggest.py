@@ -10,7 +10,8 @@ from gradscope.cli.advising import advised, pick_given
 from gradscope.cli.elsewhere import as_flags
 from gradscope.cli.group import Command
 from gradscope.cli.importing import importing
-from gradscope.cli.options import PAGE, Output, input_files, options, pick, say_matched
+from gradscope.cli.options import input_files, options, pick
+from gradscope.cli.output import PAGE, Output, say_matched
 from gradscope.settings import Suggesting
 
 _MOST_USED = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -21,10 +21,12 @@ from gradscope.cli.kept_rows import (
     journal_at,
     say_ended,
     say_kept,
-    say_line,
     shard_here,
 )
-from gradscope.cli.options import Output, Process, input_files, options, pick, pick_settings, ready_to_measure
+from gradscope.cli.options import Process, input_files, options, pick, pick_settings, ready_to_measure
+from gradscope.cli.output import Output
+from gradscope.cli.progress import progress_bar
+from gradscope.cli.streams import guarded_stdout, hushed, sayer, write_result
 from gradscope.option import option
 from gradscope.rows.journal import SWEEP
 from gradscope.settings import Level, Sweeping
@@ -90,7 +92,7 @@ def sweep(**given: Any) -> int:
     grid = given.pop("grid", ())
     settings = pick_settings(given)
     ready_to_measure(settings)
-    say: Callable[[str], None] = (lambda _: None) if sweeps.quiet else say_line
+    say = sayer(sweeps.quiet)
     asked = Sweeping(grid=grid, **settings)
     asked.check()
     axes = axes_of(grid)  # what is wrong with it is said before JAX is imported
@@ -110,8 +112,6 @@ def sweep(**given: Any) -> int:
 
 
 def _points(asked: Sweeping, sweeps: Sweeps, process: Process) -> Points:
-    from gradscope.cli.streams import guarded_stdout, hushed
-
     with guarded_stdout(), hushed(sweeps.quiet), importing():
         from gradscope.api import points_of_grid
         from gradscope.machine import use_compilation_cache
@@ -125,8 +125,6 @@ def _run(
     sweeps: Sweeps, output: Output, tasks: Sequence[tuple[int, Point]], of: int, journal: Journal | None
 ) -> Sweep:
     """Every row: a JSON object a line as they come, or all in one at the end."""
-    from gradscope.cli.progress import progress_bar
-    from gradscope.cli.streams import write_result
     from gradscope.grid.sweep import Sweep
 
     streams, rows = output.format == "jsonl", []

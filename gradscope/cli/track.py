@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from gradscope.cli.check import pick_said
 from gradscope.cli.elsewhere import as_flags
 from gradscope.cli.group import Command
 from gradscope.cli.importing import importing
@@ -22,10 +21,11 @@ from gradscope.cli.kept_rows import (
     journal_at,
     say_ended,
     say_kept,
-    say_line,
     shard_here,
 )
-from gradscope.cli.options import Output, Process, options, pick, ready_to_measure
+from gradscope.cli.options import Process, options, pick, pick_said, ready_to_measure
+from gradscope.cli.output import Output
+from gradscope.cli.streams import sayer, write_result
 from gradscope.config_file import ConfigFile
 from gradscope.errors import InputError, flag, nearest_or_all, quoted, shown
 from gradscope.option import option
@@ -77,19 +77,8 @@ class Tracking(KeptRows):
 
 
 _MOST_USED = (
-    *(
-        "--light",
-        "--shard",
-        "--sort",
-        "--output",
-        "--max",
-        "--min",
-        "--fail-on",
-        "--format",
-        "--also",
-        "--json",
-    ),
-    *("--layer", "--cell", "--inputs", "--steps", "--only", "--quiet"),
+    *("--light", "--shard", "--sort", "--output", "--max", "--min", "--fail-on", "--format", "--also"),
+    *("--json", "--layer", "--cell", "--inputs", "--steps", "--only", "--quiet"),
 )
 
 
@@ -132,7 +121,7 @@ def track(checkpoints: tuple[str, ...], **given: Any) -> int:
     ready_to_measure(settings)
     names = sorted(checkpoints, key=natural) if tracking.sort else list(checkpoints)
     shard = shard_here(tracking.shard)
-    say: Callable[[str], None] = (lambda _: None) if tracking.quiet else say_line
+    say = sayer(tracking.quiet)
     _say_order(names, say)
     work = dealt(shard, names, "checkpoints", say)
     journal = journal_at(tracking.output, shard, TRACK, say, list(map(Path, names)))
@@ -198,8 +187,6 @@ def _run(
 
 
 def _write(text: str) -> None:
-    from gradscope.cli.streams import write_result
-
     if text:
         write_result(text, None)
 

@@ -135,7 +135,7 @@ def test_a_line_stands_beside_the_bar_and_not_in_it(monkeypatch):
         with progress_bar(quiet=False) as pace:
             while b"measuring" not in drawn:
                 drawn += os.read(ours, 10_000)
-            pace.say("gradscope: [2] layers")
+            pace.say("[2] layers")
             while b"[2] layers" not in drawn:
                 drawn += os.read(ours, 10_000)
         monkeypatch.undo()

@@ -20,7 +20,8 @@ from gradscope.as_arguments import takes
 from gradscope.cells.initializers import INITIALIZERS
 from gradscope.cli import analyze, chain
 from gradscope.cli.main import cli
-from gradscope.cli.options import Output, Process, pick, pick_settings
+from gradscope.cli.options import Process, pick, pick_settings
+from gradscope.cli.output import Output
 from gradscope.errors import InputError, flag
 from gradscope.option import number_or_word, option, option_of, size_in_bytes
 from gradscope.problem.checks import check_choices
