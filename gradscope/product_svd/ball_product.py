@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -115,9 +115,9 @@ def with_enough_bits(
     """With as many as it takes, or the most. Raises UnknownDigitsError.
 
     scales : whether the steps are of ``scales.Number``, whose terms are kept apart where the gain or a lag
-    takes that: their product takes some times as long.
+    takes that: their product takes some times as long, and a bit for each step that a row is divided at.
     """
-    bits, most = FEWEST, min(most, MOST)
+    bits, most = FEWEST + (steps if scales else 0), min(most, MOST)
     while True:
         try:
             for apart in (False, True) if scales else (False,):
@@ -158,15 +158,26 @@ def _products_apart(steps: int, balls: StepBalls, bits: int) -> Iterator[Array]:
     rows: list[Any] = []
     for t in reversed(range(steps)):
         step = balls(t, bits)
-        rows = [row_through(row, step) for row in rows] if rows else step.tolist()
-        factors = factors or [1] * len(rows)
-        for k, row in enumerate(rows):
-            largest = max(row, key=lambda one: one.size)
-            if largest.told:
-                rows[k], factors[k] = [one / largest for one in row], factors[k] * largest.ball
+        if rows:
+            sizes = [max(one.size for one in row) for row in step.tolist()]
+            for k, row in enumerate(rows):
+                over, factor = _over_what_leads(row, sizes)
+                rows[k], factors[k] = row_through(over, step), factors[k] * factor
+        else:
+            rows, factors = step.tolist(), [1] * len(step)
         yield np.array(
             [[one.ball * factor for one in row] for row, factor in zip(rows, factors, strict=True)], object
         )
+
+
+def _over_what_leads(row: Sequence[Any], sizes: Sequence[float]) -> tuple[Sequence[Any], Any]:
+    """A row over the entry of which most comes through the next step, and that entry.
+
+    What is cut off of its terms would be cut off of all that it leads to, and where these cancel nothing
+    were left: of its ratio to itself nothing is. sizes : of the step's rows.
+    """
+    leading = row[max(range(len(row)), key=lambda k: row[k].size + sizes[k])]
+    return ([one / leading for one in row], leading.ball) if leading.told else (row, 1)
 
 
 def _as_balls(matrix: Array) -> Array:

@@ -204,6 +204,44 @@ def test_slopes_cancel_as_formulas():
                 assert abs(found.ball - true()) < 1e-25 * abs(true())
 
 
+def test_terms_that_cancel_are_not_cut_off_with_those_of_what_leads_to_them():
+    """A row over its largest entry would lose b: s is a series, of which d is beside the last term of s a."""
+    with precision(512):
+        q, a, b, d, small, out = (exactly(one).exp() for one in (-1e3, -7e4, -3e5, -4e5, -4e4, -1e6))
+        s, none = small / (ONE - q), exactly(0.0)
+        every = [
+            [[ONE, none, none], [none, out, none], [none, none, ONE]],
+            [[ONE, none, none], [b - a, ONE, none], [none, none, ONE]],
+            [[ONE, none, none], [a, ONE, none], [none, none, out]],
+            [[d, s, ONE]],
+        ]
+        steps = [np.array(step, object) for step in every]
+    run = with_enough_bits(4, lambda t, _: steps[t], LagNorm(), None, FEWEST)
+    assert run.sure
+    # Of 1, s, s and s b + d.
+    np.testing.assert_allclose(run.lags, np.log10(np.e) * np.array([0, -4e4, -4e4, -3.4e5]), rtol=1e-15)
+
+
+def test_rows_that_are_divided_by_another_entry_at_each_step_have_digits_for_that():
+    """What they are off by doubles, or nearly; the gain is what is left of a - a + b."""
+    turns, none = 200, exactly(0.0)
+    with precision(4 * FEWEST):
+        a, b, out, less, more = (exactly(one).exp() for one in (-7e4, -3e5, -1e6, -1e3, 1.0))
+
+    def balls(t, bits):
+        own = np.full((3, 3), none, object)
+        own[range(3), range(3)] = [less if t % 3 == k else more for k in range(3)]
+        if t == 0:
+            own[range(3), range(3)] = ONE, out, out
+        if t == 3 * turns + 1:
+            own[range(3), range(3)], own[1, 0] = ONE, b - a
+        return own if t < 3 * turns + 2 else np.array([[a, ONE, ONE]], object)
+
+    run = with_enough_bits(3 * turns + 3, balls, LagNorm(), None, FEWEST)
+    assert run.sure
+    np.testing.assert_allclose(run.log10, np.log10(np.e) * (-3e5 + turns * (2 - 1e3)), rtol=1e-14)
+
+
 @pytest.mark.slow
 def test_a_gain_that_cancels_to_more_digits_than_there_are(monkeypatch):
     """At inputs of 1e3 terms cancel to 1e-31, and exponents go with the inputs."""
