@@ -582,8 +582,10 @@ class Repairing(Suggesting):
         super().check()
         if self.checkpoint is None:
             raise InputError("repair writes a checkpoint again: give its file")
-        if (self.output is None) == (not self.in_place):
-            raise InputError("give the new file as -o FILE, or --in-place, not both")
+        if self.output is None and not self.in_place:
+            raise InputError("where to write is not said: give -o FILE, or --in-place")
+        if self.output is not None and self.in_place:
+            raise InputError("-o FILE and --in-place are given: leave one of them out")
 
 
 # What no row can tell, of a point of a grid or of a checkpoint, and where it is told.

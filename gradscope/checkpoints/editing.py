@@ -90,7 +90,10 @@ def written_as(path: str | os.PathLike[str] | Live | None, output: PathLike | No
         )
     suffix = kind if output is None else Path(output).suffix.lower()
     if suffix not in allowed:
-        raise InputError(f"-o {shown(output or '')}: of {shown(path)} a {allowed[0]} file is written")
+        named = shown(Path(output or path).with_suffix(allowed[0]))
+        raise InputError(
+            f"-o {shown(output or '')}: of {shown(path)} a {allowed[0]} is written: give -o {named}"
+        )
     return suffix
 
 

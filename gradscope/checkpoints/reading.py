@@ -259,10 +259,11 @@ def _with_scale(layer: Found) -> Found:
 def _unknown_format(path: str | os.PathLike[str]) -> InputError:
     if str(path) in CELLS:
         return InputError(f"checkpoint {path}: expected a file; for a fresh cell say --cell {path}")
+    expected = f"expected a file {', '.join(TENSOR_FILES | _MODELS)}"
+    if not os.access(path, os.F_OK):
+        return InputError(f"checkpoint {shown(path)}: No such file or directory, {expected}")
     hint = _HINTS.get(
         suffix(path),
         "of another kind, numpy.savez its arrays, and say by --map what they are",
     )
-    return InputError(
-        f"checkpoint {shown(path)}: expected a file {', '.join(TENSOR_FILES | _MODELS)}; {hint}"
-    )
+    return InputError(f"checkpoint {shown(path)}: {expected}; {hint}")

@@ -82,9 +82,9 @@ def complete(group: click.Group) -> None:
 
 
 @click.command(cls=Command, short_help="Print a script that completes options in your shell.")
-@click.argument("shell", type=click.Choice(list(SHELLS)))
+@click.argument("shell", metavar="SHELL", type=click.Choice(list(SHELLS)))
 def completion(shell: str) -> None:
-    """Print the script by which SHELL completes commands, options, cells, formats and files.
+    """Print the script by which SHELL (bash, zsh, fish) completes commands, options, cells and files.
 
     \b
     Examples:

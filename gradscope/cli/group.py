@@ -39,6 +39,9 @@ def nearest_option(command: click.Command, ctx: click.Context) -> Iterator[None]
         options = [flag for param in command.get_params(ctx) for flag in param.opts if flag.startswith("--")]
         hint = did_you_mean(error.option_name, options, most=3)
         raise click.UsageError(f"no such option {error.option_name}{hint}", ctx) from error
+    except click.UsageError as error:
+        error.ctx = error.ctx or ctx  # click's parser does not say of which command an option lacks its value
+        raise
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -22,6 +23,9 @@ from gradscope.cli.defaults import unknown_variables
 from gradscope.cli.group import ARGUMENTS, LazyGroup
 from gradscope.cli.streams import open_closed_streams, silence_stdout, write_line
 from gradscope.errors import ExitCode, GradscopeError, shown
+
+# How click begins what it says of an option, or of anything.
+_CLICKS = re.compile(r"^(?:Invalid value for '(-[^']*)'|[A-Z])")
 
 
 @click.group(
@@ -122,10 +126,11 @@ def _run(arguments: list[str]) -> int:
 
 
 def _usage(error: click.ClickException) -> str:
-    """One line in place of click's three."""
+    """One line in place of click's three, which begins as our own do: with the option, in small letters."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "gradscope"
-    message = " ".join(error.format_message().split())
+    message = " ".join(error.format_message().split()).rstrip(".")
+    message = _CLICKS.sub(lambda match: match[1] or match[0].lower(), message)
     return f"{command}: error: {message} (see {command} --help)"
 
 

@@ -187,7 +187,9 @@ REFUSED = {
     "a matrix is not shifted": ({"knob": "R_f+=1"}, "expected one of b_z"),
     "no setting": ({"knob": "b_f=+=1"}, "expected b_f+=2.3 (add)"),
     "itself": ({"knob": "b_f=1", "output": "m.safetensors"}, "is the checkpoint itself"),
-    "another kind": ({"knob": "b_f=1", "output": "n.pt"}, "a .safetensors file is written"),
+    "another kind": ({"knob": "b_f=1", "output": "n.pt"}, "a .safetensors is written: give -o n.safetensors"),
+    "no file": ({"knob": "b_f=1", "output": None}, "give -o FILE, or --in-place"),
+    "two files": ({"knob": "b_f=1", "in_place": True}, "leave one of them out"),
     "options that change weights": ({"knob": "b_f=1", "gain": 2.0}, "--gain"),
 }
 

@@ -711,6 +711,15 @@ BAD = {
     "parameters of one size": ([*SMALL, "--cell", "mine:shapes_of_one"], ["cell mine", "TypeError"]),
     "initialize that exits": ([*SMALL, "--cell", "mine:values_leave"], ["cell mine", "SystemExit"]),
     "path called full": ([*SMALL, "--cell", "mine:called_full"], ["cell mine", "'full'"]),
+    "option without its value": (
+        ["analyze", "--gain"],
+        ["gradscope analyze: error: option '--gain' requires"],
+    ),
+    "value of no choice": ([*SMALL, "--dtype", "int"], ["analyze: error: --dtype: 'int' is not one of"]),
+    "no such file of no kind": (
+        ["inspect", "absent"],
+        ["absent: No such file or directory, expected a file"],
+    ),
     "misspelt option": ([*SMALL, "--cel", "gru"], ["--cel", "did you mean --cell?"]),
     "option of another command": (
         [*SMALL, "--shard", "1/2"],
