@@ -12,6 +12,7 @@ from gradscope.cells.cell import Cell
 from gradscope.cells.notation import is_recurrent, key
 from gradscope.custom_types import Array
 from gradscope.errors import BeyondRangeError, as_option
+from gradscope.linearize.anew import layers_along
 from gradscope.linearize.levels import may_cancel
 
 # Steps of a segment at which the terms of the gates are looked at, at most.
@@ -75,8 +76,9 @@ def course(
         "reached": np.array([math.log10(max(sizes.max(initial=0), FLOAT64_MIN))]),
     }
     found |= {f"open.{name}": np.asarray(value, np.float64).max(axis=0) for name, value in gates.items()}
+    each = layers_along(cell, parameters, inputs, states)
     with np.errstate(over="ignore", invalid="ignore"):
-        return found | _terms(cell, parameters, inputs, states, gates)
+        return found | joined_course([_terms(*one, gates) for one in each])
 
 
 def _first(beyond: Array, before: int) -> Array:

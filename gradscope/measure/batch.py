@@ -97,7 +97,11 @@ def _chosen(problem: Problem, numbers: range, ask: Ask, means: Means, tally: Tal
     found = dict(zip(numbers, _together(problem, numbers, ask, means, tally), strict=True))
     # Beside blocks that are made orthonormal the slopes of such units drown in rounding.
     most = -SATURATED_LOGS * math.log(np.finfo(problem.system.dtype).eps)
-    again = [number for number, one in found.items() if one.course["drive"][0] > most or _drowned(one)]
+    again = [
+        number
+        for number, one in found.items()
+        if one.course["drive"][0] > most or _drowned(one) or not _agreed_on(one)
+    ]
     if again:
         found |= zip(again, _side_by_side(problem, again, ask, means, tally), strict=True)
     return list(found.values())
@@ -106,6 +110,11 @@ def _chosen(problem: Problem, numbers: range, ask: Ask, means: Means, tally: Tal
 def _drowned(found: Measured) -> bool:
     """Whether a gain of 0 may be one of slopes that drowned, rather than of what the structure makes 0."""
     return bool(found.course["near"][0]) and not found.alive
+
+
+def _agreed_on(found: Measured) -> bool:
+    """Whether two passes have found every value, so that its error is known."""
+    return all(math.isfinite(one.log10_error) for one in found.spectra.values())
 
 
 def _side_by_side(

@@ -275,11 +275,14 @@ def _top_spectrum(found: TopTriplets, top: int, norms: Array | None, lags: Array
     log10 = np.full(top, -np.inf)
     log10[: len(found.log10)] = found.log10[:top]
     some = float(len(found.log10) > 0)
+    # What one of two passes alone has found, no other speaks for.
+    errors = np.full(min(top, len(found.log10)), np.inf)
+    errors[: len(found.error)] = found.error[:top]
     return Spectrum(
         log10,
         None,
-        float(found.error.max(initial=0)),
-        float(found.error[0]) if some else 0.0,
+        float(errors.max(initial=0)),
+        float(errors[0]) if some else 0.0,
         found.left[:, 0] * some,
         found.right[:, 0] * some,
         norms,

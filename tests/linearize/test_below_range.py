@@ -19,6 +19,7 @@ from gradscope.cells.cell import Member
 from gradscope.cells.stack import stacked as stacked_cell
 from gradscope.linearize.system import System
 from gradscope.linearize.trajectory import states_of
+from gradscope.measure import batch
 from gradscope.measure.light import LightProbe
 from gradscope.product_svd import more_digits
 from gradscope.report.html_page import html_page
@@ -189,19 +190,38 @@ def test_what_is_differentiated_in_float64_says_that_it_ends(tmp_path):
     assert "nan" not in str(found)
 
 
-def test_no_zero_is_exact_of_slopes_beyond_every_exponent(tmp_path):
-    """sech^2 of 1e20 is none: it is exp(-2e20), which nothing here holds."""
+@pytest.mark.parametrize("depth", [1, 2])
+def test_no_zero_is_exact_of_slopes_beyond_every_exponent(depth, tmp_path):
+    """sech^2 of 1e20 is none: it is exp(-2e20), which nothing here holds, of a layer or below another."""
     arrays, inputs, _ = drawn("rnn", 3.0, 1e20)
-    np.savez(tmp_path / "cell.npz", **arrays)
-    found = gradscope.analyze(checkpoint=tmp_path / "cell.npz", cell="rnn", inputs=inputs)
+    above = {"weight_ih_l1": arrays["R"], "weight_hh_l1": arrays["R"]} if depth > 1 else {}
+    np.savez(tmp_path / "layers.npz", weight_ih_l0=arrays["W"], weight_hh_l0=arrays["R"], **above)
+    found = gradscope.analyze(checkpoint=tmp_path / "layers.npz", cell="rnn", inputs=inputs)
     assert any("may be a number too small for it" in note for note in found.verdict.notes)
     assert not any("singular values are zero" in reason for reason in found.verdict.reasons)
     told = found.to_dict()
-    assert all("exact_zeros" not in chain for chain in told["chains"])
+    assert not any(chain.get("exact_zeros", [0])[0] for chain in told["chains"])
+    assert "exact_zeros" not in told["chains"][0]
     for text in (str(found), html_page(told)):
         assert "0 from lag 1 on" in text
         assert "exactly 0" not in text
-        assert "lost in rounding" not in text
+        # Which a heatmap says of what is empty.
+        assert "lost in rounding" not in text.replace("zero, lost in rounding or beyond", "")
+
+
+@pytest.mark.slow
+def test_top_values_of_a_stack_are_those_of_its_steps(tmp_path, monkeypatch):
+    """Beside blocks that are made orthonormal slopes of a saturated layer below another drown."""
+    rng = np.random.default_rng(1)
+    names = [f"weight_{kind}_l{layer}" for layer in (0, 1) for kind in ("ih", "hh")]
+    np.savez(tmp_path / "layers.npz", **{name: rng.uniform(-0.5, 0.5, (4, 4)) for name in names})
+    given = {"checkpoint": tmp_path / "layers.npz", "cell": "rnn", "inputs": 1e3 * rng.normal(size=(6, 4))}
+    whole = gradscope.analyze(**given)
+    monkeypatch.setattr(batch, "sooner_without_jacobians", lambda problem: True)
+    for ours in gradscope.analyze(**given, top=2).chains:
+        values = ours.spectra[0].log10_singular_values
+        known = whole.chain(ours.name).spectra[0].log10_singular_values[: len(values)]
+        np.testing.assert_allclose(values, known, rtol=1e-9, atol=1e-9)
 
 
 def test_the_light_probe_leaves_such_a_chain_to_the_analysis(tmp_path):
