@@ -11,8 +11,8 @@ from typing import Any
 
 from gradscope.errors import InputError, about, quoted, reason
 from gradscope.gate.metrics import QUANTITIES, Metric, all_metrics
-from gradscope.report.analysis import SCHEMA as ANALYSIS
 from gradscope.report.analysis import Analysis
+from gradscope.report.json import SCHEMA as ANALYSIS
 from gradscope.report.numbers import log10_norm_error_of, log10_norm_of
 from gradscope.version import __version__
 

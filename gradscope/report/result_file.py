@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from gradscope.custom_types import PathLike
 from gradscope.errors import InputError, about, quoted, reason
-from gradscope.report.analysis import SCHEMA
+from gradscope.report.json import SCHEMA
 
 # Bytes of a file: an analysis of every lag of a long sequence has some ten million.
 _LARGEST = 2**29

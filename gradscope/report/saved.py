@@ -47,7 +47,8 @@ def write_analysis(analysis: Analysis, path: PathLike) -> None:
 
 def read_analysis(path: PathLike) -> Analysis:
     """The Analysis that ``write_analysis`` has written; raises InputError for any other file."""
-    from gradscope.report.analysis import SCHEMA, Analysis
+    from gradscope.report.analysis import Analysis
+    from gradscope.report.json import SCHEMA
 
     with about(path):
         try:

@@ -19,7 +19,7 @@ from gradscope.cli.main import main
 from gradscope.measure import adjoints
 from gradscope.measure.loss import LossGradient, loss_gradient
 from gradscope.problem.loss_adjoint import with_loss
-from gradscope.report.analysis import lags
+from gradscope.report.json import lags
 
 B, T, N = 2, 9, 4
 
