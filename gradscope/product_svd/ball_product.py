@@ -154,29 +154,37 @@ def _products_apart(steps: int, balls: StepBalls, bits: int) -> Iterator[Array]:
     """The same, found in numbers; each row less a factor, a ball, of which no terms need be known."""
     from gradscope.product_svd.scales import row_through
 
-    factors: list[Any] = []
-    rows: list[Any] = []
+    every = [balls(t, bits) for t in range(steps)]
+    reach = _reach(every)
+    rows: list[Any] = every[-1].tolist()
+    factors: list[Any] = [1] * len(rows)
     for t in reversed(range(steps)):
-        step = balls(t, bits)
-        if rows:
-            sizes = [max(one.size for one in row) for row in step.tolist()]
+        if t < steps - 1:
             for k, row in enumerate(rows):
-                over, factor = _over_what_leads(row, sizes)
-                rows[k], factors[k] = row_through(over, step), factors[k] * factor
-        else:
-            rows, factors = step.tolist(), [1] * len(step)
+                over, factor = _over_what_leads(row, reach[t])
+                rows[k], factors[k] = row_through(over, every[t]), factors[k] * factor
         yield np.array(
             [[one.ball * factor for one in row] for row, factor in zip(rows, factors, strict=True)], object
         )
 
 
-def _over_what_leads(row: Sequence[Any], sizes: Sequence[float]) -> tuple[Sequence[Any], Any]:
-    """A row over the entry of which most comes through the next step, and that entry.
+def _reach(every: Sequence[Array]) -> list[Array]:
+    """log2 of the most that each row of A_t leads to in A_t ... A_1, if no terms cancel."""
+    found, reach = [], np.zeros(every[0].shape[1])
+    for step in every:
+        sizes = np.array([[one.size for one in row] for row in step.tolist()]).reshape(step.shape)
+        reach = (sizes + reach).max(axis=1, initial=-np.inf)
+        found.append(reach)
+    return found
+
+
+def _over_what_leads(row: Sequence[Any], reach: Array) -> tuple[Sequence[Any], Any]:
+    """A row over the entry that leads to most, and that entry.
 
     What is cut off of its terms would be cut off of all that it leads to, and where these cancel nothing
-    were left: of its ratio to itself nothing is. sizes : of the step's rows.
+    were left: of its ratio to itself nothing is. reach : of the rows of the next step.
     """
-    leading = row[max(range(len(row)), key=lambda k: row[k].size + sizes[k])]
+    leading = row[int(np.argmax([one.size for one in row] + reach))]
     return ([one / leading for one in row], leading.ball) if leading.told else (row, 1)
 
 

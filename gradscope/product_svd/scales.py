@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+from bisect import bisect
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from operator import itemgetter
@@ -24,9 +25,9 @@ from gradscope.product_svd.steps import UnknownDigitsError
 
 # Fingerprints are residues modulo this prime; two formulas share one by chance once in 1e35 or so.
 PRIME = 2**127 - 1
-# Terms that are kept of a number of 512 bits and more, of fewer bits two: products take as many times as long
-# as they have terms. Powers of what is beside its largest term that an exponential is developed in.
-_TERMS, _POWERS = 4, 4
+# Terms that are kept of a number, more from so many bits on: products take as many times as long as they have
+# terms. Powers of what is beside its largest term that an exponential is developed in.
+_TERMS, _FROM, _POWERS = (2, 4, 8), (512, 2048), 4
 _size_of = itemgetter(0)
 # Exponentials of one step that are known again: its values and slopes have the same.
 _KNOWN = 512
@@ -292,7 +293,7 @@ def _together(terms: Sequence[Term]) -> Term | None:
 
 def _most_terms() -> int:
     """Of a number of so many bits."""
-    return _TERMS if flint.ctx.prec >= 512 else 2
+    return _TERMS[bisect(_FROM, flint.ctx.prec)]
 
 
 def _size(ball: Any) -> float:

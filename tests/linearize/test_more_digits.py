@@ -204,22 +204,30 @@ def test_slopes_cancel_as_formulas():
                 assert abs(found.ball - true()) < 1e-25 * abs(true())
 
 
-def test_terms_that_cancel_are_not_cut_off_with_those_of_what_leads_to_them():
-    """A row over its largest entry would lose b: s is a series, of which d is beside the last term of s a."""
+@pytest.mark.parametrize("turns", [0, 1, 3])
+def test_terms_that_cancel_are_not_cut_off_with_those_of_what_leads_to_them(turns):
+    """A row over its largest entry would lose b: s is a series, of which d is beside the last term of s a.
+
+    Beside it stands 1 for so many steps more, which leads to nothing.
+    """
     with precision(512):
         q, a, b, d, small, out = (exactly(one).exp() for one in (-1e3, -7e4, -3e5, -4e5, -4e4, -1e6))
         s, none = small / (ONE - q), exactly(0.0)
+        last = [[ONE, none, none], [none, ONE, none], [none, none, out]]
         every = [
             [[ONE, none, none], [none, out, none], [none, none, ONE]],
             [[ONE, none, none], [b - a, ONE, none], [none, none, ONE]],
-            [[ONE, none, none], [a, ONE, none], [none, none, out]],
+            last,
+            *([[ONE, none, none], [none, ONE, none], [none, none, ONE]] for _ in range(turns)),
+            [[ONE, none, none], [a, ONE, none], [none, none, ONE]],
             [[d, s, ONE]],
         ]
         steps = [np.array(step, object) for step in every]
-    run = with_enough_bits(4, lambda t, _: steps[t], LagNorm(), None, FEWEST)
+    run = with_enough_bits(len(steps), lambda t, _: steps[t], LagNorm(), None, FEWEST)
     assert run.sure
-    # Of 1, s, s and s b + d.
-    np.testing.assert_allclose(run.lags, np.log10(np.e) * np.array([0, -4e4, -4e4, -3.4e5]), rtol=1e-15)
+    # Of 1, then s, then s b + d.
+    expected = np.log10(np.e) * np.array([*[0] * (turns + 2), -4e4, -4e4, -3.4e5])
+    np.testing.assert_allclose(run.lags, expected, rtol=1e-15)
 
 
 def test_rows_that_are_divided_by_another_entry_at_each_step_have_digits_for_that():
