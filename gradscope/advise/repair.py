@@ -18,6 +18,7 @@ from gradscope.measure.batch import Means
 from gradscope.problem.problems import Problems
 from gradscope.report.analysis import Analysis
 from gradscope.report.numbers import json_number
+from gradscope.report.views import in_notebook, printed
 from gradscope.settings import Policy
 from gradscope.version import __version__
 
@@ -55,11 +56,10 @@ class Repaired:
         }
 
     def __str__(self) -> str:
-        from gradscope.advise.repair_table import render_repaired
-        from gradscope.report.terminal import terminal_for
-        from gradscope.report.views import Look
+        return printed(self)
 
-        return render_repaired(self, Look(terminal_for("never", to_file=False))).rstrip("\n")
+    def _repr_html_(self) -> str:
+        return in_notebook(self)
 
 
 def exponents(analysis: Analysis, count: int) -> tuple[list[float], float | None]:

@@ -22,6 +22,7 @@ from gradscope.report.conclude import of_sequences
 from gradscope.report.numbers import json_number
 from gradscope.report.provenance import described_together
 from gradscope.report.remedies import Remedies, Suggestion, told_of
+from gradscope.report.views import in_notebook, printed
 from gradscope.settings import Policy, Target
 from gradscope.version import __version__
 
@@ -64,27 +65,22 @@ class Suggestions:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object ``gradscope/suggestions/1``."""
-        full, verdict = self.analysis.full, self.analysis.verdict
+        full = self.analysis.full
         return {
             "schema": SCHEMA,
             "gradscope": __version__,
             "problem": dict(self.analysis.problem),
-            "verdict": {
-                "level": verdict.level,
-                "reasons": list(verdict.reasons),
-                "notes": list(verdict.notes),
-            },
+            "verdict": self.analysis.verdict.to_dict(),
             "log10_norm": json_number(full.log10_norm.median),
             "horizon": json_number(full.horizon.median),
             **told_of(self.remedies),
         }
 
     def __str__(self) -> str:
-        from gradscope.advise.suggestion_table import render_suggestions
-        from gradscope.report.terminal import terminal_for
-        from gradscope.report.views import Look
+        return printed(self)
 
-        return render_suggestions(self, Look(terminal_for("never", to_file=False))).rstrip("\n")
+    def _repr_html_(self) -> str:
+        return in_notebook(self)
 
 
 def suggested(

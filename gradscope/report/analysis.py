@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from gradscope.report.chains import Chain, mean_share
 from gradscope.report.json import strict, told_of_analysis
 from gradscope.report.remedies import Remedies
 from gradscope.report.verdict import Matched, Verdict
+from gradscope.report.views import in_notebook, printed
 from gradscope.settings import Only, Policy
 
 if TYPE_CHECKING:
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from gradscope.measure.sensitivity import Sensitivity
     from gradscope.report.masked import MaskedGains
     from gradscope.report.pictures.picture import Picture
-
-# Columns of the table in a notebook.
-_NOTEBOOK = 100
 
 
 @dataclass(frozen=True, repr=False)
@@ -101,21 +98,12 @@ class Analysis:
         return f"<Analysis {headline(self)}>"
 
     def __str__(self) -> str:
-        from gradscope.report.table import render_table
-        from gradscope.report.terminal import terminal_for
-        from gradscope.report.views import Look
-
-        return render_table(self, Look(terminal_for("never", to_file=False))).rstrip("\n")
+        return printed(self)
 
     def _repr_html_(self) -> str:
         """The table and the gain by lag, as notebooks show them."""
-        from gradscope.report.table import render_table
-        from gradscope.report.terminal import Terminal
-        from gradscope.report.views import Look
-
-        text = render_table(self, Look(Terminal(_NOTEBOOK)))
         drawn = "" if self.only == "verdict" else self.figure("lag", size="page").svg(f"gradscope-{id(self)}")
-        return f'<pre style="line-height: 1.2">{html.escape(text)}</pre>{drawn}'
+        return in_notebook(self) + drawn
 
     def figure(self, name: str = "lag", *, size: str = "column", layer: str | None = None) -> Picture:
         """A picture, which notebooks show: lag, layers, share, spectrum, heatmap, gates or eigenvalues.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from gradscope.checkpoints.array_map import rules_of
 from gradscope.checkpoints.live import Live
 from gradscope.machine import one_blas_thread
 from gradscope.report.numbers import json_number
+from gradscope.report.views import in_notebook
 from gradscope.version import __version__
 
 SCHEMA = "gradscope/inspection/1"
@@ -33,13 +33,7 @@ class Inspection:
 
     def _repr_html_(self) -> str:
         """The table as notebooks show it."""
-        from gradscope.report.inspection_table import render_contents
-        from gradscope.report.terminal import Terminal
-        from gradscope.report.views import Look
-
-        return (
-            f'<pre style="line-height: 1.2">{html.escape(render_contents(self, Look(Terminal(100))))}</pre>'
-        )
+        return in_notebook(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object ``gradscope/inspection/1``: plain Python, no NaN."""

@@ -54,11 +54,7 @@ def _parts(analysis: Analysis, all_lags: bool) -> dict[str, Any]:
     shown = lags(full.steps, every=all_lags)
     return {
         "problem": dict(analysis.problem),
-        "verdict": {
-            "level": analysis.verdict.level,
-            "reasons": list(analysis.verdict.reasons),
-            "notes": list(analysis.verdict.notes),
-        },
+        "verdict": analysis.verdict.to_dict(),
         "thresholds": {
             "vanishing_below": analysis.policy.vanishing_below,
             "exploding_above": analysis.policy.exploding_above,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,10 @@ class Verdict:
     def noting(self, notes: Iterable[str]) -> Verdict:
         """The same with more notes."""
         return replace(self, notes=(*self.notes, *notes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON tells it; what was looked for is told of the whole alone."""
+        return {"level": self.level, "reasons": list(self.reasons), "notes": list(self.notes)}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gradscope.errors import InputError
-from gradscope.report.terminal import Terminal
+from gradscope.report.terminal import Terminal, terminal_for
 
 _JUDGED = ("Analysis", "Checks", "Comparison", "Track")
 # Format -> class of the result -> the module:function (result, look) -> text that renders it.
@@ -70,6 +71,8 @@ _ELSEWHERE: Mapping[tuple[str, str], str] = {
     ("html", "Inspection"): "gradscope report of the file, whose page has its layers",
 }
 
+# Columns of a table in a notebook.
+_NOTEBOOK = 100
 # What a format needs that gradscope does not: library -> the extra that brings it.
 LIBRARIES: Mapping[str, Mapping[str, str]] = {"junit": {"junitparser": "ci"}}
 
@@ -118,3 +121,14 @@ def render(result: Told, name: str, look: Look) -> str:
     module, _, function = FORMATS[name][kind].partition(":")
     renderer: Callable[[Told, Look], str] = getattr(importlib.import_module(module), function)
     return renderer(result, look)
+
+
+def printed(result: Told) -> str:
+    """The table as ``print`` shows it."""
+    return render(result, "table", Look(terminal_for("never", to_file=False))).rstrip("\n")
+
+
+def in_notebook(result: Told) -> str:
+    """The table as notebooks show it."""
+    text = render(result, "table", Look(Terminal(_NOTEBOOK)))
+    return f'<pre style="line-height: 1.2">{html.escape(text)}</pre>'

@@ -179,6 +179,7 @@ def test_flossing_brings_a_linear_rnn_to_an_isometry(tmp_path):
     assert told["before"]["log10_condition"] == pytest.approx(20 * np.log10(1.1 / 0.9))
     np.testing.assert_allclose(told["after"]["exponents"], 0, atol=0.02)
     assert "lambda_1" in str(found)
+    assert "lambda_1" in found._repr_html_()
 
 
 REFUSED = {

@@ -117,6 +117,7 @@ def test_what_nothing_reaches_is_said(tmp_path):
     told = found.to_dict()
     assert told["suggestions"][0]["verified_log10"] is None
     assert "No setting of these reaches a gain between 0.001 and 1000" in str(found)
+    assert found._repr_html_().startswith("<pre")
     jsonschema.validate(told, schema("suggestions"))
 
 
