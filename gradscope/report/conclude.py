@@ -31,6 +31,7 @@ _SIDE_BY_SIDE = (
     "Layers of two directions of time, or that nothing says to read each other (--reads LAYER=BELOW would), "
     "stand side by side: the gain is the largest of theirs."
 )
+_BY_ITSELF = "The view of the cell takes every layer by itself: the gain is the largest of theirs."
 
 
 def conclude(
@@ -65,7 +66,8 @@ def conclude(
         analysis = replace(analysis, verdict=analysis.verdict.noting(told))
     joint = problems.joint
     if joint is None:
-        verdict = replace(analysis.verdict, reasons=(*analysis.verdict.reasons, _SIDE_BY_SIDE))
+        said = _BY_ITSELF if problems.layers[0].view == "cell" else _SIDE_BY_SIDE
+        verdict = replace(analysis.verdict, reasons=(*analysis.verdict.reasons, said))
         return replace(analysis, verdict=verdict)
     (at,) = (number for number, problem in enumerate(problems.every) if problem is joint)
     loss, change = losses[at], changes[at]

@@ -196,6 +196,7 @@ def test_cuts_biases_and_views_of_several_layers(tmp_path):
     view = gradscope.analyze(checkpoint=path, inputs=x, view="cell", layer=["encoder.l0", "encoder.l1"])
     assert [chain.name for chain in view.chains] == ["full", "layer0", "layer1"]
     assert view.full.size == 2 * N
+    assert view.verdict.reasons[-1].startswith("The view of the cell takes every layer by itself")
 
 
 @pytest.mark.slow

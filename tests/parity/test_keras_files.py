@@ -171,6 +171,10 @@ def test_keras_in_half_precision(tmp_path):
             lambda: keras.layers.GRU(3, recurrent_activation=keras.layers.PReLU()),
             "recurrent activation layer PReLU, for which gradscope has no gru",
         ),
+        (
+            lambda: keras.layers.SimpleRNN(3, activation=lambda a: 0.5 * a),
+            "activation lambda, for which gradscope has no rnn: its code is in the file, and none .* is run",
+        ),
     ],
 )
 def test_keras_activations_without_a_cell(layer, words, tmp_path):

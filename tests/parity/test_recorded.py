@@ -556,20 +556,30 @@ def test_exported_programs():
         gradscope.from_torch(exported, batch())
 
 
-def test_autocast_rounds_and_holds_nothing_back():
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_autocast_rounds_and_holds_nothing_back(kind):
+    """Of a GRU it puts out float32, of numbers of 8 bits."""
+
     class Mixed(nn.Module):
         def __init__(self):
             super().__init__()
-            self.lstm = nn.LSTM(D, N, batch_first=True)
+            self.layer = kind(D, N, batch_first=True)
 
         def forward(self, x):
             with torch.autocast("cpu", torch.bfloat16):
-                return self.lstm(x)[0]
+                return self.layer(x)[0]
 
     for seed in range(3):
         torch.manual_seed(seed)
-        live = gradscope.from_torch(Mixed(), batch().float())
-        assert not live.recorded.layers["lstm"].unlike
+        model, x = Mixed(), batch().float()
+        live = gradscope.from_torch(model, x)
+        assert not live.recorded.layers["layer"].unlike
+    analysis = gradscope.analyze(checkpoint=live)
+    assert any("rounded to 8 bits" in sentence for sentence in analysis.problem["assumed"])
+    module = model.layer.double()
+    expected = [log10_values(jacobian(module, one.double()))[0] for one in x]
+    found = [one.log10_singular_values[0] for one in analysis.full.spectra]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 def test_a_forward_pass_that_fails(tmp_path):

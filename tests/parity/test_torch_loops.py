@@ -656,7 +656,8 @@ class FedWithin(Fed):
 REFUSED = {
     "carries complex numbers from step to step": Complex,
     "write the sequences out as an axis of the batch": Vmapped,
-    "if its step is a module of its own, called as h = self.step(x_t, h)": FedWithin,
+    "(minGRU, QRNN, SSM); a loop over time that it writes itself is analysed if its step is a module of its "
+    "own, called as h = self.step(x_t, h)": FedWithin,
     "keeps its states in one tensor": FromBuffer,
     "no end of that is seen": Attending,
     "mixes the sequences": between(lambda h: h - h.mean(0)),

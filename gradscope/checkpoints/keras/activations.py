@@ -16,6 +16,8 @@ _NOT_OF_KERAS = {"affine", "gelu_tanh", "scaled_tanh", "thresholded_relu"}
 _MIXING = {"glu", "log_softmax", "softmax", "sparsemax"}
 # Layers as activations: of ours, the parameter, what Keras calls it, and what it is where it is not said.
 _LAYERS = {"ELU": ("elu", ("alpha",), 1.0), "LeakyReLU": ("leaky_relu", ("negative_slope", "alpha"), 0.3)}
+# Of which a file has the code, and no name.
+_LAMBDA = "lambda"
 # Until then Keras, and TensorFlow 1 with it, made LSTM and GRU with gates of hard_sigmoid.
 _SIGMOID_SINCE = (2, 3)
 _HARD = {2: "hard_sigmoid=0.2", 3: "hard_sigmoid=1/6"}
@@ -31,7 +33,7 @@ def activation_in(config: Any) -> str:
         ours, names, usual = _LAYERS.get(str(kind), ("", (), 0.0))
         slope = next((given[name] for name in names if name in given), usual)
         return f"{ours}={slope!r}" if ours and isinstance(slope, int | float) else f"layer {kind}"
-    return str(given)
+    return _LAMBDA if kind is None else str(given)
 
 
 def activated_cells(
@@ -43,6 +45,8 @@ def activated_cells(
     if not states or not gates:
         mixing = sorted({activation, gate} & _MIXING)
         why = f", and {mixing[0]} mixes the units" if mixing else ""
+        if _LAMBDA in (activation, gate):
+            why = ": its code is in the file, and none of a file is run: give the model itself, with a batch"
         return (), "", f"has {said}, for which gradscope has no {bases[0]}{why}"
     every = product(bases, states, gates)
     cells = tuple(with_activations(base, [state, *[one] * bool(one)]) for base, state, one in every)

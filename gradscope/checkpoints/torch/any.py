@@ -101,7 +101,8 @@ def _refuse(source: str, own: Mapping[str, Own], problems: Mapping[str, str]) ->
             f"{source}: holds no recurrent layer of torch's own, and {listed(called)} computes nothing "
             "again and again on what came of it: expected a loop of three steps at least, in each of which a "
             "weight meets what came of the step before, with a gradient all along (no detach, no "
-            f"torch.no_grad); {CALLED.format('module')}"
+            "torch.no_grad), as none does where gates of what it reads alone scale the state (minGRU, QRNN, "
+            f"SSM); {CALLED.format('module')}"
         )
 
 

@@ -35,7 +35,7 @@ def call_of(
         _states(state, cell=cell, single=single),
         after,
         lengths,
-        _rounding(out),
+        eps_of(out.data if hasattr(out, "batch_sizes") else out),
         _nodes([given]),
         _nodes([output]),
     )
@@ -93,10 +93,13 @@ def _array(tensor: Any) -> Array:
     return array
 
 
-def _rounding(value: Any) -> float:
-    """The eps of a tensor's dtype."""
-    dtype = (value.data if hasattr(value, "batch_sizes") else value).dtype
-    return float(importlib.import_module("torch").finfo(dtype).eps)
+def eps_of(tensor: Any) -> float:
+    """The eps of the numbers that a tensor is computed with: torch.autocast rounds those of float32."""
+    torch = importlib.import_module("torch")
+    device, dtypes = tensor.device.type, [tensor.dtype]
+    if tensor.dtype is torch.float32 and torch.is_autocast_enabled(device):
+        dtypes.append(torch.get_autocast_dtype(device))
+    return max(float(torch.finfo(dtype).eps) for dtype in dtypes)
 
 
 def _nodes(values: Iterable[Any]) -> tuple[Any, ...]:

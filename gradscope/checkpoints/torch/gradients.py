@@ -12,6 +12,7 @@ import importlib
 from dataclasses import dataclass, field
 from typing import Any
 
+from gradscope.checkpoints.torch.calls import eps_of
 from gradscope.checkpoints.torch.told import OWN
 from gradscope.errors import reason
 
@@ -79,7 +80,7 @@ class Pulled:
         generator = torch.Generator().manual_seed(0)  # the same where a checkpoint runs it again
         weights = torch.randn(out.shape, generator=generator).to(out)
         total = (out * weights).sum()
-        self.eps = max(self.eps, *(float(torch.finfo(one.dtype).eps) for one in (out, *self.given[-1:])))
+        self.eps = max(self.eps, *map(eps_of, (out, *self.given[-1:])))
         if not self.over and len(self.weights) < len(self.given):
             self.weights.append(weights)
             self.sums.append(total)
