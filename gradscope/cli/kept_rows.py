@@ -13,7 +13,7 @@ from gradscope.cli.streams import check_writable, delivering, guarded_stdout, hu
 from gradscope.errors import InputError, listed, shown
 from gradscope.option import option
 from gradscope.rows.following import Piece, follow
-from gradscope.rows.journal import KINDS, Journal, Row, deduplicated
+from gradscope.rows.journal import KINDS, Journal, Row, deduplicated, failed
 from gradscope.rows.shards import Shard
 
 if TYPE_CHECKING:
@@ -153,6 +153,10 @@ def read_rows(path: Path) -> list[Row]:
     return deduplicated(journal.rows)
 
 
+# Rows that are named where something is said of many.
+_NAMED = 3
+
+
 def say_ended(ended: Mapping[str, Sequence[str]], count: int, schema: str) -> None:
     """What became of which of all rows, where it became of any: {"not measured": their names}."""
     for what, which in ended.items():
@@ -161,8 +165,11 @@ def say_ended(ended: Mapping[str, Sequence[str]], count: int, schema: str) -> No
             say(f"{what}: {len(which)} of {count} {KINDS[schema].many} ({some})")
 
 
-# Rows that are named where something is said of many.
-_NAMED = 3
+def say_reasons(rows: Sequence[Row]) -> None:
+    """Why some could not be measured, where no table says so."""
+    reasons = dict.fromkeys(str(row["error"]) for row in rows if failed(row))
+    for why in list(reasons)[:_NAMED]:
+        say(why)
 
 
 def say_kept(journal: Journal | None, count: int, schema: str) -> None:

@@ -21,6 +21,7 @@ from gradscope.cli.kept_rows import (
     journal_at,
     say_ended,
     say_kept,
+    say_reasons,
     shard_here,
 )
 from gradscope.cli.options import Process, input_files, options, pick, pick_settings, ready_to_measure
@@ -106,7 +107,9 @@ def sweep(**given: Any) -> int:
     output.ready("Sweep", *input_files(settings), *([journal.path] if journal else []))
     found = _run(sweeps, output, points.tasks(places), count, journal)
     say_ended(found.ended(), len(found.points), SWEEP)
-    if not sweeps.quiet and output.format == "table":
+    if sweeps.quiet:
+        say_reasons(found.points)
+    elif output.format == "table":
         say_kept(journal, len(found.points), SWEEP)
     return found.exit_code
 

@@ -21,6 +21,7 @@ from gradscope.cli.kept_rows import (
     journal_at,
     say_ended,
     say_kept,
+    say_reasons,
     shard_here,
 )
 from gradscope.cli.options import Process, options, pick, pick_said, ready_to_measure
@@ -129,7 +130,9 @@ def track(checkpoints: tuple[str, ...], **given: Any) -> int:
     question = Question(settings, budgets, tracking.light, planned.places)
     found = _run(tracking, output, process, question, names, work, journal)
     say_ended(found.ended(), len(found.rows), TRACK)
-    if not tracking.quiet and output.format == "table":
+    if tracking.quiet:
+        say_reasons(found.rows)
+    elif output.format == "table":
         say_kept(journal, len(found.rows), TRACK)
     return found.exit_code
 

@@ -151,8 +151,8 @@ def test_what_cannot_be_read_is_a_row_and_the_exit_code_says_so(run, runs):
 
 
 def test_limits(run, runs):
-    both = run("track", *runs, "missing.npz", *LIGHT, "--max", "log10_norm=1")
-    assert both[0] == 1  # a broken limit is a finding, whatever could not be read besides
+    both = run("track", *runs, "missing.npz", *LIGHT, "--max", "log10_norm=1", "-q")
+    assert both[:2] == (1, "")  # a broken limit is a finding, whatever could not be read besides
     code, out, err = run("track", *runs, *LIGHT, "--max", "log10_norm=1", "--min", "rate=-9", JSONL)
     rows = rows_in(out)
     assert code == 1
@@ -160,7 +160,9 @@ def test_limits(run, runs):
     assert 0 < len(broken) < len(rows)
     assert [row["checkpoint"] for row in rows if not row["checks"][-1]["passed"]] == broken
     assert f"beyond a limit: {len(broken)} of 6" in err
-    assert run("track", *runs, *LIGHT, "--max", "log10_norm=1", "-q")[:2] == (1, "")
+    code, out, err = run("track", runs[0], "missing.npz", *LIGHT, "--max", "log10_norm=99", "-q")
+    assert (code, out) == (2, "")
+    assert "gradscope: missing.npz: No such file or directory" in err  # no row says why
     assert run("track", *runs, *LIGHT, "--max", "log10_norm=99")[0] == 0
     assert run("track", *runs, *LIGHT, "--fail-on", "vanishing")[0] == 1
     assert "did you mean log10_norm?" in run("track", *runs, *LIGHT, "--max", "log10_nrm=1")[2]
