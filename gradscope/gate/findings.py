@@ -71,7 +71,6 @@ def findings(result: Analysis | Judged) -> list[Finding]:
     if not isinstance(result, Analysis):
         return result.findings()
     matched = {one.layer for one in result.verdict.matched}
-    parts = [(None, result), *((str(layer.problem["layer"]), layer) for layer in result.layers)]
     return [
         Finding(
             suite_of(result),
@@ -80,7 +79,7 @@ def findings(result: Analysis | Judged) -> list[Finding]:
             f"{headline(part)}. {part.verdict.reasons[0]}",
             numbers={"log10_norm": part.full.log10_norm.median, "horizon": part.full.horizon.median},
         )
-        for layer, part in parts
+        for layer, part in result.parts
     ]
 
 

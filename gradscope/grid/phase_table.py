@@ -15,6 +15,7 @@ from gradscope.errors import counted, shown
 from gradscope.grid.curve_view import drawn
 from gradscope.grid.sweep import Sweep
 from gradscope.report.gain_words import gain_in
+from gradscope.report.json import strict
 from gradscope.report.page import bullet, fitted, note, page, prose, section
 from gradscope.report.phase import MOST_PHASES, RATE, Phase, phases, shown_quantity
 from gradscope.report.row_training import said_in_column, said_of_column, training_columns
@@ -268,6 +269,4 @@ def html_of(sweep: Sweep, look: Look) -> str:
 
 def jsonl_of(sweep: Sweep, look: Look) -> str:
     """The rows as they are."""
-    import json
-
-    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in sweep.points)
+    return "".join(map(strict, sweep.points))

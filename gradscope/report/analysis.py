@@ -86,10 +86,15 @@ class Analysis:
         """Each path's share in carrying the gradient, mean over steps and sequences; they sum to 1."""
         return {name: mean_share(share, self.full) for name, share in self.shares.items()}
 
+    @property
+    def parts(self) -> list[tuple[str | None, Analysis]]:
+        """The whole, by no name, and each of several layers by its own."""
+        return [(None, self), *((str(layer.problem["layer"]), layer) for layer in self.layers)]
+
     def matching(self, levels: Collection[str]) -> Analysis:
         """The same with ``verdict.matched``: what of the whole and of its layers has one of these levels."""
-        parts = [(None, self), *((str(layer.problem["layer"]), layer) for layer in self.layers)]
-        matched = [Matched(part.verdict.level, name) for name, part in parts if part.verdict.level in levels]
+        found = [(part.verdict.level, name) for name, part in self.parts]
+        matched = [Matched(level, name) for level, name in found if level in levels]
         return replace(self, verdict=replace(self.verdict, matched=tuple(matched)))
 
     def __repr__(self) -> str:

@@ -18,10 +18,8 @@ if TYPE_CHECKING:
 
 def scalars(analysis: Analysis) -> dict[str, float]:
     """{name: number}, medians of the batch; what is not known, or no finite number, is left out."""
-    found = dict(_of(analysis, ""))
-    for layer in analysis.layers:
-        found |= _of(layer, f"layer/{layer.problem['layer']}/")
-    return {name: float(value) for name, value in found.items() if math.isfinite(value)}
+    found = [pair for name, part in analysis.parts for pair in _of(part, f"layer/{name}/" if name else "")]
+    return {name: float(value) for name, value in found if math.isfinite(value)}
 
 
 def _of(analysis: Analysis, prefix: str) -> Iterator[tuple[str, float]]:
@@ -62,8 +60,7 @@ def to_dataframe(analysis: Analysis) -> pd.DataFrame:
 
 def rows(analysis: Analysis) -> list[dict[str, Any]]:
     """{column: value} for every chain and sequence, of the whole (layer "") and of each layer."""
-    parts = [("", analysis), *((str(layer.problem["layer"]), layer) for layer in analysis.layers)]
-    return [row for name, part in parts for row in _rows(name, part)]
+    return [row for name, part in analysis.parts for row in _rows(name or "", part)]
 
 
 def _rows(layer: str, analysis: Analysis) -> Iterator[dict[str, Any]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from typing import Any, Protocol
 
 from gradscope.report.analysis import Analysis
+from gradscope.report.json import strict
 from gradscope.report.numbers import json_number, rows
 from gradscope.report.views import Look
 
@@ -21,7 +21,7 @@ class Rows(Protocol):
 
 def render_jsonl(result: Analysis | Rows, look: Look) -> str:
     """A JSON object a line; what is not finite is null."""
-    return "".join(json.dumps(_finite(row), allow_nan=False) + "\n" for row in _rows(result))
+    return "".join(strict(_finite(row)) for row in _rows(result))
 
 
 def render_csv(result: Analysis | Rows, look: Look) -> str:

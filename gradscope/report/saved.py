@@ -16,6 +16,7 @@ import numpy as np
 from gradscope.custom_types import PathLike
 from gradscope.errors import InputError, about, quoted, reason
 from gradscope.files import write_whole
+from gradscope.report.json import SCHEMA, strict
 
 if TYPE_CHECKING:
     from gradscope.report.analysis import Analysis
@@ -42,13 +43,12 @@ _EXPECTED = "expected what Analysis.save has written"
 def write_analysis(analysis: Analysis, path: PathLike) -> None:
     """Write the JSON of every lag, and under ``saved`` all that the analysis is made of."""
     told = {**analysis.to_dict(all_lags=True), "saved": _encoded(analysis)}
-    write_whole(path, (json.dumps(told, allow_nan=False) + "\n").encode())
+    write_whole(path, strict(told).encode())
 
 
 def read_analysis(path: PathLike) -> Analysis:
     """The Analysis that ``write_analysis`` has written; raises InputError for any other file."""
     from gradscope.report.analysis import Analysis
-    from gradscope.report.json import SCHEMA
 
     with about(path):
         try:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from gradscope.errors import shown
+from gradscope.report.json import strict
 from gradscope.report.markdown import as_markdown, bullets, markdown_table, sections
 from gradscope.report.row_training import value_of
 from gradscope.report.views import Look, render
@@ -72,7 +72,7 @@ class JsonLines:
 
     def line(self, row: Row) -> str:
         """The row as it is."""
-        return json.dumps(row, allow_nan=False) + "\n"
+        return strict(row)
 
     def foot(self, rows: Sequence[Row]) -> str:
         """Nothing."""
