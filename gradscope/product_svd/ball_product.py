@@ -169,11 +169,16 @@ def _products_apart(steps: int, balls: StepBalls, bits: int) -> Iterator[Array]:
 
 
 def _reach(every: Sequence[Array]) -> list[Array]:
-    """log2 of the most that each row of A_t leads to in A_t ... A_1, if no terms cancel."""
+    """log2 of the most that each row of A_t leads to in A_t ... A_1, if no terms cancel.
+
+    Before steps from which nothing comes, to the most up to these.
+    """
     found, reach = [], np.zeros(every[0].shape[1])
     for step in every:
         sizes = np.array([[one.size for one in row] for row in step.tolist()]).reshape(step.shape)
         reach = (sizes + reach).max(axis=1, initial=-np.inf)
+        if not np.isfinite(reach).any():
+            reach = np.zeros(len(step))
         found.append(reach)
     return found
 

@@ -208,13 +208,14 @@ def test_slopes_cancel_as_formulas():
 def test_terms_that_cancel_are_not_cut_off_with_those_of_what_leads_to_them(turns):
     """A row over its largest entry would lose b: s is a series, of which d is beside the last term of s a.
 
-    Beside it stands 1 for so many steps more, which leads to nothing.
+    Beside it stands 1 for so many steps more, which leads to nothing; nor does any of it at the end.
     """
     with precision(512):
         q, a, b, d, small, out = (exactly(one).exp() for one in (-1e3, -7e4, -3e5, -4e5, -4e4, -1e6))
         s, none = small / (ONE - q), exactly(0.0)
         last = [[ONE, none, none], [none, ONE, none], [none, none, out]]
         every = [
+            [[none] * 3] * 3,
             [[ONE, none, none], [none, out, none], [none, none, ONE]],
             [[ONE, none, none], [b - a, ONE, none], [none, none, ONE]],
             last,
@@ -225,8 +226,8 @@ def test_terms_that_cancel_are_not_cut_off_with_those_of_what_leads_to_them(turn
         steps = [np.array(step, object) for step in every]
     run = with_enough_bits(len(steps), lambda t, _: steps[t], LagNorm(), None, FEWEST)
     assert run.sure
-    # Of 1, then s, then s b + d.
-    expected = np.log10(np.e) * np.array([*[0] * (turns + 2), -4e4, -4e4, -3.4e5])
+    # Of 1, then s, then s b + d, then 0.
+    expected = np.log10(np.e) * np.array([*[0] * (turns + 2), -4e4, -4e4, -3.4e5, -np.inf])
     np.testing.assert_allclose(run.lags, expected, rtol=1e-15)
 
 
