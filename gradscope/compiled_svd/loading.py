@@ -15,7 +15,7 @@ from gradscope.compiled_svd.graded_step import Form
 from gradscope.compiled_svd.step_arrays import Cut, LayerArrays, LayerShape, ReadingArrays, bucket
 from gradscope.custom_types import Array
 from gradscope.product_svd.error_estimate import grouped_for
-from gradscope.product_svd.steps import changes
+from gradscope.product_svd.perturbed import changes
 
 # Random factors of entries, beyond those of one step; and random vectors, which are taken in turn.
 _POOL, _NOISE = 4096, 64

@@ -12,11 +12,12 @@ import numpy as np
 from gradscope.custom_types import Array
 from gradscope.product_svd.ball_product import exact_values
 from gradscope.product_svd.exact_rank import ExactRank, rank_bound
-from gradscope.product_svd.graded_chain import RangeError, RankAt, prefixes
-from gradscope.product_svd.graded_lu import NOISE, Graded
+from gradscope.product_svd.graded_chain import RangeError, RankAt, all_of, prefixes
+from gradscope.product_svd.graded_lu import NOISE, ApartError, Graded
 from gradscope.product_svd.norm_by_lag import LagNorm
 from gradscope.product_svd.outcome import Outcome
-from gradscope.product_svd.steps import Perturbed, Steps
+from gradscope.product_svd.perturbed import Perturbed, PerturbedBeside
+from gradscope.product_svd.steps import Steps
 
 EPS = float(np.finfo(np.float64).eps)
 # The difference of two runs, or two passes, is one draw of the error: this covers most of its spread.
@@ -126,8 +127,10 @@ def _compared(
     whether it is nothing differs.
     """
     size = max(map(len, steps.weights))
-    again = partial(_again, steps, entry_error, options, lag_norm and lag_norm.of_some(len(steps)))
+    some = lag_norm and lag_norm.of_some(len(steps))
+    again = partial(_again, steps, entry_error, options, some)
     rounded = entry_error if entry_error > EPS else 0.0
+    others: Sequence[Outcome | None]
     if size >= WORTH_A_THREAD and workers > 1:
         pool = ThreadPoolExecutor(1)
         try:
@@ -139,9 +142,11 @@ def _compared(
             pool.shutdown(wait=False)  # an interrupt does not wait for the rest
     else:
         run = Run(steps, rounded=rounded, lag_norm=lag_norm, **options)
-        others = [
+        count, free = draws(size), rounded or not run.plan
+        beside = draws_side_by_side(steps, entry_error, options, some, count) if free and count > 1 else None
+        others = beside or [
             (again({}, draw) if rounded and run.plan else None) or again(run.plan, draw)
-            for draw in range(draws(size))
+            for draw in range(count)
         ]
     if rounded:
         compare_known(run, others, entry_error, rank_bound(steps, len(run.log10)))
@@ -164,6 +169,29 @@ def _again(
         return Run(steps, plan=plan, perturb=entry_error, draw=draw, lag_norm=some, **options)
     except RangeError:
         return None
+
+
+def draws_side_by_side(
+    steps: Steps, entry_error: float, options: Mapping[str, Any], norm: LagNorm | None, count: int
+) -> list[Outcome] | None:
+    """Such runs all at once: of matrices this small calls take the time, whatever is in them.
+
+    None where one leaves a direction out or fails.
+    """
+    chain, norms = PerturbedBeside(steps, entry_error, count), [norm.anew() for _ in range(count) if norm]
+    start, lags = Graded.identity(len(steps.weights[-1]), (count,)), list[list[float]]()
+    try:
+        for graded, after in prefixes(chain, start, all_of, {}, options["reset"], options["grouped"]):
+            if norms:
+                pairs = zip(norms, graded.apart, strict=True)
+                lags.append([of_lag(one, after) for of_lag, one in pairs])
+    except (ApartError, RangeError):
+        return None
+    found = [Outcome() for _ in range(count)]
+    for place, (outcome, one) in enumerate(zip(found, graded.apart, strict=True)):
+        outcome.lags = np.array([of_lag[place] for of_lag in lags])
+        outcome.finish(one, vectors=False)
+    return found
 
 
 class Run(Outcome):

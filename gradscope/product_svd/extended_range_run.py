@@ -14,7 +14,8 @@ from gradscope.product_svd.extended_range_chain import StepMatrices, plain_prefi
 from gradscope.product_svd.graded_lu import Graded
 from gradscope.product_svd.norm_by_lag import LagNorm
 from gradscope.product_svd.outcome import Outcome
-from gradscope.product_svd.steps import Perturbed, Steps
+from gradscope.product_svd.perturbed import Perturbed
+from gradscope.product_svd.steps import Steps
 
 # Runs on changed entries to compare with. One takes long enough for a large chain, and one end.
 DRAWS = 3

@@ -14,8 +14,8 @@ from gradscope.product_svd.graded_lu import Graded, factor
 
 RankAt = Callable[[int, Array], int]
 
-# Rows whose sizes differ by less than 2 to this are factored as they are.
-SAFE_EXPONENT = 200
+# Rows whose sizes are in here are factored as they are.
+SAFE = (2.0**-200, 2.0**200)
 # Steps multiplied before they are factored, at most; after too many at once, how many go singly.
 LONGEST = 8
 ALONE = 32
@@ -58,6 +58,9 @@ def prefixes(
 
     From the output end, because LU pivoting then chooses among the states the step comes from:
     measured to be accurate on saturated LSTMs and Jordan blocks, where the other order is not.
+
+    Of chains of one shape side by side what one of them needs is done to all. Raises ApartError where one
+    leaves a direction out.
     """
     graded = scaled(start, start.y, steps.weights[-1])
     t = len(steps.weights)
@@ -87,6 +90,11 @@ def prefixes(
         group = min(2 * count, LONGEST) if worst**2 > grouped and alone <= 0 else count
 
 
+def all_of(_: int, ratio: Array) -> int:
+    """A rank for ``prefixes``: all directions survive every step."""
+    return int(ratio.shape[-1])
+
+
 def _reset_due(lag: int, count: int) -> bool:
     """Whether one of the ``count`` lags up to ``lag`` is 1, 2, 4, ... or a multiple of RESET_EVERY."""
     return lag % RESET_EVERY < count or (lag < RESET_EVERY and (lag & (lag - 1)) == 0)
@@ -96,7 +104,7 @@ def _products(steps: ScaledSteps, graded: Graded, t: int, count: int) -> Iterato
     """The graded form with 1, 2, ... ``count`` more steps multiplied into y, and the scale of its columns."""
     for k in range(t - 1, t - 1 - count, -1):
         rows = steps.times(graded.y, k)
-        after = steps.weights[k - 1] if k else np.zeros(rows.shape[1], int)
+        after = steps.weights[k - 1] if k else np.zeros(rows.shape[-1], int)
         graded = scaled(graded, rows, after)
         yield graded, after
 
@@ -107,12 +115,12 @@ def scaled(graded: Graded, rows: Array, after: Array) -> Graded:
     `after` is the size of the rows of what comes next: pivots are chosen by what they will be
     multiplied with, or rows of very different size make the next columns parallel.
     """
-    if not len(after):
-        return replace(graded, y=rows)
+    if not after.any():
+        return Graded(graded.x, graded.mantissa, graded.exponent, rows)
     shift = int(after.max())
     if shift != after.min():
         rows = rows * np.ldexp(1.0, after - shift)
-    return replace(graded, y=rows, exponent=graded.exponent + shift)
+    return Graded(graded.x, graded.mantissa, graded.exponent + shift, rows)
 
 
 def factored(
@@ -130,12 +138,12 @@ def factored(
     many as are known to, or one less than there are). forced: that number, known before.
     """
     rows = graded.y
-    if graded.rank == 0 or rows.shape[1] == 0:
-        return Graded.nothing(graded.x, rows.shape[1]), 1.0
-    size = np.abs(rows).max(axis=1, initial=0)
-    carried = np.frexp(size)[1]
-    if np.abs(carried, where=size > 0, out=np.zeros_like(carried)).max() > SAFE_EXPONENT:
-        rows, size = np.ldexp(rows, -carried[:, None]), np.ldexp(size, -carried)
+    if graded.rank == 0 or rows.shape[-1] == 0:
+        return Graded.nothing(graded.x, rows.shape[-1]), 1.0
+    size = np.abs(rows).max(axis=-1, initial=0)
+    if not (size.min() >= SAFE[0] and size.max() < SAFE[1]):
+        carried = np.frexp(size)[1]
+        rows, size = np.ldexp(rows, -carried[..., None]), np.ldexp(size, -carried)
         graded = replace(graded, exponent=graded.exponent + carried)
     factors = factor(graded, rows, size, after, rank, forced, least)
     if factors is None:
@@ -148,10 +156,10 @@ def reset(graded: Graded) -> Graded:
 
     What x has lost of its condition is then in y, from where the next step takes it into d.
     """
-    size = np.abs(graded.x).max(axis=1, initial=0)
+    size = np.abs(graded.x).max(axis=-1, initial=0)
     if graded.rank == 0 or not size.all():
         return graded
-    factors = factor(graded, graded.x, size, np.zeros(graded.x.shape[1], int), len)
+    factors = factor(graded, graded.x, size, np.zeros(graded.x.shape[-1], int), partial(all_of, 0))
     if factors is None or factors.kept < graded.rank:
         return graded
     return factors.graded(factors.lower(), factors.times(graded.y))

@@ -23,11 +23,16 @@ NEGLIGIBLE_BITS = 64
 BLOCK = 64
 
 
+class ApartError(Exception):
+    """Products side by side of which one leaves a direction out: each has to be factored by itself."""
+
+
 @dataclass
 class Graded:
     """P = x.T @ diag(mantissa * 2**exponent) @ y, with x and y well conditioned, d graded.
 
-    x : (r, m_T) array, y : (r, m_0) array, mantissa, exponent : (r,) arrays.
+    x : (r, m_T) array, y : (r, m_0) array, mantissa, exponent : (r,) arrays; of P products of one rank
+    side by side (P, ...) arrays.
     """
 
     x: Array
@@ -38,22 +43,31 @@ class Graded:
     @property
     def rank(self) -> int:
         """How many directions are left."""
-        return len(self.mantissa)
+        return int(self.mantissa.shape[-1])
+
+    @property
+    def apart(self) -> list[Graded]:
+        """Each of the products that are side by side."""
+        each = zip(self.x, self.mantissa, self.exponent, self.y, strict=True)
+        return [Graded(*one) for one in each]
 
     @classmethod
-    def identity(cls, m: int) -> Graded:
-        """The empty product."""
-        return cls(np.eye(m), np.ones(m), np.zeros(m, np.int64), np.eye(m))
+    def identity(cls, m: int, beside: tuple[int, ...] = ()) -> Graded:
+        """The empty product; beside : (P,) how many of it."""
+        eye, ones, zeros = np.eye(m), np.ones(m), np.zeros(m, np.int64)
+        return cls(*(np.broadcast_to(one, (*beside, *one.shape)) for one in (eye, ones, zeros, eye)))
 
     @classmethod
     def nothing(cls, x: Array, m: int) -> Graded:
         """A product that is exactly zero, of m columns."""
-        return cls(x[:0], np.zeros(0), np.zeros(0, np.int64), np.zeros((0, m)))
+        beside = x.shape[:-2]
+        none = np.zeros((*beside, 0))
+        return cls(x[..., :0, :], none, none.astype(np.int64), np.zeros((*beside, 0, m)))
 
 
 @dataclass
 class Factors:
-    """rows[order].T = L U, with the d that belongs to the rows.
+    """rows[order].T = L U, with the d that belongs to the rows; of products side by side one for each.
 
     weight : (r,) log2 of the sizes of d_i rows_i, not increasing; permutation : of the states, by the
     pivots; worst : the smallest pivot relative to its column.
@@ -71,49 +85,53 @@ class Factors:
     @property
     def pivots(self) -> Array:
         """(kept,) diagonal of U."""
-        return self.lu.diagonal()[: self.kept]
+        return self.lu.diagonal(0, -2, -1)[..., : self.kept]
 
     def graded(self, x: Array, y: Array) -> Graded:
         """The graded form with these sides and the pivots taken into d."""
-        mantissa, carried = np.frexp(self.mantissa[: self.kept] * self.pivots)
-        return Graded(x, mantissa, self.exponent[: self.kept] + carried, y)
+        mantissa, carried = np.frexp(self.mantissa[..., : self.kept] * self.pivots)
+        return Graded(x, mantissa, self.exponent[..., : self.kept] + carried, y)
 
     def lower(self) -> Array:
         """L^T, (kept, m), its columns in the order of the states."""
-        columns = self.lu.shape[0]
-        back = np.empty(columns, np.intp)
-        back[self.permutation] = np.arange(columns)
-        lower = self.lu.T[: self.kept] * _strictly_upper(columns)[: self.kept]
-        lower.flat[:: columns + 1] = 1
-        return lower.take(back, axis=1)
+        columns = self.lu.shape[-2]
+        lower = self.lu.swapaxes(-1, -2)[..., : self.kept, :] * _strictly_upper(columns)[: self.kept]
+        np.einsum("...ii->...i", lower[..., : self.kept])[...] = 1  # a view
+        back = self.permutation.argsort(axis=-1)
+        if back.ndim == 1:
+            return lower.take(back, axis=1)
+        return np.stack([one.take(own, axis=1) for one, own in zip(lower, back, strict=True)])
 
     def times(self, other: Array) -> Array:
         """N other, N = D_new^-1 U D (kept, r) unit upper triangular, without what is negligible of it.
 
         With graded d little more than the diagonal is left of N: the product costs what is left.
         """
-        out = other[self.order]
-        lowest = np.log2(np.abs(self.mantissa[: self.kept] * self.pivots)) + self.exponent[: self.kept]
+        out = _in_order(other, self.order)
+        lowest = np.log2(np.abs(self.mantissa[..., : self.kept] * self.pivots))
+        lowest += self.exponent[..., : self.kept]
+        weight = self.weight if self.weight.ndim == 1 else self.weight.max(axis=0)
         for i in range(0, self.kept, BLOCK):
             j = min(i + BLOCK, self.kept)
-            end = int(np.searchsorted(-self.weight, NEGLIGIBLE_BITS - lowest[i:j].min()))
+            end = int(np.searchsorted(-weight, NEGLIGIBLE_BITS - lowest[..., i:j].min()))
             end = max(j, end)
-            out[i:j] += self._upper(i, j, end) @ out[i:end]  # rows from i on are still the old ones
-        return out[: self.kept]
+            # Rows from i on are still the old ones.
+            out[..., i:j, :] += self._upper(i, j, end) @ out[..., i:end, :]
+        return out[..., : self.kept, :]
 
     def _upper(self, i: int, j: int, end: int) -> Array:
         """Rows i to j of N above the diagonal, up to a column."""
-        exponent = self.exponent[i:end] - self.exponent[i]
+        exponent = self.exponent[..., i:end] - self.exponent[..., i : i + 1]
+        mantissa, lu, pivots = self.mantissa[..., i:end], self.lu[..., i:j, i:end], self.pivots[..., i:j]
         if np.abs(exponent).max() < MAX_RANGE:
-            d = np.ldexp(self.mantissa[i:end], exponent)
-            n = self.lu[i:j, i:end] * d
-            n /= (self.pivots[i:j] * d[: j - i])[:, None]
+            d = np.ldexp(mantissa, exponent)
+            n = lu * d[..., None, :]
+            n /= (pivots * d[..., : j - i])[..., None]
         else:
-            n = self.lu[i:j, i:end] / self.pivots[i:j, None]
-            n *= self.mantissa[i:end] / self.mantissa[i:j, None]
-            n *= powers_of_two(exponent - exponent[: j - i, None])
-            n[:, : j - i] = np.triu(n[:, : j - i])  # what does not belong to U may be infinite
-        n[:, : j - i] *= _strictly_upper(j - i)
+            n = lu / pivots[..., None]
+            n *= mantissa[..., None, :] / mantissa[..., : j - i, None]
+            n *= powers_of_two(exponent[..., None, :] - exponent[..., : j - i, None])
+        np.copyto(n[..., : j - i], 0.0, where=_no_upper(j - i))  # what does not belong to U may be infinite
         return np.asarray(n)
 
 
@@ -126,23 +144,25 @@ def factor(
     forced: int | None = None,
     least: float = 0.0,
 ) -> Factors | None:
-    """LU of the sorted columns, with columns that depend on others moved to the end."""
+    """LU of the sorted columns, with columns that depend on others moved to the end.
+
+    Raises ApartError where that is so of one of several products, or where a row of it is zero.
+    """
     weight = np.log2(size) + np.log2(np.abs(graded.mantissa)) + graded.exponent
     # Pre-pivoting (Tomas, Chang, Scalettar, Bai 2012): largest first, or N overflows.
-    order = np.argsort(-weight, kind="stable")
-    live = int(np.count_nonzero(size))  # zeros are last in the order
+    order = np.argsort(-weight, axis=-1, kind="stable")
+    live = _live(size)  # zeros are last in the order
+    moved = False
     while True:
-        # rows are the columns of what is factored: the transpose is Fortran-ordered for free.
-        lu, swaps, _ = dgetrf(rows[order].T, overwrite_a=1)
-        permutation = _permutation(swaps, lu.shape[0])
-        kept = min(live, lu.shape[0])
-        pivots = np.abs(lu.diagonal()[:kept])
-        ratio = pivots / size[order[:kept]]
+        lu, permutation = _lu(_in_order(rows, order))
+        kept = min(live, lu.shape[-2])
+        pivots = np.abs(lu.diagonal(0, -2, -1)[..., :kept])
+        ratio = pivots / _in_order(size, order)[..., :kept]
         if ratio.min(initial=1.0) <= SUSPECT and np.ptp(after):
             # Columns scaled apart have pivots apart: noise is small beside what there is with and without.
             scale = np.ldexp(1.0, after - after.max())
-            unscaled = pivots / scale[permutation[:kept]] / np.abs(rows / scale).max(axis=1)[order[:kept]]
-            ratio = np.maximum(ratio, unscaled)
+            largest = _in_order(np.abs(rows / scale).max(axis=-1), order)[..., :kept]
+            ratio = np.maximum(ratio, pivots / scale[permutation[..., :kept]] / largest)
         worst = float(ratio.min(initial=1.0))
         if worst < least:
             return None
@@ -154,14 +174,43 @@ def factor(
         if kept <= survivors or live <= survivors:
             kept = min(kept, survivors)
             break
+        if rows.ndim > 2:
+            raise ApartError
         bad = _first_bad(ratio)
         order = np.concatenate([np.delete(order[:live], bad), order[[bad]], order[live:]])
-        live -= 1
-    # Where columns were moved the weights are not sorted: the larger of those to come counts.
-    weight = np.maximum.accumulate(weight[order][::-1])[::-1]
-    return Factors(
-        lu, permutation, order, kept, graded.mantissa[order], graded.exponent[order], weight, worst
-    )
+        live, moved = live - 1, True
+    weight = _in_order(weight, order)
+    if moved:  # they are not sorted then: the larger of those to come counts
+        weight = np.maximum.accumulate(weight[::-1])[::-1]
+    mantissa, exponent = _in_order(graded.mantissa, order), _in_order(graded.exponent, order)
+    return Factors(lu, permutation, order, kept, mantissa, exponent, weight, worst)
+
+
+def _live(size: Array) -> int:
+    """How many rows are not zero; of products side by side all."""
+    if size.ndim == 1:
+        return int(np.count_nonzero(size))
+    if not size.all():
+        raise ApartError
+    return int(size.shape[-1])
+
+
+def _in_order(rows: Array, order: Array) -> Array:
+    """The rows, or numbers, of each product in its order; a copy."""
+    return np.asarray(rows[order] if order.ndim == 1 else rows[np.arange(len(order))[:, None], order])
+
+
+def _lu(rows: Array) -> tuple[Array, Array]:
+    """The factors of the transpose of ``rows`` (r, m), or of each, in one matrix, and what they permute.
+
+    rows are the columns of what is factored: the transpose is Fortran-ordered for free.
+    """
+    if rows.ndim == 2:
+        lu, swaps, _ = dgetrf(rows.T, overwrite_a=1)
+        return lu, _permutation(swaps, lu.shape[0])
+    each = [_lu(one) for one in rows]
+    lu = np.stack([one.T for one, _ in each]).swapaxes(1, 2)
+    return lu, np.stack([permutation for _, permutation in each])
 
 
 def _permutation(swaps: Array, size: int) -> Array:
@@ -176,6 +225,11 @@ def _first_bad(ratio: Array) -> int:
 @cache
 def _strictly_upper(size: int) -> Array:
     return np.triu(np.ones((size, size)), 1)
+
+
+@cache
+def _no_upper(size: int) -> Array:
+    return np.tri(size, dtype=bool)
 
 
 # ldexp of a whole matrix takes as long as its product with another.

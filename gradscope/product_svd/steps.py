@@ -146,7 +146,8 @@ class Steps:
     step span, at most.
     """
 
-    # An exponent for every entry costs twice as much to make as to multiply: those of small chains are kept.
+    # An exponent for every entry costs twice as much to make as to multiply, and parts of few states as much
+    # as that: those of small chains are kept, for every run over them.
     _MOST_KEPT = 2**22
 
     def __init__(self, source: StepSource, live: list[Array] | None = None, size: int = 0) -> None:
@@ -156,6 +157,7 @@ class Steps:
         self.weights: list[Array] = []
         self.span = 0.0
         self._kept: dict[int, Wide] = {}
+        self._parts: dict[int, list[Array]] = {}
 
     def __len__(self) -> int:
         return len(self.source)
@@ -209,7 +211,12 @@ class Steps:
 
     def parts(self, t: int) -> list[Array]:
         """The step as the parts of which ``multiplied`` makes it up, where all states matter."""
-        return self.source.parts(t) if self.whole(t) else [self[t]]
+        found = self._parts.get(t)
+        if found is None:
+            found = self.source.parts(t) if self.whole(t) else [self[t]]
+            if len(self) * sum(part.size for part in found) < self._MOST_KEPT:
+                self._parts[t] = found
+        return found
 
     def whole(self, t: int) -> bool:
         """Whether all states matter before step t and after it."""
@@ -343,22 +350,22 @@ def multiplied(y: Array, parts: list[Array], layout: Layout | None = None) -> Ar
     """y @ A, y (.., r, m), for A in blocks of columns: (m, n), or (m / n, n) diagonals one below the other.
 
     With a layout, A is (1 + first part) (1 + second part) ... times the blocks on its diagonal, whose parts
-    follow.
+    follow. Of many side by side parts are (.., m, n).
     """
     if layout is not None:
         return _in_blocks(y, parts, layout)
     m = y.shape[-1]
-    out = np.empty((*y.shape[:-1], sum(part.shape[1] for part in parts)))
+    out = np.empty((*y.shape[:-1], sum(part.shape[-1] for part in parts)))
     start = 0
     for part in parts:
-        n = part.shape[1]
+        count, n = part.shape[-2:]
         block = out[..., start : start + n]
-        if len(part) == m:
+        if count == m:
             np.matmul(y, part, out=block)
         else:
-            np.multiply(y[..., :n], part[0], out=block)
-            for k in range(1, len(part)):
-                block += y[..., k * n : (k + 1) * n] * part[k]
+            np.multiply(y[..., :n], part[..., :1, :], out=block)
+            for k in range(1, count):
+                block += y[..., k * n : (k + 1) * n] * part[..., k : k + 1, :]
         start += n
     return out
 
@@ -398,37 +405,3 @@ def _of_blocks(x: Array, parts: Sequence[Array], layout: Layout) -> Array:
     for (rows, columns), part in reversed([*zip(added, parts, strict=False)]):
         out[..., rows] += out[..., columns] @ part.T
     return out
-
-
-def changes(rng: np.random.Generator, count: int) -> Array:
-    """About 1 or -1, at random: of one size a few would undo each other to the last bit."""
-    return np.asarray(rng.choice([-1.0, 1.0], size=count) * rng.uniform(0.75, 1.25, size=count))
-
-
-class Perturbed(Steps):
-    """Steps with every entry multiplied by 1 + size or 1 - size, about, at random but always the same."""
-
-    def __init__(self, steps: Steps, size: float, draw: int = 0) -> None:
-        super().__init__(steps.source, steps.live, steps.size)
-        self.weights, self.span = steps.weights, steps.span
-        rng = np.random.default_rng(20240229 + draw)
-        rows = len(steps.weights[0])
-        largest = max(len(w) for w in steps.weights) ** 2 + rows * len(steps.width(0, rows))
-        self.starts = rng.integers(4096, size=len(steps))
-        self.pool = 1 + size * changes(rng, largest + 4096)
-
-    def _wide(self, t: int) -> Wide:
-        found = super()._wide(t)
-        if not self.source.beyond:  # of its parts, which are changed
-            return found
-        at, size = int(self.starts[t]), found.mantissa.size
-        changed = self.pool[at : at + size].reshape(found.mantissa.shape)
-        return Wide.of(found.mantissa * changed, found.exponent)
-
-    def parts(self, t: int) -> list[Array]:
-        """The parts of the step, changed."""
-        changed, at = [], int(self.starts[t])
-        for part in super().parts(t):
-            changed.append(part * self.pool[at : at + part.size].reshape(part.shape))
-            at += part.size
-        return changed
