@@ -20,6 +20,7 @@ from gradscope.measure.measured import Measured
 from gradscope.measure.progress import Fraction, Meter
 from gradscope.measure.returning import returning
 from gradscope.measure.shares import error_of_shares, shares
+from gradscope.measure.zero_steps import after_zero_steps, with_zero_steps
 from gradscope.product_svd.arguments import window_of
 from gradscope.product_svd.largest_gain import log10_largest_gain
 from gradscope.product_svd.plain_values import few_of_many
@@ -182,6 +183,9 @@ class JacobianChains:
         chain = self._chains[name]
         if chain.diagonal is not None and name != "full":
             return diagonal_spectrum(chain.diagonal, by_lag=True, entry_error=ask.entry_error).first(ask.top)
+        rest, left_out = after_zero_steps(chain) or (chain, 0)
+        if name != "full" and left_out and len(rest):  # the lags are all that there is
+            return with_zero_steps(_first(rest, ask), left_out).first(ask.top)
         bounds = ask.only == "verdict" or name != "full" or ask.top is not None
         parts = window_of(chain.window, self._sizes[name])
         count = min(len(range(self._sizes[name])[part]) for part in parts)
@@ -198,9 +202,9 @@ class JacobianChains:
         )
 
 
-def _first_without(chain: JacobianChain | SegmentedChain, ask: Ask) -> Spectrum:
-    """The first value and every lag of a chain without a path, where a plain product may have lost it."""
-    found = spectrum(
+def _first(chain: Sequence[Array], ask: Ask) -> Spectrum:
+    """The first value of a chain and every lag, below the vanishing threshold an upper bound."""
+    return spectrum(
         chain,
         by_lag=True,
         floor=ask.floor,
@@ -208,5 +212,10 @@ def _first_without(chain: JacobianChain | SegmentedChain, ask: Ask) -> Spectrum:
         workers=ask.threads,
         only_first=True,
     )
+
+
+def _first_without(chain: JacobianChain | SegmentedChain, ask: Ask) -> Spectrum:
+    """Those of a chain without a path, where a plain product may have lost them."""
+    found = _first(chain, ask)
     first = found.log10_singular_values[:1]
     return replace(found, log10_singular_values=first, exact_zeros=None, lost=int(np.isnan(first[0])))

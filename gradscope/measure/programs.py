@@ -5,23 +5,22 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 
 import jax
-import numpy as np
 
 from gradscope.compiled_svd.asked import PLATFORMS, ArraySource, shape_of
 from gradscope.compiled_svd.step_arrays import Shape
 from gradscope.linearize.budget import SEGMENT_BYTES
-from gradscope.linearize.cell_chain import CellChain
 from gradscope.linearize.segmented import SegmentedChain, keeping_recent
 from gradscope.linearize.sequence import Linearized
 from gradscope.machine import cores
 from gradscope.measure.chains import Ask
 from gradscope.measure.cost import LONGER_TO_COMPILE, PROGRAM, saved_by_program
 from gradscope.measure.progress import Fraction
+from gradscope.measure.zero_steps import after_zero_steps, with_zero_steps
 from gradscope.product_svd.plain_values import few_of_many
 from gradscope.product_svd.spectrum import Spectrum
 
@@ -44,21 +43,8 @@ class _Part:
     left_out: int
 
     def whole(self, spectrum: Spectrum) -> Spectrum:
-        """The spectrum of all steps, of that of these: a step that is zero leaves nothing."""
-        if not self.left_out:
-            return spectrum
-        size, nothing = len(spectrum.left), np.zeros_like(spectrum.left)
-        lags = np.append(np.asarray(spectrum.log10_norm_by_lag), np.full(self.left_out, -np.inf))
-        return replace(
-            spectrum,
-            log10_singular_values=np.full(size, -np.inf),
-            exact_zeros=size,
-            log10_error=0.0,
-            log10_norm_error=0.0,
-            left=nothing,
-            right=nothing,
-            log10_norm_by_lag=lags,
-        )
+        """The spectrum of all steps, of that of these."""
+        return with_zero_steps(spectrum, self.left_out) if self.left_out else spectrum
 
 
 def taken(sequences: Sequence[Linearized], ask: Ask, devices: Sequence[jax.Device]) -> frozenset[Shape]:
@@ -123,11 +109,9 @@ def _parts(number: int, sequence: Linearized, ask: Ask, worth: frozenset[Shape])
     for name, chain in _chains(sequence, ask):
         if shape_of(chain) not in worth:
             continue
-        only = chain.segment(0)
-        if len(chain.starts) > 1 or not isinstance(only, CellChain) or not len(only.zero_steps):
-            yield _Part(number, name, chain, 0)
-        elif (left_out := int(only.zero_steps[-1]) + 1) < only.steps:
-            yield _Part(number, name, only.after(left_out), left_out)
+        rest, left_out = after_zero_steps(chain) or (chain, 0)
+        if len(rest):
+            yield _Part(number, name, rest, left_out)
 
 
 def _worth(shapes: Sequence[Shape], steps: int, accelerator: bool = False) -> frozenset[Shape]:
