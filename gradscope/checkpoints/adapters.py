@@ -12,7 +12,7 @@ from gradscope.errors import InputError
 from gradscope.formats.tensors import Tensor, Tensors
 
 # Modules that hold such; parameters of the module around the layer need no name.
-_NAMED = re.compile(r"(.*_)?(lora|adapters?|delta|low_?rank|mask)(_.*)?", re.I | re.S)
+_NAMED = re.compile(r"(.*_)?(lora|adapters?|delta|low_?rank|masks?)(_.*)?", re.I | re.S)
 # Shapes are told by reading; so many small parameters nobody has in one module.
 _MOST, _MOST_BYTES = 64, 2**26
 Shape = tuple[int, ...]
@@ -37,6 +37,11 @@ def with_adapters(layers: Sequence[Found], others: Iterable[str], tensors: Tenso
         else layer
         for layer in layers
     )
+
+
+def is_adapter(name: str) -> bool:
+    """Whether what is under this name may be added to weights, or multiplied with them."""
+    return _NAMED.fullmatch(name) is not None
 
 
 def _split(name: str) -> tuple[str, str]:

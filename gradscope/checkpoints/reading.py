@@ -24,6 +24,7 @@ from gradscope.checkpoints.model_part import model_only
 from gradscope.checkpoints.recorded_steps import in_checkpoint
 from gradscope.checkpoints.recording import Recorded
 from gradscope.checkpoints.recording_file import is_recording, recorded_model
+from gradscope.checkpoints.shards import index_hint, told_part
 from gradscope.checkpoints.tensorflow import names as tensorflow_names
 from gradscope.checkpoints.torch import names as torch_names
 from gradscope.checkpoints.torch.quantised import dequantised, told_quantised
@@ -53,7 +54,6 @@ _ARRAYS = {
 _RUNS = {".onnx": "gradscope.checkpoints.onnx.running:recorded_on"}
 
 _HINTS = {
-    ".json": "of an index of several files merge these, and save the model in one",
     ".eqx": "an .eqx file has no names: save its arrays with numpy.savez under W_z, R_z, b_z, ...",
 }
 
@@ -140,7 +140,7 @@ def read_all(
     if rules and kind in _ARRAYS | TENSOR_FILES:
         with _open_arrays(path, max_size) as tensors:
             found = contents_of(tensors, cell, also, rules)
-        return _alone(found) if kind in _ARRAYS else found
+        return _alone(found) if kind in _ARRAYS else told_part(found, path)
     if kind in _MODELS:
         told = {} if config is None else {"config": config}
         contents: Contents = load(_MODELS[kind])(path, max_size, also, **told)
@@ -149,7 +149,7 @@ def read_all(
         raise _unknown_format(path)
     with open_tensors(path, max_size) as tensors:
         if not is_recording(tensors):
-            return contents_of(tensors, cell, also)
+            return told_part(contents_of(tensors, cell, also), path)
     model = recorded_model(path)
     assert model is not None
     return read_all(model, cell, also=also)
@@ -262,8 +262,6 @@ def _unknown_format(path: str | os.PathLike[str]) -> InputError:
     expected = f"expected a file {', '.join(TENSOR_FILES | _MODELS)}"
     if not os.access(path, os.F_OK):
         return InputError(f"checkpoint {shown(path)}: No such file or directory, {expected}")
-    hint = _HINTS.get(
-        suffix(path),
-        "of another kind, numpy.savez its arrays, and say by --map what they are",
-    )
+    usual = "of another kind, numpy.savez its arrays, and say by --map what they are"
+    hint = index_hint(path) if suffix(path) == ".json" else _HINTS.get(suffix(path), usual)
     return InputError(f"checkpoint {shown(path)}: {expected}; {hint}")

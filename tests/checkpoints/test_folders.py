@@ -1,8 +1,13 @@
-"""Folders in the place of checkpoints: what is said leads on to what is read."""
+"""Folders and indexes in the place of checkpoints: what is said leads on to what is read."""
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
+import safetensors.numpy
+from oracles import layouts
 
 from gradscope import checkpoints
 from gradscope.errors import InputError
@@ -29,3 +34,38 @@ def test_what_is_said_of_a_folder(names, said, suffix, tmp_path):
     with pytest.raises(InputError) as error:
         checkpoints.read_all(folder)
     assert said.format(folder) in str(error.value)
+
+
+def test_a_model_in_several_files(tmp_path):
+    """The index says which has the layer; of the layer, that what the others hold is not known."""
+    names = layouts.module(lstm=layouts.recurrent("lstm", 3, 4))
+    part, index = tmp_path / "model-00002-of-00003.safetensors", tmp_path / "model.safetensors.index.json"
+    safetensors.numpy.save_file(names, part)
+    files = dict.fromkeys(names, part.name) | {"head.weight": "model-00001-of-00003.safetensors"}
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": files}))
+    with pytest.raises(InputError, match=f"give the file that has the recurrent layers, {part.name}$"):
+        checkpoints.read_all(index)
+    (layer,) = checkpoints.read_all(part).layers
+    assert layer.assumed[0].startswith(
+        "that nothing in the other files of the model, of which this is 2 of 3"
+    )
+    part.rename(tmp_path / "model-00001-of-00001.safetensors")
+    (layer,) = checkpoints.read_all(tmp_path / "model-00001-of-00001.safetensors").layers
+    assert not layer.assumed
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{}", "it is no index of a model in several files either"),
+        ("[1]", "it is no index of a model in several files either"),
+        ('{"weight_map": {"wte.weight": "a.bin"}}', "no tensor has a name of PyTorch's"),
+        ("{", "not a sound .json file"),
+        ("[" * 100_000, "not a sound .json file"),
+    ],
+)
+def test_what_is_no_index_of_one(text, said, tmp_path):
+    path = tmp_path / "pytorch_model.bin.index.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=re.escape(said)):
+        checkpoints.read_all(path)

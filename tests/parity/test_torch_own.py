@@ -306,6 +306,10 @@ def test_adapters_around_a_layer_ask(tmp_path):
     assert read_layer(tmp_path / "plain.pt").cell.name == "lstm"
     torch.save(inner | {"net.rnn.lora_A.default.weight": torch.ones(1, 2)}, tmp_path / "x.pt")
     assert "there are net.rnn.lora_A.default.weight, which no layer" in refusal(tmp_path / "x.pt")
+    for name in ("lora", "adapter_state", "masks"):
+        torch.save({"model": inner, name: {"A": torch.ones(1, 2)}, "epoch": 3}, tmp_path / "x.pt")
+        said = f"is of model, and {name} is beside it in the file, of which the model may make its weights"
+        assert said in refusal(tmp_path / "x.pt")
 
 
 class Adapted(nn.Module):

@@ -73,6 +73,11 @@ def layers(tensors: Tensors) -> list[Found]:
     return found
 
 
+def is_of_layer(name: str) -> bool:
+    """Whether a tensor of this name is one of a layer's weights."""
+    return _TENSOR.fullmatch(name) is not None
+
+
 def _places(names: Iterable[str]) -> dict[Place, dict[str, str]]:
     """{role: name of the tensor} of every layer; a weight before its weight drop has the role ``.../raw``."""
     places: dict[Place, dict[str, str]] = {}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from gradscope.checkpoints.adapters import is_adapter
 from gradscope.checkpoints.found import SIMPLE, Found
 from gradscope.checkpoints.model_part import is_average, is_optimiser
 from gradscope.errors import listed, shown
@@ -57,11 +58,22 @@ def told_by_file(found: Found, saved: Saved) -> Found:
         how = " (--zoneout measures it)" * any("zoneout" in one.lower() for one in settings)
         said = f"by the file's hyper-parameters, in training: {listed(settings)}{how}"
         found = replace(found, not_applied=(*found.not_applied, said))
-    if others := [name for name in saved.tree.beside if not is_optimiser(name)]:
-        what = "models or averages of one" if any(map(is_average, others)) else "models"
-        said = f"of {what} in the file ({listed([saved.tree.taken, *others])}) {saved.tree.taken} is read"
-        found = replace(found, assumed=(*found.assumed, said))
-    return found
+    beside = [name for name in saved.tree.beside if not is_optimiser(name)]
+    return _told_of_others(found, saved.tree.taken, beside) if beside else found
+
+
+def _told_of_others(found: Found, taken: str, beside: Sequence[str]) -> Found:
+    """A layer of the model that is taken, with what its file has beside: other models, or adapters."""
+    if found.cells and (adapters := list(filter(is_adapter, beside))):
+        said = (
+            f"is of {shown(taken)}, and {listed(adapters)} is beside it in the file, of which the model may "
+            "make its weights, as LoRA does: give the model with these merged, or in memory; if it reads its "
+            f"weights as they are, add {_options(found)}"
+        )
+        return replace(found, doubt=found.doubt or said)
+    what = "models or averages of one" if any(map(is_average, beside)) else "models"
+    said = f"of {what} in the file ({listed([taken, *beside])}) {taken} is read"
+    return replace(found, assumed=(*found.assumed, said))
 
 
 def module_of(found: Found) -> str:
@@ -70,7 +82,10 @@ def module_of(found: Found) -> str:
     return max((key.rpartition(".")[0] for key in found.keys), key=len)
 
 
+def _options(found: Found) -> str:
+    return " or ".join(f"--cell {cell}" for cell in found.cells)
+
+
 def _doubt(own: str, found: Found) -> str:
-    cells = " or ".join(f"--cell {cell}" for cell in found.cells)
     what = f"is a {shown(own[:80])}, which computes in its own way"
-    return f"{what}: if that is what torch's does all the same, add {cells}"
+    return f"{what}: if that is what torch's does all the same, add {_options(found)}"
