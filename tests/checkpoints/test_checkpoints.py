@@ -372,7 +372,7 @@ def test_a_cell_of_ones_own(own_cells, tmp_path):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("model.eqx", "an .eqx file has no names: save its arrays with numpy.savez"),
+        ("absent.eqx", "No such file"),
         ("absent.PB", "No such file"),
         (
             "model",
@@ -390,6 +390,12 @@ def test_a_cell_of_ones_own(own_cells, tmp_path):
 )
 def test_formats_and_the_way_out(name, expected):
     assert expected in refusal(name)
+
+
+def test_a_file_without_names(tmp_path):
+    path = tmp_path / "model.eqx"
+    path.write_bytes(bytes(8))
+    assert "an .eqx file has no names: save its arrays with numpy.savez" in refusal(path)
 
 
 def test_suffix_in_capitals(tmp_path):
