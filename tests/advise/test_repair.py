@@ -209,11 +209,13 @@ def test_what_cannot_be_done_is_one_line(case, tmp_path, monkeypatch):
     assert not (tmp_path / "n.safetensors").exists()
 
 
-def test_a_weight_norm_cannot_be_turned_round(tmp_path):
+@pytest.mark.parametrize("parts", ["gv", ["mask", "orig"]], ids=["weight norm", "pruned"])
+def test_a_weight_in_two_parts_cannot_be_turned_round(parts, tmp_path):
     state = layouts.recurrent("rnn", D, N)
     weight = state.pop("weight_hh_l0")
-    norm = np.linalg.norm(weight, axis=1, keepdims=True)
-    save_file(state | {"weight_hh_l0_g": norm, "weight_hh_l0_v": weight}, tmp_path / "m.safetensors")
+    first = {"g": np.linalg.norm(weight, axis=1, keepdims=True), "mask": np.ones_like(weight)}[parts[0]]
+    made = dict(zip((f"weight_hh_l0_{part}" for part in parts), (first, weight), strict=True))
+    save_file(state | made, tmp_path / "m.safetensors")
     with pytest.raises(InputError, match="cannot be turned round"):
         gradscope.repair(
             checkpoint=tmp_path / "m.safetensors",

@@ -139,7 +139,7 @@ REFUSED_STATES = {
     ),
     "half a weight norm": (
         lstm_state(weight_hh_l0=None, weight_hh_l0_g=np.ones((20, 1))),
-        "weight_hh has a part of a weight norm, expected both",
+        "weight_hh has a part of a weight norm or of pruning (g), expected both",
     ),
     "weight and its norm": (
         lstm_state(weight_hh_l0_g=np.ones((20, 1)), weight_hh_l0_v=np.ones((20, 5))),
@@ -148,6 +148,24 @@ REFUSED_STATES = {
     "weight norm of another shape": (
         lstm_state(weight_hh_l0=None, weight_hh_l0_g=np.ones((5, 1)), weight_hh_l0_v=np.ones((20, 5))),
         "weight norm of shapes (5, 1) and (20, 5), which do not fit",
+    ),
+    "a mask of another shape": (
+        lstm_state(weight_hh_l0=None, weight_hh_l0_orig=np.ones((20, 5)), weight_hh_l0_mask=np.ones((20, 1))),
+        "weight_hh of shape (20, 5) is pruned by a mask of shape (20, 1)",
+    ),
+    "a mask that scales": (
+        lstm_state(
+            weight_hh_l0=None, weight_hh_l0_orig=np.ones((20, 5)), weight_hh_l0_mask=np.full((20, 5), 0.5)
+        ),
+        "expected its shape and entries of 0 and 1",
+    ),
+    "pruned without its mask": (
+        lstm_state(weight_hh_l0=None, weight_hh_l0_orig=np.ones((20, 5))),
+        "keeps weight_hh_l0 as weight_hh_l0_orig, of which only the module itself can make it",
+    ),
+    "pruned beside the weight": (
+        lstm_state(weight_hh_l0_orig=np.ones((20, 5)), weight_hh_l0_mask=np.ones((20, 5))),
+        "there are weight_hh_l0_mask, weight_hh_l0_orig, which no layer of torch's has",
     ),
     "weight norm without direction": (
         lstm_state(weight_hh_l0=None, weight_hh_l0_g=np.ones((20, 1)), weight_hh_l0_v=np.zeros((20, 5))),

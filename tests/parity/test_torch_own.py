@@ -209,12 +209,6 @@ def spectral(module):
     return nn.utils.spectral_norm(module, "weight_hh_l0")
 
 
-def pruned(module):
-    prune.l1_unstructured(module, "weight_hh_l0", 0.5)
-    prune.random_unstructured(module, "weight_hh_l0", 0.2)
-    return module
-
-
 def chained(module):
     parametrizations.weight_norm(module, "weight_hh_l0")
     return parametrizations.spectral_norm(module, "weight_hh_l0")
@@ -223,7 +217,6 @@ def chained(module):
 PARTS = {
     orthogonal: "parametrizations.weight_hh_l0.original, parametrizations.weight_hh_l0.0.base",
     spectral: "weight_hh_l0_orig, weight_hh_l0_u",
-    pruned: "weight_hh_l0_orig, weight_hh_l0_mask",
     chained: "parametrizations.weight_hh_l0.1._u, parametrizations.weight_hh_l0.1._v",
 }
 
@@ -248,6 +241,26 @@ def test_parts_that_a_module_alone_can_put_together(change, tmp_path):
     for name, value in module.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
     np.testing.assert_allclose(ours, theirs(module, sequence()), rtol=0, atol=1e-12)
+
+
+def test_what_pruning_leaves_is_read_of_a_file(tmp_path):
+    """Twice, both directions and a bias: of the state dict as of the module, both to the last bit."""
+    module = nn.LSTM(INPUT, HIDDEN, bidirectional=True)
+    for name in ("weight_hh_l0", "weight_ih_l0_reverse", "bias_hh_l0_reverse"):
+        prune.l1_unstructured(module, name, 0.5)
+        prune.random_unstructured(module, name, 0.2)
+    weights = {name: getattr(module, name).detach().clone() for name in module._flat_weights_names}
+    assert not weights["weight_hh_l0"].all()
+    torch.save(module.state_dict(), tmp_path / "pruned.pt")
+    torch.save(weights, tmp_path / "weights.pt")
+    expected = checkpoints.read_all(tmp_path / "weights.pt").layers
+    for given in (tmp_path / "pruned.pt", gradscope.from_torch(module)):
+        found = checkpoints.read_all(given).layers
+        assert [(f.name, f.open, f.assumed) for f in found] == [(f.name, f.open, f.assumed) for f in expected]
+        for one, other in zip(found, expected, strict=True):
+            assert one.arrays.keys() == other.arrays.keys()
+            for key in one.arrays:
+                np.testing.assert_array_equal(one.arrays[key], other.arrays[key])
 
 
 # Weights twice

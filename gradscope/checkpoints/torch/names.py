@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -19,13 +19,14 @@ from gradscope.formats.tensors import Tensors
 
 # lstm.weight_ih_l0, encoder.gru.bias_hh_l1_reverse, weight_hh (LSTMCell), lstm.weight_hr_l0 (proj_size);
 # with weight norm lstm.weight_hh_l0_g and _v, or lstm.parametrizations.weight_hh_l0.original0 and 1; with
-# weight drop lstm.weight_hh_l0_raw.
+# weight drop lstm.weight_hh_l0_raw; pruned lstm.weight_hh_l0_orig and _mask.
 _ROLE = r"(?P<role>(weight|bias)_(ih|hh|hr))(?P<place>(_l(?P<depth>\d{1,3}))?(_reverse)?)"
-_TENSOR = re.compile(
-    rf"(?P<prefix>(.*?\.)??)(parametrizations\.)?{_ROLE}(?P<part>_[gv]|\.original[01]|_raw)?", re.S
-)
-_PART = {None: "", "_g": "/g", ".original0": "/g", "_v": "/v", ".original1": "/v", "_raw": "/raw"}
-# What a parametrisation or a hook makes a weight of: weight_hh_l0_orig, parametrizations.weight_hh_l0.0.base.
+_IN_PARTS = r"(?P<part>_[gv]|\.original[01]|_raw|_orig|_mask)?"
+_TENSOR = re.compile(rf"(?P<prefix>(.*?\.)??)(parametrizations\.)?{_ROLE}{_IN_PARTS}", re.S)
+_PART = {None: "", ".original0": "/g", ".original1": "/v"}
+_PART |= {f"_{part}": f"/{part}" for part in ("g", "v", "raw", "orig", "mask")}
+_PRUNED = {"_orig", "_mask"}
+# What a parametrisation or a hook makes a weight of: weight_hh_l0_u, parametrizations.weight_hh_l0.0.base.
 _MADE_OF = re.compile(rf"(parametrizations\.)?{_ROLE}[._].*", re.S)
 # What a module is called within one that adds adapters to it, as LoRA's, which are beside it.
 _WRAPPED = re.compile(r"(.*\.)?(base_layer|base_module|original_module|wrapped)\.", re.S)
@@ -78,13 +79,15 @@ def is_of_layer(name: str) -> bool:
     return _TENSOR.fullmatch(name) is not None
 
 
-def _places(names: Iterable[str]) -> dict[Place, dict[str, str]]:
+def _places(names: Collection[str]) -> dict[Place, dict[str, str]]:
     """{role: name of the tensor} of every layer; a weight before its weight drop has the role ``.../raw``."""
     places: dict[Place, dict[str, str]] = {}
     raw: list[tuple[Place, str, str]] = []
     for key in names:
         if match := _TENSOR.fullmatch(key):
             place, role = (match["prefix"], match["place"] or ""), match["role"] + _PART[match["part"]]
+            if match["part"] in _PRUNED and not _is_pruned(key.removesuffix(match["part"]), names):
+                continue  # spectral norm's, or beside the weight itself
             if match["part"] == "_raw":
                 raw.append((place, role, key))
             else:
@@ -94,6 +97,11 @@ def _places(names: Iterable[str]) -> dict[Place, dict[str, str]]:
         inner = f"{prefix}module.", suffix
         places.setdefault(inner if inner in places else (prefix, suffix), {})[role] = key
     return places
+
+
+def _is_pruned(weight: str, names: Collection[str]) -> bool:
+    """Whether torch.nn.utils.prune keeps it: as it was, and a mask of what is left, in its place."""
+    return weight not in names and all(weight + part in names for part in _PRUNED)
 
 
 def _beside(names: Iterable[str], places: Mapping[Place, Mapping[str, str]]) -> dict[str, list[str]]:
@@ -148,7 +156,7 @@ def _layer(tensors: Tensors, roles: Mapping[str, str], place: Place, beside: _Be
     kept = {role.removesuffix("/raw"): key for role, key in roles.items() if role not in raw}
     foreign = _check_whole(kept, place, beside)
     read, dtype = take(tensors, kept.values())
-    arrays = _without_norm({role: read[key] for role, key in kept.items()})
+    arrays = _put_together({role: read[key] for role, key in kept.items()})
     if {"weight_ih", "weight_hh"} - arrays.keys() or ("bias_ih" in arrays) != ("bias_hh" in arrays):
         raise InputError(
             f"holds {listed(list(roles.values()))} alone, expected weight_ih and weight_hh, "
@@ -232,19 +240,41 @@ def _check_rows(arrays: Mapping[str, Array], count: int) -> None:
             )
 
 
-def _without_norm(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Each pair of magnitude g and direction v (Salimans and Kingma 2016) as the weight g v / |v|."""
+def _put_together(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """The weights, those in two parts (of weight norm, or of pruning) as what torch makes of them."""
     result = {role: array for role, array in arrays.items() if "/" not in role}
     for role in sorted({role.partition("/")[0] for role in arrays if "/" in role}):
-        if f"{role}/g" not in arrays or f"{role}/v" not in arrays or role in result:
-            raise InputError(f"{role} has a part of a weight norm, expected both its magnitude and direction")
-        g, v = arrays[f"{role}/g"], arrays[f"{role}/v"]
-        if g.ndim not in (0, v.ndim) or any(a not in (1, b) for a, b in zip(g.shape, v.shape, strict=False)):
-            raise InputError(f"{role} has a weight norm of shapes {g.shape} and {v.shape}, which do not fit")
-        # g keeps the axes along which the norm is not taken; without axes it is taken along all.
-        along = tuple(axis for axis, size in enumerate(g.shape) if size == 1) if g.ndim else None
-        norm = np.sqrt((v**2).sum(axis=along, keepdims=g.ndim > 0))
-        if not norm.all():
-            raise InputError(f"{role} has a weight norm whose direction is 0: the weight is not defined")
-        result[role] = g * v / norm
+        parts = {key.removeprefix(f"{role}/"): a for key, a in arrays.items() if key.startswith(f"{role}/")}
+        if parts.keys() == {"orig", "mask"} and role not in result:
+            result[role] = _pruned(role, **parts)
+        elif parts.keys() == {"g", "v"} and role not in result:
+            result[role] = _normalised(role, **parts)
+        else:
+            raise InputError(
+                f"{role} has a part of a weight norm or of pruning ({listed(list(parts))}), expected both "
+                "magnitude and direction, or both what is pruned and its mask, and no other weight"
+            )
     return result
+
+
+def _normalised(role: str, g: Array, v: Array) -> Array:
+    """g v / |v| of a magnitude g and a direction v (Salimans and Kingma 2016)."""
+    if g.ndim not in (0, v.ndim) or any(a not in (1, b) for a, b in zip(g.shape, v.shape, strict=False)):
+        raise InputError(f"{role} has a weight norm of shapes {g.shape} and {v.shape}, which do not fit")
+    # g keeps the axes along which the norm is not taken; without axes it is taken along all.
+    along = tuple(axis for axis, size in enumerate(g.shape) if size == 1) if g.ndim else None
+    norm = np.sqrt((v**2).sum(axis=along, keepdims=g.ndim > 0))
+    if not norm.all():
+        raise InputError(f"{role} has a weight norm whose direction is 0: the weight is not defined")
+    weight: Array = g * v / norm
+    return weight
+
+
+def _pruned(role: str, orig: Array, mask: Array) -> Array:
+    """What a mask leaves of a weight: their product, exact in every format since the mask is of 0 and 1."""
+    if mask.shape != orig.shape or not np.isin(mask, (0, 1)).all():
+        raise InputError(
+            f"{role} of shape {orig.shape} is pruned by a mask of shape {mask.shape}, expected its shape and "
+            "entries of 0 and 1"
+        )
+    return orig * mask
