@@ -12,6 +12,7 @@ from gradscope.cells.notation import key
 from gradscope.checkpoints.array_map import SIGNS, in_rule, with_shapes
 from gradscope.checkpoints.found import Found
 from gradscope.checkpoints.map_gates import RECURRENT, Shapes, apart, from_the_end, states
+from gradscope.checkpoints.map_haiku import of_haiku
 from gradscope.errors import InputError
 from gradscope.formats.tensors import Tensors
 
@@ -57,7 +58,7 @@ def unnamed(tensors: Tensors) -> tuple[Found, ...]:
     shapes = _shapes(tensors)
     kernels = [match for name in shapes if (match := _KERNEL.fullmatch(name))]
     found = {match["cell"]: _of_kernel(match, shapes, tensors) for match in kernels}
-    gates = apart(shapes)
+    gates = apart(shapes) | of_haiku(shapes)
     taken = (*found, *gates)
     groups = _groups([name for name in shapes if not name.startswith(taken)], shapes)
     for module, readings in groups.items():

@@ -319,6 +319,45 @@ def test_a_cell_of_tensorflow_1_is_offered_with_its_forget_bias(tmp_path):
     check(read_layer(path, rules=rules_of(offer)), kind, STATES[kind])
 
 
+def sigmoid(a):
+    return 1 / (1 + np.exp(-a))
+
+
+def of_haiku(kind, arrays, x):
+    """What Haiku's LSTM and GRU put out, by the equations in its documentation."""
+    h = c = np.zeros(HIDDEN)
+    states = []
+    for step in x:
+        if kind == "lstm":
+            gated = np.concatenate([step, h]) @ arrays["linear/w"] + arrays["linear/b"]
+            i, g, f, o = np.split(gated, 4)
+            c = sigmoid(f + 1) * c + sigmoid(i) * np.tanh(g)
+            h = sigmoid(o) * np.tanh(c)
+        else:
+            (w_z, w_r, w_a), (u_z, u_r, u_a) = (np.split(arrays[k], 3, axis=1) for k in ("w_i", "w_h"))
+            b_z, b_r, b_a = np.split(arrays["b"], 3)
+            z, r = sigmoid(step @ w_z + h @ u_z + b_z), sigmoid(step @ w_r + h @ u_r + b_r)
+            h = (1 - z) * h + z * np.tanh(step @ w_a + (r * h) @ u_a + b_a)
+        states.append(h)
+    return np.array(states)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_the_map_of_haikus_layers_computes_what_haiku_does(kind, tmp_path):
+    d, n, draw = INPUT, HIDDEN, np.random.default_rng(4).standard_normal
+    arrays = {
+        "lstm": {"linear/w": draw((d + n, 4 * n)), "linear/b": draw(4 * n)},
+        "gru": {"w_i": draw((d, 3 * n)), "w_h": draw((n, 3 * n)), "b": draw(3 * n)},
+    }[kind]
+    path = saved(tmp_path / "x.npz", {f"net/~/{kind}_1/{own}": array for own, array in arrays.items()})
+    (found,) = checkpoints.read_all(path).layers
+    assert (found.name, found.kind) == (f"net/~/{kind}_1", f"{kind}?")
+    (offer,) = offered(found.problem)
+    x = draw((6, d))
+    ours = outputs(read_layer(path, rules=rules_of(offer)), x)
+    np.testing.assert_allclose(ours, of_haiku(kind, arrays, x), rtol=0, atol=1e-12)
+
+
 def test_what_has_no_such_shapes_is_no_layer(tmp_path):
     arrays = {
         "mlp.up.w": np.ones((12, 3)),
