@@ -23,11 +23,13 @@ from gradscope.measure.progress import Progress, Tally
 from gradscope.problem.problem import Problem
 from gradscope.problem.problems import Problems
 from gradscope.product_svd.error_estimate import WORTH_A_THREAD
+from gradscope.product_svd.spectrum import Spectrum
 
 # One step's Jacobian is right to a few roundings of its entries.
 _ENTRY_ROUNDINGS = 4
-# Pre-activations up to this many times the logarithm of a rounding leave blocks their digits (measured).
-SATURATED_LOGS = 1.75
+# Pre-activations up to this many times the logarithm of a rounding leave blocks their digits (measured); up to
+# this many, their slopes do not drown beside others (sech^2 of .4 of it is 1e-12).
+SATURATED_LOGS, _DROWNING_LOGS = 1.75, 0.4
 
 
 @dataclass(frozen=True)
@@ -95,26 +97,32 @@ def _chosen(problem: Problem, numbers: range, ask: Ask, means: Means, tally: Tal
     if problem.top is None or problem.view == "cell" or not sooner_without_jacobians(problem):
         return _side_by_side(problem, numbers, ask, means, tally)
     found = dict(zip(numbers, _together(problem, numbers, ask, means, tally), strict=True))
-    # Beside blocks that are made orthonormal the slopes of such units drown in rounding.
-    most = -SATURATED_LOGS * math.log(np.finfo(problem.system.dtype).eps)
-    again = [
-        number
-        for number, one in found.items()
-        if one.course["drive"][0] > most or _drowned(one) or not _agreed_on(one)
-    ]
-    if again:
+    eps = float(np.finfo(problem.system.dtype).eps)
+    if again := [number for number, one in found.items() if _in_doubt(one, eps)]:
         found |= zip(again, _side_by_side(problem, again, ask, means, tally), strict=True)
     return list(found.values())
 
 
-def _drowned(found: Measured) -> bool:
-    """Whether a gain of 0 may be one of slopes that drowned, rather than of what the structure makes 0."""
-    return bool(found.course["near"][0]) and not found.alive
+def _in_doubt(found: Measured, eps: float) -> bool:
+    """Whether blocks may be wrong: beside columns made orthonormal slopes of saturated units drown in rounding.
+
+    A gain of 0 may be one of those, rather than of what the structure makes 0, and so may some of the values;
+    and of what one of two passes alone has found the error is not known.
+    """
+    drive, rounding = found.course["drive"][0], -math.log(eps)
+    spectra = found.spectra.values()
+    return bool(
+        drive > SATURATED_LOGS * rounding
+        or (drive > _DROWNING_LOGS * rounding and any(map(_some_missing, spectra)))
+        or (found.course["near"][0] and not found.alive)
+        or not all(math.isfinite(one.log10_error) for one in spectra)
+    )
 
 
-def _agreed_on(found: Measured) -> bool:
-    """Whether two passes have found every value, so that its error is known."""
-    return all(math.isfinite(one.log10_error) for one in found.spectra.values())
+def _some_missing(spectrum: Spectrum) -> bool:
+    """Whether values are 0 beside others that are not."""
+    log10 = spectrum.log10_singular_values
+    return bool(np.isneginf(log10).any() and np.isfinite(log10[:1]).all())
 
 
 def _side_by_side(

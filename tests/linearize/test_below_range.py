@@ -210,15 +210,16 @@ def test_no_zero_is_exact_of_slopes_beyond_every_exponent(depth, tmp_path):
 
 
 @pytest.mark.slow
-def test_top_values_of_a_stack_are_those_of_its_steps(tmp_path, monkeypatch):
-    """Beside blocks that are made orthonormal slopes of a saturated layer below another drown."""
+@pytest.mark.parametrize(("depth", "scale"), [(1, 40.0), (2, 1e3)])
+def test_top_values_of_saturated_layers_are_those_of_their_steps(depth, scale, tmp_path, monkeypatch):
+    """Beside blocks that are made orthonormal slopes drown: of a layer below another, or those of small values."""
     rng = np.random.default_rng(1)
-    names = [f"weight_{kind}_l{layer}" for layer in (0, 1) for kind in ("ih", "hh")]
+    names = [f"weight_{kind}_l{layer}" for layer in range(depth) for kind in ("ih", "hh")]
     np.savez(tmp_path / "layers.npz", **{name: rng.uniform(-0.5, 0.5, (4, 4)) for name in names})
-    given = {"checkpoint": tmp_path / "layers.npz", "cell": "rnn", "inputs": 1e3 * rng.normal(size=(6, 4))}
+    given = {"checkpoint": tmp_path / "layers.npz", "cell": "rnn", "inputs": scale * rng.normal(size=(6, 4))}
     whole = gradscope.analyze(**given)
     monkeypatch.setattr(batch, "sooner_without_jacobians", lambda problem: True)
-    for ours in gradscope.analyze(**given, top=2).chains:
+    for ours in gradscope.analyze(**given, top=4).chains:
         values = ours.spectra[0].log10_singular_values
         known = whole.chain(ours.name).spectra[0].log10_singular_values[: len(values)]
         np.testing.assert_allclose(values, known, rtol=1e-9, atol=1e-9)
