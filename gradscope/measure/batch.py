@@ -27,8 +27,8 @@ from gradscope.product_svd.spectrum import Spectrum
 
 # One step's Jacobian is right to a few roundings of its entries.
 _ENTRY_ROUNDINGS = 4
-# Pre-activations up to this many times the logarithm of a rounding leave blocks their digits (measured); up to
-# this many, their slopes do not drown beside others (sech^2 of .4 of it is 1e-12).
+# Pre-activations up to this many times the logarithm of a rounding leave blocks their digits (measured); up
+# to so many their slopes do not drown beside others (sech^2 of .4 of it is 1e-12).
 SATURATED_LOGS, _DROWNING_LOGS = 1.75, 0.4
 
 
@@ -104,7 +104,7 @@ def _chosen(problem: Problem, numbers: range, ask: Ask, means: Means, tally: Tal
 
 
 def _in_doubt(found: Measured, eps: float) -> bool:
-    """Whether blocks may be wrong: beside columns made orthonormal slopes of saturated units drown in rounding.
+    """Whether blocks may be wrong: slopes of saturated units drown beside columns that are made orthonormal.
 
     A gain of 0 may be one of those, rather than of what the structure makes 0, and so may some of the values;
     and of what one of two passes alone has found the error is not known.

@@ -212,7 +212,7 @@ def test_no_zero_is_exact_of_slopes_beyond_every_exponent(depth, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("depth", "scale"), [(1, 40.0), (2, 1e3)])
 def test_top_values_of_saturated_layers_are_those_of_their_steps(depth, scale, tmp_path, monkeypatch):
-    """Beside blocks that are made orthonormal slopes drown: of a layer below another, or those of small values."""
+    """Beside blocks that are made orthonormal slopes drown, of a small value or of a layer below another."""
     rng = np.random.default_rng(1)
     names = [f"weight_{kind}_l{layer}" for layer in range(depth) for kind in ("ih", "hh")]
     np.savez(tmp_path / "layers.npz", **{name: rng.uniform(-0.5, 0.5, (4, 4)) for name in names})
