@@ -126,6 +126,13 @@ class SegmentedChain(StepSource):
         """As of the segments."""
         return SegmentedChain(lambda i: self.segment(i).without(path), self.starts, self.steps, self._read)
 
+    def after(self, first: int, rest: JacobianChain) -> SegmentedChain:
+        """The steps from this one on; rest : those that the first segment has, one at least."""
+        starts = [0, *(start - first for start in self.starts[1:])]
+        return SegmentedChain(
+            lambda i: self.segment(i) if i else rest, starts, self.steps - first, self._read
+        )
+
     def beside(self) -> Iterator[Beside]:
         """As of the segments."""
         for i in reversed(range(len(self.starts))):

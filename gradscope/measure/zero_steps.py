@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from gradscope.custom_types import Array
 from gradscope.linearize.cell_chain import CellChain
+from gradscope.linearize.jacobian_chain import JacobianChain
 from gradscope.linearize.segmented import SegmentedChain
 from gradscope.product_svd.spectrum import Spectrum
 
 
-def after_zero_steps(chain: Sequence[Array]) -> tuple[CellChain, int] | None:
+def after_zero_steps(
+    chain: JacobianChain | SegmentedChain,
+) -> tuple[CellChain | SegmentedChain, int] | None:
     """The steps after the last that is seen to be zero, and how many come before; None where none is.
 
-    As of the forget gate's path, the first step of which is zero where c begins at zero. Not looked for in
-    several segments.
+    As of the forget gate's path, the first step of which is zero where c begins at zero. Looked for in the
+    first segment, which has another step where there is one.
     """
-    if isinstance(chain, SegmentedChain) and len(chain.starts) == 1:
-        chain = chain.segment(0)
-    if not isinstance(chain, CellChain) or not len(chain.zero_steps):
+    first = chain.segment(0)
+    if not isinstance(first, CellChain) or not len(first.zero_steps):
         return None
-    left_out = int(chain.zero_steps[-1]) + 1
-    return chain.after(left_out), left_out
+    left_out = int(first.zero_steps[-1]) + 1
+    if left_out == first.steps < chain.steps:
+        return None
+    rest = first.after(left_out)
+    if isinstance(chain, SegmentedChain) and len(chain.starts) > 1:
+        return chain.after(left_out, rest), left_out
+    return rest, left_out
 
 
 def with_zero_steps(spectrum: Spectrum, left_out: int) -> Spectrum:
