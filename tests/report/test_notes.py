@@ -51,7 +51,7 @@ EYE = np.eye(4)
     ],
 )
 def test_saturated_gates_and_why(notes, parameters, size, cause, top):
-    found = notes("lstm", lstm(**parameters), signs(20, 4, size), top=top)
+    found = notes("lstm", lstm(**parameters), signs(8, 4, size), top=top)
     (note,) = (note for note in found if "saturated" in note)
     assert note.startswith(f"Gates are saturated 100 %: {cause}")
 
