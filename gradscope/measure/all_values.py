@@ -183,9 +183,9 @@ class JacobianChains:
         chain = self._chains[name]
         if chain.diagonal is not None and name != "full":
             return diagonal_spectrum(chain.diagonal, by_lag=True, entry_error=ask.entry_error).first(ask.top)
-        rest, left_out = after_zero_steps(chain) or (chain, 0)
-        if name != "full" and left_out and len(rest):  # the lags are all that there is
-            return with_zero_steps(_first(rest, ask), left_out).first(ask.top)
+        after = None if name == "full" else after_zero_steps(chain)
+        if after and len(after[0]):  # the lags are all that there is
+            return with_zero_steps(_first(after[0], ask), after[1]).first(ask.top)
         bounds = ask.only == "verdict" or name != "full" or ask.top is not None
         parts = window_of(chain.window, self._sizes[name])
         count = min(len(range(self._sizes[name])[part]) for part in parts)

@@ -48,17 +48,9 @@ class PerturbedBeside(Steps):
 
     def __init__(self, steps: Steps, size: float, draws: int) -> None:
         super().__init__(steps.source, steps.live, steps.size)
-        self.weights, self.span, self._steps = steps.weights, steps.span, steps
-        self.each = [Perturbed(steps, size, draw) for draw in range(draws)]
+        self.weights, self.span = steps.weights, steps.span
+        self._each = [Perturbed(steps, size, draw) for draw in range(draws)]
 
     def parts(self, t: int) -> list[Array]:
         """The parts of the step, changed by every draw."""
-        found, before = [], 0
-        for part in self._steps.parts(t):
-            changed = np.empty((len(self.each), *part.shape))
-            for own, one in zip(changed, self.each, strict=True):
-                at = int(one.starts[t]) + before
-                np.multiply(part, one.pool[at : at + part.size].reshape(part.shape), out=own)
-            found.append(changed)
-            before += part.size
-        return found
+        return [np.stack(each) for each in zip(*(one.parts(t) for one in self._each), strict=True)]
