@@ -47,6 +47,7 @@ from gradscope.linearize.sequence import Linearized
 from gradscope.linearize.stack_chain import StackChain
 from gradscope.measure import programs
 from gradscope.product_svd.error_estimate import GROUPED, Run
+from gradscope.product_svd.graded_chain import Way
 from gradscope.product_svd.norm_by_lag import LagNorm
 from gradscope.product_svd.plain_product import PlainProducts
 
@@ -240,7 +241,7 @@ def operations(case: Case) -> None:
 def one_run(case: Case) -> Callable[[], Any]:
     """A run with the norm at every lag."""
     steps, _ = gradscope.product_svd.steps.checked(case.jacobians)
-    return lambda: Run(steps, reset=True, rounded=ENTRY_ERROR, grouped=GROUPED, lag_norm=LagNorm())
+    return lambda: Run(steps, Way(True, GROUPED), LagNorm(), rounded=ENTRY_ERROR)
 
 
 def analysis(hidden: int) -> Callable[[], Any]:

@@ -80,7 +80,7 @@ class StackChain(JacobianChain):
     block row j is the sum over i of B_ji (rows of i's output of block row i), and A_j on the diagonal.
 
     layers : A; readings : B, of each layer; named : the blocks (from, to) that are kept, the paths;
-    window : see Loaded.
+    window : see StepSource.
     """
 
     layers: tuple[CellChain, ...]

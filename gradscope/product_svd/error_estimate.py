@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.product_svd.ball_product import exact_values
 from gradscope.product_svd.exact_rank import ExactRank, rank_bound
-from gradscope.product_svd.graded_chain import RangeError, RankAt, all_of, prefixes
+from gradscope.product_svd.graded_chain import RangeError, RankAt, Way, all_of, prefixes
 from gradscope.product_svd.graded_lu import NOISE, ApartError, Graded
 from gradscope.product_svd.norm_by_lag import LagNorm
 from gradscope.product_svd.outcome import Outcome
@@ -67,9 +66,9 @@ def best_run(
     large, enough = size >= RESET_SIZE, good_enough(size, len(steps), entry_error)
     grouped = grouped_for(accuracy)
     runs: list[Run] = []
-    for reset in (large, not large):
-        options = {"reset": reset, "grouped": grouped if reset else np.inf}
-        runs.append(_compared(steps, entry_error, options, None if runs else lag_norm, workers))
+    for regularly in (large, not large):
+        way = Way(regularly, grouped if regularly else np.inf)
+        runs.append(_compared(steps, entry_error, way, None if runs else lag_norm, workers))
         if runs[-1].error <= enough and not runs[-1].lost:
             break
     best = min(runs, key=lambda run: (run.lost, run.error))
@@ -118,9 +117,7 @@ def take_exactly(run: Outcome, steps: Steps, rank: int, *, hopeless: bool) -> bo
     return found is not None
 
 
-def _compared(
-    steps: Steps, entry_error: float, options: Mapping[str, Any], lag_norm: LagNorm | None, workers: int
-) -> Run:
+def _compared(steps: Steps, entry_error: float, way: Way, lag_norm: LagNorm | None, workers: int) -> Run:
     """A run with its error estimate from others on entries changed by +-entry_error.
 
     What the rounding of entries explains is kept in these, as long as that goes: a value that hangs on
@@ -128,22 +125,22 @@ def _compared(
     """
     size = max(map(len, steps.weights))
     some = lag_norm and lag_norm.of_some(len(steps))
-    again = partial(_again, steps, entry_error, options, some)
+    again = partial(_again, steps, entry_error, way, some)
     rounded = entry_error if entry_error > EPS else 0.0
     others: Sequence[Outcome | None]
     if size >= WORTH_A_THREAD and workers > 1:
         pool = ThreadPoolExecutor(1)
         try:
             other = pool.submit(again, {})
-            run = Run(steps, rounded=rounded, lag_norm=lag_norm, **options)
+            run = Run(steps, way, lag_norm, rounded=rounded)
             known = rounded and other.result() is not None
             others = [again(run.plan) if run.plan and not known else other.result()]
         finally:
             pool.shutdown(wait=False)  # an interrupt does not wait for the rest
     else:
-        run = Run(steps, rounded=rounded, lag_norm=lag_norm, **options)
+        run = Run(steps, way, lag_norm, rounded=rounded)
         count, free = draws(size), rounded or not run.plan
-        beside = draws_side_by_side(steps, entry_error, options, some, count) if free and count > 1 else None
+        beside = draws_side_by_side(steps, entry_error, way, some, count) if free and count > 1 else None
         others = beside or [
             (again({}, draw) if rounded and run.plan else None) or again(run.plan, draw)
             for draw in range(count)
@@ -158,21 +155,20 @@ def _compared(
 def _again(
     steps: Steps,
     entry_error: float,
-    options: Mapping[str, Any],
+    way: Way,
     norm: LagNorm | None,
     plan: dict[int, int],
     draw: int = 0,
 ) -> Run | None:
     """A run that may fail: where noise is all that is left of a pivot, the next one may overflow."""
-    some = norm and norm.anew()
     try:
-        return Run(steps, plan=plan, perturb=entry_error, draw=draw, lag_norm=some, **options)
+        return Run(Perturbed(steps, entry_error, draw), way, norm and norm.anew(), plan=plan, vectors=False)
     except RangeError:
         return None
 
 
 def draws_side_by_side(
-    steps: Steps, entry_error: float, options: Mapping[str, Any], norm: LagNorm | None, count: int
+    steps: Steps, entry_error: float, way: Way, norm: LagNorm | None, count: int
 ) -> list[Outcome] | None:
     """Such runs all at once: of matrices this small calls take the time, whatever is in them.
 
@@ -181,7 +177,7 @@ def draws_side_by_side(
     chain, norms = PerturbedBeside(steps, entry_error, count), [norm.anew() for _ in range(count) if norm]
     start, lags = Graded.identity(len(steps.weights[-1]), (count,)), list[list[float]]()
     try:
-        for graded, after in prefixes(chain, start, all_of, {}, options["reset"], options["grouped"]):
+        for graded, after in prefixes(chain, start, all_of, {}, way):
             if norms:
                 pairs = zip(norms, graded.apart, strict=True)
                 lags.append([of_lag(one, after) for of_lag, one in pairs])
@@ -195,19 +191,21 @@ def draws_side_by_side(
 
 
 class Run(Outcome):
-    """One pass over the chain and its finish. plan[t]: rank forced after step t."""
+    """One pass over the chain and its finish.
+
+    plan : {t: rank forced after step t}, found on the way where it is not given; rounded : rounding unit of
+    the entries, 0 where they are exact.
+    """
 
     def __init__(
         self,
         steps: Steps,
+        way: Way,
+        lag_norm: LagNorm | None = None,
         *,
         plan: dict[int, int] | None = None,
-        perturb: float = 0.0,
-        draw: int = 0,
-        reset: bool = False,
-        lag_norm: LagNorm | None = None,
         rounded: float = 0.0,
-        grouped: float = np.inf,
+        vectors: bool = True,
     ) -> None:
         super().__init__()
         self.plan: dict[int, int] = {} if plan is None else plan
@@ -228,10 +226,9 @@ class Run(Outcome):
             self.noisy |= known == r and float(ratio.min()) <= NOISE
             return known
 
-        chain = Perturbed(steps, perturb, draw) if perturb else steps
-        graded, lags = _product(chain, rank_at, lag_norm, plan, reset, grouped)
+        graded, lags = _product(steps, rank_at, lag_norm, plan or {}, way)
         self.lags = np.array(lags)
-        self.finish(graded, vectors=not perturb)
+        self.finish(graded, vectors=vectors)
 
 
 def compare(run: Outcome, again: Sequence[Outcome | None], entry_error: float) -> None:
@@ -306,20 +303,19 @@ def rounding_floor(log10: float, entry_error: float) -> float:
 
 def lags_alone(steps: Steps, lag_norm: LagNorm) -> Array:
     """(T,) log10 sigma_1 of A_T ... A_(T-k+1), k = 1 ... T, without the other values."""
-    return np.array(_product(steps, lambda _, ratio: len(ratio), lag_norm)[1])
+    return np.array(_product(steps, all_of, lag_norm, {}, Way())[1])
 
 
 def _product(
     steps: Steps,
     rank_at: RankAt,
     lag_norm: LagNorm | None,
-    plan: dict[int, int] | None = None,
-    reset: bool = False,
-    grouped: float = np.inf,
+    plan: dict[int, int],
+    way: Way,
 ) -> tuple[Graded, list[float]]:
     """Graded form of A_T ... A_1, and log10 of its norm at every lag where ``lag_norm`` is given."""
     start, lags = Graded.identity(len(steps.weights[-1])), list[float]()
-    for graded, after in prefixes(steps, start, rank_at, plan or {}, reset, grouped):
+    for graded, after in prefixes(steps, start, rank_at, plan, way):
         if lag_norm is not None:
             lags.append(lag_norm(graded, after))
     return graded, lags

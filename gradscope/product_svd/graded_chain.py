@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -31,6 +31,19 @@ class RangeError(Exception):
     """The steps hold numbers that do not fit side by side: see extended_range_chain."""
 
 
+class Way(NamedTuple):
+    """How a chain is gone through.
+
+    regularly : x is reset at lags 1, 2, 4, ... and every so many, not only where it has grown, because its
+    condition grows with m (1e10 for a GRU of 128 units) before the grading sets in.
+    grouped : steps are multiplied into y without being factored as long as no pivot gets smaller than this
+    relative to its column; what is lost of a value is eps over that. Infinite: none are.
+    """
+
+    regularly: bool = False
+    grouped: float = np.inf
+
+
 class ScaledSteps(Protocol):
     """What ``prefixes`` multiplies: steps scaled by rows to about 1, as steps.Steps has them."""
 
@@ -45,16 +58,11 @@ def prefixes(
     start: Graded,
     rank_at: RankAt,
     forced: dict[int, int],
-    regularly: bool = False,
-    grouped: float = np.inf,
+    way: Way,
 ) -> Iterator[tuple[Graded, Array]]:
     """Graded form of A_T, A_T A_(T-1), ..., A_T ... A_1 with the exponents of the columns of y.
 
     rank_at and forced : as rank and forced of factored, at every t.
-    regularly : reset x at lags 1, 2, 4, ... and every so many, not only where it has grown, because
-    its condition grows with m (1e10 for a GRU of 128 units) before the grading sets in.
-    grouped : steps are multiplied into y without being factored as long as no pivot gets smaller
-    than this relative to its column; what is lost of a value is eps over that.
 
     From the output end, because LU pivoting then chooses among the states the step comes from:
     measured to be accurate on saturated LSTMs and Jordan blocks, where the other order is not.
@@ -70,7 +78,7 @@ def prefixes(
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             products = list(_products(steps, graded, t, count))
             rank = partial(rank_at, t - count)
-            found = factored(*products[-1], rank, forced.get(t - count), grouped if count > 1 else 0.0)
+            found = factored(*products[-1], rank, forced.get(t - count), way.grouped if count > 1 else 0.0)
         if found is None:  # too much at once
             group, alone = count // 2, ALONE
             continue
@@ -80,14 +88,14 @@ def prefixes(
             raise RangeError
         yield from products[:-1]
         lag, t = len(steps.weights) - t + count, t - count
-        if t and (growth > GROWN or (regularly and _reset_due(lag, count))):
+        if t and (growth > GROWN or (way.regularly and _reset_due(lag, count))):
             graded = reset(graded)
         whole, after = products[-1]
         # What the steps to come reduce to noise counts in the norm of this lag.
         cut = graded.rank < whole.rank and t and len(after)
         yield whole if cut else graded, after
         alone -= count
-        group = min(2 * count, LONGEST) if worst**2 > grouped and alone <= 0 else count
+        group = min(2 * count, LONGEST) if worst**2 > way.grouped and alone <= 0 else count
 
 
 def all_of(_: int, ratio: Array) -> int:

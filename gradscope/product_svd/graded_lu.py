@@ -159,10 +159,7 @@ def factor(
         pivots = np.abs(lu.diagonal(0, -2, -1)[..., :kept])
         ratio = pivots / _in_order(size, order)[..., :kept]
         if ratio.min(initial=1.0) <= SUSPECT and np.ptp(after):
-            # Columns scaled apart have pivots apart: noise is small beside what there is with and without.
-            scale = np.ldexp(1.0, after - after.max())
-            largest = _in_order(np.abs(rows / scale).max(axis=-1), order)[..., :kept]
-            ratio = np.maximum(ratio, pivots / scale[permutation[..., :kept]] / largest)
+            ratio = np.maximum(ratio, _unscaled(pivots, permutation, rows, order, after))
         worst = float(ratio.min(initial=1.0))
         if worst < least:
             return None
@@ -184,6 +181,16 @@ def factor(
         weight = np.maximum.accumulate(weight[::-1])[::-1]
     mantissa, exponent = _in_order(graded.mantissa, order), _in_order(graded.exponent, order)
     return Factors(lu, permutation, order, kept, mantissa, exponent, weight, worst)
+
+
+def _unscaled(pivots: Array, permutation: Array, rows: Array, order: Array, after: Array) -> Array:
+    """Pivots relative to their columns, both without the scale ``after``.
+
+    Columns scaled apart have pivots apart: noise is small beside what there is with and without.
+    """
+    scale, kept = np.ldexp(1.0, after - after.max()), pivots.shape[-1]
+    largest = _in_order(np.abs(rows / scale).max(axis=-1), order)[..., :kept]
+    return np.asarray(pivots / scale[permutation[..., :kept]] / largest)
 
 
 def _live(size: Array) -> int:

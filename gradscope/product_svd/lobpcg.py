@@ -7,19 +7,17 @@ from typing import NamedTuple
 import numpy as np
 
 from gradscope.custom_types import Array
-from gradscope.product_svd.norm_by_lag import TINY, TOLERANCE
+from gradscope.product_svd.norm_by_lag import DECOMPOSED, RANDOM, STILL, TINY, TOLERANCE
 
-# After so many steps in which the norm does not grow it is found; steps at most.
-_STILL, _MOST = 2, 100
-# How much of the start is random: it finds a new top vector that is orthogonal to the old one.
-_RANDOM = 0.1
+# Steps at most.
+_MOST = 100
 # Squarings of the small Gram matrix, after which its first vector is what is left; its entries stay finite.
 _SQUARINGS = 8
 # What is left of a direction without the new vector, of its size, or it counts as none.
 _CANCELS = 1e-2
-# Matrices that are so small are decomposed; from so many states on each goes its own way, for its products
-# take longer than the calls do, and a batch goes on until all are found.
-_SMALL, _LARGE = 6, 512
+# From so many states on each matrix goes its own way: its products take longer than the calls do, and a batch
+# goes on until all are found.
+_LARGE = 512
 
 
 class LeadingPairs(NamedTuple):
@@ -37,10 +35,10 @@ def leading_left(matrices: Array, start: Array, rng: np.random.Generator) -> Lea
     start : (N, r). Steps of LOBPCG (Knyazev 2001) with M M^T: the best of u, its residual and the direction
     before takes as many steps as Lanczos, and no small problem that grows.
     """
-    if min(matrices.shape[1:]) <= _SMALL:
+    if min(matrices.shape[1:]) <= DECOMPOSED:
         u, s, vt = np.linalg.svd(matrices, full_matrices=False)
         return LeadingPairs(s[:, 0], u[:, :, 0], vt[:, 0], np.ones(len(s), bool))
-    start = _unit(_unit(start) + _RANDOM * _unit(rng.normal(size=start.shape)))
+    start = _unit(_unit(start) + RANDOM * _unit(rng.normal(size=start.shape)))
     at_once = 1 if start.shape[1] >= _LARGE else len(start)
     some = [slice(i, i + at_once) for i in range(0, len(start), at_once)]
     found = [_found(matrices[each], start[each]) for each in some]
@@ -59,9 +57,9 @@ def _found(matrices: Array, start: Array) -> LeadingPairs:
         better = np.linalg.norm(images[:, 0], axis=1)
         still = np.where(better - sigma <= TOLERANCE * better, still + 1, 0)
         sigma = better
-        if (still >= _STILL).all():
+        if (still >= STILL).all():
             break
-    return LeadingPairs(sigma, basis[:, 0], images[:, 0] / sigma[:, None], still >= _STILL)
+    return LeadingPairs(sigma, basis[:, 0], images[:, 0] / sigma[:, None], still >= STILL)
 
 
 def _improve(basis: Array, images: Array, matrices: Array, sigma: Array) -> None:
@@ -87,17 +85,21 @@ def _improve(basis: Array, images: Array, matrices: Array, sigma: Array) -> None
     both = np.stack([top, top * [0.0, 1.0, 1.0]], axis=1)
     before = np.linalg.norm(both[:, 1], axis=1)
     new, new_images = both @ basis, both @ images
-    for k in (0, 1):
-        if k:  # the step without its part along u
-            along = (new[:, 0] * new[:, 1]).sum(axis=1)[:, None]
-            new[:, 1] -= along * new[:, 0]
-            new_images[:, 1] -= along * new_images[:, 0]
-        size = np.linalg.norm(new[:, k], axis=1)
-        some = size > (_CANCELS * before if k else 0.0)  # of less there is no image to that many digits
-        factor = np.where(some, 1 / np.where(some, size, 1.0), 0.0)[:, None]
-        new[:, k] *= factor
-        new_images[:, k] *= factor
+    _unit_or_none(new[:, 0], new_images[:, 0], np.zeros(len(new)))
+    along = (new[:, 0] * new[:, 1]).sum(axis=1)[:, None]
+    new[:, 1] -= along * new[:, 0]
+    new_images[:, 1] -= along * new_images[:, 0]
+    _unit_or_none(new[:, 1], new_images[:, 1], _CANCELS * before)  # of less the image has not so many digits
     basis[:, ::2], images[:, ::2] = new, new_images
+
+
+def _unit_or_none(vectors: Array, images: Array, least: Array) -> None:
+    """Divide vectors (N, r) and images (N, m), in place, by the norms (N,); none are left of ``least``."""
+    size = np.linalg.norm(vectors, axis=1)
+    some = size > least
+    factor = np.where(some, 1 / np.where(some, size, 1.0), 0.0)[:, None]
+    vectors *= factor
+    images *= factor
 
 
 def _unit(vectors: Array) -> Array:

@@ -17,6 +17,14 @@ TOLERANCE = 1e-13
 TINY = 1e-300
 # Even a good start takes this many; looking earlier costs as much as the step.
 FEWEST_STEPS = 2
+# After so many steps in which the norm does not grow it is found.
+STILL = 2
+# How much of the start is random: it finds a new top vector that is orthogonal to the old one.
+RANDOM = 0.1
+# Matrices that are so small are decomposed.
+DECOMPOSED = 6
+# A new direction that is so much smaller than the norm is the rounding of the others: there is none left.
+_EXHAUSTED = 1e-15
 # Lags whose norms are looked for in runs on changed entries too.
 COMPARED = 12
 # Rows of d this far below the largest do not change the norm.
@@ -89,11 +97,10 @@ class LagNorm:
             self.vector = x[0] / np.linalg.norm(x[0])
             return float(np.linalg.norm(x) * np.linalg.norm(y))
         found = None
-        if min(x.shape) > 6:
+        if min(x.shape) > DECOMPOSED:
             start = np.asarray(self.rng.normal(size=x.shape[1]))
             if self.vector is not None and len(self.vector) == len(start):
-                # The random part finds a new top vector that is orthogonal to the old one.
-                start = self.vector + 0.1 * start / np.linalg.norm(start)
+                start = self.vector + RANDOM * start / np.linalg.norm(start)
             found = _golub_kahan(x, y, start)
         self.vector, sigma = found or _direct(x, y)
         return sigma
@@ -132,6 +139,6 @@ def _golub_kahan(x: Array, y: Array, start: Array) -> tuple[Array, float] | None
         sigma = float(sigmas[0])
         still = still + 1 if sigma - last <= TOLERANCE * sigma else 0
         last = sigma
-        if still == 2 or beta <= 1e-15 * sigma:
+        if still == STILL or beta <= _EXHAUSTED * sigma:
             return left[:, 0] @ us[: j + 2], sigma
     return None

@@ -22,7 +22,7 @@ from gradscope.product_svd.error_estimate import EPS, SAFETY
 from gradscope.product_svd.lobpcg import leading_left
 from gradscope.product_svd.log_scale import LOG10_2
 from gradscope.product_svd.norm_by_lag import TIED
-from gradscope.product_svd.steps import WILD, multiplied_back
+from gradscope.product_svd.steps import WILD, multiplied, multiplied_back
 
 # Rows that stand for what rounding left in the product.
 NOISE_ROWS = 8
@@ -76,17 +76,7 @@ class InColumns:
 
     def times(self, y: Array, out: Array) -> None:
         """See ``Beside``."""
-        m, start = y.shape[2], 0
-        for part in self.parts:
-            n = part.shape[2]
-            block = out[:, :, start : start + n]
-            if part.shape[1] == m:
-                np.matmul(y, part, out=block)
-            else:
-                np.multiply(y[:, :, :n], part[:, None, 0], out=block)
-                for k in range(1, part.shape[1]):
-                    block += y[:, :, k * n : (k + 1) * n] * part[:, None, k]
-            start += n
+        multiplied(y, self.parts, out=out)
 
     def back(self, x: Array) -> Array:
         """See ``Beside``."""

@@ -143,7 +143,7 @@ class _InBlocks:
 
     def times(self, y: Array, out: Array) -> None:
         """See ``Beside``."""
-        out[:] = multiplied(y, self.parts, self.layout)
+        multiplied(y, self.parts, self.layout, out)
 
     def back(self, x: Array) -> Array:
         """See ``Beside``."""

@@ -238,6 +238,7 @@ def _run(steps: Steps, entry_error: float, lag_norm: LagNorm | None, accuracy: s
 
 
 def _lags_alone(steps: Steps, lag_norm: LagNorm) -> Array:
+    """(T,) log10 norms of the products of the last steps, without their values."""
     if not steps.wild:
         with contextlib.suppress(RangeError):
             return lags_alone(steps, lag_norm.anew())
@@ -280,13 +281,13 @@ def _top_spectrum(found: TopTriplets, top: int, norms: Array | None, lags: Array
     errors[: len(found.error)] = found.error[:top]
     return Spectrum(
         log10,
-        None,
-        float(errors.max(initial=0)),
-        float(errors[0]) if some else 0.0,
-        found.left[:, 0] * some,
-        found.right[:, 0] * some,
-        norms,
-        lags,
+        exact_zeros=None,
+        log10_error=float(errors.max(initial=0)),
+        log10_norm_error=float(errors[0]) if some else 0.0,
+        left=found.left[:, 0] * some,
+        right=found.right[:, 0] * some,
+        log10_norm_by_lag=norms,
+        lags=lags,
         log10_largest_gain=found.largest,
     )
 
@@ -306,15 +307,14 @@ def assembled(
             last = found.norm_error if len(values) else found.lag_errors[-1]
             errors = np.append(found.lag_errors[:-1], last)
             lags[lost_lags(errors)] = np.nan
-    zeros = count - len(values) - found.lost
     return Spectrum(
         log10[:top],
-        zeros,
-        found.error,
-        found.norm_error,
-        left,
-        right,
-        lags,
+        exact_zeros=count - len(values) - found.lost,
+        log10_error=found.error,
+        log10_norm_error=found.norm_error,
+        left=left,
+        right=right,
+        log10_norm_by_lag=lags,
         lost=found.lost,
         log10_norm_error_by_lag=errors,
     )
@@ -329,11 +329,19 @@ def plain_spectra(
 
 
 def _of_plain(found: PlainValues) -> Spectrum:
-    error, first = float(found.error.max()), float(found.error[0])
-    return Spectrum(found.log10, None, error, first, found.left, found.right, found.lags)
+    return Spectrum(
+        found.log10,
+        exact_zeros=None,
+        log10_error=float(found.error.max()),
+        log10_norm_error=float(found.error[0]),
+        left=found.left,
+        right=found.right,
+        log10_norm_by_lag=found.lags,
+    )
 
 
 def _without_others(found: Spectrum) -> Spectrum:
+    """The same of its first value alone; how many are zero is another question then."""
     value, error = found.log10_singular_values[:1], found.log10_norm_error
     lost = int(np.isnan(value[0]))
     return replace(found, log10_singular_values=value, exact_zeros=None, log10_error=error, lost=lost)
@@ -370,10 +378,10 @@ def diagonal_spectrum(diagonals: Any, *, by_lag: bool = False, entry_error: floa
         error += float(np.spacing(np.abs(finite).max()))
     return Spectrum(
         values,
-        len(values) - len(finite),
-        float(error),
-        float(error),
-        vector * sign,
-        vector,
-        np.array(lags) if by_lag else None,
+        exact_zeros=len(values) - len(finite),
+        log10_error=float(error),
+        log10_norm_error=float(error),
+        left=vector * sign,
+        right=vector,
+        log10_norm_by_lag=np.array(lags) if by_lag else None,
     )

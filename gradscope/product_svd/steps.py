@@ -174,11 +174,12 @@ class Steps:
 
     def wide(self, t: int) -> Wide:
         """Step t as one matrix, with an exponent for every entry."""
-        if t not in self._kept:
-            self._kept[t] = self._wide(t)
-        return (
-            self._kept[t] if len(self) * self._kept[t].mantissa.size < self._MOST_KEPT else self._kept.pop(t)
-        )
+        found = self._kept.get(t)
+        if found is None:
+            found = self._wide(t)
+            if len(self) * found.mantissa.size < self._MOST_KEPT:
+                self._kept[t] = found
+        return found
 
     def _wide(self, t: int) -> Wide:
         if not self.source.beyond:
@@ -346,16 +347,20 @@ def restricted(steps: Steps, masks: list[Array]) -> Steps:
     return part
 
 
-def multiplied(y: Array, parts: list[Array], layout: Layout | None = None) -> Array:
+def multiplied(
+    y: Array, parts: Sequence[Array], layout: Layout | None = None, out: Array | None = None
+) -> Array:
     """y @ A, y (.., r, m), for A in blocks of columns: (m, n), or (m / n, n) diagonals one below the other.
 
     With a layout, A is (1 + first part) (1 + second part) ... times the blocks on its diagonal, whose parts
-    follow. Of many side by side parts are (.., m, n).
+    follow. Of many side by side parts are (.., m, n). out : where it is put.
     """
-    if layout is not None:
-        return _in_blocks(y, parts, layout)
     m = y.shape[-1]
-    out = np.empty((*y.shape[:-1], sum(part.shape[-1] for part in parts)))
+    if out is None:
+        columns = m if layout is not None else sum(part.shape[-1] for part in parts)
+        out = np.empty((*y.shape[:-1], columns))
+    if layout is not None:
+        return _in_blocks(y, parts, layout, out)
     start = 0
     for part in parts:
         count, n = part.shape[-2:]
@@ -370,13 +375,13 @@ def multiplied(y: Array, parts: list[Array], layout: Layout | None = None) -> Ar
     return out
 
 
-def _in_blocks(y: Array, parts: list[Array], layout: Layout) -> Array:
+def _in_blocks(y: Array, parts: Sequence[Array], layout: Layout, out: Array) -> Array:
     added, diagonal = layout
-    y, out, rest = y.copy(), np.empty_like(y), iter(parts)
+    y, rest = y.copy(), iter(parts)
     for rows, columns in added:
         y[..., columns] += y[..., rows] @ next(rest)
     for own, count in diagonal:
-        out[..., own] = multiplied(y[..., own], list(islice(rest, count)))
+        multiplied(y[..., own], list(islice(rest, count)), out=out[..., own])
     return out
 
 

@@ -89,10 +89,10 @@ def test_no_thread_of_python_is_beside_a_small_chain_on_the_host(monkeypatch):
         where.add(threading.get_ident())
         return without(*given)
 
-    def run(steps, **options):
+    def run(steps, *given, **options):
         where.add(threading.get_ident())
         sizes.add(max(map(len, steps.weights)))
-        return once(steps, **options)
+        return once(steps, *given, **options)
 
     without, once, sum_of = JacobianChains._without, error_estimate.Run, CellChain._sum
     monkeypatch.setattr(JacobianChains, "_without", noted)

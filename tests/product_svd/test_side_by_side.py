@@ -7,6 +7,7 @@ from oracles.reference import reference
 
 import gradscope
 from gradscope.product_svd.error_estimate import GROUPED, draws_side_by_side
+from gradscope.product_svd.graded_chain import Way
 from gradscope.product_svd.norm_by_lag import LagNorm
 from gradscope.product_svd.perturbed import Perturbed
 from gradscope.product_svd.steps import DenseSteps, checked
@@ -53,8 +54,8 @@ def entries(steps, draw):
 def test_each_draw_finds_the_values_of_its_own_entries(given, reset):
     steps, gaps = checked(given)
     assert not gaps
-    options = {"reset": reset, "grouped": GROUPED if reset else np.inf}
-    found = draws_side_by_side(steps, CHANGED, options, LagNorm(at=range(1, 4)), DRAWS)
+    way = Way(reset, GROUPED if reset else np.inf)
+    found = draws_side_by_side(steps, CHANGED, way, LagNorm(at=range(1, 4)), DRAWS)
     for draw, one in enumerate(found):
         chain = entries(steps, draw)
         assert np.abs(reference(chain).log10_errors(one.log10)).max() < 1e-10
@@ -70,7 +71,7 @@ def test_where_one_leaves_a_direction_out_each_goes_by_itself():
     chain[-1] = [[1, 0, 0], [2, 0, 0], [0, 1, 1]]
     steps, gaps = checked(chain)
     assert not gaps
-    assert draws_side_by_side(steps, CHANGED, {"reset": False, "grouped": np.inf}, None, DRAWS) is None
+    assert draws_side_by_side(steps, CHANGED, Way(), None, DRAWS) is None
     found = gradscope.spectrum(chain, entry_error=1e-15)
     assert found.exact_zeros == 1
     assert np.abs(reference(chain).log10_errors(found.log10_singular_values[:2])).max() < 1e-12
