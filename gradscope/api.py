@@ -379,7 +379,8 @@ def _loss(
     """The gradient of its loss, in doubt where it may hang on slopes that its dtype does not hold."""
     if problem.adjoint is None:
         return None
-    from gradscope.measure.loss import held_by, loss_gradient
+    from gradscope.measure.loss_errors import held_by
+    from gradscope.measure.loss_gradient import loss_gradient
 
     loss = loss_gradient(problem, near_levels(measured), device, progress)
     doubted = held_by(loss, problem.system.dtype)

@@ -77,7 +77,10 @@ def measure(chains: Chains, ask: Ask, meter: Meter) -> list[Measured]:
     """Spectra of the full chain, of every path alone, of all but it, and the shares, for every sequence."""
     names = [name for name in chains.names if name not in ask.known] if ask.paths else ["full"]
     every = [*names, WITHOUT] if ask.paths and chains.parts else names
-    meter.begin(*({name: of(name, ask) for name in every} for of in (chains.cost, chains.reads)))
+    meter.begin(
+        costs={name: chains.cost(name, ask) for name in every},
+        reads={name: chains.reads(name, ask) for name in every},
+    )
     found: dict[str, list[Spectrum]] = {}
     for name in names:
         found[name] = chains.spectra(name, ask)

@@ -11,13 +11,11 @@ import numpy as np
 
 from gradscope.cells.notation import is_any_bias, is_input_weight, is_recurrent
 from gradscope.custom_types import Array
-from gradscope.measure.adjoints import Total
+from gradscope.measure.adjoints import ROUNDINGS, Total
 from gradscope.measure.lag_sums import ALL, LagSums
 from gradscope.problem.clip import Clip
 from gradscope.product_svd.log_scale import decades
 
-# One step's Jacobian is right to a few roundings of its entries.
-_ENTRY_ROUNDINGS = 4
 # Of the sequences, so many are left as they are at the threshold that is suggested.
 _LEFT_ALONE = 90
 
@@ -152,7 +150,7 @@ def _error_of_norm(sums: LagSums, eps: float) -> float:
     parts, whole = sums.log10_part[ALL], sums.log10_whole[ALL]
     if whole == -math.inf:
         return 0.0
-    walked = _ENTRY_ROUNDINGS * eps * np.sqrt(np.arange(1, len(parts) + 1))
+    walked = ROUNDINGS * eps * np.sqrt(np.arange(1, len(parts) + 1))
     with np.errstate(over="ignore"):
         return float(np.sum(walked * 10 ** (parts - whole)))
 

@@ -22,7 +22,7 @@ from gradscope.linearize.leading_vector import leading_vectors, meeting, steps_t
 from gradscope.linearize.levels import beside_level
 from gradscope.linearize.system import System
 from gradscope.linearize.tangents import tangents
-from gradscope.measure.loss import HELD
+from gradscope.measure.loss_errors import HELD
 from gradscope.measure.measured import Measured
 from gradscope.problem.problem import Problem
 from gradscope.problem.problems import Problems

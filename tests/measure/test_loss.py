@@ -17,7 +17,8 @@ import gradscope
 from gradscope.checkpoints.found import Named
 from gradscope.cli.main import main
 from gradscope.measure import adjoints
-from gradscope.measure.loss import LossGradient, loss_gradient
+from gradscope.measure.loss import LossGradient
+from gradscope.measure.loss_gradient import loss_gradient
 from gradscope.problem.loss_adjoint import with_loss
 from gradscope.report.json import lags
 

@@ -14,7 +14,7 @@ from gradscope.gate.baseline import read_entries
 from gradscope.gate.metrics import metric
 from gradscope.measure.clipping import clipped
 from gradscope.measure.lag_sums import LagSums
-from gradscope.measure.loss import loss_gradient
+from gradscope.measure.loss_gradient import loss_gradient
 from gradscope.measure.truncation import truncation
 from gradscope.problem.clip import clip_of
 from gradscope.problem.problems import Problems

@@ -189,7 +189,8 @@ def test_a_fresh_cell_is_analysed_without_what_others_ask_for():
     """A start takes what reads checkpoints, losses, sensitivities and top values for nobody."""
     asked = ["analyze", "--hidden", "2", "--input-size", "1", "--steps", "3", "--no-compile-cache", "-q"]
     loaded = modules_after(f"from gradscope.cli.main import main; main({asked!r})")
-    others = "checkpoints", "measure.loss", "measure.sensitivity", "compiled_svd.engine", "linearize.tangents"
+    others = "checkpoints", "measure.loss_gradient", "measure.sensitivity", "compiled_svd.engine"
+    others += "measure.loss", "linearize.tangents"
     assert "gradscope.measure.batch" in loaded
     assert not {f"gradscope.{name}" for name in others} & loaded
 
