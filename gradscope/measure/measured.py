@@ -121,25 +121,51 @@ def near_levels(measured: Sequence[Measured]) -> bool:
 def direct_sum(spectra: Sequence[Spectrum]) -> Spectrum:
     """The spectrum of a block diagonal product (a direct sum) from those of its blocks."""
     values = np.concatenate([s.log10_singular_values for s in spectra])
+    # What is lost of a block may be as large as the smallest value that is known of it.
+    hidden = np.isfinite(values) & (values < max(map(_lost_below, spectra)))
+    values = np.where(hidden, np.nan, values)
     # Descending; those that are lost come before the zeros.
     values = values[np.lexsort((-values, np.isneginf(values), np.isnan(values) | np.isneginf(values)))]
-    largest = max(spectra, key=lambda s: s.log10_singular_values[0])
-    whole = all(s.exact_zeros is not None for s in spectra)
+    largest = max(spectra, key=known_gain)
+    every = all(len(s.log10_singular_values) == len(s.right) for s in spectra)
+    counted = all(s.exact_zeros is not None for s in spectra)
     lags, norms = _norms(spectra)
+    gains = [s.log10_largest_gain for s in spectra if s.log10_largest_gain is not None]
     return Spectrum(
         # Of the top values of each, those are sure that are as many as any block was asked for.
-        values if whole else values[: max(len(s.log10_singular_values) for s in spectra)],
-        sum(s.exact_zeros or 0 for s in spectra) if whole else None,
-        max(s.log10_error for s in spectra),
-        largest.log10_norm_error,
-        np.concatenate([s.left if s is largest else np.zeros_like(s.left) for s in spectra]),
-        np.concatenate([s.right if s is largest else np.zeros_like(s.right) for s in spectra]),
-        norms,
-        lags,
-        sum(s.lost for s in spectra),
-        max((s.log10_largest_gain for s in spectra if s.log10_largest_gain is not None), default=None),
-        largest.engine if len({s.engine for s in spectra}) == 1 else "mixed",
+        values if every else values[: max(len(s.log10_singular_values) for s in spectra)],
+        exact_zeros=sum(s.exact_zeros or 0 for s in spectra) if counted else None,
+        log10_error=max(s.log10_error for s in spectra),
+        log10_norm_error=_error_of_largest(largest, spectra),
+        left=np.concatenate([s.left if s is largest else np.zeros_like(s.left) for s in spectra]),
+        right=np.concatenate([s.right if s is largest else np.zeros_like(s.right) for s in spectra]),
+        log10_norm_by_lag=norms,
+        lags=lags,
+        lost=sum(s.lost for s in spectra) + int(hidden.sum()),
+        log10_largest_gain=max(gains, default=None),
+        engine=largest.engine if len({s.engine for s in spectra}) == 1 else "mixed",
     )
+
+
+def known_gain(spectrum: Spectrum) -> float:
+    """log10 sigma_1, or below all others where it is lost."""
+    first = float(spectrum.log10_singular_values[0])
+    return -math.inf if math.isnan(first) else first
+
+
+def _lost_below(spectrum: Spectrum) -> float:
+    """What values that are lost are at most, in log10; of none nothing."""
+    if not spectrum.lost:
+        return -math.inf
+    values = spectrum.log10_singular_values
+    return float(np.min(values, where=np.isfinite(values), initial=math.inf))
+
+
+def _error_of_largest(largest: Spectrum, spectra: Sequence[Spectrum]) -> float:
+    """Of the largest norm, in decades: another block's may be larger than it, by its own error."""
+    most = max(known_gain(s) + s.log10_norm_error for s in spectra)
+    beyond = most - known_gain(largest) if math.isfinite(most) else 0.0
+    return max(largest.log10_norm_error, beyond)
 
 
 def _norms(spectra: Sequence[Spectrum]) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.measure.measured import Measured, direct_sum
+from gradscope.measure.measured import Measured, direct_sum, known_gain
 from gradscope.problem.problems import Problems
 from gradscope.product_svd.spectrum import Spectrum
 
@@ -58,7 +58,7 @@ def _side_by_side(groups: Sequence[Measured]) -> Measured:
     """Groups of layers of which none reads another."""
     if len(groups) == 1:
         return groups[0]
-    leading = max(groups, key=lambda group: group.full.log10_singular_values[0])
+    leading = max(groups, key=lambda group: known_gain(group.full))
     chains = {name: one for group in groups for name, one in group.spectra.items() if name != "full"}
     shares = {
         name: share if group is leading else np.zeros_like(share)
@@ -76,10 +76,10 @@ def _side_by_side(groups: Sequence[Measured]) -> Measured:
 
 
 def _error_of_shares(leading: Measured, others: Sequence[Measured]) -> float:
-    """Infinite where another group may as well be the one that carries the gradient."""
+    """Infinite where another group may as well be the one that carries the gradient, or its gain is lost."""
     least = leading.full.log10_singular_values[0] - leading.full.log10_norm_error
-    most = max(one.full.log10_singular_values[0] + one.full.log10_norm_error for one in others)
-    return math.inf if most >= least else leading.shares_error
+    most = np.max([one.full.log10_singular_values[0] + one.full.log10_norm_error for one in others])
+    return leading.shares_error if most < least else math.inf  # not >=, or NaN passes
 
 
 def _without(group: Measured, groups: Sequence[Measured]) -> dict[str, Spectrum]:
