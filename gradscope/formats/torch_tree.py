@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gradscope.errors import InputError
@@ -14,8 +14,10 @@ from gradscope.formats.pickles import Call, Name, joined
 
 REBUILD = {f"torch._utils._rebuild_{kind}" for kind in ("tensor", "tensor_v2", "qtensor")}
 # Tensors of other kinds, whose numbers are not read: sparse ones, those of 8 bits, those without any (meta).
-_OTHERS = re.compile(r"torch\._utils\._rebuild_(\w+_)?tensor(_\w+)?")
-_PARAMETER, _SUBCLASS = "torch._utils._rebuild_parameter", "torch._tensor._rebuild_from_type_v2"
+_OTHERS = re.compile(r"torch\._utils\._rebuild_\w+")
+# What is around a tensor: a parameter, that has attributes of the user's own or not, and a subclass.
+_PARAMETERS = {f"torch._utils._rebuild_parameter{state}" for state in ("", "_with_state")}
+_SUBCLASSES = {f"torch._tensor._rebuild_from_type{version}" for version in ("", "_v2")}
 _ARRAY = {f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")}
 _ARRAY |= {f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")}
 # Under these keys training scripts and Lightning keep the weights, beside those of the optimiser.
@@ -33,11 +35,13 @@ class Tree:
     """What is in the objects of a file.
 
     tensors : as the pickle describes them; modules : the objects that are modules, by name in the model.
+    objects : the classes of those that are neither, and have a name beside tensors: they may stand for some.
     settings : the numbers among the hyper-parameters; taken : the key of the file that the model is under,
         if it is; beside : the other keys that have matrices.
     """
 
     tensors: dict[str, Call] = field(default_factory=dict)
+    objects: dict[str, str] = field(default_factory=dict)
     modules: dict[str, Call] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     taken: str = ""
@@ -59,18 +63,17 @@ def tree_of(whole: Any, budget: Budget) -> Tree:
                 for name, other in entries.items()
                 if name != key and any(map(_is_matrix, _walked(other, budget, seen).tensors.values()))
             )
-            return Tree(part.tensors, part.modules, settings, key, beside)
-    every = _walked(whole, budget)
-    return Tree(every.tensors, every.modules, settings)
+            return replace(part, settings=settings, taken=key, beside=beside)
+    return replace(_walked(whole, budget), settings=settings)
 
 
 def rebuilt(value: Any) -> Call | None:
     """The call that makes a tensor or an array, without what is put around it; None if it is neither."""
     for _ in range(3):
         match value:
-            case Call(function, (Call() as inner, *_)) if function == _PARAMETER:
+            case Call(function, (Call() as inner, *_)) if function in _PARAMETERS:
                 value = inner
-            case Call(function, (Name(text), _, tuple(arguments), *_)) if function == _SUBCLASS:
+            case Call(function, (Name(text), _, tuple(arguments), *_)) if function in _SUBCLASSES:
                 value = Call(text, arguments)
     if isinstance(value, Call) and (value.function in _ARRAY or _makes_tensor(value)):
         return value
@@ -95,9 +98,9 @@ def _walked(whole: Any, budget: Budget, seen: set[int] | None = None) -> Tree:
     seen : ids of the objects that were walked before, which are left out; those of this walk are added.
     """
     tree, seen = Tree(), set() if seen is None else seen
-    waiting = [("", iter([("", whole)]))]
+    waiting = [("", iter([("", whole)]), False)]
     while waiting:
-        above, entries = waiting[-1]
+        above, entries, of_tensors = waiting[-1]
         key, value = next(entries, (None, None))
         if key is None:
             waiting.pop()
@@ -111,11 +114,17 @@ def _walked(whole: Any, budget: Budget, seen: set[int] | None = None) -> Tree:
         if tensor := rebuilt(value):
             budget.name(name)
             tree.tensors.setdefault(name, tensor)
-        elif id(value) not in seen:
+            continue
+        if of_tensors and isinstance(value, Call):
+            budget.name(name)
+            tree.objects.setdefault(name, value.function)
+        if id(value) not in seen:
             seen.add(id(value))
             if isinstance(value, Call) and is_module(value):
                 tree.modules.setdefault(name, value)
-            waiting.append((name, iter(_entries(value))))
+            inside = [*_entries(value)]
+            has_names = not isinstance(value, list | tuple)
+            waiting.append((name, iter(inside), has_names and any(rebuilt(one) for _, one in inside)))
     return tree
 
 

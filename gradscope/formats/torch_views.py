@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from gradscope.custom_types import Array
-from gradscope.errors import InputError, quoted
+from gradscope.errors import InputError, listed, quoted
 from gradscope.formats.budget import Budget
 from gradscope.formats.pickles import Call, Clipped, Name, read_pickle
 from gradscope.formats.tensors import EXPECTED
@@ -206,6 +206,8 @@ def view(call: Call, storages: Storages, embedded: Embedded, called: str) -> Vie
             pass
         case _:
             raise InputError(f"{called} is described in a way torch.save does not write: {SAVE}")
+    if turned := _turned(call.arguments):
+        return Unread(called, turned)
     if reference.function == _FROM_BYTES and reference.arguments:
         reference, storages = embedded.storage(reference.arguments[0])
     match reference.arguments:
@@ -221,6 +223,14 @@ def view(call: Call, storages: Storages, embedded: Embedded, called: str) -> Vie
             whole = View(called, storages[key], plain, offset, shape, strides)
             return whole if kind in _STORAGES else _dequantised(whole, call.arguments, storages, embedded)
     raise InputError(f"{called} is described in a way torch.save does not write: {SAVE}")
+
+
+def _turned(arguments: tuple[Any, ...]) -> str:
+    """What is yet to be done to the numbers of a view, as torch keeps it beside them: "" where nothing is."""
+    match arguments:
+        case (_, _, _, _, _, _, dict(said)):
+            return listed([f"{name} view" for name in ("neg", "conj") if said.get(name)])
+    return ""
 
 
 def _other(call: Call) -> str:

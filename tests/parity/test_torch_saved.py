@@ -412,3 +412,60 @@ def test_optimiser_tensors_are_no_embedding(tmp_path):
         InputError, match="holds no tensor 'words', nor any but those of its recurrent layers"
     ):
         checkpoints.read_all(tmp_path / "x.pt", also=["words"])
+
+
+# Tensors with something around them: to leave one out would be to read a layer without it
+
+
+class Own(nn.Parameter):
+    """A parameter that is pickled in a way of its own."""
+
+    def __reduce_ex__(self, protocol):
+        return Own.made, (self.data,)
+
+    @staticmethod
+    def made(data):
+        return Own(data)
+
+
+def biases(module, make):
+    """The module with something in the place of each of its biases."""
+    for name in ("bias_ih_l0", "bias_hh_l0"):
+        module._parameters[name] = make(module._parameters[name])
+    return module
+
+
+def tagged(parameter):
+    parameter.no_weight_decay = True
+    return parameter
+
+
+class Tensor(torch.Tensor):
+    """A tensor of the user's own."""
+
+
+@pytest.mark.parametrize("save", [torch.save, old])
+@pytest.mark.parametrize("kind", ["module", "parameters", "subclass"])
+def test_what_is_around_a_tensor_is_not_the_tensor(save, kind, tmp_path):
+    module = biases(nn.LSTM(INPUT, HIDDEN), tagged)
+    parameters = dict(module.named_parameters())
+    theirs = {name: one.detach().as_subclass(Tensor) for name, one in parameters.items()}
+    save({"module": module, "parameters": parameters, "subclass": theirs}[kind], tmp_path / "x.pt")
+    check(tmp_path / "x.pt", module)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["module", "dict"])
+def test_an_object_in_the_place_of_a_bias_is_no_bias_less_layer(whole, tmp_path):
+    module = biases(nn.LSTM(INPUT, HIDDEN), Own)
+    torch.save(module if whole else dict(module._parameters), tmp_path / "x.pt")
+    assert "keeps bias_ih_l0, bias_hh_l0, of a class that is not torch's" in refusal(tmp_path / "x.pt")
+    torch.save(module.state_dict() | {"args": argparse.Namespace(lr=1)}, tmp_path / "x.pt")
+    check(tmp_path / "x.pt", module)
+
+
+def test_a_view_whose_sign_is_yet_to_be_turned_is_not_read(tmp_path):
+    weights = nn.LSTM(INPUT, HIDDEN).state_dict()
+    turned = torch.complex(weights["weight_hh_l0"], weights["weight_hh_l0"]).conj().imag
+    assert turned.is_neg()
+    torch.save(weights | {"weight_hh_l0": turned}, tmp_path / "x.pt")
+    assert "tensor 'weight_hh_l0' has 'neg view'" in refusal(tmp_path / "x.pt")

@@ -10,6 +10,7 @@ from typing import Any
 from gradscope.checkpoints.adapters import is_adapter
 from gradscope.checkpoints.found import SIMPLE, Found
 from gradscope.checkpoints.model_part import is_average, is_optimiser
+from gradscope.checkpoints.torch.names import is_of_layer
 from gradscope.errors import listed, shown
 from gradscope.formats.torch_file import Saved
 
@@ -46,6 +47,10 @@ def told(found: Found, facts: Mapping[str, Any], own: str) -> Found:
 def told_by_file(found: Found, saved: Saved) -> Found:
     """A layer with what the file says besides: its module, hyper-parameters, other models."""
     path = module_of(found)
+    if unread := [name for name in saved.tree.objects if is_of_layer(name) and _in(path, name)]:
+        kinds = sorted({saved.tree.objects[name] for name in unread} - {"?"})
+        said = f"keeps {listed([*unread, *kinds])}, of a class that is not torch's: save them as tensors"
+        return replace(found, problem=found.problem or said)
     module = saved.module(path)
     if module is not None:
         own = module.kind.rpartition(".")[0] not in (OWN, *QUANTISED)
@@ -60,6 +65,10 @@ def told_by_file(found: Found, saved: Saved) -> Found:
         found = replace(found, not_applied=(*found.not_applied, said))
     beside = [name for name in saved.tree.beside if not is_optimiser(name)]
     return _told_of_others(found, saved.tree.taken, beside) if beside else found
+
+
+def _in(module: str, tensor: str) -> bool:
+    return tensor.rpartition(".")[0] == module
 
 
 def _told_of_others(found: Found, taken: str, beside: Sequence[str]) -> Found:
