@@ -10,18 +10,21 @@ import numpy as np
 from gradscope.custom_types import Array
 from gradscope.product_svd.gejsv import gejsv
 from gradscope.product_svd.graded_lu import Graded, powers_of_two
+from gradscope.product_svd.lapack import dormqr
 
 # Bits a block of columns may span: dgejsv works with squares of norms.
 SPAN = 830
 # Coupling between unit columns below which two blocks do not see each other.
 NEGLIGIBLE = 1e-17
 MAX_PASSES = 60
+# Reflections that LAPACK takes at once, at most: what it wants room for.
+_WORK = 64
 
 
-def decomposed(graded: Graded, *, vectors: bool = True) -> Graded:
+def decomposed(graded: Graded, pairs: int | None = None) -> Graded:
     """The same product with x and y orthonormal and d the singular values, descending.
 
-    vectors : whether x and y are wanted, which are nothing else.
+    pairs : of so many of the first values x and y are wanted, by default of all; they have no more rows.
 
     Drmac and Veselic, New fast and accurate Jacobi SVD algorithm (2008): one-sided Jacobi finds
     every singular value of C diag(d) to a relative error of eps times the condition of C,
@@ -29,38 +32,99 @@ def decomposed(graded: Graded, *, vectors: bool = True) -> Graded:
     """
     if graded.rank == 0:
         return graded
+    pairs = graded.rank if pairs is None else pairs
     x, mantissa, exponent, y = _sorted(graded)
     # P^T = Y^T D X; with X^T = Q R it is (Y^T K) D Q^T, K = D R^T D^-1 bounded as d descends.
-    basis_x, r = _qr(x.T, vectors)
-    columns = y.T @ _graded_transpose(r, mantissa, exponent)
-    if exponent[0] - exponent[-1] <= SPAN:
-        sigma, powers, u, v = _jacobi(columns, mantissa, exponent, vectors)
-        return _in_order(sigma, powers, _turned(basis_x, v), u)
-    return _by_blocks(columns, mantissa, exponent, basis_x)
+    turns_x, turns_y = _Turns(pairs > 0), _Turns(pairs > 0)
+    columns = y.T @ _graded_transpose(turns_x.triangle(x.T), mantissa, exponent)
+    cuts = [0, len(mantissa)]
+    if exponent[0] - exponent[-1] > SPAN:
+        columns, cuts = _uncoupled(columns, mantissa, exponent, turns_x, turns_y)
+    blocks = _Blocks(columns, mantissa, exponent, cuts, pairs)
+    left, right = (turns.turned(side).T for turns, side in ((turns_x, blocks.v), (turns_y, blocks.u)))
+    return Graded(left, blocks.mantissa, blocks.exponent, np.ascontiguousarray(right))
 
 
-def _qr(a: Array, vectors: bool) -> tuple[Array | None, Array]:
-    """Q, where vectors are wanted, and R."""
-    if vectors:
-        q, r = np.linalg.qr(a)
-        return q, r
-    return None, np.asarray(np.linalg.qr(a, mode="r"))
+def _uncoupled(
+    columns: Array, mantissa: Array, exponent: Array, turns_x: _Turns, turns_y: _Turns
+) -> tuple[Array, list[int]]:
+    """R of the columns, turned until its blocks hold no values that float64 can not hold side by side.
+
+    Every QR pass multiplies the coupling of two values by their squared ratio, so that far values come apart.
+    Returns where the blocks begin and end as well.
+    """
+    r = turns_y.triangle(columns)
+    for _ in range(MAX_PASSES):
+        cuts = _cuts(r)
+        if all(exponent[i] - exponent[j - 1] <= SPAN for i, j in pairwise(cuts)):
+            break
+        # R D = D S with S = D^-1 R D; S^T = Q R' turns it into (D R'^T D^-1) D Q^T.
+        swapped = turns_x.triangle(_graded_transpose(r, mantissa, exponent))
+        r = turns_y.triangle(_graded_transpose(swapped, mantissa, exponent))
+    return r, cuts
 
 
-def _turned(basis: Array | None, q: Array | None) -> Array | None:
-    return None if basis is None or q is None else np.asarray(basis @ q)
+class _Turns:
+    """Orthogonal factors of QR steps, one after the other, as the reflections that LAPACK has them as.
+
+    kept : whether there is anything to turn. To form them and their product would take longer than all else.
+    """
+
+    def __init__(self, kept: bool) -> None:
+        self._kept = kept
+        self._factors: list[tuple[Array, Array]] = []
+
+    def triangle(self, a: Array) -> Array:
+        """R of a (m, n), whose Q is one more factor."""
+        reflections, scales = np.linalg.qr(a, mode="raw")
+        if self._kept:
+            self._factors.append((reflections.T, scales))
+        return np.triu(reflections.T[: a.shape[1]])
+
+    def turned(self, columns: Array) -> Array:
+        """The product of all factors times columns (n, k)."""
+        for reflections, scales in reversed(self._factors):
+            missing = len(reflections) - len(columns)
+            columns = np.asfortranarray(np.pad(columns, ((0, missing), (0, 0))))
+            work = _WORK * (_WORK + 1 + columns.shape[1])
+            columns, _, _ = dormqr(b"L", b"N", reflections, scales, columns, work, overwrite_c=True)
+        return columns
 
 
-def _in_order(mantissa: Array, exponent: Array, left: Array | None, right: Array | None) -> Graded:
-    order = np.lexsort((-mantissa, -exponent))
-    if left is None or right is None:
-        left = right = np.zeros((0, len(order)))
-    return Graded(
-        np.asfortranarray(left[:, order].T),
-        mantissa[order],
-        exponent[order],
-        np.ascontiguousarray(right[:, order].T),
-    )
+class _Blocks:
+    """Singular values and vectors of columns @ diag(d), of diagonal blocks that begin and end at ``cuts``.
+
+    columns : (m, n), of one block any m >= n. mantissa, exponent : (n,) of all values, descending; u, v :
+    (m, pairs) and (n, pairs), vectors of the first of them.
+    """
+
+    def __init__(self, columns: Array, mantissa: Array, exponent: Array, cuts: list[int], pairs: int) -> None:
+        self._of = columns, mantissa, exponent
+        ends = list(pairwise(cuts))
+        found = [self._decomposed(i, j, i < pairs) for i, j in ends]
+        mantissa, exponent = (np.concatenate([one[k] for one in found]) for k in range(2))
+        order = np.lexsort((-mantissa, -exponent))
+        self.mantissa, self.exponent = mantissa[order], exponent[order]
+        self.u, self.v = np.zeros((len(columns), pairs)), np.zeros((len(order), pairs))
+        for (i, j), one in zip(ends, found, strict=True):
+            places = np.flatnonzero((order[:pairs] >= i) & (order[:pairs] < j))
+            if places.size:  # which need not be in the blocks of the largest d
+                _, _, u, v = one if one[2] is not None else self._decomposed(i, j, True)
+                chosen = order[places] - i
+                self.u[self._rows(i, j), places], self.v[i:j, places] = u[:, chosen], v[:, chosen]
+
+    def _rows(self, i: int, j: int) -> slice:
+        """Of a block; of the only one all."""
+        return slice(i, j) if j - i < self._of[0].shape[1] else slice(None)
+
+    def _decomposed(self, i: int, j: int, vectors: bool) -> tuple[Array, Array, Any, Any]:
+        """Mantissas and exponents of the values of one block, and its vectors."""
+        columns, mantissa, exponent = self._of
+        mid = int(exponent[i] + exponent[j - 1]) // 2
+        block = columns[self._rows(i, j), i:j] * np.ldexp(mantissa[i:j], exponent[i:j] - mid)
+        sigma, u, v = gejsv(block, vectors=vectors)
+        sigma, carried = np.frexp(sigma)
+        return sigma, carried.astype(np.int64) + mid, u, v
 
 
 def _sorted(graded: Graded) -> tuple[Array, Array, Array, Array]:
@@ -78,49 +142,6 @@ def _graded_transpose(r: Array, mantissa: Array, exponent: Array) -> Array:
     """D R^T D^-1: lower triangular, entries shrunk by the ratio of the values they couple."""
     ratio = powers_of_two(exponent[:, None] - exponent)
     return np.tril(r.T * (mantissa[:, None] / mantissa)) * ratio
-
-
-def _jacobi(
-    columns: Array, mantissa: Array, exponent: Array, vectors: bool
-) -> tuple[Array, Array, Array | None, Array | None]:
-    """Singular values (mantissa, exponent) and vectors u, v of columns @ diag(d)."""
-    mid = int(exponent[0] + exponent[-1]) // 2
-    sigma, u, v = gejsv(columns * np.ldexp(mantissa, exponent - mid), vectors=vectors)
-    sigma, carried = np.frexp(sigma)
-    return sigma, carried.astype(np.int64) + mid, u, v
-
-
-def _by_blocks(columns: Array, mantissa: Array, exponent: Array, basis_x: Array | None) -> Graded:
-    """As _jacobi, for values no float64 can hold side by side.
-
-    Every QR pass multiplies the coupling of two values by their squared ratio, so that far values
-    come apart, until no block of coupled ones spans more than SPAN.
-    """
-    vectors = basis_x is not None
-    basis_y, r = _qr(columns, vectors)
-    for _ in range(MAX_PASSES):
-        cuts = _cuts(r)
-        if all(exponent[i] - exponent[j - 1] <= SPAN for i, j in pairwise(cuts)):
-            break
-        # R D = D S with S = D^-1 R D; S^T = Q R' turns it into (D R'^T D^-1) D Q^T.
-        q, swapped = _qr(_graded_transpose(r, mantissa, exponent), vectors)
-        basis_x = _turned(basis_x, q)
-        q, r = _qr(_graded_transpose(swapped, mantissa, exponent), vectors)
-        basis_y = _turned(basis_y, q)
-    found = [_jacobi(r[i:j, i:j], mantissa[i:j], exponent[i:j], vectors) for i, j in pairwise(cuts)]
-    sigma, powers = (np.concatenate(each) for each in list(zip(*found, strict=True))[:2])
-    left, right = (
-        _block_wise(basis, [one[k] for one in found], cuts) for basis, k in ((basis_x, 3), (basis_y, 2))
-    )
-    return _in_order(sigma, powers, left, right)
-
-
-def _block_wise(basis: Array | None, turns: list[Any], cuts: list[int]) -> Array | None:
-    """The basis with each block of its columns turned."""
-    if basis is None:
-        return None
-    each = (basis[:, i:j] @ turn for (i, j), turn in zip(pairwise(cuts), turns, strict=True))
-    return np.concatenate(list(each), axis=1)
 
 
 def _cuts(r: Array) -> list[int]:

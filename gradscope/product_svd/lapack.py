@@ -25,6 +25,6 @@ def _extension(name: str) -> ModuleType:
 
 
 _flapack = _extension("_flapack")
-dgetrf, dlaswp = _flapack.dgetrf, _flapack.dlaswp
+dgetrf, dlaswp, dormqr = _flapack.dgetrf, _flapack.dlaswp, _flapack.dormqr
 # What SciPy offers to compiled code: {routine: capsule of its pointer}.
 POINTERS = _extension("cython_lapack").__pyx_capi__

@@ -27,7 +27,7 @@ class Outcome:
 
     def finish(self, graded: Graded, *, vectors: bool = True) -> None:
         """Values of the whole product, and its top vectors where they are wanted."""
-        graded = decomposed(graded, vectors=vectors)
+        graded = decomposed(graded, pairs=int(vectors))
         held = graded.mantissa > 0  # what underflowed on the way is lost, not zero
         self.suspect |= not held.all()
         self.log10 = log_scale.log10(graded.mantissa[held], graded.exponent[held])
