@@ -17,7 +17,7 @@ from gradscope.custom_types import Array
 from gradscope.product_svd import log_scale
 from gradscope.product_svd.error_estimate import EPS
 from gradscope.product_svd.plain_product import NOISE_ROWS, RANGE, SMALL, Beside, even, largest_row
-from gradscope.product_svd.tail_norms import CAUTION, lacking, orthonormal
+from gradscope.product_svd.tail_norms import CAUTION, bordered, lacking, orthonormal
 
 # From so many states on this is the sooner way, of as many steps as go so often into the states, if all steps
 # fit. Fewer rows or columns are hardly more than what is carried, and more values are.
@@ -168,7 +168,7 @@ class GrownRows:
                 return [found[k] for k in range(len(self.lags))]
             old = self._left.shape[1]
             self._add(ahead[~done])
-            gram = self._with(gram, self._products(slice(old, None), going))
+            gram = bordered(gram, self._products(slice(old, None), going))
             drawn = self._own(len(going), old, top)
         return None
 
@@ -187,12 +187,6 @@ class GrownRows:
         """(G, P, n, s) of some images at these lags with all of them."""
         seen = self._seen[going]
         return np.asarray(seen[:, :, new] @ seen.swapaxes(2, 3))
-
-    def _with(self, gram: Array, more: Array) -> Array:
-        """All products of images, from those of the old ones and of the new ones with all."""
-        old = gram.shape[2]
-        above = more[..., :old].swapaxes(2, 3)
-        return np.concatenate([np.concatenate([gram, above], axis=3), more], axis=2)
 
     def _add(self, new: Array) -> None:
         """What each of some lags adds, (G, P, n, r), to the combinations of all."""

@@ -68,6 +68,33 @@ def _at_once(operator: Operator, lags: Array, near: Array, tolerance: float) -> 
     return norms
 
 
+class _Rows:
+    """Rows (B, L, j, r) of L spaces, to which more are added in room that is there already."""
+
+    def __init__(self, rows: Array) -> None:
+        self._held, self._count = np.array(rows), rows.shape[2]
+
+    @property
+    def all(self) -> Array:
+        """Those that there are."""
+        return self._held[:, :, : self._count]
+
+    def add(self, rows: Array) -> None:
+        """More of every space."""
+        before, self._count = self._count, self._count + rows.shape[2]
+        if self._count > self._held.shape[2]:
+            sequences, lags, _, size = self._held.shape
+            held = np.empty((sequences, lags, 2 * self._count, size))
+            held[:, :, :before] = self._held[:, :, :before]
+            self._held = held
+        self._held[:, :, before : self._count] = rows
+
+    def keep(self, spaces: Array) -> None:
+        """Those of some spaces."""
+        if not spaces.all():
+            self._held = self._held[:, spaces]
+
+
 class _Spaces:
     """Left spaces (B, L, j, r) of lags, orthonormal rows, and images by P^T (B, L, j, c) / 2**exponent."""
 
@@ -80,20 +107,22 @@ class _Spaces:
         images, exponents = operator.images(start, lags)
         self.exponent = exponents.max(axis=2)
         scale = _power(exponents - self.exponent[..., None])
-        self.images = np.ascontiguousarray((images * scale[:, :, None]).swapaxes(2, 3))
+        self._images = _Rows((images * scale[:, :, None]).swapaxes(2, 3))
         rows = start.swapaxes(1, 2)[:, None]
-        self.left = np.broadcast_to(rows, (len(rows), len(lags), *rows.shape[2:]))
+        self._left = _Rows(np.broadcast_to(rows, (len(rows), len(lags), *rows.shape[2:])))
+        self._gram = self._images.all @ self._images.all.swapaxes(2, 3)
         self._second = np.zeros(self.exponent.shape)
-        self._next = self.images[:, :, :0]
+        self._next = self._images.all[:, :, :0]
 
     def pushed(self) -> _Found:
         """What the spaces tell of the norms, and one pass that tells how good that is."""
-        values, vectors = np.linalg.eigh(self.images @ self.images.swapaxes(2, 3))
+        left, images = self._left.all, self._images.all
+        values, vectors = np.linalg.eigh(self._gram)
         sigma = np.sqrt(np.maximum(values[..., -1], 0))
         some = np.where(sigma > 0, sigma, 1.0)
         first = vectors[..., -1][..., None, :]
-        u, v = (first @ self.left)[:, :, 0], (first @ self.images)[:, :, 0] / some[..., None]
-        drawn = self.images[:, :, -1]
+        u, v = (first @ left)[:, :, 0], (first @ images)[:, :, 0] / some[..., None]
+        drawn = images[:, :, -1]
         size = np.linalg.norm(drawn, axis=2)
         drawn = drawn / np.where(size > 0, size, 1.0)[..., None]
         ahead = self._through(np.stack([v, drawn], axis=2), back=False)
@@ -107,7 +136,7 @@ class _Spaces:
         self._second = beside
         with np.errstate(divide="ignore"):
             log10 = np.log10(sigma) + self.exponent * np.log10(2.0)
-        full = self.left.shape[2] >= self.left.shape[3]
+        full = left.shape[2] >= left.shape[3]
         return _Found(
             log10,
             lacking(relative, beside),
@@ -118,10 +147,14 @@ class _Spaces:
     def pulled(self, going: Array) -> None:
         """The lags that go on with what the pass has found in their spaces."""
         self.lags, self.exponent = self.lags[going], self.exponent[:, going]
-        self._second, left = self._second[:, going], self.left[:, going]
-        new = orthonormal(self._next[:, going], left)
-        self.left = np.concatenate([left, new], axis=2)
-        self.images = np.concatenate([self.images[:, going], self._through(new, back=True)], axis=2)
+        self._second, gram = self._second[:, going], self._gram[:, going]
+        self._left.keep(going)
+        self._images.keep(going)
+        new = orthonormal(self._next[:, going], self._left.all)
+        self._left.add(new)
+        images = self._through(new, back=True)
+        self._images.add(images)
+        self._gram = bordered(gram, images @ self._images.all.swapaxes(2, 3))
 
     def _through(self, vectors: Array, back: bool) -> Array:
         """Two (B, L, 2, .) of each lag through its steps, by 2**exponent."""
@@ -137,19 +170,27 @@ def _power(exponent: Array) -> Array:
 
 
 def orthonormal(new: Array, left: Array) -> Array:
-    """(B, L, 2, r) orthonormal rows, and orthogonal to those of (B, L, j, r); zero where nothing is left."""
-    rows = np.array(new)
-    for k in range(rows.shape[2]):
-        basis = np.concatenate([left, rows[:, :, :k]], axis=2)
-        row = rows[:, :, k : k + 1]
-        for _ in range(2):
-            size = np.linalg.norm(row, axis=3, keepdims=True)
-            row = row / np.where(size > 0, size, 1.0)
-            row = row - (row @ basis.swapaxes(2, 3)) @ basis
-        size = np.linalg.norm(row, axis=3, keepdims=True)
-        # The second time nothing is taken away but where rounding was all that the first had left.
-        rows[:, :, k : k + 1] = np.where(size > 0.5, row / np.where(size > 0, size, 1.0), 0.0)
-    return rows
+    """(B, L, k, r) orthonormal rows, and orthogonal to those of (B, L, j, r); zero where nothing is left."""
+    rows = new
+    for _ in range(2):
+        rows = _unit(rows)
+        rows = rows - (rows @ left.swapaxes(2, 3)) @ left
+        for k in range(1, rows.shape[2]):
+            before, row = _unit(rows[:, :, :k]), rows[:, :, k : k + 1]
+            rows[:, :, k : k + 1] -= (row @ before.swapaxes(2, 3)) @ before
+    # The second time nothing is taken away but where rounding was all that the first had left.
+    return np.where(np.linalg.norm(rows, axis=3, keepdims=True) > 0.5, _unit(rows), 0.0)
+
+
+def _unit(rows: Array) -> Array:
+    size = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return np.asarray(rows / np.where(size > 0, size, 1.0))
+
+
+def bordered(gram: Array, more: Array) -> Array:
+    """All products of rows, from those of the old ones (.., j, j) and of new ones with all (.., k, j + k)."""
+    above = more[..., : gram.shape[-1]].swapaxes(-1, -2)
+    return np.concatenate([np.concatenate([gram, above], axis=-1), more], axis=-2)
 
 
 def lacking(residual: Array, ratio: Array) -> Array:
