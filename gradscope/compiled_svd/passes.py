@@ -24,7 +24,9 @@ from gradscope.product_svd.graded_lu import NOISE, SUSPECT, Graded
 from gradscope.product_svd.outcome import Outcome
 
 # What the passes of a piece may take on an accelerator, and about how many matrices each segment takes.
-_PIECE_BYTES, _MATRICES = 4 * 2**30, 16
+_PIECE_BYTES, _MATRICES = 2 * 2**30, 16
+# Pieces under way for each accelerator: while it is at one the host loads the next and finishes the last.
+_UNDER_WAY = 3
 # Larger chains fill an accelerator one step after the other.
 _LARGEST_IN_SEGMENTS = 512
 
@@ -48,7 +50,7 @@ def gone_through(
             if each.draw is None:
                 report()
 
-    workers = cores() if one_for_each_core(devices) else len(devices)
+    workers = cores() if one_for_each_core(devices) else _UNDER_WAY * len(devices)
     pool = ThreadPoolExecutor(workers)
     try:
         list(pool.map(one, range(len(pieces))))
