@@ -28,7 +28,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 
 import jax
 import numpy as np
 import startup
-from engine_rows import ENGINE, Row, device_rows, together
+from engine_rows import CPU, ENGINE, Row, device_rows, together
 from methods import (
     STEPS,
     Case,
@@ -86,6 +86,18 @@ WHY = {
     "--only verdict": "Verdict: imports, and forming and multiplying the 1600 steps (where.py --process).",
     "error in a thread": "Error in a thread: limited by the cores, see the line on the machine.",
     "batch of 64": "Batch of 64: a sequence's programs fill both cores already.",
+}
+# The same on an accelerator; figures are those of kernels.py.
+WHY_ON_DEVICE = {
+    "all values": "All values: half to two thirds of what kernels take is cuSOLVER's LU, a panel at a time; "
+    "as much again or more is the finish of every pass on the host.",
+    "norm at every lag": "Norm at every lag: operations on vectors, each a kernel that is begun and done in "
+    "some microseconds.",
+    "gradscope.analyze again": "Again: kernels are a ninth; the rest is the host's, a third of it the chains "
+    "without each path.",
+    "top 8 with lags": "Top 8 with lags: kernels are a quarter, products with the weights; the rest are "
+    "spaces of the lags on the host, and columns that go to and fro.",
+    "batch of 64": "Batch of 64: steps of every pass are loaded, and passes finished, on the host.",
 }
 # rich cuts columns to 80 when piped; numbers must not be cut.
 CONSOLE = Console(width=132)
@@ -206,13 +218,14 @@ def best(run: Callable[[], Any], repeats: int = REPEATS) -> float:
 
 def table_of(every: Iterable[Row]) -> None:
     """Print every target with what was measured, each as it is found too."""
-    table, reasons = Table("target", "measured", "at most", ""), list[str]()
+    because, reasons = WHY if CPU else WHY_ON_DEVICE, list[str]()
+    table = Table("target", "measured", "at most", "")
     for name, value, goal, digits in every:
         met = value <= goal if goal > 0 else value >= -goal
         limit = f"<= {goal:g}" if goal > 0 else f">= {-goal:g}"
         table.add_row(name, f"{value:.{digits}f}", limit, "ok" if met else "MISSED")
         CONSOLE.print(f"measured: {name}: {value:.{digits}f}", style="dim")
-        reasons += [] if met else [why for start, why in WHY.items() if name.startswith(start)]
+        reasons += [] if met else [why for start, why in because.items() if name.startswith(start)]
     CONSOLE.print(table)
     for why in dict.fromkeys(reasons):
         CONSOLE.print(why)
