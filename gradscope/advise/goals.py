@@ -52,7 +52,7 @@ class Stable(Goal):
     exploding: bool
 
     def excess(self, analysis: Analysis) -> float:
-        """See Goal."""
+        """Of the gain, or the largest on the way, over what is halfway between threshold and 1."""
         low, high = self._thresholds
         chain = analysis.full
         if self.exploding:
@@ -60,12 +60,12 @@ class Stable(Goal):
         return countable(chain.log10_norm.median - low / 2)
 
     def reached(self, analysis: Analysis) -> bool:
-        """See Goal."""
+        """Whether the verdict is stable."""
         return analysis.verdict.level == "stable"
 
     @property
     def words(self) -> str:
-        """See Goal."""
+        """``a gain between 0.001 and 1000``."""
         return f"a gain between {self.policy.vanishing_below:g} and {self.policy.exploding_above:g}"
 
 
@@ -74,16 +74,16 @@ class Critical(Goal):
     """A gain of 1 over all steps."""
 
     def excess(self, analysis: Analysis) -> float:
-        """See Goal."""
+        """Of the gain over 1."""
         return countable(analysis.full.log10_norm.median)
 
     def reached(self, analysis: Analysis) -> bool:
-        """See Goal."""
+        """Whether that is close enough, and nothing explodes on the way."""
         return abs(self.excess(analysis)) <= CLOSE_ENOUGH and analysis.verdict.level != "exploding"
 
     @property
     def words(self) -> str:
-        """See Goal."""
+        """``a gain of 1``."""
         return "a gain of 1"
 
 
@@ -94,18 +94,18 @@ class Horizon(Goal):
     steps: int
 
     def excess(self, analysis: Analysis) -> float:
-        """See Goal."""
+        """Of the least gain up to that lag, over the vanishing threshold and a margin."""
         full = analysis.full
         norms = np.nanmedian(full.by_lag, axis=0)[full.lags <= self.steps]
         return countable(float(norms.min()) - self._thresholds[0] - MARGIN)
 
     def reached(self, analysis: Analysis) -> bool:
-        """See Goal."""
+        """Whether the median horizon is as far, and nothing explodes."""
         return analysis.full.horizon.median >= self.steps and analysis.verdict.level != "exploding"
 
     @property
     def words(self) -> str:
-        """See Goal."""
+        """``a horizon of 500 steps``."""
         return f"a horizon of {counted(self.steps, 'step')}"
 
 

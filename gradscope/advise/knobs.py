@@ -93,24 +93,24 @@ class Shift(Knob):
     sign = "+="
 
     def changed(self, array: Array, u: float) -> Array:
-        """See Knob."""
+        """u more of every entry."""
         return array + u
 
     def tangent(self, array: Array) -> Array:
-        """See Knob."""
+        """One of every entry."""
         return np.ones_like(array)
 
     def span(self, parameters: Parameters) -> tuple[float, float]:
-        """See Knob."""
+        """As far as a bias is shifted, to both sides."""
         return -MOST_SHIFT, MOST_SHIFT
 
     def coordinate(self, parameters: Parameters, u: float) -> float:
-        """See Knob."""
+        """How much log sigmoid(b) grows, in units of the bias as it is."""
         bias = self.value(parameters, 0.0)
         return float(np.logaddexp(0.0, -bias) - np.logaddexp(0.0, -bias - u)) * self._per_log(bias)
 
     def at(self, parameters: Parameters, coordinate: float) -> float:
-        """See Knob."""
+        """The u by which it grows as much; infinite where a gate that is open would not be enough."""
         bias = self.value(parameters, 0.0)
         loss = float(np.logaddexp(0.0, -bias)) - coordinate / self._per_log(bias)  # -log sigmoid(bias + u)
         return math.inf if loss <= 0 else -loss - math.log(-math.expm1(-loss)) - bias
@@ -129,7 +129,7 @@ class Shift(Knob):
         return u
 
     def words(self, u: float) -> str:
-        """See Knob."""
+        """``b_f +2.3``."""
         return f"{self.name} {u:+.3g}"
 
 
@@ -140,15 +140,15 @@ class Scale(Knob):
     sign = "=x"
 
     def changed(self, array: Array, u: float) -> Array:
-        """See Knob."""
+        """The matrix times e^u."""
         return array * math.exp(u)
 
     def tangent(self, array: Array) -> Array:
-        """See Knob."""
+        """The matrix itself."""
         return array
 
     def span(self, parameters: Parameters) -> tuple[float, float]:
-        """See Knob."""
+        """Logarithms of the least and the largest factor."""
         return math.log(LEAST_FACTOR), math.log(MOST_FACTOR)
 
     def value(self, parameters: Parameters, u: float) -> float:
@@ -160,7 +160,7 @@ class Scale(Knob):
         return math.exp(u)
 
     def words(self, u: float) -> str:
-        """See Knob."""
+        """``R_z x 0.83``."""
         return f"{self.name} x {math.exp(u):.3g}"
 
 
@@ -176,7 +176,7 @@ class SpectralClip(Knob):
     sign = "<="
 
     def changed(self, array: Array, u: float) -> Array:
-        """See Knob."""
+        """With no singular value above e^u of the largest of all."""
         return spectrally_clipped(array, self.number(u)) if u else array
 
     def tangent(self, array: Array) -> Array:
@@ -189,7 +189,7 @@ class SpectralClip(Knob):
         return np.asarray(values[0] * np.outer(left[:, 0], right[0]))
 
     def span(self, parameters: Parameters) -> tuple[float, float]:
-        """See Knob."""
+        """From the least that is left to all of it, as logarithms."""
         return math.log(LEAST_CLIP), 0.0
 
     def value(self, parameters: Parameters, u: float) -> float:
@@ -201,7 +201,7 @@ class SpectralClip(Knob):
         return self.largest * math.exp(u)
 
     def words(self, u: float) -> str:
-        """See Knob."""
+        """``R_* clipped at 1.02``."""
         return f"{self.name.removeprefix('clip ')} clipped at {self.number(u):.3g}"
 
 

@@ -25,57 +25,65 @@ def stacked(members: tuple[Member, ...]) -> Cell:
 
     Cached, so that what is compiled for a stack serves the next one like it.
     """
-    paths = block_names(members)
-    reaching = [[i for i in range(j) if (i, j) in paths] for j in range(len(members))]
-    extents = list(extents_of(members))
-
-    def advance(params: Parameters, x: Any, state: Any, j: int, outputs: dict[int, Any]) -> Any:
-        """Member j's new state, with the outputs of those below; its own is put with them."""
-        member = members[j]
-        new = member.cell.advance(member.own(params), member.input(x, outputs), state[extents[j]])
-        outputs[j] = new[member.output_in(0)]
-        return new
-
-    def step(params: Parameters, x: Any, copies: Mapping[str, Any]) -> Any:
-        states = []
-        outputs: dict[int, Any] = {}
-        same = len({id(copy) for copy in copies.values()}) == 1
-        for j, below in enumerate(reaching):
-            if not same:
-                outputs = {}
-            for i in () if same else below:  # anew, from the copy by which each reaches layer j
-                advance(params, x, copies[paths[i, j]], i, outputs)
-            states.append(advance(params, x, copies[paths[j, j]], j, outputs))
-        return jnp.concatenate(states)
-
-    def gates(params: Parameters, x: Any, state: Any) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        outputs: dict[int, Any] = {}
-        for j, member in enumerate(members):
-            if member.cell.gates:
-                own = member.cell.gates(member.own(params), member.input(x, outputs), state[extents[j]])
-                found |= {f"{member.name}.{gate}": values for gate, values in own.items()}
-            advance(params, x, state, j, outputs)
-        return found
-
-    def parameters(*_: int) -> Shapes:
-        return {
-            f"{member.name}.{key}": shape
-            for member in members
-            for key, shape in member.cell.shapes(member.hidden, member.input_size).items()
-        }
-
+    layers = _Layers(members)
     return Cell(
         name=" + ".join(member.cell.name for member in members),
-        parameters=parameters,
-        step=step,
-        paths=tuple(paths.values()),
+        parameters=layers.parameters,
+        step=layers.step,
+        paths=tuple(layers.paths.values()),
         components=tuple(member.name for member in members),
-        gates=gates if any(member.cell.gates for member in members) else None,
+        gates=layers.gates if any(member.cell.gates for member in members) else None,
         sizes=lambda _: tuple(member.size for member in members),
         members=members,
         reads={member.name: member.name for member in members}.get,
     )
+
+
+class _Layers:
+    """What the cell of a stack does, by its members."""
+
+    def __init__(self, members: tuple[Member, ...]) -> None:
+        self.paths = block_names(members)
+        self._members, self._extents = members, list(extents_of(members))
+        count = range(len(members))
+        self._reaching = [[i for i in range(j) if (i, j) in self.paths] for j in count]
+
+    def parameters(self, *_: int) -> Shapes:
+        """Those of all members, by their names."""
+        return {
+            f"{member.name}.{key}": shape
+            for member in self._members
+            for key, shape in member.cell.shapes(member.hidden, member.input_size).items()
+        }
+
+    def step(self, params: Parameters, x: Any, copies: Mapping[str, Any]) -> Any:
+        """The new state (m,); what reaches a member through others is computed anew, from its own copy."""
+        states, outputs = [], dict[int, Any]()
+        same = len({id(copy) for copy in copies.values()}) == 1
+        for j, below in enumerate(self._reaching):
+            if not same:
+                outputs = {}
+                for i in below:
+                    self._advance(params, x, copies[self.paths[i, j]], i, outputs)
+            states.append(self._advance(params, x, copies[self.paths[j, j]], j, outputs))
+        return jnp.concatenate(states)
+
+    def gates(self, params: Parameters, x: Any, state: Any) -> dict[str, Any]:
+        """{gate: activations (n,)} of all members that have any."""
+        found, outputs = dict[str, Any](), dict[int, Any]()
+        for j, (member, extent) in enumerate(zip(self._members, self._extents, strict=True)):
+            if member.cell.gates:
+                own = member.cell.gates(member.own(params), member.input(x, outputs), state[extent])
+                found |= {f"{member.name}.{gate}": values for gate, values in own.items()}
+            self._advance(params, x, state, j, outputs)
+        return found
+
+    def _advance(self, params: Parameters, x: Any, state: Any, j: int, outputs: dict[int, Any]) -> Any:
+        """Member j's new state, with the outputs of those below; its own is put with them."""
+        member = self._members[j]
+        new = member.cell.advance(member.own(params), member.input(x, outputs), state[self._extents[j]])
+        outputs[j] = new[member.output_in(0)]
+        return new
 
 
 def block_names(members: Sequence[Member]) -> dict[tuple[int, int], str]:

@@ -24,8 +24,5 @@ def pick_given(given: dict[str, Any]) -> dict[str, Any]:
 
 def advised(call: Callable[..., Advice], settings: dict[str, Any], output: Output) -> Advice:
     """What the library's function returns; what it tries meanwhile goes to stderr."""
-    from gradscope.machine import use_compilation_cache
-
     with guarded_stdout(), hushed(output.quiet):
-        use_compilation_cache()
         return call(**settings, trying=sayer(output.quiet))

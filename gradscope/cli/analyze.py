@@ -102,11 +102,8 @@ def _analyze(settings: dict[str, Any], process: Process, output: Output, first: 
     files = input_files(settings)
     first(lambda: output.ready("Analysis", *files))
     with guarded_stdout(), hushed(output.quiet), progress_bar(output.quiet) as pace:
-        with importing():
+        with importing(compile_cache=process.compile_cache):
             from gradscope.api import analyze, analyze_together
-            from gradscope.machine import use_compilation_cache
-        if process.compile_cache:
-            use_compilation_cache()
         if output.one_line:
             settings |= {"only": "verdict"}
         if pace:

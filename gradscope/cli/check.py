@@ -292,12 +292,9 @@ def _run(work: Assignment, gate: Gate, process: Process, files: Sequence[Path]) 
     with progress_bar(output.quiet) as pace:
         begun = _begun(pace, work.mine)
         with guarded_stdout(), hushed(output.quiet):
-            with importing():
+            with importing(compile_cache=process.compile_cache):
                 from gradscope.api import analyze
                 from gradscope.gate.checks import Checking, Checks, places_of
-                from gradscope.machine import use_compilation_cache
-            if process.compile_cache:
-                use_compilation_cache()
             checking = Checking(analyze, work.count, baseline, lacking, output.write_baseline is not None)
             if work.shard is None:
                 done = tuple(checking(one, more) for one, more in zip(work.mine, begun, strict=True))

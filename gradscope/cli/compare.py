@@ -82,12 +82,9 @@ def _measure(
     if not models:
         return []
     with progress_bar(output.quiet) as pace:
-        with importing():
+        with importing(compile_cache=process.compile_cache):
             from gradscope.api import analyze
             from gradscope.gate.baseline import entry_of
-            from gradscope.machine import use_compilation_cache
-        if process.compile_cache:
-            use_compilation_cache()
         begun = progress_of_runs(pace, len(models))
         return [
             {"": entry_of([analyze(checkpoint=path, **settings, **begun(str(path), run))])}

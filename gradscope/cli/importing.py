@@ -8,17 +8,19 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def importing() -> Iterator[None]:
+def importing(*, compile_cache: bool = True) -> Iterator[None]:
     """Within, nothing is garbage, and what there is at the end never will be.
 
-    Looking for garbage among all that JAX imports takes a tenth of the start. Raises MemoryError where JAX
-    has no room.
+    compile_cache : whether compiled programs are kept between runs. Looking for garbage among all that JAX
+    imports takes a tenth of the start. Raises MemoryError where JAX has no room.
     """
-    from gradscope.machine import check_room
+    from gradscope.machine import check_room, use_compilation_cache
 
     check_room()
     gc.disable()
     try:
+        if compile_cache:
+            use_compilation_cache()
         yield
     finally:
         gc.freeze()

@@ -115,12 +115,9 @@ def sweep(**given: Any) -> int:
 
 
 def _points(asked: Sweeping, sweeps: Sweeps, process: Process) -> Points:
-    with guarded_stdout(), hushed(sweeps.quiet), importing():
+    with guarded_stdout(), hushed(sweeps.quiet), importing(compile_cache=process.compile_cache):
         from gradscope.api import points_of_grid
-        from gradscope.machine import use_compilation_cache
 
-        if process.compile_cache:
-            use_compilation_cache()
         return points_of_grid(asked, sweeps.budgets)
 
 

@@ -206,14 +206,11 @@ def _measuring(question: Question, *, compile_cache: bool) -> Callable[[Path], A
 
     @cache
     def prepared() -> Callable[[Path], Analysis]:
-        with importing():
+        with importing(compile_cache=compile_cache):
             from gradscope.api import analyze, analyze_light
             from gradscope.cells import find
-            from gradscope.machine import use_compilation_cache
             from gradscope.measure.light import LightProbe
 
-        if compile_cache:
-            use_compilation_cache()
         if ":" in str(settings.get("cell", "")):
             settings["cell"] = find(settings["cell"])  # one object: what is compiled for it serves all
         if not question.light:

@@ -14,7 +14,7 @@ from gradscope.custom_types import Array
 from gradscope.errors import counted, shown
 from gradscope.grid.curve_view import drawn
 from gradscope.grid.sweep import Sweep
-from gradscope.report.gain_words import gain_in
+from gradscope.report.gain_words import gain_in_row, number_in
 from gradscope.report.json import strict
 from gradscope.report.page import bullet, fitted, note, page, prose, section
 from gradscope.report.phase import MOST_PHASES, RATE, Phase, phases, shown_quantity
@@ -222,25 +222,16 @@ def _marks(phase: Phase, columns: Array) -> set[int]:
 def _listed(rows: Sequence[Row], terminal: Terminal) -> RenderableType:
     some = [rows[k] for k in np.unique(np.linspace(0, len(rows) - 1, _LISTED).round().astype(int))]
     columns = {"point": [shown(row["point"]) for row in some]}
-    columns["gain"] = [_gain(row) for row in some]
-    columns["rate"] = [_number(row, "rate", "+.4f") for row in some]
+    columns["gain"] = [gain_in_row(row) for row in some]
+    columns["rate"] = [number_in(row, "rate", "+.4f") for row in some]
     if any(isinstance(row.get("theory_rate"), int | float) for row in some):
-        columns["theory"] = [_number(row, "theory_rate", "+.4f") for row in some]
-    columns["horizon"] = [_number(row, "horizon", "g") for row in some]
+        columns["theory"] = [number_in(row, "theory_rate", "+.4f") for row in some]
+    columns["horizon"] = [number_in(row, "horizon", "g") for row in some]
     for name, values in training_columns(some).items():
         columns[said_of_column(name)] = [said_in_column(name, value) for value in values]
     columns["verdict"] = [str(row.get("verdict") or "not measured") for row in some]
     left = ("theory", "masked rate", "masked verdict", "masked horizon", "horizon", "rate")
     return fitted(columns, terminal, folds="point", dispensable=left, styles=STYLES)
-
-
-def _gain(row: Row) -> str:
-    return "-" if failed(row) else gain_in(row)
-
-
-def _number(row: Row, name: str, digits: str) -> str:
-    value = row.get(name)
-    return format(value, digits) if isinstance(value, int | float) else "-"
 
 
 def markdown_of(sweep: Sweep, look: Look) -> str:

@@ -51,7 +51,7 @@ class CellChain(JacobianChain):
         return found
 
     def without(self, path: str) -> CellChain:
-        """See JacobianChain."""
+        """The chain of the other paths."""
         return CellChain(tuple(one for one in self.paths if one.name != path), self.steps, self.size)
 
     @property
@@ -78,14 +78,14 @@ class CellChain(JacobianChain):
         return parts
 
     def terms(self, t: int) -> list[Array]:
-        """Step t by path."""
+        """Step t by path, (m, m) each."""
         found = np.zeros((len(self.paths), self.size, self.size))
         for term, path in zip(found, self.paths, strict=True):
             path.add_to(term[:, self._columns(path)], t)
         return [*found]
 
     def beside(self) -> Iterator[InColumns]:
-        """As of any chain."""
+        """The steps without each path, the last first, some of them formed at once."""
         at_once = max(1, _FORMED // (8 * len(self.names) * self.size**2))
         certain = self.survey()[1]
         for high in range(self.steps, 0, -at_once):
@@ -114,11 +114,11 @@ class CellChain(JacobianChain):
 
     @cached_property
     def beyond(self) -> bool:  # type: ignore[override]
-        """As of any chain."""
+        """Whether float64 takes slopes of any path as 0 that are not."""
         return any(path.beyond for path in self.paths)
 
     def wide(self, t: int) -> Wide:
-        """As of any chain."""
+        """Step t, (m, m), added up with an exponent for every entry."""
         found = Wide.zeros(self.size, self.size)
         for _, *block, term in self.wide_terms(t):
             found.put(tuple(block), found[tuple(block)].plus(term))
@@ -126,23 +126,23 @@ class CellChain(JacobianChain):
 
     @cached_property
     def operations(self) -> float:  # type: ignore[override]
-        """As of any chain."""
+        """How many it takes to have the slopes of all paths with more digits."""
         return most_operations(self.paths)
 
     def balls(self, t: int, bits: int) -> Array:
-        """As of any chain."""
+        """Step t, (m, m), added up from balls."""
         found = exact_numbers(np.zeros((self.size, self.size)))
         for path in self.paths:
             found[:, self._columns(path)] += path.balls(t, bits)
         return found
 
     def wide_terms(self, t: int) -> Iterator[tuple[str, slice, slice, Wide]]:
-        """As of any chain."""
+        """Each path by its name: all rows, the columns of the component that it reads, and its part there."""
         for path in self.paths:
             yield path.name, slice(None), self._columns(path), path.wide(t)
 
     def survey(self) -> tuple[Array, bool]:
-        """As of any chain; none is certain of a dense path, or where float64 holds not all of it."""
+        """By slopes and matrices; nothing is certain of a dense path, or of slopes below float64."""
         if self.beyond or not self.in_units:
             return np.zeros((self.steps, self.size)), False
         probe = random_row(self.size)
@@ -150,7 +150,7 @@ class CellChain(JacobianChain):
 
     @property
     def span(self) -> float:
-        """As of any chain, but for the recurrent matrices: their own entries are not that far apart."""
+        """Of slopes and links, in bits; the entries of a recurrent matrix are not that far apart."""
         if self.beyond:
             return max(path.bits for path in self.paths)
         links = [span(np.abs(path.link)) for path in self._units if path.link is not None]
@@ -158,7 +158,7 @@ class CellChain(JacobianChain):
 
     @cached_property
     def rank(self) -> int:
-        """As of any chain: units whose two components have slopes in one ratio (no output gate) count once.
+        """At most: units whose two components have slopes in one ratio (no output gate) count once.
 
         Slopes are right to a few roundings each, so that a gate that is all but 1 is none of these.
         """
@@ -176,7 +176,7 @@ class CellChain(JacobianChain):
 
     @property
     def zero_steps(self) -> Array:
-        """As of any chain: of a forget gate's the first, where c starts at zero."""
+        """Of the forget gate's path the first is, where c starts at zero."""
         sure = self.in_units and not self.beyond
         return np.flatnonzero(~self.sizes.any(axis=1)) if sure else super().zero_steps
 
@@ -186,7 +186,7 @@ class CellChain(JacobianChain):
 
     @cached_property
     def step_arrays(self) -> StepArrays | None:
-        """The steps as a compiled program takes them."""
+        """The steps as a compiled program takes them; None of dense paths beside others, or below float64."""
         if self.beyond or self.rank < self.size:
             return None
         found = layer_arrays(self.paths, self.size // self.width)
@@ -223,6 +223,7 @@ class CellChain(JacobianChain):
         return {name: np.asarray((backward * pushed).sum(axis=1)) for name, pushed in through.items()}
 
     def _columns(self, path: Path) -> slice:
+        """Of a step, those of the component that a path reads."""
         return slice(path.source * self.width, (path.source + 1) * self.width)
 
     @property

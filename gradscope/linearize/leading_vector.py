@@ -7,7 +7,7 @@ are those of ``tangents``; vectors keep the norm 1, what they gain is kept in lo
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,20 +20,41 @@ from gradscope.linearize.rests import before_each
 from gradscope.linearize.tangents import TangentSteps, steps_at
 from gradscope.linearize.trajectory import forward, states_along
 
+# Ratio of what two passes add, at most, and what is left beside what a series of that ratio would leave.
+_SLOWEST, _CAUTION = 0.999, 10.0
+# Passes after which a start that misses the leading vector has been noticed.
+_FEWEST = 3
+
+
+class StepsToPass(NamedTuple):
+    """What passes go through, of P systems of B sequences.
+
+    push, pull : matrices (P, ...) to push and to pull by; steps : what each step has, leaves (P, B, T, ...).
+    """
+
+    push: Any
+    pull: Any
+    steps: Any
+
+    @property
+    def total(self) -> int:
+        """Steps T."""
+        return int(jax.tree.leaves(self.steps)[0].shape[2])
+
 
 @partial(jax.jit, static_argnums=0)
 def steps_to_pass(
     tangents: TangentSteps, parameters: Any, inputs: Any, start: Any, first: Parted | None = None
-) -> tuple[Any, Any, Any, Any, Any]:
-    """What the passes need of P systems of B sequences: matrices to push and to pull by, and steps.
+) -> tuple[StepsToPass, Any, Any]:
+    """What passes go through, all states, and (P, B) whether they come near levels.
 
     parameters : with an axis P before their own; inputs : (P, B, T, d); start : (P, B, m) before the first
     step, or all states (P, B, T + 1, m) where they are known; first : that before the first step, with what
-    it has beside levels, where states come near these. Then come all states, and (P, B) whether they do. All
-    that is returned begins with an axis P.
+    it has beside levels, where states come near these. All that is returned begins with an axis P.
     """
-    found: tuple[Any, Any, Any, Any, Any]
-    found = jax.vmap(partial(_steps_of, tangents))(parameters, inputs, start, first)
+    found: tuple[StepsToPass, Any, Any] = jax.vmap(partial(_steps_of, tangents))(
+        parameters, inputs, start, first
+    )
     return found
 
 
@@ -47,8 +68,8 @@ def _steps_of(tangents: TangentSteps, parameters: Any, inputs: Any, start: Any, 
 
     steps = jax.vmap(steps_of)(inputs, states, first)
     near = jax.vmap(partial(_near, cell, parameters))(inputs, states)
-    shared = [tangents.shared(parameters, back) for back in (False, True)]
-    return shared[0], shared[1], tangents.chosen(steps), states, near
+    push, pull = (tangents.shared(parameters, back) for back in (False, True))
+    return StepsToPass(push, pull, tangents.chosen(steps)), states, near
 
 
 def _near(cell: Cell, parameters: Any, inputs: Any, states: Any) -> Any:
@@ -64,9 +85,7 @@ def leading_vectors(
     tangents: TangentSteps,
     most: int,
     tolerance: Any,
-    push: Any,
-    pull: Any,
-    steps: Any,
+    chain: StepsToPass,
     length: Any,
     first: Any,
     left: Any,
@@ -81,12 +100,12 @@ def leading_vectors(
 
     What has settled stays as it is while others do not: no chain depends on those beside it.
     """
-    span = _Span(length, first, jax.tree.leaves(steps)[0].shape[2])
+    span = _Span(length, first, chain.total)
 
     def to_and_fro(carried: Any) -> Any:
         number, found = carried
-        right, along = _pulled(tangents, pull, steps, span, found["left"])
-        new, reached = _pushed(tangents, push, steps, span, right)
+        right, along = _pulled(tangents, chain, span, found["left"])
+        new, reached = _pushed(tangents, chain, span, right)
         more = jnp.maximum(reached - found["gain"], 0.0)
         # What is left is a geometric series, or larger: its ratio grows to that of the slowest part.
         known = (number > 1) & (found["added"] > 0)
@@ -131,20 +150,14 @@ class _Span:
         return jnp.where(steps >= self.first[..., None], found, -jnp.inf)
 
 
-# Ratio of what two passes add, at most, and what is left beside what a series of that ratio would leave.
-_SLOWEST, _CAUTION = 0.999, 10.0
-# Passes after which a start that misses the leading vector has been noticed.
-_FEWEST = 3
-
-
-def _pulled(tangents: TangentSteps, shared: Any, steps: Any, span: _Span, left: Any) -> tuple[Any, Any]:
+def _pulled(tangents: TangentSteps, chain: StepsToPass, span: _Span, left: Any) -> tuple[Any, Any]:
     """``left`` times its steps from the last to the first: unit vectors, log10 of the norm after each."""
     pull = _of_each(tangents.maps.pull)
 
     def one(k: Any, carried: Any) -> Any:
         t = span.high - 1 - k + span.low
         vector, gain, by_step = carried
-        new, more = _normed(pull(shared, _at(steps, t), vector))
+        new, more = _normed(pull(chain.pull, _at(chain.steps, t), vector))
         vector, gain = _where(span.holds(t), new, vector), jnp.where(span.holds(t), gain + more, gain)
         return vector, gain, lax.dynamic_update_index_in_dim(by_step, gain, t, 2)
 
@@ -154,13 +167,13 @@ def _pulled(tangents: TangentSteps, shared: Any, steps: Any, span: _Span, left: 
     return vector, by_step
 
 
-def _pushed(tangents: TangentSteps, shared: Any, steps: Any, span: _Span, right: Any) -> tuple[Any, Any]:
+def _pushed(tangents: TangentSteps, chain: StepsToPass, span: _Span, right: Any) -> tuple[Any, Any]:
     """Its steps from the first to the last times ``right``, as unit vectors, and log10 of their norms."""
     push = _of_each(tangents.maps.push)
 
     def one(t: Any, carried: Any) -> Any:
         vector, gain = carried
-        new, more = _normed(push(shared, _at(steps, t), vector))
+        new, more = _normed(push(chain.push, _at(chain.steps, t), vector))
         return _where(span.holds(t), new, vector), jnp.where(span.holds(t), gain + more, gain)
 
     start = (right, jnp.zeros(span.length.shape, right.dtype))
@@ -168,14 +181,12 @@ def _pushed(tangents: TangentSteps, shared: Any, steps: Any, span: _Span, right:
 
 
 @partial(jax.jit, static_argnums=0)
-def meeting(
-    tangents: TangentSteps, push: Any, pull: Any, steps: Any, length: Any, left: Any, right: Any
-) -> Any:
+def meeting(tangents: TangentSteps, chain: StepsToPass, length: Any, left: Any, right: Any) -> Any:
     """Of every sequence and step, (P, B, T), the cosine of the vectors that reach it from both sides.
 
     With a rounding of eps at a step sigma_1 is right to eps / cosine. 1 beyond the length.
     """
-    maps, count = tangents.maps, jax.tree.leaves(steps)[0].shape[2]
+    maps, (push, pull, steps) = tangents.maps, chain
 
     def forth(vector: Any, t: Any) -> Any:
         new, _ = _normed(_of_each(maps.push)(push, _at(steps, t), vector))
@@ -187,8 +198,9 @@ def meeting(
         cosine = jnp.where(t < length, jnp.abs((vector * pushed).sum(-1)), 1.0)
         return _where(t < length, new, vector), cosine
 
-    _, after = lax.scan(forth, right, jnp.arange(count))
-    _, cosines = lax.scan(back, left, (jnp.arange(count), after), reverse=True)
+    numbers = jnp.arange(chain.total)
+    _, after = lax.scan(forth, right, numbers)
+    _, cosines = lax.scan(back, left, (numbers, after), reverse=True)
     return jnp.moveaxis(cosines, 0, -1)
 
 

@@ -42,6 +42,11 @@ class _Ranged:
         """From the smallest to the largest, or to 1."""
         return (Wide.of(self.numbers) if self.far is None else self.far).bits_below_one
 
+    @property
+    def has_digits(self) -> bool:
+        """Whether ``balls`` has its steps."""
+        return self.digits is not None
+
     def held(self, t: int) -> Wide:
         """Those of step t."""
         return Wide.of(self.numbers[t]) if self.far is None else self.far[t]
@@ -80,6 +85,11 @@ class UnitPath(_Ranged):
         return self.slope
 
     @property
+    def has_digits(self) -> bool:
+        """Not of links, which are known in float64 alone."""
+        return self.digits is not None and self.link is None
+
+    @property
     def alone(self) -> UnitPath:
         """The path within the component that it reads: what its own chain multiplies."""
         own = (slice(None), slice(self.source, self.source + 1))
@@ -98,8 +108,8 @@ class UnitPath(_Ranged):
         return found.reshape(-1, found.mantissa.shape[-1])
 
     def balls(self, t: int, bits: int) -> Array:
-        """The same as balls."""
-        if self.link is not None:
+        """The same as balls. Raises UnknownDigitsError."""
+        if not self.has_digits:
             raise UnknownDigitsError
         found = np.asarray(self.balls_of(t, bits)[..., None] * self._exact_matrix)
         return found.reshape(-1, found.shape[-1])
@@ -130,6 +140,7 @@ class UnitPath(_Ranged):
         return tuple(np.flatnonzero(self.slope.any(axis=(0, 2))).tolist())
 
     def _factor(self, t: int, component: int, matrix: Array) -> Array:
+        """(n, n), the block of step t by which a component is written."""
         left = self.slope[t, component][:, None] * matrix
         return np.asarray(left if self.link is None else left * self.link[t])
 
@@ -256,7 +267,9 @@ Path = UnitPath | DensePath
 
 
 def most_operations(paths: Iterable[Path]) -> float:
-    """That it takes to have all of these with more digits, infinite where of any there are none."""
+    """How many it takes to have all of these with more digits, infinite where of any there are none."""
+    paths = list(paths)
+    if not all(path.has_digits for path in paths):
+        return math.inf
     every = {id(path.digits.every): path.digits.every for path in paths if path.digits is not None}
-    known = all(path.digits is not None and getattr(path, "link", None) is None for path in paths)
-    return sum(one.operations for one in every.values()) if known else math.inf
+    return sum(one.operations for one in every.values())

@@ -75,12 +75,12 @@ class Linearized:
     def _segment(self, i: int) -> JacobianChain:
         system = self._system
         found = self._on_host(i)
-        given = (system.cell, system.parameters, found, self._cut)
+        of_cell = (system.cell, system.parameters, found, self._cut)
         if self._view != "cell":
-            return blocked(*given) if system.cell.members else split(*given, system.hidden)
+            return blocked(*of_cell) if system.cell.members else split(*of_cell, system.hidden)
         if i and i - 1 not in self._links:
             self._on_host(i - 1)
-        return cell_view(*given, self._links.get(i - 1))
+        return cell_view(*of_cell, self._links.get(i - 1))
 
     @property
     def gate_sums(self) -> dict[str, Array]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import Any
 
 import numpy as np
 
 from gradscope.cells.cell import Cell, Member
+from gradscope.cells.stack import block_names
 from gradscope.compiled_svd.step_arrays import StepArrays
 from gradscope.custom_types import Array
 from gradscope.linearize.array_form import reading_arrays
@@ -41,6 +42,11 @@ class Reading:
         found = np.zeros((rows, self.output.stop - self.output.start))
         for path in self.paths:
             path.add_to(found, t)
+        return found
+
+    def balls(self, t: int, bits: int) -> Array:
+        """Step t as balls, of so many bits."""
+        found: Array = reduce(operator.add, (path.balls(t, bits) for path in self.paths))
         return found
 
     def wide(self, t: int, rows: int) -> Wide:
@@ -104,11 +110,11 @@ class StackChain(JacobianChain):
         return found
 
     def without(self, path: str) -> StackChain:
-        """See JacobianChain."""
+        """The chain of the other blocks, of the same layers."""
         return replace(self, named={block: name for block, name in self.named.items() if name != path})
 
     def beside(self) -> Iterator[StackBeside]:
-        """As of any chain."""
+        """The steps without each block, the last first, as what layers read of each other."""
         certain, named = self.survey()[1], list(self.named)
         cut = [block for block in self._blocks if block not in self.named]
         without = [(*cut, block) for block in named]
@@ -123,12 +129,12 @@ class StackChain(JacobianChain):
 
     @cached_property
     def beyond(self) -> bool:  # type: ignore[override]
-        """As of any chain."""
+        """Whether float64 takes slopes of any layer, or of what it reads, as 0 that are not."""
         read = (path for _, reading in self._readings for path in reading.paths)
         return any(layer.beyond for layer in self.layers) or any(path.beyond for path in read)
 
     def wide(self, t: int) -> Wide:
-        """As of any chain."""
+        """Step t, (m, m), by block rows, with an exponent for every entry."""
         found = Wide.zeros(self.size, self.size)
         for own, layer, readings in zip(self.extents, self.layers, self.readings, strict=True):
             below = (own, slice(own.start))
@@ -137,35 +143,25 @@ class StackChain(JacobianChain):
                 entering = wide_product(reading.wide(t, layer.size), read)[0]
                 found.put(below, found[below].plus(entering))
             found.put((own, own), layer.wide(t))
-        for j, rows in enumerate(self.extents):
-            for i, columns in enumerate(self.extents):
-                if (i, j) not in self.named:
-                    found.put((rows, columns), Wide.zeros(self.layers[j].size, self.layers[i].size))
+        for rows, columns in self._absent:
+            found.put((rows, columns), Wide.zeros(rows.stop - rows.start, columns.stop - columns.start))
         return found
 
     @cached_property
     def operations(self) -> float:  # type: ignore[override]
-        """As of any chain."""
+        """How many it takes to have all slopes with more digits."""
         read = (path for _, reading in self._readings for path in reading.paths)
         return most_operations([*(path for layer in self.layers for path in layer.paths), *read])
 
     def balls(self, t: int, bits: int) -> Array:
-        """As of any chain."""
-        found = exact_numbers(np.zeros((self.size, self.size)))
-        for own, layer, readings in zip(self.extents, self.layers, self.readings, strict=True):
-            for reading in readings:
-                read = found[self._read(reading), : own.start]
-                entering = reduce(operator.add, (path.balls(t, bits) for path in reading.paths))
-                found[own, : own.start] += entering @ read
-            found[own, own] = layer.balls(t, bits)
-        for j, rows in enumerate(self.extents):
-            for i, columns in enumerate(self.extents):
-                if (i, j) not in self.named:
-                    found[rows, columns] = exact_numbers(np.zeros(()))
-        return found
+        """Step t, (m, m), by block rows of balls."""
+        nothing = exact_numbers(np.zeros((self.size, self.size)))
+        return self._by_rows(
+            nothing, lambda layer: layer.balls(t, bits), lambda reading, _: reading.balls(t, bits)
+        )
 
     def wide_terms(self, t: int) -> Iterator[tuple[str, slice, slice, Wide]]:
-        """As of any chain."""
+        """Each block by its name: its rows, its columns, and what stands there."""
         step = self.wide(t)
         for (i, j), name in self.named.items():
             rows, columns = self.extents[j], self.extents[i]
@@ -186,6 +182,12 @@ class StackChain(JacobianChain):
     def _blocks(self) -> Iterator[tuple[int, int]]:
         """Those that a step of the whole stack has."""
         return ((i, j) for j in range(len(self.layers)) for i in (*self._below[j], j))
+
+    @cached_property
+    def _absent(self) -> list[tuple[slice, slice]]:
+        """Rows and columns of the others, and of those that are cut."""
+        every = product(enumerate(self.extents), repeat=2)
+        return [(rows, columns) for (j, rows), (i, columns) in every if (i, j) not in self.named]
 
     @cached_property
     def _below(self) -> list[list[int]]:
@@ -246,7 +248,7 @@ class StackChain(JacobianChain):
         return StepArrays(tuple(layers), tuple(readings))
 
     def survey(self) -> tuple[Array, bool]:
-        """As of any chain; none is certain of a dense member, or where a block is cut."""
+        """By the slopes and matrices of all layers; nothing is certain of a dense one, or of a cut block."""
         sizes = np.zeros((self.steps, self.size))
         if self.beyond or not (self.whole and all(layer.in_units for layer in self.layers)):
             return sizes, False
@@ -265,14 +267,14 @@ class StackChain(JacobianChain):
 
     @property
     def span(self) -> float:
-        """As of any chain: at most those of all layers and of what is read between them."""
+        """At most the bits of all layers and of what is read between them."""
         if self.beyond:
             read = sum(max(path.bits for path in reading.paths) for _, reading in self._readings)
             return sum(layer.span for layer in self.layers) + read
         return sum(layer.span for layer in self.layers) + sum(reading.span for _, reading in self._readings)
 
     def carried(self, backward: Array, forward: Array) -> dict[str, Array]:
-        """As of any chain."""
+        """b_t^T J_t a_t of every block for all t, {block: (T,)}, of b and a (T, m)."""
         found: dict[tuple[int, int], Array] = {}
         for i, own in enumerate(self.extents):
             pushed = {i: self.layers[i].push(forward[:, own])}  # what the state of layer i makes of others
@@ -284,15 +286,26 @@ class StackChain(JacobianChain):
         return {name: found[block] for block, name in self.named.items()}
 
     def _sum(self, t: int) -> Array:
-        out = np.zeros((self.size, self.size))
+        nothing = np.zeros((self.size, self.size))
+        return self._by_rows(
+            nothing, lambda layer: layer[t], lambda reading, layer: reading.at(t, layer.size)
+        )
+
+    def _by_rows(
+        self,
+        out: Array,
+        own_step: Callable[[CellChain], Array],
+        entering: Callable[[Reading, CellChain], Array],
+    ) -> Array:
+        """A step by block rows, see above, put into zeros (m, m) of floats or of balls."""
+        zero = out[0, 0]
         for own, layer, readings in zip(self.extents, self.layers, self.readings, strict=True):
             for reading in readings:
-                out[own, : own.start] += reading.at(t, layer.size) @ out[self._read(reading), : own.start]
-            out[own, own] = layer[t]
-        for j, rows in enumerate(self.extents):
-            for i, columns in enumerate(self.extents):
-                if (i, j) not in self.named:
-                    out[rows, columns] = 0.0
+                read = out[self._read(reading), : own.start]
+                out[own, : own.start] += entering(reading, layer) @ read
+            out[own, own] = own_step(layer)
+        for rows, columns in self._absent:
+            out[rows, columns] = zero
         return out
 
     def _between(self, i: int, j: int) -> StackChain:
@@ -315,8 +328,6 @@ def blocked(
     cell: Cell, parameters: Mapping[str, Array], linearized: Mapping[str, Any], cut: Sequence[str] = ()
 ) -> StackChain:
     """The chain of a stack from what ``linearize`` returned, without the blocks ``cut``."""
-    from gradscope.cells.stack import block_names
-
     states = linearized["states"]
     layers, readings = [], []
     extents = cell.extents(0)

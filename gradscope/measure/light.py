@@ -178,7 +178,7 @@ class _Probed:
                 if near
                 else None
             )
-            *self._passes, states, found = steps_to_pass(self._tangents, parameters, inputs, start, first)
+            self._passed, states, found = steps_to_pass(self._tangents, parameters, inputs, start, first)
         self._many, self._states = many, np.asarray(states)
         self._lengths = np.array([[one.length(k) for k in range(one.batch)] for one in many], np.int32)
         self.failed = [
@@ -246,7 +246,7 @@ class _Probed:
                 self._tangents,
                 _MOST_PASSES,
                 max(TOLERANCE, _SEEN * self._system.eps),
-                *self._passes,
+                self._passed,
                 self._lengths,
                 self._lengths - lags,
                 np.asarray(left, self._system.dtype),
@@ -257,7 +257,7 @@ class _Probed:
         """Decades by which the rounding of the passes may have moved the gains."""
         sides = [np.asarray(whole[side], self._system.dtype) for side in ("left", "right")]
         with self._system.running():
-            found = meeting(self._tangents, *self._passes, self._lengths, *sides)
+            found = meeting(self._tangents, self._passed, self._lengths, *sides)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             amplified = np.sqrt((1 / np.asarray(found, np.float64) ** 2).sum(axis=-1))
             relative = _ROUNDINGS * self._system.eps * amplified

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from gradscope.cells.cell import Cell
 from gradscope.custom_types import Array
 from gradscope.linearize.jacobian_chain import JacobianChain
 from gradscope.linearize.segmented import SegmentedChain
 from gradscope.measure.by_unit import COLUMNS, cells, starts_of
 from gradscope.measure.shares import far_left, far_transposed, far_vectors, propagate, transposed
-
-if TYPE_CHECKING:  # processes without JAX come here
-    from gradscope.cells.cell import Cell
 
 
 def returning(
@@ -90,7 +88,7 @@ def of_layers(found: Mapping[str, Array], cell: Cell, hidden: int, steps: int) -
 
 
 def _units(log10: Array, cell: Cell, hidden: int) -> Array:
-    """(k, n) of (k, m)."""
+    """(k, n) of (k, m): of each unit the largest of its components."""
     if log10.shape[1] != cell.size(hidden):  # of --view cell, one component
         return log10
     parts = [log10[:, part] for part in cell.extents(hidden).values()]

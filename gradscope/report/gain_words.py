@@ -19,6 +19,17 @@ def gain_in(of: Mapping[str, Any]) -> str:
     return gain_told(_log10(of), lost=gain_lost(of))
 
 
+def gain_in_row(row: Mapping[str, Any], none: str = "-") -> str:
+    """The gain of a row; ``none`` where it could not be measured."""
+    return none if row.get("verdict") is None else gain_in(row)
+
+
+def number_in(row: Mapping[str, Any], name: str, form: str, none: str = "-") -> str:
+    """A number of a row in the form that ``format`` takes; ``none`` where it has none."""
+    value = row.get(name)
+    return format(value, form) if isinstance(value, int | float) else none
+
+
 def gain_lost(of: Mapping[str, Any]) -> bool:
     """Whether rounding left nothing of the gain of a chain or a row."""
     return _log10(of) is None and bool(of.get("unmeasured"))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradscope.errors import InputError, counted, quoted, shown
-from gradscope.report.gain_words import gain_in, gains_by_lag
+from gradscope.report.gain_words import gain_in_row, gains_by_lag, number_in
 from gradscope.report.html_page import document
 from gradscope.report.html_text import folded, listing, origin_section, table, titled, unbroken
 from gradscope.report.html_words import explained
@@ -89,8 +89,8 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     cells = [
         (
             _called(row),
-            "–" if row.get("verdict") is None else gain_in(row),
-            *(_number(row.get(name), form) for name, form in columns),
+            gain_in_row(row, "–"),
+            *(number_in(row, name, form, "–") for name, form in columns),
             *(_of_training(name, values[place]) for name, values in training.items()),
             row.get("verdict") or "not measured",
         )
@@ -122,7 +122,3 @@ def _of_training(name: str, value: Any) -> str:
     if value is None or isinstance(value, str):
         return value or "–"
     return scientific(value) if name.endswith(("gradient", "norm")) else f"{value:.4g}"
-
-
-def _number(value: Any, form: str) -> str:
-    return format(value, form) if isinstance(value, int | float) else "–"

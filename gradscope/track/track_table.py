@@ -14,7 +14,7 @@ from rich.text import Text
 from gradscope.errors import counted, shown
 from gradscope.gate.budgets import Check
 from gradscope.gate.checks_table import OUTCOMES
-from gradscope.report.gain_words import gain_in
+from gradscope.report.gain_words import gain_in_row, number_in
 from gradscope.report.page import page, section
 from gradscope.report.row_training import said_in_column, said_of_column, training_columns, value_of
 from gradscope.report.sparkline import sparkline
@@ -38,18 +38,8 @@ class Column:
     cell: Callable[[Row], str]
 
 
-def _gain(row: Row) -> str:
-    if row.get("verdict") is None:
-        return "-"
-    return gain_in(row)
-
-
-def _number(name: str, digits: str) -> Callable[[Row], str]:
-    def cell(row: Row) -> str:
-        value = row.get(name)
-        return format(value, digits) if isinstance(value, int | float) else "-"
-
-    return cell
+def _number(name: str, form: str) -> Callable[[Row], str]:
+    return lambda row: number_in(row, name, form)
 
 
 def _carrier(row: Row) -> str:
@@ -68,7 +58,7 @@ def _level(row: Row) -> str:
     return str(row.get("verdict") or "-")
 
 
-_ALWAYS = (Column("gain", 9, _gain), Column("horizon", 7, _number("horizon", "g")))
+_ALWAYS = (Column("gain", 9, gain_in_row), Column("horizon", 7, _number("horizon", "g")))
 _WHERE_ROOM = (Column("rate", 8, _number("rate", "+.4f")),)
 _WHOLE = (Column("carried by", 14, _carrier), Column("saturated", 9, _number("saturated", ".1%")))
 _LIGHT = (Column("settled", 7, _settled),)
