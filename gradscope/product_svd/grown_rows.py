@@ -9,7 +9,7 @@ Wu, Simon 2000). Rows of noise go along as in ``plain_product``, and tell what r
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -46,6 +46,54 @@ class Grown(NamedTuple):
     noise: Array
     left: Array
     right: Array
+
+
+class _Pass(NamedTuple):
+    """What going to and fro tells of G lags of P products, of the ``top`` values, the next one and one drawn.
+
+    size : (G, P, top + 2) norms of their images, the first of them the values; unit : (.., c) these images as
+    unit vectors; left : (G, P, top, r); ahead : (G, P, top + 1, r) what the product makes of the images but
+    the next one's, less sigma times what is on the left.
+    """
+
+    size: Array
+    unit: Array
+    left: Array
+    ahead: Array
+
+    @property
+    def top(self) -> int:
+        """How many values."""
+        return int(self.left.shape[2])
+
+    @property
+    def sigma(self) -> Array:
+        """(G, P, top) the values."""
+        return self.size[..., : self.top]
+
+    @property
+    def off(self) -> Array:
+        """(G, P, top) how far P v is from sigma u, relative."""
+        return np.asarray(np.linalg.norm(self.ahead[:, :, : self.top], axis=3) / self.sigma)
+
+    @property
+    def lacks(self) -> Array:
+        """(G, P, top) what the values may lack, relative."""
+        return lacking(self.off, self.size[..., self.top, None] / self.sigma)
+
+    @property
+    def beside(self) -> Array:
+        """(G, P) the next value, over the last of the others."""
+        return np.asarray(self.size[..., self.top] / self.sigma[..., -1])
+
+    def settled(self, second: Array) -> Array:
+        """(G,) whether values lack next to nothing and none grows up to them; second : ``beside`` before."""
+        last = self.sigma[..., -1]
+        along = np.linalg.norm(self.ahead[:, :, self.top], axis=2) / last
+        drawn, beside = self.size[..., -1] / last, self.beside
+        grows = np.minimum(along + CAUTION * (along - drawn), beside + CAUTION * (beside - second))
+        found = (self.lacks <= _LACKING).all(axis=2) & (np.maximum(grows, along) < 1)
+        return np.asarray(found.all(axis=1))
 
 
 def few_steps(length: float, size: int, sides: Iterable[int] = (), top: int = 1) -> bool:
@@ -139,38 +187,39 @@ class GrownRows:
         for _ in range(_MOST):
             turned = self._ritz(gram, top)
             drawn = self._drawn(turned[:, :, :top]) if drawn is None else drawn
-            both = np.concatenate([turned[:, :, : top + 1], drawn], axis=2)
-            images = both @ self._seen[going]
-            size = np.linalg.norm(images, axis=3)
-            sigma, unit = size[..., :top], images / np.maximum(size, SMALL)[..., None]
-            if not sigma.min() > SMALL:
+            one = self._passed(turned, drawn, going, top)
+            if one is None:
                 return None
-            u = turned[:, :, :top] @ self._left
-            ahead = self._ahead(np.delete(unit, top, axis=2), going)
-            ahead[:, :, :top] -= sigma[..., None] * u
-            off = np.linalg.norm(ahead[:, :, :top], axis=3) / sigma
-            lacks = lacking(off, size[..., top, None] / sigma)
-            along = np.linalg.norm(ahead[:, :, top], axis=2)
-            beside, along, before = (one / sigma[..., -1] for one in (size[..., top], along, size[..., -1]))
-            grows = np.minimum(along + CAUTION * (along - before), beside + CAUTION * (beside - second))
-            noise = np.array([self._noise(unit[k, :, :top], lag) for k, lag in enumerate(going)]) / sigma
-            done = ((lacks <= _LACKING).all(axis=2) & (np.maximum(grows, along) < 1)).all(axis=1)
+            noise, done, lacks = self._noise(one, going), one.settled(second), one.lacks
             if vectors:
-                done &= (off <= _OFF + _ROUNDINGS * noise)[..., 0].all(axis=1)
-                lacks[..., 0] = np.maximum(lacks, off)[..., 0]
-            noise = np.maximum(noise, np.abs((u * ahead[:, :, :top]).sum(axis=3)) / sigma)
+                done &= (one.off <= _OFF + _ROUNDINGS * noise)[..., 0].all(axis=1)
+                lacks[..., 0] = np.maximum(lacks, one.off)[..., 0]
+            noise = np.maximum(noise, np.abs((one.left * one.ahead[:, :, :top]).sum(axis=3)) / one.sigma)
             for k in np.flatnonzero(done):
-                log10 = log_scale.decades(sigma[k], self._exponent[going[k], :, None])
-                found[going[k]] = Grown(log10, lacks[k], noise[k], u[k, :, 0], unit[k, :, 0])
-            going, second, gram = going[~done], beside[~done], gram[~done]
+                log10 = log_scale.decades(one.sigma[k], self._exponent[going[k], :, None])
+                found[going[k]] = Grown(log10, lacks[k], noise[k], one.left[k, :, 0], one.unit[k, :, 0])
+            going, second, gram = going[~done], one.beside[~done], gram[~done]
             if not len(going):
                 self._keep()
                 return [found[k] for k in range(len(self.lags))]
             old = self._left.shape[1]
-            self._add(ahead[~done])
+            self._add(one.ahead[~done])
             gram = bordered(gram, self._products(slice(old, None), going))
             drawn = self._own(len(going), old, top)
         return None
+
+    def _passed(self, turned: Array, drawn: Array, going: Array, top: int) -> _Pass | None:
+        """One pass to and fro of the first turned rows and what is drawn; None where a value is nothing."""
+        both = np.concatenate([turned[:, :, : top + 1], drawn], axis=2)
+        images = both @ self._seen[going]
+        size = np.linalg.norm(images, axis=3)
+        if not size[..., :top].min() > SMALL:
+            return None
+        unit = images / np.maximum(size, SMALL)[..., None]
+        left = turned[:, :, :top] @ self._left
+        ahead = self._ahead(np.delete(unit, top, axis=2), going)
+        ahead[:, :, :top] -= size[..., :top, None] * left
+        return _Pass(size, unit, left, ahead)
 
     @property
     def _seen(self) -> Array:
@@ -201,10 +250,13 @@ class GrownRows:
         found[np.arange(going), :, 0, old + top + (top + 1) * np.arange(going)] = 1.0
         return found
 
-    def _noise(self, right: Array, lag: Any) -> Array:
-        """(P, top) what noise there is along vectors (P, top, c)."""
-        along = self._held[lag, :, :NOISE_ROWS, self._columns] @ right.swapaxes(1, 2)
-        return np.asarray(np.sqrt((along**2).mean(axis=1)))
+    def _noise(self, one: _Pass, going: Array) -> Array:
+        """(G, P, top) what noise there is along the vectors on the right, relative."""
+        each = []
+        for lag, right in zip(going, one.unit[:, :, : one.top], strict=True):
+            along = self._held[lag, :, :NOISE_ROWS, self._columns] @ right.swapaxes(1, 2)
+            each.append(np.sqrt((along**2).mean(axis=1)))
+        return np.array(each) / one.sigma
 
     def _drawn(self, found: Array) -> Array:
         """(G, P, 1, s) mixtures of those that are drawn, without their parts along what was found."""
