@@ -22,7 +22,7 @@ STILL = 2
 # How much of the start is random: it finds a new top vector that is orthogonal to the old one.
 RANDOM = 0.1
 # Matrices that are so small are decomposed.
-DECOMPOSED = 6
+_DECOMPOSED = 6
 # A new direction that is so much smaller than the norm is the rounding of the others: there is none left.
 _EXHAUSTED = 1e-15
 # Lags whose norms are looked for in runs on changed entries too.
@@ -97,7 +97,7 @@ class LagNorm:
             self.vector = x[0] / np.linalg.norm(x[0])
             return float(np.linalg.norm(x) * np.linalg.norm(y))
         found = None
-        if min(x.shape) > DECOMPOSED:
+        if min(x.shape) > _DECOMPOSED:
             start = np.asarray(self.rng.normal(size=x.shape[1]))
             if self.vector is not None and len(self.vector) == len(start):
                 start = self.vector + RANDOM * start / np.linalg.norm(start)

@@ -262,7 +262,6 @@ class PlainProducts:
             self.noise[some][wanted] = np.sqrt((along**2).mean(axis=1))
             size = np.sqrt(np.einsum("nsj,nsj->n", sums[wanted], sums[wanted]) / _SUMS)
             self.aside[some][wanted] = size / found.sigma
-        np.logical_and.at(self._sure, chains, found.sure)
         self._left[chains], self.right[chains] = found.left, found.right  # of the longest lag
 
     def errors(self, entry_error: float) -> Array:

@@ -7,7 +7,8 @@ from oracles.few import few
 from oracles.first_value import check_first, missed
 from oracles.reference import reference
 
-from gradscope.product_svd.plain_product import InColumns, PlainProducts
+from gradscope.product_svd.lobpcg import leading_left
+from gradscope.product_svd.plain_product import GOOD, InColumns, PlainProducts
 from gradscope.product_svd.spectrum import EPS, plain_spectra
 from gradscope.product_svd.steps import WILD, span
 
@@ -52,6 +53,30 @@ def test_what_later_steps_leave_nothing_of_is_left_to_others():
     found, sound = values(chains.two_blocks(sizes), chains.two_blocks(np.full(220, 2.0)))
     assert found is None
     assert sound.log10_singular_values[0] == pytest.approx(220 * np.log10(2), abs=1e-11)
+
+
+@pytest.mark.parametrize("rows", [20, 60])
+@pytest.mark.parametrize("spread", [1e-2, 1e-9])
+def test_the_largest_of_values_that_are_near_one_another(rows, spread):
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.normal(size=(3, rows, rows)))[0] for _ in range(2))
+    values = 1 - spread * rng.uniform(size=(3, rows))
+    values[:, 0] = 1.0
+    found = leading_left((left * values[:, None]) @ right, rng.normal(size=(3, rows)), rng)
+    np.testing.assert_allclose(found.sigma, 1.0, rtol=0, atol=1e-12)
+
+
+def test_blocks_that_do_not_meet_and_are_almost_alike():
+    """Steps of LOBPCG do not tell two values apart that differ in the seventh digit, but find their size."""
+    chain = chains.CHAINS["gru"](36, 9, 0)
+    both = np.zeros((9, 72, 72))
+    both[:, :36, :36] = both[:, 36:, 36:] = chain
+    both[-1, 36:, 36:] *= 1 - 1e-6
+    (found,) = values(both)
+    assert found is not None
+    products = [np.linalg.multi_dot([np.eye(36), *chain[::-1][:lag]]) for lag in range(1, 10)]
+    norms = [np.log10(np.linalg.norm(product, 2)) for product in products]
+    np.testing.assert_allclose(found.log10_norm_by_lag, norms, rtol=0, atol=GOOD)
 
 
 def test_products_that_are_zero_or_wild_are_left_to_others():
