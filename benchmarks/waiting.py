@@ -28,6 +28,7 @@ SAID = {
     "LSTM of 512, top 8": ["--hidden", "512", "--top", "8"],
     "three LSTMs of 128, 30 steps": ["three.safetensors", "--steps", "30"],
     "three LSTMs of 256, 30 steps": ["large.safetensors", "--steps", "30"],
+    "LSTM of 64, 64 sequences": ["--hidden", "64", "--batch", "64"],
 }
 # The same of suggestions, whose evaluations are not known before.
 SUGGESTED = {

@@ -62,16 +62,13 @@ def _sums(array: Array) -> list[Any]:
 
 
 def _alike(one: Sequence[Any], other: Sequence[Any]) -> bool:
-    if len(one) != len(other):
-        return False
-    return all(
-        a == b
-        or (
-            isinstance(a, list)
-            and isinstance(b, list)
-            and a[0] == b[0]
-            and abs(a[1] - b[1]) <= _AGREE * a[1]
-            and abs(a[2] - b[2]) <= _AGREE
-        )
-        for a, b in zip(one, other, strict=True)
-    )
+    return len(one) == len(other) and all(map(_same, one, other))
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two choices are one, or two of ``_sums`` the same but for rounding."""
+    if one == other or not (isinstance(one, list) and isinstance(other, list)):
+        return bool(one == other)
+    (shape, size, relative), (other_shape, other_size, other_relative) = one, other
+    near = abs(size - other_size) <= _AGREE * size and abs(relative - other_relative) <= _AGREE
+    return bool(shape == other_shape and near)

@@ -23,12 +23,14 @@ from gradscope.product_svd.lapack import dgetrf
 from gradscope.product_svd.plain_values import few_of_many
 from gradscope.settings import Only
 
-# Units for a step of a chain of m states, gone through once: calls, reading and writing, operations.
-_CALLS, _SQUARE, _CUBE = 10.0, 5e-4, 2e-6
+# Units for a step of a chain of m states, gone through once: calls, reading and writing, operations. Runs on
+# changed entries of small chains go side by side, in the calls of one.
+_CALLS, _SQUARE, _CUBE = 8.0, 5e-4, 2e-6
+_RUNS_IN_CALLS = 2
 # Besides, for the norm at a lag.
 _LAG = 8.0
-# Of a path alone, which is no sum of parts, and whose norm is looked at above the threshold alone, the calls.
-_PATH = 0.4
+# Of a path alone, which is no sum of parts, and whose norm is looked at above the threshold: calls, passes.
+_PATH_CALLS, _PATH = 0.4, 0.75
 # Of a block of the product, whose lags are bounds below the threshold and whose x is small: all.
 _BLOCK = 0.6
 # Once for every run, of a product of m values: the SVD, whatever the number of steps.
@@ -41,7 +43,7 @@ PROGRAM = 6e4
 # How many times as long accelerators take for those (an H100 9 s for a chain of 128 states).
 LONGER_TO_COMPILE = 5
 # Units for a step of one of the plain products side by side, with its norm.
-_BESIDE, _BESIDE_SQUARE, _BESIDE_CUBE = 0.65, 3.5e-4, 5e-7
+_BESIDE, _BESIDE_SQUARE, _BESIDE_CUBE = 0.9, 1.2e-4, 8e-7
 # The same for every square of the states, where there are few steps of many.
 _FEW_SQUARE = 3e-4
 # Besides, of one that has none beside it: the calls; of one with several values, and how many times it.
@@ -98,8 +100,10 @@ def chain_cost(size: int, steps: int, *, rows: int = 0, path: bool = False) -> f
     once = _SQUARE * size**2 + _CUBE * size**3
     passed = runs(size) * once * (rows or size) / size
     finish = runs(size) * _FINISH * (rows or size) ** 3 / steps
-    calls = runs(size) * _CALLS + _LAG
-    return ((_PATH if path else 1.0) * calls + passed + finish) * (_BLOCK if rows else 1.0)
+    calls = min(runs(size), _RUNS_IN_CALLS) * _CALLS + _LAG
+    if path:
+        return _PATH_CALLS * calls + _PATH * passed + finish
+    return (calls + passed + finish) * (_BLOCK if rows else 1.0)
 
 
 def plain_cost(size: int, rows: int = 0, *, steps: float = math.inf, top: int = 1) -> float:
@@ -118,9 +122,8 @@ def without_cost(size: int, paths: int, *, steps: float = math.inf) -> float:
 
 def saved_by_program(size: int, accelerator: bool = False) -> float:
     """Units for a step that a compiled program takes less than the host; on an accelerator about all."""
-    host = (
-        runs(size) * (_CALLS + _SQUARE * size**2 + _CUBE * size**3) + _LAG
-    )  # the finish is there either way
+    calls = min(runs(size), _RUNS_IN_CALLS) * _CALLS + _LAG
+    host = calls + runs(size) * (_SQUARE * size**2 + _CUBE * size**3)  # the finish is there either way
     once = _STEP + _PROGRAM_SQUARE * size**2 + _PROGRAM_CUBE * size**3
     return host if accelerator else max(0.0, host - runs(size) * once)
 
@@ -183,7 +186,7 @@ def _saved(work: Work, steps: int) -> float:
     full = saved_by_program(sum(work.sizes))
     paths = Counter(size for _, size in _paths(work.cell, work.hidden)) if work.cell else Counter[int]()
     # A path is cheaper on the host than the full chain of its size.
-    each = [full, *(count * _PATH * saved_by_program(size) for size, count in paths.items())]
+    each = [full, *(count * _PATH_CALLS * saved_by_program(size) for size, count in paths.items())]
     return sum(max(0.0, steps * saved - PROGRAM) for saved in each)
 
 

@@ -36,6 +36,10 @@ _DRAWN = 0.1
 _UNKNOWN = 1e-3
 # Decades below the exploding threshold from which on the largest gain by lag is looked at more closely.
 _CLOSE = 3.0
+# Roundings of an entry in one step, about; of the gain, which passes that add nothing move by as much.
+_ROUNDINGS, _SEEN = 4, 1e5
+# Steps of several segments may be in memory: there is one batch of problems at a time.
+_MOST_SEGMENTS = 16
 
 
 class LightProbe:
@@ -289,10 +293,6 @@ class _Probed:
         return may_fall(one.cell, one.parameters, one.inputs[at[1], :length], states[: length + 1])
 
 
-# Of an entry of a vector in one step, about; of the gain, which passes that add nothing move by as much.
-_ROUNDINGS, _SEEN = 4, 1e5
-
-
 def _not_finite(system: System, lengths: Array, states: Array) -> InputError | None:
     """What there is to say of states (B, T + 1, m) that are not finite; None where all are."""
     try:
@@ -348,10 +348,6 @@ def _bytes(problem: Problem) -> int:
     """What all steps of all its sequences take."""
     system = problem.system
     return system.batch * system.steps * tangent_bytes(system.cell, system.hidden)
-
-
-# Steps of several segments may be in memory: there is one batch of problems at a time.
-_MOST_SEGMENTS = 16
 
 
 def converged(spectra: Sequence[Spectrum]) -> bool:

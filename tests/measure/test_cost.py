@@ -5,8 +5,16 @@ import pytest
 from gradscope.measure.cost import Work, all_values, chain_cost, plain_cost, without_cost, without_jacobians
 
 # Units of CPU time for a step of chains as PyTorch initialises them, one run each: states, steps, units.
-FULL = [(32, 200, 58), (128, 200, 44), (256, 100, 167), (512, 30, 1034), (768, 30, 2830), (1536, 30, 21300)]
-PATHS = [(16, 200, 19), (64, 200, 14), (128, 100, 31), (256, 30, 160)]
+FULL = [
+    (32, 200, 25),
+    (64, 200, 24),
+    (128, 200, 40),
+    (256, 100, 149),
+    (512, 30, 1034),
+    (768, 30, 2830),
+    (1536, 30, 21300),
+]
+PATHS = [(16, 200, 8.5), (32, 200, 12), (64, 200, 13), (128, 100, 23), (256, 100, 110)]
 # States of the layers from the one that is read to the one that reads, those of that one.
 BLOCKS = [
     (128, 64, 200, 20),
@@ -33,12 +41,12 @@ FEW = [(1536, 0, 14, 1250), (1536, 512, 14, 1000), (1024, 0, 40, 490)]
 FEW_WITHOUT = [(1536, 6, 14, 3400), (1536, 6, 30, 3800), (1024, 3, 40, 1150)]
 # States, paths.
 WITHOUT = [
-    (32, 5, 5.5),
-    (128, 5, 31),
-    (256, 5, 136),
-    (64, 4, 7.5),
+    (32, 5, 3.8),
+    (128, 5, 20),
+    (256, 5, 96),
+    (64, 4, 10),
     (512, 5, 910),
-    (128, 3, 28),
+    (128, 3, 22),
     (768, 6, 2276),
 ]
 
