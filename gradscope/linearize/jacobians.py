@@ -31,12 +31,26 @@ def linearize(cell: Cell, parameters: Parameters, inputs: Any, state: Any) -> di
     slopes of shape (T, components, n) where the cell has a per-unit form, else Jacobians (T, m, m). Of a
     stack, {layer: {"own": its paths, "input": derivatives by its input, where it reads others}}.
     """
+    if cell.units is not None and state.ndim == 1:
+        return _in_one_pass(cell, parameters, inputs, state)
     states = forward(cell, parameters, inputs, state)
     if cell.members:
         paths, gates = _of_members(cell, parameters, inputs, states)
     else:
         paths, _, gates = _at(cell, parameters, inputs, states[:-1])
     return {"states": states, "paths": paths, "gates": gates}
+
+
+def _in_one_pass(cell: Cell, parameters: Parameters, inputs: Any, state: Any) -> dict[str, Any]:
+    """Of a cell of units, whose derivatives have the new state beside them: traced and compiled once."""
+
+    def step(state: Any, x: Any) -> tuple[Any, Any]:
+        paths, _, gates, new = slopes(cell, parameters, x, state)
+        state = new.reshape(-1)
+        return state, (state, paths, gates)
+
+    _, (states, paths, gates) = lax.scan(step, state, inputs)
+    return {"states": jnp.concatenate([state[None], states]), "paths": paths, "gates": gates}
 
 
 def _of_members(
@@ -108,7 +122,7 @@ def slopes(
 
 
 def core_derivatives(cell: Cell, parameters: Parameters, x: Any, state: Any) -> tuple[Any, Any]:
-    """``jacrev`` of the scalar core by own state and pre-activations, (components, n) each.
+    """Derivatives of the scalar core by own state and pre-activations, (components, n) each.
 
     Second the gates, and the new state (components, n).
     """
@@ -119,18 +133,18 @@ def core_derivatives(cell: Cell, parameters: Parameters, x: Any, state: Any) -> 
     def read(path: str) -> Any:
         return parts[units.reads(path)]
 
-    def core(own: Any, pre: Any, constants: Any) -> Any:
-        state, gates = units.core(own, pre, constants)
-        new = jnp.stack(state)
-        return new, (gates, new)
-
-    derivative = jax.jacrev(core, argnums=(0, 1), has_aux=True)
-    every = jax.vmap(derivative, out_axes=(-1, (0, -1)))
     with as_primitives(cell):
         pre = units.pre_activations(parameters, units.drive(parameters, x), read)
         own = read(units.own) if units.own else jnp.zeros_like(pre[units.gates[0]])
-        both: tuple[Any, Any] = every(own, pre, units.constants_of(parameters))
-    return both
+
+        def core(own: Any, pre: Any) -> Any:
+            return jax.vmap(units.core)(own, pre, units.constants_of(parameters))
+
+        new, backward, gates = jax.vjp(core, own, pre, has_aux=True)
+        ones, zeros = jnp.ones_like(own), jnp.zeros_like(own)
+        each = [backward(tuple(ones if k == j else zeros for k in range(len(new)))) for j in range(len(new))]
+        derivatives = jax.tree.map(lambda *rows: jnp.stack(rows), *each)
+        return derivatives, (gates, jnp.stack(new))
 
 
 @partial(jax.jit, static_argnums=0)
