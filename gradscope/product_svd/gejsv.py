@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradscope.custom_types import Array
-from gradscope.product_svd.lapack import POINTERS
+from gradscope.product_svd.lapack import address, dgejsv, dgetrf
 
 
 def gejsv(a: Array, *, vectors: bool = True) -> tuple[Array, Array | None, Array | None]:
@@ -40,12 +40,6 @@ def _reference(value: Any) -> Any:
 
 @cache
 def _dgejsv() -> Any:
-    """What SciPy offers to compiled code."""
-    capsule = POINTERS["dgejsv"]
-    name, pointer = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
-    name.restype, name.argtypes = ctypes.c_char_p, [ctypes.py_object]
-    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    signature = name(capsule)
-    assert b" int *, int *" in signature  # a LAPACK of 64-bit integers would write beyond what it is given
-    kind = ctypes.CFUNCTYPE(None, *[ctypes.c_char_p] * 6, *[ctypes.c_void_p] * 13)
-    return kind(pointer(capsule, signature))
+    # A LAPACK of 64-bit integers would write beyond what it is given.
+    assert dgetrf(np.eye(1))[1].dtype == np.int32
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_char_p] * 6, *[ctypes.c_void_p] * 13)(address(dgejsv))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 import sys
 from importlib.machinery import PathFinder
 from types import ModuleType
+from typing import Any
 
-import scipy
+if sys.platform == "win32":
+    import scipy  # which says where its libraries are  # noqa: F401
 
 
 def _extension(name: str) -> ModuleType:
-    """The compiled module ``scipy.linalg.<name>``, its package not imported, which can still import it."""
-    whole = f"scipy.linalg.{name}"
-    spec = PathFinder.find_spec(whole, [f"{folder}/linalg" for folder in scipy.__path__])
+    """The compiled module ``scipy.linalg.<name>``, its packages not imported, which can still import it."""
+    whole, package = f"scipy.linalg.{name}", importlib.util.find_spec("scipy")
+    folders = package.submodule_search_locations if package is not None else None
+    spec = PathFinder.find_spec(whole, [f"{folder}/linalg" for folder in folders or []])
     if "scipy.linalg" in sys.modules or spec is None or spec.loader is None:  # None: within a frozen program
         return importlib.import_module(whole)
     module = importlib.util.module_from_spec(spec)
@@ -25,6 +29,14 @@ def _extension(name: str) -> ModuleType:
 
 
 _flapack = _extension("_flapack")
-dgetrf, dlaswp, dormqr = _flapack.dgetrf, _flapack.dlaswp, _flapack.dormqr
-# What SciPy offers to compiled code: {routine: capsule of its pointer}.
-POINTERS = _extension("cython_lapack").__pyx_capi__
+dgejsv, dgesdd, dgetrf = _flapack.dgejsv, _flapack.dgesdd, _flapack.dgetrf
+dlaswp, dormqr = _flapack.dlaswp, _flapack.dormqr
+
+
+def address(routine: Any) -> int:
+    """Where the Fortran behind one of these is, whose integers are of 32 bits."""
+    get = ctypes.pythonapi.PyCapsule_GetPointer
+    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    found = get(routine._cpointer, None)
+    assert found is not None
+    return int(found)
