@@ -11,7 +11,7 @@ from gradscope.custom_types import Array
 from gradscope.errors import shown
 from gradscope.report.lag_view import COLOURS, LETTERS, Canvas
 from gradscope.report.phase import Phase, curves_of, places_along
-from gradscope.report.pictures.frame import Axis, spread
+from gradscope.report.pictures.axis import Axis, spread
 from gradscope.report.terminal import Terminal
 
 # Rows of the plot, and between two numbers beside it.

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from gradscope.custom_types import Array
 from gradscope.report.page import note, page, prose
-from gradscope.report.pictures.frame import Axis, power_of_ten
+from gradscope.report.pictures.axis import Axis
+from gradscope.report.pictures.frame import power_of_ten
 from gradscope.report.pictures.lag import Line, heights, lines_of, said_of, thresholds_of
 from gradscope.report.pictures.parts import sentence
 from gradscope.report.pictures.svg import short

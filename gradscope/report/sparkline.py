@@ -12,7 +12,7 @@ from rich.text import Text
 from gradscope.custom_types import Array
 from gradscope.product_svd.norm_by_lag import TIED
 from gradscope.report.page import note
-from gradscope.report.pictures.frame import Axis
+from gradscope.report.pictures.axis import Axis
 from gradscope.report.terminal import Terminal
 from gradscope.report.verdict import scientific
 

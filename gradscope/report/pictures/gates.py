@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from gradscope.errors import InputError
-from gradscope.report.pictures.frame import Axis, words
+from gradscope.report.pictures.axis import Axis
+from gradscope.report.pictures.frame import words
 from gradscope.report.pictures.panels import MOST_PANELS, called, heading, panels
 from gradscope.report.pictures.parts import floats
 from gradscope.report.pictures.picture import Picture

@@ -10,8 +10,9 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
+from gradscope.report.pictures.axis import spread
 from gradscope.report.pictures.colours import COLOURS, cividis, ground, image, in_palette
-from gradscope.report.pictures.frame import Frame, margin, spread, words
+from gradscope.report.pictures.frame import Frame, margin, words
 from gradscope.report.pictures.parts import floats, sentence
 from gradscope.report.pictures.picture import Picture
 from gradscope.report.pictures.svg import short

@@ -11,6 +11,7 @@ import numpy as np
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
 from gradscope.report.gain_words import gain_told, lost_in
+from gradscope.report.pictures.axis import spread
 from gradscope.report.pictures.frame import (
     Box,
     Frame,
@@ -20,7 +21,6 @@ from gradscope.report.pictures.frame import (
     line,
     margin_of_decades,
     outside_said,
-    spread,
     stretches,
     thinned,
     unseen,

@@ -11,13 +11,12 @@ import numpy as np
 from gradscope.custom_types import Array
 from gradscope.errors import InputError, counted, shown
 from gradscope.report.gain_words import gain_in
+from gradscope.report.pictures.axis import Axis, spread
 from gradscope.report.pictures.frame import (
-    Axis,
     Frame,
     line,
     margin_of_decades,
     power_of_ten,
-    spread,
     stretches,
     thinned,
     words,

@@ -22,8 +22,9 @@ from gradscope.report.phase import (
     places_along,
     zero_lines,
 )
+from gradscope.report.pictures.axis import spread
 from gradscope.report.pictures.colours import COLOURS, cividis, image, in_palette, shades
-from gradscope.report.pictures.frame import Frame, Legend, line, margin, spread, stretches, words
+from gradscope.report.pictures.frame import Frame, Legend, line, margin, stretches, words
 from gradscope.report.pictures.picture import Picture
 from gradscope.report.pictures.svg import element, escaped, short
 from gradscope.report.pictures.theme import Size, stroke

@@ -11,7 +11,8 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
-from gradscope.report.pictures.frame import Axis, Frame, hints, spread, stretches, width_of, words
+from gradscope.report.pictures.axis import Axis, spread
+from gradscope.report.pictures.frame import Frame, hints, stretches, width_of, words
 from gradscope.report.pictures.parts import by_share, floats, sentence
 from gradscope.report.pictures.picture import Picture
 from gradscope.report.pictures.svg import element, escaped, number, short

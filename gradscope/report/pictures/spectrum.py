@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from gradscope.errors import InputError
+from gradscope.report.pictures.axis import spread
 from gradscope.report.pictures.frame import (
     Frame,
     Legend,
     line,
     margin_of_decades,
     outside_said,
-    spread,
     stretches,
     thinned,
     unseen,

@@ -13,18 +13,9 @@ import numpy as np
 from gradscope.custom_types import Array
 from gradscope.errors import InputError
 from gradscope.report.gain_words import gain_lost, lost_in
+from gradscope.report.pictures.axis import Axis, spread
 from gradscope.report.pictures.colours import cividis, ground, image, in_palette
-from gradscope.report.pictures.frame import (
-    Axis,
-    Frame,
-    line,
-    margin,
-    power_of_ten,
-    spread,
-    stretches,
-    thinned,
-    words,
-)
+from gradscope.report.pictures.frame import Frame, line, margin, power_of_ten, stretches, thinned, words
 from gradscope.report.pictures.picture import Picture
 from gradscope.report.pictures.svg import element, escaped
 from gradscope.report.pictures.theme import Size, stroke
