@@ -64,6 +64,13 @@ class CellChain(JacobianChain):
 
         Of an LSTM's 2n x 2n Jacobian the half that reads c is two diagonals.
         """
+        return self._kept_parts[t] if self._kept_parts else self._parts(t)
+
+    @cached_property
+    def _kept_parts(self) -> list[list[Array]]:
+        return [self._parts(t) for t in range(self.steps)] if self._small else []
+
+    def _parts(self, t: int) -> list[Array]:
         parts = []
         for source in range(self.size // self.width):
             paths = [path for path in self.paths if path.source == source]
@@ -148,7 +155,7 @@ class CellChain(JacobianChain):
         probe = random_row(self.size)
         return self.sizes, nonzero(self.push(probe), self.sizes, self.pull(probe))
 
-    @property
+    @cached_property  # asked for at every step
     def span(self) -> float:
         """Of slopes and links, in bits; the entries of a recurrent matrix are not that far apart."""
         if self.beyond:
@@ -229,12 +236,16 @@ class CellChain(JacobianChain):
     @property
     def width(self) -> int:
         """Columns of a part: the hidden size, or the whole state for a cell without a per-unit form."""
-        return self.paths[0].width
+        return self.paths[0].width if self.paths else self.size
 
     def _sum(self, t: int) -> Array:
-        out = np.zeros((self.size, self.size))
-        for path in self.paths:
-            path.add_to(out[:, self._columns(path)], t)
+        out, n = np.zeros((self.size, self.size)), self.width
+        for source, part in enumerate(self.parts(t)):
+            columns = out[:, source * n : (source + 1) * n]
+            if len(part) == self.size:
+                columns[:] = part
+            else:
+                np.einsum("cii->ci", columns.reshape(-1, n, n))[...] = part  # a view
         return out
 
 

@@ -46,9 +46,11 @@ class JacobianChain(StepSource):
     @cached_property
     def _kept(self) -> list[Array]:
         """All steps at once, if they are small: they are gone through several times."""
-        if 8 * self.steps * self.size**2 > _KEEP_BYTES:
-            return []
-        return [self._sum(t) for t in range(self.steps)]
+        return [self._sum(t) for t in range(self.steps)] if self._small else []
+
+    @property
+    def _small(self) -> bool:
+        return 8 * self.steps * self.size**2 <= _KEEP_BYTES
 
     @abstractmethod
     def _sum(self, t: int) -> Array:

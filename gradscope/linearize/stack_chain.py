@@ -265,7 +265,7 @@ class StackChain(JacobianChain):
             columns[:, own] = layer.pull(columns[:, own])
         return sizes, nonzero(rows, sizes, columns)
 
-    @property
+    @cached_property  # asked for at every step
     def span(self) -> float:
         """At most the bits of all layers and of what is read between them."""
         if self.beyond:
