@@ -50,9 +50,9 @@ _FEW_SQUARE = 3e-4
 _ALONE, _SEVERAL_CALLS, _SEVERAL = 2.5, 7.0, 1.8
 # Units for a step of a chain whose spectrum is there already.
 KNOWN = 1e-3
-# How often its twenty are timed, 40 ms in all: long enough to see that others are at work as well.
-_TIMED = 50
-# The same at a glance, where the answer is not near; and how far off that may be.
+# So many of it are timed at once, and how often, 40 ms in all: long enough to see that others are at work.
+_AT_ONCE, _TIMED = 5, 200
+# The same at a glance, of which the quickest counts, where the answer is not near; how far off that may be.
 _GLANCED, _DOUBTED = 3, 3.0
 # Passes of a block of columns over a chain for its top values and those of its lags; columns of a block.
 TOP_PASSES, _COLUMNS = 11, 16
@@ -273,22 +273,28 @@ def _waited(work: Work, at_once: int) -> float:
 
 def surely_below(limit: float, works: Sequence[Work]) -> bool:
     """Whether all of it takes less than so many seconds, seen at a glance."""
-    return _DOUBTED * sum(map(units, works)) * unit_seconds(_GLANCED) < limit
+    return _DOUBTED * sum(map(units, works)) * min(_timed(_GLANCED)) < limit
 
 
 @cache
-def unit_seconds(timed: int = _TIMED) -> float:
-    """Seconds that a small factorisation with what is around it takes here, now; timed : so often twenty."""
+def unit_seconds() -> float:
+    """Seconds that a small factorisation with what is around it takes here, now."""
+    each = _timed(_TIMED)
+    return sum(each) / len(each)
+
+
+@cache
+def _timed(often: int) -> list[float]:
+    """The same, by a few, timed so often."""
     a = np.random.default_rng(0).normal(size=(64, 64))
 
     def once() -> float:
         began = time.perf_counter()
-        for _ in range(20):
+        for _ in range(_AT_ONCE):
             lu = dgetrf(a.T)[0]
             np.ldexp(np.abs(a @ lu).max(axis=1), 1)
-        return (time.perf_counter() - began) / 20
+        return (time.perf_counter() - began) / _AT_ONCE
 
     with one_blas_thread():
         once()
-        each = [once() for _ in range(timed)]
-    return sum(each) / len(each)
+        return [once() for _ in range(often)]
