@@ -83,7 +83,7 @@ def prefixes(
             group, alone = count // 2, ALONE
             continue
         graded, worst = found
-        growth = np.abs(graded.x).max(initial=0)
+        growth = graded.largest_in_x.max(initial=0)
         if not growth < LARGEST:  # not >=, or NaN passes
             raise RangeError
         yield from products[:-1]
@@ -164,7 +164,7 @@ def reset(graded: Graded) -> Graded:
 
     What x has lost of its condition is then in y, from where the next step takes it into d.
     """
-    size = np.abs(graded.x).max(axis=-1, initial=0)
+    size = graded.largest_in_x
     if graded.rank == 0 or not size.all():
         return graded
     factors = factor(graded, graded.x, size, np.zeros(graded.x.shape[-1], int), partial(all_of, 0))

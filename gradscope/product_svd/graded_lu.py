@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -15,8 +15,8 @@ from gradscope.product_svd.lapack import dgetrf, dlaswp
 # noise if any is.
 SUSPECT = 1e-10
 NOISE = 1e-13
-# d whose exponents differ by less can be multiplied with as they are.
-MAX_RANGE = 450
+# d whose exponents differ by less can be multiplied with as they are, taken from the middle.
+MAX_RANGE = 900
 # Entries of N this many bits below those of x change nothing, with room for pivot growth.
 NEGLIGIBLE_BITS = 64
 # Rows of N that are cut off at the same column.
@@ -44,6 +44,11 @@ class Graded:
     def rank(self) -> int:
         """How many directions are left."""
         return int(self.mantissa.shape[-1])
+
+    @cached_property
+    def largest_in_x(self) -> Array:
+        """(r,) the largest entry of every row of x."""
+        return np.asarray(np.abs(self.x).max(axis=-1, initial=0))
 
     @property
     def apart(self) -> list[Graded]:
@@ -82,7 +87,7 @@ class Factors:
     weight: Array
     worst: float
 
-    @property
+    @cached_property
     def pivots(self) -> Array:
         """(kept,) diagonal of U."""
         return self.lu.diagonal(0, -2, -1)[..., : self.kept]
@@ -96,7 +101,7 @@ class Factors:
         """L^T, (kept, m), its columns in the order of the states."""
         columns = self.lu.shape[-2]
         lower = self.lu.swapaxes(-1, -2)[..., : self.kept, :] * _strictly_upper(columns)[: self.kept]
-        np.einsum("...ii->...i", lower[..., : self.kept])[...] = 1  # a view
+        lower.reshape(*lower.shape[:-2], -1)[..., :: columns + 1] = 1  # the diagonal, in place
         back = self.permutation.argsort(axis=-1)
         if back.ndim == 1:
             return lower.take(back, axis=1)
@@ -121,18 +126,21 @@ class Factors:
 
     def _upper(self, i: int, j: int, end: int) -> Array:
         """Rows i to j of N above the diagonal, up to a column."""
-        exponent = self.exponent[..., i:end] - self.exponent[..., i : i + 1]
-        mantissa, lu, pivots = self.mantissa[..., i:end], self.lu[..., i:j, i:end], self.pivots[..., i:j]
-        if np.abs(exponent).max() < MAX_RANGE:
-            d = np.ldexp(mantissa, exponent)
-            n = lu * d[..., None, :]
-            n /= (pivots * d[..., : j - i])[..., None]
+        size, pivots = j - i, self.pivots[..., i:j]
+        lu = self.lu[..., i:j, i:end].swapaxes(-1, -2)  # transposed, as it lies in memory
+        mantissa, exponent = self.mantissa[..., i:end], self.exponent[..., i:end]
+        high, low = exponent.max(axis=-1, keepdims=True), exponent.min(axis=-1, keepdims=True)
+        if (high - low).max() < MAX_RANGE:
+            d = np.ldexp(mantissa, exponent - (high + low) // 2)
+            n = lu * d[..., None]
+            n[..., :size, :] *= _strictly_lower(size)  # the rest is L
+            n /= (pivots * d[..., :size])[..., None, :]
         else:
-            n = lu / pivots[..., None]
-            n *= mantissa[..., None, :] / mantissa[..., : j - i, None]
-            n *= powers_of_two(exponent[..., None, :] - exponent[..., : j - i, None])
-        np.copyto(n[..., : j - i], 0.0, where=_no_upper(j - i))  # what does not belong to U may be infinite
-        return np.asarray(n)
+            n = lu / pivots[..., None, :]
+            n *= mantissa[..., None] / mantissa[..., None, :size]
+            n *= powers_of_two(exponent[..., None] - exponent[..., None, :size])
+            np.copyto(n[..., :size, :], 0.0, where=_strictly_lower(size) == 0)  # of L, which may be infinite
+        return np.asarray(n.swapaxes(-1, -2))
 
 
 def factor(
@@ -158,9 +166,10 @@ def factor(
         kept = min(live, lu.shape[-2])
         pivots = np.abs(lu.diagonal(0, -2, -1)[..., :kept])
         ratio = pivots / _in_order(size, order)[..., :kept]
-        if ratio.min(initial=1.0) <= SUSPECT and np.ptp(after):
-            ratio = np.maximum(ratio, _unscaled(pivots, permutation, rows, order, after))
         worst = float(ratio.min(initial=1.0))
+        if worst <= SUSPECT and np.ptp(after):
+            ratio = np.maximum(ratio, _unscaled(pivots, permutation, rows, order, after))
+            worst = float(ratio.min(initial=1.0))
         if worst < least:
             return None
         if kept == 0 or (forced is None and worst > SUSPECT):
@@ -235,8 +244,8 @@ def _strictly_upper(size: int) -> Array:
 
 
 @cache
-def _no_upper(size: int) -> Array:
-    return np.tri(size, dtype=bool)
+def _strictly_lower(size: int) -> Array:
+    return np.tril(np.ones((size, size)), -1)
 
 
 # ldexp of a whole matrix takes as long as its product with another.

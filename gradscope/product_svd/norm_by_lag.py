@@ -9,7 +9,9 @@ import numpy as np
 
 from gradscope.custom_types import Array
 from gradscope.product_svd import log_scale
+from gradscope.product_svd.graded_chain import SAFE
 from gradscope.product_svd.graded_lu import Graded
+from gradscope.product_svd.lapack import dgesdd
 from gradscope.product_svd.log_scale import LOG10_2
 
 MAX_STEPS = 40
@@ -68,25 +70,30 @@ class LagNorm:
         if graded.rank == 0:
             return -np.inf
         after = after[self.columns]
-        reference = int(after.max(initial=0))
-        y = graded.y[:, self.columns] * np.ldexp(1.0, reference - after)
+        reference, y = int(after.max(initial=0)), graded.y[:, self.columns]
+        if after.any():
+            y = y * np.ldexp(1.0, reference - after)
         # Largest entries, not norms: rows may be so small or large that squares do not fit.
         height = np.abs(y).max(axis=1)
         with np.errstate(divide="ignore"):
-            parts = np.abs([np.abs(graded.x).max(axis=1), height, graded.mantissa])
+            parts = np.abs([graded.largest_in_x, height, graded.mantissa])
             log_size = np.log2(parts).sum(axis=0) + graded.exponent
-        keep = log_size > log_size.max() + np.log2(BELOW)
-        if np.isneginf(log_size).all():
+        largest = float(log_size.max())
+        if largest == -math.inf:
             return -np.inf
-        shift = int(log_size.max())
+        shift = int(largest)
         entries = math.sqrt(graded.x.shape[1] * y.shape[1])  # the norm is at most so many of the largest
         bound = math.log2(np.exp2(log_size - shift).sum() * entries) + shift - reference
         if bound * LOG10_2 < min(self.floor, self.peak) - TIED:
             return float(bound * LOG10_2)
-        height, carried = np.frexp(height[keep])
-        y = np.ldexp(y[keep], -carried[:, None]) / height[:, None]
-        d = np.ldexp(graded.mantissa[keep] * height, graded.exponent[keep] + carried - shift)
-        sigma = self._norm(graded.x[keep] * d[:, None], y)
+        keep = log_size > largest + math.log2(BELOW)
+        y, height = y[keep], height[keep]
+        d, exponent = graded.mantissa[keep], graded.exponent[keep] - shift
+        if not (height.min() >= SAFE[0] and height.max() < SAFE[1]):
+            height, carried = np.frexp(height)
+            y = np.ldexp(y, -carried[:, None]) / height[:, None]
+            d, exponent = d * height, exponent + carried
+        sigma = self._norm(graded.x[keep] * np.ldexp(d, exponent)[:, None], y)
         norm = float(log_scale.log10(sigma, shift - reference))
         self.peak = max(self.peak, norm)
         return norm
@@ -135,7 +142,7 @@ def _golub_kahan(x: Array, y: Array, start: Array) -> tuple[Array, float] | None
         bidiagonal[j, j], bidiagonal[j + 1, j] = alpha, beta
         if j < FEWEST_STEPS and beta > TINY:
             continue
-        left, sigmas, _ = np.linalg.svd(bidiagonal[: j + 2, : j + 1], full_matrices=False)
+        left, sigmas, _, _ = dgesdd(bidiagonal[: j + 2, : j + 1], full_matrices=0)
         sigma = float(sigmas[0])
         still = still + 1 if sigma - last <= TOLERANCE * sigma else 0
         last = sigma
