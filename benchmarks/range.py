@@ -1,7 +1,7 @@
 """Inputs from 1 to 1e6, weights from 1e-3 to 1e3, every cell: does any analysis end without gain and lags?
 
     python benchmarks/range.py [--cells lstm,gru-relu] [--steps 50,500] [--hidden 6] [--only all]
-                               [--forms alone,backward,stack,loss] [--checked 50] [--done FILE]
+                               [--forms alone,backward,stack,loss] [--checked 50] [--seed 0] [--done FILE]
 
 A row for each form, cell and T: how many analyses there were; in how many the gain at every lag that was
 looked at is that of python-flint, and in how many it is not (0 is asked for); in how many the gain is zero;
@@ -13,7 +13,8 @@ which are the lags 1 to ``--checked``; there is none where states leave float64,
 tests/oracles has no equations of.
 --only : what is measured, "gain" is the full chain's gain and lags alone; --forms : a layer alone, one that
 reads its inputs from their end, two of them one upon the other, and a loss of its last outputs (all that is
-measured); --done : a file to note what is done; what is there is not run again.
+measured); --seed : of the weights and inputs; --done : a file to note what is done; what is there is not run
+again.
 """
 
 from __future__ import annotations
@@ -65,16 +66,18 @@ class Case:
     inputs: float
     hidden: int
     checked: int = 50
+    seed: int = 0
 
     @property
     def key(self) -> dict[str, Any]:
         """What it is known by."""
-        return {name: getattr(self, name) for name in ("form", "cell", "steps", "weights", "inputs")}
+        names = ("form", "cell", "steps", "weights", "inputs", "hidden", "seed")
+        return {name: getattr(self, name) for name in names}
 
     @cached_property
     def layers(self) -> list[dict[str, np.ndarray]]:
         """Parameters of each layer."""
-        rng = np.random.default_rng(1)
+        rng = np.random.default_rng([1, self.seed])
         sizes = [FEATURES, self.hidden] if self.form == "stack" else [FEATURES]
         each = [find(self.cell).shapes(self.hidden, size) for size in sizes]
         return [
@@ -85,7 +88,7 @@ class Case:
     @cached_property
     def sequence(self) -> np.ndarray:
         """(1, T, d)."""
-        return self.inputs * np.random.default_rng(2).normal(size=(1, self.steps, FEATURES))
+        return self.inputs * np.random.default_rng([2, self.seed]).normal(size=(1, self.steps, FEATURES))
 
     def analysis(self, only: Only) -> gradscope.Analysis:
         """What gradscope makes of a file of it."""
@@ -212,11 +215,13 @@ def main() -> None:
         default=50,
         help="lags that are compared: the oracle takes longer than the analysis",
     )
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--done", type=Path)
     given = parser.parse_args()
     lists = (given.forms.split(","), given.cells.split(","), map(int, given.steps.split(",")))
     product = itertools.product(*lists, WEIGHTS, INPUTS)
-    rows = sweep([Case(*values, given.hidden, given.checked) for values in product], given.only, given.done)
+    cases = [Case(*values, given.hidden, given.checked, given.seed) for values in product]
+    rows = sweep(cases, given.only, given.done)
     print(
         "| form | cell | T | analyses | right | wrong | zero | ended early | refused | values | zeros | lost "
         "| slowest, s |"

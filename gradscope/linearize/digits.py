@@ -20,7 +20,7 @@ _TWO = exactly(2.0)
 
 def sign(a: Number) -> int:
     """-1, 0 or 1."""
-    if not a.terms:
+    if not a:
         return 0
     ball = a.ball
     if ball > 0:
@@ -32,7 +32,7 @@ def sign(a: Number) -> int:
 
 def _side(a: Number) -> int:
     """Of which sign it is about: what is said for one is right of the other too."""
-    return -1 if a.terms and a.terms[0][1].mid() < 0 else 1
+    return -1 if a.ball.mid() < 0 else 1
 
 
 def _tanh(a: Number) -> Number:
@@ -56,7 +56,7 @@ def _sigmoid(a: Number) -> Number:
 
 
 def _sqrt(a: Number) -> Number:
-    return of_ball(a.ball.sqrt(), stand_in("sqrt", a.fingerprint)) if a.terms else a
+    return of_ball(a.ball.sqrt(), stand_in("sqrt", a.fingerprint)) if a else a
 
 
 def _expm1(a: Number) -> Number:

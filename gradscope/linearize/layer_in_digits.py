@@ -34,14 +34,15 @@ class LayerInDigits:
         self._inputs, self._states = inputs, states
         shapes = tuple((name, value.shape) for name, value in self._weights.items())
         self._step = _program(cell, read, shapes, inputs.shape[1], states.shape[1])
-        self._found: dict[int, dict[str, Any]] = {}
+        self._found: tuple[int, dict[str, Any]] = 0, {}  # bits, and what was made of so many
 
     def paths(self, bits: int) -> dict[str, Any]:
         """See ``Digits``: {"own": paths, "input": slopes by the input, where it is ``read``}."""
-        if bits not in self._found:
+        if bits != self._found[0]:
+            self._found = 0, {}  # not both at once: numbers are large
             with precision(bits):
-                self._found[bits], _ = self._computed()
-        return self._found[bits]
+                self._found = bits, self._computed()[0]
+        return self._found[1]
 
     def wide(self) -> tuple[dict[str, Any], tuple[Array, Wide]]:
         """The same as ``Wide``; and what the last state is near, and has beside that.

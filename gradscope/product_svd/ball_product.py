@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -54,8 +54,8 @@ def precision(bits: int) -> Iterator[None]:
 class BallRun(Outcome):
     """One pass over T steps in balls of so many bits, and its finish.
 
-    rank : how many values there are at most; None is the largest alone; apart : whether terms of different
-    sizes are kept apart in the product. lost : of how many values the bits leave nothing; unsure : (T,) of
+    rank : how many values there are at most; None is the largest alone; apart : whether the product is of
+    ``scales.Number`` as the steps are. lost : of how many values the bits leave nothing; unsure : (T,) of
     which lags.
     """
 
@@ -114,10 +114,10 @@ def with_enough_bits(
 ) -> BallRun:
     """With as many as it takes, or the most. Raises UnknownDigitsError.
 
-    scales : whether the steps are of ``scales.Number``, whose terms are kept apart where the gain or a lag
-    takes that: their product takes some times as long, and a bit for each step that a row is divided at.
+    scales : whether the steps are of ``scales.Number``, of which the product is made too where the gain or
+    a lag takes that.
     """
-    bits, most = FEWEST + (steps if scales else 0), min(most, MOST)
+    bits, most = FEWEST, min(most, MOST)
     while True:
         try:
             for apart in (False, True) if scales else (False,):
@@ -151,46 +151,14 @@ def _products(steps: int, balls: StepBalls, bits: int) -> Iterator[Array]:
 
 
 def _products_apart(steps: int, balls: StepBalls, bits: int) -> Iterator[Array]:
-    """The same, found in numbers; each row less a factor, a ball, of which no terms need be known."""
+    """The same of ``scales.Number``, which knows what cancels."""
     from gradscope.product_svd.scales import row_through
 
-    every = [balls(t, bits) for t in range(steps)]
-    reach = _reach(every)
-    rows: list[Any] = every[-1].tolist()
-    factors: list[Any] = [1] * len(rows)
+    rows: list[Any] = []
     for t in reversed(range(steps)):
-        if t < steps - 1:
-            for k, row in enumerate(rows):
-                over, factor = _over_what_leads(row, reach[t])
-                rows[k], factors[k] = row_through(over, every[t]), factors[k] * factor
-        yield np.array(
-            [[one.ball * factor for one in row] for row, factor in zip(rows, factors, strict=True)], object
-        )
-
-
-def _reach(every: Sequence[Array]) -> list[Array]:
-    """log2 of the most that each row of A_t leads to in A_t ... A_1, if no terms cancel.
-
-    Before steps from which nothing comes, to the most up to these.
-    """
-    found, reach = [], np.zeros(every[0].shape[1])
-    for step in every:
-        sizes = np.array([[one.size for one in row] for row in step.tolist()]).reshape(step.shape)
-        reach = (sizes + reach).max(axis=1, initial=-np.inf)
-        if not np.isfinite(reach).any():
-            reach = np.zeros(len(step))
-        found.append(reach)
-    return found
-
-
-def _over_what_leads(row: Sequence[Any], reach: Array) -> tuple[Sequence[Any], Any]:
-    """A row over the entry that leads to most, and that entry.
-
-    What is cut off of its terms would be cut off of all that it leads to, and where these cancel nothing
-    were left: of its ratio to itself nothing is. reach : of the rows of the next step.
-    """
-    leading = row[int(np.argmax([one.size for one in row] + reach))]
-    return ([one / leading for one in row], leading.ball) if leading.told else (row, 1)
+        step = balls(t, bits)
+        rows = [row_through(row, step) for row in rows] if rows else step.tolist()
+        yield np.array([[one.ball for one in row] for row in rows], object).reshape(-1, step.shape[1])
 
 
 def _as_balls(matrix: Array) -> Array:

@@ -18,7 +18,7 @@ from gradscope.product_svd.steps import Steps, UnknownDigitsError
 # one takes some microseconds where units saturate, and of more bits as many times longer.
 MOST_OPERATIONS, MOST_FOR_VALUES, BITS_AT_ONCE = 10_000_000, 1_000_000, 1000
 # Seconds that one takes with the fewest bits that are tried, where gates saturate; how many are worth a word.
-_SECONDS, _LONG = 2e-5, 2.0
+_SECONDS, _LONG = 1e-5, 2.0
 _log = logging.getLogger(__name__)
 
 

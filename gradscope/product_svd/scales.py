@@ -1,9 +1,11 @@
-"""Numbers that are sums of terms of very different sizes: 1 + exp(-1e6), of which no ball has both.
+"""Numbers that know what they are made of: 1 + exp(-1e6), of which no ball has both.
 
-Every term is a ball (python-flint's ``arb``) and a fingerprint: what its formula makes, modulo a prime,
-of numbers that are drawn for its exponentials. Where terms cancel, what is left of their balls may be 0 or
-not; if its fingerprint is 0, so is the formula, and terms that are smaller by exp(-1e6) come to light (to
-decide an identity by random values: Schwartz 1980, doi:10.1145/322217.322225).
+A number has a ball (python-flint's ``arb``); a fingerprint, which is what its formula makes, modulo a prime,
+of numbers that are drawn for its exponentials; and the numbers that it is the sum, product, ... of. Where
+terms cancel, what is left of their balls may be 0 or not; if its fingerprint is 0, so is the formula (to
+decide an identity by random values: Schwartz 1980, doi:10.1145/322217.322225). If not, a term is split by a
+detail, as (1 + exp(-1e6)) x is into x and exp(-1e6) x, until terms cancel as formulas and details come to
+light. Nothing is cut off, and nothing is multiplied out but where it takes that.
 """
 
 from __future__ import annotations
@@ -11,10 +13,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from bisect import bisect
+import operator
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
-from operator import itemgetter
+from functools import lru_cache, reduce
+from operator import attrgetter
 from typing import Any
 
 import flint
@@ -25,134 +28,277 @@ from gradscope.product_svd.steps import UnknownDigitsError
 
 # Fingerprints are residues modulo this prime; two formulas share one by chance once in 1e35 or so.
 PRIME = 2**127 - 1
-# Terms that are kept of a number, more from so many bits on: products take as many times as long as they have
-# terms. Powers of what is beside its largest term that an exponential is developed in.
-_TERMS, _FROM, _POWERS = (2, 4, 8), (512, 2048), 4
-_size_of = itemgetter(0)
-# Exponentials of one step that are known again: its values and slopes have the same.
-_KNOWN = 512
-_exponentials: dict[tuple[int, int], Number] = {}
-# log2(size), the ball and its fingerprint.
-Term = tuple[float, Any, int]
+# How often terms of one sum are split until it is called unknown.
+_MOST_TURNS = 1000
+_size_of, _gap_of = attrgetter("size"), attrgetter("gap")
 
 
 class Number:
-    """The sum of its terms, the largest first; the last may be a ball about 0, of what was left out."""
+    """One that has no detail.
 
-    __slots__ = ("terms",)
+    ball : all of it; size : log2 of it, or of what it is at most; gap : how many bits below it the finest
+    detail is that it can be split by, 0 where there is none.
+    """
 
-    def __init__(self, terms: tuple[Term, ...] = ()) -> None:
-        self.terms = terms
+    __slots__ = ("ball", "fingerprint", "gap", "size")
 
-    @property
-    def ball(self) -> Any:
-        """All of it."""
-        if len(self.terms) == 1:
-            return self.terms[0][1]
-        return sum((ball for _, ball, _ in reversed(self.terms)), flint.arb(0))
+    def __init__(self, ball: Any, fingerprint: int, size: float, gap: float = 0.0) -> None:
+        self.ball, self.fingerprint, self.size, self.gap = ball, fingerprint, size, gap
 
-    @property
-    def fingerprint(self) -> int:
-        """Of all of it."""
-        return sum(one for *_, one in self.terms) % PRIME
+    def __bool__(self) -> bool:
+        """Whether it is anything but 0, as a formula."""
+        return bool(self.fingerprint)
 
-    @property
-    def size(self) -> float:
-        """log2 of it, about; -inf of 0."""
-        return self.terms[0][0] if self.terms else -math.inf
-
-    @property
-    def told(self) -> bool:
-        """Whether it is certainly not 0."""
-        return bool(self.terms) and not self.terms[0][1].contains(0)
+    def split(self) -> tuple[Number, ...]:
+        """Parts that it is the sum of, each with fewer details or far below the first."""
+        return (self,)
 
     def __float__(self) -> float:
         return float(self.ball.mid())
 
     def __neg__(self) -> Number:
-        return Number(tuple((size, -ball, (PRIME - one) % PRIME) for size, ball, one in self.terms))
+        return self * _MINUS
 
     def __add__(self, other: Number) -> Number:
-        if not (self.terms and other.terms):
-            return self if self.terms else other
-        if len(self.terms) == len(other.terms) == 1:  # what most are
-            one, more = self.terms[0], other.terms[0]
-            if abs(one[0] - more[0]) <= flint.ctx.prec / 2:
-                both = _together((one, more))
-                return ZERO if both is None else Number((both,))
-        return _in_order([*self.terms, *other.terms])
+        return total((self, other))
 
     def __sub__(self, other: Number) -> Number:
-        return self + -other
+        return total((self, -other))
 
     def __mul__(self, other: Number) -> Number:
-        if not (self.terms and other.terms):
+        if not (self and other):
             return ZERO
-        if len(self.terms) == len(other.terms) == 1:
-            (size, ball, one), (more, by, factor) = self.terms[0], other.terms[0]
-            return Number(((size + more, ball * by, one * factor % PRIME),))
-        return _in_order(_products(self, other))
+        if other is ONE or self is ONE:
+            return self if other is ONE else other
+        ball, own = self.ball * other.ball, self.fingerprint * other.fingerprint % PRIME
+        size, gap = self.size + other.size, max(self.gap, other.gap)
+        return _Product(ball, own, size, gap, *_together(self, other)) if gap else Number(ball, own, size)
 
     def __truediv__(self, other: Number) -> Number:
-        """Term by term, so that factors of both cancel.
-
-        Raises UnknownDigitsError where ``other`` may be 0.
-        """
-        whole = other.ball
-        if whole.contains(0):
+        """Raises UnknownDigitsError where ``other`` may be 0."""
+        if other.ball.contains(0):
             raise UnknownDigitsError
-        if not self.terms:
+        if not self:
             return self
-        size, by, one = other.terms[0]
-        inverse = pow(one, -1, PRIME)
-        if len(other.terms) == 1:
-            return Number(tuple((own - size, a / by, b * inverse % PRIME) for own, a, b in self.terms))
-        found: list[Term] = []
-        left = self
-        while left.terms and len(found) < _most_terms() and not left.terms[0][1].contains(0):
-            first = left.terms[0]
-            found.append((first[0] - size, first[1] / by, first[2] * inverse % PRIME))
-            left = left - Number((found[-1],)) * other
-        if left.terms:
-            ball, own = left.ball / whole, left.fingerprint * pow(other.fingerprint, -1, PRIME)
-            found.append((_size(ball), ball, own % PRIME))
-        return _in_order(found)
+        ball, own = self.ball / other.ball, self.fingerprint * _inverse(other.fingerprint) % PRIME
+        size, gap = self.size - other.size, max(self.gap, other.gap)
+        return _Quotient(ball, own, size, gap, self, other) if gap else Number(ball, own, size)
 
     def exp(self) -> Number:
         """Of it; exponentials of a, 2 a and -a have fingerprints that know of each other."""
-        if not self.terms:
+        if not self:
             return ONE
-        if not math.isfinite(self.size):  # these have no formula to be known by
-            return self._exponential()
-        key = flint.ctx.prec, self.fingerprint
-        if key not in _exponentials:
-            if len(_exponentials) >= _KNOWN:
-                _exponentials.clear()
-            _exponentials[key] = self._exponential()
-        return _exponentials[key]
-
-    def _exponential(self) -> Number:
         own = _of_exponential(self.fingerprint)
-        if len(self.terms) == 1:
-            ball = self.terms[0][1]
-            small = abs(ball) < 0.5
-            return ONE + of_ball(ball.expm1(), own - 1) if small else of_ball(ball.exp(), own)
-        first, beside = self.terms[0], Number(self.terms[1:])
-        by = of_ball(first[1].exp(), _of_exponential(first[2]))
-        found = by * _powers(beside)
-        left = abs(beside.ball)
-        return with_rest(found, by.ball * left**_POWERS * left.exp(), own)
+        if self.size < -_near():
+            return ONE + _series(self, 1, own - 1)
+        ball = self.ball.exp()
+        found, gap = Number(ball, own, _size(ball)), self.gap - self.size
+        return _Exponential(ball, own, found.size, gap, self) if self.gap and gap > _near() else found
 
 
-ZERO = Number()
+class _Made(Number):
+    """One of others."""
+
+    __slots__ = ("_apart", "of")
+
+    def __init__(self, ball: Any, fingerprint: int, size: float, gap: float, *of: Any) -> None:
+        super().__init__(ball, fingerprint, size, gap)
+        self.of = of
+        self._apart: tuple[Number, ...] | None = None
+
+    def split(self) -> tuple[Number, ...]:
+        if self._apart is None:
+            self._apart = self._split()
+        return self._apart
+
+    def _split(self) -> tuple[Number, ...]:
+        raise NotImplementedError
+
+
+class _Product(_Made):
+    """Of factors with details, one for every step of a chain or more, and one without at most."""
+
+    __slots__ = ()
+
+    def _split(self) -> tuple[Number, ...]:
+        return tuple(_without(self, max(self.of, key=_gap_of)))
+
+
+class _Quotient(_Made):
+    """a / b."""
+
+    __slots__ = ()
+
+    def _split(self) -> tuple[Number, ...]:
+        a, b = self.of
+        if a.gap >= b.gap:
+            return tuple(part / b for part in a.split())
+        lead, rest = _apart(b, b.size - _near())
+        return a / lead, -(self * rest / lead)
+
+
+class _Exponential(_Made):
+    """exp(a)."""
+
+    __slots__ = ()
+
+    def _split(self) -> tuple[Number, ...]:
+        (a,) = self.of
+        lead, rest = _apart(a, -_near())
+        found = lead.exp()
+        return found, found * _series(rest, 1, self.fingerprint * _inverse(found.fingerprint) - 1)
+
+
+class _Series(_Made):
+    """The terms x^j / j! from some j on, of a small x.
+
+    What is left of them after one is below 2 x / j of that.
+    """
+
+    __slots__ = ()
+
+    def _split(self) -> tuple[Number, ...]:
+        x, first = self.of
+        lead = rational(1, math.factorial(first))
+        for _ in range(first):
+            lead = lead * x
+        return lead, _series(x, first + 1, self.fingerprint - lead.fingerprint)
+
+
+class _Sum(_Made):
+    """Of terms."""
+
+    __slots__ = ()
+
+    def _split(self) -> tuple[Number, ...]:
+        return self.of
+
+
+def total(values: Iterable[Number]) -> Number:
+    """The sum of all."""
+    terms = sorted(filter(None, values), key=_size_of, reverse=True)
+    for turn in itertools.count():
+        if len(terms) < 2:
+            return terms[0] if terms else ZERO
+        leading, ball, known = _leading(terms)
+        if known or turn == _MOST_TURNS:
+            break
+        first = _gathered(terms[:leading])
+        if len(first) == leading:
+            found = _finest(first)
+            if found is None:
+                break
+            which, factor = found
+            first[which : which + 1] = _without(first[which], factor)
+        terms = sorted([*first, *terms[leading:]], key=_size_of, reverse=True)
+    return _summed(terms, leading, ball)
+
+
+def _factors(one: Number) -> tuple[Number, ...]:
+    return one.of if isinstance(one, _Product) else (one,)
+
+
+def _together(a: Number, b: Number) -> list[Number]:
+    """The factors of a product, of which one at most has no detail."""
+    factors = [*_factors(a), *_factors(b)]
+    plain = [one for one in factors if not one.gap]
+    return factors if len(plain) < 2 else [one for one in factors if one.gap] + [plain[0] * plain[1]]
+
+
+def _finest(terms: Sequence[Number]) -> tuple[int, Number] | None:
+    """The term to split, and by which of its factors: the finest detail of all that the terms do not share.
+
+    Before a factor goes a sum, in a term without it, that has it in its own terms: then they may share it.
+    """
+    each = [Counter(factor.fingerprint for factor in _factors(one) if factor.gap) for one in terms]
+    common = reduce(operator.and_, each)
+    found = [
+        (which, factor)
+        for which, one in enumerate(terms)
+        for factor in _factors(one)
+        if factor.gap and each[which][factor.fingerprint] > common[factor.fingerprint]
+    ]
+    if not found:
+        return None
+    which, factor = max(found, key=lambda pair: pair[1].gap)
+    own = factor.fingerprint
+    return next(((k, one) for k, one in found if own not in each[k] and _has(one, own)), (which, factor))
+
+
+def _has(one: Number, fingerprint: int) -> bool:
+    """Whether it is a sum with a term that has this factor."""
+    parts = one.of if isinstance(one, _Sum) else ()
+    return any(factor.fingerprint == fingerprint for part in parts for factor in _factors(part))
+
+
+def _without(one: Number, factor: Number) -> Iterable[Number]:
+    """A term as the sum of terms, by one of its factors."""
+    others = list(_factors(one))
+    others.remove(factor)
+    rest = reduce(operator.mul, others, ONE)
+    return filter(None, (part * rest for part in factor.split()))
+
+
+def _apart(one: Number, least: float) -> tuple[Number, Number]:
+    """It without a detail whose log2 is ``least`` at most, and that."""
+    leading: list[Number] = [one]
+    below: list[Number] = []
+    while not below and (finest := max(leading, key=_gap_of)).gap:
+        leading.remove(finest)
+        for part in finest.split():
+            (below if part.size <= least else leading).append(part)
+    return total(leading), total(below)
+
+
+def _gathered(terms: Iterable[Number]) -> list[Number]:
+    """Terms without those that cancel as formulas, and twice one that is there twice."""
+    found: dict[int, Number] = {}
+    for one in terms:
+        while one.fingerprint in found:
+            one = found.pop(one.fingerprint) * _TWO
+        if not found.pop(PRIME - one.fingerprint, None):
+            found[one.fingerprint] = one
+    return [*found.values()] if sum(found) % PRIME else []
+
+
+def _leading(terms: Sequence[Number]) -> tuple[int, Any, bool]:
+    """How many terms, the largest first, are not far below their sum; that; and whether it is known."""
+    near, least = _near(), terms[0].size - _near()
+    ball, size, count = terms[0].ball, terms[0].size, 1
+    while count < len(terms) and terms[count].size > size - near:
+        while count < len(terms) and terms[count].size > size - near:
+            ball = ball + terms[count].ball
+            count += 1
+        size = _size(ball)
+        if size < least or ball.contains(0):
+            return count, ball, False
+    return count, ball, True
+
+
+def _summed(terms: Sequence[Number], leading: int, ball: Any) -> Number:
+    """Their sum, of whose leading terms this is the ball."""
+    size = _size(ball)
+    for one in terms[leading:]:
+        ball = ball + one.ball
+    own = sum(one.fingerprint for one in terms) % PRIME
+    if leading < len(terms):
+        gap = size - terms[leading].size
+    else:
+        gap = max(one.gap and size - one.size + one.gap for one in terms)
+    return _Sum(ball, own, size, gap, *terms) if gap > _near() else Number(ball, own, _size(ball))
+
+
+def _near() -> float:
+    """How many bits below a number something is a detail: nearer ones are among its digits."""
+    return flint.ctx.prec / 2
 
 
 def of_ball(ball: Any, fingerprint: int) -> Number:
-    """One term."""
-    return Number(((_size(ball), ball, fingerprint),)) if fingerprint or not ball.is_zero() else ZERO
+    """One without details."""
+    return Number(ball, fingerprint % PRIME, _size(ball)) if fingerprint or not ball.is_zero() else ZERO
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _inverse(of: int) -> int:
     return pow(of, -1, PRIME)
 
@@ -165,15 +311,9 @@ def rational(above: int, below: int = 1) -> Number:
 def exactly(value: float) -> Number:
     """A float, exactly; infinite ones have no digits."""
     if not math.isfinite(value):
-        return Number(((math.inf, flint.arb(value), 1),))
+        return Number(flint.arb(value), 1, math.inf)
     above, below = value.as_integer_ratio()
     return of_ball(flint.arb(value), above * _inverse(below) % PRIME)
-
-
-def with_rest(found: Number, bound: Any, fingerprint: int) -> Number:
-    """A number that is off by no more than ``bound``, which is part of it then."""
-    rest = flint.arb(0, bound.abs_upper())
-    return found + Number(((_size(rest), rest, (fingerprint - found.fingerprint) % PRIME),))
 
 
 def numbers(values: Any) -> Array:
@@ -189,15 +329,9 @@ def balls(values: Array) -> Array:
     return np.asarray(np.frompyfunc(lambda one: one.ball, 1, 1)(values))
 
 
-def total(values: Iterable[Number]) -> Number:
-    """The sum of all, whose terms are put in order once."""
-    return _in_order([term for one in values for term in one.terms])
-
-
 def dot(left: Iterable[Number], right: Iterable[Number]) -> Number:
     """The sum of their products."""
-    terms = [term for a, b in zip(left, right, strict=True) for term in _products(a, b)]
-    return _in_order(terms)
+    return total(a * b for a, b in zip(left, right, strict=True) if a and b)
 
 
 def row_through(row: Sequence[Number], matrix: Array) -> list[Number]:
@@ -234,77 +368,29 @@ def _of_exponential(of: int) -> int:
     return pow(stand_in("exp", least) ** 2, pow(2, turns, (PRIME - 1) // 2), PRIME)
 
 
-def _powers(small: Number) -> Number:
-    """The exponential's series, of so many powers from 0 on."""
-    found, power = [ONE], ONE
-    for k in range(1, _POWERS):
-        power = small if k == 1 else power * small * rational(1, k)
-        found.append(power)
-    return total(found)
-
-
-def _products(a: Number, b: Number) -> list[Term]:
-    return [
-        (size + other, ball * by, one * factor % PRIME)
-        for size, ball, one in a.terms
-        for other, by, factor in b.terms
-    ]
-
-
-def _in_order(terms: list[Term]) -> Number:
-    """Terms of about one size as one, the largest first; the last is all that its digits say nothing of."""
-    count = len(terms)
-    if count < 2:
-        return Number(tuple(terms))
-    terms.sort(key=_size_of, reverse=True)
-    near, last = flint.ctx.prec / 2, _most_terms() - 1
-    found: list[Term] = []
-    at, alike = 0, True
-    while at < count:
-        first, least = at, terms[at][0] - near
-        at += 1
-        while at < count and terms[at][0] >= least:
-            at += 1
-        if len(found) == last:
-            at = count
-        one: Term | None = terms[first]
-        if at - first > 1:
-            one, alike = _together(terms[first:at]), False
-        if one is None:
-            continue
-        if at < count and one[1].contains(0):
-            one, alike, at = _together([one, *terms[at:]]), False, count
-        if one is not None:
-            found.append(one)
-    if not alike and any(after[0] > before[0] for before, after in itertools.pairwise(found)):
-        found.sort(key=_size_of, reverse=True)
-    return Number(tuple(found))
-
-
-def _together(terms: Sequence[Term]) -> Term | None:
-    """The sum of two and more, None where that is 0 as a formula."""
-    ball, own = terms[-1][1], terms[-1][2]
-    for _, more, another in terms[-2::-1]:
-        ball += more
-        own += another
-    own %= PRIME
-    return (_size(ball), ball, own) if own or not ball.contains(0) else None
-
-
-def _most_terms() -> int:
-    """Of a number of so many bits."""
-    return _TERMS[bisect(_FROM, flint.ctx.prec)]
+def _series(x: Number, first: int, fingerprint: int) -> Number:
+    """See ``_Series``; its fingerprint is what is left of an exponential's."""
+    if not x:
+        return x
+    term = x.ball**first / math.factorial(first)
+    found, last, bits = term, first, 0.0
+    while bits < flint.ctx.prec:
+        last, bits = last + 1, bits - x.size
+        term = term * x.ball / last
+        found = found + term
+    found = found + flint.arb(0, abs(term).upper())  # twice what is left, and more
+    return _Series(found, fingerprint % PRIME, _size(found), -x.size, x, first)
 
 
 def _size(ball: Any) -> float:
-    """log2 of it, about."""
+    """log2 of it, of what it is at most where it may be 0."""
     if not ball.is_finite():
         return math.inf
     if ball.rel_accuracy_bits() < 1:
         ball = ball.abs_upper()
-    digits, exponent = ball.mid().man_exp()
-    length = digits.bit_length()
-    return float(int(exponent)) + length if length else -math.inf
+    digits, exponent = map(int, ball.mid().man_exp())
+    return exponent + math.log2(abs(digits)) if digits else -math.inf
 
 
-ONE = exactly(1.0)
+ZERO = Number(flint.arb(0), 0, -math.inf)
+ONE, _TWO, _MINUS = (exactly(one) for one in (1.0, 2.0, -1.0))

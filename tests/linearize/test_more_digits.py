@@ -199,14 +199,79 @@ def test_slopes_cancel_as_formulas():
             ((a + g).exp() - e, lambda: flint.arb(-5e4).exp()),
         ):
             if true is None:
-                assert not found.terms
+                assert not found
             else:
                 assert abs(found.ball - true()) < 1e-25 * abs(true())
 
 
+def test_what_cancels_deep_within_a_series():
+    """Of 1 / (1 - q) and exp(q) a hundred terms are alike before anything is left, in balls of 80 digits."""
+    with precision(256):
+        q, e = (exactly(one).exp() for one in (-400.0, -4e4))
+        ratio, power = ONE / (ONE - q), (exactly(3.0) + q).exp()
+        gate = ONE - e
+        for series in (ratio, power, ratio * power, ratio / power, (ratio + power) * ratio):
+            left = (e * series - gate * (e * series)).ball
+            assert abs(left / (e * e * series).ball - 1) < 1e-70
+            moved = (ratio + e) * series
+            left = (moved - ratio * series - gate * e * series).ball
+            assert abs(left / (e * e * series).ball - 1) < 1e-70
+        # What is left without an end of the series: x - q x - x (1 - q).
+        assert not ratio - q * ratio - ONE
+        assert not gate * power - power + e * power
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_formulas_drawn_at_random_are_those_of_balls_that_hold_all_of_them(seed):
+    """In balls of 40 digits and of 9,000."""
+    rng = np.random.default_rng(seed)
+    few_bits, many_bits = 128, 30_000
+
+    def drawn_number():
+        value, is_power = float(rng.choice([-3e3, -700.5, -250.0, -1.5, 0.3, 2.0])), rng.random() < 0.7
+        with precision(few_bits):
+            number = exactly(value).exp() if is_power else exactly(value)
+        with precision(many_bits):
+            return number, flint.arb(value).exp() if is_power else flint.arb(value)
+
+    rules = (
+        lambda a, b, _: a + b,
+        lambda a, b, _: a - b,
+        lambda a, b, _: a * b,
+        lambda a, b, one: a / (one + b * b),
+        lambda a, b, one: (one + a * a) * b - b,
+        lambda a, b, _: a.exp() if -3000 < a_size < 8 else a * b,
+    )
+    pool = [drawn_number() for _ in range(5)]
+    for _ in range(50):
+        (a, x), (b, y) = (pool[-1 - k] for k in rng.integers(min(len(pool), 14), size=2))
+        a_size, rule = a.size, rules[rng.integers(len(rules))]
+        with precision(few_bits):
+            found = rule(a, b, ONE)
+        with precision(many_bits):
+            true = rule(x, y, flint.arb(1))
+            if not abs(found.size) < many_bits / 4:  # of these long balls know nothing
+                assert found or true.contains(0)
+                continue
+            assert found.ball.overlaps(true)
+            assert found.ball.rel_accuracy_bits() > 40
+        pool.append((found, true))
+
+
+def test_a_sum_of_which_nothing_is_known_is_not_told():
+    """Two exponentials that are one number by what fingerprints do not know."""
+    with precision(256):
+        a, b, c = (exactly(one) for one in (-1e3, -2e3, -3e3))
+        left = a.exp() * b.exp() - c.exp()
+        assert left
+        assert left.ball.contains(0)
+        with pytest.raises(UnknownDigitsError):
+            _ = ONE / left
+
+
 @pytest.mark.parametrize("turns", [0, 1, 3])
 def test_terms_that_cancel_are_not_cut_off_with_those_of_what_leads_to_them(turns):
-    """A row over its largest entry would lose b: s is a series, of which d is beside the last term of s a.
+    """Left of s a - s a is s b, and d: s is a series, of which d is beside a late term of s a.
 
     Beside it stands 1 for so many steps more, which leads to nothing; nor does any of it at the end.
     """
@@ -231,8 +296,8 @@ def test_terms_that_cancel_are_not_cut_off_with_those_of_what_leads_to_them(turn
     np.testing.assert_allclose(run.lags, expected, rtol=1e-15)
 
 
-def test_rows_that_are_divided_by_another_entry_at_each_step_have_digits_for_that():
-    """What they are off by doubles, or nearly; the gain is what is left of a - a + b."""
+def test_what_cancels_600_steps_after_it_came_apart():
+    """The gain is what is left of a - a + b, of rows that another entry leads at each step."""
     turns, none = 200, exactly(0.0)
     with precision(4 * FEWEST):
         a, b, out, less, more = (exactly(one).exp() for one in (-7e4, -3e5, -1e6, -1e3, 1.0))
