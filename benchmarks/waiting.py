@@ -1,4 +1,8 @@
-"""How long one waits: the time that is said against the time it takes, and what the cheap question costs."""
+"""How long one waits: the time that is said against the time it takes, and what the cheap question costs.
+
+python benchmarks/waiting.py
+python benchmarks/waiting.py --cpu    # on a machine that has other work: of one core, in its own time
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,14 @@ from processes import as_installed
 
 GRADSCOPE = [sys.executable, "-m", "gradscope"]
 COMMAND = [*GRADSCOPE, "analyze"]
+# The same with the small piece of work that times are told in timed by what this process had of the core.
+IN_CPU_TIME = """
+import sys, time, types
+import gradscope.measure.cost
+from gradscope.cli.main import main
+gradscope.measure.cost.time = types.SimpleNamespace(perf_counter=time.thread_time)
+sys.exit(main(sys.argv[1:]))
+"""
 # Arguments of runs whose time is said, and is then measured. LSTMs, each upon the one before, are a file.
 SAID = {
     "two LSTMs of 32, 8 sequences": ["two.safetensors", "--inputs", "x.npy"],
@@ -53,8 +65,11 @@ for sequence in torch.from_numpy(numpy.load("x.npy")).float():
 """
 
 
-def run(command: list[str], folder: Path) -> tuple[float, float, str]:
+def run(command: list[str], folder: Path, *, one_core: bool = False) -> tuple[float, float, str]:
     """Seconds, CPU seconds, and what was said on stderr."""
+    if one_core:
+        core = min(os.sched_getaffinity(0))
+        command = ["taskset", "--cpu-list", str(core), *command]
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(
         command, cwd=folder, env=as_installed(folder), capture_output=True, text=True, check=False
@@ -107,19 +122,21 @@ def main() -> None:
         help="of the times that are said these alone: "
         + ", ".join(f"{n} {what}" for n, what in enumerate(runs)),
     )
-    chosen = arguments.parse_args().only
-    wrong = 0
+    arguments.add_argument("--cpu", action="store_true", help="compare CPU time, on one core")
+    given = arguments.parse_args()
+    chosen, wrong = given.only, 0
+    command = [sys.executable, "-c", IN_CPU_TIME] if given.cpu else GRADSCOPE
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_model(folder)
         run([*COMMAND, "two.safetensors", "--only", "verdict"], folder)  # as a second start is
-        said = {what: [*COMMAND, *arguments] for what, arguments in SAID.items()}
-        said |= {what: [*GRADSCOPE, "suggest", *arguments] for what, arguments in SUGGESTED.items()}
-        for number, (what, command) in enumerate(said.items()):
+        said = {what: ["analyze", *arguments] for what, arguments in SAID.items()}
+        said |= {what: ["suggest", *arguments] for what, arguments in SUGGESTED.items()}
+        for number, (what, asked) in enumerate(said.items()):
             if chosen and number not in chosen:
                 continue
-            seconds, cpu, stderr = run([*command, "-o", os.devnull], folder)
-            ratio = seconds_said(stderr) / seconds
+            seconds, cpu, stderr = run([*command, *asked, "-o", os.devnull], folder, one_core=given.cpu)
+            ratio = seconds_said(stderr) / (cpu if given.cpu else seconds)
             wrong += not (np.isnan(ratio) or 1 / 3 <= ratio <= 3)
             print(f"{what}: said / taken {ratio:.2f} ({seconds:.1f} s, {cpu:.1f} of CPU)", flush=True)
         if chosen:

@@ -25,7 +25,7 @@ from gradscope.settings import Only
 
 # Units for a step of a chain of m states, gone through once: calls, reading and writing, operations. Runs on
 # changed entries of small chains go side by side, in the calls of one.
-_CALLS, _SQUARE, _CUBE = 8.0, 5e-4, 2e-6
+_CALLS, _SQUARE, _CUBE = 8.0, 5e-4, 1.8e-6
 _RUNS_IN_CALLS = 2
 # Besides, for the norm at a lag.
 _LAG = 8.0
@@ -36,14 +36,14 @@ _BLOCK = 0.6
 # Once for every run, of a product of m values: the SVD, whatever the number of steps.
 _FINISH = 2e-5
 # Units for the start of a process, and for a program that is compiled.
-_START, _COMPILED = 8e3, 1.3e4
+_START, _COMPILED = 1.8e4, 1.3e4
 # Units for a step of a chain of m states in a compiled program, gone through once; for such a program.
 _STEP, _PROGRAM_SQUARE, _PROGRAM_CUBE = 0.8, 2.5e-4, 3e-6
 PROGRAM = 6e4
 # How many times as long accelerators take for those (an H100 9 s for a chain of 128 states).
 LONGER_TO_COMPILE = 5
 # Units for a step of one of the plain products side by side, with its norm.
-_BESIDE, _BESIDE_SQUARE, _BESIDE_CUBE = 0.9, 1.2e-4, 8e-7
+_BESIDE, _BESIDE_SQUARE, _BESIDE_CUBE = 0.9, 1.2e-4, 5.5e-7
 # The same for every square of the states, where there are few steps of many.
 _FEW_SQUARE = 3e-4
 # Besides, of one that has none beside it: the calls; of one with several values, and how many times it.
