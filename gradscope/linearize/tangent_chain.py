@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -50,6 +51,12 @@ class TangentChain:
         self._kept: dict[int, Any] = {}
         with precise(dtype):
             self._shared = [_shared(tangents, trajectory, back) for back in (False, True)]
+
+    def of(self, tangents: TangentSteps) -> TangentChain:
+        """The chain of other steps with the same weights, which are on the devices already."""
+        chain = copy(self)
+        chain._tangents, chain._kept = tangents, {}
+        return chain
 
     def forward(self, block: Array, every: int, take: Callable[[Array], None]) -> Array:
         """P block = Q R_G ... R_1, see operator.Operator."""

@@ -104,7 +104,7 @@ class TangentChains:
         """The first value, and some lags."""
         found = {}
         for path in self.parts:
-            chain = self._chain(tangents_without(self._cell, self.parts, path))
+            chain = self._full.of(tangents_without(self._cell, self.parts, path))
             found[path] = top_spectra(chain, 1, by_lag=True, floor=ask.floor, entry_error=ask.entry_error)
         return found
 
