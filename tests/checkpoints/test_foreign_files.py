@@ -289,6 +289,32 @@ def keras_2(layers):
     return json.dumps({"class_name": "Sequential", "config": layers}).encode()
 
 
+@pytest.mark.parametrize(
+    ("told", "bias", "words"),
+    [
+        ({}, None, "has use_bias True by its config and False by its weights"),
+        ({"use_bias": False}, (3 * HIDDEN,), "has use_bias False by its config and True by its weights"),
+        ({"units": 2 * HIDDEN}, (3 * HIDDEN,), f"has units {2 * HIDDEN} by its config and {HIDDEN} by"),
+        ({}, (2, 3 * HIDDEN), "has reset_after False by its config and True by its weights"),
+        ({"class_name": "SimpleRNN"}, (3 * HIDDEN,), "has gates 1 by its config and 3 by its weights"),
+        ({"recurrent_kernel": "lost"}, (3 * HIDDEN,), "lacks its recurrent_kernel: truncated or damaged"),
+    ],
+)
+def test_a_config_that_is_of_another_layer_than_the_weights(told, bias, words, tmp_path):
+    """Each was analysed as the weights have it, without a word, or called no layer at all."""
+    config = {"name": "gru", "units": HIDDEN, "use_bias": True, "reset_after": False} | told
+    shapes = {"kernel:0": (INPUT, 3 * HIDDEN), "recurrent_kernel:0": (HIDDEN, 3 * HIDDEN)}
+    if config.pop("recurrent_kernel", ""):
+        del shapes["recurrent_kernel:0"]
+    node = {"class_name": config.pop("class_name", "GRU"), "config": config}
+    with h5py.File(path := tmp_path / "x.h5", "w") as file:
+        file.attrs.update({"keras_version": b"2.15.0", "model_config": keras_2([node])})
+        for name, array in drawn(shapes | ({"bias:0": bias} if bias else {}), 0.5, 0).items():
+            file.create_dataset(f"model_weights/gru/gru/gru_cell/{name}", data=array)
+    (found,) = checkpoints.read_all(path).layers
+    assert words in found.problem
+
+
 # Python 2
 
 

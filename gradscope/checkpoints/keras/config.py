@@ -45,9 +45,9 @@ Node = dict[str, Any]
 class Spec:
     """One recurrent layer or cell in a config.
 
-    gates : how many; reset_after : None where there is none; reverse : whether it reads the sequence from
-    its end; depth, below, reads, table, mask, given_state, not_applied, time_major : as in Layer, the
-    layers by their keys in ``specs``.
+    gates : how many; units, use_bias, reset_after : None where it does not say.
+    reverse : whether it reads the sequence from its end; depth, below, reads, table, mask, given_state,
+    not_applied, time_major : as in Layer, the layers by their keys in ``specs``.
     """
 
     gates: int
@@ -63,6 +63,22 @@ class Spec:
     mask: Mask | None = None
     not_applied: tuple[str, ...] = ()
     time_major: bool | None = None
+    units: int | None = None
+    use_bias: bool | None = None
+
+    def check(self, gates: int, units: int, reset_after: bool | None, *, has_bias: bool) -> None:
+        """Raise InputError where the weights are of another layer than the config has."""
+        claims = {
+            "gates": (self.gates, gates),
+            "units": (self.units, units),
+            "use_bias": (self.use_bias, has_bias),
+            "reset_after": (self.reset_after, reset_after),
+        }
+        for name, (told, there) in claims.items():
+            if None not in (told, there) and told != there:
+                raise InputError(
+                    f"has {name} {told} by its config and {there} by its weights: they do not fit"
+                )
 
 
 def specs(
@@ -272,6 +288,8 @@ def _spec(node: Any, given: Signal, gate: str, *, reverse: bool) -> Spec:
         table=given.table,
         mask=given.own_mask,
         not_applied=_on_the_way(given),
+        units=units if isinstance(units := config.get("units"), int) else None,
+        use_bias=config["use_bias"] if isinstance(config.get("use_bias"), bool) else None,
     )
 
 

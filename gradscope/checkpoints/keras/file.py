@@ -173,7 +173,7 @@ def layers(
         match = _VARIABLE.fullmatch(key)
         if match and (match["role"] or _CELL.fullmatch(match["cell"])):
             cells.setdefault(match["cell"], {})[match["role"] or _ROLES[int(match["index"])]] = key
-    cells = {path: keys for path, keys in cells.items() if "recurrent_kernel" in keys}
+    cells = {path: keys for path, keys in cells.items() if _is_recurrent(path, keys, name(path), known)}
     called = _distinct({path: name(path) for path in cells})
     told = _told(set(called.values()), known or {})
     found = []
@@ -187,6 +187,12 @@ def layers(
         made = any(part.startswith("backward_") for part in path.split("/"))
         found.append(replace(layer, direction="backward" if (spec.reverse if spec else made) else "forward"))
     return sorted(found, key=lambda layer: (layer.depth, layer.direction == "backward", layer.name))
+
+
+def _is_recurrent(path: str, keys: Collection[str], name: str, known: Collection[str] | None) -> bool:
+    """Whether weights are of a recurrent layer, by what there is of them, or by what the config has there."""
+    lost = name in known if known is not None else path.endswith("_cell") and _CELL.fullmatch(path)
+    return "recurrent_kernel" in keys or bool(lost)
 
 
 def _told(names: Collection[str], known: Mapping[str, Spec]) -> dict[str, Spec]:
@@ -249,11 +255,16 @@ def _unknown(layer: Found, version: str) -> str:
 def _layer(tensors: Tensors, keys: Mapping[str, str], spec: Spec | None, version: str) -> Found:
     read, dtype = take(tensors, keys.values())
     weights = {role: read[key] for role, key in keys.items()}
+    if missing := {"kernel", "recurrent_kernel"} - weights.keys():
+        raise InputError(f"lacks its {listed(sorted(missing))}: truncated or damaged")
     packed = keras_cudnn.is_packed(weights)
     forms = {name: keras_cudnn.unpacked(weights, name) for name in LAYOUTS} if packed else {"": weights}
     layouts = {name: _native(form, spec)[0] for name, form in forms.items()}
     # A layer that is to be made of such weights, of whatever class, Keras gives them in cuDNN's layout.
     arrays, count, reset_after = _native(next(iter(forms.values())), spec)
+    if spec:
+        units = weights["recurrent_kernel"].shape[0]
+        spec.check(count, units, reset_after, has_bias="bias" in weights)
     cells, open_, problem = _cells(count, reset_after, spec, version)
     twice = added_up(arrays) if reset_after and "bias" in weights else ()
     found = Found("", arrays, cells, open_, problem, kind=_KINDS[count], dtype=dtype, twice=twice)
@@ -281,8 +292,6 @@ _BASES: dict[tuple[int, bool | None], tuple[str, ...]] = {
 
 def _native(weights: dict[str, Array], spec: Spec | None) -> tuple[dict[str, Array], int, bool | None]:
     """Our arrays, the number of gates, and where the GRU's reset gate is (None: the file does not say)."""
-    if "kernel" not in weights:
-        raise InputError("lacks the kernel beside the recurrent_kernel: truncated or damaged")
     kernel, recurrent = weights["kernel"], weights["recurrent_kernel"]
     if kernel.ndim == recurrent.ndim and kernel.ndim in (3, 4, 5):
         raise InputError(
