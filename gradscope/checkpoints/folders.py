@@ -1,13 +1,14 @@
-"""Folders that are given as checkpoints: what wrote them, and what to give in their place."""
+"""Folders and archives that are given as checkpoints: what wrote them, and what to give in their place."""
 
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Collection
 from itertools import islice
 from pathlib import Path
 
-from gradscope.errors import InputError, shown
+from gradscope.errors import InputError, listed, shown
 
 # What a folder has that was written by these, and what leads on.
 _WRITTEN = {
@@ -31,6 +32,20 @@ def check_no_folder(path: str | os.PathLike[str], suffixes: Collection[str]) -> 
         return
     if folder:
         raise InputError(f"checkpoint {shown(path)}: {_said(path, suffixes)}")
+
+
+def inside_zip(path: str | os.PathLike[str], suffixes: Collection[str]) -> str:
+    """What to give of an archive with checkpoints in it, as Stable-Baselines3 makes; "" of anything else."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [member.filename for member in islice(archive.infolist(), _MOST)]
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return ""
+    inside = [name for name in names if Path(name).suffix.lower() in suffixes]
+    models = [name for name in inside if "optim" not in name.lower()]
+    # Stable-Baselines3 keeps the weights as policy.pth, beside variables of its own.
+    models.sort(key=lambda name: Path(name).stem != "policy")
+    return f"unzip it and give {listed(models[:4])} of what is in it" if models else ""
 
 
 def _said(path: str | os.PathLike[str], suffixes: Collection[str]) -> str:

@@ -59,7 +59,7 @@ def unnamed(tensors: Tensors) -> tuple[Found, ...]:
     kernels = [match for name in shapes if (match := _KERNEL.fullmatch(name))]
     found = {match["cell"]: _of_kernel(match, shapes, tensors) for match in kernels}
     gates = apart(shapes) | of_haiku(shapes)
-    taken = (*found, *gates)
+    taken = tuple(f"{layer}{sign}" for layer in (*found, *gates) for sign in "./")
     groups = _groups([name for name in shapes if not name.startswith(taken)], shapes)
     for module, readings in groups.items():
         layer = f"{module}." if len(groups) > 1 and not SIGNS.search(module) else ""

@@ -14,7 +14,7 @@ from gradscope.cells.cell import Cell
 from gradscope.checkpoints import dynet_names, haste_names, native
 from gradscope.checkpoints.array_map import mapped
 from gradscope.checkpoints.choosing import Decided, Model, choose
-from gradscope.checkpoints.folders import check_no_folder
+from gradscope.checkpoints.folders import check_no_folder, inside_zip
 from gradscope.checkpoints.found import Contents, Found, names_of
 from gradscope.checkpoints.fronts import placed_in, with_fronts
 from gradscope.checkpoints.jax import flax_names
@@ -24,7 +24,7 @@ from gradscope.checkpoints.model_part import model_only
 from gradscope.checkpoints.recorded_steps import in_checkpoint
 from gradscope.checkpoints.recording import Recorded
 from gradscope.checkpoints.recording_file import is_recording, recorded_model
-from gradscope.checkpoints.shards import index_hint, told_part
+from gradscope.checkpoints.shards import index_hint, of_part, told_part
 from gradscope.checkpoints.tensorflow import names as tensorflow_names
 from gradscope.checkpoints.torch import names as torch_names
 from gradscope.checkpoints.torch.quantised import dequantised, told_quantised
@@ -147,7 +147,7 @@ def read_all(
         return contents
     if kind not in TENSOR_FILES:
         raise _unknown_format(path)
-    with open_tensors(path, max_size) as tensors:
+    with open_tensors(path, max_size) as tensors, of_part(path):
         if not is_recording(tensors):
             return told_part(contents_of(tensors, cell, also), path)
     model = recorded_model(path)
@@ -263,5 +263,6 @@ def _unknown_format(path: str | os.PathLike[str]) -> InputError:
     if not os.access(path, os.F_OK):
         return InputError(f"checkpoint {shown(path)}: No such file or directory, {expected}")
     usual = "of another kind, numpy.savez its arrays, and say by --map what they are"
-    hint = index_hint(path) if suffix(path) == ".json" else _HINTS.get(suffix(path), usual)
+    hint = index_hint(path) if suffix(path) == ".json" else inside_zip(path, list(TENSOR_FILES | _MODELS))
+    hint = hint or _HINTS.get(suffix(path), usual)
     return InputError(f"checkpoint {shown(path)}: {expected}; {hint}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from gradscope.checkpoints.found import Contents
@@ -17,14 +19,30 @@ _PART = re.compile(r".*-(\d{1,6})-of-(\d{1,6})\.\w+", re.S)
 _LARGEST = 2**26
 
 
+def _part(path: PathLike) -> str:
+    """Which one of several files it is, by its name: "2 of 3", "" of one alone."""
+    match = _PART.fullmatch(str(path))
+    return f"{int(match[1])} of {int(match[2])}" if match and int(match[2]) > 1 else ""
+
+
+@contextmanager
+def of_part(path: PathLike) -> Iterator[None]:
+    """Where the model is not read, say with the reason that the file is one of several."""
+    try:
+        yield
+    except InputError as error:
+        if not (part := _part(path)):
+            raise
+        raise InputError(f"{error}; it is {part} files of a model, of which no other was read") from error
+
+
 def told_part(contents: Contents, path: PathLike) -> Contents:
     """What a file holds, each layer with what the file's name says of others, which are not read."""
-    match = _PART.fullmatch(str(path))
-    if match is None or int(match[2]) < 2:
+    if not (part := _part(path)):
         return contents
     said = (
-        f"that nothing in the other files of the model, of which this is {int(match[1])} of {int(match[2])}, "
-        "stands before the layer or changes its weights"
+        f"that nothing in the other files of the model, of which this is {part}, stands before the layer or "
+        "changes its weights"
     )
     layers = (replace(one, assumed=(*one.assumed, said)) for one in contents.layers)
     return replace(contents, layers=tuple(layers))

@@ -358,6 +358,52 @@ def test_the_map_of_haikus_layers_computes_what_haiku_does(kind, tmp_path):
     np.testing.assert_allclose(ours, of_haiku(kind, arrays, x), rtol=0, atol=1e-12)
 
 
+def of_equinox(kind, arrays, x):
+    """What Equinox's LSTMCell and GRUCell put out, by the equations in its documentation."""
+    h = c = np.zeros(HIDDEN)
+    states = []
+    for step in x:
+        a, b = arrays["weight_ih"] @ step + arrays["bias"], arrays["weight_hh"] @ h
+        if kind == "lstm":
+            i, f, g, o = np.split(a + b, 4)
+            c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+            h = sigmoid(o) * np.tanh(c)
+        else:
+            (a_r, a_z, a_n), (b_r, b_z, b_n) = np.split(a, 3), np.split(b, 3)
+            new = np.tanh(a_n + sigmoid(a_r + b_r) * (b_n + arrays["bias_n"]))
+            h = new + sigmoid(a_z + b_z) * (h - new)
+        states.append(h)
+    return np.array(states)
+
+
+@pytest.mark.parametrize("prefix", ["", "rnn.cell."])
+@pytest.mark.parametrize(("kind", "gates"), [("lstm", 4), ("gru", 3)])
+def test_the_map_of_equinoxs_cells_computes_what_equinox_does(kind, gates, prefix, tmp_path):
+    n, draw = HIDDEN, np.random.default_rng(5).standard_normal
+    arrays = {
+        "weight_ih": draw((gates * n, INPUT)),
+        "weight_hh": draw((gates * n, n)),
+        "bias": draw(gates * n),
+    }
+    arrays |= {"bias_n": draw(n)} if kind == "gru" else {}
+    path = saved(tmp_path / "x.npz", {prefix + own: array for own, array in arrays.items()})
+    (found,) = checkpoints.read_all(path).layers
+    (offer,) = offered(found.problem)
+    x = draw((6, INPUT))
+    ours = outputs(read_layer(path, rules=rules_of(offer)), x)
+    np.testing.assert_allclose(ours, of_equinox(kind, arrays, x), rtol=0, atol=1e-12)
+
+
+def test_a_layer_that_is_found_hides_no_other_whose_name_begins_so(tmp_path):
+    """gru_head/w begins as gru, and is not in it."""
+    shapes = {"w_i": (INPUT, 3 * HIDDEN), "w_h": (HIDDEN, 3 * HIDDEN), "b": (3 * HIDDEN,)}
+    other = {"w": (INPUT, 4 * HIDDEN), "u": (HIDDEN, 4 * HIDDEN), "b": (4 * HIDDEN,)}
+    names = {f"gru/{key}": shape for key, shape in shapes.items()}
+    names |= {f"gru_head/{key}": shape for key, shape in other.items()}
+    path = saved(tmp_path / "x.npz", {name: np.ones(shape) for name, shape in names.items()})
+    assert {layer.name for layer in checkpoints.read_all(path).layers} == {"gru", "gru_head"}
+
+
 def test_what_has_no_such_shapes_is_no_layer(tmp_path):
     arrays = {
         "mlp.up.w": np.ones((12, 3)),

@@ -36,6 +36,19 @@ def test_what_is_said_of_a_folder(names, said, suffix, tmp_path):
     assert said.format(folder) in str(error.value)
 
 
+def test_what_is_said_of_an_archive_that_has_checkpoints_in_it(tmp_path):
+    """As Stable-Baselines3 saves an agent."""
+    path = tmp_path / "agent.zip"
+    path.write_bytes(
+        layouts.zipped(dict.fromkeys(("data", "variables.pth", "policy.pth", "policy.optimizer.pth"), b"x"))
+    )
+    with pytest.raises(InputError, match=r"; unzip it and give policy.pth, variables.pth of what is in it$"):
+        checkpoints.read_all(path)
+    path.write_bytes(layouts.zipped({"data": b"x"}))
+    with pytest.raises(InputError, match=r"of another kind, numpy\.savez its arrays"):
+        checkpoints.read_all(path)
+
+
 def test_a_model_in_several_files(tmp_path):
     """The index says which has the layer; of the layer, that what the others hold is not known."""
     names = layouts.module(lstm=layouts.recurrent("lstm", 3, 4))
@@ -49,6 +62,12 @@ def test_a_model_in_several_files(tmp_path):
     assert layer.assumed[0].startswith(
         "that nothing in the other files of the model, of which this is 2 of 3"
     )
+    other = tmp_path / "model-00001-of-00003.safetensors"
+    safetensors.numpy.save_file(layouts.drawn({"head.weight": (2, 4)}, 0.5, 0), other)
+    with pytest.raises(
+        InputError, match=r"holds no LSTM.*it is 1 of 3 files of a model, of which no other was"
+    ):
+        checkpoints.read_all(other)
     part.rename(tmp_path / "model-00001-of-00001.safetensors")
     (layer,) = checkpoints.read_all(tmp_path / "model-00001-of-00001.safetensors").layers
     assert not layer.assumed

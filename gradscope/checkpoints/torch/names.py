@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -224,9 +225,29 @@ def _check_whole(roles: Mapping[str, str], place: Place, beside: _Beside) -> Seq
     if beside.biases and "bias_ih" not in roles:
         raise InputError(
             f"{listed(beside.biases)} beside {listed([*roles.values()][:1])}: expected bias_ih and bias_hh "
-            "of a torch layer, or neither: numpy.savez the arrays as W_z, R_z, b_z, ..."
+            f"of a torch layer, or neither: {_of_equinox(place[0], beside.biases)}numpy.savez the arrays as "
+            "W_z, R_z, b_z, ..."
         )
     return (*twice, *beside.foreign) if twice else beside.foreign
+
+
+def _of_equinox(prefix: str, biases: Collection[str]) -> str:
+    """The map of a cell of Equinox whose arrays these are by their names, "" where they are not.
+
+    Its LSTMCell has one ``bias``, its GRUCell another inside the reset product, ``bias_n``; the gates are in
+    torch's order.
+    """
+    own = {name.removeprefix(prefix) for name in biases}
+    if own not in ({"bias"}, {"bias", "bias_n"}):
+        return ""
+    kind, gates = ("GRU", "rzh") if "bias_n" in own else ("LSTM", "ifzo")
+    parts = {"W": "weight_ih", "R": "weight_hh", "b": "bias"}
+    rules = [
+        f"{prefix}{','.join(f'{letter}_{gate}' for gate in gates)}={prefix}{name}"
+        for letter, name in parts.items()
+    ]
+    rules += [f"{prefix}c_h={prefix}bias_n"] * (kind == "GRU")
+    return f"of Equinox's {kind}Cell add --map {shlex.quote('; '.join(rules))}; of another class "
 
 
 def _check_rows(arrays: Mapping[str, Array], count: int) -> None:
