@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import ml_dtypes
 import numpy as np
@@ -29,6 +29,8 @@ _DEEPEST = 32
 _LONGEST_NAME = 1024
 # Types of the messages in an object's header.
 _SPACE, _TYPE, _EXTERNAL, _LAYOUT, _FILTERS, _ATTRIBUTE, _CONTINUATION, _GROUP = 1, 3, 7, 8, 11, 12, 16, 17
+_LINKS = (2, 6)  # of groups of a later format
+_SOFT_LINK = 2
 _FLOATS = {(2, 5): "f2", (4, 8): "f4", (8, 11): "f8"}  # by bytes, exponent bits
 
 
@@ -36,12 +38,14 @@ _FLOATS = {(2, 5): "f2", (4, 8): "f4", (8, 11): "f8"}  # by bytes, exponent bits
 class HDF5:
     """An HDF5 file in memory: its objects by path, found along hard links from the root.
 
+    links : the paths of soft links, which are not followed.
     Raises InputError, or one of Python's errors for what is out of bounds.
     """
 
     data: bytes
     budget: Budget
     headers: dict[str, list[tuple[int, memoryview]]] = field(default_factory=dict)
+    links: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         # What a user keeps before it takes 512 bytes, or twice as many, or ...; addresses count from its end.
@@ -66,12 +70,16 @@ class HDF5:
         found = {}
         for path, messages in self.headers.items():
             parts = dict(messages)
-            if _LAYOUT in parts and _SPACE in parts and (dtype := _dtype(parts.get(_TYPE, b""))):
+            if _LAYOUT in parts and _SPACE in parts and _TYPE in parts:
                 self.budget.name(path)
-                called = f"array {quoted(path)}"
+                called, dtype = f"array {quoted(path)}", _dtype(parts[_TYPE])
                 shape = _shape(parts[_SPACE])
                 load = partial(self._load, called, parts, shape, dtype)
-                found[path] = Tensor(called, load, math.prod(shape) * dtype.itemsize)
+                found[path] = Tensor(called, load, math.prod(shape) * (dtype.itemsize if dtype else 0))
+        for path in self.links:
+            self.budget.name(path)
+            called = f"array {quoted(path)}"
+            found[path] = Tensor(called, partial(_unread, f"{called} is a link to another"))
         return found
 
     def text(self, path: str, name: str) -> str | None:
@@ -96,6 +104,8 @@ class HDF5:
             raise InputError(f"has groups that hold themselves, or nest more than {_DEEPEST} deep")
         self.headers[path] = list(self._messages(address))
         for kind, message in self.headers[path]:
+            if kind in _LINKS:
+                raise InputError(_OTHER)
             if kind == _GROUP:
                 tree, heap = struct.unpack_from("<2Q", message)
                 self._expect(b"HEAP", heap)
@@ -105,7 +115,10 @@ class HDF5:
                     self.budget.draw(size=len(inside))
                     if len(inside) > _LONGEST_NAME:
                         raise InputError(f"has a path of more than {_LONGEST_NAME} characters")
-                    self._find(inside, child, above | {address}, depth + 1)
+                    if child is None:
+                        self.links.append(inside)
+                    else:
+                        self._find(inside, child, above | {address}, depth + 1)
 
     def _messages(self, address: int) -> Iterator[tuple[int, memoryview]]:
         """The messages in an object's header, those of its continuation blocks included."""
@@ -127,8 +140,8 @@ class HDF5:
                 yield kind, message
                 at += 8 + length
 
-    def _entries(self, node: int, names: int, depth: int) -> Iterator[tuple[str, int]]:
-        """Names and addresses in a group: the leaves of its tree, soft links left out."""
+    def _entries(self, node: int, names: int, depth: int) -> Iterator[tuple[str, int | None]]:
+        """Names and addresses in a group, the leaves of its tree; a soft link has none."""
         if depth > _DEEPEST:
             raise InputError(f"has a tree of more than {_DEEPEST} levels: damaged")
         self._expect(b"TREE", node)
@@ -143,10 +156,10 @@ class HDF5:
             for entry in range(child + 8, child + 8 + 40 * count, 40):
                 self.budget.draw(4)
                 offset, address, cached = self._numbers("<QQI", entry)
-                if cached != 2:
-                    start = names + offset
-                    end = self.data.index(b"\0", start, start + _LONGEST_NAME)
-                    yield self.data[start:end].decode("utf-8", "replace"), address
+                start = names + offset
+                end = self.data.index(b"\0", start, start + _LONGEST_NAME)
+                name = self.data[start:end].decode("utf-8", "replace")
+                yield name, None if cached == _SOFT_LINK else address
 
     def _attribute(self, message: bytes, wanted: str) -> bytes | None:
         """The value of a string attribute, if that is its name."""
@@ -179,8 +192,10 @@ class HDF5:
         raise InputError("has an attribute whose text is not in the file: damaged")
 
     def _load(
-        self, called: str, parts: dict[int, memoryview], shape: tuple[int, ...], dtype: np.dtype[Any]
+        self, called: str, parts: dict[int, memoryview], shape: tuple[int, ...], dtype: np.dtype[Any] | None
     ) -> Array:
+        if dtype is None:
+            _unread(f"{called} holds no real numbers")
         version, layout = parts[_LAYOUT][:2]
         if _FILTERS in parts or _EXTERNAL in parts or version not in (3, 4) or layout not in (0, 1):
             raise InputError(f"{called} is packed or kept outside the file, which Keras does not do")
@@ -194,6 +209,11 @@ class HDF5:
                 f"{called} declares {size} bytes and the file holds {held}: truncated or damaged"
             )
         return np.frombuffer(data, dtype, math.prod(shape), at).reshape(shape)
+
+
+def _unread(what: str) -> NoReturn:
+    """The error for what is there and is not read: to leave it out would be to read another model."""
+    raise InputError(f"{what}, which Keras does not write: load the model in Keras and save it again")
 
 
 def _shape(space: bytes | memoryview) -> tuple[int, ...]:

@@ -38,8 +38,6 @@ def open_npz(path: PathLike, max_size: int | None = None, *, remedy: str = "") -
     """
     with opened(path, ".npz", max_size, remedy) as (file, budget), zipfile.ZipFile(file) as archive:
         names = {m.filename.removesuffix(".npy"): m for m in members(archive, budget)}
-        if len(names) < len(archive.infolist()):
-            raise InputError("holds two arrays of the same name")
         yield {
             key: _npz_tensor(archive, member, f"array {quoted(key)}", budget) for key, member in names.items()
         }

@@ -113,5 +113,7 @@ def members(archive: zipfile.ZipFile, budget: Budget) -> list[zipfile.ZipInfo]:
     found = archive.infolist()
     if not found or len(found) > MEMBERS:
         raise InputError(f"holds {len(found)} arrays, expected 1 to {MEMBERS}")
+    if len({member.filename.removesuffix(".npy") for member in found}) < len(found):
+        raise InputError("holds two arrays of the same name")
     budget.unpack(sum(member.file_size for member in found))
     return found

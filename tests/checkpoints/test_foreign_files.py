@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 
 import h5py
 import numpy as np
 import pytest
+from oracles import layouts
 from oracles.foreign import constant, dynet_text, field, frozen_graph, python_2, tensor_proto
 from oracles.layouts import drawn
 from oracles.models import outputs, read_layer
@@ -313,6 +315,69 @@ def test_a_config_that_is_of_another_layer_than_the_weights(told, bias, words, t
             file.create_dataset(f"model_weights/gru/gru/gru_cell/{name}", data=array)
     (found,) = checkpoints.read_all(path).layers
     assert words in found.problem
+
+
+ODD = {
+    "soft link": (
+        lambda group, name: group.__setitem__(name, h5py.SoftLink("/bias")),
+        "is a link to another",
+    ),
+    "text": (lambda group, name: group.create_dataset(name, data=b"0"), "holds no real numbers"),
+    "complex": (
+        lambda group, name: group.create_dataset(name, data=np.ones(2) * 1j),
+        "holds no real numbers",
+    ),
+    "outside": (
+        lambda group, name: group.__setitem__(name, h5py.ExternalLink("x", "b")),
+        "is HDF5 of a kind",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_bias_that_is_not_read_is_not_left_out(kind, tmp_path):
+    """Each was analysed as an LSTM without a bias."""
+    write, words = ODD[kind]
+    with h5py.File(path := tmp_path / "x.h5", "w") as file:
+        group = file.create_group("lstm/lstm/lstm_cell")
+        for name, rows in {"kernel:0": INPUT, "recurrent_kernel:0": HIDDEN}.items():
+            group.create_dataset(name, data=np.ones((rows, 4 * HIDDEN)))
+        write(group, "bias:0")
+    with pytest.raises(InputError, match=words):
+        read_layer(path, "lstm")
+
+
+@pytest.mark.parametrize(
+    ("gates", "without", "lost"),
+    [
+        ("ifgo", ["hf"], "hf/bias"),
+        ("ifgo", [], ""),
+        ("rzn", [], ""),
+        ("rzn", ["ir"], "ir/bias"),
+    ],
+)
+def test_a_flax_cell_that_lacks_one_bias_of_several(gates, without, lost, tmp_path):
+    """It was analysed with zeros in its place; of a GRU's products with h that of n alone has one."""
+    dense = [f"{side}{gate}" for side in "ih" for gate in gates]
+    having = [one for one in dense if one[0] == "h" or gates == "rzn"]
+    having = ["ir", "iz", "in", "hn"] if gates == "rzn" else having
+    shapes = {f"cell/{one}/kernel": (INPUT if one[0] == "i" else HIDDEN, HIDDEN) for one in dense}
+    shapes |= {f"cell/{one}/bias": (HIDDEN,) for one in having if one not in without}
+    np.savez(tmp_path / "x.npz", **drawn(shapes, 0.5, 0))
+    (found,) = checkpoints.read_all(tmp_path / "x.npz").layers
+    assert found.problem == (
+        f"a Flax cell without {lost}, expected a bias of every gate or of none" if lost else ""
+    )
+
+
+def test_an_archive_with_two_members_of_one_name(tmp_path):
+    """Which of them counts, readers of archives disagree on."""
+    path = tmp_path / "x.pt"
+    path.write_bytes(layouts.torch_bytes(layouts.module(rnn=layouts.recurrent("lstm", 3, 4))))
+    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/data/0", archive.read("archive/data/0")[::-1])
+    with pytest.raises(InputError, match="holds two arrays of the same name"):
+        checkpoints.read_all(path)
 
 
 # Python 2

@@ -24,6 +24,8 @@ _SPLIT = {
     ("ii", "if", "ig", "io", "hi", "hf", "hg", "ho"): "ifzo",
     ("ir", "iz", "in", "hr", "hz", "hn"): "rzh",
 }
+# Of a GRU's products with the state the one that the reset gate scales has a bias, the others none.
+_BIASED = {"hn"}
 _JOINED = {4: ("i", "f", "z", "o"), 3: ("r", "z", "h"), 1: ("",)}
 _CELLS = {4: ("lstm",), 3: ("gru",), 1: tuple(SIMPLE.values())}
 
@@ -129,7 +131,12 @@ def _joined(arrays: Mapping[str, Array]) -> dict[str, Array]:
                 + _STACKED * any(kernel.ndim > 2 for kernel in kernels)
             )
         weights[matrix] = np.concatenate(kernels, axis=1).T
-        if any(f"{name}/bias" in arrays for name in half):
+        if having := {name for name in half if f"{name}/bias" in arrays}:
+            if having not in ({*half}, _BIASED):
+                lost = [f"{name}/bias" for name in half if name not in having]
+                raise InputError(
+                    f"a Flax cell without {listed(lost)}, expected a bias of every gate or of none"
+                )
             zero = np.zeros(kernels[0].shape[1])
             weights[bias] = np.concatenate([arrays.get(f"{name}/bias", zero) for name in half])
     return weights
