@@ -185,13 +185,18 @@ def total(values: Iterable[Number]) -> Number:
             break
         first = _gathered(terms[:leading])
         if len(first) == leading:
-            found = _finest(first)
+            found = None if any(map(_is_lost, first)) else _finest(first)
             if found is None:
                 break
             which, factor = found
             first[which : which + 1] = _without(first[which], factor)
         terms = sorted([*first, *terms[leading:]], key=_size_of, reverse=True)
     return _summed(terms, leading, ball)
+
+
+def _is_lost(one: Number) -> bool:
+    """Whether nothing is known of it, nor will be."""
+    return not one.gap and one.ball.contains(0)
 
 
 def _factors(one: Number) -> tuple[Number, ...]:
