@@ -106,9 +106,22 @@ class _Made(Number):
         self.of = of
         self._apart: tuple[Number, ...] | None = None
 
+    @property
+    def inner(self) -> Number | None:
+        """What it is split by."""
+        one: Number = max(self.of, key=_gap_of)
+        return one
+
     def split(self) -> tuple[Number, ...]:
-        if self._apart is None:
-            self._apart = self._split()
+        """The innermost first: states are nested as deep as there are steps, deeper than Python calls."""
+        nested: list[_Made] = []
+        one: Number | None = self
+        while isinstance(one, _Made) and one._apart is None:
+            nested.append(one)
+            one = one.inner
+        for one in reversed(nested):
+            one._apart = one._split()
+        assert self._apart is not None
         return self._apart
 
     def _split(self) -> tuple[Number, ...]:
@@ -156,6 +169,7 @@ class _Series(_Made):
     """
 
     __slots__ = ()
+    inner = None
 
     def _split(self) -> tuple[Number, ...]:
         x, first = self.of
@@ -169,6 +183,12 @@ class _Sum(_Made):
     """Of terms."""
 
     __slots__ = ()
+
+    @property
+    def inner(self) -> Number | None:
+        """A term, where none is a detail itself."""
+        apart = self.size - min(map(_size_of, self.of)) > _near()
+        return None if apart else super().inner
 
     def _split(self) -> tuple[Number, ...]:
         return self.of

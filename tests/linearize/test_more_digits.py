@@ -221,6 +221,20 @@ def test_what_cancels_deep_within_a_series():
         assert not gate * power - power + e * power
 
 
+def test_what_cancels_within_exponentials_nested_deeper_than_calls():
+    """Of x -> exp(-x), 1500 times from 1 + e and 1 + 2 e, what is left is the product of slopes by -e."""
+    steps = 1500
+    with precision(256):
+        e, one, slopes = exactly(-1e6).exp(), flint.arb(1), flint.arb(1)
+        first, second = ONE + e, ONE + exactly(2.0) * e
+        for _ in range(steps):
+            first, second, one = (-first).exp(), (-second).exp(), (-one).exp()
+            slopes *= -one
+        left = first - second
+        assert left
+        assert abs(left.ball / (-slopes * flint.arb(-1_000_000).exp()) - 1) < 1e-60
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_formulas_drawn_at_random_are_those_of_balls_that_hold_all_of_them(seed):
     """In balls of 40 digits and of 9,000."""
