@@ -1,4 +1,4 @@
-"""One-step Jacobians by ``jax.jacrev``, split by path: the definition, and the fast per-unit form."""
+"""One-step Jacobians, split by path: the definition by ``jax.jacrev``, and the fast per-unit form."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def slopes(
 
 
 def core_derivatives(cell: Cell, parameters: Parameters, x: Any, state: Any) -> tuple[Any, Any]:
-    """Derivatives of the scalar core by own state and pre-activations, (components, n) each.
+    """Derivatives of the scalar core (``jax.vjp``) by own state and pre-activations, (components, n) each.
 
     Second the gates, and the new state (components, n).
     """
