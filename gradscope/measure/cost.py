@@ -100,7 +100,7 @@ def chain_cost(size: int, steps: int, *, rows: int = 0, path: bool = False) -> f
     once = _SQUARE * size**2 + _CUBE * size**3
     passed = runs(size) * once * (rows or size) / size
     finish = runs(size) * _FINISH * (rows or size) ** 3 / steps
-    calls = min(runs(size), _RUNS_IN_CALLS) * _CALLS + _LAG
+    calls = _calls(size)
     if path:
         return _PATH_CALLS * calls + _PATH * passed + finish
     return (calls + passed + finish) * (_BLOCK if rows else 1.0)
@@ -122,10 +122,14 @@ def without_cost(size: int, paths: int, *, steps: float = math.inf) -> float:
 
 def saved_by_program(size: int, accelerator: bool = False) -> float:
     """Units for a step that a compiled program takes less than the host; on an accelerator about all."""
-    calls = min(runs(size), _RUNS_IN_CALLS) * _CALLS + _LAG
-    host = calls + runs(size) * (_SQUARE * size**2 + _CUBE * size**3)  # the finish is there either way
+    host = _calls(size) + runs(size) * (_SQUARE * size**2 + _CUBE * size**3)  # the finish is there either way
     once = _STEP + _PROGRAM_SQUARE * size**2 + _PROGRAM_CUBE * size**3
     return host if accelerator else max(0.0, host - runs(size) * once)
+
+
+def _calls(size: int) -> float:
+    """Units for a step of a chain of so many, whatever is in it: all its runs, and the norm at a lag."""
+    return min(runs(size), _RUNS_IN_CALLS) * _CALLS + _LAG
 
 
 def runs(size: int) -> int:

@@ -171,15 +171,16 @@ def _power(exponent: Array) -> Array:
 
 def orthonormal(new: Array, left: Array) -> Array:
     """(B, L, k, r) orthonormal rows, and orthogonal to those of (B, L, j, r); zero where nothing is left."""
-    rows = new
+    rows, size = _unit(new), np.empty((*new.shape[:3], 1))
     for _ in range(2):
-        rows = _unit(rows)
         rows = rows - (rows @ left.swapaxes(2, 3)) @ left
-        for k in range(1, rows.shape[2]):
-            before, row = _unit(rows[:, :, :k]), rows[:, :, k : k + 1]
-            rows[:, :, k : k + 1] -= (row @ before.swapaxes(2, 3)) @ before
+        for k in range(rows.shape[2]):
+            before, row = rows[:, :, :k], rows[:, :, k : k + 1]
+            row -= (row @ before.swapaxes(2, 3)) @ before
+            size[:, :, k : k + 1] = np.linalg.norm(row, axis=3, keepdims=True)
+            row[:] = _unit(row)
     # The second time nothing is taken away but where rounding was all that the first had left.
-    return np.where(np.linalg.norm(rows, axis=3, keepdims=True) > 0.5, _unit(rows), 0.0)
+    return np.where(size > 0.5, rows, 0.0)
 
 
 def _unit(rows: Array) -> Array:
